@@ -1,0 +1,1 @@
+"""What is timed: each module is one command that prints a table, and JSON with `--json`."""

@@ -1,0 +1,74 @@
+"""What RQ calls when an attempt failed: the record follows, so that it stays the truth."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+from redis import Redis
+from rq.exceptions import AbandonedJobError
+from rq.job import Job
+from rq.timeouts import JobTimeoutException
+
+from .errors import JobFault, JobNotFound, JobTimedOut, WorkerLost, WrongState
+from .records import Records
+from .rq_job import ForbiddenTask
+
+__all__ = ["on_failure"]
+
+logger = logging.getLogger(__name__)
+
+
+def on_failure(
+    job: Job,
+    connection: Redis,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
+    """Requeues or fails the record of a job whose attempt raised or whose worker was lost.
+
+    RQ calls this on every failed attempt, also when it runs the job again, and decides by
+    `retries_left` only afterwards; so a fault that another attempt cannot mend is told to it here.
+    Clients are shown what kind of fault it was; the traceback is in the worker's log only.
+    """
+    if kind is not None and issubclass(kind, JobTimeoutException | ForbiddenTask):
+        job.retries_left = 0
+    records = Records(connection)
+    try:
+        if job.retries_left:
+            if records.requeue(job.id, worker=job.worker_name).state.ended:
+                # It was to be canceled, and now is.
+                job.retries_left = 0
+            else:
+                logger.warning("Job %s runs again: %s", job.id, _name(kind))
+        else:
+            records.fail(job.id, _fault(job, kind).problem(), worker=job.worker_name)
+            logger.error("Job %s failed: %s", job.id, _name(kind))
+    except (JobNotFound, WrongState) as ended:
+        # The job ended before its attempt did, or another worker runs it by now: nothing to do,
+        # and no reason to run it again.
+        job.retries_left = 0
+        logger.info("Job %s needs nothing: %s", job.id, ended)
+
+
+def _name(kind: type[BaseException] | None) -> str:
+    return "unknown fault" if kind is None else kind.__name__
+
+
+def _fault(job: Job, kind: type[BaseException] | None) -> JobFault:
+    if kind is not None and issubclass(kind, AbandonedJobError):
+        return WorkerLost(
+            "The worker that ran the job was lost, and so was the one before it; "
+            "submit the image again, or ask whoever runs the service."
+        )
+    if kind is not None and issubclass(kind, JobTimeoutException):
+        return JobTimedOut(
+            f"The job ran for its limit of {job.timeout} seconds without an end; "
+            "a smaller image, scale or number of steps takes less.",
+            limit_seconds=job.timeout,
+        )
+    return JobFault(
+        "The worker could not finish the job because of a fault of its own; "
+        "its log says more under the job's id."
+    )

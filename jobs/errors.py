@@ -1,0 +1,207 @@
+"""Everything that can go wrong with a job, as exceptions that turn into problem details.
+
+    JobsError                    type slug
+    ├── InvalidSettings          invalid-settings
+    ├── UnknownPreset            unknown-preset
+    ├── QueueUnavailable         queue-unavailable
+    ├── QueueFull                queue-full
+    ├── StoreUnavailable         store-unavailable
+    ├── BlobNotFound             blob-not-found
+    ├── JobNotFound              job-not-found
+    ├── JobExists                job-exists
+    ├── WrongState               wrong-state
+    │   └── JobEnded             job-ended
+    ├── ImageError               image-unreadable
+    │   ├── UnsupportedFormat    image-format-unsupported
+    │   ├── ImageTruncated       image-truncated
+    │   ├── ImageAnimated        image-animated
+    │   ├── ImageTooLarge        image-too-large
+    │   ├── OutputTooLarge       output-too-large
+    │   └── UploadTooLarge       upload-too-large
+    └── JobFault                 internal-error
+        ├── WorkerLost           worker-lost
+        ├── JobTimedOut          job-timed-out
+        └── QueueTimedOut        queue-timed-out
+
+`type`, `title`, `detail` and the extra members are those of RFC 9457; the HTTP status is the
+service's business. What a failed job keeps as its error is the same thing, frozen: a `Problem`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+__all__ = [
+    "BlobNotFound",
+    "ImageAnimated",
+    "ImageError",
+    "ImageTooLarge",
+    "ImageTruncated",
+    "InvalidSettings",
+    "JobEnded",
+    "JobExists",
+    "JobFault",
+    "JobNotFound",
+    "JobTimedOut",
+    "JobsError",
+    "OutputTooLarge",
+    "Problem",
+    "QueueFull",
+    "QueueTimedOut",
+    "QueueUnavailable",
+    "StoreUnavailable",
+    "UnknownPreset",
+    "UnsupportedFormat",
+    "UploadTooLarge",
+    "WorkerLost",
+    "WrongState",
+]
+
+
+class Problem(BaseModel):
+    """Problem details without the status: a slug, a title, a sentence and any further members."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+    title: str
+    detail: str
+
+    @classmethod
+    def of(cls, error: JobsError) -> Self:
+        return cls.model_validate(
+            {**error.extra, "type": error.type, "title": error.title, "detail": error.detail}
+        )
+
+
+class JobsError(Exception):
+    """The root. `detail` is one sentence with the wrong value and what would be right.
+
+    Keyword arguments become extra members of the problem: limits, retry_after (seconds), state.
+    """
+
+    type: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Something went wrong"
+
+    def __init__(self, detail: str, **extra: JsonValue) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra: dict[str, JsonValue] = extra
+
+    def problem(self) -> Problem:
+        return Problem.of(self)
+
+
+class InvalidSettings(JobsError):
+    type = "invalid-settings"
+    title = "A setting is wrong"
+
+
+class UnknownPreset(JobsError):
+    type = "unknown-preset"
+    title = "No such preset"
+
+
+class QueueUnavailable(JobsError):
+    type = "queue-unavailable"
+    title = "The job queue cannot be reached"
+
+
+class QueueFull(JobsError):
+    type = "queue-full"
+    title = "The job queue is full"
+
+
+class StoreUnavailable(JobsError):
+    type = "store-unavailable"
+    title = "The image store cannot be used"
+
+
+class BlobNotFound(JobsError):
+    type = "blob-not-found"
+    title = "The stored image is gone"
+
+
+class JobNotFound(JobsError):
+    type = "job-not-found"
+    title = "No such job"
+
+
+class JobExists(JobsError):
+    type = "job-exists"
+    title = "The job's id is taken"
+
+
+class WrongState(JobsError):
+    """The job is not in a state in which this can happen to it; `extra["state"]` says which."""
+
+    type = "wrong-state"
+    title = "The job is in another state"
+
+
+class JobEnded(WrongState):
+    """The job succeeded, failed, was canceled or expired: nothing changes it any more."""
+
+    type = "job-ended"
+    title = "The job has ended"
+
+
+class ImageError(JobsError):
+    """The uploaded file is at fault: trying again cannot help."""
+
+    type = "image-unreadable"
+    title = "The image cannot be read"
+
+
+class UnsupportedFormat(ImageError):
+    type = "image-format-unsupported"
+    title = "The image's format is not supported"
+
+
+class ImageTruncated(ImageError):
+    type = "image-truncated"
+    title = "The image is cut short"
+
+
+class ImageAnimated(ImageError):
+    type = "image-animated"
+    title = "The image has more than one frame"
+
+
+class ImageTooLarge(ImageError):
+    type = "image-too-large"
+    title = "The image has too many pixels"
+
+
+class OutputTooLarge(ImageError):
+    type = "output-too-large"
+    title = "The result would have too many pixels"
+
+
+class UploadTooLarge(ImageError):
+    type = "upload-too-large"
+    title = "The file is too large"
+
+
+class JobFault(JobsError):
+    """The service is at fault, not the image: the job may be submitted again."""
+
+    type = "internal-error"
+    title = "The job failed"
+
+
+class WorkerLost(JobFault):
+    type = "worker-lost"
+    title = "The worker was lost"
+
+
+class JobTimedOut(JobFault):
+    type = "job-timed-out"
+    title = "The job took too long"
+
+
+class QueueTimedOut(JobFault):
+    type = "queue-timed-out"
+    title = "The job waited too long"

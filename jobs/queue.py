@@ -1,0 +1,174 @@
+"""The queue as the service sees it: submit, look, cancel. The one place there that touches RQ.
+
+RQ only carries a job's id to a worker of its preset; the job's state is its record. A submission
+is one transaction, so a job either is recorded and queued or leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import WatchError
+from rq import Callback, Queue, Retry
+
+from . import tasks
+from .connection import connect, queue_errors
+from .errors import JobExists, QueueFull, QueueUnavailable
+from .records import Records, record_key
+from .rq_job import open_queue
+from .schema import ImageInfo, Job, JobState, Parameters
+from .settings import Settings
+from .workers import WorkerInfo, Workers
+
+__all__ = ["ATTEMPTS", "JobQueue"]
+
+# A job whose worker was lost runs once more; a job whose image is bad never does.
+ATTEMPTS = 2
+CALLBACK_TIMEOUT_S = 30
+
+
+class JobQueue:
+    """Blocking: call it from threads. Safe to share between them.
+
+    Every method raises QueueUnavailable when Redis cannot be reached.
+    """
+
+    def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
+        self._settings = settings
+        self._connection = connection if connection is not None else connect(settings)
+        self._records = Records(self._connection)
+        self._workers = Workers(self._connection, ttl_s=settings.worker_ttl_s)
+        self._queues: dict[str, Queue] = {}
+
+    def submit(self, job_id: str, parameters: Parameters, image: ImageInfo) -> Job:
+        """Records and queues a job whose image is in the store under `inputs/{job_id}`.
+
+        Raises QueueFull when max_queued jobs of the preset wait, JobExists when the id is taken.
+        After any error the caller removes the image.
+        """
+        settings = self._settings
+        queue = self._queue(parameters.preset)
+        pipe: Any
+        with queue_errors(self._connection), self._connection.pipeline() as pipe:
+            # Watching also keeps redis-py from sending the transaction twice over a bad line.
+            pipe.watch(record_key(job_id))
+            if pipe.exists(record_key(job_id)):
+                raise JobExists(f"There is a job {job_id!r} already.")
+            self._check_room(parameters.preset, int(pipe.llen(queue.key)) + 1)
+            seconds, micros = pipe.time()
+            pipe.multi()
+            job = self._records.create(
+                pipe,
+                job_id,
+                parameters,
+                image,
+                now=seconds + micros / 1e6,
+                wait_s=settings.queue_ttl_s,
+                keep_s=settings.result_ttl_s,
+            )
+            queue.enqueue_call(
+                tasks.UPSCALE,
+                args=(job_id,),
+                job_id=job_id,
+                timeout=settings.job_timeout_s,
+                ttl=settings.queue_ttl_s,
+                # RQ's own account of a job that went well is of no use to anybody.
+                result_ttl=0,
+                failure_ttl=settings.result_ttl_s,
+                retry=Retry(max=ATTEMPTS - 1, interval=0, enqueue_at_front=True),
+                on_failure=Callback(tasks.ON_FAILURE, timeout=CALLBACK_TIMEOUT_S),
+                pipeline=pipe,
+            )
+            pipe.llen(queue.key)
+            try:
+                queued = int(pipe.execute()[-1])
+            except WatchError as error:
+                raise QueueUnavailable(
+                    f"Job {job_id} could not be queued: the connection to Redis broke or the id "
+                    "was taken in between. Submit it again.",
+                    retry_after=1,
+                ) from error
+        try:
+            # Submissions at the same moment all saw room; those that had none are taken back.
+            self._check_room(parameters.preset, queued)
+        except QueueFull:
+            if self._take_back(queue, job_id):
+                raise
+        return job.model_copy(update={"queue_position": queued})
+
+    def get(self, job_id: str) -> Job:
+        """The job now, with its place in the queue while it waits; raises JobNotFound.
+
+        Place 1 is the next to start, or the one that a worker takes at this moment.
+        """
+        job = self._records.get(job_id)
+        if job.state is not JobState.QUEUED:
+            return job
+        with queue_errors(self._connection):
+            place: Any = self._connection.lpos(self._queue(job.preset).key, job_id)
+        return job.model_copy(update={"queue_position": 1 if place is None else place + 1})
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancels a job; raises JobNotFound and JobEnded.
+
+        A queued job comes back canceled and out of the queue; a running one comes back processing
+        with cancel_requested, and its worker stops it at the next step.
+        """
+        job = self._records.cancel(job_id)
+        if job.state is JobState.CANCELED:
+            # Should this fail, the worker that meets the id finds the record canceled.
+            self._withdraw(self._queue(job.preset), job_id)
+        return job
+
+    def queued(self, preset: str) -> int:
+        """How many jobs of the preset wait."""
+        with queue_errors(self._connection):
+            return int(self._connection.llen(self._queue(preset).key))
+
+    def check_room(self, preset: str) -> None:
+        """Raises QueueFull when no further job fits; to be asked before a file is stored."""
+        self._check_room(preset, self.queued(preset) + 1)
+
+    def workers(self, preset: str | None = None) -> list[WorkerInfo]:
+        """The live workers, of one preset or all."""
+        return self._workers.list(preset)
+
+    def redis_alive(self) -> bool:
+        """Whether Redis answers now; never raises."""
+        try:
+            with queue_errors(self._connection):
+                return bool(self._connection.ping())
+        except QueueUnavailable:
+            return False
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _queue(self, preset: str) -> Queue:
+        return self._queues.setdefault(preset, open_queue(preset, self._connection))
+
+    def _check_room(self, preset: str, queued: int) -> None:
+        most = self._settings.max_queued
+        if queued > most:
+            raise QueueFull(
+                f"{most} jobs for {preset} wait already, which is the most; try again later.",
+                limit=most,
+                retry_after=30,
+            )
+
+    def _withdraw(self, queue: Queue, job_id: str) -> bool:
+        """Takes a waiting job out of RQ; False when a worker has it already."""
+        with queue_errors(self._connection):
+            if not self._connection.lrem(queue.key, 1, job_id):
+                return False
+            rq_job = queue.fetch_job(job_id)
+            if rq_job is not None:
+                rq_job.delete(remove_from_queue=False)
+        return True
+
+    def _take_back(self, queue: Queue, job_id: str) -> bool:
+        if not self._withdraw(queue, job_id):
+            return False
+        self._records.forget(job_id)
+        return True

@@ -1,0 +1,289 @@
+"""The record of a job: one Redis hash, and the only truth about its state.
+
+    stablesr:job:{id}   state, parameters, input, times, progress, result, error, ...
+    stablesr:agenda     sorted set: job id -> when somebody must look at the job again
+
+Every change is one Lua script that looks the event up in the table of `jobs.states`, so two
+processes can never move a job at once and an ended job stays as it is. Times are the Redis
+server's, so that clocks of different hosts cannot disagree about a job.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+
+from .connection import as_text, queue_errors
+from .errors import JobEnded, JobNotFound, Problem, WrongState
+from .move import MOVE
+from .schema import (
+    ENDED,
+    ImageInfo,
+    Job,
+    JobState,
+    Parameters,
+    Progress,
+    ResultInfo,
+    Timings,
+)
+from .states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
+
+__all__ = ["AGENDA_KEY", "LOOK_AGAIN_S", "TOMBSTONE_S", "Records", "record_key"]
+
+AGENDA_KEY = "stablesr:agenda"
+# An active job that has not moved for so long is compared with RQ's view of it.
+LOOK_AGAIN_S = 60
+# How long an expired job is still known as expired rather than not at all.
+TOMBSTONE_S = 86_400
+
+
+def record_key(job_id: str) -> str:
+    return f"stablesr:job:{job_id}"
+
+
+_ENDED_JSON = json.dumps({state.value: True for state in ENDED})
+_RUN_FIELDS = ("started_at", "worker", "progress")
+
+
+class Records:
+    """Reads and moves records. Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
+
+    Needs nothing but a connection: how long a job may wait and is kept is in its record.
+    """
+
+    def __init__(self, connection: Redis) -> None:
+        self._connection = connection
+        self._move = connection.register_script(MOVE)
+
+    # The service's side
+
+    def create(
+        self,
+        pipe: Pipeline,
+        job_id: str,
+        parameters: Parameters,
+        image: ImageInfo,
+        *,
+        now: float,
+        wait_s: int,
+        keep_s: int,
+    ) -> Job:
+        """Adds the record of a new queued job to a transaction that also hands it to RQ.
+
+        now is the Redis server's time in seconds; wait_s bounds the time in the queue, keep_s the
+        time that the ended job and its images are kept.
+        """
+        fields: dict[str, str] = {
+            "state": JobState.QUEUED.value,
+            "parameters": parameters.model_dump_json(),
+            "input": image.model_dump_json(),
+            "created_at": f"{now:.6f}",
+            "attempt": "0",
+            "revision": "1",
+            "wait_s": str(wait_s),
+            "keep_s": str(keep_s),
+        }
+        mapping: dict[Any, Any] = {**fields}
+        pipe.hset(record_key(job_id), mapping=mapping)
+        pipe.expire(record_key(job_id), wait_s + TOMBSTONE_S)
+        pipe.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
+        return _job(job_id, fields)
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now; a result whose time is over is expired first."""
+        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(record_key(job_id))
+            time, raw = pipe.execute()
+        if not raw:
+            raise _unknown(job_id)
+        job = _job(job_id, _text(raw))
+        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= _moment(time):
+            return self.expire(job_id)
+        return job
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancels a queued job, marks a running one to be stopped; raises JobEnded."""
+        return self._apply(job_id, Event.CANCEL, {"cancel_requested": "1"})
+
+    # The worker's side. A worker that names itself is refused (WrongState) once another one has
+    # the job, so that one that was taken for lost and comes back cannot spoil the other's run.
+
+    def start(self, job_id: str, worker: str) -> Job:
+        """A worker begins an attempt; raises JobEnded when there is nothing left to do.
+
+        The returned job's `attempt` counts from 1. Where a cancel was asked while no worker had
+        the job, it is canceled here.
+        """
+        job = self._apply(job_id, Event.START, {"worker": worker}, drop=("progress",))
+        if job.state.ended:
+            raise _ended(job)
+        return job
+
+    def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
+        """Notes how far a running job is; the returned job says whether to stop it."""
+        return self._apply(
+            job_id, Event.PROGRESS, {"progress": progress.model_dump_json()}, worker=worker
+        )
+
+    def cancel_requested(self, job_id: str) -> bool:
+        """Whether the worker should stop: a cancel was asked, or the job is not running any more.
+
+        One small read, cheap enough for every step.
+        """
+        with queue_errors(self._connection):
+            state, mark = self._connection.hmget(record_key(job_id), "state", "cancel_requested")
+        return mark == b"1" or state != JobState.PROCESSING.value.encode()
+
+    def succeed(
+        self, job_id: str, result: ResultInfo, timings: Timings, *, worker: str | None = None
+    ) -> Job:
+        """The result is in the store: the job is done, and its result's time starts to run."""
+        return self._apply(
+            job_id,
+            Event.SUCCEED,
+            {"result": result.model_dump_json(), "timings": timings.model_dump_json()},
+            worker=worker,
+        )
+
+    def fail(self, job_id: str, problem: Problem, *, worker: str | None = None) -> Job:
+        """The job cannot succeed; the problem is what the client is shown."""
+        return self._apply(job_id, Event.FAIL, {"error": problem.model_dump_json()}, worker=worker)
+
+    def requeue(self, job_id: str, *, worker: str | None = None) -> Job:
+        """The job waits again, because its worker stops or was lost; canceled if that was asked."""
+        return self._apply(job_id, Event.REQUEUE, {}, drop=_RUN_FIELDS, worker=worker)
+
+    def canceled(self, job_id: str, *, worker: str | None = None) -> Job:
+        """The worker has stopped the job as it was asked to."""
+        return self._apply(job_id, Event.STOP, {}, worker=worker)
+
+    # Upkeep
+
+    def forget(self, job_id: str) -> None:
+        """Removes the record of a job that was never taken on; for a submission that is undone."""
+        with queue_errors(self._connection), self._connection.pipeline() as pipe:
+            pipe.delete(record_key(job_id))
+            pipe.zrem(AGENDA_KEY, job_id)
+            pipe.execute()
+
+    def expire(self, job_id: str) -> Job:
+        """A succeeded job's result is gone, or about to be."""
+        return self._apply(job_id, Event.EXPIRE, {})
+
+    def now(self) -> datetime:
+        """The Redis server's time."""
+        with queue_errors(self._connection):
+            return _moment(self._connection.time())
+
+    def _apply(
+        self,
+        job_id: str,
+        event: Event,
+        fields: Mapping[str, str],
+        *,
+        drop: tuple[str, ...] = (),
+        worker: str | None = None,
+    ) -> Job:
+        arguments = [
+            job_id,
+            event.value,
+            json.dumps(TRANSITIONS[event]),
+            json.dumps(TRANSITIONS_WHEN_MARKED[event]),
+            json.dumps(fields),
+            json.dumps(drop),
+            _ENDED_JSON,
+            LOOK_AGAIN_S,
+            TOMBSTONE_S,
+            worker or "",
+        ]
+        with queue_errors(self._connection):
+            answer: Any = self._move(keys=[record_key(job_id), AGENDA_KEY], args=arguments)
+        moved = answer[0]
+        if moved < 0:
+            raise _unknown(job_id)
+        flat = iter(answer[2])
+        job = _job(job_id, _text(dict(zip(flat, flat, strict=True))))
+        if moved:
+            return job
+        if job.state.ended:
+            raise _ended(job)
+        if job.state in TRANSITIONS[event]:
+            raise WrongState(
+                f"Job {job_id} is run by worker {job.worker} now, not by {worker} any more.",
+                state=job.state.value,
+            )
+        raise WrongState(
+            f"Job {job_id} is {job.state}; {event} can happen only to a job that is "
+            f"{' or '.join(TRANSITIONS[event])}.",
+            state=job.state.value,
+        )
+
+
+def _moment(time: Any) -> datetime:
+    seconds, micros = time
+    return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+
+def _text(raw: Mapping[Any, Any]) -> dict[str, str]:
+    return {as_text(name): as_text(value) for name, value in raw.items()}
+
+
+def _unknown(job_id: str) -> JobNotFound:
+    return JobNotFound(f"There is no job {job_id!r}; it may have expired.")
+
+
+def _ended(job: Job) -> JobEnded:
+    return JobEnded(
+        f"Job {job.id} has already ended: it is {job.state}, which is final.",
+        state=job.state.value,
+    )
+
+
+def _job(job_id: str, fields: Mapping[str, str]) -> Job:
+    """A record's fields as the model that both sides know."""
+
+    def moment(name: str) -> datetime | None:
+        return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
+
+    parameters = Parameters.model_validate_json(fields["parameters"])
+    created, started, ended = (moment(name) for name in ("created_at", "started_at", "ended_at"))
+    assert created is not None
+    expires = ended + timedelta(seconds=int(fields["keep_s"])) if ended else None
+    result = timings = None
+    if "result" in fields and started and ended:
+        result = ResultInfo.model_validate_json(fields["result"])
+        result = result.model_copy(update={"expires_at": expires})
+        timings = Timings.model_validate_json(fields["timings"]).model_copy(
+            update={
+                "queue": (started - created).total_seconds(),
+                "total": (ended - created).total_seconds(),
+            }
+        )
+    return Job(
+        id=job_id,
+        state=JobState(fields["state"]),
+        preset=parameters.preset,
+        parameters=parameters,
+        input=ImageInfo.model_validate_json(fields["input"]),
+        created_at=created,
+        started_at=started,
+        ended_at=ended,
+        expires_at=expires,
+        progress=(
+            Progress.model_validate_json(fields["progress"]) if "progress" in fields else None
+        ),
+        result=result,
+        timings=timings,
+        seed=parameters.seed,
+        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
+        attempt=int(fields["attempt"]),
+        worker=fields.get("worker"),
+        cancel_requested=fields.get("cancel_requested") == "1",
+        revision=int(fields["revision"]),
+    )

@@ -1,0 +1,193 @@
+"""A job as both sides see it: pydantic models, the same in Redis, in the worker and in HTTP.
+
+Times are aware datetimes in UTC taken from the Redis server's clock, durations are seconds,
+sizes are pixels after the EXIF orientation is applied, weights of files are bytes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .errors import Problem
+from .presets import PRESETS, get_preset
+
+__all__ = [
+    "ACTIVE",
+    "ENDED",
+    "SEED_MAX",
+    "ColorFix",
+    "ImageInfo",
+    "Job",
+    "JobState",
+    "OutputFormat",
+    "Parameters",
+    "Progress",
+    "ResultInfo",
+    "Sampler",
+    "Stage",
+    "Timings",
+    "new_job_id",
+]
+
+Sampler = Literal["ddpm", "ddim"]
+ColorFix = Literal["adain", "wavelet", "none"]
+OutputFormat = Literal["png", "webp", "jpeg"]
+Stage = Literal["load", "encode", "denoise", "decode", "save"]
+
+# What torch.Generator.manual_seed takes and a JSON number keeps exactly in every client.
+SEED_MAX = 2**32 - 1
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+    EXPIRED = "expired"
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+
+ACTIVE = frozenset({JobState.QUEUED, JobState.PROCESSING})
+ENDED = frozenset(JobState) - ACTIVE
+
+
+def new_job_id() -> str:
+    """A fresh id: 32 hexadecimal digits that nobody can guess and RQ accepts as its own."""
+    return uuid.uuid4().hex
+
+
+def _draw_seed() -> int:
+    return secrets.randbelow(SEED_MAX + 1)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Parameters(_Model):
+    """What a client asks for, complete: whatever was left out is the preset's default.
+
+    A seed is drawn when none is given, so that a job run again gives the same image. `None` means
+    "left out" for every field, which lets a form pass on what it has.
+    """
+
+    preset: str = "tiny"
+    fidelity_weight: Annotated[
+        float, Field(ge=0, le=1, description="0: most detail; 1: closest to the input")
+    ] = 0.5
+    scale: Annotated[float, Field(ge=1, le=16, description="Result side / input side")] = 4.0
+    steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps")] = 20
+    sampler: Sampler = "ddpm"
+    color_fix: ColorFix = "adain"
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX)] = Field(default_factory=_draw_seed)
+    tile_overlap: Annotated[
+        int, Field(ge=0, le=56, multiple_of=8, description="Latent pixels shared by two tiles")
+    ] = 32
+    output_format: OutputFormat = "png"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        name = given.get("preset", "tiny")
+        if isinstance(name, str) and (preset := PRESETS.get(name)):
+            given.setdefault("steps", preset.steps)
+            given.setdefault("fidelity_weight", preset.fidelity_weight)
+        return given
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        return name
+
+    @model_validator(mode="after")
+    def _within_preset(self) -> Parameters:
+        most = get_preset(self.preset).scale_max
+        if self.scale > most:
+            raise ValueError(
+                f"scale must be at most {most:g} for {self.preset}; got {self.scale:g}"
+            )
+        return self
+
+
+class Progress(_Model):
+    """How far a running job is; step counts from 0 to steps within the denoise stage."""
+
+    stage: Stage
+    step: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Field(ge=0)] = 0
+    fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    eta_seconds: Annotated[float, Field(ge=0)] | None = None
+
+
+class ImageInfo(_Model):
+    """The uploaded image as its header describes it."""
+
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+    format: str
+    media_type: str
+    bytes: Annotated[int, Field(ge=0)]
+    mode: str | None = None
+    filename: str | None = None
+
+
+class ResultInfo(_Model):
+    """The result's file. `key` names it in the store; `expires_at` is set by the records."""
+
+    width: Annotated[int, Field(ge=1)]
+    height: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+    media_type: str
+    key: str
+    expires_at: datetime | None = None
+
+
+class Timings(_Model):
+    """Seconds spent. queue and total (from submission to the end) are set by the records."""
+
+    queue: float = 0.0
+    load: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+class Job(_Model):
+    """A job's record at one moment. `revision` grows by one with every change of the record."""
+
+    id: str
+    state: JobState
+    preset: str
+    parameters: Parameters
+    input: ImageInfo
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    expires_at: datetime | None = None
+    queue_position: int | None = None
+    progress: Progress | None = None
+    result: ResultInfo | None = None
+    timings: Timings | None = None
+    seed: int
+    error: Problem | None = None
+    attempt: int = 0
+    worker: str | None = None
+    cancel_requested: bool = False
+    revision: int = 0

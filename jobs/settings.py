@@ -1,0 +1,129 @@
+"""All settings, from the environment (`STABLESR_*`) or given by name.
+
+Seconds end in `_s`. A wrong value raises InvalidSettings with one sentence a value.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import InvalidSettings
+from .presets import PRESETS
+
+__all__ = ["Settings"]
+
+MIB = 1024 * 1024
+# Storage that several hosts can share, as obstore names it.
+_BLOB_SCHEMES = ("s3://", "gs://", "az://")
+
+
+def _default_blob_root() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "stablesr" / "blobs"
+
+
+class Settings(BaseSettings):
+    """What every process of the service is told; the defaults suit one machine.
+
+    Raises InvalidSettings, never pydantic's own error, so that a command can print the sentence.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="STABLESR_", extra="forbid", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
+    blob_root: Path = Field(default_factory=_default_blob_root)
+    blob_url: str | None = None
+
+    preset: str = "tiny"
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    # Serving without keys on an address that others reach has to be asked for.
+    allow_open: bool = False
+
+    max_upload_bytes: Annotated[int, Field(ge=1)] = 50 * MIB
+    max_input_pixels: Annotated[int, Field(ge=1)] = 40_000_000
+    max_output_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    max_queued: Annotated[int, Field(ge=1)] = 1000
+
+    job_timeout_s: Annotated[int, Field(ge=1)] = 1800
+    step_timeout_s: Annotated[int, Field(ge=1)] = 300
+    heartbeat_s: Annotated[float, Field(gt=0)] = 15
+    worker_ttl_s: Annotated[int, Field(ge=1)] = 60
+    maintenance_s: Annotated[int, Field(ge=1)] = 60
+    # How long a job may wait for a worker, and how long its result is kept once it ended.
+    queue_ttl_s: Annotated[int, Field(ge=1)] = 7 * 86_400
+    result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    # Jobs that one worker runs together.
+    slots: Annotated[int, Field(ge=1, le=64)] = 2
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InvalidSettings(_sentence(error)) from None
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _blob_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(_BLOB_SCHEMES):
+            raise ValueError(f"it must begin with one of {', '.join(_BLOB_SCHEMES)}")
+        return value
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, value: str) -> str:
+        if value not in PRESETS:
+            raise ValueError(f"it must be one of {', '.join(PRESETS)}")
+        return value
+
+    @field_validator("blob_root")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("worker_ttl_s")
+    @classmethod
+    def _outlives_heartbeat(cls, value: int, info: Any) -> int:
+        beat = info.data.get("heartbeat_s")
+        if beat is not None and value < 2 * beat:
+            raise ValueError(f"it must be at least twice heartbeat_s, which is {beat:g}")
+        return value
+
+
+def _sentence(error: ValidationError) -> str:
+    parts = []
+    for fault in error.errors(include_url=False):
+        name = "STABLESR_" + "_".join(str(part) for part in fault["loc"]).upper()
+        reason = fault["msg"].removeprefix("Value error, ")
+        reason = reason[:1].lower() + reason[1:]
+        # A URL may carry a password: say what is wrong with it, not what it is.
+        shown = "" if "url" in name.lower() else f" (got {fault['input']!r})"
+        if fault["type"] == "extra_forbidden":
+            parts.append(f"{name} is not a setting")
+        else:
+            parts.append(f"{name} is wrong: {reason}{shown}")
+    return "; ".join(parts) + "."

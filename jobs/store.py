@@ -1,0 +1,144 @@
+"""Where image bytes live: a local folder by default, S3-compatible storage for several hosts.
+
+Keys are `inputs/{job id}` and `results/{job id}`. A put is atomic: a reader sees the whole blob or
+none, because obstore writes aside and renames (a folder) or uploads at once (S3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from .errors import BlobNotFound, StoreUnavailable
+from .settings import Settings
+
+__all__ = ["BlobInfo", "BlobStore", "input_key", "result_key"]
+
+_KEY = re.compile(r"(inputs|results)/[A-Za-z0-9_-]{1,64}")
+# Read and written this much at a time: bounds the memory that a large image takes in passing.
+CHUNK = 1024 * 1024
+
+
+def input_key(job_id: str) -> str:
+    return f"inputs/{job_id}"
+
+
+def result_key(job_id: str) -> str:
+    return f"results/{job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class BlobInfo:
+    """size in bytes; modified in UTC; etag is the store's own, without quotes, if it has one."""
+
+    key: str
+    size: int
+    modified: datetime
+    etag: str | None
+
+
+class BlobStore:
+    """Blobs by key. Blocking: call it from a thread. Safe to share between threads.
+
+    Every method raises StoreUnavailable when the storage fails and ValueError for a key that is
+    not one of ours, so that no key leaves the two folders.
+    """
+
+    def __init__(self, store: ObjectStore, *, place: str) -> None:
+        self._store = store
+        self.place = place
+
+    @classmethod
+    def open(cls, settings: Settings) -> BlobStore:
+        """The store that the settings name; a local folder is made when it is not there."""
+        place = settings.blob_url or str(settings.blob_root)
+        with _store_errors("open", place):
+            if settings.blob_url is not None:
+                return cls(from_url(settings.blob_url), place=place)
+            return cls(LocalStore(prefix=settings.blob_root, mkdir=True), place=place)
+
+    def put(self, key: str, data: bytes | Path | IO[bytes] | Iterable[bytes]) -> None:
+        """Stores the blob, replacing what was there. A source that raises leaves nothing."""
+        _check(key)
+        with _store_errors("store", key):
+            obstore.put(self._store, key, data, chunk_size=5 * CHUNK)
+
+    def get(self, key: str) -> bytes:
+        """The whole blob; raises BlobNotFound."""
+        _check(key)
+        with _store_errors("read", key):
+            return bytes(obstore.get(self._store, key).bytes())
+
+    def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The bytes from start up to but without end, in pieces; raises BlobNotFound at once."""
+        _check(key)
+        with _store_errors("read", key):
+            if end is not None:
+                return iter([bytes(obstore.get_range(self._store, key, start=start, end=end))])
+            options: obstore.GetOptions = {"range": {"offset": start}} if start else {}
+            pieces = obstore.get(self._store, key, options=options).stream(min_chunk_size=CHUNK)
+        return _guarded(pieces, key)
+
+    def head(self, key: str) -> BlobInfo:
+        """The blob's size and age without its bytes; raises BlobNotFound."""
+        _check(key)
+        with _store_errors("look up", key):
+            meta = obstore.head(self._store, key)
+        etag = meta["e_tag"]
+        return BlobInfo(
+            key=key,
+            size=meta["size"],
+            modified=meta["last_modified"],
+            etag=etag.strip('"') if etag else None,
+        )
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except BlobNotFound:
+            return False
+        return True
+
+    def delete(self, *keys: str) -> None:
+        """Removes the blobs; one that is not there is no error."""
+        for key in keys:
+            _check(key)
+            with _store_errors("delete", key):
+                try:
+                    obstore.delete(self._store, key)
+                except FileNotFoundError:
+                    continue
+
+
+def _check(key: str) -> None:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"A blob's key is inputs/ID or results/ID; got {key!r}.")
+
+
+def _guarded(pieces: Iterable[bytes], key: str) -> Iterator[bytes]:
+    with _store_errors("read", key):
+        for piece in pieces:
+            yield bytes(piece)
+
+
+@contextmanager
+def _store_errors(verb: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise BlobNotFound(f"There is no blob {key!r} in the image store.", key=key) from None
+    except (BaseError, OSError) as error:
+        # obstore adds its internals below the first line.
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise StoreUnavailable(
+            f"The image store could not {verb} {key!r}: {reason}.", retry_after=5
+        ) from error

@@ -1,0 +1,100 @@
+"""Who serves which preset: one hash a worker in Redis, gone when its heartbeat stops.
+
+stablesr:worker:{name}   preset, device, state, ...; expires after the worker's time to live
+stablesr:workers         sorted set: name -> last heartbeat
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from redis import Redis
+
+from .connection import as_text, queue_errors
+
+__all__ = ["WorkerInfo", "WorkerState", "Workers"]
+
+WorkerState = Literal["starting", "idle", "busy", "stopping"]
+_NAMES_KEY = "stablesr:workers"
+
+
+def _key(name: str) -> str:
+    return f"stablesr:worker:{name}"
+
+
+class WorkerInfo(BaseModel):
+    """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    preset: str
+    device: str
+    state: WorkerState = "starting"
+    slots: int = 1
+    running: int = 0
+    hostname: str = ""
+    pid: int = 0
+    started_at: datetime | None = None
+    last_seen: datetime | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs: its model is loaded and it is not about to stop."""
+        return self.state in ("idle", "busy")
+
+
+class Workers:
+    """The register of live workers. Raises QueueUnavailable."""
+
+    def __init__(self, connection: Redis, *, ttl_s: int) -> None:
+        self._connection = connection
+        self._ttl_s = ttl_s
+
+    def register(self, info: WorkerInfo) -> None:
+        """Adds the worker; the same as its first heartbeat."""
+        self.heartbeat(info)
+
+    def heartbeat(self, info: WorkerInfo) -> None:
+        """Writes all that is known of the worker and lets it live another ttl_s seconds.
+
+        Complete each time, so that a worker which Redis forgot is back at its next heartbeat.
+        """
+        with queue_errors(self._connection):
+            seconds, micros = self._connection.time()
+            now = seconds + micros / 1e6
+            seen = info.model_copy(update={"last_seen": datetime.fromtimestamp(now, UTC)})
+            with self._connection.pipeline() as pipe:
+                pipe.set(_key(info.name), seen.model_dump_json(), ex=self._ttl_s)
+                pipe.zadd(_NAMES_KEY, {info.name: now})
+                pipe.execute()
+
+    def unregister(self, name: str) -> None:
+        """Removes a worker that leaves in order; one that is not there is no error."""
+        with queue_errors(self._connection), self._connection.pipeline() as pipe:
+            pipe.delete(_key(name))
+            pipe.zrem(_NAMES_KEY, name)
+            pipe.execute()
+
+    def list(self, preset: str | None = None) -> list[WorkerInfo]:
+        """The live workers, by name; those that went silent are forgotten."""
+        with queue_errors(self._connection):
+            names = sorted(map(as_text, self._connection.zrange(_NAMES_KEY, 0, -1)))
+            if not names:
+                return []
+            raws = self._connection.mget([_key(name) for name in names])
+            silent = [name for name, raw in zip(names, raws, strict=True) if raw is None]
+            if silent:
+                self._connection.zrem(_NAMES_KEY, *silent)
+        workers = [info for raw in raws if raw is not None and (info := _parse(raw)) is not None]
+        return [info for info in workers if preset is None or info.preset == preset]
+
+
+def _parse(raw: bytes | str) -> WorkerInfo | None:
+    """None for a worker of another version, which is not ours to judge."""
+    try:
+        return WorkerInfo.model_validate_json(raw)
+    except ValidationError:
+        return None

@@ -1,0 +1,1 @@
+"""Weights on disk: the released layout's key mapping, and our own folders of safetensors."""

@@ -1,0 +1,120 @@
+"""Sizes of the networks, as frozen dataclasses that a `config.json` holds.
+
+The defaults are the released StableSR (SD 2.1-base widths); the embedded `tiny` and the small
+networks of the golden figures are other values of the same fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "AutoencoderConfig",
+    "EncoderConfig",
+    "ModelConfig",
+    "Prediction",
+    "TextConfig",
+    "UNetConfig",
+]
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Denoising UNet with feature modulation in every residual block (paper, section 3.2)."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers: int = 2
+    attention: tuple[bool, ...] = (True, True, True, False)
+    head_channels: int = 64
+    context_width: int = 1024
+    feature_width: int = 256
+    modulation_width: int = 128
+    groups: int = 32
+
+    @property
+    def embedding_width(self) -> int:
+        return 4 * self.widths[0]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Time-aware encoder over the LR latent (paper, section 3.1)."""
+
+    in_channels: int = 4
+    widths: tuple[int, ...] = (256, 256, 512, 512)
+    layers: int = 2
+    attention: tuple[bool, ...] = (True, True, True, False)
+    heads: int = 4
+    feature_width: int = 256
+    groups: int = 32
+
+    @property
+    def embedding_width(self) -> int:
+        return 4 * self.widths[0]
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """KL autoencoder with controllable feature wrapping (paper, section 3.3)."""
+
+    widths: tuple[int, ...] = (128, 256, 512, 512)
+    layers: int = 2
+    latent_channels: int = 4
+    scaling_factor: float = 0.18215
+    groups: int = 32
+    growth: int = 32
+    """Channels each convolution of a residual dense block adds."""
+    fusion_blocks: int = 2
+    """Residual-in-residual dense blocks in each fusion layer."""
+
+    @property
+    def downscale(self) -> int:
+        """Side of one latent cell in pixels."""
+        return int(2 ** (len(self.widths) - 1))
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """OpenCLIP text tower (ViT-H)."""
+
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    tokens: int = 77
+    vocabulary: int = 49408
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to build the networks of one set of weights and to sample with them."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig | None = None
+    prediction: Prediction = "epsilon"
+    context_tokens: int = 77
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_json`; unknown fields raise TypeError naming them."""
+        values = dict(data)
+        values["unet"] = UNetConfig(**_tuples(values["unet"]))
+        values["encoder"] = EncoderConfig(**_tuples(values["encoder"]))
+        values["autoencoder"] = AutoencoderConfig(**_tuples(values["autoencoder"]))
+        if values.get("text") is not None:
+            values["text"] = TextConfig(**values["text"])
+        return cls(**values)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only; the dataclasses hold tuples so that they stay hashable."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -1,0 +1,1 @@
+"""The networks: modulated UNet, time-aware encoder, autoencoder with CFW, text tower."""

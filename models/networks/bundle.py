@@ -1,0 +1,50 @@
+"""All networks of one set of weights, as one module with one state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.networks.autoencoder import Autoencoder
+from models.networks.encoder import TimeAwareEncoder
+from models.networks.text import TextTower
+from models.networks.unet import ModulatedUNet
+
+__all__ = ["Networks"]
+
+
+class Networks(nn.Module):
+    """UNet, time-aware encoder, autoencoder with CFW, and the embedding of the empty prompt.
+
+    Args:
+        config: sizes.
+        first_stage: hold the diffusion file's own autoencoder too; without it the CFW file's
+            encoder serves both, which is right where the two files hold equal encoders.
+    """
+
+    def __init__(self, config: ModelConfig, *, first_stage: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.unet = ModulatedUNet(config.unet)
+        self.encoder = TimeAwareEncoder(config.encoder)
+        self.autoencoder = Autoencoder(config.autoencoder)
+        self.first_stage = Autoencoder(config.autoencoder, fusion=False) if first_stage else None
+        self.text = TextTower(config.text) if config.text is not None else None
+        # A constant of the released networks, trained with the prior in ours.
+        self.context = nn.Parameter(
+            torch.zeros(1, config.context_tokens, config.unet.context_width)
+        )
+
+    def predict(
+        self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int], context: Tensor
+    ) -> Tensor:
+        """Encoder and UNet for a batch of tiles, each at its own timestep.
+
+        noisy, lr (n, c, h, w); timesteps n numbers; context (n, tokens, width) -> (n, c, h, w).
+        """
+        t = torch.tensor(timesteps, device=noisy.device)
+        out: Tensor = self.unet(noisy, t, context, self.encoder(lr, t))
+        return out

@@ -1,0 +1,182 @@
+"""The denoising UNet of Stable Diffusion 2.1 with StableSR's feature modulation.
+
+Module names follow diffusers' `UNet2DConditionModel`, so a diffusers folder of the base model
+maps by name; only `*.modulation.*` is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import UNetConfig
+from models.networks.modulation import ModulatedResnetBlock2D
+
+__all__ = ["ModulatedUNet"]
+
+
+def _transformer(config: UNetConfig, width: int) -> Transformer2DModel:
+    block: Transformer2DModel = Transformer2DModel(
+        num_attention_heads=width // config.head_channels,
+        attention_head_dim=config.head_channels,
+        in_channels=width,
+        norm_num_groups=config.groups,
+        cross_attention_dim=config.context_width,
+        use_linear_projection=True,
+    )
+    return block
+
+
+class _Level(nn.Module):
+    """Residual blocks of one resolution, each followed by a transformer where there is one."""
+
+    resnets: nn.ModuleList
+    attentions: nn.ModuleList | None
+
+    def _layer(self, i: int, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor) -> Tensor:
+        x = self.resnets[i](x, temb, feature)
+        if self.attentions is not None:
+            x = self.attentions[i](x, encoder_hidden_states=context, return_dict=False)[0]
+        return x
+
+
+class _DownBlock(_Level):
+    def __init__(self, config: UNetConfig, level: int) -> None:
+        super().__init__()
+        width = config.widths[level]
+        previous = config.widths[max(level - 1, 0)]
+        block = _resnet(config)
+        inputs = [previous] + [width] * (config.layers - 1)
+        self.resnets = nn.ModuleList(block(i, width) for i in inputs)
+        self.attentions = (
+            nn.ModuleList(_transformer(config, width) for _ in inputs)
+            if config.attention[level]
+            else None
+        )
+        last = level == len(config.widths) - 1
+        self.downsamplers = (
+            None if last else nn.ModuleList([Downsample2D(width, use_conv=True, name="op")])
+        )
+
+    def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor) -> list[Tensor]:
+        """All states in order; the last one is what the next level reads."""
+        states = []
+        for i in range(len(self.resnets)):
+            x = self._layer(i, x, temb, feature, context)
+            states.append(x)
+        if self.downsamplers is not None:
+            states.append(self.downsamplers[0](x))
+        return states
+
+
+class _MidBlock(_Level):
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        width = config.widths[-1]
+        block = _resnet(config)
+        self.resnets = nn.ModuleList([block(width, width), block(width, width)])
+        self.attentions = nn.ModuleList([_transformer(config, width)])
+
+    def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor) -> Tensor:
+        x = self._layer(0, x, temb, feature, context)
+        out: Tensor = self.resnets[1](x, temb, feature)
+        return out
+
+
+class _UpBlock(_Level):
+    def __init__(self, config: UNetConfig, level: int, skips: Sequence[int], below: int) -> None:
+        super().__init__()
+        width = config.widths[level]
+        block = _resnet(config)
+        inputs = [below] + [width] * config.layers
+        self.resnets = nn.ModuleList(
+            block(i + s, width) for i, s in zip(inputs, skips, strict=True)
+        )
+        self.attentions = (
+            nn.ModuleList(_transformer(config, width) for _ in inputs)
+            if config.attention[level]
+            else None
+        )
+        self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(width, use_conv=True)])
+
+    def forward(
+        self, x: Tensor, skips: list[Tensor], temb: Tensor, feature: Tensor, context: Tensor
+    ) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = self._layer(i, x, temb, feature, context)
+        if self.upsamplers is not None:
+            x = self.upsamplers[0](x)
+        return x
+
+
+def _resnet(config: UNetConfig) -> partial[ModulatedResnetBlock2D]:
+    return partial(
+        ModulatedResnetBlock2D,
+        embedding_width=config.embedding_width,
+        feature_width=config.feature_width,
+        modulation_width=config.modulation_width,
+        groups=config.groups,
+    )
+
+
+class ModulatedUNet(nn.Module):
+    """Predicts the noise (or v) of a latent tile, guided by the time-aware encoder's features."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, emb = config.widths, config.embedding_width
+        self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(widths[0], emb)
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(_DownBlock(config, i) for i in range(len(widths)))
+        self.mid_block = _MidBlock(config)
+
+        skips = [widths[0]]
+        for level, width in enumerate(widths):
+            skips += [width] * (config.layers + (level < len(widths) - 1))
+        self.up_blocks = nn.ModuleList()
+        below = widths[-1]
+        for level in reversed(range(len(widths))):
+            taken = [skips.pop() for _ in range(config.layers + 1)]
+            self.up_blocks.append(_UpBlock(config, level, taken, below))
+            below = widths[level]
+
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, context: Tensor, features: Sequence[Tensor]
+    ) -> Tensor:
+        """One prediction.
+
+        Args:
+            sample: noisy latent (n, in_channels, h, w); h and w multiples of 8.
+            timestep: (n,) of the full 1000-step schedule.
+            context: text embedding (n, tokens, context_width).
+            features: the encoder's, finest first: (n, feature_width, h / 2^i, w / 2^i).
+
+        Returns:
+            (n, out_channels, h, w).
+        """
+        temb = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+        # Every residual block applies SiLU to the embedding first: done once for all of them.
+        temb = F.silu(temb)
+        x = self.conv_in(sample)
+        skips = [x]
+        for block, feature in zip(self.down_blocks, features, strict=True):
+            skips += block(skips[-1], temb, feature, context)
+        x = self.mid_block(skips[-1], temb, features[-1], context)
+        for block, feature in zip(self.up_blocks, reversed(features), strict=True):
+            x = block(x, skips, temb, feature, context)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out

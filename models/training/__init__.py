@@ -1,0 +1,1 @@
+"""Training of StableSR: autoencoder, prior, guidance (encoder and modulation), feature wrapping."""

@@ -1,0 +1,44 @@
+"""Sizes of the embedded `tiny`: every part of StableSR, small enough for two CPU cores."""
+
+from __future__ import annotations
+
+from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, UNetConfig
+
+__all__ = ["TINY"]
+
+TINY = ModelConfig(
+    unet=UNetConfig(
+        in_channels=8,
+        out_channels=8,
+        widths=(32, 64, 96, 128),
+        layers=1,
+        # 4096 tokens of self-attention at the finest level cost as much as all the rest.
+        attention=(False, True, True, False),
+        head_channels=32,
+        context_width=32,
+        feature_width=32,
+        modulation_width=32,
+        groups=16,
+    ),
+    encoder=EncoderConfig(
+        in_channels=8,
+        widths=(32, 32, 64, 64),
+        layers=1,
+        attention=(False, True, True, False),
+        heads=4,
+        feature_width=32,
+        groups=8,
+    ),
+    autoencoder=AutoencoderConfig(
+        widths=(24, 48, 64, 96),
+        layers=1,
+        # Four channels lose too much where the decoder is small.
+        latent_channels=8,
+        groups=8,
+        growth=16,
+        fusion_blocks=1,
+    ),
+    # Far fewer steps than the released 200: v keeps the early ones stable.
+    prediction="v_prediction",
+    context_tokens=4,
+)

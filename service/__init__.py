@@ -1,0 +1,1 @@
+"""The HTTP face of the service. Knows the queue and the store, not the networks."""

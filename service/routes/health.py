@@ -1,0 +1,72 @@
+"""Whether the process lives and whether it is any use: /livez, /readyz."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from jobs.errors import QueueUnavailable
+from service.errors import NotReady
+from service.openapi import problems
+from service.schema import ComponentView, ReadyView
+from service.state import Services, ServicesDep
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["health"])
+
+RETRY_S = 5
+
+
+class LiveView(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+@router.get("/livez", summary="Does the process answer?")
+async def livez() -> LiveView:
+    """Asks nothing of anybody: a failure means that the process should be started anew."""
+    return LiveView()
+
+
+@router.get(
+    "/readyz",
+    summary="Would an upload be worked on?",
+    responses=problems(_503="Something is missing; `components` says what."),
+)
+def readyz(services: ServicesDep) -> ReadyView:
+    """Redis answers and a live worker serves the default preset."""
+    components = _components(services)
+    missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
+    if missing:
+        raise NotReady(
+            "; ".join(missing) + ".",
+            components={name: part.model_dump() for name, part in components.items()},
+            retry_after=RETRY_S,
+        )
+    return ReadyView(status="ready", components=components)
+
+
+def _components(services: Services) -> dict[str, ComponentView]:
+    preset = services.settings.preset
+    try:
+        workers = services.queue.workers(preset)
+    except QueueUnavailable:
+        return {
+            "redis": ComponentView(ready=False, detail="does not answer"),
+            "worker": ComponentView(ready=False, detail="is not known while Redis is away"),
+        }
+    ready = sum(worker.ready for worker in workers)
+    if ready:
+        said = f"{ready} serving {preset}"
+    elif workers:
+        said = f"for {preset} is {workers[0].state}"
+    else:
+        said = f"for {preset} is missing: start one with `stablesr worker`"
+    return {
+        "redis": ComponentView(ready=True, detail="answers"),
+        "worker": ComponentView(ready=ready > 0, detail=said),
+    }

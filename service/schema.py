@@ -1,0 +1,197 @@
+"""A job and its neighbours as clients see them: jobs.schema without what is ours alone.
+
+Left out on purpose: the result's key in the store and the worker's name.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.schema import ImageInfo, Job, JobState, Parameters, Progress, Timings
+
+__all__ = [
+    "ComponentView",
+    "JobView",
+    "Links",
+    "ModelView",
+    "ModelsView",
+    "ReadyView",
+    "ResultView",
+]
+
+EXAMPLE_ID = "5f0c2b7e9f3e4d0c8b1a6d2e4f7a9c31"
+
+
+class ResultView(BaseModel):
+    """The result's file: sides in pixels, weight in bytes, gone at `expires_at`."""
+
+    url: str
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    media_type: str
+    expires_at: datetime | None = None
+
+
+class Links(BaseModel):
+    """Where to go from here, as paths on this server; null where it is not possible now."""
+
+    self: str
+    result: str | None = None
+    cancel: str | None = Field(None, description="To be asked with DELETE")
+
+
+class JobView(BaseModel):
+    """A job at one moment; times are UTC, durations seconds, sides pixels."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": EXAMPLE_ID,
+                "state": "processing",
+                "preset": "tiny",
+                "parameters": {
+                    "preset": "tiny",
+                    "fidelity_weight": 0.5,
+                    "scale": 4.0,
+                    "steps": 20,
+                    "sampler": "ddpm",
+                    "color_fix": "adain",
+                    "seed": 42,
+                    "tile_overlap": 32,
+                    "output_format": "png",
+                },
+                "created_at": "2026-01-02T03:04:05.678901Z",
+                "started_at": "2026-01-02T03:04:06.012345Z",
+                "ended_at": None,
+                "expires_at": None,
+                "queue_position": None,
+                "progress": {
+                    "stage": "denoise",
+                    "step": 5,
+                    "steps": 20,
+                    "fraction": 0.25,
+                    "eta_seconds": 4.5,
+                },
+                "input": {
+                    "width": 256,
+                    "height": 192,
+                    "format": "PNG",
+                    "media_type": "image/png",
+                    "bytes": 91827,
+                    "mode": None,
+                    "filename": "photo.png",
+                },
+                "result": None,
+                "timings": None,
+                "seed": 42,
+                "error": None,
+                "attempt": 1,
+                "cancel_requested": False,
+                "links": {
+                    "self": f"/jobs/{EXAMPLE_ID}",
+                    "result": None,
+                    "cancel": f"/jobs/{EXAMPLE_ID}",
+                },
+            }
+        }
+    )
+
+    id: str
+    state: JobState
+    preset: str
+    parameters: Parameters
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime | None = Field(description="When an ended job's result and images go")
+    queue_position: int | None = Field(description="1 is the next to start; null unless queued")
+    progress: Progress | None
+    input: ImageInfo
+    result: ResultView | None
+    timings: Timings | None
+    seed: int
+    error: dict[str, Any] | None = Field(
+        description="Why the job failed: problem details (type, title, detail and more)"
+    )
+    attempt: int = Field(description="How often a worker has started on it")
+    cancel_requested: bool
+    links: Links
+
+    @classmethod
+    def of(cls, job: Job, root: str) -> JobView:
+        """The view of a job; `root` is the path under which the service is mounted."""
+        here = f"{root}/jobs/{job.id}"
+        succeeded = job.state is JobState.SUCCEEDED
+        result = error = None
+        if succeeded and job.result is not None:
+            result = ResultView(url=f"{here}/result", **job.result.model_dump(exclude={"key"}))
+        if job.error is not None:
+            error = {**job.error.model_dump(), "type": f"{root}/problems/{job.error.type}"}
+        shared = job.model_dump(exclude={"result", "error", "worker", "revision"})
+        return cls(
+            **shared,
+            result=result,
+            error=error,
+            links=Links(
+                self=here,
+                result=f"{here}/result" if succeeded else None,
+                cancel=None if job.state.ended else here,
+            ),
+        )
+
+
+class ComponentView(BaseModel):
+    """One part that the service needs, and what is missing when it is not ready."""
+
+    ready: bool
+    detail: str
+
+
+class ReadyView(BaseModel):
+    """All parts are there: an upload now would be worked on."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "status": "ready",
+                "components": {
+                    "redis": {"ready": True, "detail": "answers"},
+                    "worker": {"ready": True, "detail": "1 serves tiny"},
+                },
+            }
+        }
+    )
+
+    status: str
+    components: dict[str, ComponentView]
+
+
+class ModelView(BaseModel):
+    """A preset: its defaults, limits and licence, and whether a worker serves it now."""
+
+    name: str
+    title: str
+    default: bool
+    available: bool = Field(description="Whether a live worker serves it now")
+    embedded: bool = Field(description="Whether the weights come with the package")
+    steps: int
+    fidelity_weight: float
+    native: int = Field(description="Side in pixels of the squares the network works on")
+    scale_max: float
+    licence: str
+    licence_url: str
+
+
+class ModelsView(BaseModel):
+    """The presets and what holds for all of them; limits in bytes and pixels."""
+
+    models: list[ModelView]
+    formats: list[str] = Field(description="Formats that are taken, recognised by content")
+    max_upload_bytes: int
+    max_input_pixels: int
+    max_output_pixels: int

@@ -1,0 +1,146 @@
+"""Receiving a multipart form: counted while it streams, spooled to disk, nothing kept.
+
+The file lives in an unnamed temporary file from its first megabyte on, so that it is gone
+whatever happens to this process. Whether it is an image is for `service.images` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from jobs.errors import StoreUnavailable, UploadTooLarge
+from service.errors import InvalidParameters, MalformedForm, NotMultipart, UploadStalled
+
+__all__ = ["IMAGE_FIELD", "Upload", "check_head", "received"]
+
+IMAGE_FIELD = "image"
+# A parameter is a number or a word.
+MAX_FIELD_BYTES = 16 * 1024
+MAX_FIELDS = 64
+# A connection that sends nothing for this long is given up, so that it cannot hold its place.
+STALL_S = 30.0
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A form as received: the image's file and every other field by name."""
+
+    image: UploadFile
+    fields: dict[str, str]
+
+
+def check_head(request: Request, limit: int) -> None:
+    """Refuses what the headers alone give away, before a byte of the body is read.
+
+    Raises:
+        NotMultipart: the content type is another one.
+        UploadTooLarge: the declared length is above `limit` bytes.
+    """
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        given = f"it is {kind!r}" if kind else "it is missing"
+        raise NotMultipart(f"Content-Type must be multipart/form-data; {given}.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+
+
+@asynccontextmanager
+async def received(request: Request, limit: int) -> AsyncIterator[Upload]:
+    """The form of a request whose body has at most `limit` bytes; its file is gone afterwards.
+
+    Raises:
+        UploadTooLarge: the body is larger, whatever its headers say.
+        UploadStalled: nothing came for 30 seconds.
+        MalformedForm: the body is not the multipart form it claims to be.
+        InvalidParameters: the image is missing, or a field comes twice.
+        StoreUnavailable: there is no room for temporary files.
+    """
+    parser = MultiPartParser(
+        request.headers,
+        _counted(request, limit),
+        max_files=1,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise MalformedForm(
+            f"The multipart form cannot be read: {error.message.rstrip('.')}. The image is a part "
+            "with a filename, every other part is a short value."
+        ) from error
+    except UnicodeError as error:
+        raise MalformedForm(f"The form's text cannot be decoded: {error}.") from error
+    except OSError as error:
+        raise StoreUnavailable(
+            f"The upload cannot be kept while it is checked: {error.strerror or error}.",
+            retry_after=30,
+        ) from error
+    try:
+        yield _sorted(form)
+    finally:
+        await form.close()
+
+
+async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body in pieces, until it grows past the limit or stops coming."""
+    count = 0
+    stream = request.stream()
+    while True:
+        try:
+            with anyio.fail_after(STALL_S):
+                piece = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise UploadStalled(
+                f"Nothing came for {STALL_S:g} seconds after {count} bytes; send it again."
+            ) from error
+        count += len(piece)
+        if count > limit:
+            raise _too_large(limit)
+        yield piece
+
+
+def _too_large(limit: int) -> UploadTooLarge:
+    return UploadTooLarge(
+        f"The request's body is larger than {limit} bytes, the most that is taken.",
+        max_upload_bytes=limit,
+    )
+
+
+def _sorted(form: FormData) -> Upload:
+    """The one image and the other fields, each of which may come once."""
+    names = [name for name, _ in form.multi_items()]
+    errors = [
+        {"field": name, "detail": f"must be given once; it comes {names.count(name)} times"}
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    image = form.get(IMAGE_FIELD)
+    if image is None:
+        errors.append({"field": IMAGE_FIELD, "detail": "is missing; it must be a file"})
+    fields = {}
+    for name, value in form.multi_items():
+        if name == IMAGE_FIELD:
+            continue
+        if isinstance(value, UploadFile):
+            errors.append({"field": name, "detail": f"is a file; only {IMAGE_FIELD} may be one"})
+        else:
+            fields[name] = value
+    if isinstance(image, str):
+        errors.append({"field": IMAGE_FIELD, "detail": "must be a file: a part with a filename"})
+    if errors or not isinstance(image, UploadFile):
+        raise InvalidParameters(
+            "; ".join(f"{error['field']} {error['detail']}" for error in errors) + ".",
+            errors=[dict(error) for error in errors],
+        )
+    return Upload(image, fields)

@@ -1,0 +1,1 @@
+"""Tests, mirroring the folders; `parity` compares the networks with golden figures."""

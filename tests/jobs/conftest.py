@@ -1,0 +1,76 @@
+"""A real Redis for the folder, empty for each test, and what a job is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from jobs.queue import JobQueue
+from jobs.records import Records
+from jobs.schema import ImageInfo, Parameters, ResultInfo, new_job_id
+from jobs.settings import Settings
+from jobs.store import BlobStore
+from tests.redis_server import RedisServer
+
+Submit = Callable[[], str]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(server: RedisServer, tmp_path: Path) -> Settings:
+    server.flush()
+    return Settings(redis_url=server.url, blob_root=tmp_path / "blobs")
+
+
+@pytest.fixture
+def connection(settings: Settings, server: RedisServer) -> Iterator[Redis]:
+    """A client beside the code under test, as an operator would have it."""
+    with server.connect() as connection:
+        yield connection
+
+
+@pytest.fixture
+def records(connection: Redis) -> Records:
+    return Records(connection)
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[JobQueue]:
+    queue = JobQueue(settings)
+    yield queue
+    queue.close()
+
+
+@pytest.fixture
+def store(settings: Settings) -> BlobStore:
+    return BlobStore.open(settings)
+
+
+@pytest.fixture
+def image() -> ImageInfo:
+    return ImageInfo(width=64, height=48, format="PNG", media_type="image/png", bytes=1234)
+
+
+@pytest.fixture
+def result() -> ResultInfo:
+    return ResultInfo(
+        width=256, height=192, bytes=9, sha256="0" * 64, media_type="image/png", key="results/x"
+    )
+
+
+@pytest.fixture
+def submit(queue: JobQueue, image: ImageInfo) -> Submit:
+    """Submits a job and returns its id."""
+
+    def submit() -> str:
+        return queue.submit(new_job_id(), Parameters(seed=1), image).id
+
+    return submit

@@ -1,0 +1,54 @@
+"""How long a lost Redis is waited for: a request hardly, a worker some seconds."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from jobs.connection import connect, queue_errors
+from jobs.errors import QueueUnavailable
+from jobs.settings import Settings
+from tests.redis_server import RedisServer
+
+
+def test_a_worker_outwaits_a_redis_that_restarts(settings: Settings, server: RedisServer) -> None:
+    with connect(settings, patient=True) as connection:
+        connection.set("kept", 1)
+        server.kill()
+        restart = threading.Timer(0.2, server.start)
+        restart.start()
+        try:
+            assert connection.get("kept") == b"1"
+        finally:
+            restart.join()
+
+
+def test_a_connection_that_went_stale_is_made_anew_within_a_request(
+    settings: Settings, server: RedisServer
+) -> None:
+    with connect(settings) as connection:
+        connection.set("kept", 1)
+        server.restart()
+        assert connection.get("kept") == b"1"
+
+
+def test_an_address_nobody_listens_at_is_named() -> None:
+    with RedisServer() as gone:
+        url = gone.url
+    with (
+        connect(Settings(redis_url=url)) as connection,
+        pytest.raises(QueueUnavailable, match=str(gone.port)),
+        queue_errors(connection),
+    ):
+        connection.ping()
+
+
+def test_a_socket_is_named_by_its_path() -> None:
+    settings = Settings(redis_url="unix:///nowhere/redis.sock")
+    with (
+        connect(settings) as connection,
+        pytest.raises(QueueUnavailable, match=r"at /nowhere/redis\.sock does not"),
+        queue_errors(connection),
+    ):
+        connection.ping()

@@ -1,0 +1,192 @@
+"""Submitting, looking and canceling, against a real Redis and RQ."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq.serializers import JSONSerializer
+
+from jobs.errors import JobEnded, JobExists, JobNotFound, QueueFull, QueueUnavailable
+from jobs.queue import JobQueue
+from jobs.records import Records, record_key
+from jobs.rq_job import TaskJob, open_queue
+from jobs.schema import ImageInfo, JobState, Parameters, new_job_id
+from jobs.settings import Settings
+from tests.redis_server import RedisServer
+
+from .conftest import Submit
+
+
+def test_a_submitted_job_is_recorded_and_waits_in_rq(
+    queue: JobQueue, image: ImageInfo, connection: Redis
+) -> None:
+    parameters = Parameters(scale=2, seed=7)
+    job = queue.submit(new_job_id(), parameters, image)
+    assert job == queue.get(job.id)
+    assert (job.state, job.queue_position, job.seed) == (JobState.QUEUED, 1, 7)
+    assert (job.parameters, job.input) == (parameters, image)
+    rq_job = TaskJob.fetch(job.id, connection=connection, serializer=JSONSerializer)
+    assert rq_job.func_name == "worker.tasks.upscale"
+    assert rq_job.args == [job.id]
+    assert (rq_job.timeout, rq_job.ttl) == (1800, 7 * 86_400)
+    assert (rq_job.result_ttl, rq_job.failure_ttl) == (0, 86_400)
+    assert rq_job.retries_left == 1
+    assert rq_job.get_retry_interval() == 0
+    assert connection.ttl(rq_job.key) > 0
+
+
+def test_nothing_in_redis_is_pickled(submit: Submit, connection: Redis) -> None:
+    job_id = submit()
+    stored = TaskJob.fetch(job_id, connection=connection, serializer=JSONSerializer).data
+    assert stored == f'["worker.tasks.upscale", null, ["{job_id}"], {{}}]'.encode()
+
+
+def test_places_in_the_queue_count_from_one_and_move_up(
+    queue: JobQueue, submit: Submit, connection: Redis, records: Records
+) -> None:
+    ids = [submit() for _ in range(3)]
+    assert [queue.get(one).queue_position for one in ids] == [1, 2, 3]
+    assert queue.queued("tiny") == 3
+    connection.lpop(open_queue("tiny", connection).key)
+    # A worker has it in hand but has not begun.
+    assert [queue.get(one).queue_position for one in ids] == [1, 1, 2]
+    records.start(ids[0], "w1")
+    assert [queue.get(one).queue_position for one in ids] == [None, 1, 2]
+
+
+def test_presets_do_not_wait_for_each_other(queue: JobQueue, image: ImageInfo) -> None:
+    queue.submit(new_job_id(), Parameters(), image)
+    other = queue.submit(new_job_id(), Parameters(preset="stablesr-turbo"), image)
+    assert other.queue_position == 1
+    assert queue.queued("stablesr-turbo") == 1
+    assert queue.queued("stablesr-face") == 0
+
+
+def test_an_id_is_taken_once(queue: JobQueue, image: ImageInfo, submit: Submit) -> None:
+    job_id = submit()
+    with pytest.raises(JobExists, match=job_id):
+        queue.submit(job_id, Parameters(seed=2), image)
+    assert queue.get(job_id).seed == 1
+    assert queue.queued("tiny") == 1
+
+
+def test_a_canceled_waiting_job_leaves_rq_without_a_trace(
+    queue: JobQueue, submit: Submit, connection: Redis
+) -> None:
+    first, second = submit(), submit()
+    assert queue.cancel(first).state is JobState.CANCELED
+    assert queue.get(second).queue_position == 1
+    assert not connection.exists(TaskJob.key_for(first))
+    assert queue.get(first).queue_position is None
+    with pytest.raises(JobEnded, match="canceled"):
+        queue.cancel(first)
+
+
+def test_a_canceled_running_job_is_marked_for_its_worker(
+    queue: JobQueue, submit: Submit, records: Records, connection: Redis
+) -> None:
+    job_id = submit()
+    connection.lpop(open_queue("tiny", connection).key)
+    records.start(job_id, "w1")
+    for _ in range(2):
+        job = queue.cancel(job_id)
+        assert (job.state, job.cancel_requested) == (JobState.PROCESSING, True)
+    assert connection.exists(TaskJob.key_for(job_id))
+
+
+def test_an_unknown_job_is_neither_found_nor_canceled(queue: JobQueue) -> None:
+    with pytest.raises(JobNotFound):
+        queue.get("nobody")
+    with pytest.raises(JobNotFound):
+        queue.cancel("nobody")
+
+
+def test_a_full_queue_takes_no_more_and_keeps_nothing(
+    settings: Settings, image: ImageInfo, connection: Redis
+) -> None:
+    queue = JobQueue(settings.model_copy(update={"max_queued": 2}))
+    for _ in range(2):
+        queue.check_room("tiny")
+        queue.submit(new_job_id(), Parameters(), image)
+    with pytest.raises(QueueFull, match="2 jobs for tiny wait already") as caught:
+        queue.check_room("tiny")
+    assert caught.value.extra == {"limit": 2, "retry_after": 30}
+    late = new_job_id()
+    with pytest.raises(QueueFull):
+        queue.submit(late, Parameters(), image)
+    assert not connection.exists(record_key(late), TaskJob.key_for(late))
+    queue.check_room("stablesr-turbo")
+    queue.close()
+
+
+def test_submissions_at_once_fill_the_queue_exactly(
+    settings: Settings, image: ImageInfo, connection: Redis
+) -> None:
+    queue = JobQueue(settings.model_copy(update={"max_queued": 5}))
+
+    def submit(_: int) -> bool:
+        try:
+            queue.submit(new_job_id(), Parameters(), image)
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(12) as pool:
+        taken = sum(pool.map(submit, range(40)))
+    assert taken == 5
+    assert queue.queued("tiny") == 5
+    assert len(connection.keys("stablesr:job:*")) == 5
+    assert len(connection.keys("rq:job:*")) == 5
+    queue.close()
+
+
+def test_a_submission_that_redis_refuses_leaves_nothing(
+    queue: JobQueue, image: ImageInfo, connection: Redis
+) -> None:
+    connection.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(QueueUnavailable, match="does not answer as it should"):
+            queue.submit(new_job_id(), Parameters(), image)
+    finally:
+        connection.config_set("maxmemory", 0)
+    assert connection.keys("*") == []
+
+
+def test_a_submission_cut_off_before_the_queue_leaves_nothing(
+    queue: JobQueue, image: ImageInfo, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*_: Any, **__: Any) -> None:
+        raise ConnectionResetError("cut off")
+
+    monkeypatch.setattr("rq.Queue.enqueue_call", cut)
+    with pytest.raises(ConnectionResetError):
+        queue.submit(new_job_id(), Parameters(), image)
+    assert connection.keys("*") == []
+
+
+def test_without_redis_every_call_says_so_and_work_goes_on_after(
+    queue: JobQueue, image: ImageInfo, submit: Submit, server: RedisServer
+) -> None:
+    job_id = submit()
+    assert queue.redis_alive()
+    server.kill()
+    try:
+        assert not queue.redis_alive()
+        for call in (
+            lambda: queue.submit(new_job_id(), Parameters(), image),
+            lambda: queue.get(job_id),
+            lambda: queue.cancel(job_id),
+            lambda: queue.check_room("tiny"),
+            lambda: queue.workers(),
+        ):
+            with pytest.raises(QueueUnavailable) as caught:
+                call()
+            assert str(server.port) in caught.value.detail
+            assert caught.value.extra["retry_after"] == 5
+    finally:
+        server.start()
+    assert queue.get(job_id).queue_position == 1
+    assert queue.cancel(job_id).state is JobState.CANCELED

@@ -1,0 +1,110 @@
+"""What a job is made of: defaults, limits, and the way to JSON and back."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from jobs.errors import QueueFull, UnknownPreset
+from jobs.presets import PRESETS, get_preset
+from jobs.schema import ENDED, SEED_MAX, JobState, Parameters, Progress, new_job_id
+
+
+def test_what_is_left_out_is_the_presets_default() -> None:
+    parameters = Parameters(preset="stablesr-768v")
+    assert parameters.steps == 200
+    assert parameters.fidelity_weight == 0.0
+    assert Parameters(preset="stablesr-turbo").steps == 4
+
+
+def test_none_means_left_out() -> None:
+    values: dict[str, Any] = dict.fromkeys(Parameters.model_fields)
+    parameters = Parameters(**values)
+    assert parameters.preset == "tiny"
+    assert parameters.steps == PRESETS["tiny"].steps
+    assert parameters.scale == 4.0
+
+
+def test_a_seed_is_drawn_once_and_kept_through_json() -> None:
+    parameters = Parameters()
+    assert 0 <= parameters.seed <= SEED_MAX
+    assert Parameters.model_validate_json(parameters.model_dump_json()) == parameters
+    assert len({Parameters().seed for _ in range(8)}) > 1
+
+
+def test_what_was_chosen_survives_a_change_of_defaults() -> None:
+    parameters = Parameters(preset="stablesr-turbo", steps=7, fidelity_weight=0.25)
+    again = Parameters.model_validate_json(parameters.model_dump_json())
+    assert (again.steps, again.fidelity_weight) == (7, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fidelity_weight", 1.01),
+        ("fidelity_weight", float("nan")),
+        ("scale", 0.5),
+        ("scale", float("inf")),
+        ("steps", 0),
+        ("steps", 1001),
+        ("sampler", "euler"),
+        ("color_fix", "yes"),
+        ("seed", -1),
+        ("seed", SEED_MAX + 1),
+        ("tile_overlap", 12),
+        ("tile_overlap", 64),
+        ("output_format", "gif"),
+        ("preset", "huge"),
+        ("preset", ["tiny"]),
+        ("prompt", "a cat"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
+    values: dict[str, Any] = {name: value}
+    with pytest.raises(ValidationError) as caught:
+        Parameters(**values)
+    assert caught.value.errors()[0]["loc"] == (name,)
+
+
+def test_a_fraction_beyond_one_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        Progress(stage="denoise", fraction=1.5)
+
+
+def test_ids_are_fresh_and_fit_rq() -> None:
+    ids = {new_job_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in ids)
+
+
+def test_a_job_has_ended_in_four_states() -> None:
+    assert {state.value for state in ENDED} == {"succeeded", "failed", "canceled", "expired"}
+    assert [state for state in JobState if not state.ended] == ["queued", "processing"]
+
+
+def test_an_unknown_preset_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UnknownPreset, match=r"stablesr-512.*'huge'"):
+        get_preset("huge")
+
+
+def test_every_preset_says_under_what_licence() -> None:
+    for name, preset in PRESETS.items():
+        assert preset.name == name
+        assert preset.licence
+        assert preset.licence_url.startswith("https://")
+        assert 1 <= preset.steps <= 1000
+        assert 0 <= preset.fidelity_weight <= 1
+
+
+def test_an_error_becomes_a_problem_with_its_members() -> None:
+    problem = QueueFull("Too many.", limit=3, retry_after=30).problem()
+    assert problem.model_dump() == {
+        "type": "queue-full",
+        "title": "The job queue is full",
+        "detail": "Too many.",
+        "limit": 3,
+        "retry_after": 30,
+    }

@@ -1,0 +1,75 @@
+"""Settings come from the environment, and a wrong one is said in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import InvalidSettings
+from jobs.settings import Settings
+
+
+def test_the_defaults_suit_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
+    settings = Settings()
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.blob_root == Path("/var/state/stablesr/blobs")
+    assert settings.host == "127.0.0.1"
+    assert not settings.allow_open
+
+
+def test_the_environment_sets_and_a_name_given_in_code_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STABLESR_PORT", "9000")
+    monkeypatch.setenv("STABLESR_SLOTS", "4")
+    settings = Settings(slots=3)
+    assert settings.port == 9000
+    assert settings.slots == 3
+
+
+def test_a_relative_blob_root_becomes_absolute() -> None:
+    assert Settings(blob_root="blobs").blob_root == Path.cwd() / "blobs"
+
+
+def test_a_log_level_is_taken_in_any_case() -> None:
+    assert Settings(log_level="debug").log_level == "DEBUG"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"port": 70000}, ["STABLESR_PORT", "70000", "65535"]),
+        ({"max_queued": "many"}, ["STABLESR_MAX_QUEUED", "many", "integer"]),
+        ({"preset": "huge"}, ["STABLESR_PRESET", "huge", "stablesr-512"]),
+        ({"blob_url": "ftp://x/y"}, ["STABLESR_BLOB_URL", "s3://"]),
+        ({"log_format": "xml"}, ["STABLESR_LOG_FORMAT", "xml", "json"]),
+        ({"heartbeat_s": 40}, ["STABLESR_WORKER_TTL_S", "60", "heartbeat_s", "40"]),
+        ({"prot": 1}, ["STABLESR_PROT is not a setting"]),
+        ({"port": -1, "slots": 0}, ["STABLESR_PORT", "STABLESR_SLOTS"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_right(
+    values: dict[str, object], said: list[str]
+) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        Settings(**values)
+    sentence = caught.value.detail
+    assert all(part in sentence for part in said), sentence
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+
+
+def test_a_wrong_value_in_the_environment_is_said_the_same_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STABLESR_PORT", "http")
+    with pytest.raises(InvalidSettings, match="STABLESR_PORT is wrong"):
+        Settings()
+
+
+def test_a_wrong_redis_url_does_not_show_its_password() -> None:
+    with pytest.raises(InvalidSettings, match="redis://") as caught:
+        Settings(redis_url="http://:geheim@example.org")
+    assert "geheim" not in str(caught.value)

@@ -1,0 +1,142 @@
+"""A sweep ends what nobody else ends, and removes what nobody needs."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from jobs.errors import StoreUnavailable
+from jobs.queue import JobQueue
+from jobs.records import AGENDA_KEY, Records, record_key
+from jobs.rq_job import TaskJob
+from jobs.schema import JobState, ResultInfo, Timings
+from jobs.store import BlobStore, input_key, result_key
+from jobs.upkeep import Swept, sweep
+
+from .conftest import Submit
+
+
+def due(connection: Redis, job_id: str) -> None:
+    """The job's time on the agenda comes now."""
+    connection.zadd(AGENDA_KEY, {job_id: 0}, xx=True)
+
+
+def finish(records: Records, store: BlobStore, job_id: str, result: ResultInfo) -> None:
+    store.put(input_key(job_id), b"in")
+    records.start(job_id, "w1")
+    store.put(result_key(job_id), b"out")
+    records.succeed(job_id, result, Timings())
+
+
+def test_nothing_is_done_before_its_time(
+    connection: Redis, store: BlobStore, submit: Submit, records: Records, result: ResultInfo
+) -> None:
+    finish(records, store, job_id := submit(), result)
+    submit()
+    assert sweep(connection, store) == Swept()
+    assert store.get(result_key(job_id)) == b"out"
+
+
+def test_an_expired_result_is_removed_and_still_known_as_expired(
+    connection: Redis,
+    store: BlobStore,
+    submit: Submit,
+    queue: JobQueue,
+    records: Records,
+    result: ResultInfo,
+) -> None:
+    finish(records, store, job_id := submit(), result)
+    connection.hset(record_key(job_id), "keep_s", 0)
+    due(connection, job_id)
+    assert sweep(connection, store) == Swept(removed=1, expired=1)
+    assert not store.exists(input_key(job_id))
+    assert not store.exists(result_key(job_id))
+    assert queue.get(job_id).state is JobState.EXPIRED
+    assert connection.zcard(AGENDA_KEY) == 0
+    assert sweep(connection, store) == Swept()
+
+
+def test_a_canceled_jobs_image_goes_with_the_next_sweep(
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
+) -> None:
+    store.put(input_key(job_id := submit()), b"in")
+    queue.cancel(job_id)
+    assert sweep(connection, store).removed == 1
+    assert not store.exists(input_key(job_id))
+    assert queue.get(job_id).state is JobState.CANCELED
+
+
+def test_blobs_of_a_record_that_is_gone_are_removed(
+    connection: Redis, store: BlobStore, submit: Submit
+) -> None:
+    store.put(input_key(job_id := submit()), b"in")
+    connection.delete(record_key(job_id))
+    due(connection, job_id)
+    assert sweep(connection, store).removed == 1
+    assert not store.exists(input_key(job_id))
+
+
+def test_a_waiting_or_running_job_is_left_alone(
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue, records: Records
+) -> None:
+    waiting, running = submit(), submit()
+    records.start(running, "w1")
+    for job_id in (waiting, running):
+        due(connection, job_id)
+    assert sweep(connection, store) == Swept()
+    assert queue.get(waiting).state is JobState.QUEUED
+    assert queue.get(running).state is JobState.PROCESSING
+    assert connection.zcount(AGENDA_KEY, "-inf", 1000) == 0
+
+
+def test_a_job_that_no_worker_took_in_its_time_fails(
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
+) -> None:
+    job_id = submit()
+    connection.delete(TaskJob.key_for(job_id))  # what its time to live does
+    due(connection, job_id)
+    assert sweep(connection, store) == Swept(failed=1)
+    job = queue.get(job_id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.type == "queue-timed-out"
+    assert "tiny" in job.error.detail
+
+
+@pytest.mark.parametrize("status", ["failed", "stopped", "canceled", "finished"])
+def test_a_job_that_rq_gave_up_fails_instead_of_waiting_for_ever(
+    status: str, connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
+) -> None:
+    job_id = submit()
+    connection.hset(TaskJob.key_for(job_id), "status", status)
+    due(connection, job_id)
+    assert sweep(connection, store) == Swept(failed=1)
+    job = queue.get(job_id)
+    assert job.error is not None
+    assert job.error.type == "worker-lost"
+
+
+def test_two_sweeps_at_once_are_one(connection: Redis, store: BlobStore, submit: Submit) -> None:
+    due(connection, submit())
+    connection.set("stablesr:sweeping", 1, ex=30)
+    assert sweep(connection, store) == Swept()
+    assert connection.zcount(AGENDA_KEY, "-inf", 0) == 1
+
+
+def test_a_store_that_fails_leaves_the_job_for_the_next_sweep(
+    connection: Redis,
+    store: BlobStore,
+    submit: Submit,
+    queue: JobQueue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queue.cancel(submit())
+
+    def broken(*_: str) -> None:
+        raise StoreUnavailable("The disk is away.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", broken)
+        with pytest.raises(StoreUnavailable):
+            sweep(connection, store)
+    assert sweep(connection, store).removed == 1

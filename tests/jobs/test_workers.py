@@ -1,0 +1,78 @@
+"""The register of workers in a real Redis."""
+
+from __future__ import annotations
+
+import pytest
+from redis import Redis
+
+from jobs.queue import JobQueue
+from jobs.workers import WorkerInfo, Workers
+
+
+@pytest.fixture
+def workers(connection: Redis) -> Workers:
+    return Workers(connection, ttl_s=60)
+
+
+TINY = WorkerInfo(name="b", preset="tiny", device="cpu", state="idle", slots=2)
+TURBO = WorkerInfo(name="a", preset="stablesr-turbo", device="cuda:0", state="starting")
+
+
+def names(found: list[WorkerInfo]) -> list[str]:
+    return [info.name for info in found]
+
+
+def test_workers_are_listed_by_preset(workers: Workers, queue: JobQueue) -> None:
+    workers.register(TINY)
+    workers.register(TURBO)
+    assert names(workers.list()) == ["a", "b"]
+    assert names(queue.workers("tiny")) == ["b"]
+    assert names(queue.workers()) == ["a", "b"]
+    assert queue.workers("stablesr-face") == []
+
+
+def test_a_worker_is_ready_once_its_model_is_loaded(workers: Workers) -> None:
+    workers.register(TURBO)
+    assert not workers.list()[0].ready
+    workers.heartbeat(TURBO.model_copy(update={"state": "busy", "running": 1}))
+    (info,) = workers.list()
+    assert info.ready
+    assert info.running == 1
+    assert not TURBO.model_copy(update={"state": "stopping"}).ready
+
+
+def test_a_heartbeat_lets_the_worker_live_on(workers: Workers, connection: Redis) -> None:
+    workers.register(TINY)
+    first = workers.list()[0].last_seen
+    connection.expire("stablesr:worker:b", 5)
+    workers.heartbeat(TINY)
+    assert connection.ttl("stablesr:worker:b") > 50
+    last = workers.list()[0].last_seen
+    assert first is not None
+    assert last is not None
+    assert last > first
+
+
+def test_a_silent_worker_is_forgotten_and_comes_back_whole(
+    workers: Workers, connection: Redis
+) -> None:
+    workers.register(TINY)
+    connection.delete("stablesr:worker:b")  # what its time to live does
+    assert workers.list() == []
+    assert connection.zcard("stablesr:workers") == 0
+    workers.heartbeat(TINY)
+    assert workers.list()[0].slots == 2
+
+
+def test_a_worker_that_leaves_is_gone_at_once(workers: Workers) -> None:
+    workers.register(TINY)
+    workers.unregister("b")
+    workers.unregister("b")
+    assert workers.list() == []
+
+
+def test_a_worker_that_cannot_be_read_is_passed_over(workers: Workers, connection: Redis) -> None:
+    workers.register(TINY)
+    connection.set("stablesr:worker:z", b"{}")
+    connection.zadd("stablesr:workers", {"z": 1})
+    assert names(workers.list()) == ["b"]

@@ -1,0 +1,72 @@
+"""Folders of weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.checkpoints.folder import load_folder, preset_folder, save_folder
+from models.errors import CheckpointMismatch
+from models.networks.bundle import Networks
+from models.presets import PRESETS
+from models.training.sizes import TINY
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_folder(Networks(TINY), tmp_path / "weights", torch.float32)
+    return tmp_path / "weights"
+
+
+def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    for name, tensor in change.items():
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_a_saved_folder_loads_as_it_was(tmp_path: Path) -> None:
+    networks = Networks(TINY)
+    save_folder(networks, tmp_path, torch.float32)
+    loaded = load_folder(tmp_path, CPU, torch.float32)
+    assert loaded.config == TINY
+    for name, tensor in networks.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    rewrite(folder, {"unet.conv_in.bias": None})
+    with pytest.raises(CheckpointMismatch, match=r"missing unet\.conv_in\.bias"):
+        load_folder(folder, CPU, torch.float32)
+
+
+def test_a_left_over_tensor_is_named(folder: Path) -> None:
+    rewrite(folder, {"unet.extra": torch.zeros(1)})
+    with pytest.raises(CheckpointMismatch, match=r"left over unet\.extra"):
+        load_folder(folder, CPU, torch.float32)
+
+
+def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(folder: Path) -> None:
+    rewrite(folder, {"unet.conv_in.bias": torch.zeros(3)})
+    with pytest.raises(CheckpointMismatch, match=r"conv_in\.bias has shape \(3,\) instead of"):
+        load_folder(folder, CPU, torch.float32)
+
+
+def test_the_embedded_weights_fit_in_25_megabytes_and_are_half_precision() -> None:
+    folder = preset_folder(PRESETS["tiny"])
+    assert sum(p.stat().st_size for p in folder.iterdir()) < 25e6
+    tensors = load_file(folder / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float16}
+    assert all(bool(t.isfinite().all()) for t in tensors.values())
+    described = json.loads((folder / "config.json").read_text())
+    assert described["unet"] == json.loads(json.dumps(TINY.to_json()))["unet"]

@@ -1,0 +1,147 @@
+"""The whole way of an image, on the embedded weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.errors import InvalidOption, UnknownPreset, WeightsNotFound
+from models.pipeline import Options, Progress, StableSR, output_size
+from models.sampling import Sampler, StepRequest, drive
+
+FEW = 3
+
+
+@pytest.fixture(scope="module")
+def sr() -> StableSR:
+    return StableSR.from_preset("tiny")
+
+
+def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Smooth colours with a few edges, (1, 3, height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 5, 5, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale"),
+    [(128, 128, 4.0), (100, 131, 4.0), (67, 40, 2.0), (1, 1, 3.0), (130, 257, 1.5)],
+)
+def test_the_result_has_exactly_the_size_asked(
+    sr: StableSR, height: int, width: int, scale: float
+) -> None:
+    result = sr.upscale(picture(height, width), Options(scale=scale, steps=1))
+    assert tuple(result.shape[2:]) == (round(scale * height), round(scale * width))
+    assert tuple(result.shape[2:]) == output_size(height, width, scale)
+    assert result.dtype == torch.float32
+    assert 0 <= float(result.min()) <= float(result.max()) <= 1
+
+
+def test_the_same_seed_gives_the_same_image_and_another_seed_another(sr: StableSR) -> None:
+    image = picture(64, 64)
+    first = sr.upscale(image, Options(steps=FEW, seed=5, fidelity_weight=0.0))
+    again = sr.upscale(image, Options(steps=FEW, seed=5, fidelity_weight=0.0))
+    other = sr.upscale(image, Options(steps=FEW, seed=6, fidelity_weight=0.0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_fidelity_weight_changes_the_image(sr: StableSR) -> None:
+    image = picture(64, 64)
+    loose = sr.upscale(image, Options(steps=FEW, fidelity_weight=0.0))
+    close = sr.upscale(image, Options(steps=FEW, fidelity_weight=1.0))
+    assert float((loose - close).abs().mean()) > 1e-3
+
+
+def test_progress_names_every_stage_and_every_step_in_order(sr: StableSR) -> None:
+    seen: list[Progress] = []
+    sr.upscale(picture(40, 40), Options(steps=FEW), seen.append)
+    denoising = [Progress("denoise", i, FEW) for i in range(FEW)]
+    assert seen == [Progress("encode", 0, 1), *denoising, Progress("decode", 0, 1)]
+
+
+def test_jobs_of_different_sizes_and_timesteps_in_one_batch_give_what_they_give_alone(
+    sr: StableSR,
+) -> None:
+    small = Options(steps=2, seed=1)
+    large = Options(steps=4, seed=2)
+    jobs = [(picture(64, 64, 1), small), (picture(128, 200, 2), large)]
+    prepared = [sr.prepare(image, options) for image, options in jobs]
+    alone = [
+        drive(sr.sample(p, o), lambda r: sr.predict([r])[0])
+        for p, (_, o) in zip(prepared, jobs, strict=True)
+    ]
+    running = {i: sr.sample(p, o) for i, (p, (_, o)) in enumerate(zip(prepared, jobs, strict=True))}
+    together = run_together(sr, running)
+    for i, latent in enumerate(alone):
+        torch.testing.assert_close(together[i], latent, rtol=0, atol=1e-5)
+
+
+def run_together(sr: StableSR, running: dict[int, Sampler]) -> dict[int, torch.Tensor]:
+    """All pending tiles of all samplers in one network call a cycle."""
+    finished: dict[int, torch.Tensor] = {}
+    waiting: dict[int, StepRequest] = {i: next(s) for i, s in running.items()}
+    while waiting:
+        order = list(waiting)
+        answers = sr.predict([waiting[i] for i in order])
+        for i, answer in zip(order, answers, strict=True):
+            try:
+                waiting[i] = running[i].send(answer)
+            except StopIteration as end:
+                finished[i] = end.value
+                del waiting[i]
+    return finished
+
+
+def test_a_closed_sampler_is_cancelled(sr: StableSR) -> None:
+    prepared = sr.prepare(picture(32, 32), Options())
+    sampler = sr.sample(prepared, Options(steps=FEW))
+    next(sampler)
+    sampler.close()
+    with pytest.raises(StopIteration):
+        next(sampler)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fidelity_weight": 7.0}, "fidelity_weight is 7.0"),
+        ({"scale": 0.5}, "scale is 0.5"),
+        ({"scale": 17.0}, "between 1 and 16"),
+    ],
+)
+def test_an_option_outside_its_range_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        Options(**options)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    "options", [Options(steps=0), Options(tile_overlap=64), Options(tile_overlap=-1)]
+)
+def test_a_sampler_refuses_impossible_options_before_its_first_step(
+    sr: StableSR, options: Options
+) -> None:
+    prepared = sr.prepare(picture(32, 32), options)
+    with pytest.raises(InvalidOption):
+        sr.sample(prepared, options)
+
+
+def test_an_image_of_another_shape_is_refused(sr: StableSR) -> None:
+    with pytest.raises(InvalidOption, match=r"\(1, 4, 8, 8\)"):
+        sr.prepare(torch.rand(1, 4, 8, 8), Options())
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownPreset, match=r"'huge'.*tiny, stablesr-512"):
+        StableSR.from_preset("huge")
+
+
+def test_missing_weights_are_named_with_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path))
+    with pytest.raises(WeightsNotFound, match=str(tmp_path / "stablesr-512")):
+        StableSR.from_preset("stablesr-512")

@@ -1,0 +1,128 @@
+"""Redis or the store is away: 503 with when to come back, nothing lost, and all well afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from redis import Redis
+
+from jobs.errors import QueueUnavailable
+from jobs.queue import JobQueue
+from jobs.settings import Settings
+from tests.redis_server import RedisServer
+from tests.service.harness import FakeWorker, Leftovers, problem, serving
+from tests.service.pictures import picture
+
+PNG = picture("PNG")
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A Redis of this test alone, to be taken away."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def own_settings(settings: Settings, own_redis: RedisServer) -> Settings:
+    return settings.model_copy(update={"redis_url": own_redis.url})
+
+
+@pytest.fixture
+def own_client(own_settings: Settings, leftovers: Leftovers) -> Iterator[httpx.Client]:
+    with serving(own_settings) as client:
+        yield client
+
+
+def upload(client: httpx.Client) -> httpx.Response:
+    return client.post("/upscale", files={"image": ("photo.png", PNG)})
+
+
+def test_without_redis_every_use_is_503_and_with_it_all_is_well_again(
+    own_client: httpx.Client, own_redis: RedisServer, own_settings: Settings
+) -> None:
+    job = upload(own_client).json()["id"]
+
+    own_redis.kill()
+    started = time.monotonic()
+    for method, path in [
+        ("GET", f"/jobs/{job}"),
+        ("GET", f"/jobs/{job}/result"),
+        ("DELETE", f"/jobs/{job}"),
+        ("GET", "/models"),
+    ]:
+        body = problem(own_client.request(method, path), 503, "queue-unavailable")
+        assert body["retry_after"]
+        assert "127.0.0.1" not in str(body["detail"])
+    problem(upload(own_client), 503, "queue-unavailable")
+    ready = problem(own_client.get("/readyz"), 503, "not-ready")
+    assert not ready["components"]["redis"]["ready"]
+    assert own_client.get("/livez").status_code == 200
+    assert time.monotonic() - started < 10, "a refusal must not keep its client waiting"
+    stored = [path.name for path in own_settings.blob_root.rglob("*") if path.is_file()]
+    assert stored == [job]
+
+    own_redis.start()
+    assert own_client.get(f"/jobs/{job}").json()["state"] == "queued"
+    assert upload(own_client).status_code == 202
+    with own_redis.connect() as connection:
+        FakeWorker(connection, own_settings).appear()
+    assert own_client.get("/readyz").status_code == 200
+
+
+def test_the_service_starts_without_redis_and_works_once_it_comes(
+    own_settings: Settings, own_redis: RedisServer
+) -> None:
+    own_redis.kill()
+    with serving(own_settings) as client:
+        problem(upload(client), 503, "queue-unavailable")
+        own_redis.start()
+        assert upload(client).status_code == 202
+
+
+def test_redis_lost_between_the_upload_and_its_job_leaves_nothing(
+    client: httpx.Client, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(queue: JobQueue, *_: object) -> None:
+        raise QueueUnavailable("Redis went away in this moment.", retry_after=5)
+
+    monkeypatch.setattr(JobQueue, "submit", lost)
+    problem(upload(client), 503, "queue-unavailable")
+    assert leftovers.found() == []
+
+
+def test_a_redis_that_takes_no_writes_is_a_503(client: httpx.Client, redis: Redis) -> None:
+    """Out of memory, read-only after a failover: it answers PING and is of no use."""
+    redis.config_set("maxmemory", "1")
+    try:
+        answer = upload(client)
+    finally:
+        redis.config_set("maxmemory", "0")
+    problem(answer, 503, "queue-unavailable")
+    assert upload(client).status_code == 202
+
+
+def test_a_store_that_cannot_be_written_is_a_503_and_leaves_no_job(
+    client: httpx.Client, settings: Settings, redis: Redis, leftovers: Leftovers
+) -> None:
+    shutil.rmtree(settings.blob_root)
+    settings.blob_root.write_text("a file where the folder should be")
+    body = problem(upload(client), 503, "store-unavailable")
+    assert body["retry_after"]
+    assert str(settings.blob_root) not in str(body)
+    assert redis.keys("*job*") == []
+    settings.blob_root.unlink()
+    assert leftovers.found() == []
+    assert upload(client).status_code == 202
+
+
+def test_no_room_for_temporary_files_is_a_503(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    answer = client.post("/upscale", files={"image": ("big.png", bytes(1_500_000))})
+    problem(answer, 503, "store-unavailable")

@@ -1,0 +1,140 @@
+"""Whatever goes wrong is a problem with a request id, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import structlog
+
+from jobs.queue import JobQueue
+from jobs.settings import Settings
+from jobs.store import BlobStore
+from tests.service.harness import FakeWorker, problem, serving
+from tests.service.pictures import picture
+
+
+def test_an_unknown_path_is_a_404_problem(client: httpx.Client) -> None:
+    body = problem(client.get("/nothing/here"), 404, "about:blank")
+    assert "/nothing/here" in str(body["detail"])
+
+
+def test_a_wrong_method_is_a_405_problem_with_all_that_would_do(client: httpx.Client) -> None:
+    answer = client.patch("/jobs/x")
+    body = problem(answer, 405, "about:blank")
+    assert body["allowed"] == ["DELETE", "GET"]
+    assert answer.headers["Allow"] == "DELETE, GET"
+
+
+def test_a_get_of_the_upload_is_a_405_problem(client: httpx.Client) -> None:
+    answer = client.get("/upscale")
+    problem(answer, 405, "about:blank")
+    assert answer.headers["Allow"] == "POST"
+
+
+def test_a_problem_about_a_strange_path_is_still_json(client: httpx.Client) -> None:
+    answer = client.get("/caf%C3%A9/%F0%9F%90%88/%FF%22")
+    assert answer.status_code == 404
+    assert json.loads(answer.content)["instance"].isascii()
+
+
+def test_every_answer_has_a_request_id(client: httpx.Client) -> None:
+    first, second = (client.get("/livez").headers["X-Request-ID"] for _ in range(2))
+    assert len(first) == 32
+    assert first != second
+
+
+def test_a_clients_request_id_is_kept(client: httpx.Client) -> None:
+    answer = client.get("/livez", headers={"X-Request-ID": "trace-1.a_B"})
+    assert answer.headers["X-Request-ID"] == "trace-1.a_B"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "<script>", "né"])
+def test_a_request_id_that_is_no_word_is_replaced(client: httpx.Client, given: str) -> None:
+    answer = client.get("/livez", headers={b"X-Request-ID": given.encode()})
+    assert len(answer.headers["X-Request-ID"]) == 32
+
+
+def test_an_unexpected_error_is_a_500_problem_and_a_log_entry(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(queue: JobQueue, job_id: str) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(JobQueue, "get", broken)
+    with structlog.testing.capture_logs(
+        processors=[structlog.contextvars.merge_contextvars]
+    ) as logs:
+        answer = client.get("/jobs/x")
+    body = problem(answer, 500, "internal-error")
+    assert "secret" not in answer.text
+    (entry,) = [entry for entry in logs if entry["event"] == "unexpected error"]
+    assert entry["exc_info"] is True
+    assert entry["request_id"] == body["request_id"]
+    # The connection lives on.
+    assert client.get("/livez").status_code == 200
+
+
+def test_an_error_in_the_middle_of_a_result_breaks_the_connection(
+    settings: Settings, client: httpx.Client, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole-looking half image would be worse than none."""
+    job = client.post("/upscale", files={"image": picture("PNG")}).json()["id"]
+    worker.start(job)
+    worker.succeed(job, bytes(1000))
+
+    def breaking(store: BlobStore, key: str) -> Iterator[bytes]:
+        yield bytes(500)
+        raise RuntimeError("the disk broke")
+
+    monkeypatch.setattr(BlobStore, "stream", breaking)
+    with structlog.testing.capture_logs(), pytest.raises(httpx.RemoteProtocolError):
+        client.get(f"/jobs/{job}/result")
+
+
+def test_a_refusal_reaches_a_client_that_still_sends(client: httpx.Client) -> None:
+    """The server must not reset the connection while its answer is on the way."""
+    address = (client.base_url.host, client.base_url.port)
+    with socket.create_connection(address, timeout=10) as connection:
+        head = "POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\n"
+        connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode())
+        for _ in range(200):
+            connection.sendall(bytes(50_000))
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in answer.lower()
+
+
+def test_the_type_of_a_problem_can_be_looked_up(client: httpx.Client) -> None:
+    body = problem(client.get("/jobs/x"), 404, "job-not-found")
+    looked_up = client.get(str(body["type"])).json()
+    assert looked_up == {"type": body["type"], "title": body["title"], "status": 404}
+
+
+def test_the_type_of_a_jobs_error_can_be_looked_up(client: httpx.Client) -> None:
+    assert client.get("/problems/worker-lost").json()["status"] is None
+
+
+def test_an_unknown_type_of_problem_is_a_404_problem(client: httpx.Client) -> None:
+    problem(client.get("/problems/nonsense"), 404, "about:blank")
+
+
+def test_each_request_is_one_line_in_the_log(client: httpx.Client) -> None:
+    with structlog.testing.capture_logs() as logs:
+        client.get("/nothing")
+    (entry,) = [entry for entry in logs if entry["event"] == "request"]
+    assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/nothing", 404)
+    assert entry["seconds"] >= 0
+
+
+def test_a_service_behind_a_prefix_says_so_in_its_paths(settings: Settings) -> None:
+    with serving(settings, root_path="/upscaler") as client:
+        answer = client.post("/upscale", files={"image": picture("PNG")})
+        assert answer.headers["Location"] == f"/upscaler/jobs/{answer.json()['id']}"
+        assert answer.json()["links"]["self"] == answer.headers["Location"]
+        assert client.get("/jobs/x").json()["type"] == "/upscaler/problems/job-not-found"

@@ -1,0 +1,206 @@
+"""POST /upscale: which images and parameters become a job, and which are refused."""
+
+from __future__ import annotations
+
+import io
+
+import httpx
+import pytest
+from PIL import Image, features
+
+from jobs.presets import PRESETS
+from jobs.settings import Settings
+from jobs.store import BlobStore, input_key
+from tests.service.harness import FakeWorker, Leftovers, problem, serving, upload
+from tests.service.pictures import animated, bomb, picture
+
+PNG = picture("PNG")
+KINDS = ["PNG", "JPEG", "WEBP", "TIFF", *(["AVIF"] if features.check("avif") else [])]
+
+
+def test_an_image_goes_in_and_its_result_comes_out(
+    client: httpx.Client, worker: FakeWorker, settings: Settings
+) -> None:
+    accepted = upload(client, PNG, scale=4, seed=7, fidelity_weight=0.25)
+    assert accepted.status_code == 202
+    job = accepted.json()
+    assert accepted.headers["Location"] == f"/jobs/{job['id']}"
+    assert int(accepted.headers["Retry-After"]) >= 1
+    assert job["state"] == "queued"
+    assert job["queue_position"] == 1
+    assert job["seed"] == 7
+    assert job["parameters"]["fidelity_weight"] == 0.25
+    assert (job["input"]["width"], job["input"]["height"]) == (24, 16)
+    assert BlobStore.open(settings).get(input_key(job["id"])) == PNG
+
+    worker.start(job["id"])
+    result = picture("PNG", 96, 64)
+    worker.succeed(job["id"], result)
+
+    done = client.get(accepted.headers["Location"])
+    assert done.json()["state"] == "succeeded"
+    assert "Retry-After" not in done.headers
+    fetched = client.get(done.json()["result"]["url"])
+    assert fetched.status_code == 200
+    assert fetched.content == result
+
+
+def test_what_is_left_out_is_the_presets_default(client: httpx.Client) -> None:
+    parameters = upload(client, PNG).json()["parameters"]
+    preset = PRESETS["tiny"]
+    assert parameters["preset"] == "tiny"
+    assert parameters["steps"] == preset.steps
+    assert parameters["fidelity_weight"] == preset.fidelity_weight
+    assert parameters["scale"] == 4
+    assert isinstance(parameters["seed"], int)
+
+
+def test_an_empty_field_counts_as_left_out(client: httpx.Client) -> None:
+    """An HTML form sends the inputs that nobody filled in."""
+    answer = upload(client, PNG, steps="", seed="", preset=" ")
+    assert answer.status_code == 202
+    assert answer.json()["parameters"]["steps"] == PRESETS["tiny"].steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_of_the_list_is_taken(client: httpx.Client, kind: str) -> None:
+    answer = upload(client, picture(kind), name="wrong.xyz")
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["input"]["format"] == kind
+    assert answer.json()["input"]["media_type"] == f"image/{kind.lower()}"
+
+
+def test_the_size_is_given_as_a_viewer_sees_it(client: httpx.Client) -> None:
+    answer = upload(client, picture("JPEG", 40, 30, orientation=6)).json()
+    assert (answer["input"]["width"], answer["input"]["height"]) == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("data", "slug"),
+    [
+        (b"", "image-empty"),
+        (b"this is a letter, not an image", "image-format-unsupported"),
+        (b"GIF89a" + bytes(100), "image-format-unsupported"),
+        (PNG[:20], "image-truncated"),
+        *((picture(kind, 64, 64)[:-40], "image-truncated") for kind in ("PNG", "JPEG", "WEBP")),
+        *((picture(kind, 64, 64)[:-400], "image-truncated") for kind in KINDS),
+        (b"\xff\xd8\xff\xd9", "image-unreadable"),
+        *((animated(kind), "image-animated") for kind in KINDS if kind != "JPEG"),
+        (PNG.replace(b"IHDR\0\0\0\x18", b"IHDR\0\0\0\x19"), "image-unreadable"),
+    ],
+)
+def test_a_file_that_is_no_whole_still_image_is_refused_with_422(
+    client: httpx.Client, leftovers: Leftovers, data: bytes, slug: str
+) -> None:
+    problem(upload(client, data), 422, slug)
+    assert leftovers.found() == []
+
+
+def test_a_bomb_of_20000_by_20000_pixels_is_refused_with_422(
+    client: httpx.Client, leftovers: Leftovers, settings: Settings
+) -> None:
+    data = bomb(20_000, 20_000)
+    assert len(data) < 100_000
+    body = problem(upload(client, data), 422, "image-too-large")
+    assert body["pixels"] == 400_000_000
+    assert body["max_input_pixels"] == settings.max_input_pixels
+    assert leftovers.found() == []
+
+
+def test_a_result_with_too_many_pixels_is_refused_with_422(
+    client: httpx.Client, leftovers: Leftovers
+) -> None:
+    body = problem(upload(client, bomb(900, 900), scale=4), 422, "output-too-large")
+    assert (body["width"], body["height"]) == (3600, 3600)
+    assert body["max_output_pixels"] == 4_000_000
+    assert leftovers.found() == []
+
+
+def test_a_result_too_long_for_its_format_is_refused_with_422(client: httpx.Client) -> None:
+    strip = bomb(5000, 20)
+    body = problem(upload(client, strip, output_format="webp"), 422, "output-too-large")
+    assert body["max_side"] == 16_383
+    assert upload(client, strip, output_format="png").status_code == 202
+
+
+def test_a_fidelity_weight_of_7_is_refused_with_its_range(
+    client: httpx.Client, leftovers: Leftovers
+) -> None:
+    body = problem(upload(client, PNG, fidelity_weight=7), 422, "invalid-parameters")
+    assert body["detail"] == "fidelity_weight must be between 0 and 1; got 7."
+    assert body["errors"] == [
+        {
+            "field": "fidelity_weight",
+            "detail": "must be between 0 and 1; got 7",
+            "minimum": 0,
+            "maximum": 1,
+        }
+    ]
+    assert leftovers.found() == []
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(client: httpx.Client) -> None:
+    body = problem(upload(client, PNG, preset="enormous"), 422, "invalid-parameters")
+    assert all(name in str(body["detail"]) for name in PRESETS)
+    (error,) = body["errors"]
+    assert error["allowed"] == list(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("fidelity_weight", "nan"),
+        ("fidelity_weight", "much"),
+        ("scale", "0"),
+        ("scale", "inf"),
+        ("steps", "0"),
+        ("steps", "1.5"),
+        ("steps", "9" * 400),
+        ("sampler", "euler"),
+        ("color_fix", "sepia"),
+        ("seed", "-1"),
+        ("tile_overlap", "9"),
+        ("output_format", "bmp"),
+        ("fidelity_weigth", "0.5"),
+    ],
+)
+def test_a_wrong_field_is_refused_by_its_name(
+    client: httpx.Client, leftovers: Leftovers, field: str, value: str
+) -> None:
+    body = problem(upload(client, PNG, **{field: value}), 422, "invalid-parameters")
+    assert [error["field"] for error in body["errors"]] == [field]
+    assert leftovers.found() == []
+
+
+def test_all_wrong_fields_are_told_at_once(client: httpx.Client) -> None:
+    answer = upload(client, PNG, scale=99, steps="x", sampler="y")
+    body = problem(answer, 422, "invalid-parameters")
+    assert {error["field"] for error in body["errors"]} == {"scale", "steps", "sampler"}
+
+
+def test_a_field_given_twice_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/upscale", files={"image": PNG}, data={"scale": ["2", "3"]})
+    body = problem(answer, 422, "invalid-parameters")
+    assert body["errors"] == [{"field": "scale", "detail": "must be given once; it comes 2 times"}]
+
+
+def test_parameters_in_the_url_are_refused(client: httpx.Client) -> None:
+    answer = client.post("/upscale?scale=2", files={"image": PNG})
+    body = problem(answer, 422, "invalid-parameters")
+    assert body["errors"][0]["field"] == "scale"
+
+
+def test_the_servers_own_preset_is_the_one_that_is_meant(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"preset": "stablesr-turbo"})) as client:
+        assert upload(client, PNG).json()["parameters"]["preset"] == "stablesr-turbo"
+        assert upload(client, PNG).json()["parameters"]["steps"] == PRESETS["stablesr-turbo"].steps
+
+
+def test_warnings_of_the_image_library_are_no_errors(settings: Settings) -> None:
+    """Pillow has a limit of its own and warns past it; here the setting decides."""
+    many = settings.model_copy(update={"max_input_pixels": 10**9, "max_output_pixels": 10**9})
+    data = bomb(12_000, 10_000)
+    with pytest.raises(Image.DecompressionBombWarning):
+        Image.open(io.BytesIO(data))
+    with serving(many) as client:
+        assert upload(client, data, scale=1).status_code == 202
