@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from models.checkpoints.folder import load_folder, save_folder
 from models.networks.bundle import Networks
 from models.training.autoencoder import autoencoder_loss, is_first_stage, latent_deviation
+from models.training.color_path import open_color_path
 from models.training.degradation import MILD, PAPER, degrade
 from models.training.loop import Fit, LoopSettings
 from models.training.photographs import PhotographCrops
@@ -92,6 +93,7 @@ class Run:
     def autoencoder(self) -> None:
         networks = self._start("autoencoder")
         autoencoder = networks.autoencoder
+        open_color_path(autoencoder)
         autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # undeclared
         crops, settings = self._crops("autoencoder"), self.config["autoencoder"]
         fit = Fit(autoencoder, is_first_stage, self._loop("autoencoder"), self.out / "autoencoder")

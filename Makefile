@@ -1,0 +1,63 @@
+# The project's everyday commands. Each makes .venv when it is missing.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS := worker,embedded,dev
+
+.PHONY: help venv demo up test lint types walls tests parity containers constraints clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP)  ## .venv with everything that constraints.txt pins
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(STAMP)  ## upscale a photograph through the whole service (IMAGE=path for your own)
+	@$(BIN)/stablesr demo $(if $(IMAGE),"$(IMAGE)")
+
+up: $(STAMP)  ## Redis, a worker and the service on this machine, until Ctrl-C
+	@$(BIN)/stablesr up
+
+test: lint types walls tests  ## every check, as CI runs them
+
+lint: $(STAMP)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy
+
+walls: $(STAMP)  ## import-linter: which folder may import which
+	$(BIN)/lint-imports
+
+tests: $(STAMP)  ## pytest
+	$(BIN)/pytest
+
+parity: $(STAMP)  ## the numbers of this implementation against the reference values in tests/
+	$(BIN)/python -m tests.parity
+
+containers: $(STAMP)  ## compose up without a GPU, upscale one picture through it, compose down
+	docker/prove
+
+constraints: $(STAMP)  ## write constraints.txt anew from .venv
+	@{ sed -n '/^#/p' constraints.txt; \
+	   $(BIN)/python -m pip freeze --all --exclude pip --exclude podman-compose --exclude-editable | sed 's/^\(torch==[0-9.]*\)+.*/\1/'; \
+	} > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove .venv, caches and what `make demo` wrote
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -f upscaled.png side-by-side.png
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,266 @@
+"""The embedded mode: Redis, one worker and the service on this machine, as child processes.
+
+    stablesr up
+    ├── redis-server           loopback, free port, append-only file in the data folder
+    ├── stablesr worker        started again when it dies, a bounded number of times
+    └── stablesr serve
+
+All state lies in one data folder, locked while it is in use, so that jobs and results
+survive a restart and two stacks never share a Redis file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import httpx
+
+from cli.errors import NotStarted
+from cli.extras import require_torch
+from cli.processes import Child, describe_end
+from cli.redis_server import find_redis_server, free_port, new_password, redis_config, redis_url
+
+__all__ = ["Stack", "default_data_folder"]
+
+READY_S = 300.0
+"""How long the parts may take to come up: the first import of torch on a slow disk."""
+STOP_S = 30.0
+"""How long a part may take to end before it is killed; a worker gives its job back at once."""
+RESTARTS = 5
+"""How often the worker is started again within `RESTART_WINDOW_S` before all is given up."""
+RESTART_WINDOW_S = 600.0
+
+COMMANDS: Mapping[str, Sequence[str]] = {
+    "worker": (sys.executable, "-m", "cli", "worker"),
+    "service": (sys.executable, "-m", "cli", "serve"),
+}
+"""What is started beside Redis. As modules, so that it is this package, whatever PATH says."""
+
+
+def default_data_folder() -> Path:
+    """Where the embedded mode keeps its state: `$XDG_STATE_HOME/stablesr`, per user."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "stablesr"
+
+
+class Stack:
+    """The running parts.
+
+    Args:
+        data: the folder of all state; made when missing, readable by its owner only.
+        host: the address that the service listens on.
+        port: its port; 0 takes a free one.
+        preset: the preset that the worker serves; the settings' own when None.
+        say: called with each line a part says and each event, as (part, line).
+        commands: what to start as "worker" and as "service".
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        preset: str | None = None,
+        say: Callable[[str, str], None] = lambda part, line: None,
+        commands: Mapping[str, Sequence[str]] = COMMANDS,
+    ) -> None:
+        self.data = data.expanduser().resolve()
+        self._host = host
+        self._port = port or free_port(host)
+        self._preset = preset
+        self._say = say
+        self._commands = commands
+        self._children: dict[str, Child] = {}
+        self._restarts: list[float] = []
+        self._lock: IO[str] | None = None
+        self._env: dict[str, str] = {}
+
+    @property
+    def url(self) -> str:
+        """Where the service answers."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
+
+    def pid(self, part: str) -> int:
+        """The process id of "redis", "worker" or "service"."""
+        return self._children[part].pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts every part; `wait_ready` tells when they answer.
+
+        Raises:
+            NotInstalled: torch or a redis-server is missing.
+            NotStarted: the data folder is in use by another stack.
+        """
+        require_torch()
+        redis_server = find_redis_server()
+        for folder in (self.data, self.data / "redis", self.data / "blobs", self.data / "logs"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for log in (self.data / "logs").glob("*.log"):
+            log.unlink()
+        self._lock = self._take_lock()
+        port, password = free_port(), new_password()
+        self._env = {
+            # These lines are read by a person, though the parts write to a pipe.
+            "STABLESR_LOG_FORMAT": "console",
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "STABLESR_REDIS_URL": redis_url(port, password),
+            "STABLESR_BLOB_ROOT": str(self.data / "blobs"),
+            "STABLESR_HOST": self._host,
+            "STABLESR_PORT": str(self._port),
+        }
+        # Everything lies in the data folder, whatever the surroundings say.
+        self._env.pop("STABLESR_BLOB_URL", None)
+        if self._preset is not None:
+            self._env["STABLESR_PRESET"] = self._preset
+        self._children["redis"] = Child(
+            "redis",
+            [str(redis_server), "-"],
+            env=self._env,
+            log=self._log("redis"),
+            stdin=redis_config(self.data / "redis", port, password),
+            # Redis holds the lock too: should this process be killed, the folder stays taken
+            # for as long as its Redis lives.
+            keep=[self._lock.fileno()],
+            on_line=lambda line: self._say("redis", line),
+        )
+        self._start_part("worker")
+        self._start_part("service")
+
+    def wait_ready(self, timeout_s: float = READY_S) -> None:
+        """Returns when `/readyz` answers 200: Redis, the service and the worker's model.
+
+        Raises:
+            NotStarted: a part ended, or the time is over; with the last lines it said.
+        """
+        deadline = time.monotonic() + timeout_s
+        answer = "no answer yet"
+        pause = 0.1
+        with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
+            while time.monotonic() < deadline:
+                self.check()
+                try:
+                    response = client.get("/readyz")
+                except httpx.TransportError as error:
+                    answer = str(error)
+                else:
+                    if response.status_code == httpx.codes.OK:
+                        return
+                    answer = f"{response.status_code} {response.text.strip()[:300]}"
+                # Ever more slowly: each question is a line in the service's log.
+                time.sleep(pause)
+                pause = min(1.5 * pause, 1.0)
+        raise NotStarted(
+            f"The service was not ready after {timeout_s:.0f} seconds. {self.url}/readyz "
+            f"says: {answer}. The logs are in {self.data / 'logs'}."
+        )
+
+    def check(self) -> None:
+        """Looks after the parts: a dead worker is started again.
+
+        Raises:
+            NotStarted: Redis or the service ended, or the worker did so too often.
+        """
+        for name in ("redis", "service"):
+            child = self._children[name]
+            status = child.ended()
+            if status is not None:
+                raise NotStarted(_ended(child, status))
+        worker = self._children["worker"]
+        status = worker.ended()
+        if status is None:
+            return
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S]
+        if len(self._restarts) >= RESTARTS:
+            raise NotStarted(
+                f"The worker was started {RESTARTS} times more within "
+                f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_ended(worker, status)}"
+            )
+        self._restarts.append(now)
+        self._say(
+            "stablesr",
+            f"The worker ended {describe_end(status)}; starting it again "
+            f"({len(self._restarts)} of {RESTARTS}).",
+        )
+        self._start_part("worker")
+
+    def stop(self) -> None:
+        """Ends every part in order: first who takes work, then who does it, then Redis.
+
+        A part that does not end in half a minute is killed; so is every one on a second Ctrl-C.
+        """
+        try:
+            for name in ("service", "worker", "redis"):
+                if name in self._children:
+                    self._stop_part(name, STOP_S)
+        except KeyboardInterrupt:
+            for name in list(self._children):
+                self._stop_part(name, 0)
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def _start_part(self, name: str) -> None:
+        self._children[name] = Child(
+            name,
+            self._commands[name],
+            env=self._env,
+            log=self._log(name),
+            on_line=lambda line: self._say(name, line),
+        )
+
+    def _stop_part(self, name: str, grace_s: float) -> None:
+        child = self._children[name]
+        running = child.ended() is None
+        status = child.stop(grace_s)
+        del self._children[name]
+        # The service ends by the very signal it was sent, after it has closed everything.
+        if running and status not in (0, -signal.SIGTERM):
+            self._say("stablesr", f"The part {name} ended {describe_end(status)}.")
+
+    def _log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+    def _take_lock(self) -> IO[str]:
+        lock = (self.data / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip()
+            lock.close()
+            raise NotStarted(
+                f"The data folder {self.data} is in use by process {holder or 'unknown'} or by "
+                "its Redis: stop that first, or give another folder with --data."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+
+def _ended(child: Child, status: int) -> str:
+    return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"

@@ -1,0 +1,153 @@
+"""The embedded mode with a real Redis and small stand-ins for worker and service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli import stack as stack_module
+from cli.errors import NotStarted
+from cli.stack import Stack
+
+WORKER = "import signal; print('worker is up', flush=True); signal.pause()"
+SERVICE = """
+import os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from redis import Redis
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        # Ready when the Redis it was told answers, and with the folder it was told.
+        Redis.from_url(os.environ["STABLESR_REDIS_URL"]).ping()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(os.environ["STABLESR_BLOB_ROOT"].encode())
+    def log_message(self, *_): pass
+
+port = int(os.environ["STABLESR_PORT"])
+HTTPServer((os.environ["STABLESR_HOST"], port), Handler).serve_forever()
+"""
+
+
+class Heard:
+    """What the parts said, to be waited for."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+        self._news = threading.Condition()
+
+    def __call__(self, part: str, line: str) -> None:
+        with self._news:
+            self.lines.append((part, line))
+            self._news.notify_all()
+
+    def count(self, part: str, words: str) -> int:
+        return sum(who == part and words in line for who, line in self.lines)
+
+    def wait(self, part: str, words: str, times: int = 1) -> None:
+        with self._news:
+            assert self._news.wait_for(lambda: self.count(part, words) >= times, 30), self.lines
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+def make(data: Path, heard: Heard, *, worker: str = WORKER, service: str = SERVICE) -> Stack:
+    commands = {
+        "worker": (sys.executable, "-u", "-c", worker),
+        "service": (sys.executable, "-u", "-c", service),
+    }
+    return Stack(data, port=0, say=heard, commands=commands)
+
+
+@pytest.fixture
+def stack(tmp_path: Path, heard: Heard) -> Iterator[Stack]:
+    with make(tmp_path / "data", heard) as stack:
+        stack.start()
+        stack.wait_ready(60)
+        yield stack
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_every_part_starts_with_the_settings_of_the_data_folder(
+    stack: Stack, tmp_path: Path
+) -> None:
+    answer = httpx.get(f"{stack.url}/readyz", trust_env=False)
+    assert answer.text == str(tmp_path / "data" / "blobs")
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+
+
+def test_after_stop_no_process_is_left(tmp_path: Path, heard: Heard) -> None:
+    stack = make(tmp_path, heard)
+    stack.start()
+    stack.wait_ready(60)
+    pids = [stack.pid(part) for part in ("redis", "worker", "service")]
+    stack.stop()
+    assert all(gone(pid) for pid in pids)
+
+
+def test_a_killed_worker_is_started_again_with_the_reason(stack: Stack, heard: Heard) -> None:
+    heard.wait("worker", "worker is up")
+    first = stack.pid("worker")
+    os.kill(first, signal.SIGKILL)
+    os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+    stack.check()
+    heard.wait("worker", "worker is up", times=2)
+    assert stack.pid("worker") != first
+    assert heard.count("stablesr", "The worker ended by SIGKILL") == 1
+
+
+def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
+    tmp_path: Path, heard: Heard
+) -> None:
+    with make(tmp_path, heard, worker="raise SystemExit('no weights here')") as stack:
+        stack.start()
+
+        def look_after_the_worker_until_it_is_given_up() -> None:
+            for _ in range(stack_module.RESTARTS + 1):
+                os.waitid(os.P_PID, stack.pid("worker"), os.WEXITED | os.WNOWAIT)
+                stack.check()
+
+        with pytest.raises(NotStarted, match="no weights here"):
+            look_after_the_worker_until_it_is_given_up()
+    assert heard.count("stablesr", "starting it again") == stack_module.RESTARTS
+
+
+def test_a_service_that_cannot_start_ends_all_with_its_last_words(
+    tmp_path: Path, heard: Heard
+) -> None:
+    with make(tmp_path, heard, service="raise SystemExit('the port is taken')") as stack:
+        stack.start()
+        with pytest.raises(NotStarted, match="the port is taken"):
+            stack.wait_ready(60)
+
+
+def test_a_data_folder_in_use_is_refused_with_the_holder(
+    stack: Stack, tmp_path: Path, heard: Heard
+) -> None:
+    with make(tmp_path / "data", heard) as second, pytest.raises(NotStarted) as caught:
+        second.start()
+    assert f"in use by process {os.getpid()}" in str(caught.value)
+
+
+def test_a_data_folder_can_be_used_again_after_a_stop(tmp_path: Path, heard: Heard) -> None:
+    for _ in range(2):
+        with make(tmp_path, heard) as stack:
+            stack.start()
+            stack.wait_ready(60)

@@ -1,0 +1,113 @@
+"""A pipeline without weights whose steps can be told to be slow, to fail, to hang or to crash.
+
+What happens to a job follows from its seed; a seed below 1000 runs as it should. `main` is a
+worker process with it: the real supervisor, slots, engine and tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from jobs.settings import Settings
+from models.pipeline import Options, output_size
+from models.sampling import Sampler, StepRequest
+from worker.logs import configure_logging
+from worker.supervisor import Supervisor
+
+__all__ = [
+    "CRASH",
+    "DEVICE_ERROR",
+    "ERROR",
+    "HANG",
+    "HANG_DECODING",
+    "HANG_ONCE",
+    "OUT_OF_MEMORY",
+    "Double",
+    "main",
+]
+
+CRASH, HANG, HANG_ONCE, HANG_DECODING, ERROR, OUT_OF_MEMORY, DEVICE_ERROR = range(1001, 1008)
+
+TROUBLE_STEP = 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    image: Tensor
+    size: tuple[int, int]
+
+
+class Double:
+    """An `Upscaler`: its result is the image enlarged, and shifted by a value from the sampling."""
+
+    def __init__(self, *, step_s: float = 0.0, marks: Path | None = None) -> None:
+        self._step_s = step_s
+        self._marks = marks
+
+    def prepare(self, image: Tensor, options: Options) -> Prepared:
+        return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
+
+    def sample(self, prepared: Prepared, options: Options) -> Sampler:
+        noise = torch.Generator().manual_seed(options.seed)
+        canvas = torch.randn(2, 4, 8, 8, generator=noise)
+        lr = prepared.image.mean().expand(2, 4, 8, 8)
+        seed = torch.full((2, 1, 1), float(options.seed))
+        steps = options.steps or 1
+        for step in range(steps):
+            canvas = yield StepRequest(canvas, lr, 999 - step, seed, step, steps)
+        return canvas
+
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        time.sleep(self._step_s)
+        for request in requests:
+            if request.step >= TROUBLE_STEP:
+                self._trouble(int(request.context[0, 0, 0]))
+        return [torch.sin(r.noisy + r.lr * r.timestep + r.context[:, :, None]) for r in requests]
+
+    def decode(self, prepared: Prepared, latent: Tensor, options: Options) -> Tensor:
+        if options.seed == HANG_DECODING:
+            time.sleep(3600)
+        larger = interpolate(prepared.image, prepared.size)
+        texture = interpolate(latent[:1, :3], prepared.size)
+        return (larger + 0.2 * texture).clamp(0, 1)
+
+    def _trouble(self, seed: int) -> None:
+        if seed == CRASH:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if seed == HANG or (seed == HANG_ONCE and self._first()):
+            time.sleep(3600)
+        if seed == ERROR:
+            raise ValueError("the network does not like this image")
+        if seed == OUT_OF_MEMORY:
+            raise torch.OutOfMemoryError("no memory for one tile")
+        if seed == DEVICE_ERROR and self._first():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def _first(self) -> bool:
+        """Whether nothing was asked before, in any process that shares the folder of marks."""
+        assert self._marks is not None
+        try:
+            (self._marks / "happened").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+def main(settings: Settings, *, step_s: float, load_s: float) -> int:
+    """A worker whose model takes `load_s` to load and `step_s` for a call."""
+    configure_logging(settings)
+
+    def load() -> Double:
+        time.sleep(load_s)
+        return Double(step_s=step_s, marks=settings.blob_root.parent)
+
+    return Supervisor(settings, load, device="double").run()

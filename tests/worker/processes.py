@@ -1,0 +1,152 @@
+"""Worker processes and a service's view of them, for tests."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from jobs.queue import JobQueue
+from jobs.schema import ImageInfo, Job, JobState, Parameters, new_job_id
+from jobs.settings import Settings
+from jobs.store import BlobStore, input_key
+from tests.worker import double
+
+__all__ = ["House", "WorkerProcess", "png", "wait_for"]
+
+
+def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = 30.0) -> None:
+    """Return as soon as the condition holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def png(width: int = 10, height: int = 6, color: tuple[int, int, int] = (90, 120, 60)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), color).save(file, "PNG")
+    return file.getvalue()
+
+
+# Importing torch takes seconds. This server has done so once, and forks a process for each worker
+# before any thread or device exists in it.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.worker.double"])
+
+
+def _serve(settings: dict[str, Any], log: Path, step_s: float, load_s: float) -> None:
+    with log.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    warnings.simplefilter("error")
+    sys.exit(double.main(Settings(**settings), step_s=step_s, load_s=load_s))
+
+
+class WorkerProcess:
+    """A worker with the double, in a process of its own. `with` ends it if it still runs."""
+
+    def __init__(
+        self, settings: Settings, log: Path, *, step_s: float = 0.0, load_s: float = 0.0
+    ) -> None:
+        self.log = log
+        values = settings.model_dump()
+        self.process = CONTEXT.Process(target=_serve, args=(values, log, step_s, load_s))
+        self.process.start()
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; minus the signal's number when one ended it."""
+        return self.process.exitcode
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self, seconds: float = 30.0) -> int | None:
+        """The exit code, None when it still runs."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        if error[0] is not None:
+            print(self.log.read_text())
+
+
+class House:
+    """A queue, a store and a folder: what the service and its workers share."""
+
+    def __init__(self, redis_url: str, folder: Path, **settings: Any) -> None:
+        quick: dict[str, Any] = {"heartbeat_s": 0.4, "worker_ttl_s": 2, "maintenance_s": 1}
+        self.settings = Settings(
+            redis_url=redis_url, blob_root=folder / "blobs", log_format="json", **quick | settings
+        )
+        self.folder = folder
+        self.queue = JobQueue(self.settings)
+        self.store = BlobStore.open(self.settings)
+        self._workers = 0
+
+    def worker(self, *, step_s: float = 0.0, load_s: float = 0.0, **settings: Any) -> WorkerProcess:
+        self._workers += 1
+        log = self.folder / f"worker-{self._workers}.log"
+        changed = self.settings.model_copy(update=settings)
+        return WorkerProcess(changed, log, step_s=step_s, load_s=load_s)
+
+    def ready(self, workers: int = 1) -> None:
+        """Wait until so many workers take jobs."""
+        wait_for(
+            lambda: sum(worker.ready for worker in self.queue.workers()) == workers,
+            f"{workers} workers are ready",
+            seconds=60.0,
+        )
+
+    def submit(
+        self, data: bytes | None = None, *, seed: int = 1, steps: int = 4, **more: Any
+    ) -> str:
+        data = png() if data is None else data
+        job_id = new_job_id()
+        self.store.put(input_key(job_id), data)
+        image = ImageInfo(width=10, height=6, format="PNG", media_type="image/png", bytes=len(data))
+        values = {"preset": "tiny", "scale": 2.0, "seed": seed, "steps": steps, **more}
+        self.queue.submit(job_id, Parameters(**values), image)
+        return job_id
+
+    def job(self, job_id: str) -> Job:
+        return self.queue.get(job_id)
+
+    def stage(self, job_id: str) -> str | None:
+        progress = self.job(job_id).progress
+        return progress.stage if progress is not None else None
+
+    def ended(self, job_id: str, *, seconds: float = 30.0) -> Job:
+        """The job once it has ended."""
+        wait_for(lambda: self.job(job_id).state.ended, f"job {job_id} ends", seconds=seconds)
+        return self.job(job_id)
+
+    def reaches(self, job_id: str, step: int, *, attempt: int = 1) -> None:
+        """Wait until the job has made so many steps."""
+
+        def there() -> bool:
+            job = self.job(job_id)
+            if job.state.ended:
+                raise AssertionError(f"the job ended before step {step}: {job}")
+            running = job.state is JobState.PROCESSING and job.attempt == attempt
+            return running and job.progress is not None and job.progress.step >= step
+
+        wait_for(there, f"step {step} of attempt {attempt}")

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.sampling import Sampler, StepRequest, drive
+from worker.engine import Engine
+from worker.errors import Canceled, EngineBroken
+
+Predict = Callable[[StepRequest], Tensor]
+
+
+def network(request: StepRequest) -> Tensor:
+    """Stands in for the UNet: depends on every input of a tile, and on nothing else."""
+    context = request.context.mean(dim=(1, 2)).reshape(-1, 1, 1, 1)
+    return torch.sin(request.noisy * (request.timestep + 1) + request.lr) + context
+
+
+class Model:
+    """A model that keeps what it was asked, and may be told to fail."""
+
+    def __init__(self, predict: Predict = network) -> None:
+        self.batches: list[list[StepRequest]] = []
+        self._predict = predict
+
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        self.batches.append(list(requests))
+        return [self._predict(request) for request in requests]
+
+    @property
+    def tiles(self) -> list[int]:
+        """Tiles of each call so far."""
+        return [sum(len(request) for request in batch) for batch in self.batches]
+
+    def prepare(self, image: Tensor, options: object) -> object:
+        raise NotImplementedError
+
+    def sample(self, prepared: object, options: object) -> Sampler:
+        raise NotImplementedError
+
+    def decode(self, prepared: object, latent: Tensor, options: object) -> Tensor:
+        raise NotImplementedError
+
+
+def sampler(seed: int, *, tiles: int = 2, steps: int = 5) -> Sampler:
+    """A job: a canvas that follows its predictions, as a scheduler's step does."""
+    noise = torch.Generator().manual_seed(seed)
+    canvas = torch.randn(tiles, 4, 8, 8, generator=noise)
+    lr = torch.randn(tiles, 4, 8, 8, generator=noise)
+    context = torch.randn(tiles, 3, 16, generator=noise)
+    for step in range(steps):
+        request = StepRequest(canvas, lr, 999 - 7 * step - seed, context, step, steps)
+        prediction = yield request
+        canvas = 0.9 * canvas + 0.1 * prediction
+    return canvas
+
+
+@contextmanager
+def running(model: Model, *, max_tiles: int = 8) -> Iterator[Engine]:
+    engine = Engine(model, max_tiles=max_tiles)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def run_together(engine: Engine, samplers: Sequence[Sampler]) -> list[Tensor]:
+    with ThreadPoolExecutor(len(samplers)) as pool:
+        return list(pool.map(engine.run, samplers))
+
+
+def test_a_job_alone_gives_what_a_plain_loop_gives() -> None:
+    with running(Model()) as engine:
+        assert torch.equal(engine.run(sampler(1)), drive(sampler(1), network))
+
+
+def test_jobs_at_different_timesteps_in_one_batch_give_what_they_give_alone() -> None:
+    jobs = [(seed, 1 + seed % 3, 3 + seed) for seed in range(6)]
+    model = Model()
+    with running(model) as engine:
+        together = run_together(engine, [sampler(s, tiles=t, steps=n) for s, t, n in jobs])
+    for (seed, tiles, steps), latent in zip(jobs, together, strict=True):
+        assert torch.equal(latent, drive(sampler(seed, tiles=tiles, steps=steps), network))
+    mixed = [batch for batch in model.batches if len({r.timestep for r in batch}) > 1]
+    assert mixed, "no call held tiles of two timesteps"
+
+
+def test_two_jobs_share_their_calls_instead_of_taking_turns() -> None:
+    both_asked = threading.Barrier(2, timeout=10)
+
+    def at_first_wait(request: StepRequest) -> None:
+        if request.step == 0:
+            both_asked.wait()
+
+    def slowly(request: StepRequest) -> Tensor:
+        # As long as a small network takes, so that there is something to share.
+        threading.Event().wait(0.02)
+        return network(request)
+
+    model = Model(slowly)
+    with running(model) as engine, ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(engine.run, sampler(seed, steps=20), on_step=at_first_wait)
+            for seed in (1, 2)
+        ]
+        for job in jobs:
+            job.result(timeout=20)
+    shared = sum(len(batch) == 2 for batch in model.batches)
+    assert shared >= 15, f"{shared} of 20 steps were made together"
+
+
+def test_no_call_holds_more_tiles_than_allowed_and_a_large_step_is_split() -> None:
+    model = Model()
+    with running(model, max_tiles=4) as engine:
+        latent = engine.run(sampler(3, tiles=11, steps=2))
+    assert torch.equal(latent, drive(sampler(3, tiles=11, steps=2), network))
+    assert model.tiles == [4, 4, 3, 4, 4, 3]
+
+
+def test_a_small_job_waits_one_call_and_not_a_whole_step_of_a_large_one() -> None:
+    arrived, release = threading.Event(), threading.Event()
+
+    def predict(request: StepRequest) -> Tensor:
+        if not arrived.is_set():
+            arrived.set()
+            release.wait(10)
+        return network(request)
+
+    model = Model(predict)
+    with running(model, max_tiles=4) as engine, ThreadPoolExecutor(2) as pool:
+        large = pool.submit(engine.run, sampler(1, tiles=40, steps=1))
+        assert arrived.wait(10)
+        small = pool.submit(engine.run, sampler(2, tiles=1, steps=1))
+        while len(engine._waiting) < 2:
+            threading.Event().wait(0.001)
+        release.set()
+        small.result(timeout=10)
+        large.result(timeout=10)
+    order = [tuple(len(request) for request in batch) for batch in model.batches]
+    assert order[0] == (4,)
+    assert 1 in order[1] or 1 in order[2], order
+
+
+def test_only_the_guilty_job_fails_when_a_shared_call_fails() -> None:
+    def predict(request: StepRequest) -> Tensor:
+        if request.steps == 13:
+            raise ValueError("a tile that cannot be predicted")
+        return network(request)
+
+    with running(Model(predict)) as engine, ThreadPoolExecutor(3) as pool:
+        guilty = pool.submit(engine.run, sampler(1, steps=13))
+        others = [pool.submit(engine.run, sampler(seed, steps=6)) for seed in (2, 3)]
+        with pytest.raises(ValueError, match="cannot be predicted"):
+            guilty.result(timeout=10)
+        for seed, other in zip((2, 3), others, strict=True):
+            assert torch.equal(other.result(timeout=10), drive(sampler(seed, steps=6), network))
+
+
+def test_a_failed_shared_call_is_counted() -> None:
+    asked = threading.Barrier(2, timeout=10)
+
+    class Failing(Model):
+        def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+            if len(requests) > 1:
+                raise RuntimeError("together only")
+            # Whoever came first holds the engine until the other has asked as well.
+            return [network(request) for request in requests]
+
+    with running(Failing()) as engine, ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(engine.run, sampler(s, steps=9), on_step=lambda r: _meet(asked, r))
+            for s in (1, 2)
+        ]
+        latents = [job.result(timeout=10) for job in jobs]
+    assert torch.equal(latents[0], drive(sampler(1, steps=9), network))
+    assert torch.equal(latents[1], drive(sampler(2, steps=9), network))
+    assert engine.failed_batches >= 1
+
+
+def _meet(barrier: threading.Barrier, request: StepRequest) -> None:
+    barrier.wait()
+
+
+def test_calls_get_smaller_when_memory_runs_out() -> None:
+    def predict(request: StepRequest) -> Tensor:
+        if len(request) > 2:
+            raise torch.OutOfMemoryError("no memory for that many tiles")
+        return network(request)
+
+    model = Model(predict)
+    with running(model, max_tiles=8) as engine:
+        latent = engine.run(sampler(5, tiles=9, steps=2))
+    assert torch.equal(latent, drive(sampler(5, tiles=9, steps=2), network))
+    assert engine.max_tiles == 2
+
+
+def test_a_single_tile_that_does_not_fit_fails_its_job() -> None:
+    def predict(request: StepRequest) -> Tensor:
+        raise torch.OutOfMemoryError("no memory at all")
+
+    with running(Model(predict)) as engine, pytest.raises(torch.OutOfMemoryError):
+        engine.run(sampler(5, tiles=3))
+
+
+def test_what_on_step_raises_closes_the_sampler_before_the_next_step() -> None:
+    closed: list[int] = []
+
+    def watched() -> Sampler:
+        step = 0
+        try:
+            inner = sampler(1, steps=50)
+            request = next(inner)
+            while True:
+                step = request.step
+                request = inner.send((yield request))
+        finally:
+            closed.append(step)
+
+    def cancel(request: StepRequest) -> None:
+        if request.step == 3:
+            raise Canceled
+
+    model = Model()
+    with running(model) as engine:
+        with pytest.raises(Canceled):
+            engine.run(watched(), on_step=cancel)
+        assert torch.equal(engine.run(sampler(2)), drive(sampler(2), network))
+    assert closed == [3]
+
+
+def test_a_job_that_waits_for_its_predictions_can_be_stopped() -> None:
+    arrived, release = threading.Event(), threading.Event()
+
+    def hang(request: StepRequest) -> Tensor:
+        arrived.set()
+        release.wait(10)
+        return network(request)
+
+    def poll() -> None:
+        if arrived.is_set():
+            raise Canceled
+
+    with running(Model(hang)) as engine:
+        with pytest.raises(Canceled):
+            engine.run(sampler(1), poll=poll)
+        release.set()
+
+
+def test_an_error_of_the_sampler_is_raised_to_its_own_job() -> None:
+    def broken() -> Sampler:
+        yield from ()
+        raise ZeroDivisionError
+
+    with running(Model()) as engine, pytest.raises(ZeroDivisionError):
+        engine.run(broken())
+
+
+def test_jobs_hear_of_an_engine_that_was_stopped() -> None:
+    with running(Model()) as engine:
+        pass
+    with pytest.raises(EngineBroken):
+        engine.run(sampler(1))
+
+
+def test_an_engine_without_room_for_a_tile_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_tiles is 0"):
+        Engine(Model(), max_tiles=0)

@@ -1,0 +1,307 @@
+"""Real worker processes on a real Redis; only the network is a double."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.schema import JobState
+from jobs.store import result_key
+from tests.redis_server import RedisServer
+from tests.worker.double import (
+    CRASH,
+    DEVICE_ERROR,
+    ERROR,
+    HANG,
+    HANG_DECODING,
+    HANG_ONCE,
+    OUT_OF_MEMORY,
+)
+from tests.worker.processes import House, WorkerProcess, png, wait_for
+from worker.supervisor import EXIT_DEVICE_LOST
+from worker.watchdog import EXIT_STALLED
+
+
+@pytest.fixture
+def house(redis_url: str, tmp_path: Path) -> House:
+    return House(redis_url, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def served(own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A house with one worker of two slots that lives through several tests."""
+    house = House(own_redis.url, tmp_path_factory.mktemp("house"))
+    with house.worker(step_s=0.03) as worker:
+        house.ready()
+        yield house
+        assert worker.exit_code is None, worker.log.read_text()
+
+
+def test_a_job_goes_from_the_upload_to_the_result(served: House) -> None:
+    job = served.ended(served.submit(png(10, 6), scale=3.0))
+    assert job.state is JobState.SUCCEEDED
+    assert job.attempt == 1
+    assert job.error is None
+    assert job.result is not None
+    data = served.store.get(result_key(job.id))
+    assert job.result.bytes == len(data)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.size == (job.result.width, job.result.height) == (30, 18)
+    timings = job.timings
+    assert timings is not None
+    assert timings.denoise >= 4 * 0.03
+    assert timings.total >= timings.queue + timings.load + timings.denoise
+
+
+def test_progress_is_told_while_a_job_runs(served: House) -> None:
+    job_id = served.submit(steps=60)
+    served.reaches(job_id, 20)
+    progress = served.job(job_id).progress
+    assert progress is not None
+    assert progress.stage == "denoise"
+    assert progress.steps == 60
+    assert 0.3 < progress.fraction < 0.9
+    assert progress.eta_seconds is not None
+    assert 0 < progress.eta_seconds < 60
+    assert served.ended(job_id).state is JobState.SUCCEEDED
+
+
+def test_jobs_in_both_slots_give_what_each_gives_alone(served: House) -> None:
+    together = [served.submit(seed=seed, steps=20) for seed in (5, 6)]
+    files = [served.store.get(result_key(served.ended(job).id)) for job in together]
+    for seed, file in zip((5, 6), files, strict=True):
+        alone = served.ended(served.submit(seed=seed, steps=20))
+        assert served.store.get(result_key(alone.id)) == file
+    assert files[0] != files[1]
+
+
+def test_a_running_job_that_is_canceled_stops_within_a_step(served: House) -> None:
+    job_id = served.submit(steps=1000)
+    served.reaches(job_id, 2)
+    assert served.queue.cancel(job_id).cancel_requested
+    canceled = time.monotonic()
+    job = served.ended(job_id, seconds=5)
+    assert job.state is JobState.CANCELED
+    # Progress, which also tells of a cancel, is noted at most four times a second.
+    assert time.monotonic() - canceled < 2
+    assert not served.store.exists(result_key(job_id))
+    assert served.ended(served.submit()).state is JobState.SUCCEEDED
+
+
+def test_a_broken_image_fails_at_once_and_the_worker_goes_on(served: House) -> None:
+    job = served.ended(served.submit(png(64, 64)[:-30]))
+    assert job.state is JobState.FAILED
+    assert job.attempt == 1
+    assert job.error is not None
+    assert job.error.type == "image-truncated"
+    assert served.ended(served.submit()).state is JobState.SUCCEEDED
+
+
+def test_a_network_that_raises_fails_its_job_once_and_no_other(served: House) -> None:
+    good = served.submit(steps=15)
+    job = served.ended(served.submit(seed=ERROR))
+    assert job.state is JobState.FAILED
+    assert job.attempt == 1
+    assert job.error is not None
+    assert job.error.type == "internal-error"
+    assert "like this image" not in job.error.detail
+    assert served.ended(good).state is JobState.SUCCEEDED
+
+
+def test_too_little_memory_fails_a_job_after_a_second_attempt(served: House) -> None:
+    job = served.ended(served.submit(seed=OUT_OF_MEMORY))
+    assert job.state is JobState.FAILED
+    assert job.attempt == 2
+    assert job.error is not None
+    assert job.error.type == "out-of-memory"
+
+
+def test_a_store_that_cannot_be_written_fails_the_job_and_the_worker_goes_on(
+    served: House,
+) -> None:
+    served.ended(served.submit())
+    results = served.settings.blob_root / "results"
+    aside = results.rename(results.with_name("aside"))
+    results.touch()
+    try:
+        job = served.ended(served.submit())
+    finally:
+        results.unlink()
+        aside.rename(results)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.type == "store-unavailable"
+    assert str(served.settings.blob_root) not in job.error.detail
+    assert served.ended(served.submit()).state is JobState.SUCCEEDED
+
+
+def test_a_job_lives_through_a_restart_of_redis(served: House, own_redis: RedisServer) -> None:
+    job_id = served.submit(steps=60)
+    served.reaches(job_id, 5)
+    own_redis.stop()
+    time.sleep(1)
+    own_redis.start()
+    job = served.ended(job_id)
+    assert job.state is JobState.SUCCEEDED
+    assert served.ended(served.submit()).state is JobState.SUCCEEDED
+
+
+def test_every_log_line_of_a_worker_is_json(served: House) -> None:
+    served.ended(served.submit())
+    lines = (served.folder / "worker-1.log").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    assert {"worker ready", "job started", "job done"} <= set(events)
+
+
+def test_sigterm_puts_the_job_back_and_another_worker_finishes_it(house: House) -> None:
+    with house.worker(step_s=0.05, slots=1) as first, house.worker(step_s=0.05, slots=1) as second:
+        house.ready(2)
+        job_id = house.submit(steps=60)
+        house.reaches(job_id, 3)
+        running = house.job(job_id).worker or ""
+        waiting = house.submit(steps=1)
+        house.ended(waiting)
+        pid = {worker.name: worker.pid for worker in house.queue.workers()}
+        mine = next(pid for name, pid in pid.items() if running.startswith(name))
+        leaving = first if first.process.pid == mine else second
+        asked = time.monotonic()
+        leaving.signal(signal.SIGTERM)
+        assert leaving.wait() == 0
+        assert time.monotonic() - asked < 4
+        job = house.ended(job_id)
+        assert job.state is JobState.SUCCEEDED
+        assert job.worker != running
+        assert len(house.queue.workers()) == 1
+
+
+def test_a_job_that_is_put_back_is_the_next_and_loses_no_attempt(house: House) -> None:
+    with house.worker(step_s=0.05, slots=1) as worker:
+        house.ready()
+        job_id = house.submit(steps=200)
+        house.reaches(job_id, 3)
+        behind = house.submit()
+        worker.signal(signal.SIGINT)
+        assert worker.wait() == 0
+    job = house.job(job_id)
+    assert job.state is JobState.QUEUED
+    assert (job.queue_position, house.job(behind).queue_position) == (1, 2)
+    assert house.queue.workers() == []
+    # Both attempts that a lost worker may cost are still there.
+    with house.worker() as crashing:
+        house.ready()
+        assert house.ended(job_id).state is JobState.SUCCEEDED
+        crashing.signal(signal.SIGTERM)
+        assert crashing.wait() == 0
+
+
+def test_a_worker_that_still_loads_its_model_is_seen_and_leaves_at_once(house: House) -> None:
+    with house.worker(load_s=3600) as worker:
+        wait_for(lambda: len(house.queue.workers()) == 1, "the worker is registered")
+        [info] = house.queue.workers()
+        assert info.state == "starting"
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(5) == 0
+    assert house.queue.workers() == []
+
+
+def test_a_job_that_waits_for_a_long_step_is_put_back_at_once(house: House) -> None:
+    with house.worker(slots=1) as worker:
+        house.ready()
+        job_id = house.submit(seed=HANG)
+        house.reaches(job_id, 1)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(5) == 0
+    assert house.job(job_id).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(("signals", "seconds"), [(1, 9.0), (2, 4.0)])
+def test_a_job_that_cannot_be_interrupted_is_put_back_in_time_and_sooner_when_asked_twice(
+    house: House, signals: int, seconds: float
+) -> None:
+    with house.worker(slots=1) as worker:
+        house.ready()
+        job_id = house.submit(seed=HANG_DECODING)
+        wait_for(lambda: house.stage(job_id) == "decode", "the job is being decoded")
+        asked = time.monotonic()
+        worker.signal(signal.SIGTERM)
+        wait_for(lambda: "leaving" in worker.log.read_text(), "the worker leaves")
+        if signals == 2:
+            worker.signal(signal.SIGTERM)
+        # Containers get 10 s before they are killed.
+        assert worker.wait(seconds) == 0
+        assert time.monotonic() - asked < seconds
+    job = house.job(job_id)
+    assert (job.state, job.queue_position) == (JobState.QUEUED, 1)
+
+
+def test_a_job_whose_worker_is_killed_runs_again_and_ends_once(house: House) -> None:
+    with house.worker(step_s=0.05) as killed, house.worker(step_s=0.05) as other:
+        house.ready(2)
+        job_id = house.submit(steps=60)
+        house.reaches(job_id, 3)
+        pids = {worker.name: worker.pid for worker in house.queue.workers()}
+        running = house.job(job_id).worker or ""
+        mine = next(pid for name, pid in pids.items() if running.startswith(name))
+        victim = killed if killed.process.pid == mine else other
+        died = time.monotonic()
+        victim.signal(signal.SIGKILL)
+        house.reaches(job_id, 1, attempt=2)
+        # Lease (2 s) and beat (0.4 s); the defaults of 60 s and 15 s give 75 s by the same sum.
+        assert time.monotonic() - died < 8
+        job = house.ended(job_id)
+    assert job.state is JobState.SUCCEEDED
+    assert job.attempt == 2
+
+
+def test_a_job_that_kills_its_workers_fails_after_two_and_takes_no_other_along(
+    house: House,
+) -> None:
+    poison = house.submit(seed=CRASH)
+    innocent = [house.submit(seed=seed, steps=30) for seed in (1, 2)]
+    deaths = 0
+    while not all(house.job(job).state.ended for job in (poison, *innocent)):
+        with house.worker(step_s=0.02) as worker:
+            wait_for(
+                lambda: (
+                    worker.exit_code is not None
+                    or all(house.job(job).state.ended for job in (poison, *innocent))
+                ),
+                "the worker dies or all jobs end",
+            )
+            deaths += worker.exit_code == -signal.SIGKILL
+    assert deaths == 2
+    job = house.job(poison)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.type == "worker-lost"
+    assert [house.job(job).state for job in innocent] == [JobState.SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize(
+    ("seed", "exit_code"), [(HANG_ONCE, EXIT_STALLED), (DEVICE_ERROR, EXIT_DEVICE_LOST)]
+)
+def test_a_worker_that_is_of_no_use_ends_itself_and_the_next_does_its_job(
+    house: House, seed: int, exit_code: int
+) -> None:
+    job_id = house.submit(seed=seed)
+    with house.worker(step_timeout_s=1) as first, house.worker(step_timeout_s=1) as second:
+        workers: list[WorkerProcess] = [first, second]
+        wait_for(lambda: any(w.exit_code is not None for w in workers), "one ends")
+        codes = [w.exit_code for w in workers]
+        assert exit_code in codes
+        job = house.ended(job_id)
+    assert job.state is JobState.SUCCEEDED
+    assert job.attempt == 2

@@ -1,0 +1,89 @@
+"""The program: what it says when it cannot start, and the embedded weights from end to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from jobs.schema import JobState
+from jobs.settings import Settings
+from jobs.store import result_key
+from tests.worker.processes import CONTEXT, House, png, wait_for
+from worker.device import choose_device, choose_dtype
+from worker.errors import NotStarted
+
+
+def _main(settings: dict[str, Any], log: Path) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    from worker.run import main
+
+    sys.exit(main(Settings(**settings)))
+
+
+@pytest.fixture
+def house(redis_url: str, tmp_path: Path) -> House:
+    return House(redis_url, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"preset": "stablesr-768v"}, "stablesr-768v"),
+        ({"device": "cuda:7"}, "STABLESR_DEVICE is 'cuda:7'"),
+        ({"blob_root": Path("/dev/null/blobs")}, "/dev/null/blobs"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_and_ends_with_1(
+    house: House, changed: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = house.folder / "log"
+    process = CONTEXT.Process(target=_main, args=(house.settings.model_dump() | changed, log))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 1
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert last["event"] == "worker not started"
+    assert said in last["reason"]
+    assert "Traceback" not in log.read_text()
+    assert house.queue.workers() == []
+
+
+def test_a_worker_upscales_with_the_embedded_weights_and_ends_with_0(house: House) -> None:
+    log = house.folder / "log"
+    process = CONTEXT.Process(target=_main, args=(house.settings.model_dump(), log))
+    process.start()
+    try:
+        job = house.ended(house.submit(png(24, 16), steps=2, scale=4.0), seconds=90)
+        assert job.state is JobState.SUCCEEDED, log.read_text()
+        with Image.open(io.BytesIO(house.store.get(result_key(job.id)))) as image:
+            assert image.size == (96, 64)
+        [info] = house.queue.workers()
+        assert (info.preset, info.device, info.slots) == ("tiny", "cpu", 2)
+        process.terminate()
+        process.join(30)
+        assert process.exitcode == 0
+        wait_for(lambda: house.queue.workers() == [], "the worker is off the register")
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_the_cpu_computes_in_float32_and_a_gpu_in_bfloat16_unless_told_otherwise() -> None:
+    assert choose_dtype("auto", torch.device("cpu")) is torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    assert choose_dtype("float16", torch.device("cpu")) is torch.float16
+
+
+def test_a_device_that_does_not_exist_is_refused_in_one_sentence() -> None:
+    with pytest.raises(NotStarted, match=r"^STABLESR_DEVICE is 'abacus', which cannot be used"):
+        choose_device("abacus")
+    assert choose_device("cpu") == torch.device("cpu")

@@ -1,0 +1,304 @@
+"""Continuous batching: the network calls of all running jobs, made by one thread.
+
+Each job's sampler is a generator that yields the tiles of one step and is sent the predictions.
+The generator runs on its own job's thread: aggregating tiles and making the scheduler's step for
+one job then overlaps with the network call of the others, an error in it belongs to its job alone,
+and no generator is ever touched by two threads. Only the tiles cross over to the engine's thread,
+which fills every call with tiles of whatever jobs wait, each tile with its own timestep.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+
+import structlog
+import torch
+from torch import Tensor
+
+from models.sampling import Sampler, StepRequest
+from worker.errors import EngineBroken, is_out_of_memory
+from worker.model import Upscaler
+
+__all__ = ["MAX_TILES", "Engine"]
+
+MAX_TILES = 8
+"""Tiles in one network call."""
+
+# How long a call may wait for the tiles of jobs that are between two steps: at most this, and
+# never more than half of what the last call took.
+LINGER_S = 0.05
+# How often a job that waits for its predictions looks whether it should still wait.
+POLL_S = 0.1
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False)
+class _Pending:
+    """One step of one job: its tiles, and the predictions that have come back so far."""
+
+    request: StepRequest
+    served: int = 0
+    parts: list[Tensor] = field(default_factory=list)
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def tiles(self) -> int:
+        return len(self.request)
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+        self.done.set()
+
+
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """Tiles `start` to `stop` of a pending step, in one network call."""
+
+    pending: _Pending
+    start: int
+    stop: int
+
+    @property
+    def tiles(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def request(self) -> StepRequest:
+        whole = self.pending.request
+        if self.tiles == self.pending.tiles:
+            return whole
+        cut = slice(self.start, self.stop)
+        noisy, lr, context = whole.noisy[cut], whole.lr[cut], whole.context[cut]
+        return replace(whole, noisy=noisy, lr=lr, context=context)
+
+
+def _unwatched(what: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class Engine:
+    """Owns the model's network calls.
+
+    `max_tiles` bounds a call and shrinks by half when a call runs out of memory. `watch` is
+    entered around every call (and every step of a sampler) with a name for it.
+    """
+
+    def __init__(
+        self,
+        model: Upscaler,
+        *,
+        max_tiles: int = MAX_TILES,
+        watch: Callable[[str], AbstractContextManager[None]] = _unwatched,
+    ) -> None:
+        if max_tiles < 1:
+            raise ValueError(f"max_tiles is {max_tiles}; a network call takes at least one tile")
+        self._model = model
+        self._watch = watch
+        self._ready = threading.Condition()
+        self._waiting: deque[_Pending] = deque()
+        self._running = 0
+        self._stopping = False
+        self._broken: BaseException | None = None
+        self._last_call_s = 0.0
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self.max_tiles = max_tiles
+        self.calls = 0
+        """Network calls made."""
+        self.tiles = 0
+        """Tiles predicted."""
+        self.failed_batches = 0
+        """Calls for several jobs that failed and were repeated job by job."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the call that is being made; whoever waits gets EngineBroken."""
+        with self._ready:
+            self._stopping = True
+            self._ready.notify_all()
+
+    def ended(self, *, timeout_s: float) -> bool:
+        """Whether the thread has ended, after waiting so long for it at most."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def run(
+        self,
+        sampler: Sampler,
+        *,
+        on_step: Callable[[StepRequest], None] = lambda request: None,
+        poll: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Drive `sampler` to its end and return its latent. Called on the job's thread.
+
+        `on_step` is called before every step and `poll` every now and then while predictions are
+        awaited; what either raises closes the sampler and is raised here. So is what the network
+        raised for this job's tiles.
+
+        Raises:
+            EngineBroken: the engine has ended.
+        """
+        with self._joined():
+            try:
+                with self._watch("sample"):
+                    request = next(sampler)
+                while True:
+                    on_step(request)
+                    predictions = self._predict(request, poll)
+                    with self._watch("sample"):
+                        request = sampler.send(predictions)
+            except StopIteration as end:
+                latent: Tensor = end.value
+                return latent
+            finally:
+                sampler.close()
+
+    @contextmanager
+    def _joined(self) -> Iterator[None]:
+        with self._ready:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._ready:
+                self._running -= 1
+                self._ready.notify_all()
+
+    def _predict(self, request: StepRequest, poll: Callable[[], None]) -> Tensor:
+        pending = _Pending(request)
+        with self._ready:
+            if self._stopping or self._broken is not None:
+                raise EngineBroken("The engine has ended.") from self._broken
+            self._waiting.append(pending)
+            self._ready.notify_all()
+        try:
+            while not pending.done.wait(POLL_S):
+                poll()
+        except BaseException:
+            self._withdraw(pending)
+            raise
+        if pending.error is not None:
+            raise pending.error
+        return pending.parts[0] if len(pending.parts) == 1 else torch.cat(pending.parts)
+
+    def _withdraw(self, pending: _Pending) -> None:
+        with self._ready:
+            if pending in self._waiting:
+                self._waiting.remove(pending)
+
+    def _serve(self) -> None:
+        try:
+            with torch.inference_mode():
+                while (batch := self._next_batch()) is not None:
+                    self._call(batch)
+            self._end(EngineBroken("The engine was stopped."))
+        # Not a failed network call (those are caught one by one) but a fault of this class: the
+        # jobs that wait must hear of it, or they would wait for ever.
+        except BaseException as error:
+            log.critical("engine ended", exc_info=True)
+            self._broken = error
+            self._end(EngineBroken(f"The engine has ended: {error!r}."))
+
+    def _end(self, error: EngineBroken) -> None:
+        with self._ready:
+            self._stopping = True
+            for pending in self._waiting:
+                pending.fail(error)
+            self._waiting.clear()
+
+    def _next_batch(self) -> list[_Slice] | None:
+        """The tiles of the next call: the step that waited longest first.
+
+        A step with more tiles than there is room for goes to the back of the line with the rest
+        of them, so that a large picture delays a small one by one call and not by a whole step.
+        """
+        with self._ready:
+            while not self._waiting and not self._stopping:
+                self._ready.wait()
+            self._linger()
+            if self._stopping:
+                return None
+            batch: list[_Slice] = []
+            room = self.max_tiles
+            cut: list[_Pending] = []
+            while self._waiting and room:
+                pending = self._waiting.popleft()
+                stop = min(pending.tiles, pending.served + room)
+                batch.append(_Slice(pending, pending.served, stop))
+                room -= stop - pending.served
+                pending.served = stop
+                if stop < pending.tiles:
+                    cut.append(pending)
+            self._waiting.extend(cut)
+            return batch
+
+    def _linger(self) -> None:
+        """Wait a moment for jobs that are between two steps.
+
+        Without this two jobs would take turns for ever, each asking while the other's call is
+        being made, and no call would hold tiles of both.
+        """
+        deadline = time.monotonic() + min(LINGER_S, self._last_call_s / 2)
+        while not self._stopping and len(self._waiting) < self._running:
+            left = deadline - time.monotonic()
+            enough = sum(p.tiles - p.served for p in self._waiting) >= self.max_tiles
+            if left <= 0 or enough:
+                return
+            self._ready.wait(left)
+
+    def _call(self, batch: list[_Slice]) -> None:
+        tiles = sum(part.tiles for part in batch)
+        started = time.monotonic()
+        try:
+            with self._watch("predict"):
+                predictions = self._model.predict([part.request for part in batch])
+            if len(predictions) != len(batch):
+                raise RuntimeError(f"{len(predictions)} predictions for {len(batch)} requests")
+        # Whatever the network raises belongs to the jobs of this call, not to the engine.
+        except Exception as error:
+            self._recover(batch, tiles, error)
+            return
+        self._last_call_s = time.monotonic() - started
+        self.calls += 1
+        self.tiles += tiles
+        for part, prediction in zip(batch, predictions, strict=True):
+            part.pending.parts.append(prediction)
+            if part.stop == part.pending.tiles:
+                part.pending.done.set()
+
+    def _recover(self, batch: list[_Slice], tiles: int, error: Exception) -> None:
+        """Find out whose fault a failed call was: only the guilty job fails."""
+        memory = is_out_of_memory(error)
+        if memory and tiles > 1:
+            self.max_tiles = min(self.max_tiles, max(1, tiles // 2))
+            log.warning("out of memory, smaller calls from now on", max_tiles=self.max_tiles)
+        if len(batch) > 1:
+            self.failed_batches += 1
+            log.warning("a call for several jobs failed, repeating", jobs=len(batch), exc_info=True)
+            for part in batch:
+                self._call([part])
+            return
+        [part] = batch
+        if memory and tiles > 1:
+            self._again(part)
+        else:
+            with self._ready:
+                if part.pending in self._waiting:
+                    self._waiting.remove(part.pending)
+            part.pending.fail(error)
+
+    def _again(self, part: _Slice) -> None:
+        """Ask for these tiles once more, before anything else, in calls of at most `max_tiles`."""
+        with self._ready:
+            if part.pending in self._waiting:
+                self._waiting.remove(part.pending)
+            part.pending.served = part.start
+            self._waiting.appendleft(part.pending)

@@ -1,0 +1,73 @@
+"""Lets a job that was lost once run alone.
+
+When a process dies with several jobs in it, nobody knows whose fault it was, and all of them have
+used up an attempt. Run together again, the guilty one would take the others with it a second time
+and for good. So a second attempt waits until the other slots of its process are done, and runs
+with the door shut: a job can fail by its own fault only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Gate"]
+
+POLL_S = 0.2
+
+
+class Gate:
+    """Many jobs at once, or one alone. One that wants to be alone goes before newcomers."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._alone = 0
+        self._shut = False
+
+    @property
+    def open(self) -> bool:
+        """Whether a job that does not need to be alone could enter now."""
+        return not self._alone
+
+    @contextmanager
+    def enter(self, *, alone: bool, poll: Callable[[], None]) -> Iterator[None]:
+        """Wait for the turn, then hold it; what `poll` raises while waiting is raised here."""
+        if alone:
+            with self._entered_alone(poll):
+                yield
+            return
+        with self._changed:
+            while self._alone:
+                self._wait(poll)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def _entered_alone(self, poll: Callable[[], None]) -> Iterator[None]:
+        with self._changed:
+            self._alone += 1
+        try:
+            with self._changed:
+                while self._inside or self._shut:
+                    self._wait(poll)
+                self._shut = True
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._shut = False
+        finally:
+            with self._changed:
+                self._alone -= 1
+                self._changed.notify_all()
+
+    def _wait(self, poll: Callable[[], None]) -> None:
+        self._changed.wait(POLL_S)
+        poll()

@@ -1,0 +1,125 @@
+"""Finds the jobs of workers that died, and hands them out again.
+
+RQ has maintenance of its own, which does not suit here: it runs between two jobs only, so not while
+every slot is busy; it holds a lock for 15 minutes when it is interrupted; its failure callbacks
+need the main thread; and it fails a job that was lost between the queue and its start.
+"""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from redis import Redis
+from redis.exceptions import LockError
+from rq import Queue
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq.worker_registration import clean_worker_registry
+
+from jobs.errors import JobFault, JobNotFound, WrongState
+from jobs.records import Records
+from jobs.rq_job import TaskJob
+from worker.worker import NoDeathPenalty
+
+__all__ = ["Recovery"]
+
+LOCK_S = 30
+# A job is between the queue and its start for a few milliseconds. One that was seen there twice,
+# this far apart, was lost with its worker.
+STUCK_S = 15.0
+
+log = structlog.get_logger(__name__)
+
+# KEYS: intermediate list, queue.  ARGV: job id.  Moved only if it is still there, and once.
+_PUT_BACK = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+redis.call('LPUSH', KEYS[2], ARGV[1])
+return 1
+"""
+
+
+class Recovery:
+    """Recovery for one queue; every worker process has one, and a lock lets one at a time run."""
+
+    def __init__(self, queue: Queue, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
+        self._queue = queue
+        self._connection = connection
+        self._stuck_s = stuck_s
+        self._records = Records(connection)
+        self._put_back = connection.register_script(_PUT_BACK)
+        self._first_seen: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Give every job whose lease has run out its next attempt, or fail it after the last.
+
+        Raises:
+            RedisError, QueueUnavailable.
+        """
+        lock = self._connection.lock(f"stablesr:recovering:{self._queue.name}", timeout=LOCK_S)
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            self._leases()
+            self._intermediate()
+        finally:
+            try:
+                lock.release()
+            except LockError:
+                # It ran out before the work was done: another process may have begun meanwhile,
+                # and each step above is safe to do twice.
+                log.warning("recovery took longer than its lock", seconds=LOCK_S)
+
+    def tidy(self) -> None:
+        """Forget failed jobs whose time is over, and workers that are gone."""
+        FailedJobRegistry(queue=self._queue, job_class=TaskJob).cleanup()
+        clean_worker_registry(self._queue)
+
+    def _leases(self) -> None:
+        # Its failure callback, jobs.callbacks.on_failure, moves the record.
+        registry = StartedJobRegistry(
+            queue=self._queue, job_class=TaskJob, death_penalty_class=NoDeathPenalty
+        )
+        lost = registry.get_expired_job_ids()
+        if lost:
+            log.warning("workers were lost, their jobs are handed out again", jobs=lost)
+            registry.cleanup()
+
+    def _intermediate(self) -> None:
+        """Jobs that were taken from the queue by a worker that died before it began them."""
+        waiting = set(self._queue.intermediate_queue.get_job_ids())
+        self._first_seen = {id: at for id, at in self._first_seen.items() if id in waiting}
+        if not waiting:
+            return
+        started = set(self._queue.started_job_registry.get_job_ids(cleanup=False))
+        now = time.monotonic()
+        for job_id in waiting - started:
+            if now - self._first_seen.setdefault(job_id, now) >= self._stuck_s:
+                self._restore(job_id)
+                del self._first_seen[job_id]
+
+    def _restore(self, job_id: str) -> None:
+        try:
+            job: Job | None = TaskJob.fetch(job_id, self._connection, self._queue.serializer)
+        except NoSuchJobError:
+            job = None
+        # A job that RQ cannot even read would end every loop that takes it from the queue.
+        except Exception:
+            log.exception("a job in the queue cannot be read", job=job_id)
+            job = None
+            self._fail(job_id)
+        if job is None:
+            self._queue.intermediate_queue.remove(job_id)
+            return
+        keys = [self._queue.intermediate_queue_key, self._queue.key]
+        if self._put_back(keys=keys, args=[job_id]):
+            log.warning("job put back, its worker was lost before it began", job=job_id)
+
+    def _fail(self, job_id: str) -> None:
+        problem = JobFault("The queue's entry for the job cannot be read; submit the image again.")
+        try:
+            self._records.fail(job_id, problem.problem())
+        except (JobNotFound, WrongState):
+            # Nobody waits for it.
+            log.info("no record to fail", job=job_id)

@@ -1,0 +1,257 @@
+"""The one thing a worker does: upscale the picture of a job.
+
+A run may happen twice (a worker was lost, or the queue only thought so), so it is idempotent: the
+result's key follows from the job's id, its bytes follow from the parameters and their seed, and
+a result that is already in the store is what the run ends with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+import torch
+from rq import Retry
+
+from jobs.errors import (
+    ImageError,
+    JobEnded,
+    JobFault,
+    JobNotFound,
+    JobsError,
+    JobTimedOut,
+    OutputTooLarge,
+    Problem,
+    QueueUnavailable,
+    StoreUnavailable,
+    WrongState,
+)
+from jobs.rq_job import run_again
+from jobs.schema import Job, Parameters, ResultInfo
+from jobs.store import input_key, result_key
+from models.errors import InvalidOption
+from models.pipeline import Options, output_size
+from worker.context import Run, current_run
+from worker.errors import (
+    Canceled,
+    Interrupted,
+    LeaseLost,
+    TimedOut,
+    is_device_lost,
+    is_out_of_memory,
+)
+from worker.images import MEDIA_TYPES, Picture, check_side, decode, encode
+from worker.progress import Reporter
+
+__all__ = ["upscale"]
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+def upscale(job_id: str) -> Retry | None:
+    """Run a job to its end. Returns what RQ has to do next, which is nothing or to run it again.
+
+    A job that cannot succeed is failed here and is done for RQ. Only what another attempt may
+    mend is raised: the store or Redis out of reach, memory, the device.
+    """
+    run = current_run()
+    try:
+        return _run(run)
+    except (JobEnded, JobNotFound) as error:
+        # Canceled while it waited, or finished by an earlier attempt: there is nothing to do.
+        log.info("job needs nothing", job=job_id, reason=error.detail)
+        return None
+    except WrongState as error:
+        raise LeaseLost(error.detail) from error
+
+
+def _run(run: Run) -> Retry | None:
+    records, job_id, worker = run.process.records, run.job_id, run.worker
+    try:
+        with run.process.gate.enter(alone=run.alone, poll=run.check):
+            _attempt(run)
+    except Interrupted:
+        _settle(run)
+        _insist(run, lambda: records.requeue(job_id, worker=worker))
+        log.info("job put back", job=job_id)
+        return run_again()
+    except Canceled:
+        _settle(run)
+        _insist(run, lambda: records.canceled(job_id, worker=worker))
+        log.info("job canceled", job=job_id)
+    except (LeaseLost, WrongState, JobNotFound):
+        raise
+    # Whatever else ends an attempt is the job's failure and not the worker's.
+    except Exception as error:
+        _failed(run, error)
+    return None
+
+
+def _failed(run: Run, error: Exception) -> None:
+    """Fail the job, or raise `error` when another attempt may mend it."""
+    log.warning("attempt failed", job=run.job_id, exc_info=not isinstance(error, ImageError))
+    mendable = (
+        isinstance(error, StoreUnavailable | QueueUnavailable)
+        or is_out_of_memory(error)
+        or is_device_lost(error)
+    )
+    if run.last or not mendable:
+        _settle(run)
+        problem = _problem(run, error)
+        _insist(run, lambda: run.process.records.fail(run.job_id, problem, worker=run.worker))
+    if is_device_lost(error):
+        run.process.lose(str(error))
+    if mendable:
+        raise error
+
+
+def _problem(run: Run, error: Exception) -> Problem:
+    """What the client is told; the log has the rest."""
+    if isinstance(error, ImageError):
+        return error.problem()
+    if isinstance(error, TimedOut):
+        limit = run.process.settings.job_timeout_s
+        return JobTimedOut(
+            f"The job ran for its limit of {limit} seconds without an end; "
+            "a smaller image, scale or number of steps takes less.",
+            limit_seconds=limit,
+        ).problem()
+    if isinstance(error, InvalidOption):
+        return Problem(
+            type="invalid-parameters", title="The parameters do not fit", detail=str(error)
+        )
+    if isinstance(error, StoreUnavailable):
+        detail = "The worker could not use the image store, twice; submit the image again later."
+        return StoreUnavailable(detail).problem()
+    if is_out_of_memory(error):
+        detail = "The worker has too little memory for this image; ask for a smaller scale."
+        return OutOfMemory(detail).problem()
+    if isinstance(error, JobsError) and not isinstance(error, JobFault | QueueUnavailable):
+        return error.problem()
+    return JobFault(
+        "The worker could not finish the job because of a fault of its own; "
+        "its log says more under the job's id."
+    ).problem()
+
+
+class OutOfMemory(JobFault):
+    type = "out-of-memory"
+    title = "The worker's memory does not suffice"
+
+
+def _attempt(run: Run) -> None:
+    process = run.process
+    run.check()
+    run.start()
+    job = _insist(run, lambda: process.records.start(run.job_id, run.worker))
+    log.info("job started", job=job.id, attempt=job.attempt, alone=run.alone)
+    report = Reporter(process.quick_records, job.id, run.worker, run.check)
+    result = _stored_result(run, job)
+    if result is None:
+        picture = _picture(run, job, report)
+        result = _save(run, job, picture, report)
+    _settle(run)
+    records, timings = process.records, report.timings
+    done = _insist(run, lambda: records.succeed(job.id, result, timings, worker=run.worker))
+    total = done.timings.total if done.timings else None
+    log.info("job done", job=job.id, seconds=total, size=f"{result.width}x{result.height}")
+
+
+def _picture(run: Run, job: Job, report: Reporter) -> Picture:
+    """From the stored upload to the upscaled picture."""
+    process, parameters = run.process, job.parameters
+    watch, model = process.watchdog.watch, process.model
+    options = _options(parameters)
+    with report.stage("load"), watch("load"):
+        data = process.store.get(input_key(job.id))
+        source = decode(data, process.settings.max_input_pixels)
+        _check_output(source, parameters, process.settings.max_output_pixels)
+    with torch.inference_mode():
+        with report.stage("encode"), run.device(), watch("encode"):
+            prepared = model.prepare(source.rgb, options)
+        with report.stage("denoise", steps=parameters.steps):
+            latent = process.engine.run(
+                model.sample(prepared, options), on_step=report.on_step, poll=report.poll
+            )
+        with report.stage("decode"), run.device(), watch("decode"):
+            rgb = model.decode(prepared, latent, options)
+            return Picture(rgb, source.alpha_at(rgb.shape[-2], rgb.shape[-1]))
+
+
+def _options(parameters: Parameters) -> Options:
+    return Options(
+        fidelity_weight=parameters.fidelity_weight,
+        scale=parameters.scale,
+        steps=parameters.steps,
+        sampler=parameters.sampler,
+        color_fix=parameters.color_fix,
+        seed=parameters.seed,
+        tile_overlap=parameters.tile_overlap,
+    )
+
+
+def _check_output(source: Picture, parameters: Parameters, max_pixels: int) -> None:
+    columns, rows = source.size
+    height, width = output_size(rows, columns, parameters.scale)
+    if width * height > max_pixels:
+        raise OutputTooLarge(
+            f"The result would have {width} x {height} = {width * height} pixels; "
+            f"at most {max_pixels} are allowed.",
+            limit=max_pixels,
+        )
+    check_side(width, height, parameters.output_format)
+
+
+def _save(run: Run, job: Job, picture: Picture, report: Reporter) -> ResultInfo:
+    key = result_key(job.id)
+    with report.stage("save"), run.process.watchdog.watch("save"):
+        data = encode(picture, job.parameters.output_format)
+        run.process.store.put(key, data)
+    return _describe(job, data, *picture.size)
+
+
+def _stored_result(run: Run, job: Job) -> ResultInfo | None:
+    """The result of an earlier attempt that ended between storing it and saying so."""
+    store, key = run.process.store, result_key(job.id)
+    if job.attempt < 2 or not store.exists(key):
+        return None
+    data = store.get(key)
+    picture = decode(data, run.process.settings.max_output_pixels)
+    log.info("result of an earlier attempt found", job=job.id)
+    return _describe(job, data, *picture.size)
+
+
+def _describe(job: Job, data: bytes, width: int, height: int) -> ResultInfo:
+    return ResultInfo(
+        key=result_key(job.id),
+        width=width,
+        height=height,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        media_type=MEDIA_TYPES[job.parameters.output_format],
+    )
+
+
+def _settle(run: Run) -> None:
+    if not run.settle():
+        raise LeaseLost(f"Job {run.job_id} was put back when the process had to end.")
+
+
+def _insist(run: Run, move: Callable[[], T]) -> T:
+    """Make a transition of the record, waiting for a Redis that is being restarted.
+
+    As long as a lease lasts: after that the queue has given the job away, and this run's word
+    does not count any more.
+    """
+    deadline = time.monotonic() + run.process.settings.worker_ttl_s
+    while True:
+        try:
+            return move()
+        except QueueUnavailable:
+            if time.monotonic() > deadline or run.process.leaving.wait(0.5):
+                raise
