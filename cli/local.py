@@ -43,10 +43,11 @@ def run(source: Path, target: Path, choices: Choices) -> None:
     with ProgressView("loading") as view:
         # Imported here: torch takes seconds, and what is checked above needs none of it.
         from models.errors import ModelError
-        from models.pipeline import Options, Progress, StableSR
+        from models.pipeline import Progress, StableSR
         from worker.device import choose_device, choose_dtype
         from worker.errors import NotStarted
         from worker.images import Picture, check_side, decode, encode
+        from worker.options import options_of
 
         started = monotonic()
         steps_began = 0.0
@@ -75,15 +76,7 @@ def run(source: Path, target: Path, choices: Choices) -> None:
             dtype = choose_dtype(settings.dtype, device)
             sr = StableSR.from_preset(parameters.preset, device, dtype)
             picture = decode(source.read_bytes(), settings.max_input_pixels)
-            options = Options(
-                fidelity_weight=parameters.fidelity_weight,
-                scale=parameters.scale,
-                steps=parameters.steps,
-                sampler=parameters.sampler,
-                color_fix=parameters.color_fix,
-                seed=parameters.seed,
-                tile_overlap=parameters.tile_overlap,
-            )
+            options = options_of(parameters)
             width, height = (round(side * options.scale) for side in picture.size)
             check_side(width, height, parameters.output_format)
             rgb = sr.upscale(picture.rgb, options, show)

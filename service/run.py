@@ -6,8 +6,8 @@ import ipaddress
 
 import uvicorn
 
+from jobs.logs import configure_logging
 from jobs.settings import Settings
-from service import logs
 from service.app import create_app
 from service.errors import OpenAddress
 
@@ -23,7 +23,7 @@ def main(settings: Settings) -> None:
     Raises OpenAddress when the host is not loopback and STABLESR_ALLOW_OPEN is not set.
     """
     check_address(settings)
-    logs.configure(settings)
+    configure_logging(settings)
     server(settings).run()
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Before anything imports torch: servers, workers and this process share few cores, and OpenMP's
+# threads would spin on them while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.redis_server import RedisServer
 

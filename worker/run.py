@@ -11,12 +11,12 @@ from __future__ import annotations
 import structlog
 
 from jobs.errors import JobsError
+from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.errors import ModelError
 from models.pipeline import StableSR
 from worker.device import choose_device, choose_dtype
 from worker.errors import NotStarted
-from worker.logs import configure_logging
 from worker.model import Upscaler
 from worker.supervisor import Supervisor
 

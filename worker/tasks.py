@@ -33,7 +33,7 @@ from jobs.rq_job import run_again
 from jobs.schema import Job, Parameters, ResultInfo
 from jobs.store import input_key, result_key
 from models.errors import InvalidOption
-from models.pipeline import Options, output_size
+from models.pipeline import output_size
 from worker.context import Run, current_run
 from worker.errors import (
     Canceled,
@@ -44,6 +44,7 @@ from worker.errors import (
     is_out_of_memory,
 )
 from worker.images import MEDIA_TYPES, Picture, check_side, decode, encode
+from worker.options import options_of
 from worker.progress import Reporter
 
 __all__ = ["upscale"]
@@ -166,7 +167,7 @@ def _picture(run: Run, job: Job, report: Reporter) -> Picture:
     """From the stored upload to the upscaled picture."""
     process, parameters = run.process, job.parameters
     watch, model = process.watchdog.watch, process.model
-    options = _options(parameters)
+    options = options_of(parameters)
     with report.stage("load"), watch("load"):
         data = process.store.get(input_key(job.id))
         source = decode(data, process.settings.max_input_pixels)
@@ -181,18 +182,6 @@ def _picture(run: Run, job: Job, report: Reporter) -> Picture:
         with report.stage("decode"), run.device(), watch("decode"):
             rgb = model.decode(prepared, latent, options)
             return Picture(rgb, source.alpha_at(rgb.shape[-2], rgb.shape[-1]))
-
-
-def _options(parameters: Parameters) -> Options:
-    return Options(
-        fidelity_weight=parameters.fidelity_weight,
-        scale=parameters.scale,
-        steps=parameters.steps,
-        sampler=parameters.sampler,
-        color_fix=parameters.color_fix,
-        seed=parameters.seed,
-        tile_overlap=parameters.tile_overlap,
-    )
 
 
 def _check_output(source: Picture, parameters: Parameters, max_pixels: int) -> None:

@@ -89,7 +89,7 @@ def random_networks(
     """Networks with random weights of sensible size: for timing, where values do not matter."""
     with torch.device("meta"):
         networks = Networks(config)
-    networks.to_empty(device=device).to(dtype)
+    networks = networks.to(dtype).to_empty(device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in networks.named_parameters():

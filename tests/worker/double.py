@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.pipeline import Options, output_size
 from models.sampling import Sampler, StepRequest
-from worker.logs import configure_logging
 from worker.supervisor import Supervisor
 
 __all__ = [

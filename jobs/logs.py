@@ -1,4 +1,4 @@
-"""Logging of the service's process: structlog and the standard library, one format for both."""
+"""Log lines of a process: structlog's and the standard library's in one format, on stderr."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import structlog
 
 from jobs.settings import Settings
 
-__all__ = ["configure"]
+__all__ = ["configure_logging"]
 
 
-def configure(settings: Settings) -> None:
+def configure_logging(settings: Settings) -> None:
     """Sends every log line to stderr: JSON, or text for people (`auto`: on a terminal)."""
     console = settings.log_format == "console" or (
         settings.log_format == "auto" and sys.stderr.isatty()
@@ -34,7 +34,11 @@ def configure(settings: Settings) -> None:
         cache_logger_on_first_use=True,
     )
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -48,3 +52,7 @@ def configure(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level)
+    # RQ tells of every job that it takes and ends, which the worker tells better.
+    if settings.log_level == "INFO":
+        for name in ("rq", "rq.worker"):
+            logging.getLogger(name).setLevel(logging.WARNING)
