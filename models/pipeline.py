@@ -28,6 +28,8 @@ from models.tiling import TileGrid
 __all__ = ["Options", "Prepared", "Progress", "StableSR", "output_size"]
 
 MAX_SCALE = 16.0
+# Far beyond what is sensible: keeps a strip of one pixel's width from asking for terabytes.
+MAX_CANVAS = 2**27
 
 
 def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -151,7 +153,7 @@ class StableSR:
             options: of this image.
 
         Raises:
-            InvalidOption: the image has another shape.
+            InvalidOption: the image has another shape, or needs too large a canvas.
         """
         if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != 3:
             raise InvalidOption(
@@ -159,6 +161,12 @@ class StableSR:
             )
         height, width = image.shape[2:]
         canvas = self.canvas_size(height, width, options.scale)
+        if canvas[0] * canvas[1] > MAX_CANVAS:
+            raise InvalidOption(
+                f"The image of {width} x {height} pixels at scale {options.scale:g} needs a canvas "
+                f"of {canvas[1]} x {canvas[0]} pixels, because its shorter side is enlarged to "
+                f"{self.preset.native} at least; at most {MAX_CANVAS} pixels are possible."
+            )
         reference = F.interpolate(
             image.to(self.device, torch.float32), size=canvas, mode="bicubic", align_corners=False
         )

@@ -72,7 +72,10 @@ class LatentPairs:
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random pairs. Mirroring belongs to the photographs: the autoencoder is not symmetric."""
         chosen = torch.randint(len(self.high), (size,), generator=generator)
-        return self.high[chosen], self.low[chosen]
+        # A channels-last autoencoder leaves its layout on the latents, and torch 2.13's group
+        # norm of that layout crashes in the backward pass under autocast when its own weights
+        # are frozen, as they are in the guidance.
+        return self.high[chosen].contiguous(), self.low[chosen].contiguous()
 
 
 def diffusion_loss(

@@ -95,7 +95,9 @@ def wrapping_loss(
         with torch.autocast(target.device.type, torch.bfloat16):
             with torch.no_grad():
                 taps = networks.autoencoder.encode(torch.stack(low).float() / 127.5 - 1).taps
-            out = networks.autoencoder.decode(torch.stack(latent), taps, torch.ones(()))
+            # Contiguous for the reason that `LatentPairs.batch` gives.
+            unscaled = torch.stack(latent).contiguous()
+            out = networks.autoencoder.decode(unscaled, taps, torch.ones(()))
         out = out.float()
         return (out - target).abs().mean() + 0.25 * gradient_loss(out, target)
 

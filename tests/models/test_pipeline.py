@@ -134,6 +134,11 @@ def test_an_image_of_another_shape_is_refused(sr: StableSR) -> None:
         sr.prepare(torch.rand(1, 4, 8, 8), Options())
 
 
+def test_a_strip_that_needs_a_gigantic_canvas_is_refused_at_once(sr: StableSR) -> None:
+    with pytest.raises(InvalidOption, match=r"100000 x 1 pixels .* canvas of 51200000 x 512"):
+        sr.prepare(torch.rand(1, 3, 1, 100_000), Options())
+
+
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownPreset, match=r"'huge'.*tiny, stablesr-512"):
         StableSR.from_preset("huge")
