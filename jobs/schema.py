@@ -86,7 +86,7 @@ class Parameters(_Model):
         float, Field(ge=0, le=1, description="0: most detail; 1: closest to the input")
     ] = 0.5
     scale: Annotated[float, Field(ge=1, le=16, description="Result side / input side")] = 4.0
-    steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps")] = 20
+    steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps")] = 4
     sampler: Sampler = "ddpm"
     color_fix: ColorFix = "adain"
     seed: Annotated[int, Field(ge=0, le=SEED_MAX)] = Field(default_factory=_draw_seed)

@@ -28,7 +28,7 @@ class Preset:
 
 
 _ALL = (
-    Preset("tiny", native=512, tile=64, steps=20, fidelity_weight=0.5, embedded=True),
+    Preset("tiny", native=512, tile=64, steps=4, fidelity_weight=0.5, embedded=True),
     Preset("stablesr-512", native=512, tile=64, steps=200, fidelity_weight=0.5),
     Preset("stablesr-turbo", native=512, tile=64, steps=4, fidelity_weight=0.5),
     # There is no CFW trained for 768v, so nothing is wrapped unless asked for.

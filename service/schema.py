@@ -58,7 +58,7 @@ class JobView(BaseModel):
                     "preset": "tiny",
                     "fidelity_weight": 0.5,
                     "scale": 4.0,
-                    "steps": 20,
+                    "steps": 4,
                     "sampler": "ddpm",
                     "color_fix": "adain",
                     "seed": 42,
@@ -72,10 +72,10 @@ class JobView(BaseModel):
                 "queue_position": None,
                 "progress": {
                     "stage": "denoise",
-                    "step": 5,
-                    "steps": 20,
-                    "fraction": 0.25,
-                    "eta_seconds": 4.5,
+                    "step": 2,
+                    "steps": 4,
+                    "fraction": 0.5,
+                    "eta_seconds": 1.5,
                 },
                 "input": {
                     "width": 256,
