@@ -21,6 +21,7 @@
     └── JobFault                 internal-error
         ├── WorkerLost           worker-lost
         ├── JobTimedOut          job-timed-out
+        ├── OutOfMemory          out-of-memory
         └── QueueTimedOut        queue-timed-out
 
 `type`, `title`, `detail` and the extra members are those of RFC 9457; the HTTP status is the
@@ -46,6 +47,7 @@ __all__ = [
     "JobNotFound",
     "JobTimedOut",
     "JobsError",
+    "OutOfMemory",
     "OutputTooLarge",
     "Problem",
     "QueueFull",
@@ -200,6 +202,11 @@ class WorkerLost(JobFault):
 class JobTimedOut(JobFault):
     type = "job-timed-out"
     title = "The job took too long"
+
+
+class OutOfMemory(JobFault):
+    type = "out-of-memory"
+    title = "The worker's memory does not suffice"
 
 
 class QueueTimedOut(JobFault):

@@ -23,6 +23,7 @@ from jobs.errors import (
     JobNotFound,
     JobsError,
     JobTimedOut,
+    OutOfMemory,
     OutputTooLarge,
     Problem,
     QueueUnavailable,
@@ -138,11 +139,6 @@ def _problem(run: Run, error: Exception) -> Problem:
         "The worker could not finish the job because of a fault of its own; "
         "its log says more under the job's id."
     ).problem()
-
-
-class OutOfMemory(JobFault):
-    type = "out-of-memory"
-    title = "The worker's memory does not suffice"
 
 
 def _attempt(run: Run) -> None:

@@ -80,8 +80,11 @@ def test_ctrl_c_cancels_the_job_and_ends_with_130(picture: Path, script: Script)
             if "queued" in line:
                 break
         process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=30) == 130
+        finally:
+            process.kill()
         rest = process.stderr.read()
-        assert process.wait(timeout=30) == 130
     assert f"The job {JOB_ID} was canceled." in rest
     assert len(script.calls(f"DELETE /jobs/{JOB_ID}")) == 1
     assert not target.exists()
