@@ -1,12 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import structlog
 
 # Before any test module imports torch: the package says how OpenMP's threads wait.
 import worker
+from tests.worker.processes import House
 
 assert worker.__doc__
+
+
+@pytest.fixture
+def house(redis_url: str, tmp_path: Path) -> Iterator[House]:
+    """Closed by hand: classes that tests define keep it in a cycle, and a socket that the
+    garbage collector finds there is a warning somewhere else."""
+    made = House(redis_url, tmp_path)
+    yield made
+    made.queue.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,6 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -29,11 +28,6 @@ from worker.supervisor import EXIT_DEVICE_LOST
 from worker.watchdog import EXIT_STALLED
 
 
-@pytest.fixture
-def house(redis_url: str, tmp_path: Path) -> House:
-    return House(redis_url, tmp_path)
-
-
 @pytest.fixture(scope="module")
 def own_redis() -> Iterator[RedisServer]:
     with RedisServer() as server:
@@ -47,6 +41,7 @@ def served(own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> 
     with house.worker(step_s=0.03) as worker:
         house.ready()
         yield house
+        house.queue.close()
         assert worker.exit_code is None, worker.log.read_text()
 
 

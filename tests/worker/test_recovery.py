@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from redis import Redis
@@ -19,13 +19,9 @@ from worker.recovery import Recovery
 
 
 @pytest.fixture
-def house(redis_url: str, tmp_path: Path) -> House:
-    return House(redis_url, tmp_path)
-
-
-@pytest.fixture
-def connection(house: House) -> Redis:
-    return connect(house.settings)
+def connection(house: House) -> Iterator[Redis]:
+    with connect(house.settings) as made:
+        yield made
 
 
 @pytest.fixture

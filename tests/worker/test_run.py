@@ -29,11 +29,6 @@ def _main(settings: dict[str, Any], log: Path) -> None:
     sys.exit(main(Settings(**settings)))
 
 
-@pytest.fixture
-def house(redis_url: str, tmp_path: Path) -> House:
-    return House(redis_url, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

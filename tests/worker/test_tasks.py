@@ -6,7 +6,6 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,6 @@ from worker.watchdog import Watchdog
 
 
 @pytest.fixture
-def house(redis_url: str, tmp_path: Path) -> House:
-    return House(redis_url, tmp_path)
-
-
-@pytest.fixture
 def process(house: House) -> Iterator[Process]:
     with serving(house, Double()) as made:
         yield made
@@ -52,7 +46,8 @@ class serving:
         self._settings = house.settings.model_copy(update=settings)
 
     def __enter__(self) -> Process:
-        records = Records(connect(self._settings))
+        self._connection = connect(self._settings)
+        records = Records(self._connection)
         self._engine = Engine(self._model)
         self._engine.start()
         return Process(
@@ -69,6 +64,14 @@ class serving:
 
     def __exit__(self, *error: object) -> None:
         self._engine.stop()
+        self._connection.close()
+
+
+@pytest.fixture
+def records(house: House) -> Iterator[Records]:
+    """The records as somebody else sees them."""
+    with connect(house.settings) as connection:
+        yield Records(connection)
 
 
 def attempt(process: Process, job_id: str, *, last: bool = False) -> Retry | None:
@@ -208,9 +211,9 @@ def test_a_job_of_a_process_that_leaves_is_run_again(house: House, process: Proc
     assert house.job(job_id).state is JobState.QUEUED
 
 
-def test_a_run_whose_job_another_worker_has_started_says_nothing(house: House) -> None:
-    records = Records(connect(house.settings))
-
+def test_a_run_whose_job_another_worker_has_started_says_nothing(
+    house: House, records: Records
+) -> None:
     class Overtaken(Double):
         def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
             if requests[0].step == 1:
@@ -225,9 +228,7 @@ def test_a_run_whose_job_another_worker_has_started_says_nothing(house: House) -
     assert not house.store.exists(result_key(job_id))
 
 
-def test_a_run_whose_job_waits_again_says_nothing(house: House) -> None:
-    records = Records(connect(house.settings))
-
+def test_a_run_whose_job_waits_again_says_nothing(house: House, records: Records) -> None:
     class Recovered(Double):
         def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
             if requests[0].step == 1:
@@ -281,8 +282,8 @@ def test_the_stages_are_told_in_order_and_the_fraction_only_grows(house: House) 
             told.append(progress)
             return super().progress(job_id, progress, worker=worker)
 
-    with serving(house, Double(step_s=0.1)) as process:
-        listening = replace(process, quick_records=Listening(connect(house.settings)))
+    with serving(house, Double(step_s=0.1)) as process, connect(house.settings) as connection:
+        listening = replace(process, quick_records=Listening(connection))
         attempt(listening, house.submit(steps=12))
     stages = list(dict.fromkeys(progress.stage for progress in told))
     assert stages == ["load", "encode", "denoise", "decode", "save"]
@@ -299,9 +300,9 @@ def test_the_stages_are_told_in_order_and_the_fraction_only_grows(house: House) 
 def test_progress_that_cannot_be_noted_does_not_hold_up_the_job(
     house: House, process: Process
 ) -> None:
-    nowhere = Records(connect(Settings(redis_url="redis://127.0.0.1:1/0")))
-    job_id = house.submit()
-    attempt(replace(process, quick_records=nowhere), job_id)
+    with connect(Settings(redis_url="redis://127.0.0.1:1/0")) as nowhere:
+        job_id = house.submit()
+        attempt(replace(process, quick_records=Records(nowhere)), job_id)
     assert house.job(job_id).state is JobState.SUCCEEDED
 
 
