@@ -3,7 +3,8 @@
 When a process dies with several jobs in it, nobody knows whose fault it was, and all of them have
 used up an attempt. Run together again, the guilty one would take the others with it a second time
 and for good. So a second attempt waits until the other slots of its process are done, and runs
-with the door shut: a job can fail by its own fault only.
+with the door shut: a job can fail by its own fault only. Of two such jobs the second does not
+wait, or it would be in the process when the first one kills it: it is refused and goes back.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "GateTaken"]
 
 POLL_S = 0.2
+
+
+class GateTaken(Exception):
+    """Another job that must be alone has the gate; this one is to be given back, unbegun."""
 
 
 class Gate:
@@ -24,7 +29,6 @@ class Gate:
         self._changed = threading.Condition()
         self._inside = 0
         self._alone = 0
-        self._shut = False
 
     @property
     def open(self) -> bool:
@@ -33,7 +37,11 @@ class Gate:
 
     @contextmanager
     def enter(self, *, alone: bool, poll: Callable[[], None]) -> Iterator[None]:
-        """Wait for the turn, then hold it; what `poll` raises while waiting is raised here."""
+        """Wait for the turn, then hold it; what `poll` raises while waiting is raised here.
+
+        Raises:
+            GateTaken: this job must be alone, and another one that must be is inside or waits.
+        """
         if alone:
             with self._entered_alone(poll):
                 yield
@@ -52,17 +60,14 @@ class Gate:
     @contextmanager
     def _entered_alone(self, poll: Callable[[], None]) -> Iterator[None]:
         with self._changed:
+            if self._alone:
+                raise GateTaken
             self._alone += 1
         try:
             with self._changed:
-                while self._inside or self._shut:
+                while self._inside:
                     self._wait(poll)
-                self._shut = True
-            try:
-                yield
-            finally:
-                with self._changed:
-                    self._shut = False
+            yield
         finally:
             with self._changed:
                 self._alone -= 1

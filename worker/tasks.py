@@ -44,6 +44,7 @@ from worker.errors import (
     is_device_lost,
     is_out_of_memory,
 )
+from worker.gate import GateTaken
 from worker.images import MEDIA_TYPES, Picture, check_side, decode, encode
 from worker.options import options_of
 from worker.progress import Reporter
@@ -77,6 +78,11 @@ def _run(run: Run) -> Retry | None:
     try:
         with run.process.gate.enter(alone=run.alone, poll=run.check):
             _attempt(run)
+    except GateTaken:
+        # Not begun, so the record still says queued: only RQ has to be told.
+        _settle(run)
+        log.info("job given back, another one runs alone", job=job_id)
+        return run_again()
     except Interrupted:
         _settle(run)
         _insist(run, lambda: records.requeue(job_id, worker=worker))

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from worker.errors import Interrupted
-from worker.gate import Gate
+from worker.gate import Gate, GateTaken
 
 
 def nothing() -> None:
@@ -63,25 +63,16 @@ def test_a_job_that_must_be_alone_waits_for_the_others_and_keeps_newcomers_out()
     assert gate.open
 
 
-def test_two_jobs_that_must_be_alone_go_one_after_the_other() -> None:
+def test_of_two_jobs_that_must_be_alone_the_second_is_refused_until_the_first_has_ended() -> None:
     gate = Gate()
-    inside, most = 0, 0
-    lock = threading.Lock()
-
-    def job() -> None:
-        nonlocal inside, most
-        with gate.enter(alone=True, poll=nothing):
-            with lock:
-                inside += 1
-                most = max(most, inside)
-            threading.Event().wait(0.01)
-            with lock:
-                inside -= 1
-
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(job) for _ in range(4)]:
-            done.result(timeout=10)
-    assert most == 1
+    with gate.enter(alone=True, poll=nothing):
+        assert not gate.open
+        with pytest.raises(GateTaken), gate.enter(alone=True, poll=nothing):
+            pass
+        assert not gate.open
+    assert gate.open
+    with gate.enter(alone=True, poll=nothing):
+        assert not gate.open
 
 
 def test_a_job_that_waits_can_be_called_away_and_leaves_the_gate_open() -> None:
