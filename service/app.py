@@ -50,8 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(CatchAll)
     app.add_middleware(LingeringClose)
     app.add_middleware(RequestId)
-    # The documented way to replace the description.
-    app.openapi = describe(app)  # type: ignore[method-assign]
+    app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
