@@ -1,9 +1,10 @@
 """An autoencoder that starts out passing mean colours through.
 
 A small autoencoder from a random start, with a plain L1 loss, had learned no hue after 1900
-steps; our guess is that the decoder learns to ignore what no latent carries yet. So the first three channels of every level start as a linear path: the mean colour of a cell
-of pixels goes to the last three latent channels and from there back to the pixels of the cell.
-All of it is learned on from there.
+steps; our guess is that the decoder learns to ignore what no latent carries yet. So the first
+three channels of every level start as a linear path: the mean colour of a cell of pixels goes to
+the last three latent channels and from there back to the pixels of the cell. All of it is
+learned on from there.
 """
 
 from __future__ import annotations
