@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.pipeline import Options, StableSR
+from models.options import Options
+from models.pipeline import StableSR
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "tests" / "photographs"
 

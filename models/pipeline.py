@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.checkpoints.folder import load_folder, preset_folder, random_networks
-from models.color import ColorFix, correct_color
+from models.color import correct_color
 from models.config import ModelConfig
-from models.diffusion import SamplerName, add_noise, make_stepper
+from models.diffusion import add_noise, make_stepper
 from models.errors import InvalidOption
 from models.networks.autoencoder import Taps
 from models.networks.bundle import Networks
+from models.options import Options
 from models.presets import Preset, get_preset
 from models.sampling import Sampler, StepRequest, drive, sample
 from models.tiling import TileGrid
 
-__all__ = ["Options", "Prepared", "Progress", "StableSR", "output_size"]
+__all__ = ["Prepared", "Progress", "StableSR", "output_size"]
 
-MAX_SCALE = 16.0
 # Far beyond what is sensible: keeps a strip of one pixel's width from asking for terabytes.
 MAX_CANVAS = 2**27
 
@@ -35,34 +35,6 @@ MAX_CANVAS = 2**27
 def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
     """Sides of the result in px: `round(scale * side)`, at least 1 since scale is."""
     return round(scale * height), round(scale * width)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a caller may choose for one image.
-
-    Raises:
-        InvalidOption: a value outside its range, with the range.
-    """
-
-    fidelity_weight: float = 0.5
-    """w of CFW: 0 trusts the prior, 1 the input (paper, section 3.3)"""
-    scale: float = 4.0
-    steps: int | None = None
-    """None: the preset's"""
-    sampler: SamplerName = "ddpm"
-    color_fix: ColorFix = "adain"
-    seed: int = 0
-    tile_overlap: int | None = None
-    """Latent cells; None: half a tile"""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.fidelity_weight <= 1:
-            raise InvalidOption(
-                f"fidelity_weight is {self.fidelity_weight}, but must be between 0 and 1."
-            )
-        if not 1 <= self.scale <= MAX_SCALE:
-            raise InvalidOption(f"scale is {self.scale}, but must be between 1 and {MAX_SCALE:g}.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.sampling import Sampler, StepRequest
 
 if TYPE_CHECKING:
-    from models.pipeline import Options
+    from models.options import Options
 
 __all__ = ["Upscaler"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.schema import Parameters
-from models.pipeline import Options
+from models.options import Options
 
 __all__ = ["options_of"]
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models.errors import InvalidOption, UnknownPreset, WeightsNotFound
-from models.pipeline import Options, Progress, StableSR, output_size
+from models.options import Options
+from models.pipeline import Progress, StableSR, output_size
 from models.sampling import Sampler, StepRequest, drive
 
 FEW = 3

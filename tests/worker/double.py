@@ -19,7 +19,8 @@ from torch.nn.functional import interpolate
 
 from jobs.logs import configure_logging
 from jobs.settings import Settings
-from models.pipeline import Options, output_size
+from models.options import Options
+from models.pipeline import output_size
 from models.sampling import Sampler, StepRequest
 from worker.supervisor import Supervisor
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from models.checkpoints.folder import preset_folder
-from models.pipeline import Options, StableSR
+from models.options import Options
+from models.pipeline import StableSR
 from models.presets import get_preset
 from models.sampling import drive
 from worker.engine import Engine
