@@ -13,6 +13,7 @@ from rq.timeouts import JobTimeoutException
 from .errors import JobFault, JobNotFound, JobTimedOut, WorkerLost, WrongState
 from .records import Records
 from .rq_job import ForbiddenTask
+from .schema import JobState
 
 __all__ = ["on_failure"]
 
@@ -36,6 +37,9 @@ def on_failure(
         job.retries_left = 0
     records = Records(connection)
     try:
+        if _unbegun(records, job, kind):
+            # It was at the gate of a process that another job brought down: no attempt is spent.
+            job.retries_left = (job.retries_left or 0) + 1
         if job.retries_left:
             if records.requeue(job.id, worker=job.worker_name).state.ended:
                 # It was to be canceled, and now is.
@@ -50,6 +54,12 @@ def on_failure(
         # and no reason to run it again.
         job.retries_left = 0
         logger.info("Job %s needs nothing: %s", job.id, ended)
+
+
+def _unbegun(records: Records, job: Job, kind: type[BaseException] | None) -> bool:
+    """Whether the worker was lost before the job began; then the job is not the cause."""
+    lost = kind is not None and issubclass(kind, AbandonedJobError)
+    return lost and records.get(job.id).state is JobState.QUEUED
 
 
 def _name(kind: type[BaseException] | None) -> str:

@@ -41,6 +41,14 @@ class JobQueue:
         self._workers = Workers(self._connection, ttl_s=settings.worker_ttl_s)
         self._queues: dict[str, Queue] = {}
 
+    def announce(self, job_id: str) -> None:
+        """Says that the image of a job to come is about to be stored.
+
+        Called before `inputs/{job_id}` is written, so that it cannot outlive a process that dies
+        between storing it and `submit`.
+        """
+        self._records.announce(job_id, within_s=self._settings.upload_grace_s)
+
     def submit(self, job_id: str, parameters: Parameters, image: ImageInfo) -> Job:
         """Records and queues a job whose image is in the store under `inputs/{job_id}`.
 

@@ -62,6 +62,16 @@ class Records:
 
     # The service's side
 
+    def announce(self, job_id: str, *, within_s: int) -> None:
+        """Notes that an image of this id is about to be stored, before it is.
+
+        Where no job follows in time, because the process that stored it died, the sweep of
+        `jobs.upkeep` finds the id without a record and removes the image.
+        """
+        with queue_errors(self._connection):
+            due = self.now().timestamp() + within_s
+            self._connection.zadd(AGENDA_KEY, {job_id: due})
+
     def create(
         self,
         pipe: Pipeline,

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[int, Field(ge=1)] = 50 * MIB
     max_input_pixels: Annotated[int, Field(ge=1)] = 40_000_000
     max_output_pixels: Annotated[int, Field(ge=1)] = 100_000_000
+    # An image that no job followed within this time is removed; storing one must take less.
+    upload_grace_s: Annotated[int, Field(ge=1)] = 900
     max_queued: Annotated[int, Field(ge=1)] = 1000
 
     job_timeout_s: Annotated[int, Field(ge=1)] = 1800

@@ -92,6 +92,7 @@ def _submit(services: Services, upload: Upload) -> Job:
     services.queue.check_room(parameters.preset)
     job_id = new_job_id()
     file.seek(0)
+    services.queue.announce(job_id)
     try:
         services.store.put(input_key(job_id), file)
         job = services.queue.submit(job_id, parameters, image)

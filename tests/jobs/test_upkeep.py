@@ -9,7 +9,7 @@ from jobs.errors import StoreUnavailable
 from jobs.queue import JobQueue
 from jobs.records import AGENDA_KEY, Records, record_key
 from jobs.rq_job import TaskJob
-from jobs.schema import JobState, ResultInfo, Timings
+from jobs.schema import JobState, ResultInfo, Timings, new_job_id
 from jobs.store import BlobStore, input_key, result_key
 from jobs.upkeep import Swept, sweep
 
@@ -71,6 +71,19 @@ def test_blobs_of_a_record_that_is_gone_are_removed(
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     connection.delete(record_key(job_id))
+    due(connection, job_id)
+    assert sweep(connection, store).removed == 1
+    assert not store.exists(input_key(job_id))
+
+
+def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
+    connection: Redis, store: BlobStore, queue: JobQueue
+) -> None:
+    job_id = new_job_id()
+    queue.announce(job_id)
+    store.put(input_key(job_id), b"in")
+    assert sweep(connection, store) == Swept()
+    assert store.exists(input_key(job_id))
     due(connection, job_id)
     assert sweep(connection, store).removed == 1
     assert not store.exists(input_key(job_id))

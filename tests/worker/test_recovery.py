@@ -29,8 +29,11 @@ def queue(connection: Redis) -> Queue:
     return open_queue("tiny", connection)
 
 
-def begin(queue: Queue, job_id: str) -> None:
-    """Take the job from the queue and begin it, as a worker does that then dies."""
+def begin(queue: Queue, job_id: str, *, waits: bool = False) -> None:
+    """Take the job from the queue and begin it, as a worker does that then dies.
+
+    `waits`: it died while the job waited for its turn in the process, not begun.
+    """
     connection = queue.connection
     taken = connection.lmove(queue.key, queue.intermediate_queue_key)
     assert taken == job_id.encode()
@@ -40,7 +43,8 @@ def begin(queue: Queue, job_id: str) -> None:
         job.prepare_for_execution("dead", pipeline=pipe)
         pipe.lrem(queue.intermediate_queue_key, 1, job_id)
         pipe.execute()
-    Records(connection).start(job_id, "dead")
+    if not waits:
+        Records(connection).start(job_id, "dead")
 
 
 def expire_leases(queue: Queue) -> None:
@@ -74,6 +78,27 @@ def test_a_job_that_was_lost_twice_fails(house: House, queue: Queue, connection:
     assert job.error is not None
     assert job.error.type == "worker-lost"
     assert queue.get_job_ids() == []
+
+
+def test_a_job_that_waits_in_a_process_when_another_kills_it_loses_no_attempt(
+    house: House, queue: Queue, connection: Redis
+) -> None:
+    job_id = house.submit()
+    recovery = Recovery(queue, connection)
+    begin(queue, job_id)
+    expire_leases(queue)
+    recovery.run()
+    for _ in range(3):
+        # Its last attempt waits to be alone, and a job beside it takes the process down.
+        begin(queue, job_id, waits=True)
+        expire_leases(queue)
+        recovery.run()
+        assert house.job(job_id).state is JobState.QUEUED
+        assert TaskJob.fetch(job_id, connection, queue.serializer).retries_left == 0
+    begin(queue, job_id)
+    expire_leases(queue)
+    recovery.run()
+    assert house.job(job_id).state is JobState.FAILED
 
 
 def test_a_lease_that_holds_is_left_alone(house: House, queue: Queue, connection: Redis) -> None:
