@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := worker,embedded,dev
 
-.PHONY: help venv demo up test lint types walls tests parity containers constraints clean
+.PHONY: help venv demo up test lint types walls tests parity faults containers constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ tests: $(STAMP)  ## pytest
 
 parity: $(STAMP)  ## the numbers of this implementation against the reference values in tests/
 	$(BIN)/python -m tests.parity
+
+faults: $(STAMP)  ## kill, hang, fill and restart every part for real; a table of what became of the jobs
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults
 
 containers: $(STAMP)  ## compose up without a GPU, upscale one picture through it, compose down
 	docker/prove

@@ -1,0 +1,263 @@
+"""The faults: each a function that does one and returns when every job of it has ended.
+
+Leases and heartbeats are the defaults (60 s and 15 s) where a worker is killed, so that the
+seconds printed are those that a user would wait.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx
+
+from tests.faults.house import House, until
+from tests.faults.worker import PLACES
+from tests.worker.double import CRASH, HANG_ONCE
+from worker.watchdog import EXIT_STALLED
+
+__all__ = ["CASES", "Case", "NotRun"]
+
+AGAIN_S = 90.0
+"""A job whose worker was killed must be running again within this."""
+
+
+class NotRun(Exception):
+    """The fault cannot be made on this machine; says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    run: Callable[[House], float | None]
+    """Does the fault; gives the seconds until the work went on, where that has a meaning."""
+    settings: dict[str, float]
+
+
+def killed_at(place: str, house: House) -> float:
+    """A worker with two jobs in hand is killed while one of them is at `place`."""
+    house.worker()
+    house.worker()
+    house.ready()
+    house.hold(place)
+    first = house.submit()[0]
+    victim = house.held(place)
+    house.submit(3)
+    house.kill(victim)
+    died = time.monotonic()
+    house.release(place)
+    until(lambda: house.look(first)["attempt"] >= 2, "the job runs again", seconds=AGAIN_S)
+    again = time.monotonic() - died
+    house.all_ended()
+    assert house.look(first)["attempt"] == 2
+    return again
+
+
+def hung_step(house: House) -> float:
+    """A network call never comes back: the watchdog ends the process."""
+    hung = [house.worker(step_timeout_s=5), house.worker(step_timeout_s=5)]
+    house.ready()
+    first = house.submit(seed=HANG_ONCE)[0]
+    until(lambda: any(worker.exit_code is not None for worker in hung), "a worker ends itself")
+    ended = time.monotonic()
+    assert EXIT_STALLED in [worker.exit_code for worker in hung]
+    until(lambda: house.look(first)["attempt"] >= 2, "the job runs again", seconds=AGAIN_S)
+    again = time.monotonic() - ended
+    house.all_ended()
+    return again
+
+
+def terminated(house: House) -> float:
+    """SIGTERM with two jobs running and two waiting: they go back and another worker does them."""
+    leaving = house.worker(step_s=0.3)
+    house.ready()
+    jobs = house.submit(4, steps=40)
+    until(lambda: (house.look(jobs[0])["progress"] or {}).get("step", 0) > 2, "the first runs")
+    asked = time.monotonic()
+    os.kill(leaving.pid, signal.SIGTERM)
+    assert leaving.wait(10) == 0, "the worker did not end in time"
+    left = time.monotonic() - asked
+    states = {house.look(job)["state"] for job in jobs}
+    assert states == {"queued"}, f"the jobs are {states}"
+    house.worker()
+    house.all_ended()
+    return left
+
+
+def redis_killed(house: House) -> float:
+    """Redis is killed and started again with its append-only file, jobs waiting and running."""
+    house.worker(step_s=0.1)
+    house.ready()
+    jobs = house.submit(5, steps=60)
+    until(lambda: (house.look(jobs[0])["progress"] or {}).get("step", 0) > 2, "the first runs")
+    house.redis.kill()
+    gone = time.monotonic()
+    refused = house.post()
+    assert refused.status_code == 503, refused.status_code
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert house.client.get(f"/jobs/{jobs[0].id}").status_code == 503
+    time.sleep(max(0.0, gone + 5 - time.monotonic()))
+    house.redis.start()
+    back = time.monotonic()
+    until(lambda: house.client.get("/readyz").status_code == 200, "ready again", seconds=60)
+    ready = time.monotonic() - back
+    house.submit()
+    house.all_ended()
+    return ready
+
+
+def store_unwritable(house: House) -> None:
+    """Results cannot be written for a while: those jobs fail clearly, the worker goes on."""
+    worker = house.worker()
+    house.ready()
+    house.submit()
+    house.all_ended()
+    results = house.settings.blob_root / "results"
+    aside = results.rename(results.with_name("aside"))
+    results.touch()
+    house.submit(2, expected="failed: store-unavailable")
+    house.all_ended()
+    results.unlink()
+    aside.rename(results)
+    house.submit(2)
+    house.all_ended()
+    assert worker.exit_code is None, "the worker ended"
+
+
+def store_full(house: House) -> None:
+    """The store's disk is full for a while: uploads get 503, a job fails, the worker goes on."""
+    root = house.settings.blob_root
+    with small_disk(root):
+        worker = house.worker()
+        house.ready()
+        house.hold("save")
+        house.submit(expected="failed: store-unavailable")
+        house.held("save")
+        filler = root / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        refused = house.post()
+        assert refused.status_code == 503, refused.text
+        assert int(refused.headers["Retry-After"]) >= 1
+        house.release("save")
+        house.all_ended()
+        filler.unlink()
+        house.submit(2)
+        house.all_ended()
+        assert worker.exit_code is None, "the worker ended"
+        left = {path.name for path in (root / "inputs").iterdir()} - {job.id for job in house.jobs}
+        assert not left, f"the refused upload left {left}"
+        house.settle()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 256 KiB in this place. Raises NotRun where none can be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+        raise NotRun("mounting a small disk needs root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def poison(house: House) -> None:
+    """An image that kills every process that touches it, beside others that do not."""
+    house.submit(expected="failed: worker-lost", seed=CRASH)
+    house.submit(4, steps=40)
+    house.worker()
+    house.worker()
+
+    def all_done() -> bool:
+        # As a container host does: what ended is started again.
+        for worker in [worker for worker in house.workers if worker.exit_code is not None]:
+            if not getattr(worker, "replaced", False):
+                worker.replaced = True  # type: ignore[attr-defined]  # a mark for this loop alone
+                house.worker()
+        return all(house.ended(job) for job in house.jobs)
+
+    until(all_done, "all jobs end")
+    deaths = sum(worker.exit_code == -signal.SIGKILL for worker in house.workers)
+    assert deaths == 2, f"{deaths} processes died"
+
+
+def service_killed_between(house: House) -> float:
+    """The service dies after storing an image and before queueing its job: no image stays."""
+    house.worker()
+    house.ready()
+    house.submit()
+    with suppress(httpx.TransportError):
+        house.post("fatal.png")
+    until(house.service_died, "the service dies", seconds=10)
+    inputs = house.settings.blob_root / "inputs"
+    stored = {path.name for path in inputs.iterdir()}
+    orphans = stored - {job.id for job in house.jobs}
+    assert len(orphans) == 1, f"{len(orphans)} images without a job were left to be swept"
+    died = time.monotonic()
+    house.start_service()
+    house.submit()
+    until(
+        lambda: not any((inputs / name).exists() for name in orphans),
+        "the image without a job is removed",
+    )
+    swept = time.monotonic() - died
+    house.all_ended()
+    return swept
+
+
+def service_killed(house: House) -> float:
+    """The service is killed while jobs run; a new one answers for all of them."""
+    house.worker(step_s=0.1)
+    house.ready()
+    house.submit(4, steps=40)
+    house.kill_service()
+    began = time.monotonic()
+    house.start_service()
+    back = time.monotonic() - began
+    house.all_ended()
+    return back
+
+
+def everything_killed(house: House) -> float:
+    """The machine loses power: Redis, service and workers die at once and start again."""
+    worker = house.worker(step_s=0.1)
+    house.ready()
+    jobs = house.submit(5, steps=60)
+    until(lambda: (house.look(jobs[0])["progress"] or {}).get("step", 0) > 2, "the first runs")
+    house.redis.kill()
+    house.kill(worker.pid)
+    house.kill_service()
+    died = time.monotonic()
+    house.redis.start()
+    house.start_service()
+    house.worker()
+    house.all_ended()
+    return time.monotonic() - died
+
+
+def _cases() -> Iterator[Case]:
+    for place in PLACES:
+        where = "after the result is stored" if place == "stored" else f"in {place}"
+        yield Case(f"worker killed {where}", partial(killed_at, place), {})
+    yield Case("step hangs", hung_step, {})
+    yield Case("worker gets SIGTERM", terminated, {})
+    yield Case("Redis killed", redis_killed, {})
+    yield Case("store not writable", store_unwritable, {})
+    yield Case("store full", store_full, {})
+    yield Case("image kills the process", poison, {"worker_ttl_s": 6, "heartbeat_s": 2})
+    yield Case("service killed half way", service_killed_between, {"upload_grace_s": 5})
+    yield Case("service killed", service_killed, {})
+    yield Case("everything killed", everything_killed, {})
+
+
+CASES = tuple(_cases())

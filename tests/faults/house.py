@@ -1,0 +1,237 @@
+"""Redis, the service and workers as processes of their own, and a client that looks at them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from PIL import Image
+
+from cli.redis_server import free_port
+from jobs.settings import Settings
+from tests.faults.worker import WorkerProcess
+from tests.redis_server import RedisServer
+
+__all__ = ["House", "Job", "png", "until"]
+
+WAIT_S = 240.0
+
+
+def until(true: Callable[[], bool], what: str, *, seconds: float = WAIT_S) -> None:
+    """Returns as soon as it is so.
+
+    Raises AssertionError when it is not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what}")
+        time.sleep(0.05)
+
+
+def png(width: int = 24, height: int = 16) -> bytes:
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+@dataclass
+class Job:
+    """A job as its client knows it, and what is expected of its end."""
+
+    id: str
+    expected: str = "succeeded"
+    """The state it must end in; for a failure with the problem's name: `failed: worker-lost`."""
+    seen: list[str] = field(default_factory=list)
+    """Every state that was answered, without repeats."""
+
+
+class House:
+    """One service on one Redis; `with` starts both and ends everything.
+
+    The settings are the defaults, but for what a case gives.
+    """
+
+    def __init__(self, name: str, **settings: Any) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"stablesr-fault-{name.replace(' ', '-')}-"))
+        self.redis = RedisServer()
+        self.port = free_port()
+        self.settings = Settings(
+            redis_url=self.redis.url,
+            blob_root=self.folder / "blobs",
+            port=self.port,
+            log_format="json",
+            **settings,
+        )
+        self.jobs: list[Job] = []
+        self.workers: list[WorkerProcess] = []
+        self._service: subprocess.Popen[bytes] | None = None
+        self._right: int | None = None
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+
+    def __enter__(self) -> Self:
+        self.redis.start()
+        self.start_service()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for worker in self.workers:
+            worker.close()
+        self.kill_service()
+        self.client.close()
+        self.redis.close()
+
+    # The service
+
+    def start_service(self) -> None:
+        values = json.loads(self.settings.model_dump_json(exclude_unset=True))
+        env = {f"STABLESR_{name.upper()}": str(value) for name, value in values.items()}
+        with (self.folder / "service.log").open("ab") as log:
+            self._service = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.service"],
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until(self._answers, "the service answers")
+
+    def _answers(self) -> bool:
+        try:
+            return self.client.get("/livez").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def kill_service(self) -> None:
+        if self._service is not None:
+            self._service.kill()
+            self._service.wait()
+            self._service = None
+
+    def service_died(self) -> bool:
+        assert self._service is not None
+        return self._service.poll() is not None
+
+    # Workers
+
+    def worker(self, *, step_s: float = 0.05, **settings: Any) -> WorkerProcess:
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        changed = self.settings.model_copy(update=settings)
+        made = WorkerProcess(changed, self.folder, log, step_s)
+        self.workers.append(made)
+        return made
+
+    def ready(self) -> None:
+        """Waits until a worker takes jobs."""
+        until(lambda: self.client.get("/readyz").status_code == 200, "a worker is ready")
+
+    def hold(self, place: str) -> None:
+        """The next job that gets to this place is held there."""
+        (self.folder / f"hold-{place}").touch()
+
+    def held(self, place: str) -> int:
+        """Waits until a job is held at this place; the number of its worker's process."""
+        mark = self.folder / f"held-{place}"
+        until(mark.exists, f"a job is held at {place}")
+        return int(mark.read_text())
+
+    def release(self, place: str) -> None:
+        (self.folder / f"hold-{place}").unlink()
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    # Jobs
+
+    def post(self, name: str = "photo.png", **fields: Any) -> httpx.Response:
+        data = {"scale": 2, "seed": 7, "steps": 20, **fields}
+        files = {"image": (name, png(), "image/png")}
+        return self.client.post("/upscale", files=files, data=data)
+
+    def submit(self, count: int = 1, *, expected: str = "succeeded", **fields: Any) -> list[Job]:
+        made = []
+        for _ in range(count):
+            answer = self.post(**fields)
+            if answer.status_code != 202:
+                raise AssertionError(f"refused: {answer.status_code} {answer.text}")
+            made.append(Job(answer.json()["id"], expected))
+        self.jobs += made
+        return made
+
+    def look(self, job: Job) -> dict[str, Any]:
+        """The job as it is answered now."""
+        body: dict[str, Any] = self.client.get(f"/jobs/{job.id}").raise_for_status().json()
+        if not job.seen or job.seen[-1] != body["state"]:
+            job.seen.append(body["state"])
+        return body
+
+    def ended(self, job: Job) -> bool:
+        try:
+            return self.look(job)["state"] in ("succeeded", "failed", "canceled")
+        except httpx.HTTPError:
+            # The service or Redis is away: that is the fault, and it will come back.
+            return False
+
+    def all_ended(self, *, seconds: float = WAIT_S) -> None:
+        until(lambda: all(self.ended(job) for job in self.jobs), "all jobs end", seconds=seconds)
+
+    # What became of them
+
+    def right(self) -> int:
+        """Jobs that ended as they must; whoever asked for the same got the same picture."""
+        if self._right is not None:
+            return self._right
+        pictures: dict[tuple[int, int], bytes] = {}
+        count = 0
+        for job in self.jobs:
+            body = self.look(job)
+            state = body["state"]
+            if state == "failed":
+                state += ": " + body["error"]["type"].rpartition("/")[2]
+            if state != job.expected:
+                continue
+            if state == "succeeded":
+                picture = self.client.get(f"/jobs/{job.id}/result").raise_for_status().content
+                with Image.open(io.BytesIO(picture)) as image:
+                    assert image.size == (48, 32), image.size
+                asked = body["seed"], body["parameters"]["steps"]
+                if pictures.setdefault(asked, picture) != picture:
+                    continue
+            count += 1
+        return count
+
+    def settle(self) -> None:
+        """Counts what became of the jobs now, for a case whose store is gone afterwards."""
+        self._right = self.right()
+
+    def lost(self) -> int:
+        """Jobs that were accepted and are unknown or without an end."""
+        return sum(not self.ended(job) for job in self.jobs)
+
+    def duplicated(self) -> int:
+        """Jobs that ended more than once: by the workers' logs, and by the states answered."""
+        lines = [line for worker in self.workers for line in worker.log.read_text().splitlines()]
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+        done = [event["job"] for event in events if event.get("event") == "job done"]
+        ends = ("succeeded", "failed", "canceled")
+        return sum(
+            done.count(job.id) > 1 or sum(state in ends for state in job.seen) > 1
+            for job in self.jobs
+        )

@@ -1,0 +1,30 @@
+"""`python -m tests.faults.service`: the service, which dies between storing and queueing an image.
+
+It does so for an upload whose file is named `fatal.png`; every other one is served as ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from jobs.queue import JobQueue
+from jobs.schema import ImageInfo, Job, Parameters
+from jobs.settings import Settings
+from service.run import main
+
+submit = JobQueue.submit
+
+
+def die_or_submit(
+    queue: JobQueue, job_id: str, parameters: Parameters, image: ImageInfo, **more: Any
+) -> Job:
+    if image.filename == "fatal.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return submit(queue, job_id, parameters, image, **more)
+
+
+if __name__ == "__main__":
+    JobQueue.submit = die_or_submit  # type: ignore[method-assign, assignment]  # a fault, put in by hand
+    main(Settings())
