@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := worker,embedded,dev
 
-.PHONY: help venv demo up test lint types walls tests parity faults containers constraints clean
+.PHONY: help venv demo up test lint types walls tests parity faults load fuzz hostile browser containers constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,19 @@ parity: $(STAMP)  ## the numbers of this implementation against the reference va
 
 faults: $(STAMP)  ## kill, hang, fill and restart every part for real; a table of what became of the jobs
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults
+
+load: $(STAMP)  ## 200 uploads at 20 a second beside 50 pollers: seconds of a request, memory
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.load
+
+fuzz: $(STAMP)  ## schemathesis, all checks, against a running service, open and with a key
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.fuzz
+
+hostile: $(STAMP)  ## hostile uploads, one by one: refused in time, and nothing of them left
+	$(BIN)/pytest tests/service/test_hostile.py --verbosity 1
+
+browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when root), with screenshots
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
+	$(BIN)/python -m tests.browser
 
 containers: $(STAMP)  ## compose up without a GPU, upscale one picture through it, compose down
 	docker/prove

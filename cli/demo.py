@@ -11,13 +11,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
-from cli.client import Client, RemoteJob
 from cli.errors import CliError
 from cli.files import check_input, write_aside
+from cli.remote import connected, follow
 from cli.stack import Stack
 from cli.up import ends_as_interrupt
-from cli.upscale import show_job
 from cli.view import ProgressView, console
+from client import Job
 
 __all__ = ["run"]
 
@@ -62,12 +62,11 @@ def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
     _report(source, upscaled, pair, job, ready_s, time.monotonic() - started)
 
 
-def _upscale(url: str, source: Path, target: Path) -> RemoteJob:
-    fields = {"scale": str(SCALE), "seed": str(SEED), "output_format": "png"}
-    with Client(url) as client, ProgressView("uploading") as view:
-        job = client.submit(source, fields)
-        job = client.wait(job, lambda now: show_job(view, now))
-        client.download(job, target)
+def _upscale(url: str, source: Path, target: Path) -> Job:
+    with connected(url, None) as http, ProgressView("uploading") as view:
+        job = http.submit(source, scale=SCALE, seed=SEED, output_format="png")
+        job = follow(http, job, view)
+        http.download(job, target)
     return job
 
 
@@ -82,7 +81,7 @@ def _check(source: Path, upscaled: Path) -> None:
             )
 
 
-def _write_pair(source: Path, upscaled: Path, job: RemoteJob, target: Path) -> None:
+def _write_pair(source: Path, upscaled: Path, job: Job, target: Path) -> None:
     """Draws the bicubic enlargement and the result side by side, each with a caption below."""
     band, gap = 36, 8
     with Image.open(source) as before, Image.open(upscaled) as after:
@@ -103,7 +102,7 @@ def _write_pair(source: Path, upscaled: Path, job: RemoteJob, target: Path) -> N
 
 
 def _report(
-    source: Path, upscaled: Path, pair: Path, job: RemoteJob, ready_s: float, total_s: float
+    source: Path, upscaled: Path, pair: Path, job: Job, ready_s: float, total_s: float
 ) -> None:
     with Image.open(source) as before, Image.open(upscaled) as after:
         sizes = f"{before.width} x {before.height} -> {after.width} x {after.height}"

@@ -6,7 +6,8 @@
     ├── Refused             5  the server answered with a problem (its title and detail)
     ├── JobFailed           6  the job was accepted and then failed, expired or was canceled
     ├── NotInstalled        7  an extra of the package is missing
-    └── NotStarted          8  a part of the embedded mode did not start or ended for good
+    ├── NotStarted          8  a part of the embedded mode did not start or ended for good
+    └── SomeFailed          9  of a folder's images some could not be upscaled; the rest is done
 
 The number is the exit code. 0 is success, 1 an error nobody foresaw, 2 a wrong option, and
 130 an interruption with Ctrl-C.
@@ -21,6 +22,7 @@ __all__ = [
     "NotInstalled",
     "NotStarted",
     "Refused",
+    "SomeFailed",
     "Unreachable",
 ]
 
@@ -44,25 +46,9 @@ class Unreachable(CliError):
 
 
 class Refused(CliError):
-    """The server refused a request.
-
-    Args:
-        status: the HTTP status.
-        title: the problem's title.
-        detail: the problem's detail, empty when it has none.
-        retry_after: seconds after which the server said to try again.
-    """
+    """The server refused a request."""
 
     exit_code = 5
-
-    def __init__(
-        self, status: int, title: str, detail: str = "", *, retry_after: float | None = None
-    ) -> None:
-        super().__init__(f"{title}: {detail}" if detail else title)
-        self.status = status
-        self.title = title
-        self.detail = detail
-        self.retry_after = retry_after
 
 
 class JobFailed(CliError):
@@ -81,3 +67,9 @@ class NotStarted(CliError):
     """A part of the embedded mode did not come up, or ended once too often."""
 
     exit_code = 8
+
+
+class SomeFailed(CliError):
+    """Some images of a folder failed; the others are done."""
+
+    exit_code = 9

@@ -9,17 +9,25 @@ from cli.errors import NotInstalled
 __all__ = ["require_torch"]
 
 
-def require_torch() -> None:
+def require_torch(
+    purpose: str = "Upscaling on this machine", instead: str = ", or give a server with --server"
+) -> None:
     """Ends with the extra's name when this environment cannot run a model.
 
+    Args:
+        purpose: what needs it, for the message.
+        instead: what a person could do without.
+
     Raises:
-        NotInstalled: torch, diffusers or safetensors is missing.
+        NotInstalled: torch, diffusers, pyvips or safetensors is missing.
     """
     missing = [
-        name for name in ("torch", "diffusers", "safetensors") if not importlib.util.find_spec(name)
+        name
+        for name in ("torch", "diffusers", "pyvips", "safetensors")
+        if not importlib.util.find_spec(name)
     ]
     if missing:
         raise NotInstalled(
-            f"Upscaling on this machine needs {', '.join(missing)}: install them with "
-            '`pip install "stablesr-server[worker]"`, or give a server with --server.'
+            f"{purpose} needs {', '.join(missing)}: install them with "
+            f'`pip install "stablesr-server[worker]"`{instead}.'
         )

@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from cli.errors import InputError
+from client.image import format_of
+from jobs.errors import ImageError
+from jobs.image_file import examine
 
-__all__ = ["OUTPUT_FORMATS", "check_input", "check_output", "write_aside"]
-
-OUTPUT_FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
-"""The output's format by its file name's end."""
+__all__ = ["check_input", "check_output", "write_aside"]
 
 
 def check_input(path: Path) -> tuple[int, int]:
-    """The width and height in pixels of an image file, read from its header only.
+    """The upright width and height in pixels of an image file, by its structure; none is decoded.
 
     Raises:
         InputError: there is no such file, it cannot be read, or it is not an image.
     """
     try:
-        with Image.open(path) as image:
-            return image.size
+        with path.open("rb") as file:
+            return examine(file.read(), file, sys.maxsize).upright
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that can be read.") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large: {error}.") from None
+    except ImageError as error:
+        raise InputError(f"{path} is not an image that can be read: {error.detail}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def check_output(path: Path) -> str:
-    """The format that `path` asks for: "png", "webp" or "jpeg".
+    """The format that `path` asks for: "png", "webp", "jpeg" or "tiff".
 
     Raises:
         InputError: its suffix is none of those known, or its folder is missing.
     """
-    output_format = OUTPUT_FORMATS.get(path.suffix.lower())
-    if output_format is None:
-        known = ", ".join(OUTPUT_FORMATS)
-        raise InputError(f"{path}: the output's name must end in one of {known}.")
+    try:
+        output_format = format_of(path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
     return output_format

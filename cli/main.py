@@ -6,7 +6,6 @@ and need no torch.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,36 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from cli import keys, weights
 from cli.errors import CliError
+from cli.options import (
+    ApiKey,
+    Choices,
+    ColorFixOption,
+    Data,
+    DecodeTile,
+    Eta,
+    FidelityWeight,
+    Format,
+    GuidanceScale,
+    NegativePrompt,
+    Overwrite,
+    Parallel,
+    Preset,
+    Prompt,
+    Recursive,
+    SamplerOption,
+    Scale,
+    Seed,
+    Seeds,
+    Server,
+    Source,
+    StartOption,
+    Steps,
+    Target,
+    TileBatch,
+)
+from cli.settings import BadSettings, load
 from cli.view import console
 
 __all__ = ["app"]
@@ -23,7 +51,7 @@ __all__ = ["app"]
 EXIT_CODES = (
     "Exit codes: 0 success, 1 unforeseen error, 2 wrong option, 3 input or output file, "
     "4 no server answers, 5 refused by the server, 6 the job failed, 7 an extra is not installed, "
-    "8 a part did not start, 130 interrupted."
+    "8 a part did not start, 9 some images of a folder failed, 130 interrupted."
 )
 
 
@@ -53,37 +81,14 @@ app = typer.Typer(
 )
 
 
-class ColorFix(StrEnum):
-    """How the result's colours are matched to the input's."""
-
-    adain = "adain"
-    wavelet = "wavelet"
-    none = "none"
-
-
-class Sampler(StrEnum):
-    """How the diffusion is sampled."""
-
-    ddpm = "ddpm"
-    ddim = "ddim"
-
-
-Preset = Annotated[
-    str | None, typer.Option(help="Which weights: tiny is shipped.", show_default=False)
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="The folder of all state; ~/.local/state/stablesr when not given.",
-        show_default=False,
-    ),
-]
-
-
 def _say_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"stablesr {version('stablesr-server')}")
         raise typer.Exit
+
+
+app.add_typer(keys.app, name="keys")
+app.add_typer(weights.app, name="weights")
 
 
 @app.callback()
@@ -120,7 +125,6 @@ def serve(
     ] = None,
 ) -> None:
     """Run the HTTP service alone; its settings are STABLESR_* environment variables."""
-    from cli.settings import BadSettings, load
     from service.errors import OpenAddress
     from service.run import main
 
@@ -142,7 +146,6 @@ def worker(
 ) -> None:
     """Run a worker alone; its settings are STABLESR_* environment variables."""
     from cli.extras import require_torch
-    from cli.settings import load
 
     require_torch()
     from worker.run import main
@@ -152,65 +155,108 @@ def worker(
 
 @app.command()
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The image.", show_default=False)],
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT",
-            help="The result; .png, .webp or .jpg says the format.",
-            show_default=False,
-        ),
-    ],
-    server: Annotated[
-        str | None,
-        typer.Option(
-            envvar="STABLESR_SERVER",
-            help="The address of a server; without one this machine does the work.",
-            show_default=False,
-        ),
-    ] = None,
-    fidelity_weight: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="0: more invented detail, 1: closer to the input.",
-            show_default=False,
-        ),
-    ] = None,
-    scale: Annotated[
-        float | None, typer.Option(min=1.0, max=16.0, help="How much larger.", show_default="4")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Sampling steps.", show_default="preset's")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed, the same image.", show_default="drawn")
-    ] = None,
-    color_fix: Annotated[
-        ColorFix | None, typer.Option(help="Colours from the input.", show_default="adain")
-    ] = None,
-    sampler: Annotated[Sampler | None, typer.Option(show_default="ddpm")] = None,
+    source: Source,
+    target: Target,
+    server: Server = None,
+    api_key: ApiKey = None,
+    fidelity_weight: FidelityWeight = None,
+    scale: Scale = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    color_fix: ColorFixOption = None,
+    sampler: SamplerOption = None,
+    eta: Eta = None,
+    start: StartOption = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    guidance_scale: GuidanceScale = None,
     preset: Preset = None,
+    output_format: Format = None,
+    recursive: Recursive = None,
+    overwrite: Overwrite = False,
+    parallel: Parallel = None,
+    tile_batch: TileBatch = None,
+    decode_tile: DecodeTile = None,
 ) -> None:
-    """Upscale one image."""
+    """Upscale one image, or all images of a folder into another."""
     from cli import upscale as work
 
-    choices = work.Choices(
+    choices = Choices(
         fidelity_weight=fidelity_weight,
         scale=scale,
         steps=steps,
         seed=seed,
         color_fix=color_fix.value if color_fix else None,
         sampler=sampler.value if sampler else None,
+        eta=eta,
+        start=start.value if start else None,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
         preset=preset,
+        tile_batch=tile_batch,
+        decode_tile=decode_tile,
     )
-    if server is not None:
-        work.remote(source, target, server, choices)
-    else:
-        from cli import local
+    work.run(
+        source,
+        target,
+        choices,
+        server=server,
+        api_key=api_key,
+        seeds=seeds,
+        folders=work.ForFolders(output_format, recursive, overwrite, parallel),
+    )
 
-        local.run(source, target, choices)
+
+@app.command()
+def plan(
+    size: Annotated[str, typer.Argument(metavar="WIDTHxHEIGHT", help="The input's, in pixels.")],
+    scale: Scale = None,
+    steps: Steps = None,
+    preset: Preset = None,
+    fidelity_weight: FidelityWeight = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of tiles, in latent cells.", show_default="half a tile"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu or cuda; with --memory it need not be here.", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16.", show_default="the device's"),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="What there is on the device, such as 8GB.", show_default="what is free"),
+    ] = None,
+    tile_batch: TileBatch = None,
+    decode_tile: DecodeTile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what an image would take, before it is computed: tiles, memory, arithmetic."""
+    from cli.plan import Question, run
+
+    run(
+        Question(
+            size=size,
+            scale=scale,
+            steps=steps,
+            fidelity_weight=fidelity_weight,
+            overlap=overlap,
+        ),
+        load(
+            preset=preset,
+            device=device,
+            dtype=dtype,
+            memory_limit=memory,
+            tile_batch=tile_batch,
+            decode_tile=decode_tile,
+        ),
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -228,6 +274,14 @@ def demo(
     from cli import demo as show
 
     show.run(image, folder, preset=preset)
+
+
+@app.command()
+def status(server: Server = None, api_key: ApiKey = None) -> None:
+    """Show a server's workers, its queue and what became of its jobs."""
+    from cli import status as show
+
+    show.run(server or show.DEFAULT_SERVER, api_key)
 
 
 if __name__ == "__main__":

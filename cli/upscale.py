@@ -1,88 +1,87 @@
-"""`stablesr upscale`: one file, by a server or by this process alone."""
+"""`stablesr upscale`: which of its ways to work the options ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.client import Client, RemoteJob
-from cli.errors import CliError
-from cli.files import check_input, check_output
-from cli.view import ProgressView, console
+from cli.options import PARALLEL, Choices, FolderFormat
+from cli.settings import BadSettings
 
-__all__ = ["Choices", "remote", "show_job"]
+__all__ = ["ForFolders", "run"]
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the person chose; None leaves a thing to the server's or the preset's default."""
+class ForFolders:
+    """The options that only a folder has; None and False are those that were not given."""
 
-    fidelity_weight: float | None = None
-    scale: float | None = None
-    steps: int | None = None
-    seed: int | None = None
-    color_fix: str | None = None
-    sampler: str | None = None
-    preset: str | None = None
-
-    def given(self) -> dict[str, float | int | str]:
-        """Only what was chosen."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+    output_format: FolderFormat | None = None
+    recursive: bool | None = None
+    overwrite: bool = False
+    parallel: int | None = None
 
 
-def remote(source: Path, target: Path, server: str, choices: Choices) -> None:
-    """Upscales `source` to `target` through the server at `server`.
-
-    An interruption cancels the job there.
+def run(
+    source: Path,
+    target: Path,
+    choices: Choices,
+    *,
+    server: str | None,
+    api_key: str | None,
+    seeds: int | None,
+    folders: ForFolders,
+) -> None:
+    """Upscales a file or a folder, here or through a server.
 
     Raises:
-        CliError: as `cli.client` raises them.
+        BadSettings: options that do not go together.
+        CliError: as the way to work raises it.
     """
-    output_format = check_output(target)
-    check_input(source)
-    fields: Mapping[str, str] = {
-        **{key: str(value) for key, value in choices.given().items()},
-        "output_format": output_format,
-    }
-    with Client(server) as client, ProgressView("uploading") as view:
-        job = client.submit(source, fields)
-        try:
-            job = client.wait(job, lambda now: show_job(view, now))
-            size = client.download(job, target)
-        except KeyboardInterrupt:
-            _cancel(client, job.id)
-            raise
-    assert job.result is not None  # a succeeded job has one
-    console.print(
-        f"{target}: {job.result.width} x {job.result.height} pixels, {size} bytes, "
-        f"preset {job.preset}, seed {job.seed}.",
-        soft_wrap=True,
-    )
-
-
-def show_job(view: ProgressView, job: RemoteJob) -> None:
-    """Shows where a job is: its place in the queue, or its stage and step."""
-    if job.state == "queued":
-        place = "" if job.queue_position is None else f" ({job.queue_position})"
-        view.update(f"queued{place}", fraction=0.0)
-    elif job.progress is None:
-        view.update(job.state, fraction=1.0 if job.ended else 0.0)
-    else:
-        now = job.progress
-        view.update(
-            now.stage,
-            fraction=now.fraction,
-            step=now.step,
-            steps=now.steps,
-            eta_seconds=now.eta_seconds,
+    if server is not None and any(value is not None for value in choices.host().values()):
+        raise BadSettings("--tile-batch and --decode-tile are for this machine, not for a server.")
+    if source.is_dir():
+        _folder(source, target, choices, server, api_key, seeds, folders)
+        return
+    if folders != ForFolders():
+        raise BadSettings(
+            f"--format, --recursive, --overwrite and --parallel are for folders; {source} is none."
         )
+    if seeds is not None:
+        from cli import seeds as several
 
+        if server is not None:
+            several.run_remotely(source, target, server, api_key, choices, seeds)
+        else:
+            several.run_here(source, target, choices, seeds)
+    elif server is not None:
+        from cli import remote
 
-def _cancel(client: Client, job_id: str) -> None:
-    try:
-        client.cancel(job_id)
-    except CliError as error:
-        console.print(f"The job {job_id} could not be canceled: {error}")
+        remote.run(source, target, server, api_key, choices)
     else:
-        console.print(f"The job {job_id} was canceled.")
+        from cli import local
+
+        local.run(source, target, choices)
+
+
+def _folder(
+    source: Path,
+    target: Path,
+    choices: Choices,
+    server: str | None,
+    api_key: str | None,
+    seeds: int | None,
+    folders: ForFolders,
+) -> None:
+    if seeds is not None:
+        raise BadSettings("--seeds is for one image; a folder has one result for each.")
+    if folders.parallel is not None and server is None:
+        raise BadSettings("--parallel is for a server; this machine does one after the other.")
+    from cli.folder.run import FolderOptions, run
+
+    options = FolderOptions(
+        output_format=(folders.output_format or FolderFormat.png).value,
+        recursive=folders.recursive is not False,
+        overwrite=folders.overwrite,
+        parallel=folders.parallel or PARALLEL,
+    )
+    run(source, target, choices, options, server=server, api_key=api_key)

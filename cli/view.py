@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-__all__ = ["ProgressView", "console"]
+__all__ = ["Moment", "ProgressView", "console", "duration"]
 
 console = Console(stderr=True, highlight=False)
 """Messages go to standard error; standard output stays free for what a script reads."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far the work on an image is.
+
+    `fraction` of all of it is 0 to 1; `step` of `steps` counts from 1 within the stage that has
+    steps; `eta_seconds` is None while it is unknown.
+    """
+
+    stage: str
+    fraction: float = 0.0
+    step: int | None = None
+    steps: int | None = None
+    eta_seconds: float | None = None
 
 
 class ProgressView:
@@ -48,25 +64,17 @@ class ProgressView:
     ) -> None:
         self._bar.stop()
 
-    def update(
-        self,
-        stage: str,
-        *,
-        fraction: float,
-        step: int | None = None,
-        steps: int | None = None,
-        eta_seconds: float | None = None,
-    ) -> None:
-        """Shows the stage, the fraction 0 to 1 of all work, the step, and the seconds left."""
+    def show(self, now: Moment) -> None:
+        """Shows the stage, the fraction of all work, the step, and the time left."""
         self._bar.update(
             self._task,
-            description=stage,
-            completed=fraction,
-            steps=f"step {step}/{steps}" if step is not None and steps else "",
-            eta="" if eta_seconds is None else f"{_duration(eta_seconds)} left",
+            description=now.stage,
+            completed=now.fraction,
+            steps=f"step {now.step}/{now.steps}" if now.step is not None and now.steps else "",
+            eta="" if now.eta_seconds is None else f"{duration(now.eta_seconds)} left",
         )
-        if stage != self._stage:
-            self._stage = stage
+        if now.stage != self._stage:
+            self._stage = now.stage
             self._say()
 
     def _say(self) -> None:
@@ -74,7 +82,7 @@ class ProgressView:
             console.print(self._stage)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

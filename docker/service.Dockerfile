@@ -12,6 +12,7 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
 COPY README.md LICENSE ./
 # Neither worker nor models: this image cannot run a network, not even by mistake.
 COPY cli cli
+COPY client client
 COPY jobs jobs
 COPY service service
 RUN pip install --quiet --no-deps .

@@ -3,19 +3,25 @@
 #   docker build -f docker/worker.Dockerfile -t stablesr-worker .
 # TORCH_INDEX names a package index with another build of torch, such as one for CPUs only.
 
+# Of all the pins only torch's, so that the layer below stays when another one changes.
+FROM python:3.11-slim-bookworm AS pins
+COPY constraints.txt ./
+RUN grep '^torch==' constraints.txt > /torch.txt
+
 FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=
 RUN python -m venv /opt/stablesr
 ENV PATH=/opt/stablesr/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 # torch first, alone: it is by far the largest layer and changes the least.
-COPY constraints.txt ./
-RUN pip install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt torch
-COPY pyproject.toml ./
+COPY --from=pins /torch.txt /tmp/
+RUN pip install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement /tmp/torch.txt
+COPY pyproject.toml constraints.txt ./
 RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["worker"], sep="\n")' > /tmp/worker.txt \
  && pip install --quiet --constraint constraints.txt --requirement /tmp/worker.txt
 COPY README.md LICENSE ./
 COPY cli cli
+COPY client client
 COPY jobs jobs
 COPY models models
 COPY worker worker
@@ -23,18 +29,20 @@ RUN pip install --quiet --no-deps .
 
 FROM python:3.11-slim-bookworm
 # One number for every image of the project: service and worker write to the same volume.
+# A new volume takes its owner from the folder that it is mounted over.
 RUN groupadd --gid 10001 stablesr \
  && useradd --uid 10001 --gid 10001 --home-dir /var/lib/stablesr --no-create-home --shell /usr/sbin/nologin stablesr \
- && install -d -o stablesr -g stablesr /var/lib/stablesr /var/lib/stablesr/blobs /var/lib/stablesr/weights
+ && install -d -o stablesr -g stablesr /var/lib/stablesr /var/lib/stablesr/blobs /var/lib/stablesr/scratch /var/lib/stablesr/weights
 COPY --from=build /opt/stablesr /opt/stablesr
 ENV PATH=/opt/stablesr/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     STABLESR_BLOB_ROOT=/var/lib/stablesr/blobs \
+    STABLESR_SCRATCH=/var/lib/stablesr/scratch \
     STABLESR_WEIGHTS=/var/lib/stablesr/weights \
     STABLESR_LOG_FORMAT=json
 WORKDIR /var/lib/stablesr
-VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/weights"]
+VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/scratch", "/var/lib/stablesr/weights"]
 USER 10001:10001
 # SIGTERM puts the running jobs back on the queue at their next step.
 STOPSIGNAL SIGTERM

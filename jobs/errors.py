@@ -5,10 +5,15 @@
     ├── UnknownPreset            unknown-preset
     ├── QueueUnavailable         queue-unavailable
     ├── QueueFull                queue-full
+    ├── QuotaExceeded            quota-exceeded
     ├── StoreUnavailable         store-unavailable
     ├── BlobNotFound             blob-not-found
     ├── JobNotFound              job-not-found
     ├── JobExists                job-exists
+    ├── IdempotencyMismatch      idempotency-mismatch
+    ├── IdempotencyPending       idempotency-in-progress
+    ├── KeyNotFound              key-not-found
+    ├── BadCursor                bad-cursor
     ├── WrongState               wrong-state
     │   └── JobEnded             job-ended
     ├── ImageError               image-unreadable
@@ -35,7 +40,10 @@ from typing import ClassVar, Self
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 __all__ = [
+    "BadCursor",
     "BlobNotFound",
+    "IdempotencyMismatch",
+    "IdempotencyPending",
     "ImageAnimated",
     "ImageError",
     "ImageTooLarge",
@@ -47,12 +55,14 @@ __all__ = [
     "JobNotFound",
     "JobTimedOut",
     "JobsError",
+    "KeyNotFound",
     "OutOfMemory",
     "OutputTooLarge",
     "Problem",
     "QueueFull",
     "QueueTimedOut",
     "QueueUnavailable",
+    "QuotaExceeded",
     "StoreUnavailable",
     "UnknownPreset",
     "UnsupportedFormat",
@@ -116,6 +126,13 @@ class QueueFull(JobsError):
     title = "The job queue is full"
 
 
+class QuotaExceeded(JobsError):
+    """One key has as many jobs waiting as it may; others may still submit."""
+
+    type = "quota-exceeded"
+    title = "This key has too many jobs waiting"
+
+
 class StoreUnavailable(JobsError):
     type = "store-unavailable"
     title = "The image store cannot be used"
@@ -134,6 +151,26 @@ class JobNotFound(JobsError):
 class JobExists(JobsError):
     type = "job-exists"
     title = "The job's id is taken"
+
+
+class IdempotencyMismatch(JobsError):
+    type = "idempotency-mismatch"
+    title = "The idempotency key was used for another request"
+
+
+class IdempotencyPending(JobsError):
+    type = "idempotency-in-progress"
+    title = "The first request with this idempotency key is still being handled"
+
+
+class KeyNotFound(JobsError):
+    type = "key-not-found"
+    title = "No such API key"
+
+
+class BadCursor(JobsError):
+    type = "bad-cursor"
+    title = "The cursor is not one of this server's"
 
 
 class WrongState(JobsError):

@@ -1,13 +1,15 @@
 """The script by which Redis moves a record, whole or not at all.
 
-    KEYS  1 the record   2 the agenda
+    KEYS  1 the record   2 the agenda   3 the figures   4 the webhooks' agenda
     ARGV  1 job id   2 event   3 {from: to}   4 {from: to} once a cancel was asked
           5 {field: value} to set   6 [field, ...] to drop   7 {ended state: true}
           8 seconds until an active job is looked at   9 seconds an expired one is known
-          10 the worker that says so, or '' for whoever
+          10 the worker that says so, or '' for whoever   11 the channel of `jobs.moves`
+          12 what the key of an owner's waiting jobs begins with
 
 Answers {1 moved | 0 refused | -1 unknown, state, the record as field, value, ...}. The tables are
-those of `jobs.states`, handed over with each call, so that there is one place for them.
+those of `jobs.states`, handed over with each call, so that there is one place for them. Whoever
+waits for the job is told on the channel: "id revision state".
 """
 
 from __future__ import annotations
@@ -29,10 +31,26 @@ local ended = cjson.decode(ARGV[7])
 for _, field in ipairs(cjson.decode(ARGV[6])) do redis.call('HDEL', KEYS[1], field) end
 for field, value in pairs(cjson.decode(ARGV[5])) do redis.call('HSET', KEYS[1], field, value) end
 redis.call('HSET', KEYS[1], 'state', to)
-redis.call('HINCRBY', KEYS[1], 'revision', 1)
+local revision = redis.call('HINCRBY', KEYS[1], 'revision', 1)
+redis.call('PUBLISH', ARGV[11], ARGV[1] .. ' ' .. revision .. ' ' .. to)
+if to ~= state then
+  redis.call('HINCRBY', KEYS[3], 'stablesr_job_moves_total|state=' .. to, 1)
+  local minute = KEYS[3] .. ':' .. math.floor(time[1] / 60)
+  redis.call('HINCRBY', minute, to, 1)
+  redis.call('EXPIRE', minute, 180)
+  local owner = redis.call('HGET', KEYS[1], 'owner') or ''
+  if to == 'queued' then
+    redis.call('ZADD', ARGV[12] .. owner, redis.call('HGET', KEYS[1], 'created_at'), ARGV[1])
+  elseif state == 'queued' then
+    redis.call('ZREM', ARGV[12] .. owner, ARGV[1])
+  end
+end
 if ended[to] and not ended[state] then
   redis.call('HSET', KEYS[1], 'ended_at', now)
   redis.call('HDEL', KEYS[1], 'progress')
+  if redis.call('HEXISTS', KEYS[1], 'webhook_url') == 1 then
+    redis.call('ZADD', KEYS[4], now, ARGV[1])
+  end
 end
 if ARGV[2] == 'start' and not ended[to] then
   redis.call('HSET', KEYS[1], 'started_at', now)

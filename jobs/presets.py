@@ -13,7 +13,10 @@ from types import MappingProxyType
 
 from .errors import UnknownPreset
 
-__all__ = ["PRESETS", "Preset", "get_preset"]
+__all__ = ["MAX_CANVAS", "PRESETS", "Preset", "get_preset"]
+
+MAX_CANVAS = 2**27
+"""Most pixels of a canvas, `models.geometry`'s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,9 @@ class Preset:
 
     steps and fidelity_weight are defaults; native is the side, in pixels of the result, of the
     square the network was trained on (larger results are tiled); scale_max bounds `scale`;
-    embedded says that the weights come with the package.
+    embedded says that the weights come with the package; prompts that weights of this preset can
+    hold a text tower. Whether the worker's do depends on how they were converted: where they
+    don't, the worker says so, and the job fails with that.
     """
 
     name: str
@@ -34,6 +39,13 @@ class Preset:
     native: int = 512
     scale_max: float = 16.0
     embedded: bool = False
+    prompts: bool = True
+
+    def canvas(self, width: int, height: int, scale: float) -> tuple[int, int]:
+        """(width, height) that an image of those sides is computed at: the result's, but with a
+        shorter side of `native` at least."""
+        grown = max(scale, self.native / min(width, height))
+        return round(grown * width), round(grown * height)
 
 
 _S_LAB = "S-Lab License 1.0 (non-commercial)"
@@ -50,6 +62,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 licence_url="https://www.apache.org/licenses/LICENSE-2.0",
                 steps=4,
                 embedded=True,
+                prompts=False,
             ),
             Preset(
                 name="stablesr-512",

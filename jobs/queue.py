@@ -6,6 +6,7 @@ is one transaction, so a job either is recorded and queued or leaves nothing beh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
@@ -14,8 +15,10 @@ from rq import Callback, Queue, Retry
 
 from . import tasks
 from .connection import connect, queue_errors
-from .errors import JobExists, QueueFull, QueueUnavailable
-from .records import Records, record_key
+from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
+from .listing import Cursor, Page, read_page
+from .origin import ANYONE, Origin
+from .records import Records, record_key, unknown, waiting_key
 from .rq_job import open_queue
 from .schema import ImageInfo, Job, JobState, Parameters
 from .settings import Settings
@@ -26,6 +29,7 @@ __all__ = ["ATTEMPTS", "JobQueue"]
 # A job whose worker was lost runs once more; a job whose image is bad never does.
 ATTEMPTS = 2
 CALLBACK_TIMEOUT_S = 30
+UNKNOWN_ORIGIN = Origin()
 
 
 class JobQueue:
@@ -49,11 +53,18 @@ class JobQueue:
         """
         self._records.announce(job_id, within_s=self._settings.upload_grace_s)
 
-    def submit(self, job_id: str, parameters: Parameters, image: ImageInfo) -> Job:
+    def submit(
+        self,
+        job_id: str,
+        parameters: Parameters,
+        image: ImageInfo,
+        origin: Origin = UNKNOWN_ORIGIN,
+    ) -> Job:
         """Records and queues a job whose image is in the store under `inputs/{job_id}`.
 
-        Raises QueueFull when max_queued jobs of the preset wait, JobExists when the id is taken.
-        After any error the caller removes the image.
+        Raises QueueFull when max_queued jobs of the preset wait, QuotaExceeded when as many of
+        the owner wait as it may have, JobExists when the id is taken. After any error the caller
+        removes the image.
         """
         settings = self._settings
         queue = self._queue(parameters.preset)
@@ -63,7 +74,17 @@ class JobQueue:
             pipe.watch(record_key(job_id))
             if pipe.exists(record_key(job_id)):
                 raise JobExists(f"There is a job {job_id!r} already.")
+            if (claim := origin.claim) is not None:
+                pipe.watch(claim.key)
+                if pipe.get(claim.key) != claim.held.encode():
+                    raise QueueUnavailable(
+                        f"Storing the image of job {job_id} took longer than its idempotency key "
+                        "is kept for it. Submit it again.",
+                        retry_after=1,
+                    )
             self._check_room(parameters.preset, int(pipe.llen(queue.key)) + 1)
+            owned = waiting_key(origin.owner)
+            _check_quota(origin, int(pipe.zcard(owned)) + 1)
             seconds, micros = pipe.time()
             pipe.multi()
             job = self._records.create(
@@ -71,6 +92,7 @@ class JobQueue:
                 job_id,
                 parameters,
                 image,
+                origin,
                 now=seconds + micros / 1e6,
                 wait_s=settings.queue_ttl_s,
                 keep_s=settings.result_ttl_s,
@@ -88,9 +110,12 @@ class JobQueue:
                 on_failure=Callback(tasks.ON_FAILURE, timeout=CALLBACK_TIMEOUT_S),
                 pipeline=pipe,
             )
+            if claim is not None:
+                pipe.set(claim.key, claim.value, ex=claim.ttl_s)
             pipe.llen(queue.key)
+            pipe.zcard(owned)
             try:
-                queued = int(pipe.execute()[-1])
+                queued, waiting = pipe.execute()[-2:]
             except WatchError as error:
                 raise QueueUnavailable(
                     f"Job {job_id} could not be queued: the connection to Redis broke or the id "
@@ -100,29 +125,44 @@ class JobQueue:
         try:
             # Submissions at the same moment all saw room; those that had none are taken back.
             self._check_room(parameters.preset, queued)
-        except QueueFull:
-            if self._take_back(queue, job_id):
+            _check_quota(origin, waiting)
+        except (QueueFull, QuotaExceeded):
+            if self._take_back(queue, job_id, origin.owner):
                 raise
         return job.model_copy(update={"queue_position": queued})
 
-    def get(self, job_id: str) -> Job:
-        """The job now, with its place in the queue while it waits; raises JobNotFound.
+    def get(self, job_id: str, owner: str = ANYONE) -> Job:
+        """The job now, with its place in the queue while it waits.
 
-        Place 1 is the next to start, or the one that a worker takes at this moment.
+        Place 1 is the next to start, or the one that a worker takes at this moment. Raises
+        JobNotFound, also for a job of another owner.
         """
         job = self._records.get(job_id)
-        if job.state is not JobState.QUEUED:
-            return job
-        with queue_errors(self._connection):
-            place: Any = self._connection.lpos(self._queue(job.preset).key, job_id)
-        return job.model_copy(update={"queue_position": 1 if place is None else place + 1})
+        if job.owner != owner:
+            raise unknown(job_id)
+        [placed] = self._placed([job])
+        return placed
 
-    def cancel(self, job_id: str) -> Job:
-        """Cancels a job; raises JobNotFound and JobEnded.
+    def page(
+        self,
+        owner: str = ANYONE,
+        *,
+        limit: int,
+        state: JobState | None = None,
+        cursor: Cursor | None = None,
+    ) -> Page:
+        """The owner's jobs, newest first, from the cursor on; see `jobs.listing`."""
+        page = read_page(self._connection, owner, limit=limit, state=state, cursor=cursor)
+        return Page(self._placed(page.jobs), page.next)
+
+    def cancel(self, job_id: str, owner: str = ANYONE) -> Job:
+        """Cancels a job; raises JobNotFound, also for a job of another owner, and JobEnded.
 
         A queued job comes back canceled and out of the queue; a running one comes back processing
         with cancel_requested, and its worker stops it at the next step.
         """
+        if self._records.get(job_id).owner != owner:
+            raise unknown(job_id)
         job = self._records.cancel(job_id)
         if job.state is JobState.CANCELED:
             # Should this fail, the worker that meets the id finds the record canceled.
@@ -133,6 +173,12 @@ class JobQueue:
         """How many jobs of the preset wait."""
         with queue_errors(self._connection):
             return int(self._connection.llen(self._queue(preset).key))
+
+    def check_quota(self, origin: Origin) -> None:
+        """Raises QuotaExceeded when the owner may not have a further job waiting."""
+        if origin.max_queued is not None:
+            with queue_errors(self._connection):
+                _check_quota(origin, int(self._connection.zcard(waiting_key(origin.owner))) + 1)
 
     def check_room(self, preset: str) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""
@@ -175,8 +221,35 @@ class JobQueue:
                 rq_job.delete(remove_from_queue=False)
         return True
 
-    def _take_back(self, queue: Queue, job_id: str) -> bool:
+    def _take_back(self, queue: Queue, job_id: str, owner: str) -> bool:
         if not self._withdraw(queue, job_id):
             return False
-        self._records.forget(job_id)
+        self._records.forget(job_id, owner)
         return True
+
+    def _placed(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs, each queued one with its place."""
+        queued = [job for job in jobs if job.state is JobState.QUEUED]
+        if not queued:
+            return [*jobs]
+        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
+            for job in queued:
+                pipe.lpos(self._queue(job.preset).key, job.id)
+            places = dict(zip((job.id for job in queued), pipe.execute(), strict=True))
+        return [
+            job.model_copy(update={"queue_position": 1 + (places[job.id] or 0)})
+            if job.id in places
+            else job
+            for job in jobs
+        ]
+
+
+def _check_quota(origin: Origin, waiting: int) -> None:
+    most = origin.max_queued
+    if most is not None and waiting > most:
+        raise QuotaExceeded(
+            f"{most} jobs of this key wait already, which is the most it may have; "
+            "try again when one has started, or cancel one.",
+            limit=most,
+            retry_after=10,
+        )

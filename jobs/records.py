@@ -1,7 +1,9 @@
 """The record of a job: one Redis hash, and the only truth about its state.
 
-    stablesr:job:{id}   state, parameters, input, times, progress, result, error, ...
-    stablesr:agenda     sorted set: job id -> when somebody must look at the job again
+    stablesr:job:{id}          state, parameters, input, times, progress, result, error, ...
+    stablesr:agenda            sorted set: job id -> when somebody must look at the job again
+    stablesr:jobs:{owner}      sorted set: id of a job of this owner -> when it was created
+    stablesr:waiting:{owner}   the same of those that wait
 
 Every change is one Lua script that looks the event up in the table of `jobs.states`, so two
 processes can never move a job at once and an ended job stays as it is. Times are the Redis
@@ -11,39 +13,58 @@ server's, so that clocks of different hosts cannot disagree about a job.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 
-from .connection import as_text, queue_errors
-from .errors import JobEnded, JobNotFound, Problem, WrongState
+from .connection import queue_errors
+from .errors import JobEnded, JobNotFound, Problem, QueueUnavailable, WrongState
+from .fields import fields_of_new, job_of, moment, record_key, text
+from .figures import FIGURES_KEY, Observation, count_new, note
 from .move import MOVE
-from .schema import (
-    ENDED,
-    ImageInfo,
-    Job,
-    JobState,
-    Parameters,
-    Progress,
-    ResultInfo,
-    Timings,
-)
+from .moves import CHANNEL
+from .origin import ANYONE, Origin
+from .schema import ENDED, ImageInfo, Job, JobState, Parameters, Progress, ResultInfo, Timings
 from .states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
 
-__all__ = ["AGENDA_KEY", "LOOK_AGAIN_S", "TOMBSTONE_S", "Records", "record_key"]
+__all__ = [
+    "AGENDA_KEY",
+    "LOOK_AGAIN_S",
+    "TOMBSTONE_S",
+    "WEBHOOKS_KEY",
+    "Records",
+    "owner_key",
+    "record_key",
+    "unknown",
+    "waiting_key",
+]
+
+logger = logging.getLogger(__name__)
 
 AGENDA_KEY = "stablesr:agenda"
+# Sorted set: id of an ended job whose webhook is to be called -> when.
+WEBHOOKS_KEY = "stablesr:webhooks"
 # An active job that has not moved for so long is compared with RQ's view of it.
 LOOK_AGAIN_S = 60
 # How long an expired job is still known as expired rather than not at all.
 TOMBSTONE_S = 86_400
 
 
-def record_key(job_id: str) -> str:
-    return f"stablesr:job:{job_id}"
+_WAITING = "stablesr:waiting:"
+
+
+def owner_key(owner: str) -> str:
+    """All jobs of an owner that may still be known."""
+    return f"stablesr:jobs:{owner}"
+
+
+def waiting_key(owner: str) -> str:
+    """The queued jobs of an owner."""
+    return _WAITING + owner
 
 
 _ENDED_JSON = json.dumps({state.value: True for state in ENDED})
@@ -78,6 +99,7 @@ class Records:
         job_id: str,
         parameters: Parameters,
         image: ImageInfo,
+        origin: Origin,
         *,
         now: float,
         wait_s: int,
@@ -88,21 +110,19 @@ class Records:
         now is the Redis server's time in seconds; wait_s bounds the time in the queue, keep_s the
         time that the ended job and its images are kept.
         """
-        fields: dict[str, str] = {
-            "state": JobState.QUEUED.value,
-            "parameters": parameters.model_dump_json(),
-            "input": image.model_dump_json(),
-            "created_at": f"{now:.6f}",
-            "attempt": "0",
-            "revision": "1",
-            "wait_s": str(wait_s),
-            "keep_s": str(keep_s),
-        }
+        fields = fields_of_new(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
         mapping: dict[Any, Any] = {**fields}
         pipe.hset(record_key(job_id), mapping=mapping)
         pipe.expire(record_key(job_id), wait_s + TOMBSTONE_S)
         pipe.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
-        return _job(job_id, fields)
+        # No job is known for longer than this, so older ids in the indexes lead nowhere.
+        longest = wait_s + keep_s + 2 * TOMBSTONE_S
+        for key in (owner_key(origin.owner), waiting_key(origin.owner)):
+            pipe.zadd(key, {job_id: float(fields["created_at"])})
+            pipe.zremrangebyscore(key, "-inf", now - longest)
+            pipe.expire(key, longest)
+        count_new(pipe, now)
+        return job_of(job_id, fields)
 
     def get(self, job_id: str) -> Job:
         """The job as it is now; a result whose time is over is expired first."""
@@ -111,9 +131,9 @@ class Records:
             pipe.hgetall(record_key(job_id))
             time, raw = pipe.execute()
         if not raw:
-            raise _unknown(job_id)
-        job = _job(job_id, _text(raw))
-        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= _moment(time):
+            raise unknown(job_id)
+        job = job_of(job_id, text(raw))
+        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= moment(time):
             return self.expire(job_id)
         return job
 
@@ -133,6 +153,8 @@ class Records:
         job = self._apply(job_id, Event.START, {"worker": worker}, drop=("progress",))
         if job.state.ended:
             raise _ended(job)
+        if job.started_at is not None and job.attempt == 1:
+            self._note({"queue": (job.started_at - job.created_at).total_seconds()})
         return job
 
     def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
@@ -154,12 +176,16 @@ class Records:
         self, job_id: str, result: ResultInfo, timings: Timings, *, worker: str | None = None
     ) -> Job:
         """The result is in the store: the job is done, and its result's time starts to run."""
-        return self._apply(
+        job = self._apply(
             job_id,
             Event.SUCCEED,
             {"result": result.model_dump_json(), "timings": timings.model_dump_json()},
             worker=worker,
         )
+        if job.timings is not None:
+            # What a job waited was noted when it started.
+            self._note(job.timings.model_dump(exclude={"queue"}))
+        return job
 
     def fail(self, job_id: str, problem: Problem, *, worker: str | None = None) -> Job:
         """The job cannot succeed; the problem is what the client is shown."""
@@ -175,11 +201,12 @@ class Records:
 
     # Upkeep
 
-    def forget(self, job_id: str) -> None:
+    def forget(self, job_id: str, owner: str = ANYONE) -> None:
         """Removes the record of a job that was never taken on; for a submission that is undone."""
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))
-            pipe.zrem(AGENDA_KEY, job_id)
+            for key in (AGENDA_KEY, owner_key(owner), waiting_key(owner)):
+                pipe.zrem(key, job_id)
             pipe.execute()
 
     def expire(self, job_id: str) -> Job:
@@ -189,7 +216,18 @@ class Records:
     def now(self) -> datetime:
         """The Redis server's time."""
         with queue_errors(self._connection):
-            return _moment(self._connection.time())
+            return moment(self._connection.time())
+
+    def _note(self, seconds: Mapping[str, float]) -> None:
+        """Seconds of each part of a job's way, for the figures; a job does not fail for them."""
+        observations = [
+            Observation("stablesr_job_seconds", value, {"part": part})
+            for part, value in seconds.items()
+        ]
+        try:
+            note(self._connection, observations)
+        except QueueUnavailable as error:
+            logger.warning("Figures of a job were left out: %s", error.detail)
 
     def _apply(
         self,
@@ -211,14 +249,17 @@ class Records:
             LOOK_AGAIN_S,
             TOMBSTONE_S,
             worker or "",
+            CHANNEL,
+            _WAITING,
         ]
+        keys = [record_key(job_id), AGENDA_KEY, FIGURES_KEY, WEBHOOKS_KEY]
         with queue_errors(self._connection):
-            answer: Any = self._move(keys=[record_key(job_id), AGENDA_KEY], args=arguments)
+            answer: Any = self._move(keys=keys, args=arguments)
         moved = answer[0]
         if moved < 0:
-            raise _unknown(job_id)
+            raise unknown(job_id)
         flat = iter(answer[2])
-        job = _job(job_id, _text(dict(zip(flat, flat, strict=True))))
+        job = job_of(job_id, text(dict(zip(flat, flat, strict=True))))
         if moved:
             return job
         if job.state.ended:
@@ -235,16 +276,8 @@ class Records:
         )
 
 
-def _moment(time: Any) -> datetime:
-    seconds, micros = time
-    return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
-
-
-def _text(raw: Mapping[Any, Any]) -> dict[str, str]:
-    return {as_text(name): as_text(value) for name, value in raw.items()}
-
-
-def _unknown(job_id: str) -> JobNotFound:
+def unknown(job_id: str) -> JobNotFound:
+    """The same words for a job that is not there and for one that is not the asker's."""
     return JobNotFound(f"There is no job {job_id!r}; it may have expired.")
 
 
@@ -252,48 +285,4 @@ def _ended(job: Job) -> JobEnded:
     return JobEnded(
         f"Job {job.id} has already ended: it is {job.state}, which is final.",
         state=job.state.value,
-    )
-
-
-def _job(job_id: str, fields: Mapping[str, str]) -> Job:
-    """A record's fields as the model that both sides know."""
-
-    def moment(name: str) -> datetime | None:
-        return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
-
-    parameters = Parameters.model_validate_json(fields["parameters"])
-    created, started, ended = (moment(name) for name in ("created_at", "started_at", "ended_at"))
-    assert created is not None
-    expires = ended + timedelta(seconds=int(fields["keep_s"])) if ended else None
-    result = timings = None
-    if "result" in fields and started and ended:
-        result = ResultInfo.model_validate_json(fields["result"])
-        result = result.model_copy(update={"expires_at": expires})
-        timings = Timings.model_validate_json(fields["timings"]).model_copy(
-            update={
-                "queue": (started - created).total_seconds(),
-                "total": (ended - created).total_seconds(),
-            }
-        )
-    return Job(
-        id=job_id,
-        state=JobState(fields["state"]),
-        preset=parameters.preset,
-        parameters=parameters,
-        input=ImageInfo.model_validate_json(fields["input"]),
-        created_at=created,
-        started_at=started,
-        ended_at=ended,
-        expires_at=expires,
-        progress=(
-            Progress.model_validate_json(fields["progress"]) if "progress" in fields else None
-        ),
-        result=result,
-        timings=timings,
-        seed=parameters.seed,
-        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-        attempt=int(fields["attempt"]),
-        worker=fields.get("worker"),
-        cancel_requested=fields.get("cancel_requested") == "1",
-        revision=int(fields["revision"]),
     )

@@ -20,6 +20,7 @@ from .presets import PRESETS, get_preset
 __all__ = [
     "ACTIVE",
     "ENDED",
+    "PROMPT_MAX",
     "SEED_MAX",
     "ColorFix",
     "ImageInfo",
@@ -31,17 +32,21 @@ __all__ = [
     "ResultInfo",
     "Sampler",
     "Stage",
+    "Start",
     "Timings",
     "new_job_id",
 ]
 
-Sampler = Literal["ddpm", "ddim"]
+Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
+Start = Literal["lr", "noise"]
 ColorFix = Literal["adain", "wavelet", "none"]
-OutputFormat = Literal["png", "webp", "jpeg"]
+OutputFormat = Literal["png", "webp", "jpeg", "tiff"]
 Stage = Literal["load", "encode", "denoise", "decode", "save"]
 
 # What torch.Generator.manual_seed takes and a JSON number keeps exactly in every client.
 SEED_MAX = 2**32 - 1
+# Characters; the text tower reads 75 tokens, of four characters each or so.
+PROMPT_MAX = 1000
 
 
 class JobState(StrEnum):
@@ -88,6 +93,26 @@ class Parameters(_Model):
     scale: Annotated[float, Field(ge=1, le=16, description="Result side / input side")] = 4.0
     steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps")] = 4
     sampler: Sampler = "ddpm"
+    eta: Annotated[
+        float | None, Field(ge=0, le=1, description="Noise of the sampler ddim; 1 when left out")
+    ] = None
+    start: Annotated[Start, Field(description="Begin at the noised input, or at noise alone")] = (
+        "lr"
+    )
+    prompt: Annotated[
+        str,
+        Field(
+            max_length=PROMPT_MAX,
+            description="What the image shows; GET /models says which presets read it",
+        ),
+    ] = ""
+    negative_prompt: Annotated[
+        str, Field(max_length=PROMPT_MAX, description="What guidance leads away from")
+    ] = ""
+    guidance_scale: Annotated[
+        float,
+        Field(ge=1, le=20, description="1: none; above: closer to the prompt, at twice the work"),
+    ] = 1.0
     color_fix: ColorFix = "adain"
     seed: Annotated[int, Field(ge=0, le=SEED_MAX)] = Field(default_factory=_draw_seed)
     tile_overlap: Annotated[
@@ -114,12 +139,38 @@ class Parameters(_Model):
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
         return name
 
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _without_edges(cls, text: str) -> str:
+        return text.strip()
+
     @model_validator(mode="after")
     def _within_preset(self) -> Parameters:
-        most = get_preset(self.preset).scale_max
-        if self.scale > most:
+        preset = get_preset(self.preset)
+        if self.scale > preset.scale_max:
             raise ValueError(
-                f"scale must be at most {most:g} for {self.preset}; got {self.scale:g}"
+                f"scale must be at most {preset.scale_max:g} for {self.preset}; got {self.scale:g}"
+            )
+        if not preset.prompts and (self.prompt or self.negative_prompt):
+            name = "prompt" if self.prompt else "negative_prompt"
+            raise ValueError(
+                f"{name} must be left out for {self.preset}, whose weights hold no text tower"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> Parameters:
+        """Refuses what the other choices would silently undo."""
+        if self.eta is not None and self.sampler != "ddim":
+            raise ValueError(
+                f"eta must be left out for the sampler {self.sampler}; only ddim takes it"
+            )
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise ValueError("negative_prompt needs a guidance_scale above 1")
+        if self.guidance_scale > 1 and not self.prompt and not self.negative_prompt:
+            raise ValueError(
+                "guidance_scale must be 1 without prompt and negative_prompt; "
+                f"got {self.guidance_scale:g}"
             )
         return self
 
@@ -135,7 +186,10 @@ class Progress(_Model):
 
 
 class ImageInfo(_Model):
-    """The uploaded image as its header describes it."""
+    """The uploaded image as its header describes it.
+
+    `mode` names the channels (L is grey, A opacity), `depth` the bits of each.
+    """
 
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]
@@ -143,6 +197,7 @@ class ImageInfo(_Model):
     media_type: str
     bytes: Annotated[int, Field(ge=0)]
     mode: str | None = None
+    depth: int | None = None
     filename: str | None = None
 
 
@@ -170,7 +225,10 @@ class Timings(_Model):
 
 
 class Job(_Model):
-    """A job's record at one moment. `revision` grows by one with every change of the record."""
+    """A job's record at one moment. `revision` grows by one with every change of the record.
+
+    `owner` is the key's id, empty for a job that was submitted without a key.
+    """
 
     id: str
     state: JobState
@@ -191,3 +249,6 @@ class Job(_Model):
     worker: str | None = None
     cancel_requested: bool = False
     revision: int = 0
+    owner: str = ""
+    request_id: str | None = None
+    webhook_url: str | None = None

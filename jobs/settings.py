@@ -5,7 +5,9 @@ Seconds end in `_s`. A wrong value raises InvalidSettings with one sentence a va
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,11 +17,25 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from .errors import InvalidSettings
 from .presets import PRESETS
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "parse_bytes"]
 
 MIB = 1024 * 1024
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 # Storage that several hosts can share, as obstore names it.
 _BLOB_SCHEMES = ("s3://", "gs://", "az://")
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes, plain or with a unit: 6GB, 1.5 GiB, 500MB.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _BYTES.fullmatch(text.strip().lower())
+    if found is None:
+        raise ValueError("it must be a number of bytes such as 6GB, 1.5GiB or 500MB")
+    number, prefix, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
 def _default_blob_root() -> Path:
@@ -33,7 +49,10 @@ class Settings(BaseSettings):
     Raises InvalidSettings, never pydantic's own error, so that a command can print the sentence.
     """
 
-    model_config = SettingsConfigDict(env_prefix="STABLESR_", extra="forbid", frozen=True)
+    # A variable that is set to nothing, as compose files do, counts as not set.
+    model_config = SettingsConfigDict(
+        env_prefix="STABLESR_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
@@ -41,10 +60,34 @@ class Settings(BaseSettings):
     blob_url: str | None = None
 
     preset: str = "tiny"
+    # What a worker serves when the weights of `preset` are not there; unset: it does not start.
+    fallback: str | None = None
+    # The licence under which `stablesr weights prepare` may download weights, by its name.
+    accept_licence: str | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     # Serving without keys on an address that others reach has to be asked for.
     allow_open: bool = False
+    # Ask for a key also while none was ever made; once one was, it is asked for anyway.
+    require_key: bool = False
+    # Requests a minute, of a key or of an address without one; 0 is no limit. A key may have a
+    # number of its own for uploads.
+    uploads_per_minute: Annotated[int, Field(ge=0)] = 120
+    reads_per_minute: Annotated[int, Field(ge=0)] = 1200
+    # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
+    trusted_proxies: str = ""
+    # Open event streams and waiting requests of one process, in all and of one client.
+    max_streams: Annotated[int, Field(ge=1)] = 500
+    max_streams_each: Annotated[int, Field(ge=1)] = 20
+    # How long a request's head, and its whole upload, may take to arrive.
+    head_timeout_s: Annotated[float, Field(gt=0)] = 10
+    upload_timeout_s: Annotated[float, Field(gt=0)] = 300
+    # How long an Idempotency-Key leads to the job that it made.
+    idempotency_ttl_s: Annotated[int, Field(ge=1)] = 86_400
+    # Lets webhooks reach addresses that are not public; for tests and closed networks.
+    webhook_allow_private: bool = False
+    # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
+    webhook_secret: Annotated[str | None, Field(repr=False)] = None
 
     max_upload_bytes: Annotated[int, Field(ge=1)] = 50 * MIB
     max_input_pixels: Annotated[int, Field(ge=1)] = 40_000_000
@@ -66,6 +109,16 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2
+    # What the plan of each image decides by itself (docs/memory.md), decided here instead: tiles
+    # in one network call, rows that the autoencoder works on at once, bytes that the process may
+    # take on the device that computes ("6GB"), whether networks that do not work wait on the
+    # host, and the folder for feature maps that fit into no memory (the system's for temporary
+    # files, unless named; it must not lie in memory itself).
+    tile_batch: Annotated[int, Field(ge=1)] | None = None
+    decode_tile: Annotated[int, Field(ge=1)] | None = None
+    memory_limit: Annotated[int, Field(ge=1)] | None = None
+    offload: Literal["auto", "on", "off"] = "auto"
+    scratch: Path | None = None
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -81,11 +134,25 @@ class Settings(BaseSettings):
     def _upper(cls, value: Any) -> Any:
         return value.upper() if isinstance(value, str) else value
 
+    @field_validator("memory_limit", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        return parse_bytes(value) if isinstance(value, str) else value
+
     @field_validator("redis_url")
     @classmethod
     def _redis_scheme(cls, value: str) -> str:
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("it must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _standard_secret(cls, value: str | None) -> str | None:
+        if value is not None:
+            prefix, _, rest = value.partition("_")
+            if prefix != "whsec" or len(base64.b64decode(rest, validate=True)) < 24:
+                raise ValueError("it must be whsec_ and 24 bytes or more in base64")
         return value
 
     @field_validator("blob_url")
@@ -95,10 +162,10 @@ class Settings(BaseSettings):
             raise ValueError(f"it must begin with one of {', '.join(_BLOB_SCHEMES)}")
         return value
 
-    @field_validator("preset")
+    @field_validator("preset", "fallback")
     @classmethod
-    def _known_preset(cls, value: str) -> str:
-        if value not in PRESETS:
+    def _known_preset(cls, value: str | None) -> str | None:
+        if value is not None and value not in PRESETS:
             raise ValueError(f"it must be one of {', '.join(PRESETS)}")
         return value
 
@@ -123,7 +190,7 @@ def _sentence(error: ValidationError) -> str:
         reason = fault["msg"].removeprefix("Value error, ")
         reason = reason[:1].lower() + reason[1:]
         # A URL may carry a password: say what is wrong with it, not what it is.
-        shown = "" if "url" in name.lower() else f" (got {fault['input']!r})"
+        shown = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
         if fault["type"] == "extra_forbidden":
             parts.append(f"{name} is not a setting")
         else:

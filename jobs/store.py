@@ -82,9 +82,11 @@ class BlobStore:
         """The bytes from start up to but without end, in pieces; raises BlobNotFound at once."""
         _check(key)
         with _store_errors("read", key):
+            options: obstore.GetOptions = {}
             if end is not None:
-                return iter([bytes(obstore.get_range(self._store, key, start=start, end=end))])
-            options: obstore.GetOptions = {"range": {"offset": start}} if start else {}
+                options = {"range": (start, end)}
+            elif start:
+                options = {"range": {"offset": start}}
             pieces = obstore.get(self._store, key, options=options).stream(min_chunk_size=CHUNK)
         return _guarded(pieces, key)
 

@@ -25,12 +25,18 @@ def _key(name: str) -> str:
 
 
 class WorkerInfo(BaseModel):
-    """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat."""
+    """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat.
+
+    `instead_of` is the preset that it was to serve but cannot, for the `reason`, a clause that
+    clients may read; None when it serves what it was told to.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     preset: str
+    instead_of: str | None = None
+    reason: str | None = None
     device: str
     state: WorkerState = "starting"
     slots: int = 1

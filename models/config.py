@@ -84,6 +84,7 @@ class TextConfig:
 
     width: int = 1024
     layers: int = 24
+    """Of the whole tower; the last one is not used, and not held."""
     heads: int = 16
     tokens: int = 77
     vocabulary: int = 49408

@@ -1,4 +1,4 @@
-"""The noise schedule and the two samplers' steps.
+"""The noise schedule, and the steps of the samplers DDPM and DDIM; `models.solvers` has the others.
 
 1000 steps with scaled-linear betas as in Stable Diffusion. The coefficients are computed in
 float64 on the host and enter the step as plain numbers, so a step never waits for the device.
@@ -9,7 +9,7 @@ DDIM: Song et al., arXiv 2010.02502, eq. 12 and 16.
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,14 @@ __all__ = [
     "Stepper",
     "add_noise",
     "alphas_cumprod",
+    "check_steps",
     "make_stepper",
     "respaced_timesteps",
 ]
 
 TRAINING_STEPS = 1000
 
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 
 
 def alphas_cumprod() -> npt.NDArray[np.float64]:
@@ -47,13 +48,14 @@ def respaced_timesteps(steps: int) -> list[int]:
     Raises:
         InvalidOption: steps outside 1..1000.
     """
-    _check_steps(steps)
+    check_steps(steps)
     if steps == 1:
         return [TRAINING_STEPS - 1]
     return [round(i * (TRAINING_STEPS - 1) / (steps - 1)) for i in range(steps)]
 
 
-def _check_steps(steps: int) -> None:
+def check_steps(steps: int) -> None:
+    """Raises InvalidOption for steps outside 1..1000."""
     if not 1 <= steps <= TRAINING_STEPS:
         raise InvalidOption(f"steps is {steps}, but must be between 1 and {TRAINING_STEPS}.")
 
@@ -65,7 +67,10 @@ def add_noise(latent: Tensor, noise: Tensor, timestep: int) -> Tensor:
 
 
 class Stepper(Protocol):
-    """One sampler's arithmetic: which timesteps, and what a prediction makes of the canvas."""
+    """One sampler's arithmetic: which timesteps, and what a prediction makes of the canvas.
+
+    Some keep what earlier steps predicted, so a stepper serves one canvas, its steps in order.
+    """
 
     @property
     def timesteps(self) -> list[int]:
@@ -111,7 +116,7 @@ class DDIM:
     """Implicit sampling with `eta` between 0 (deterministic) and 1 (as noisy as DDPM)."""
 
     def __init__(self, steps: int, prediction: Prediction = "epsilon", eta: float = 1.0) -> None:
-        _check_steps(steps)
+        check_steps(steps)
         stride = TRAINING_STEPS // steps
         self.timesteps = [i * stride for i in range(steps)][::-1]
         self._prediction = prediction
@@ -144,8 +149,10 @@ def _clean(sample: Tensor, prediction: Tensor, a: float, kind: Prediction) -> Te
     return (sample - math.sqrt(1 - a) * prediction) / math.sqrt(a)
 
 
-def make_stepper(name: SamplerName, steps: int, prediction: Prediction) -> Stepper:
-    """The sampler of that name.
+def make_stepper(
+    name: SamplerName, steps: int, prediction: Prediction, eta: float | None = None
+) -> Stepper:
+    """The sampler of that name, for one canvas; `eta` is DDIM's, 1 when None.
 
     Raises:
         InvalidOption: an unknown name, or steps outside 1..1000.
@@ -153,5 +160,11 @@ def make_stepper(name: SamplerName, steps: int, prediction: Prediction) -> Stepp
     if name == "ddpm":
         return DDPM(steps, prediction)
     if name == "ddim":
-        return DDIM(steps, prediction)
-    raise InvalidOption(f"sampler is {name!r}, but must be one of ddpm, ddim.")
+        return DDIM(steps, prediction, 1.0 if eta is None else eta)
+    if name in get_args(SamplerName):
+        # Here, because the solvers themselves stand on this module.
+        from models.solvers import Multistep
+
+        return Multistep(name, steps, prediction)
+    known = ", ".join(get_args(SamplerName))
+    raise InvalidOption(f"sampler is {name!r}, but must be one of {known}.")

@@ -3,17 +3,35 @@
 ModelError
 ├── UnknownPreset      a preset name that does not exist
 ├── WeightsNotFound    the preset's weights are not on this machine
-├── CheckpointMismatch tensors missing, left over or of the wrong shape
+├── CheckpointError    a file or folder of weights that cannot be used; the message names it
+│   ├── CheckpointUnreadable  no checkpoint at all, cut off, damaged or of an unknown kind
+│   └── CheckpointMismatch    tensors missing, left over or of the wrong shape
+├── LicenceNotAccepted weights are not downloaded before their licence is accepted
+├── DownloadFailed     weights could not be downloaded, or what came is not what was asked for
+├── DiskFull           no room for weights
+├── WeightsExist       a folder that would be written over
+├── MissingTextTower   a prompt for weights that cannot read one
+├── ScratchFull        no room on the disk where feature maps are kept
+├── NotEnoughMemory    no plan for an image fits into what memory there is
 └── InvalidOption      an option outside its range (also a ValueError)
 """
 
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "CheckpointMismatch",
+    "CheckpointUnreadable",
+    "DiskFull",
+    "DownloadFailed",
     "InvalidOption",
+    "LicenceNotAccepted",
+    "MissingTextTower",
     "ModelError",
+    "NotEnoughMemory",
+    "ScratchFull",
     "UnknownPreset",
+    "WeightsExist",
     "WeightsNotFound",
 ]
 
@@ -30,8 +48,44 @@ class WeightsNotFound(ModelError):
     """The weights of a known preset are not on this machine."""
 
 
-class CheckpointMismatch(ModelError):
+class CheckpointError(ModelError):
+    """A file or folder of weights cannot be used."""
+
+
+class CheckpointUnreadable(CheckpointError):
+    """It is no checkpoint, or cut off, damaged, or of a kind that is not read."""
+
+
+class CheckpointMismatch(CheckpointError):
     """A checkpoint does not hold exactly the tensors the networks ask for."""
+
+
+class LicenceNotAccepted(ModelError):
+    """The licence of weights has to be accepted before they are downloaded."""
+
+
+class DownloadFailed(ModelError):
+    """Weights could not be downloaded, or what came is not what was asked for."""
+
+
+class DiskFull(ModelError):
+    """The disk has no room for weights."""
+
+
+class WeightsExist(ModelError):
+    """A folder of weights would be written over."""
+
+
+class MissingTextTower(ModelError):
+    """There is a prompt, and the weights hold no text tower that could read it."""
+
+
+class ScratchFull(ModelError):
+    """The disk that feature maps are kept on has no room left."""
+
+
+class NotEnoughMemory(ModelError):
+    """Even the smallest plan for an image needs more memory than there is."""
 
 
 class InvalidOption(ModelError, ValueError):

@@ -6,35 +6,45 @@ The stages are separate calls, because in the worker they run beside those of ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from models.checkpoints.folder import load_folder, preset_folder, random_networks
-from models.color import correct_color
+from models.autoencoding import AutoencoderAtWork, Changes
+from models.calls import Calls
+from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
 from models.config import ModelConfig
 from models.diffusion import add_noise, make_stepper
-from models.errors import InvalidOption
-from models.networks.autoencoder import Taps
+from models.errors import InvalidOption, NotEnoughMemory
+from models.estimate import Weights
+from models.finishing import finished_rows, joined
+from models.geometry import output_size
+from models.memory import Memory, free_memory, trim
 from models.networks.bundle import Networks
 from models.options import Options
+from models.pieces import Pieces
+from models.plan import Plan, Resources, needs_offload, plan
+from models.prepared import Prepared
 from models.presets import Preset, get_preset
-from models.sampling import Sampler, StepRequest, drive, sample
+from models.prompts.contexts import check_prompts, contexts
+from models.residency import Offloaded, Residency, Resident
+from models.resize import upsampled
+from models.sampling import Sampler, StepRequest, drive_all, sample
 from models.tiling import TileGrid
 
 __all__ = ["Prepared", "Progress", "StableSR", "output_size"]
 
-# Far beyond what is sensible: keeps a strip of one pixel's width from asking for terabytes.
-MAX_CANVAS = 2**27
+log = logging.getLogger(__name__)
+
+_NOTHING = Memory(0, 0, 0)
 
 
-def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """Sides of the result in px: `round(scale * side)`, at least 1 since scale is."""
-    return round(scale * height), round(scale * width)
+def _silent(fraction: float) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -47,29 +57,36 @@ class Progress:
     steps: int
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """An image ready to be sampled."""
-
-    size: tuple[int, int]
-    """Height and width of the result, px."""
-    canvas: tuple[int, int]
-    """Height and width of the upsampled image before padding, px."""
-    reference: Tensor
-    """The upsampled, padded image in [-1, 1], (1, 3, H, W)."""
-    latent: Tensor
-    """Its scaled latent, float32 (1, c, H/8, W/8)."""
-    taps: Taps
-
-
 class StableSR:
     """A loaded set of weights. Its methods hold no state between calls; several threads may
-    call them."""
+    call them.
+
+    Args:
+        networks: in evaluation mode; on `device`, or on the host if `resources` say offload.
+        preset: how to sample with them.
+        device: where they compute.
+        dtype: of their weights.
+        resources: what the host gives; without `offload` decided, there is none.
+    """
 
     def __init__(
-        self, networks: Networks, preset: Preset, device: torch.device, dtype: torch.dtype
+        self,
+        networks: Networks,
+        preset: Preset,
+        device: torch.device,
+        dtype: torch.dtype,
+        resources: Resources | None = None,
     ) -> None:
         self.networks, self.preset, self.device, self.dtype = networks, preset, device, dtype
+        given = resources or Resources()
+        self.resources = replace(given, offload=bool(given.offload))
+        self.weights = Weights.of(networks, dtype)
+        self.changes = Changes()
+        """Of plans, because memory ran out."""
+        self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes)
+        self.residency: Residency = (
+            Offloaded(networks, device) if self.resources.offload else Resident()
+        )
 
     @classmethod
     def from_preset(
@@ -77,6 +94,7 @@ class StableSR:
         name: str,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        resources: Resources | None = None,
     ) -> StableSR:
         """Loads a preset's weights.
 
@@ -85,7 +103,7 @@ class StableSR:
             WeightsNotFound: its weights are not on this machine.
         """
         preset = get_preset(name)
-        return cls.from_folder(preset_folder(preset), preset, device, dtype)
+        return cls.from_folder(preset_folder(preset), preset, device, dtype, resources)
 
     @classmethod
     def from_folder(
@@ -94,10 +112,16 @@ class StableSR:
         preset: Preset,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        resources: Resources | None = None,
     ) -> StableSR:
         """Loads weights from a folder; the preset says how to sample with them."""
         device = torch.device(device)
-        return cls(load_folder(folder, device, dtype), preset, device, dtype)
+        given = resources or Resources()
+        if given.offload is None:
+            empty, _ = open_folder(folder)
+            given = replace(given, offload=_offload(empty, preset, device, dtype, given))
+        place = torch.device("cpu") if given.offload else device
+        return cls(load_folder(folder, place, dtype), preset, device, dtype, given)
 
     @classmethod
     def with_random_weights(
@@ -106,57 +130,92 @@ class StableSR:
         preset: Preset,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        resources: Resources | None = None,
     ) -> StableSR:
         """Full-size networks without a checkpoint, for benchmarks."""
         device = torch.device(device)
-        return cls(random_networks(config, device, dtype), preset, device, dtype)
+        place = torch.device("cpu") if resources and resources.offload else device
+        return cls(random_networks(config, place, dtype), preset, device, dtype, resources)
 
-    def canvas_size(self, height: int, width: int, scale: float) -> tuple[int, int]:
-        """Sides of the upsampled image: at least the native resolution on the shorter side."""
-        grown = max(scale, self.preset.native / min(height, width))
-        return output_size(height, width, grown)
+    def plan(self, height: int, width: int, options: Options, held: Memory = _NOTHING) -> Plan:
+        """How an image of these sides (px) would go now, with what memory is free now.
+
+        `held`: what it has taken already.
+
+        Raises:
+            InvalidOption: no canvas or no tiles can be made for it.
+            NotEnoughMemory: nothing fits.
+        """
+        return plan(
+            self.networks.config,
+            self.preset,
+            height,
+            width,
+            options,
+            dtype=self.dtype,
+            device=self.device,
+            memory=self._memory(held),
+            weights=self.weights,
+            resources=self.resources,
+        )
+
+    @property
+    def tile_batch(self) -> int:
+        """Tiles that one network call has room for now, whatever images they are of."""
+        side = 2 * self.preset.native  # has more tiles than a call
+        return self.resources.tile_batch or self.plan(side, side, Options(scale=1)).tile_batch
+
+    def _pieces_now(self, prepared: Prepared, options: Options) -> Pieces:
+        """For decoding: what was free when the image was encoded may be another's now."""
+        try:
+            return self.plan(*prepared.plan.layout.source, options, prepared.held).pieces
+        except NotEnoughMemory as error:
+            # Refusing now would waste the steps that were made. Strips shrink when they must.
+            log.warning("decoding as planned, although: %s", error)
+            return prepared.plan.pieces
+
+    def _memory(self, held: Memory) -> Memory:
+        """What is free, and what the networks and an image have of it already."""
+        device, host, disk = free_memory(
+            self.device, self.resources.scratch, self.resources.memory_limit
+        )
+        weights = self.residency.held(self.weights)
+        if self.device.type != "cuda":
+            return Memory(0, host + weights + held.device + held.host, disk + held.disk)
+        waiting = self.weights.autoencoder + self.weights.denoiser if self.resources.offload else 0
+        return Memory(device + weights + held.device, host + waiting + held.host, disk + held.disk)
 
     @torch.inference_mode()
-    def prepare(self, image: Tensor, options: Options) -> Prepared:
-        """Upsamples, pads and encodes an image.
+    def prepare(
+        self, image: Tensor, options: Options, tell: Callable[[float], None] = _silent
+    ) -> Prepared:
+        """Upsamples, pads and encodes an image. The plan is made here, with what is free now.
 
         Args:
             image: (1, 3, H, W), RGB in [0, 1].
             options: of this image.
+            tell: hears the fraction that is done, between two strips; what it raises ends the
+                work.
 
         Raises:
             InvalidOption: the image has another shape, or needs too large a canvas.
+            NotEnoughMemory: not even the smallest plan fits.
+            ScratchFull: the disk for feature maps has no room left.
+            MissingTextTower: there is a prompt, and the weights hold no text tower.
         """
+        check_prompts(self.networks, options, self.preset.name)
         if image.ndim != 4 or image.shape[0] != 1 or image.shape[1] != 3:
             raise InvalidOption(
                 f"The image has shape {tuple(image.shape)}, but must have (1, 3, height, width)."
             )
-        height, width = image.shape[2:]
-        canvas = self.canvas_size(height, width, options.scale)
-        if canvas[0] * canvas[1] > MAX_CANVAS:
-            raise InvalidOption(
-                f"The image of {width} x {height} pixels at scale {options.scale:g} needs a canvas "
-                f"of {canvas[1]} x {canvas[0]} pixels, because its shorter side is enlarged to "
-                f"{self.preset.native} at least; at most {MAX_CANVAS} pixels are possible."
-            )
-        reference = F.interpolate(
-            image.to(self.device, torch.float32), size=canvas, mode="bicubic", align_corners=False
-        )
-        reference = reference.clamp(0, 1) * 2 - 1
-        multiple = self.networks.config.autoencoder.downscale
-        down, right = -canvas[0] % multiple, -canvas[1] % multiple
-        reference = F.pad(reference, (0, right, 0, down), mode="reflect")
-
-        pixels = reference.to(self.dtype)
-        encoded = self.networks.autoencoder.encode(pixels)
-        if self.networks.first_stage is not None:
-            # The taps come from the CFW file's encoder, the latent from the diffusion file's.
-            moments = self.networks.first_stage.encode(pixels).moments
-        else:
-            moments = encoded.moments
-        latent = self.networks.autoencoder.latent(moments.float())
-        size = output_size(height, width, options.scale)
-        return Prepared(size, canvas, reference, latent, encoded.taps)
+        with self.residency.holding("autoencoder", lambda: tell(0.0)):
+            chosen = self.plan(image.shape[2], image.shape[3], options)
+            layout = chosen.layout
+            reference = upsampled(image, layout.canvas, layout.padded)
+            fusion = options.fidelity_weight > 0
+            encoding = self._autoencoder.encode(reference, chosen.pieces, taps=fusion, tell=tell)
+        trim()
+        return Prepared(chosen, reference, encoding)
 
     def sample(self, prepared: Prepared, options: Options) -> Sampler:
         """The generator that denoises a prepared image: see `models.sampling`.
@@ -167,12 +226,14 @@ class StableSR:
         Raises:
             InvalidOption: steps, sampler or overlap outside their ranges; at once, not at the
                 first step.
+            MissingTextTower: there is a prompt, and the weights hold no text tower; at once too.
         """
         preset = self.preset
         stepper = make_stepper(
             options.sampler,
             preset.steps if options.steps is None else options.steps,
             self.networks.config.prediction,
+            options.eta,
         )
         overlap = options.tile_overlap
         if overlap is None:
@@ -184,39 +245,69 @@ class StableSR:
         def noise() -> Tensor:
             return torch.randn(latent.shape, generator=generator).to(latent.device)
 
-        start = add_noise(latent, noise(), stepper.timesteps[0])
-        return sample(start, latent, stepper, grid, noise, self.networks.context.float())
+        start = noise()
+        if options.start == "lr":
+            start = add_noise(latent, start, stepper.timesteps[0])
+        wanted, unwanted = contexts(self.networks, options, preset.name, latent.device)
+        scale = options.guidance_scale
+        return sample(start, latent, stepper, grid, noise, wanted, unwanted, scale)
 
     @torch.inference_mode()
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+    def predict(
+        self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+    ) -> list[Tensor]:
         """One network call for tiles of any number of jobs, each at its own timestep.
 
-        All tiles must have one shape. Returns float32 predictions, one tensor a request.
+        All tiles must have one shape. Returns float32 predictions, one tensor a request. `poll`
+        is called while the networks are awaited, where they are not on the device (offload).
         """
         timesteps = [r.timestep for r in requests for _ in range(len(r))]
-        out = self.networks.predict(
-            torch.cat([r.noisy for r in requests]).to(self.dtype),
-            torch.cat([r.lr for r in requests]).to(self.dtype),
-            timesteps,
-            torch.cat([r.context for r in requests]).to(self.dtype),
-        ).float()
+        with self.residency.holding("denoiser", poll):
+            out = self.networks.predict(
+                torch.cat([r.noisy for r in requests]).to(self.dtype),
+                torch.cat([r.lr for r in requests]).to(self.dtype),
+                timesteps,
+                torch.cat([r.context for r in requests]).to(self.dtype),
+            ).float()
         return list(torch.split(out, [len(r) for r in requests]))
 
-    @torch.inference_mode()
+    def rows(
+        self,
+        prepared: Prepared,
+        latent: Tensor,
+        options: Options,
+        tell: Callable[[float], None] = _silent,
+    ) -> Iterator[Tensor]:
+        """Decodes a sampled latent at once, and hands the result out as rows, top to bottom.
+
+        Each is (3, n, W), float32 in [0, 1], on the host; see `models.finishing`.
+
+        Args:
+            prepared: of `prepare`, not closed.
+            latent: of `sample`.
+            options: of this image.
+            tell: as in `prepare`.
+
+        Raises:
+            ScratchFull: the disk for feature maps has no room left.
+        """
+        trim()
+        with torch.inference_mode():
+            with self.residency.holding("autoencoder", lambda: tell(0.0)):
+                image = self._autoencoder.decode(
+                    latent,
+                    prepared.encoding.taps,
+                    options.fidelity_weight,
+                    self._pieces_now(prepared, options),
+                    tell=tell,
+                )
+            trim()
+        layout = prepared.plan.layout
+        return finished_rows(image, prepared.reference, layout, options.color_fix)
+
     def decode(self, prepared: Prepared, latent: Tensor, options: Options) -> Tensor:
-        """Decodes a sampled latent to the result (1, 3, H, W), float32 in [0, 1], on the host."""
-        networks = self.networks
-        unscaled = latent.to(self.device, self.dtype) / networks.config.autoencoder.scaling_factor
-        w = torch.tensor(options.fidelity_weight, device=self.device, dtype=self.dtype)
-        wrapped = options.fidelity_weight > 0
-        image = networks.autoencoder.decode(unscaled, prepared.taps if wrapped else None, w)
-        image = correct_color(image.float(), prepared.reference, options.color_fix)
-        image = (image[:, :, : prepared.canvas[0], : prepared.canvas[1]] + 1) / 2
-        if prepared.canvas != prepared.size:
-            image = F.interpolate(
-                image, size=prepared.size, mode="bicubic", align_corners=False, antialias=True
-            )
-        return image.clamp(0, 1).cpu()
+        """`rows`, joined: (1, 3, H, W)."""
+        return joined(self.rows(prepared, latent, options), prepared.plan.layout.size)
 
     def upscale(
         self,
@@ -226,14 +317,65 @@ class StableSR:
     ) -> Tensor:
         """All of it, alone: (1, 3, H, W) in [0, 1] -> (1, 3, scale * H, scale * W)."""
         options = options or Options()
+        [result] = self.upscale_seeds(image, options, [options.seed], progress)
+        return result
+
+    def upscale_seeds(
+        self,
+        image: Tensor,
+        options: Options,
+        seeds: Sequence[int],
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """One image from several seeds: results as `upscale` gives them, in the seeds' order.
+
+        The image is encoded once, the seeds' tiles share network calls, and each result is decoded
+        when it is asked for.
+        """
+        size = output_size(image.shape[2], image.shape[3], options.scale)
+        for rows in self.upscale_rows(image, options, seeds, progress):
+            yield joined(rows, size)
+
+    def upscale_rows(
+        self,
+        image: Tensor,
+        options: Options,
+        seeds: Sequence[int],
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Iterator[Iterator[Tensor]]:
+        """`upscale_seeds` for results that are to be no tensors: each as `rows` gives it."""
         tell = progress or (lambda _: None)
         tell(Progress("encode", 0, 1))
-        prepared = self.prepare(image, options)
+        with self.prepare(image, options) as prepared:
+            begun = -1
 
-        def predict(request: StepRequest) -> Tensor:
-            tell(Progress("denoise", request.step, request.steps))
-            return self.predict([request])[0]
+            def predict(requests: Sequence[StepRequest]) -> list[Tensor]:
+                nonlocal begun
+                if requests[0].step > begun:
+                    begun = requests[0].step
+                    tell(Progress("denoise", begun, requests[0].steps))
+                return self.predict(requests)
 
-        latent = drive(self.sample(prepared, options), predict)
-        tell(Progress("decode", 0, 1))
-        return self.decode(prepared, latent, options)
+            calls = Calls(predict, prepared.plan.tile_batch, self.changes)
+            samplers = [self.sample(prepared, replace(options, seed=seed)) for seed in seeds]
+            for latent in drive_all(samplers, calls, max_tiles=calls.limit):
+                tell(Progress("decode", 0, 1))
+                yield self.rows(prepared, latent, options)
+
+
+def _offload(
+    networks: Networks,
+    preset: Preset,
+    device: torch.device,
+    dtype: torch.dtype,
+    given: Resources,
+) -> bool:
+    """Whether networks that are about to be loaded have to take turns on the device."""
+    return needs_offload(
+        networks.config,
+        preset,
+        dtype=dtype,
+        device=device,
+        memory=free_memory(device, given.scratch, given.memory_limit),
+        weights=Weights.of(networks, dtype),
+    )

@@ -5,9 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from models.config import Prediction
 from models.errors import UnknownPreset
 
-__all__ = ["PRESETS", "Preset", "get_preset"]
+__all__ = ["PRESETS", "Preset", "Release", "ReleasedFile", "get_preset"]
+
+
+@dataclass(frozen=True)
+class ReleasedFile:
+    """A file as its authors published it."""
+
+    name: str
+    size: int
+    """Bytes, known to three digits only."""
+    sha256: str | None
+    """None where nobody has published it: such a file is checked by its structure only."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a preset's weights are made from: a repository of the Hugging Face hub, two files."""
+
+    diffusion: ReleasedFile
+    """UNet, time-aware encoder, first stage and text tower."""
+    autoencoder: ReleasedFile
+    """The autoencoder with controllable feature wrapping (CFW)."""
+    prediction: Prediction = "epsilon"
+    alternatives: tuple[ReleasedFile, ...] = ()
+    """Other published forms of the diffusion file, to be converted but not pulled."""
+    repository: str = "Iceclear/StableSR"
+    licence: str = "S-Lab License 1.0 (non-commercial)"
+    licence_url: str = "https://github.com/IceClear/StableSR/blob/main/LICENSE.txt"
+
+    @property
+    def files(self) -> tuple[ReleasedFile, ReleasedFile]:
+        return self.diffusion, self.autoencoder
 
 
 @dataclass(frozen=True)
@@ -25,15 +57,65 @@ class Preset:
     """Default w."""
     embedded: bool = False
     """Whether the weights are shipped in the package."""
+    release: Release | None = None
+    """Where the weights come from when they are not shipped."""
+
+
+_CFW = ReleasedFile(
+    "vqgan_cfw_00011.ckpt",
+    960_000_000,
+    "5b20ed9a80e9bdbf9e76ff1642a6a5428ca3427b08b779248a88bfbba2e74e8e",
+)
+_512 = Release(
+    ReleasedFile(
+        "stablesr_000117.ckpt",
+        6_480_000_000,
+        "b8862bf3fd11c5b8fe82fb8a4618a1c74a29e0301a190bd6c2e84d68986ef9cb",
+    ),
+    _CFW,
+)
+_TURBO = Release(
+    ReleasedFile(
+        "stablesr_turbo.ckpt",
+        6_480_000_000,
+        "3615aa00dcab2868042dcd1bba4979edbb6051e6e49c147cda6a2d550fb62c58",
+    ),
+    _CFW,
+)
+# There is no CFW trained for 768v; its decoder serves, and nothing is wrapped unless asked for.
+_768V = Release(
+    ReleasedFile(
+        "stablesr_768v_000139.ckpt",
+        6_480_000_000,
+        "d5f83b544035b4bf24ab1d7aa86e0f83328e9ce121efb2c850f833178be3d10b",
+    ),
+    _CFW,
+    prediction="v_prediction",
+    alternatives=(
+        ReleasedFile(
+            "webui_768v_139.safetensors",
+            422_106_016,
+            "7ec86d64a1fc853a151edaa8b753e79141f79be5e6d6e0cb8905f905ac9a2bbc",
+        ),
+    ),
+)
+_FACE = Release(
+    ReleasedFile(
+        "face_stablesr_000050.ckpt",
+        6_310_000_000,
+        "ea839ea3e1eb99df7c95c7d7d17f282aa79052c74890deacb73e90c6d792b99c",
+    ),
+    ReleasedFile("face_vqgan_cfw_00011.ckpt", 960_000_000, None),
+    prediction="v_prediction",
+)
 
 
 _ALL = (
     Preset("tiny", native=512, tile=64, steps=4, fidelity_weight=0.5, embedded=True),
-    Preset("stablesr-512", native=512, tile=64, steps=200, fidelity_weight=0.5),
-    Preset("stablesr-turbo", native=512, tile=64, steps=4, fidelity_weight=0.5),
-    # There is no CFW trained for 768v, so nothing is wrapped unless asked for.
-    Preset("stablesr-768v", native=768, tile=96, steps=200, fidelity_weight=0.0),
-    Preset("stablesr-face", native=512, tile=64, steps=200, fidelity_weight=0.5),
+    Preset("stablesr-512", native=512, tile=64, steps=200, fidelity_weight=0.5, release=_512),
+    Preset("stablesr-turbo", native=512, tile=64, steps=4, fidelity_weight=0.5, release=_TURBO),
+    Preset("stablesr-768v", native=768, tile=96, steps=200, fidelity_weight=0.0, release=_768V),
+    Preset("stablesr-face", native=512, tile=64, steps=200, fidelity_weight=0.5, release=_FACE),
 )
 
 PRESETS = MappingProxyType({p.name: p for p in _ALL})

@@ -3,12 +3,18 @@
 For each step it yields what has to be predicted and is sent the predictions; between the two
 somebody else decides what runs together with what. Alone, `drive` answers one generator; the
 worker's engine answers many at once. Closing the generator cancels the job.
+
+A step holds its canvas once. Its tiles, which overlap, are cut when a network call asks for
+them, and their predictions are averaged as they arrive: however large the canvas, only the
+tiles of one call are ever held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +22,42 @@ from torch import Tensor
 from models.diffusion import Stepper
 from models.tiling import TileGrid
 
-__all__ = ["NoiseSource", "Sampler", "StepRequest", "drive", "sample"]
+__all__ = [
+    "CanvasStep",
+    "NoiseSource",
+    "Sampler",
+    "Step",
+    "StepRequest",
+    "drive",
+    "drive_all",
+    "sample",
+]
 
 NoiseSource = Callable[[], Tensor]
 """Gives the next standard normal canvas (1, c, h, w) of a job."""
 
 
+class Step(Protocol):
+    """All tiles of one job at one timestep, waiting for their predictions."""
+
+    @property
+    def step(self) -> int:
+        """0-based."""
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+
+    def __len__(self) -> int:
+        """Tiles."""
+
+    def part(self, start: int, stop: int) -> StepRequest:
+        """Tiles `start` to `stop`, for a network call."""
+
+
 @dataclass(frozen=True)
 class StepRequest:
-    """Tiles of one job at one timestep, waiting for their predictions."""
+    """Tiles of one job at one timestep, as a network call takes them."""
 
     noisy: Tensor
     """(n, c, h, w)"""
@@ -41,9 +74,47 @@ class StepRequest:
     def __len__(self) -> int:
         return int(self.noisy.shape[0])
 
+    def part(self, start: int, stop: int) -> StepRequest:
+        """Tiles `start` to `stop`, as views."""
+        cut = slice(start, stop)
+        return replace(self, noisy=self.noisy[cut], lr=self.lr[cut], context=self.context[cut])
 
-Sampler = Generator[StepRequest, Tensor, Tensor]
-"""Yields requests, is sent predictions (n, c, h, w), returns the latent (1, c, H, W)."""
+
+@dataclass(frozen=True)
+class CanvasStep:
+    """A step over a whole canvas: `len(contexts)` times every tile of it, in that order."""
+
+    grid: TileGrid
+    canvas: Tensor
+    """Noisy, (1, c, H, W)"""
+    lr: Tensor
+    """Scaled latent of the upsampled LR image, (1, c, H, W)"""
+    timestep: int
+    contexts: tuple[Tensor, ...]
+    """Each (1, tokens, width)"""
+    step: int
+    steps: int
+
+    def __len__(self) -> int:
+        return len(self.contexts) * len(self.grid)
+
+    def part(self, start: int, stop: int) -> StepRequest:
+        """Tiles `start` to `stop`, cut from the canvas now."""
+        tiles = len(self.grid)
+        origins = [self.grid.origins[i % tiles] for i in range(start, stop)]
+        return StepRequest(
+            self.grid.cut(self.canvas, origins),
+            self.grid.cut(self.lr, origins),
+            self.timestep,
+            torch.cat([self.contexts[i // tiles] for i in range(start, stop)]),
+            self.step,
+            self.steps,
+        )
+
+
+Sampler = Generator[Step, Iterable[Tensor], Tensor]
+"""Yields steps, is sent the prediction (c, h, w) of each tile in order, returns the latent
+(1, c, H, W). It takes no more predictions than there are tiles, each when it needs it."""
 
 
 def sample(
@@ -61,7 +132,7 @@ def sample(
     Args:
         start: the noisy canvas at the first timestep (1, c, H, W).
         lr: scaled latent of the upsampled LR image (1, c, H, W).
-        stepper: DDPM or DDIM.
+        stepper: the sampler's arithmetic, made for this canvas.
         grid: how the canvas is cut.
         noise: fresh noise for each step that asks for it, in order.
         context: (1, tokens, width).
@@ -71,32 +142,74 @@ def sample(
     Returns:
         The clean canvas, still scaled, through StopIteration.
     """
-    canvas, lr_tiles = start, grid.cut(lr)
-    count = len(lr_tiles)
-    contexts = context.expand(count, -1, -1)
-    if negative_context is not None:
-        contexts = torch.cat([contexts, negative_context.expand(count, -1, -1)])
-        lr_tiles = lr_tiles.repeat(2, 1, 1, 1)
+    canvas = start
+    contexts = (context,) if negative_context is None else (context, negative_context)
     steps = len(stepper.timesteps)
     for index, timestep in enumerate(stepper.timesteps):
-        tiles = grid.cut(canvas)
+        tiles = iter((yield CanvasStep(grid, canvas, lr, timestep, contexts, index, steps)))
+        predicted = grid.join(tiles)
         if negative_context is not None:
-            tiles = tiles.repeat(2, 1, 1, 1)
-        predicted = yield StepRequest(tiles, lr_tiles, timestep, contexts, index, steps)
-        if negative_context is not None:
-            wanted, unwanted = predicted.chunk(2)
-            predicted = unwanted + guidance_scale * (wanted - unwanted)
+            unwanted = grid.join(tiles)
+            predicted = unwanted + guidance_scale * (predicted - unwanted)
         fresh = noise() if stepper.needs_noise(index) else None
-        canvas = stepper.step(index, canvas, grid.join(predicted), fresh)
+        canvas = stepper.step(index, canvas, predicted, fresh)
     return canvas
 
 
-def drive(sampler: Sampler, predict: Callable[[StepRequest], Tensor]) -> Tensor:
+def drive(sampler: Sampler, predict: Callable[[Step], Iterable[Tensor]]) -> Tensor:
     """Runs one sampler to its end, alone."""
     try:
-        request = next(sampler)
+        step = next(sampler)
         while True:
-            request = sampler.send(predict(request))
+            step = sampler.send(predict(step))
     except StopIteration as end:
         latent: Tensor = end.value
         return latent
+
+
+def drive_all(
+    samplers: Sequence[Sampler],
+    predict: Callable[[Sequence[StepRequest]], Sequence[Tensor]],
+    max_tiles: int,
+) -> list[Tensor]:
+    """Runs several samplers to their ends together, in network calls that their tiles share.
+
+    Args:
+        samplers: of one tile size; they may differ in steps and in tiles.
+        predict: one network call; a (n, c, h, w) for each request.
+        max_tiles: of one call.
+
+    Returns:
+        The latent of each sampler, in their order.
+    """
+    latents: dict[int, Tensor] = {}
+    waiting = {index: next(sampler) for index, sampler in enumerate(samplers)}
+    while waiting:
+        predictions = _predictions(list(waiting.values()), predict, max_tiles)
+        for index, step in list(waiting.items()):
+            try:
+                waiting[index] = samplers[index].send(islice(predictions, len(step)))
+            except StopIteration as end:
+                latents[index] = end.value
+                del waiting[index]
+    return [latents[index] for index in range(len(samplers))]
+
+
+def _predictions(
+    steps: Sequence[Step],
+    predict: Callable[[Sequence[StepRequest]], Sequence[Tensor]],
+    max_tiles: int,
+) -> Iterator[Tensor]:
+    """The prediction of every tile of these steps, in order, a call being made when needed."""
+    batch: list[StepRequest] = []
+    room = max_tiles
+    for step in steps:
+        start = 0
+        while start < len(step):
+            if not room:
+                yield from chain.from_iterable(predict(batch))
+                batch, room = [], max_tiles
+            stop = min(len(step), start + room)
+            batch.append(step.part(start, stop))
+            start, room = stop, room - (stop - start)
+    yield from chain.from_iterable(predict(batch))

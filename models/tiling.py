@@ -6,8 +6,10 @@ Paper, section 3.4. The canvas is one diffusion; only the network's view is cut.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -77,31 +79,51 @@ class TileGrid:
     def tile_width(self) -> int:
         return min(self.tile, self.width)
 
-    @property
+    @cached_property
     def origins(self) -> list[tuple[int, int]]:
         """Top left cell of each tile."""
         rows = _starts(self.height, self.tile, self.overlap)
         columns = _starts(self.width, self.tile, self.overlap)
         return [(y, x) for y in rows for x in columns]
 
-    def cut(self, canvas: Tensor) -> Tensor:
-        """(1, c, height, width) -> (tiles, c, tile_height, tile_width)."""
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    @cached_property
+    def _total_weight(self) -> npt.NDArray[np.float64]:
+        """Sum of the weights of all tiles at each cell, (height, width)."""
         h, w = self.tile_height, self.tile_width
-        return torch.cat([canvas[:, :, y : y + h, x : x + w] for y, x in self.origins])
+        weights, total = gaussian_weights(h, w), np.zeros((self.height, self.width))
+        for y, x in self.origins:
+            total[y : y + h, x : x + w] += weights
+        return total
 
-    def join(self, tiles: Tensor) -> Tensor:
-        """(tiles, c, tile_height, tile_width) -> (1, c, height, width), in the tiles' dtype.
+    def cut(self, canvas: Tensor, origins: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """(1, c, height, width) -> (tiles, c, tile_height, tile_width); all tiles, or those named.
 
-        Sum of weight * tile over sum of weights, where tiles overlap.
+        Tiles overlap, so all of them hold several times what the canvas does.
         """
-        origins = self.origins
-        if len(origins) == 1:
-            return tiles
         h, w = self.tile_height, self.tile_width
-        weights = torch.from_numpy(gaussian_weights(h, w)).to(tiles)
-        total = tiles.new_zeros(1, tiles.shape[1], self.height, self.width)
-        norm = tiles.new_zeros(1, 1, self.height, self.width)
-        for tile, (y, x) in zip(tiles, origins, strict=True):
+        places = self.origins if origins is None else origins
+        return torch.cat([canvas[:, :, y : y + h, x : x + w] for y, x in places])
+
+    def join(self, tiles: Iterable[Tensor]) -> Tensor:
+        """One (c, tile_height, tile_width) a tile, in order -> (1, c, height, width), their dtype.
+
+        Sum of weight * tile over sum of weights, where tiles overlap. Each tile is added as it
+        comes and not kept; of an iterator no more than this canvas' tiles are taken.
+
+        Raises:
+            ValueError: there are fewer tiles than places for them.
+        """
+        origins, h, w = self.origins, self.tile_height, self.tile_width
+        total = weights = None
+        for (y, x), tile in zip(origins, islice(tiles, len(origins)), strict=True):
+            if len(origins) == 1:
+                return tile[None]
+            if total is None or weights is None:
+                weights = torch.from_numpy(gaussian_weights(h, w)).to(tile)
+                total = tile.new_zeros(1, tile.shape[0], self.height, self.width)
             total[:, :, y : y + h, x : x + w] += weights * tile
-            norm[:, :, y : y + h, x : x + w] += weights
-        return total / norm
+        assert total is not None  # there is always a tile
+        return total / torch.from_numpy(self._total_weight).to(total)

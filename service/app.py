@@ -7,23 +7,41 @@ from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypedDict
 
+import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
+from jobs.connection import connect
+from jobs.idempotency import Idempotency
+from jobs.keys import Keys
 from jobs.queue import JobQueue
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import problems
-from service.middleware import CatchAll, LingeringClose, RequestId
+from service.auth import Authenticator
+from service.listener import Listener
+from service.metrics import CountRequests, Requests, ServiceCollector
+from service.middleware import (
+    BoundedHead,
+    CatchAll,
+    HeadAsGet,
+    LingeringClose,
+    RequestId,
+    SafeHeaders,
+)
 from service.openapi import describe
-from service.routes import about, health, jobs, models, upscale
+from service.ratelimit import RateLimits
+from service.routes import about, events, health, jobs, metrics, models, page, result, upscale
 from service.state import Services
+from service.streams import Streams
+from service.webhooks.sender import Sender
 
 __all__ = ["create_app"]
 
 DESCRIPTION = """\
-Upscales images with StableSR. Upload an image, get a job, ask for it until it has ended, fetch
-the result. Errors are problem details (RFC 9457).
+Upscales images with StableSR. Upload an image, get a job, ask for it until it has ended or listen
+to its events, fetch the result. Errors are problem details (RFC 9457). HEAD is answered wherever
+GET is.
 """
 
 
@@ -42,13 +60,22 @@ def create_app(settings: Settings) -> FastAPI:
         version=_version(),
         description=DESCRIPTION,
         lifespan=_lifespan(settings),
+        redoc_url=None,
+        # A path has one spelling; sending on from /jobs/ to /jobs would lose an upload's body.
+        redirect_slashes=False,
     )
-    for routes in (upscale, jobs, models, health, about):
+    app.state.listener = Listener(settings)
+    app.state.requests = Requests()
+    for routes in (upscale, jobs, result, events, models, metrics, health, about, page):
         app.include_router(routes.router)
     problems.install(app)
     # The last added is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(CatchAll)
+    app.add_middleware(BoundedHead)
     app.add_middleware(LingeringClose)
+    app.add_middleware(SafeHeaders)
+    app.add_middleware(CountRequests, requests=app.state.requests)
     app.add_middleware(RequestId)
     app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -58,11 +85,30 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         store = await run_sync(BlobStore.open, settings)
-        queue = JobQueue(settings)
+        queue, connection, limits = JobQueue(settings), connect(settings), RateLimits(settings)
+        services = Services(
+            settings=settings,
+            queue=queue,
+            store=store,
+            authenticator=Authenticator(Keys(connection), required=settings.require_key),
+            idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
+            limits=limits,
+            listener=app.state.listener,
+            streams=Streams(settings.max_streams, settings.max_streams_each),
+        )
+        sender = Sender(connection, settings, app.root_path)
+        collector = ServiceCollector(connection, settings, services.streams)
+        app.state.requests.registry.register(collector)
         try:
-            yield State(services=Services(settings=settings, queue=queue, store=store))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(services.listener.run)
+                tasks.start_soon(sender.run)
+                yield State(services=services)
+                tasks.cancel_scope.cancel()
         finally:
-            await run_sync(queue.close)
+            app.state.requests.registry.unregister(collector)
+            for open_one in (queue, connection, limits):
+                await run_sync(open_one.close)
 
     return lifespan
 

@@ -4,16 +4,27 @@ JobsError
 ├── MalformedForm        malformed-form
 ├── InvalidParameters    invalid-parameters
 ├── NotMultipart         not-multipart
+├── UnsupportedEncoding  unsupported-encoding
 ├── UploadStalled        upload-stalled
 ├── ImageEmpty           image-empty        (an ImageError)
 ├── ResultNotReady       result-not-ready
 ├── NoResult             no-result
 ├── ResultExpired        result-expired
 ├── NotReady             not-ready
+├── Unauthorized         unauthorized
+├── RateLimited          rate-limited
+├── RangeNotSatisfiable  range-not-satisfiable
+├── MalformedHeader      malformed-header
+├── TooManyStreams       too-many-streams
+├── PresetNotServed      preset-not-served
 └── OpenAddress          open-address       (at start, never in an answer)
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import JsonValue
 
 from jobs.errors import ImageError, JobsError
 
@@ -21,13 +32,21 @@ __all__ = [
     "ImageEmpty",
     "InvalidParameters",
     "MalformedForm",
+    "MalformedHeader",
     "NoResult",
     "NotMultipart",
     "NotReady",
     "OpenAddress",
+    "PresetNotServed",
+    "RangeNotSatisfiable",
+    "RateLimited",
     "ResultExpired",
     "ResultNotReady",
+    "TooManyStreams",
+    "Unauthorized",
+    "UnsupportedEncoding",
     "UploadStalled",
+    "WithHeaders",
 ]
 
 
@@ -80,6 +99,65 @@ class NotReady(JobsError):
 
     type = "not-ready"
     title = "The service is not ready"
+
+
+class WithHeaders(JobsError):
+    """An error whose answer has header fields of its own."""
+
+    def __init__(
+        self, detail: str, headers: Mapping[str, str] | None = None, **extra: JsonValue
+    ) -> None:
+        super().__init__(detail, **extra)
+        self.headers = dict(headers or {})
+
+
+class Unauthorized(WithHeaders):
+    """`given` says that there was a key, and that it was wrong (RFC 6750, section 3)."""
+
+    type = "unauthorized"
+    title = "An API key is needed"
+
+    def __init__(self, detail: str, *, given: bool = False) -> None:
+        challenge = 'Bearer realm="stablesr"' + (', error="invalid_token"' if given else "")
+        super().__init__(detail, {"WWW-Authenticate": challenge})
+
+
+class RateLimited(WithHeaders):
+    type = "rate-limited"
+    title = "Too many requests"
+
+
+class RangeNotSatisfiable(WithHeaders):
+    type = "range-not-satisfiable"
+    title = "The range is outside of the result"
+
+
+class UnsupportedEncoding(WithHeaders):
+    type = "unsupported-encoding"
+    title = "The body is compressed"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, {"Accept-Encoding": "identity"})
+
+
+class MalformedHeader(JobsError):
+    type = "malformed-header"
+    title = "A header field cannot be used"
+
+
+class TooManyStreams(JobsError):
+    type = "too-many-streams"
+    title = "Too many open streams"
+
+
+class PresetNotServed(JobsError):
+    """A worker was to serve the preset but has no weights; `extra["served"]` lists what is served.
+
+    Without `retry_after`: the operator has to do something before trying again can help.
+    """
+
+    type = "preset-not-served"
+    title = "No worker serves the preset"
 
 
 class OpenAddress(JobsError):

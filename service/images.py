@@ -12,26 +12,18 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import IO
 
-from jobs.errors import (
-    ImageAnimated,
-    ImageError,
-    ImageTooLarge,
-    ImageTruncated,
-    OutputTooLarge,
-    UnsupportedFormat,
-)
+from jobs.errors import OutputTooLarge
+from jobs.image_file import check_side, examine
+from jobs.presets import MAX_CANVAS, get_preset
 from jobs.schema import ImageInfo, Parameters
 from jobs.settings import Settings
 from service.errors import ImageEmpty
-from service.formats import FORMATS, Header, MalformedFile, TruncatedFile, read_header, sniff
 
 __all__ = ["MEDIA_TYPES", "inspect", "output_size"]
 
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {name: f"image/{name.lower()}" for name in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")}
 )
-# What the formats of results can hold; PNG's limit of 2**31 - 1 is out of reach.
-LONGEST_SIDE: Mapping[str, int] = MappingProxyType({"webp": 16_383, "jpeg": 65_535})
 LONGEST_NAME = 200
 
 
@@ -58,56 +50,19 @@ def inspect(
     if size == 0:
         raise ImageEmpty("The file has 0 bytes; an image is needed.")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        name = sniff(data[:32])
-        if name is None:
-            allowed = ", ".join(FORMATS)
-            raise UnsupportedFormat(
-                f"The file is none of {allowed}; its content decides, not its name.",
-                allowed=list(FORMATS),
-            )
-        header = _header(name, data, file)
+        header = examine(data, file, settings.max_input_pixels)
     width, height = header.upright
-    _check_input(width, height, settings)
     _check_output(width, height, parameters, settings)
     return ImageInfo(
         width=width,
         height=height,
-        format=name,
-        media_type=MEDIA_TYPES[name],
+        format=header.format,
+        media_type=MEDIA_TYPES[header.format],
         bytes=size,
+        mode=header.mode,
+        depth=header.depth,
         filename=_safe_name(filename),
     )
-
-
-def _header(name: str, data: mmap.mmap, file: IO[bytes]) -> Header:
-    file.seek(0)
-    try:
-        header = read_header(name, data, file)
-    except TruncatedFile as error:
-        raise ImageTruncated(f"The {name} file is cut short: {error}.") from error
-    except MalformedFile as error:
-        raise ImageError(f"The {name} file cannot be read: {error}.") from error
-    if header.frames != 1:
-        raise ImageAnimated(f"The {name} file has more than one frame; a still image is needed.")
-    if header.width < 1 or header.height < 1:
-        raise ImageError(
-            f"The {name} file says it has {header.width} x {header.height} pixels; "
-            "each side must be at least 1."
-        )
-    return header
-
-
-def _check_input(width: int, height: int, settings: Settings) -> None:
-    limit = settings.max_input_pixels
-    if width * height > limit:
-        raise ImageTooLarge(
-            f"The image has {width} x {height} = {width * height} pixels; "
-            f"at most {limit} are taken.",
-            width=width,
-            height=height,
-            pixels=width * height,
-            max_input_pixels=limit,
-        )
 
 
 def _check_output(width: int, height: int, parameters: Parameters, settings: Settings) -> None:
@@ -122,12 +77,17 @@ def _check_output(width: int, height: int, parameters: Parameters, settings: Set
             max_output_pixels=limit,
             **facts,
         )
-    longest = LONGEST_SIDE.get(kind)
-    if longest is not None and max(out_width, out_height) > longest:
+    check_side(out_width, out_height, kind)
+    preset = get_preset(parameters.preset)
+    canvas_width, canvas_height = preset.canvas(width, height, parameters.scale)
+    if canvas_width * canvas_height > MAX_CANVAS:
         raise OutputTooLarge(
-            f"{said} pixels; a side of a {kind} file has at most {longest}. "
-            "A smaller scale or output_format=png would do.",
-            max_side=longest,
+            f"The image of {width} x {height} pixels is so narrow that it would be computed at "
+            f"{canvas_width} x {canvas_height}, because its shorter side is enlarged to "
+            f"{preset.native} pixels at least; at most {MAX_CANVAS} pixels can be. "
+            "Cut it into shorter pieces.",
+            pixels=canvas_width * canvas_height,
+            max_canvas_pixels=MAX_CANVAS,
             **facts,
         )
 

@@ -1,6 +1,6 @@
-"""What wraps every request: its id and its log line, the last catch, and a patient goodbye.
+"""What wraps every request: its id and log line, safe headers, the last catch, a patient goodbye.
 
-All three are plain ASGI, so that streamed bodies pass through untouched.
+All are plain ASGI, so that streamed bodies pass through untouched.
 """
 
 from __future__ import annotations
@@ -12,16 +12,46 @@ import uuid
 import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import unexpected
+from service.problems import refusal, unexpected
 
-__all__ = ["CatchAll", "LingeringClose", "RequestId"]
+__all__ = [
+    "BoundedHead",
+    "CatchAll",
+    "HeadAsGet",
+    "LingeringClose",
+    "RequestId",
+    "SafeHeaders",
+    "is_head",
+]
 
 log = structlog.stdlib.get_logger(__name__)
 
 # What may come in as an id and go out into a header and a log line.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+
+MOST_TARGET = 8 * 1024
+MOST_FIELD_BYTES = 32 * 1024
+MOST_FIELDS = 100
+
+SAFE = {
+    # An uploaded image must never be taken for a page.
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # What is not made to be kept must not lie in a cache that others share.
+    "Cache-Control": "no-store",
+}
+# Answers are data: nothing in them may run, and no page may frame them.
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+# The framework's page at /docs loads its script from there.
+DOCS_POLICY = (
+    "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
+    "script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    "style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    "img-src 'self' data: https://fastapi.tiangolo.com"
+)
 
 
 class RequestId:
@@ -48,10 +78,7 @@ class RequestId:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                # An uploaded image must never be taken for a page.
-                headers["X-Content-Type-Options"] = "nosniff"
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -63,8 +90,86 @@ class RequestId:
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
+                    key=scope["state"].get("key"),
                     seconds=round(time.perf_counter() - started, 4),
                 )
+
+
+class SafeHeaders:
+    """Headers of every answer: those the request's handling asked for, and those that keep it safe.
+
+    A route that sets one of them itself is left alone, as the page does with its own policy.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in scope["state"].get("headers", {}).items():
+                    headers[name] = value
+                for name, value in SAFE.items():
+                    headers.setdefault(name, value)
+                policy = DOCS_POLICY if scope["path"].endswith("/docs") else POLICY
+                headers.setdefault("Content-Security-Policy", policy)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class BoundedHead:
+    """Refuses a request whose target or header fields are larger than any that makes sense."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            target = len(scope["raw_path"]) + len(scope["query_string"])
+            fields = scope["headers"]
+            size = sum(len(name) + len(value) for name, value in fields)
+            if target > MOST_TARGET:
+                told = f"The target has {target} bytes; at most {MOST_TARGET} are read."
+                await refusal({**scope, "path": ""}, 414, told)(scope, receive, send)
+                return
+            if size > MOST_FIELD_BYTES or len(fields) > MOST_FIELDS:
+                told = (
+                    f"There are {len(fields)} header fields of {size} bytes; at most "
+                    f"{MOST_FIELDS} of {MOST_FIELD_BYTES} are read."
+                )
+                await refusal(scope, 431, told)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET would be, without the body (RFC 9110, 9.3.2).
+
+    The server leaves the body out; a handler for which it costs much asks `is_head`.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope["state"]["head"] = True
+            as_get = {**scope, "method": "GET"}
+            await self.app(as_get, receive, send)
+            scope["route"] = as_get.get("route")
+            return
+        await self.app(scope, receive, send)
+
+
+def is_head(request: Request) -> bool:
+    """Whether a request that looks like a GET was a HEAD."""
+    return bool(request.scope["state"].get("head", False))
 
 
 class CatchAll:

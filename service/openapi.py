@@ -12,9 +12,10 @@ from jobs.presets import PRESETS
 from jobs.schema import Parameters
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
-from service.uploads import IMAGE_FIELD
+from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
+from service.webhooks.target import LONGEST_URL
 
-__all__ = ["UPLOAD_BODY", "describe", "header", "problems"]
+__all__ = ["REQUEST_HEADERS", "UPLOAD_BODY", "describe", "header", "problems"]
 
 TEMPLATE = "#/components/schemas/{model}"
 
@@ -38,12 +39,34 @@ def header(description: str, kind: str = "string") -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind}}
 
 
+def _given(name: str, **more: Any) -> dict[str, Any]:
+    """The field is there, and as its schema here says."""
+    return {"required": [name], "properties": {name: more}}
+
+
+def _rules() -> list[dict[str, Any]]:
+    """What the fields say of each other; as in the validators of `jobs.schema.Parameters`."""
+    text = {"pattern": "\\S"}
+    guided = _given("guidance_scale", exclusiveMinimum=1)
+    prompted = {"anyOf": [_given("prompt", **text), _given("negative_prompt", **text)]}
+    reading = [name for name, preset in PRESETS.items() if preset.prompts]
+    return [
+        {"if": {"required": ["eta"]}, "then": _given("sampler", const="ddim")},
+        {"if": _given("negative_prompt", **text), "then": guided},
+        {"if": guided, "then": prompted},
+        {"if": prompted, "then": _given("preset", enum=reading)},
+    ]
+
+
 def _upload_body() -> dict[str, Any]:
     fields: dict[str, Any] = Parameters.model_json_schema()["properties"]
     fields["preset"]["enum"] = list(PRESETS)
     for name in ("steps", "fidelity_weight", "preset"):
         # Their defaults are the preset's and the server's own.
         fields[name].pop("default", None)
+    # A form has no null: what is left out is not sent.
+    fields["eta"] |= fields["eta"].pop("anyOf")[0]
+    fields["eta"].pop("default")
     fields["seed"]["description"] = "Drawn when left out; the same seed gives the same image"
     fields["steps"]["description"] = "Denoising steps; the preset's number when left out"
     image = {
@@ -51,16 +74,61 @@ def _upload_body() -> dict[str, Any]:
         "format": "binary",
         "description": "One still image: PNG, JPEG, WebP, TIFF or AVIF",
     }
+    webhook = {
+        "type": "string",
+        "format": "webhook-url",
+        "maxLength": LONGEST_URL,
+        "description": "Told of the job's end with a POST (Standard Webhooks): https, and a host "
+        "on the public internet. Needs an API key, whose `whsec_` secret signs it",
+    }
     schema = {
         "type": "object",
         "required": [IMAGE_FIELD],
-        "properties": {IMAGE_FIELD: image, **fields},
+        "properties": {IMAGE_FIELD: image, **fields, WEBHOOK_FIELD: webhook},
         "additionalProperties": False,
+        "allOf": _rules(),
     }
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
+REQUEST_HEADERS: list[dict[str, Any]] = [
+    {
+        "name": "Prefer",
+        "in": "header",
+        "description": "`wait=N`: answer when the job has ended, after N seconds at the latest",
+        "schema": {"type": "string"},
+        "example": "wait=30",
+    },
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Any word of your own, such as a UUID; the same request under the same key "
+        "makes one job",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        "example": "8e03978e-40d5-43e8-bc93-6894a57f9324",
+    },
+]
+
 UPLOAD_BODY: dict[str, Any] = {"requestBody": _upload_body()}
+
+
+SECURITY = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, `ssr_...`; needed where the server asks for keys",
+    },
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def _add_security(schema: dict[str, Any]) -> None:
+    """A key in either header, or none where the server asks for none, for what can answer 401."""
+    schema["components"]["securitySchemes"] = SECURITY
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            if "401" in operation["responses"]:
+                operation["security"] = [{}, *({name: list[str]()} for name in SECURITY)]
 
 
 def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
@@ -81,6 +149,7 @@ def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
             schemas[ProblemDetails.__name__] = problem
             # FastAPI drops what is null, in examples too, where it is part of the example.
             schemas[JobView.__name__]["example"] = JobView.model_json_schema()["example"]
+            _add_security(schema)
             app.openapi_schema = schema
         return app.openapi_schema
 

@@ -8,9 +8,9 @@ an input nobody filled in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
-from annotated_types import Ge, Le, MultipleOf
+from annotated_types import Ge, Le, MaxLen, MultipleOf
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.datastructures import QueryParams
@@ -18,7 +18,7 @@ from starlette.datastructures import QueryParams
 from jobs.presets import PRESETS
 from jobs.schema import Parameters
 from service.errors import InvalidParameters
-from service.uploads import IMAGE_FIELD
+from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
 
 __all__ = ["check_query", "parse"]
 
@@ -53,7 +53,7 @@ def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
     """One of pydantic's findings as field, detail, and the range or the choice that is right."""
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
-        known = [IMAGE_FIELD, *Parameters.model_fields]
+        known = [IMAGE_FIELD, *Parameters.model_fields, WEBHOOK_FIELD]
         known_names = ", ".join(known)
         return {"field": name, "detail": f"is unknown; the fields are {known_names}"}
     if not name:
@@ -62,7 +62,8 @@ def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
         field, _, rest = message.partition(" ")
         return {"field": field, "detail": rest.rstrip(".")}
     expected, facts = _expected(name)
-    shown = str(details["input"])
+    given = details["input"]
+    shown = str(len(given) if details["type"] == "string_too_long" else given)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     return {"field": name, "detail": f"must be {expected}; got {shown}", **facts}
 
@@ -72,9 +73,13 @@ def _expected(name: str) -> tuple[str, dict[str, JsonValue]]:
     if name == "preset":
         return "one of " + ", ".join(PRESETS), {"allowed": list(PRESETS)}
     field = Parameters.model_fields[name]
-    if choices := get_args(field.annotation):
+    if get_origin(field.annotation) is Literal:
+        choices = get_args(field.annotation)
         return "one of " + ", ".join(choices), {"allowed": list(choices)}
     bounds: dict[type, Any] = {type(mark): mark for mark in field.metadata}
+    if MaxLen in bounds:
+        longest = bounds[MaxLen].max_length
+        return f"at most {longest} characters long", {"max_length": longest}
     low, high = bounds[Ge].ge, bounds[Le].le
     words = f"{'a whole number ' if field.annotation is int else ''}between {low} and {high}"
     facts: dict[str, JsonValue] = {"minimum": low, "maximum": high}

@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from jobs.errors import JobsError
-from service.errors import InvalidParameters
+from service.errors import InvalidParameters, WithHeaders
 
 __all__ = [
     "PROBLEM_JSON",
@@ -34,6 +34,7 @@ __all__ = [
     "ProblemResponse",
     "install",
     "problem_type",
+    "refusal",
     "titles",
     "unexpected",
 ]
@@ -44,6 +45,8 @@ PROBLEM_JSON = "application/problem+json"
 
 STATUSES: Mapping[str, HTTPStatus] = {
     "malformed-form": HTTPStatus.BAD_REQUEST,
+    "malformed-header": HTTPStatus.BAD_REQUEST,
+    "unauthorized": HTTPStatus.UNAUTHORIZED,
     "job-not-found": HTTPStatus.NOT_FOUND,
     "upload-stalled": HTTPStatus.REQUEST_TIMEOUT,
     "job-ended": HTTPStatus.CONFLICT,
@@ -51,9 +54,14 @@ STATUSES: Mapping[str, HTTPStatus] = {
     "no-result": HTTPStatus.CONFLICT,
     "result-not-ready": HTTPStatus.CONFLICT,
     "wrong-state": HTTPStatus.CONFLICT,
+    "idempotency-in-progress": HTTPStatus.CONFLICT,
     "result-expired": HTTPStatus.GONE,
     "upload-too-large": HTTPStatus(413),
     "not-multipart": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "unsupported-encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    "range-not-satisfiable": HTTPStatus(416),
+    "bad-cursor": HTTPStatus(422),
+    "idempotency-mismatch": HTTPStatus(422),
     "image-animated": HTTPStatus(422),
     "image-empty": HTTPStatus(422),
     "image-format-unsupported": HTTPStatus(422),
@@ -63,8 +71,12 @@ STATUSES: Mapping[str, HTTPStatus] = {
     "invalid-parameters": HTTPStatus(422),
     "output-too-large": HTTPStatus(422),
     "unknown-preset": HTTPStatus(422),
+    "quota-exceeded": HTTPStatus.TOO_MANY_REQUESTS,
+    "rate-limited": HTTPStatus.TOO_MANY_REQUESTS,
+    "too-many-streams": HTTPStatus.TOO_MANY_REQUESTS,
     "internal-error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "not-ready": HTTPStatus.SERVICE_UNAVAILABLE,
+    "preset-not-served": HTTPStatus.SERVICE_UNAVAILABLE,
     "queue-full": HTTPStatus.SERVICE_UNAVAILABLE,
     "queue-unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
     "store-unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -193,6 +205,17 @@ def unexpected(scope: Scope) -> ProblemResponse:
     )
 
 
+def refusal(scope: Scope, status: int, detail: str) -> ProblemResponse:
+    """A problem that has no type of its own: the status says it all."""
+    return ProblemResponse(
+        scope,
+        status=status,
+        type="about:blank",
+        title=HTTPStatus(status).phrase,
+        detail=detail,
+    )
+
+
 def _jobs_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, JobsError)
     status = STATUSES.get(error.type)
@@ -208,6 +231,7 @@ def _jobs_error(request: Request, error: Exception) -> Response:
         title=error.title,
         detail=GUARDED.get(error.type, error.detail),
         extra=error.extra,
+        headers=error.headers if isinstance(error, WithHeaders) else None,
     )
 
 
@@ -236,11 +260,13 @@ def _http_exception(request: Request, error: Exception) -> Response:
 
 def _methods(routes: list[BaseRoute], scope: Scope) -> list[str]:
     """The methods of all routes at this path; the framework's own header names one route's."""
-    return [
+    found = [
         method
-        for method in ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+        for method in ("DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT")
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
     ]
+    # HEAD is answered wherever GET is.
+    return sorted([*found, "HEAD"]) if "GET" in found else found
 
 
 def _request_validation_error(request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 
 import uvicorn
 
@@ -10,11 +11,14 @@ from jobs.logs import configure_logging
 from jobs.settings import Settings
 from service.app import create_app
 from service.errors import OpenAddress
+from service.listener import Listener
+from service.protocol import protocol
 
 __all__ = ["check_address", "main", "server"]
 
 # Long enough for an upload or a download in flight, shorter than what container hosts allow.
 SHUTDOWN_S = 8
+MAX_HEAD_BYTES = 32 * 1024
 
 
 def main(settings: Settings) -> None:
@@ -29,9 +33,11 @@ def main(settings: Settings) -> None:
 
 def server(settings: Settings) -> uvicorn.Server:
     """The configured server, not yet started. It leaves logging as it finds it."""
-    return uvicorn.Server(
+    app = create_app(settings)
+    return _Server(
+        app.state.listener,
         uvicorn.Config(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -39,17 +45,41 @@ def server(settings: Settings) -> uvicorn.Server:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
-        )
+            # Who asks is who is connected, unless a proxy that is named says otherwise.
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies or None,
+            # Of the two parsers the one that bounds a request's head, in bytes and in time.
+            http=protocol(settings.head_timeout_s),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ws="none",
+        ),
     )
 
 
+class _Server(uvicorn.Server):
+    """Lets those who wait for jobs end first: their connections would hold up the shutdown."""
+
+    def __init__(self, listener: Listener, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._listener = listener
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listener.leave()
+        await super().shutdown(sockets)
+
+
 def check_address(settings: Settings) -> None:
-    """Refuses to serve strangers unless told to: there are no keys yet, so anyone could use it."""
-    if settings.allow_open or _is_loopback(settings.host):
+    """Refuses to serve strangers unless keys are asked for, or it is told that this is meant.
+
+    Keys that were made are not enough: a Redis that loses its data would open the service.
+    """
+    if settings.allow_open or settings.require_key or _is_loopback(settings.host):
         return
     raise OpenAddress(
         f"STABLESR_HOST={settings.host} can be reached from other machines, and the service asks "
-        "nobody for a key. Set STABLESR_ALLOW_OPEN=true if that is meant, or use 127.0.0.1."
+        "nobody for a key. Make keys with `stablesr keys create` and set "
+        "STABLESR_REQUIRE_KEY=true; or set STABLESR_ALLOW_OPEN=true if open is meant, or use "
+        "127.0.0.1."
     )
 
 

@@ -1,6 +1,6 @@
 """A job and its neighbours as clients see them: jobs.schema without what is ours alone.
 
-Left out on purpose: the result's key in the store and the worker's name.
+Left out on purpose: the result's key in the store, the worker's name and whose job it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from jobs.schema import ImageInfo, Job, JobState, Parameters, Progress, Timings
 
 __all__ = [
     "ComponentView",
+    "FallbackView",
     "JobView",
+    "JobsView",
     "Links",
     "ModelView",
     "ModelsView",
@@ -60,6 +62,11 @@ class JobView(BaseModel):
                     "scale": 4.0,
                     "steps": 4,
                     "sampler": "ddpm",
+                    "eta": None,
+                    "start": "lr",
+                    "prompt": "",
+                    "negative_prompt": "",
+                    "guidance_scale": 1.0,
                     "color_fix": "adain",
                     "seed": 42,
                     "tile_overlap": 32,
@@ -83,7 +90,8 @@ class JobView(BaseModel):
                     "format": "PNG",
                     "media_type": "image/png",
                     "bytes": 91827,
-                    "mode": None,
+                    "depth": 8,
+                    "mode": "RGB",
                     "filename": "photo.png",
                 },
                 "result": None,
@@ -132,7 +140,7 @@ class JobView(BaseModel):
             result = ResultView(url=f"{here}/result", **job.result.model_dump(exclude={"key"}))
         if job.error is not None:
             error = {**job.error.model_dump(), "type": f"{root}/problems/{job.error.type}"}
-        shared = job.model_dump(exclude={"result", "error", "worker", "revision"})
+        shared = job.model_dump(include={*cls.model_fields} - {"result", "error", "links"})
         return cls(
             **shared,
             result=result,
@@ -143,6 +151,13 @@ class JobView(BaseModel):
                 cancel=None if job.state.ended else here,
             ),
         )
+
+
+class JobsView(BaseModel):
+    """A page of jobs, newest first."""
+
+    jobs: list[JobView]
+    next: str | None = Field(description="The path of the next page; null on the last one")
 
 
 class ComponentView(BaseModel):
@@ -178,7 +193,9 @@ class ModelView(BaseModel):
     title: str
     default: bool
     available: bool = Field(description="Whether a live worker serves it now")
+    reason: str | None = Field(description="Why a worker that was to serve it does not")
     embedded: bool = Field(description="Whether the weights come with the package")
+    prompts: bool = Field(description="Whether weights of this preset can read prompts")
     steps: int
     fidelity_weight: float
     native: int = Field(description="Side in pixels of the squares the network works on")
@@ -187,10 +204,21 @@ class ModelView(BaseModel):
     licence_url: str
 
 
+class FallbackView(BaseModel):
+    """The preset that was to be the default, the one that is, and a clause that says why."""
+
+    wanted: str
+    served: str
+    reason: str
+
+
 class ModelsView(BaseModel):
     """The presets and what holds for all of them; limits in bytes and pixels."""
 
     models: list[ModelView]
+    fallback: FallbackView | None = Field(
+        description="What is served instead of the server's own default; null when that is"
+    )
     formats: list[str] = Field(description="Formats that are taken, recognised by content")
     max_upload_bytes: int
     max_input_pixels: int

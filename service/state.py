@@ -7,20 +7,35 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from jobs.idempotency import Idempotency
 from jobs.queue import JobQueue
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from service.auth import Authenticator
+from service.listener import Listener
+from service.ratelimit import RateLimits
+from service.serving import Serving
+from service.streams import Streams
 
 __all__ = ["Services", "ServicesDep"]
 
 
 @dataclass(frozen=True)
 class Services:
-    """Both the queue and the store block: routes that use them run in threads."""
+    """All but the last two block: routes that use them run in threads."""
 
     settings: Settings
     queue: JobQueue
     store: BlobStore
+    authenticator: Authenticator
+    idempotency: Idempotency
+    limits: RateLimits
+    listener: Listener
+    streams: Streams
+
+    def serving(self) -> Serving:
+        """What the workers serve now; raises QueueUnavailable."""
+        return Serving.of(self.queue.workers(), self.settings.preset)
 
 
 def _services(request: Request) -> Services:

@@ -16,11 +16,18 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from jobs.errors import StoreUnavailable, UploadTooLarge
-from service.errors import InvalidParameters, MalformedForm, NotMultipart, UploadStalled
+from service.errors import (
+    InvalidParameters,
+    MalformedForm,
+    NotMultipart,
+    UnsupportedEncoding,
+    UploadStalled,
+)
 
-__all__ = ["IMAGE_FIELD", "Upload", "check_head", "received"]
+__all__ = ["IMAGE_FIELD", "WEBHOOK_FIELD", "Upload", "check_head", "received"]
 
 IMAGE_FIELD = "image"
+WEBHOOK_FIELD = "webhook_url"
 # A parameter is a number or a word.
 MAX_FIELD_BYTES = 16 * 1024
 MAX_FIELDS = 64
@@ -41,31 +48,38 @@ def check_head(request: Request, limit: int) -> None:
 
     Raises:
         NotMultipart: the content type is another one.
+        UnsupportedEncoding: the body is compressed.
         UploadTooLarge: the declared length is above `limit` bytes.
     """
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         given = f"it is {kind!r}" if kind else "it is missing"
         raise NotMultipart(f"Content-Type must be multipart/form-data; {given}.")
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise UnsupportedEncoding(
+            f"Content-Encoding is {coding[:80]!r}; images are compressed already, send them as "
+            "they are."
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
 
 
 @asynccontextmanager
-async def received(request: Request, limit: int) -> AsyncIterator[Upload]:
+async def received(request: Request, limit: int, within_s: float) -> AsyncIterator[Upload]:
     """The form of a request whose body has at most `limit` bytes; its file is gone afterwards.
 
     Raises:
         UploadTooLarge: the body is larger, whatever its headers say.
-        UploadStalled: nothing came for 30 seconds.
+        UploadStalled: nothing came for 30 seconds, or not all within `within_s`.
         MalformedForm: the body is not the multipart form it claims to be.
         InvalidParameters: the image is missing, or a field comes twice.
         StoreUnavailable: there is no room for temporary files.
     """
     parser = MultiPartParser(
         request.headers,
-        _counted(request, limit),
+        _counted(request, limit, within_s),
         max_files=1,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
@@ -88,21 +102,28 @@ async def received(request: Request, limit: int) -> AsyncIterator[Upload]:
         yield _sorted(form)
     finally:
         await form.close()
+        # A form that breaks off without its last boundary leaves its last file to nobody.
+        for file in parser._files_to_close_on_error:
+            file.close()
 
 
-async def _counted(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body in pieces, until it grows past the limit or stops coming."""
+async def _counted(request: Request, limit: int, within_s: float) -> AsyncGenerator[bytes, None]:
+    """The body in pieces, until it grows past the limit, stops coming or comes too slowly."""
     count = 0
+    deadline = anyio.current_time() + within_s
     stream = request.stream()
     while True:
         try:
-            with anyio.fail_after(STALL_S):
+            with anyio.fail_after(min(STALL_S, deadline - anyio.current_time())):
                 piece = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
+            slow = anyio.current_time() >= deadline
             raise UploadStalled(
-                f"Nothing came for {STALL_S:g} seconds after {count} bytes; send it again."
+                f"Only {count} bytes came within {within_s:g} seconds, the most that is waited."
+                if slow
+                else f"Nothing came for {STALL_S:g} seconds after {count} bytes; send it again."
             ) from error
         count += len(piece)
         if count > limit:

@@ -34,7 +34,7 @@ from models.color import adain, wavelet
 from models.config import Prediction
 from models.diffusion import DDIM, DDPM, Stepper, add_noise, alphas_cumprod, respaced_timesteps
 from models.networks.bundle import Networks
-from models.sampling import StepRequest, drive, sample
+from models.sampling import Step, drive, sample
 from models.tiling import TileGrid, gaussian_weights
 
 __all__ = ["Comparison", "Golden", "compare", "main"]
@@ -118,7 +118,8 @@ class Golden:
         networks.load_state_dict(tensors)
         return networks.eval().requires_grad_(False)
 
-    def predict(self, request: StepRequest) -> Tensor:
+    def predict(self, step: Step) -> Tensor:
+        request = step.part(0, len(step))
         timesteps = [request.timestep] * len(request)
         return self.networks.predict(request.noisy, request.lr, timesteps, request.context)
 

@@ -1,12 +1,16 @@
-"""Which device a worker computes on, and in which precision."""
+"""Which device a worker computes on, in which precision, and with how much memory."""
 
 from __future__ import annotations
 
+import resource
+
 import torch
 
+from jobs.settings import Settings
+from models.plan import Resources
 from worker.errors import NotStarted
 
-__all__ = ["choose_device", "choose_dtype"]
+__all__ = ["choose_device", "choose_dtype", "memory_in_use", "named_device", "resources_of"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -31,6 +35,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def named_device(name: str) -> torch.device:
+    """The device of that name, which need not be here; `auto` is the processor.
+
+    Raises:
+        NotStarted: no device is called so.
+    """
+    try:
+        return torch.device("cpu" if name == "auto" else name)
+    except RuntimeError as error:
+        raise NotStarted(f"The device is {name!r}, but cpu and cuda are devices.") from error
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of that name; `auto` is float32 on a CPU and bfloat16 on a GPU.
 
@@ -40,3 +56,30 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "float32" if device.type == "cpu" else "bfloat16"
     return dtypes[name]
+
+
+def resources_of(settings: Settings, *, jobs: int) -> Resources:
+    """What the settings decide of the memory that so many jobs at once have."""
+    return Resources(
+        memory_limit=settings.memory_limit,
+        tile_batch=settings.tile_batch,
+        decode_tile=settings.decode_tile,
+        offload={"auto": None, "on": True, "off": False}[settings.offload],
+        scratch=settings.scratch,
+        shared=jobs > 1,
+    )
+
+
+def memory_in_use(device: str) -> dict[str, int]:
+    """Bytes by kind: of a GPU what is allocated now and was at most, what this process holds and
+    what there is; elsewhere the most that this process had resident."""
+    if not device.startswith("cuda"):
+        # Linux counts it in KiB.
+        return {"resident_peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "allocated_peak": torch.cuda.max_memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        # Known on the host: nothing here waits for a device that hangs.
+        "total": torch.cuda.get_device_properties(device).total_memory,
+    }

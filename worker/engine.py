@@ -12,15 +12,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 
 import structlog
 import torch
 from torch import Tensor
 
-from models.sampling import Sampler, StepRequest
+from jobs.figures import Figures
+from models.sampling import Sampler, Step, StepRequest
 from worker.errors import EngineBroken, is_out_of_memory
 from worker.model import Upscaler
 
@@ -40,21 +42,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(eq=False)
 class _Pending:
-    """One step of one job: its tiles, and the predictions that have come back so far."""
+    """One step of one job: its tiles, and the predictions on their way back, in order."""
 
-    request: StepRequest
+    step: Step
     served: int = 0
-    parts: list[Tensor] = field(default_factory=list)
-    error: Exception | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+    answers: SimpleQueue[Tensor | Exception] = field(default_factory=SimpleQueue)
 
     @property
     def tiles(self) -> int:
-        return len(self.request)
-
-    def fail(self, error: Exception) -> None:
-        self.error = error
-        self.done.set()
+        return len(self.step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,23 +67,24 @@ class _Slice:
 
     @property
     def request(self) -> StepRequest:
-        whole = self.pending.request
-        if self.tiles == self.pending.tiles:
-            return whole
-        cut = slice(self.start, self.stop)
-        noisy, lr, context = whole.noisy[cut], whole.lr[cut], whole.context[cut]
-        return replace(whole, noisy=noisy, lr=lr, context=context)
+        return self.pending.step.part(self.start, self.stop)
 
 
-def _unwatched(what: str) -> AbstractContextManager[None]:
-    return nullcontext()
+def _no_news() -> None:
+    pass
+
+
+def _unwatched(what: str) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(_no_news)
 
 
 class Engine:
     """Owns the model's network calls.
 
     `max_tiles` bounds a call and shrinks by half when a call runs out of memory. `watch` is
-    entered around every call (and every step of a sampler) with a name for it.
+    entered around every call (and every step of a sampler) with a name for it; what it yields is
+    called while a step awaits its predictions, since the calls are watched themselves. `figures`
+    is told how long steps and calls take and how full the calls are.
     """
 
     def __init__(
@@ -95,12 +92,14 @@ class Engine:
         model: Upscaler,
         *,
         max_tiles: int = MAX_TILES,
-        watch: Callable[[str], AbstractContextManager[None]] = _unwatched,
+        watch: Callable[[str], AbstractContextManager[Callable[[], None]]] = _unwatched,
+        figures: Figures | None = None,
     ) -> None:
         if max_tiles < 1:
             raise ValueError(f"max_tiles is {max_tiles}; a network call takes at least one tile")
         self._model = model
         self._watch = watch
+        self._figures = figures or Figures()
         self._ready = threading.Condition()
         self._waiting: deque[_Pending] = deque()
         self._running = 0
@@ -115,6 +114,8 @@ class Engine:
         """Tiles predicted."""
         self.failed_batches = 0
         """Calls for several jobs that failed and were repeated job by job."""
+        self.shrinks = 0
+        """How often `max_tiles` was lowered because a call ran out of memory."""
 
     def start(self) -> None:
         self._thread.start()
@@ -134,7 +135,7 @@ class Engine:
         self,
         sampler: Sampler,
         *,
-        on_step: Callable[[StepRequest], None] = lambda request: None,
+        on_step: Callable[[Step], None] = lambda step: None,
         poll: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Drive `sampler` to its end and return its latent. Called on the job's thread.
@@ -149,12 +150,15 @@ class Engine:
         with self._joined():
             try:
                 with self._watch("sample"):
-                    request = next(sampler)
+                    step = next(sampler)
                 while True:
-                    on_step(request)
-                    predictions = self._predict(request, poll)
-                    with self._watch("sample"):
-                        request = sampler.send(predictions)
+                    on_step(step)
+                    with (
+                        self._figures.timed("stablesr_step_seconds"),
+                        self._watch("sample") as renew,
+                        closing(self._predictions(step, poll, renew)) as predictions,
+                    ):
+                        step = sampler.send(predictions)
             except StopIteration as end:
                 latent: Tensor = end.value
                 return latent
@@ -172,22 +176,31 @@ class Engine:
                 self._running -= 1
                 self._ready.notify_all()
 
-    def _predict(self, request: StepRequest, poll: Callable[[], None]) -> Tensor:
-        pending = _Pending(request)
+    def _predictions(
+        self, step: Step, poll: Callable[[], None], renew: Callable[[], None]
+    ) -> Generator[Tensor, None, None]:
+        """The prediction of each tile, as the calls that hold its tiles come back."""
+        pending = _Pending(step)
         with self._ready:
             if self._stopping or self._broken is not None:
                 raise EngineBroken("The engine has ended.") from self._broken
             self._waiting.append(pending)
             self._ready.notify_all()
         try:
-            while not pending.done.wait(POLL_S):
+            taken = 0
+            while taken < pending.tiles:
+                answer: Tensor | Exception | None = None
+                with suppress(Empty):
+                    answer = pending.answers.get(timeout=POLL_S)
+                if isinstance(answer, Exception):
+                    raise answer
+                renew()
                 poll()
-        except BaseException:
+                if answer is not None:
+                    taken += len(answer)
+                    yield from answer
+        finally:
             self._withdraw(pending)
-            raise
-        if pending.error is not None:
-            raise pending.error
-        return pending.parts[0] if len(pending.parts) == 1 else torch.cat(pending.parts)
 
     def _withdraw(self, pending: _Pending) -> None:
         with self._ready:
@@ -211,7 +224,7 @@ class Engine:
         with self._ready:
             self._stopping = True
             for pending in self._waiting:
-                pending.fail(error)
+                pending.answers.put(error)
             self._waiting.clear()
 
     def _next_batch(self) -> list[_Slice] | None:
@@ -258,8 +271,8 @@ class Engine:
         tiles = sum(part.tiles for part in batch)
         started = time.monotonic()
         try:
-            with self._watch("predict"):
-                predictions = self._model.predict([part.request for part in batch])
+            with self._watch("predict") as renew:
+                predictions = self._model.predict([part.request for part in batch], renew)
             if len(predictions) != len(batch):
                 raise RuntimeError(f"{len(predictions)} predictions for {len(batch)} requests")
         # Whatever the network raises belongs to the jobs of this call, not to the engine.
@@ -269,17 +282,25 @@ class Engine:
         self._last_call_s = time.monotonic() - started
         self.calls += 1
         self.tiles += tiles
+        self._figures.inc("stablesr_tiles_total", tiles)
+        self._figures.observe("stablesr_network_call_seconds", self._last_call_s)
+        self._figures.observe("stablesr_batch_fill", tiles / self.max_tiles)
         for part, prediction in zip(batch, predictions, strict=True):
-            part.pending.parts.append(prediction)
-            if part.stop == part.pending.tiles:
-                part.pending.done.set()
+            part.pending.answers.put(prediction)
 
     def _recover(self, batch: list[_Slice], tiles: int, error: Exception) -> None:
         """Find out whose fault a failed call was: only the guilty job fails."""
         memory = is_out_of_memory(error)
         if memory and tiles > 1:
-            self.max_tiles = min(self.max_tiles, max(1, tiles // 2))
-            log.warning("out of memory, smaller calls from now on", max_tiles=self.max_tiles)
+            before, self.max_tiles = self.max_tiles, min(self.max_tiles, max(1, tiles // 2))
+            self.shrinks += 1
+            log.warning(
+                "plan changed",
+                reason="out of memory",
+                what="tile batch",
+                before=before,
+                after=self.max_tiles,
+            )
         if len(batch) > 1:
             self.failed_batches += 1
             log.warning("a call for several jobs failed, repeating", jobs=len(batch), exc_info=True)
@@ -290,15 +311,12 @@ class Engine:
         if memory and tiles > 1:
             self._again(part)
         else:
-            with self._ready:
-                if part.pending in self._waiting:
-                    self._waiting.remove(part.pending)
-            part.pending.fail(error)
+            self._withdraw(part.pending)
+            part.pending.answers.put(error)
 
     def _again(self, part: _Slice) -> None:
         """Ask for these tiles once more, before anything else, in calls of at most `max_tiles`."""
+        self._withdraw(part.pending)
         with self._ready:
-            if part.pending in self._waiting:
-                self._waiting.remove(part.pending)
             part.pending.served = part.start
             self._waiting.appendleft(part.pending)

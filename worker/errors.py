@@ -12,7 +12,7 @@ WorkerError
 
 from __future__ import annotations
 
-import torch
+from models.memory import is_out_of_memory
 
 __all__ = [
     "Canceled",
@@ -58,14 +58,6 @@ class EngineBroken(WorkerError):
 
 class NotStarted(WorkerError):
     """The worker cannot start."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host or the device had no memory left for this call."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # The CPU allocator has no exception class of its own.
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error).lower()
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -12,7 +12,18 @@ from models.sampling import Sampler, StepRequest
 if TYPE_CHECKING:
     from models.options import Options
 
-__all__ = ["Upscaler"]
+__all__ = ["PreparedImage", "Upscaler"]
+
+
+class PreparedImage(Protocol):
+    """An image between its encoding and its decoding; holds memory or files until it is closed."""
+
+    @property
+    def summary(self) -> Mapping[str, object]:
+        """How it is to go through the memory there is, for the log."""
+
+    def close(self) -> None:
+        """Frees what only the decoder would read; may be called again."""
 
 
 class Upscaler(Protocol):
@@ -21,14 +32,28 @@ class Upscaler(Protocol):
     No method keeps anything between calls: several jobs go through one object at once.
     """
 
-    def prepare(self, image: Tensor, options: Options) -> Any:
-        """Upsample, pad and encode (1, 3, H, W) in [0, 1]; the result is handed back as it is."""
+    @property
+    def tile_batch(self) -> int:
+        """Tiles that a network call has room for."""
+
+    # Any: what it returns is handed back as it is, to methods that know more of it.
+    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Any:
+        """Upsample, pad and encode (1, 3, H, W) in [0, 1]; a PreparedImage.
+
+        `tell` hears now and then which fraction is done, and may raise to end it.
+        """
 
     def sample(self, prepared: Any, options: Options) -> Sampler:
         """The sampling loop, one yield a step. Closing the generator ends it."""
 
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
-        """One network call for all tiles of all requests; a (n, C, h, w) for each request."""
+    def predict(self, requests: Sequence[StepRequest], poll: Callable[[], None]) -> list[Tensor]:
+        """One network call for all tiles of all requests; a (n, C, h, w) for each request.
 
-    def decode(self, prepared: Any, latent: Tensor, options: Options) -> Tensor:
-        """The picture, (1, 3, round(scale * H), round(scale * W)) float32 in [0, 1] on the CPU."""
+        `poll` is called while it waits for the device.
+        """
+
+    def rows(
+        self, prepared: Any, latent: Tensor, options: Options, tell: Callable[[float], None]
+    ) -> Iterator[Tensor]:
+        """The picture, decoded when this returns: (3, n, round(scale * W)) float32 in [0, 1] on
+        the CPU, from top to bottom, together round(scale * H) rows. `tell` as in `prepare`."""

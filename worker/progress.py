@@ -11,7 +11,7 @@ import structlog
 from jobs.errors import JobNotFound, QueueUnavailable, WrongState
 from jobs.records import Records
 from jobs.schema import Progress, Stage, Timings
-from models.sampling import StepRequest
+from models.sampling import Step
 from worker.errors import Canceled, LeaseLost
 
 __all__ = ["Reporter"]
@@ -70,11 +70,11 @@ class Reporter:
         yield
         self.seconds[name] = time.monotonic() - started
 
-    def on_step(self, request: StepRequest) -> None:
-        """Before each denoising step: `request.step` of them are done."""
+    def on_step(self, step: Step) -> None:
+        """Before each denoising step: `step.step` of them are done."""
         self._check()
         now = time.monotonic()
-        done, steps = request.step, request.steps
+        done, steps = step.step, step.steps
         begin, end = BEGINS["denoise"], BEGINS["decode"]
         self._progress = Progress(
             stage="denoise",
@@ -85,6 +85,13 @@ class Reporter:
         )
         if now >= self._next_note:
             self._note(self._progress)
+
+    def on_part(self, done: float) -> None:
+        """Between two parts of encoding or decoding, `done` of which is done, 0 to 1."""
+        stage = self._progress.stage
+        begin, end = BEGINS[stage], min(b for b in BEGINS.values() if b > BEGINS[stage])
+        self._progress = Progress(stage=stage, fraction=begin + (end - begin) * done)
+        self.poll()
 
     def poll(self) -> None:
         """While a step is awaited."""

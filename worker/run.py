@@ -4,6 +4,7 @@
 1   not started: the last log line says why
 70  a call stalled (`worker.watchdog`); start it again
 71  the device failed (`worker.supervisor`); start it again
+72  it served STABLESR_FALLBACK, and now the weights of STABLESR_PRESET have come; start it again
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import structlog
 from jobs.errors import JobsError
 from jobs.logs import configure_logging
 from jobs.settings import Settings
-from models.errors import ModelError
+from models.errors import CheckpointError, ModelError, WeightsNotFound
 from models.pipeline import StableSR
-from worker.device import choose_device, choose_dtype
+from worker.device import choose_device, choose_dtype, resources_of
 from worker.errors import NotStarted
 from worker.model import Upscaler
+from worker.stand_in import StandIn
 from worker.supervisor import Supervisor
 
 __all__ = ["main"]
@@ -26,16 +28,35 @@ log = structlog.get_logger(__name__)
 
 
 def main(settings: Settings) -> int:
-    """Serve `settings.preset` until SIGTERM or SIGINT."""
+    """Serve `settings.preset`, or `settings.fallback` without weights, until SIGTERM or SIGINT."""
     configure_logging(settings)
     try:
-        device = choose_device(settings.device)
-        dtype = choose_dtype(settings.dtype, device)
-
-        def load() -> Upscaler:
-            return StableSR.from_preset(settings.preset, device, dtype)
-
-        return Supervisor(settings, load, device=str(device)).run()
+        return _serve(settings)
     except (NotStarted, ModelError, JobsError) as error:
         log.error("worker not started", reason=str(error))
         return 1
+
+
+def _serve(settings: Settings, stand_in: StandIn | None = None) -> int:
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+
+    def load() -> Upscaler:
+        resources = resources_of(settings, jobs=settings.slots)
+        return StableSR.from_preset(settings.preset, device, dtype, resources)
+
+    try:
+        return Supervisor(settings, load, device=str(device), stand_in=stand_in).run()
+    except (WeightsNotFound, CheckpointError) as error:
+        if settings.fallback is None:
+            raise
+        stand_in = StandIn.after(error, settings.preset)
+        log.warning(
+            "serving another preset",
+            preset=settings.fallback,
+            instead_of=settings.preset,
+            reason=stand_in.reason(),
+            detail=str(error),
+        )
+    changed = {"preset": settings.fallback, "fallback": None}
+    return _serve(settings.model_copy(update=changed), stand_in)

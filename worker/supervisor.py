@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from jobs.connection import connect
 from jobs.errors import JobsError
+from jobs.figures import Figures
 from jobs.records import Records
 from jobs.rq_job import open_queue
 from jobs.settings import Settings
@@ -31,18 +32,22 @@ from jobs.store import BlobStore
 from jobs.upkeep import sweep
 from jobs.workers import WorkerInfo, Workers, WorkerState
 from worker.context import Process
+from worker.device import memory_in_use
 from worker.engine import Engine
 from worker.model import Upscaler
 from worker.pulse import Repeating
 from worker.recovery import Recovery
 from worker.slot import Slot
+from worker.stand_in import StandIn
 from worker.watchdog import Watchdog, end_process
 from worker.worker import SlotWorker
 
-__all__ = ["EXIT_DEVICE_LOST", "Supervisor"]
+__all__ = ["EXIT_DEVICE_LOST", "EXIT_WEIGHTS_CAME", "Supervisor"]
 
 EXIT_DEVICE_LOST = 71
 """The exit code of a process whose device failed: a new process gets a new context."""
+EXIT_WEIGHTS_CAME = 72
+"""The exit code of a process that served another preset until the weights of its own came."""
 
 # How long the jobs in hand have to come to the end of their step before they are put back as they
 # are, how long that may take, and how long one that is being brought to its end. Together below
@@ -57,12 +62,21 @@ log = structlog.get_logger(__name__)
 class Supervisor:
     """Runs `settings.slots` jobs at once on the model that `load` returns.
 
-    `device` is what the model runs on, for the register of workers.
+    `device` is what the model runs on, for the register of workers; `stand_in` says what it is a
+    substitute for, if it is one.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Upscaler], *, device: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load: Callable[[], Upscaler],
+        *,
+        device: str,
+        stand_in: StandIn | None = None,
+    ) -> None:
         self._settings = settings
         self._load = load
+        self._stand_in = stand_in
         self._leaving = threading.Event()
         # Reasons to end. A signal handler may run while the main thread holds any lock, and putting
         # into a SimpleQueue is the one way to wake a thread that is safe there.
@@ -75,10 +89,12 @@ class Supervisor:
         self._queue = open_queue(settings.preset, self._patient)
         self._registry = Workers(self._quick, ttl_s=settings.worker_ttl_s)
         self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
+        self._figures = Figures()
         self._state: WorkerState = "starting"
         self._info = WorkerInfo(
             name=f"{settings.preset}-{secrets.token_hex(4)}",
             preset=settings.preset,
+            instead_of=stand_in.wanted.name if stand_in is not None else None,
             device=device,
             slots=settings.slots,
             hostname=socket.gethostname(),
@@ -104,6 +120,7 @@ class Supervisor:
                 self._work(model, store)
         finally:
             pulse.stop()
+            self._attempt("tell figures", self._tell_figures)
             self._attempt("unregister", lambda: self._registry.unregister(self._info.name))
         log.info("worker ends", exit_code=self._exit_code)
         if self._busy_threads():
@@ -117,7 +134,9 @@ class Supervisor:
     def _work(self, model: Upscaler, store: BlobStore) -> None:
         settings = self._settings
         watchdog = Watchdog(settings.step_timeout_s, self._on_stall)
-        engine = self._engine = Engine(model, watch=watchdog.watch)
+        engine = self._engine = Engine(
+            model, max_tiles=model.tile_batch, watch=watchdog.watch, figures=self._figures
+        )
         process = Process(
             settings=settings,
             records=Records(self._patient),
@@ -136,7 +155,11 @@ class Supervisor:
         upkeep = Repeating(
             "upkeep",
             settings.maintenance_s,
-            lambda: [self._recovery.tidy, lambda: sweep(self._quick, store)],
+            lambda: [
+                self._recovery.tidy,
+                lambda: sweep(self._quick, store),
+                self._look_for_weights,
+            ],
         )
         watchdog.start()
         engine.start()
@@ -154,12 +177,22 @@ class Supervisor:
     def _beats(self) -> list[Callable[[], object]]:
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         # Recovery comes last: a process that was suspended renews its own leases first.
-        return [self._register, *(worker.beat for worker in workers), self._recovery.run]
+        beats = [self._register, *(worker.beat for worker in workers), self._recovery.run]
+        return [*beats, self._tell_figures]
 
     def _register(self) -> None:
         running = sum(slot.busy for slot in self._slots)
         state = "busy" if running and self._state == "idle" else self._state
-        self._registry.heartbeat(self._info.model_copy(update={"state": state, "running": running}))
+        reason = self._stand_in.reason() if self._stand_in is not None else None
+        now = {"state": state, "running": running, "reason": reason}
+        self._registry.heartbeat(self._info.model_copy(update=now))
+
+    def _tell_figures(self) -> None:
+        # Before the model is loaded, asking a GPU would begin to use it, from this thread.
+        if self._engine is not None:
+            for kind, size in memory_in_use(self._info.device).items():
+                self._figures.set("stablesr_worker_memory_bytes", size, kind=kind)
+        self._figures.flush(self._quick, self._info.name, ttl_s=self._settings.worker_ttl_s)
 
     def _busy_threads(self) -> bool:
         engine = self._engine is not None and not self._engine.ended(timeout_s=1.0)
@@ -180,6 +213,14 @@ class Supervisor:
         log.critical("device lost, ending the process", reason=reason)
         self._exit_code = EXIT_DEVICE_LOST
         self._ends.put("device lost")
+
+    def _look_for_weights(self) -> None:
+        """End once there is something better to serve: a new process will load it."""
+        if self._stand_in is None or self._leaving.is_set():
+            return
+        if self._stand_in.over():
+            self._exit_code = EXIT_WEIGHTS_CAME
+            self._ends.put(f"the weights of {self._stand_in.wanted.name} have come")
 
     def _on_stall(self, what: str, seconds: float) -> None:
         """On the watchdog's thread: hand the jobs out at once, if Redis answers, and end."""

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import structlog
 import torch
 from rq import Retry
+from torch import Tensor
 
 from jobs.errors import (
     ImageError,
@@ -33,8 +37,8 @@ from jobs.errors import (
 from jobs.rq_job import run_again
 from jobs.schema import Job, Parameters, ResultInfo
 from jobs.store import input_key, result_key
-from models.errors import InvalidOption
-from models.pipeline import output_size
+from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, ScratchFull
+from models.geometry import output_size
 from worker.context import Run, current_run
 from worker.errors import (
     Canceled,
@@ -45,7 +49,7 @@ from worker.errors import (
     is_out_of_memory,
 )
 from worker.gate import GateTaken
-from worker.images import MEDIA_TYPES, Picture, check_side, decode, encode
+from worker.images import MEDIA_TYPES, Picture, check_side, decode, rows_of, write
 from worker.options import options_of
 from worker.progress import Reporter
 
@@ -63,14 +67,16 @@ def upscale(job_id: str) -> Retry | None:
     mend is raised: the store or Redis out of reach, memory, the device.
     """
     run = current_run()
-    try:
-        return _run(run)
-    except (JobEnded, JobNotFound) as error:
-        # Canceled while it waited, or finished by an earlier attempt: there is nothing to do.
-        log.info("job needs nothing", job=job_id, reason=error.detail)
-        return None
-    except WrongState as error:
-        raise LeaseLost(error.detail) from error
+    # Every line of the run carries both ids; which request it was the record says when it starts.
+    with structlog.contextvars.bound_contextvars(job=job_id, request_id=None):
+        try:
+            return _run(run)
+        except (JobEnded, JobNotFound) as error:
+            # Canceled while it waited, or finished by an earlier attempt: there is nothing to do.
+            log.info("job needs nothing", reason=error.detail)
+            return None
+        except WrongState as error:
+            raise LeaseLost(error.detail) from error
 
 
 def _run(run: Run) -> Retry | None:
@@ -105,7 +111,7 @@ def _failed(run: Run, error: Exception) -> None:
     log.warning("attempt failed", job=run.job_id, exc_info=not isinstance(error, ImageError))
     mendable = (
         isinstance(error, StoreUnavailable | QueueUnavailable)
-        or is_out_of_memory(error)
+        or _out_of_memory(error)
         or is_device_lost(error)
     )
     if run.last or not mendable:
@@ -129,14 +135,14 @@ def _problem(run: Run, error: Exception) -> Problem:
             "a smaller image, scale or number of steps takes less.",
             limit_seconds=limit,
         ).problem()
-    if isinstance(error, InvalidOption):
+    if isinstance(error, InvalidOption | MissingTextTower):
         return Problem(
             type="invalid-parameters", title="The parameters do not fit", detail=str(error)
         )
     if isinstance(error, StoreUnavailable):
         detail = "The worker could not use the image store, twice; submit the image again later."
         return StoreUnavailable(detail).problem()
-    if is_out_of_memory(error):
+    if _out_of_memory(error):
         detail = "The worker has too little memory for this image; ask for a smaller scale."
         return OutOfMemory(detail).problem()
     if isinstance(error, JobsError) and not isinstance(error, JobFault | QueueUnavailable):
@@ -147,17 +153,22 @@ def _problem(run: Run, error: Exception) -> Problem:
     ).problem()
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the image did not fit; it may when it is alone, or on another worker."""
+    return is_out_of_memory(error) or isinstance(error, NotEnoughMemory | ScratchFull)
+
+
 def _attempt(run: Run) -> None:
     process = run.process
     run.check()
     run.start()
     job = _insist(run, lambda: process.records.start(run.job_id, run.worker))
+    structlog.contextvars.bind_contextvars(request_id=job.request_id)
     log.info("job started", job=job.id, attempt=job.attempt, alone=run.alone)
     report = Reporter(process.quick_records, job.id, run.worker, run.check)
     result = _stored_result(run, job)
     if result is None:
-        picture = _picture(run, job, report)
-        result = _save(run, job, picture, report)
+        result = _upscaled(run, job, report)
     _settle(run)
     records, timings = process.records, report.timings
     done = _insist(run, lambda: records.succeed(job.id, result, timings, worker=run.worker))
@@ -165,25 +176,40 @@ def _attempt(run: Run) -> None:
     log.info("job done", job=job.id, seconds=total, size=f"{result.width}x{result.height}")
 
 
-def _picture(run: Run, job: Job, report: Reporter) -> Picture:
-    """From the stored upload to the upscaled picture."""
-    process, parameters = run.process, job.parameters
+def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
+    """From the stored upload to the stored result.
+
+    What the decoder reads is freed however this ends, and the result goes to its file, and from
+    there to the store, a few rows at a time.
+    """
+    process, options = run.process, options_of(job.parameters)
     watch, model = process.watchdog.watch, process.model
-    options = options_of(parameters)
     with report.stage("load"), watch("load"):
-        data = process.store.get(input_key(job.id))
-        source = decode(data, process.settings.max_input_pixels)
-        _check_output(source, parameters, process.settings.max_output_pixels)
-    with torch.inference_mode():
-        with report.stage("encode"), run.device(), watch("encode"):
-            prepared = model.prepare(source.rgb, options)
-        with report.stage("denoise", steps=parameters.steps):
+        source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
+        _check_output(source, job.parameters, process.settings.max_output_pixels)
+    with torch.inference_mode(), ExitStack() as held:
+        with report.stage("encode"), run.device(), watch("encode") as renew:
+            prepared = model.prepare(source.rgb, options, _telling(report, renew))
+            held.enter_context(closing(prepared))
+        log.info("job planned", job=job.id, **prepared.summary)
+        with report.stage("denoise", steps=job.parameters.steps):
             latent = process.engine.run(
                 model.sample(prepared, options), on_step=report.on_step, poll=report.poll
             )
-        with report.stage("decode"), run.device(), watch("decode"):
-            rgb = model.decode(prepared, latent, options)
-            return Picture(rgb, source.alpha_at(rgb.shape[-2], rgb.shape[-1]))
+        with report.stage("decode"), run.device(), watch("decode") as renew:
+            rows = model.rows(prepared, latent, options, _telling(report, renew))
+        prepared.close()
+        return _save(run, job, source, rows, report)
+
+
+def _telling(report: Reporter, renew: Callable[[], None]) -> Callable[[float], None]:
+    """Notes how far a stage is, for the client and for the watchdog."""
+
+    def tell(done: float) -> None:
+        renew()
+        report.on_part(done)
+
+    return tell
 
 
 def _check_output(source: Picture, parameters: Parameters, max_pixels: int) -> None:
@@ -198,12 +224,36 @@ def _check_output(source: Picture, parameters: Parameters, max_pixels: int) -> N
     check_side(width, height, parameters.output_format)
 
 
-def _save(run: Run, job: Job, picture: Picture, report: Reporter) -> ResultInfo:
-    key = result_key(job.id)
-    with report.stage("save"), run.process.watchdog.watch("save"):
-        data = encode(picture, job.parameters.output_format)
-        run.process.store.put(key, data)
-    return _describe(job, data, *picture.size)
+def _save(
+    run: Run, job: Job, source: Picture, rows: Iterable[Tensor], report: Reporter
+) -> ResultInfo:
+    """Write the picture's rows to a file of its own and that into the store."""
+    width, height = output_size(*source.size, job.parameters.scale)
+    settings = run.process.settings
+    with report.stage("save"), run.process.watchdog.watch("save") as renew:
+
+        def watched() -> Iterator[Tensor]:
+            for strip in rows:
+                renew()
+                report.poll()
+                yield strip
+
+        with TemporaryDirectory(prefix="stablesr-", dir=settings.scratch) as folder:
+            path = Path(folder, "result")
+            write(
+                path,
+                rows_of(source, watched(), height, width),
+                width=width,
+                height=height,
+                channels=source.channels,
+                format=job.parameters.output_format,
+                depth=source.depth,
+            )
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            renew()
+            run.process.store.put(result_key(job.id), path)
+            return _describe(job, path.stat().st_size, sha256, width, height)
 
 
 def _stored_result(run: Run, job: Job) -> ResultInfo | None:
@@ -214,16 +264,16 @@ def _stored_result(run: Run, job: Job) -> ResultInfo | None:
     data = store.get(key)
     picture = decode(data, run.process.settings.max_output_pixels)
     log.info("result of an earlier attempt found", job=job.id)
-    return _describe(job, data, *picture.size)
+    return _describe(job, len(data), hashlib.sha256(data).hexdigest(), *picture.size)
 
 
-def _describe(job: Job, data: bytes, width: int, height: int) -> ResultInfo:
+def _describe(job: Job, size: int, sha256: str, width: int, height: int) -> ResultInfo:
     return ResultInfo(
         key=result_key(job.id),
         width=width,
         height=height,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=size,
+        sha256=sha256,
         media_type=MEDIA_TYPES[job.parameters.output_format],
     )
 

@@ -43,7 +43,7 @@ def end_process(what: str, seconds: float) -> None:
 
 
 class Watchdog:
-    """Watches any number of calls, from any thread, none of which may last over `limit_s`.
+    """Watches any number of calls, from any thread, none of which may be silent over `limit_s`.
 
     Its thread touches neither Redis nor the device, so that nothing it watches can block it.
     """
@@ -66,14 +66,23 @@ class Watchdog:
         self._stopped.set()
 
     @contextmanager
-    def watch(self, what: str) -> Iterator[None]:
-        """The block ends within the limit, or the process does."""
+    def watch(self, what: str) -> Iterator[Callable[[], None]]:
+        """The block ends within the limit, or the process does.
+
+        A block that takes long by right calls what is yielded whenever it has come further: the
+        limit counts anew from there.
+        """
         with self._lock:
             self._count += 1
             ticket = self._count
             self._watched[ticket] = _Watched(what, time.monotonic(), self._limit_s)
+
+        def renew() -> None:
+            with self._lock:
+                self._watched[ticket] = _Watched(what, time.monotonic(), self._limit_s)
+
         try:
-            yield
+            yield renew
         finally:
             with self._lock:
                 del self._watched[ticket]

@@ -1,4 +1,4 @@
-"""A folder of our own weights: `config.json` and `model.safetensors`."""
+"""A folder of our own weights: `config.json`, and `model.safetensors` in one file or in several."""
 
 from __future__ import annotations
 
@@ -10,40 +10,70 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from models.checkpoints.description import describe
+from models.checkpoints.mismatch import check_names
+from models.checkpoints.places import CONFIG, INDEX, WEIGHTS, preset_folder, weights_root
+from models.checkpoints.safetensors_file import open_safetensors
+from models.checkpoints.shards import join, read_index
+from models.checkpoints.stored import Checkpoint
 from models.config import ModelConfig
 from models.errors import CheckpointMismatch, WeightsNotFound
 from models.networks.bundle import Networks
-from models.presets import Preset
 
-__all__ = ["load_folder", "preset_folder", "random_networks", "save_folder", "weights_root"]
-
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
-
-
-def weights_root() -> Path:
-    """Where pulled and converted weights live: STABLESR_WEIGHTS, else the user's data folder."""
-    named = os.environ.get("STABLESR_WEIGHTS")
-    return Path(named) if named else Path.home() / ".local" / "share" / "stablesr" / "weights"
-
-
-def preset_folder(preset: Preset) -> Path:
-    """The folder of a preset's weights; it need not exist."""
-    if preset.embedded:
-        return Path(__file__).parents[1] / "weights" / preset.name
-    return weights_root() / preset.name
+__all__ = [
+    "load_folder",
+    "open_folder",
+    "preset_folder",
+    "random_networks",
+    "save_folder",
+    "weights_root",
+]
 
 
 def save_folder(networks: Networks, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes the folder, each file aside first and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to(dtype).contiguous() for k, v in networks.state_dict().items()}
-    aside = folder / f"{_WEIGHTS}.part"
+    aside = folder / f"{WEIGHTS}.part"
     save_file(tensors, aside, metadata={"format": "pt"})
     aside.chmod(0o644)  # safetensors leaves the file to its owner alone
-    os.replace(aside, folder / _WEIGHTS)
-    aside = folder / f"{_CONFIG}.part"
+    os.replace(aside, folder / WEIGHTS)
+    aside = folder / f"{CONFIG}.part"
     aside.write_text(json.dumps(networks.config.to_json(), indent=2) + "\n")
-    os.replace(aside, folder / _CONFIG)
+    os.replace(aside, folder / CONFIG)
+
+
+def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
+    """Networks without numbers, on the meta device, and where their numbers lie.
+
+    Raises:
+        WeightsNotFound: the folder or one of its files is not there.
+        CheckpointUnreadable: a file is damaged.
+        CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
+    """
+    config = describe(folder).config
+    found = join(folder, map(open_safetensors, _files(folder)))
+    with torch.device("meta"):
+        networks = Networks(
+            config, first_stage=any(name.startswith("first_stage.") for name in found.tensors)
+        )
+    wanted = {name: tensor.shape for name, tensor in networks.state_dict().items()}
+    check_names(folder, found.shapes, wanted, to=f"its {CONFIG}")
+    return networks, found
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that hold the folder's tensors."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    index = folder / INDEX
+    if not index.is_file():
+        raise WeightsNotFound(f"There are no weights in {folder}: {WEIGHTS} is missing.")
+    files = read_index(index)
+    for path in files:
+        if not path.is_file():
+            raise WeightsNotFound(f"The weights in {folder} are not complete: {path} is missing.")
+    return files
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Networks:
@@ -51,35 +81,26 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Netwo
 
     Raises:
         WeightsNotFound: the folder or one of its files is not there.
-        CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
+        CheckpointUnreadable: a file is damaged.
+        CheckpointMismatch: tensors are missing, left over or of the wrong shape, or do not fit
+            into `dtype`, by name.
     """
-    for name in (_CONFIG, _WEIGHTS):
-        if not (folder / name).is_file():
-            raise WeightsNotFound(f"There are no weights in {folder}: {name} is missing.")
-    config = ModelConfig.from_json(json.loads((folder / _CONFIG).read_text()))
-    tensors = load_file(folder / _WEIGHTS)
-    with torch.device("meta"):
-        networks = Networks(
-            config, first_stage=any(name.startswith("first_stage.") for name in tensors)
-        )
-    _check(folder, networks.state_dict(), tensors)
-    moved = {k: v.to(device=device, dtype=dtype) for k, v in tensors.items()}
+    networks, found = open_folder(folder)
+    moved: dict[str, Tensor] = {}
+    for path in found.files:
+        for name, tensor in load_file(path).items():
+            moved[name] = tensor.to(device=device, dtype=dtype)
+            # Conversion keeps what float16 cannot hold in float32.
+            if (tensor.dtype, dtype) == (torch.float32, torch.float16):
+                _check_fits(folder, name, moved[name])
     networks.load_state_dict(moved, assign=True)
     return networks.eval().requires_grad_(False)
 
 
-def _check(folder: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    faults = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
-    faults += [f"left over {name}" for name in sorted(found.keys() - wanted.keys())]
-    faults += [
-        f"{name} has shape {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name].shape != found[name].shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+def _check_fits(folder: Path, name: str, tensor: Tensor) -> None:
+    if not bool(tensor.isfinite().all()):
         raise CheckpointMismatch(
-            f"{folder / _WEIGHTS} does not fit its config.json: {'; '.join(faults[:5])}{more}."
+            f"{name} in {folder} has values that float16 cannot hold: use bfloat16 or float32."
         )
 
 

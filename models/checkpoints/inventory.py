@@ -15,7 +15,7 @@ from models.config import (
 )
 from models.errors import CheckpointMismatch
 
-__all__ = ["config_of"]
+__all__ = ["Shapes", "autoencoder_config", "config_of", "encoder_config", "size", "text_heads"]
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -34,8 +34,8 @@ def config_of(
     What shapes do not tell (heads, groups, scaling factor, prediction) is as released.
 
     Raises:
-        CheckpointMismatch: a tensor that every StableSR checkpoint has is not there; most
-            often the two files are swapped.
+        CheckpointMismatch: a tensor that every StableSR checkpoint has is not there, or has too
+            few dimensions; most often the two files are swapped.
     """
     for shapes, key, what in (
         (diffusion, f"{_UNET}input_blocks.0.0.weight", "diffusion"),
@@ -47,27 +47,43 @@ def config_of(
                 f"This is not a StableSR {what} file: it has no tensor {key}. Are the diffusion "
                 "file and the autoencoder (CFW) file swapped?"
             )
-    tokens_by_width = diffusion.get(f"{_TEXT}positional_embedding")
     text = None
-    if tokens_by_width is not None:
-        width = tokens_by_width[1]
+    if f"{_TEXT}positional_embedding" in diffusion:
+        tokens, width = (size(diffusion, f"{_TEXT}positional_embedding", axis) for axis in (0, 1))
         blocks = {int(m[1]) for k in diffusion if (m := re.match(rf"{_TEXT}.*resblocks\.(\d+)", k))}
         text = TextConfig(
             width=width,
             layers=len(blocks),
-            # 64 channels a head as in ViT-H; towers narrower than that are test networks of 4.
-            heads=width // 64 if width >= 256 else 4,
-            tokens=tokens_by_width[0],
-            vocabulary=diffusion[f"{_TEXT}token_embedding.weight"][0],
+            heads=text_heads(width),
+            tokens=tokens,
+            vocabulary=size(diffusion, f"{_TEXT}token_embedding.weight"),
         )
     return ModelConfig(
         unet=_unet(diffusion),
-        encoder=_encoder(diffusion),
-        autoencoder=_autoencoder(autoencoder),
+        encoder=encoder_config(diffusion),
+        autoencoder=autoencoder_config(autoencoder),
         text=text,
         prediction=prediction,
         context_tokens=77 if text is None else text.tokens,
     )
+
+
+def size(shapes: Shapes, name: str, axis: int = 0) -> int:
+    """One side of a tensor.
+
+    Raises:
+        CheckpointMismatch: there is no such tensor, or it has fewer dimensions.
+    """
+    if name not in shapes:
+        raise CheckpointMismatch(f"missing {name}")
+    if len(shapes[name]) <= axis:
+        raise CheckpointMismatch(f"{name} has shape {tuple(shapes[name])}: a dimension is missing")
+    return shapes[name][axis]
+
+
+def text_heads(width: int) -> int:
+    """64 channels a head as in ViT-H; towers narrower than that are test networks of 4 heads."""
+    return width // 64 if width >= 256 else 4
 
 
 def _levels(shapes: Shapes, prefix: str, first: int) -> tuple[tuple[int, ...], list[bool], int]:
@@ -87,7 +103,7 @@ def _levels(shapes: Shapes, prefix: str, first: int) -> tuple[tuple[int, ...], l
             attention.append(attended)
             continue
         blocks += 1
-        width = shapes[f"{at}.0.out_layers.3.weight"][0]
+        width = size(shapes, f"{at}.0.out_layers.3.weight")
         attended = f"{at}.1.norm.weight" in shapes
     widths.append(width)
     attention.append(attended)
@@ -95,47 +111,49 @@ def _levels(shapes: Shapes, prefix: str, first: int) -> tuple[tuple[int, ...], l
 
 
 def _unet(shapes: Shapes) -> UNetConfig:
-    first, inputs = shapes[f"{_UNET}input_blocks.0.0.weight"][:2]
+    first, inputs = (size(shapes, f"{_UNET}input_blocks.0.0.weight", axis) for axis in (0, 1))
     widths, attention, layers = _levels(shapes, _UNET, first)
-    hidden, feature = shapes[f"{_UNET}input_blocks.1.0.spade.mlp_shared.0.weight"][:2]
+    shared = f"{_UNET}input_blocks.1.0.spade.mlp_shared.0.weight"
     key = f"{_UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
         in_channels=inputs,
-        out_channels=shapes[f"{_UNET}out.2.weight"][0],
+        out_channels=size(shapes, f"{_UNET}out.2.weight"),
         widths=widths,
         layers=layers,
         attention=tuple(attention),
         # 64 as in SD 2.1; networks too narrow for that are test networks with heads of 16.
         head_channels=64 if first % 64 == 0 else 16,
-        context_width=shapes[key][1],
-        feature_width=feature,
-        modulation_width=hidden,
+        context_width=size(shapes, key, 1),
+        feature_width=size(shapes, shared, 1),
+        modulation_width=size(shapes, shared),
     )
 
 
-def _encoder(shapes: Shapes) -> EncoderConfig:
-    first, inputs = shapes[f"{_ENCODER}input_blocks.0.0.weight"][:2]
+def encoder_config(shapes: Shapes) -> EncoderConfig:
+    """Sizes of the time-aware encoder. Raises CheckpointMismatch."""
+    first, inputs = (size(shapes, f"{_ENCODER}input_blocks.0.0.weight", axis) for axis in (0, 1))
     widths, attention, layers = _levels(shapes, _ENCODER, first)
     return EncoderConfig(
         in_channels=inputs,
         widths=widths,
         layers=layers,
         attention=tuple(attention),
-        feature_width=shapes[f"{_ENCODER}fea_tran.0.out_layers.3.weight"][0],
+        feature_width=size(shapes, f"{_ENCODER}fea_tran.0.out_layers.3.weight"),
     )
 
 
-def _autoencoder(shapes: Shapes) -> AutoencoderConfig:
+def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
+    """Sizes of the autoencoder with CFW. Raises CheckpointMismatch."""
     levels = {int(m[1]) for k in shapes if (m := re.match(r"encoder\.down\.(\d+)\.", k))}
     fusion = "decoder.fusion_layer_1.encode_enc_2."
     blocks = {int(m[1]) for k in shapes if (m := re.match(rf"{fusion}(\d+)\.", k))}
     layers = {int(m[1]) for k in shapes if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))}
     return AutoencoderConfig(
         widths=tuple(
-            shapes[f"encoder.down.{i}.block.0.conv1.weight"][0] for i in range(len(levels))
+            size(shapes, f"encoder.down.{i}.block.0.conv1.weight") for i in range(len(levels))
         ),
         layers=len(layers),
-        latent_channels=shapes["post_quant_conv.weight"][0],
-        growth=shapes[f"{fusion}0.rdb1.conv1.weight"][0],
+        latent_channels=size(shapes, "post_quant_conv.weight"),
+        growth=size(shapes, f"{fusion}0.rdb1.conv1.weight"),
         fusion_blocks=len(blocks),
     )

@@ -52,7 +52,8 @@ class Entry:
 
     released: str
     ours: tuple[str, ...]
-    """Names prefixed by the network: unet, encoder, autoencoder or text."""
+    """Names prefixed by the network: unet, encoder, autoencoder, first_stage or text. Empty for
+    what belongs to the released networks and is never used."""
     kind: Kind = "copy"
     """copy: as it is. conv1x1: a 1x1 convolution that is a linear layer here. qkv: one
     projection laid out head by head as [q | k | v], three linear layers here."""
@@ -245,22 +246,30 @@ def autoencoder_entries(
 
 def _text(layers: int) -> Iterator[Entry]:
     r, o = "cond_stage_model.model", "text"
-    for name in ("positional_embedding", "text_projection", "logit_scale"):
-        yield Entry(f"{r}.{name}", (f"{o}.{name}",))
+    yield Entry(f"{r}.positional_embedding", (f"{o}.positional_embedding",))
+    for name in ("text_projection", "logit_scale"):
+        yield Entry(f"{r}.{name}", ())
     yield Entry(f"{r}.token_embedding.weight", (f"{o}.token_embedding.weight",))
     yield from _pair(f"{r}.ln_final", f"{o}.ln_final")
     for i in range(layers):
         b, t = f"{r}.transformer.resblocks.{i}", f"{o}.blocks.{i}"
-        for leaf in ("weight", "bias"):
-            yield Entry(f"{b}.attn.in_proj_{leaf}", (f"{t}.qkv.{leaf}",))
-        for name, to in (
-            ("ln_1", "ln_1"),
-            ("ln_2", "ln_2"),
-            ("attn.out_proj", "out"),
-            ("mlp.c_fc", "fc"),
-            ("mlp.c_proj", "proj"),
-        ):
-            yield from _pair(f"{b}.{name}", f"{t}.{to}")
+        if i == layers - 1:
+            yield from (Entry(entry.released, ()) for entry in _text_block(b, t))
+        else:
+            yield from _text_block(b, t)
+
+
+def _text_block(released: str, ours: str) -> Iterator[Entry]:
+    for leaf in ("weight", "bias"):
+        yield Entry(f"{released}.attn.in_proj_{leaf}", (f"{ours}.qkv.{leaf}",))
+    for name, to in (
+        ("ln_1", "ln_1"),
+        ("ln_2", "ln_2"),
+        ("attn.out_proj", "out"),
+        ("mlp.c_fc", "fc"),
+        ("mlp.c_proj", "proj"),
+    ):
+        yield from _pair(f"{released}.{name}", f"{ours}.{to}")
 
 
 def diffusion_entries(config: ModelConfig) -> list[Entry]:
@@ -295,13 +304,15 @@ def _join_heads(parts: list[Tensor], heads: int) -> Tensor:
 
 def from_released(entry: Entry, tensor: Tensor, heads: int) -> dict[str, Tensor]:
     """Tensors of ours that one released tensor holds. `heads`: of the time-aware encoder."""
+    if not entry.ours:
+        return {}
     if entry.kind == "qkv":
         return dict(zip(entry.ours, _split_heads(tensor, heads), strict=True))
     return {entry.ours[0]: _to_linear(tensor) if entry.kind == "conv1x1" else tensor}
 
 
 def to_released(entry: Entry, ours: Mapping[str, Tensor], heads: int) -> Tensor:
-    """Inverse of `from_released`."""
+    """Inverse of `from_released`, of an entry that is used."""
     tensors = [ours[name] for name in entry.ours]
     if entry.kind == "qkv":
         return _join_heads(tensors, heads)

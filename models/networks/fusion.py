@@ -10,12 +10,12 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FusionLayer"]
+__all__ = ["RESIDUAL_SCALE", "DenseBlock", "FusionLayer", "ResidualInResidual"]
 
-_RESIDUAL_SCALE = 0.2
+RESIDUAL_SCALE = 0.2
 
 
-class _DenseBlock(nn.Module):
+class DenseBlock(nn.Module):
     """Five 3x3 convolutions, each reading all that came before; residual scaled by 0.2."""
 
     def __init__(self, width: int, growth: int) -> None:
@@ -29,19 +29,19 @@ class _DenseBlock(nn.Module):
         seen = x
         for conv in list(self.convs)[:-1]:
             seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], dim=1)
-        out: Tensor = x + _RESIDUAL_SCALE * self.convs[-1](seen)
+        out: Tensor = x + RESIDUAL_SCALE * self.convs[-1](seen)
         return out
 
 
-class _ResidualInResidual(nn.Module):
+class ResidualInResidual(nn.Module):
     """Three dense blocks in a residual that is scaled by 0.2 again."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(_DenseBlock(width, growth) for _ in range(3)))
+        self.blocks = nn.Sequential(*(DenseBlock(width, growth) for _ in range(3)))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + _RESIDUAL_SCALE * self.blocks(x)
+        out: Tensor = x + RESIDUAL_SCALE * self.blocks(x)
         return out
 
 
@@ -51,7 +51,7 @@ class FusionLayer(nn.Module):
     def __init__(self, width: int, growth: int, blocks: int, groups: int) -> None:
         super().__init__()
         self.enter = self._resnet(2 * width, width, groups)
-        self.dense = nn.Sequential(*(_ResidualInResidual(width, growth) for _ in range(blocks)))
+        self.dense = nn.Sequential(*(ResidualInResidual(width, growth) for _ in range(blocks)))
         self.leave = self._resnet(width, width, groups)
 
     @staticmethod

@@ -37,8 +37,8 @@ class _Block(nn.Module):
 class TextTower(nn.Module):
     """Token ids to the context of the UNet's cross-attention.
 
-    `text_projection` and `logit_scale` of the released file belong to the contrastive objective;
-    they are held, so that the inventory maps completely, and not used.
+    The last block of the released tower is skipped, and `text_projection` and `logit_scale` belong
+    to the contrastive objective: none of them is held.
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -46,16 +46,14 @@ class TextTower(nn.Module):
         self.token_embedding = nn.Embedding(config.vocabulary, config.width)
         self.positional_embedding = nn.Parameter(torch.zeros(config.tokens, config.width))
         self.blocks = nn.ModuleList(
-            _Block(config.width, config.heads) for _ in range(config.layers)
+            _Block(config.width, config.heads) for _ in range(config.layers - 1)
         )
         self.ln_final = nn.LayerNorm(config.width)
-        self.text_projection = nn.Parameter(torch.zeros(config.width, config.width))
-        self.logit_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (n, 77) int64 -> context (n, 77, width)."""
         x = self.token_embedding(tokens) + self.positional_embedding
-        for block in list(self.blocks)[:-1]:
+        for block in self.blocks:
             x = block(x)
         out: Tensor = self.ln_final(x)
         return out

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from models.diffusion import DDPM, add_noise
 from models.networks.bundle import Networks
-from models.sampling import StepRequest, drive, sample
-from models.tiling import TileGrid
 from models.training.autoencoder import gradient_loss
 from models.training.prior import Pairs
 
@@ -48,27 +46,20 @@ class SampledPairs:
             moments = networks.autoencoder.encode(degraded * 2 - 1).moments
             lr = networks.autoencoder.latent(moments)
             stepper = DDPM(steps, config.prediction)
-            height, width = lr.shape[2:]
 
             def noise(
                 shape: torch.Size = lr.shape, generator: torch.Generator = generator
             ) -> Tensor:
                 return torch.randn(shape, generator=generator)
 
-            def predict(request: StepRequest) -> Tensor:
-                times = [request.timestep] * len(request)
-                return networks.predict(request.noisy, request.lr, times, request.context)
-
-            # A batch of whole images is cut into one tile each: the canvas is the tile.
-            sampler = sample(
-                add_noise(lr, noise(), stepper.timesteps[0]),
-                lr,
-                stepper,
-                TileGrid(height, width, max(height, width), 0),
-                noise,
-                networks.context.expand(len(lr), -1, -1),
-            )
-            latents.append(drive(sampler, predict) / config.autoencoder.scaling_factor)
+            # A batch of whole images, each one tile.
+            canvas = add_noise(lr, noise(), stepper.timesteps[0])
+            context = networks.context.expand(len(lr), -1, -1)
+            for index, timestep in enumerate(stepper.timesteps):
+                predicted = networks.predict(canvas, lr, [timestep] * len(lr), context)
+                fresh = noise() if stepper.needs_noise(index) else None
+                canvas = stepper.step(index, canvas, predicted, fresh)
+            latents.append(canvas / config.autoencoder.scaling_factor)
             high.append((photographs * 255).round().to(torch.uint8))
             low.append((degraded * 255).round().to(torch.uint8))
         return cls(torch.cat(high), torch.cat(low), torch.cat(latents))

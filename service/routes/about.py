@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Path, Request
+from fastapi import APIRouter, HTTPException, Path, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from service.answers import root
 from service.openapi import problems
 from service.problems import STATUSES, problem_type, titles
-from service.routes.jobs import root
+from service.routes.page import page, wants_page
 
 __all__ = ["router"]
 
@@ -42,9 +43,16 @@ class ProblemTypeView(BaseModel):
     status: int | None
 
 
-@router.get("/", summary="Where to start")
-async def about(request: Request) -> AboutView:
-    """The service's name, its version and the paths to begin with."""
+@router.get(
+    "/",
+    summary="Where to start",
+    response_model=AboutView,
+    responses={200: {"content": {"text/html": {}}}},
+)
+async def about(request: Request) -> AboutView | Response:
+    """The service's name, its version and the paths to begin with; a browser gets the page."""
+    if wants_page(request):
+        return page(request)
     paths = {
         "docs": "/docs",
         "openapi": "/openapi.json",

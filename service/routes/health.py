@@ -11,6 +11,7 @@ from jobs.errors import QueueUnavailable
 from service.errors import NotReady
 from service.openapi import problems
 from service.schema import ComponentView, ReadyView
+from service.serving import Serving
 from service.state import Services, ServicesDep
 
 __all__ = ["router"]
@@ -38,7 +39,7 @@ async def livez() -> LiveView:
     responses=problems(_503="Something is missing; `components` says what."),
 )
 def readyz(services: ServicesDep) -> ReadyView:
-    """Redis answers and a live worker serves the default preset."""
+    """Redis answers and a live worker serves the default preset, or another instead of it."""
     components = _components(services)
     missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
     if missing:
@@ -51,17 +52,21 @@ def readyz(services: ServicesDep) -> ReadyView:
 
 
 def _components(services: Services) -> dict[str, ComponentView]:
-    preset = services.settings.preset
     try:
-        workers = services.queue.workers(preset)
+        workers = services.queue.workers()
     except QueueUnavailable:
         return {
             "redis": ComponentView(ready=False, detail="does not answer"),
             "worker": ComponentView(ready=False, detail="is not known while Redis is away"),
         }
+    serving = Serving.of(workers, services.settings.preset)
+    preset, fallback = serving.default, serving.fallback
+    workers = [worker for worker in workers if worker.preset == preset]
     ready = sum(worker.ready for worker in workers)
     if ready:
         said = f"{ready} serving {preset}"
+        if fallback is not None:
+            said += f" instead of {fallback.wanted}: {fallback.reason}"
     elif workers:
         said = f"for {preset} is {workers[0].state}"
     else:

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
+from jobs.formats import FORMATS
 from jobs.presets import PRESETS
-from service.formats import FORMATS
 from service.openapi import problems
 from service.schema import ModelsView, ModelView
 from service.state import ServicesDep
@@ -21,16 +21,19 @@ router = APIRouter(tags=["models"])
 def list_models(services: ServicesDep) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     settings = services.settings
-    served = {worker.preset for worker in services.queue.workers() if worker.ready}
+    serving = services.serving()
+    fallbacks = serving.fallbacks
     return ModelsView(
         models=[
             ModelView(
                 **asdict(preset),
-                default=preset.name == settings.preset,
-                available=preset.name in served,
+                default=preset.name == serving.default,
+                available=preset.name in serving.available,
+                reason=fallbacks[preset.name].reason if preset.name in fallbacks else None,
             )
             for preset in PRESETS.values()
         ],
+        fallback=serving.fallback,
         formats=list(FORMATS),
         max_upload_bytes=settings.max_upload_bytes,
         max_input_pixels=settings.max_input_pixels,

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
-
-import structlog
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
-from jobs.errors import QueueFull, StoreUnavailable
-from jobs.schema import Job, new_job_id
-from jobs.store import input_key
-from service.images import inspect
-from service.openapi import UPLOAD_BODY, header, problems
-from service.parameters import check_query, parse
-from service.routes.jobs import answer, root
+from jobs.errors import QueueFull
+from jobs.origin import Origin
+from service.admission import UploaderDep
+from service.answers import RETRY_AFTER, answer, root
+from service.auth import Caller
+from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
+from service.parameters import check_query
+from service.preferences import idempotency_key, wanted_wait
 from service.schema import JobView
 from service.state import Services, ServicesDep
-from service.uploads import Upload, check_head, received
+from service.submission import submit
+from service.uploads import check_head, received
+from service.waiting import wait_for_end
 
 __all__ = ["router"]
 
-log = structlog.stdlib.get_logger(__name__)
-
 router = APIRouter(tags=["jobs"])
+
+HEADERS = {
+    "Location": header("The job's path."),
+    "Preference-Applied": header("`wait=N` when the request waited for the job's end."),
+    "Idempotent-Replayed": header("`true` when an earlier request made the job."),
+}
 
 
 @router.post(
@@ -31,49 +35,72 @@ router = APIRouter(tags=["jobs"])
     status_code=202,
     response_model=JobView,
     summary="Upscale an image",
-    response_description="The job is queued; ask for it at `Location`.",
-    openapi_extra=UPLOAD_BODY,
+    response_description="The job is queued or runs; ask for it at `Location`.",
+    openapi_extra={**UPLOAD_BODY, "parameters": REQUEST_HEADERS},
     responses={
-        202: {
-            "headers": {
-                "Location": header("The job's path."),
-                "Retry-After": header("Seconds until asking for the job is worth it.", "integer"),
-            }
+        200: {
+            "description": "The job has ended, within the time of `Prefer: wait`.",
+            "model": JobView,
+            "headers": HEADERS,
         },
+        202: {"headers": {**HEADERS, **RETRY_AFTER}},
         **problems(
-            _400="The form is broken.",
-            _408="The upload stopped half way.",
+            _400="The form is broken, or a header field.",
+            _401="An API key is needed, or the one given is wrong.",
+            _408="The upload stopped half way, or took too long.",
+            _409="The first request with this Idempotency-Key is still being handled.",
             _413="The body is larger than `max_upload_bytes`.",
-            _415="The body is not multipart/form-data.",
-            _422="The file is not a whole still image within the limits, or a field is wrong.",
-            _503="The queue is full, or Redis or the image store is away; see Retry-After.",
+            _415="The body is not multipart/form-data, or it is compressed.",
+            _422="The file is not a whole still image within the limits, a field is wrong, or the "
+            "Idempotency-Key belongs to another request.",
+            _429="Too many requests, or too many jobs of this key wait; see Retry-After.",
+            _503="The queue is full, or Redis or the image store is away; see Retry-After. Or the "
+            "worker has no weights for this preset.",
         ),
     },
 )
-async def upscale(request: Request, services: ServicesDep) -> Response:
-    """Takes one image and how to upscale it, and answers with the job at once.
+async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) -> Response:
+    """Takes one image and how to upscale it, and answers with the job at once, or with
+    `Prefer: wait=N` when it has ended, after N seconds (at most 60) at the latest.
 
-    Fields that are left out, or empty, take the preset's defaults. Unknown fields, fields given
-    twice and parameters in the URL are refused, so that nothing asked for is silently ignored.
+    Fields that are left out, or empty, take the preset's defaults; without `preset` it is the one
+    that `GET /models` calls the default. Unknown fields, fields given twice and parameters in the
+    URL are refused, so that nothing asked for is silently ignored.
+
+    With an `Idempotency-Key` the same request can be sent again without making another job.
     """
-    limit = services.settings.max_upload_bytes
+    settings = services.settings
     check_query(request.query_params)
-    check_head(request, limit)
-    await run_sync(_check_any_room, services)
-    async with received(request, limit) as upload:
-        job = await run_sync(_submit, services, upload)
-    return answer(request, job, status=202, headers={"Location": f"{root(request)}/jobs/{job.id}"})
+    check_head(request, settings.max_upload_bytes)
+    key, seconds = idempotency_key(request.headers), wanted_wait(request.headers)
+    await run_sync(_check_any_room, services, caller, key)
+    origin = Origin(caller.owner, caller.max_queued, request.scope["state"]["request_id"])
+    async with received(request, settings.max_upload_bytes, settings.upload_timeout_s) as upload:
+        job, replayed = await run_sync(submit, services, upload, origin, key)
+    headers = {"Location": f"{root(request)}/jobs/{job.id}"}
+    if replayed:
+        headers["Idempotent-Replayed"] = "true"
+    if seconds is not None:
+        job, waited = await wait_for_end(request, services, job, seconds)
+        if waited:
+            headers["Preference-Applied"] = f"wait={seconds}"
+    ended = job.state.ended and seconds is not None
+    return answer(request, job, status=200 if ended else 202, headers=headers)
 
 
-def _check_any_room(services: Services) -> None:
-    """Refuses before the body is read when no queue that is served has room.
+def _check_any_room(services: Services, caller: Caller, key: str | None) -> None:
+    """Refuses before the body is read when no queue that is served has room, or none for the key.
 
-    Which preset is meant, the body says; so this can only tell when all of them are full.
+    Which preset is meant, the body says; so this can only tell when all of them are full. What
+    needs no room is not refused for it: a request whose job was made already.
     """
     queue = services.queue
-    served = {worker.preset for worker in queue.workers()} | {services.settings.preset}
+    if key is not None and services.idempotency.made(caller.owner, key):
+        return
+    queue.check_quota(Origin(caller.owner, caller.max_queued))
+    serving = services.serving()
     full: QueueFull | None = None
-    for preset in served:
+    for preset in serving.live | {serving.default}:
         try:
             queue.check_room(preset)
         except QueueFull as error:
@@ -82,31 +109,3 @@ def _check_any_room(services: Services) -> None:
             return
     if full is not None:
         raise full
-
-
-def _submit(services: Services, upload: Upload) -> Job:
-    """Checks everything, then stores the image and queues the job, or leaves nothing behind."""
-    parameters = parse(upload.fields, services.settings.preset)
-    file: BinaryIO = upload.image.file
-    image = inspect(file, upload.image.filename, parameters, services.settings)
-    services.queue.check_room(parameters.preset)
-    job_id = new_job_id()
-    file.seek(0)
-    services.queue.announce(job_id)
-    try:
-        services.store.put(input_key(job_id), file)
-        job = services.queue.submit(job_id, parameters, image)
-    # Whatever stopped it, an image without a job must not stay.
-    except BaseException:
-        _forget(services, job_id)
-        raise
-    log.info("submitted", job=job_id, preset=parameters.preset, bytes=image.bytes)
-    return job
-
-
-def _forget(services: Services, job_id: str) -> None:
-    try:
-        services.store.delete(input_key(job_id))
-    except StoreUnavailable as error:
-        # The refusal itself is what the client must hear.
-        log.error("an image without a job is left", key=input_key(job_id), detail=error.detail)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.scripted_server import Script, serve
+from tests.scripted_server import Script, serve
 
 
 @pytest.fixture

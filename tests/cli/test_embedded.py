@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import queue
 import re
-import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 from PIL import Image, ImageChops
 
+from tests.cli.up import STABLESR, up
+
 # Whole processes that import torch; on a busy machine with two cores that takes its time.
 pytestmark = pytest.mark.timeout(600)
 
-STABLESR = (sys.executable, "-m", "cli")
 OPTIONS = ("--steps", "2", "--seed", "3", "--scale", "2")
 
 
@@ -31,32 +27,8 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running `stablesr up`, which must end in order."""
-    data = tmp_path_factory.mktemp("data")
-    said: list[str] = []
-    address: queue.Queue[str | None] = queue.Queue()
-
-    def listen(stream: IO[str]) -> None:
-        # To the end: a full pipe would stop the parts that write to it.
-        for line in stream:
-            said.append(line)
-            found = re.search(r"answers at (http://\S+)", line)
-            if found is not None:
-                address.put(found[1])
-        address.put(None)
-
-    command = [*STABLESR, "up", "--port", "0", "--data", str(data)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        listener = threading.Thread(target=listen, args=(process.stderr,))
-        listener.start()
-        url = address.get(timeout=300)
-        assert url is not None, f"stablesr up ended: {''.join(said)}"
+    with up(tmp_path_factory.mktemp("data")) as url:
         yield url
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(timeout=60)
-        listener.join()
-    assert status == 0, "".join(said)
-    assert said[-1].strip() == "Ended."
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -84,6 +56,25 @@ def test_a_refusal_of_the_real_service_reaches_the_person(
     assert refused.returncode == 5
     assert "big" in refused.stderr
     assert "tiny" in refused.stderr
+
+
+def test_a_folder_through_the_real_service_and_what_it_did_counts_without_one(
+    server: str, picture: Path, tmp_path: Path
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    (photos / "sub").mkdir(parents=True)
+    (photos / "sub" / "b.png").write_bytes(picture.read_bytes())
+    (photos / "cut.png").write_bytes(picture.read_bytes()[:-40])
+    through = run("upscale", photos, out, "--server", server, *OPTIONS)
+    assert through.returncode == 9, through.stderr
+    assert "1 of 2 images done, 1 failed; preset tiny, seed 3" in through.stderr
+    assert re.search(r"Error: 1 image failed:\n  cut\.png: ", through.stderr)
+    with Image.open(out / "sub" / "b.png") as image:
+        assert image.size == (96, 64)
+    (photos / "cut.png").unlink()
+    alone = run("upscale", photos, out, *OPTIONS)
+    assert alone.returncode == 0, alone.stderr
+    assert "0 images to do, 1 done before" in alone.stderr
 
 
 def test_the_demo_writes_both_pictures_and_ends_with_0(picture: Path, tmp_path: Path) -> None:

@@ -107,6 +107,23 @@ def test_an_option_out_of_range_ends_with_2(
     assert option[0] in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--prompt", "a cat"], "prompt must be left out for tiny"),
+        (["--eta", "0.5"], "eta must be left out for the sampler ddpm"),
+        (["--guidance-scale", "3"], "guidance_scale must be 1 without prompt"),
+    ],
+)
+def test_choices_that_do_not_fit_end_with_2_and_a_sentence(
+    picture: Path, tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    result = runner.invoke(app, ["upscale", str(picture), str(tmp_path / "out.png"), *options])
+    assert result.exit_code == 2
+    assert f"Error: {sentence}" in result.stderr
+    assert not (tmp_path / "out.png").exists()
+
+
 def test_a_wrong_setting_ends_with_2_and_its_name() -> None:
     result = runner.invoke(app, ["serve"], env={"STABLESR_MAX_QUEUED": "many"})
     assert result.exit_code == 2

@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from tests.cli.scripted_server import DONE, IMAGE, JOB_ID, Script, job
+from tests.scripted_server import DONE, IMAGE, JOB_ID, Script, job
 
 runner = CliRunner()
 
@@ -45,6 +45,23 @@ def test_a_result_arrives_with_what_was_asked_for(picture: Path, script: Script)
     assert b'name="steps"' not in body
     for words in ("queued (2)", "denoise", "seed 7"):
         assert words in result.stderr
+
+
+def test_the_key_of_the_environment_is_sent(picture: Path, script: Script) -> None:
+    script.add("POST /upscale", 401, {"title": "The API key is wrong"})
+    arguments = ["upscale", str(picture), str(picture.parent / "out.png"), "--server", script.url]
+    result = runner.invoke(app, arguments, env={"STABLESR_API_KEY": "ssr_1"})
+    assert result.exit_code == 5
+    assert "The API key is wrong" in result.stderr
+    assert "ssr_1" not in result.output
+    assert script.calls("POST /upscale")[0][0]["authorization"] == "Bearer ssr_1"
+
+
+def test_an_address_without_a_scheme_ends_with_2(picture: Path) -> None:
+    target = picture.parent / "out.png"
+    result = runner.invoke(app, ["upscale", str(picture), str(target), "--server", "host:80"])
+    assert result.exit_code == 2
+    assert "--server host:80: an address begins with http" in result.stderr
 
 
 def test_a_refusal_ends_with_5_and_the_servers_words(picture: Path, script: Script) -> None:

@@ -119,6 +119,11 @@ class House:
         except httpx.TransportError:
             return False
 
+    @property
+    def service_pid(self) -> int:
+        assert self._service is not None
+        return self._service.pid
+
     def kill_service(self) -> None:
         if self._service is not None:
             self._service.kill()

@@ -18,11 +18,11 @@ submit = JobQueue.submit
 
 
 def die_or_submit(
-    queue: JobQueue, job_id: str, parameters: Parameters, image: ImageInfo, **more: Any
+    queue: JobQueue, job_id: str, parameters: Parameters, image: ImageInfo, *more: Any
 ) -> Job:
     if image.filename == "fatal.png":
         os.kill(os.getpid(), signal.SIGKILL)
-    return submit(queue, job_id, parameters, image, **more)
+    return submit(queue, job_id, parameters, image, *more)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from jobs.schema import Stage
 from jobs.settings import Settings
-from models.sampling import StepRequest
+from models.sampling import Step
 from tests.worker import double
 from worker import tasks
 from worker.progress import Reporter
@@ -48,7 +48,7 @@ class HeldReporter(Reporter):
             if name == "save":
                 self._hold("stored")
 
-    def on_step(self, request: StepRequest) -> None:
+    def on_step(self, request: Step) -> None:
         super().on_step(request)
         if request.step == HELD_STEP:
             self._hold("denoise")

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from jobs.errors import QueueFull, UnknownPreset
 from jobs.presets import PRESETS, get_preset
-from jobs.schema import ENDED, SEED_MAX, JobState, Parameters, Progress, new_job_id
+from jobs.schema import ENDED, PROMPT_MAX, SEED_MAX, JobState, Parameters, Progress, new_job_id
 
 
 def test_what_is_left_out_is_the_presets_default() -> None:
@@ -59,7 +59,13 @@ def test_what_was_chosen_survives_a_change_of_defaults() -> None:
         ("output_format", "gif"),
         ("preset", "huge"),
         ("preset", ["tiny"]),
-        ("prompt", "a cat"),
+        ("eta", 1.5),
+        ("start", "middle"),
+        ("prompt", "x" * (PROMPT_MAX + 1)),
+        ("negative_prompt", "x" * (PROMPT_MAX + 1)),
+        ("guidance_scale", 0.5),
+        ("guidance_scale", 21),
+        ("promt", "a cat"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
@@ -67,6 +73,62 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> No
     with pytest.raises(ValidationError) as caught:
         Parameters(**values)
     assert caught.value.errors()[0]["loc"] == (name,)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"eta": 0.5}, "eta must be left out for the sampler ddpm; only ddim takes it"),
+        ({"prompt": "a cat"}, "prompt must be left out for tiny, whose weights hold no text tower"),
+        (
+            {"negative_prompt": "blur", "guidance_scale": 2},
+            "negative_prompt must be left out for tiny, whose weights hold no text tower",
+        ),
+        (
+            {"preset": "stablesr-512", "negative_prompt": "blur"},
+            "negative_prompt needs a guidance_scale above 1",
+        ),
+        (
+            {"preset": "stablesr-512", "guidance_scale": 7.5, "prompt": " "},
+            "guidance_scale must be 1 without prompt and negative_prompt; got 7.5",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Parameters(**values)
+    assert [error["msg"] for error in caught.value.errors()] == [f"Value error, {sentence}"]
+
+
+def test_prompts_samplers_and_eta_are_kept_through_json() -> None:
+    parameters = Parameters(
+        preset="stablesr-512",
+        sampler="ddim",
+        eta=0.25,
+        start="noise",
+        prompt=" a red panda\n",
+        negative_prompt="\U0001f4a9",
+        guidance_scale=5.5,
+    )
+    assert parameters.prompt == "a red panda"
+    assert Parameters.model_validate_json(parameters.model_dump_json()) == parameters
+
+
+def test_a_record_from_before_there_were_prompts_is_still_read() -> None:
+    old = {
+        "preset": "tiny",
+        "fidelity_weight": 0.5,
+        "scale": 4.0,
+        "steps": 4,
+        "sampler": "ddim",
+        "color_fix": "adain",
+        "seed": 42,
+        "tile_overlap": 32,
+        "output_format": "png",
+    }
+    parameters = Parameters.model_validate(old)
+    assert (parameters.eta, parameters.start, parameters.guidance_scale) == (None, "lr", 1.0)
+    assert (parameters.prompt, parameters.negative_prompt) == ("", "")
 
 
 def test_a_fraction_beyond_one_is_refused() -> None:

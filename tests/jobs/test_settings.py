@@ -29,6 +29,17 @@ def test_the_environment_sets_and_a_name_given_in_code_wins(
     assert settings.slots == 3
 
 
+def test_a_variable_that_is_set_to_nothing_counts_as_not_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PORT", "FALLBACK", "ACCEPT_LICENCE"):
+        monkeypatch.setenv(f"STABLESR_{name}", "")
+    settings = Settings()
+    assert settings.port == 8000
+    assert settings.fallback is None
+    assert settings.accept_licence is None
+
+
 def test_a_relative_blob_root_becomes_absolute() -> None:
     assert Settings(blob_root="blobs").blob_root == Path.cwd() / "blobs"
 
@@ -43,6 +54,7 @@ def test_a_log_level_is_taken_in_any_case() -> None:
         ({"port": 70000}, ["STABLESR_PORT", "70000", "65535"]),
         ({"max_queued": "many"}, ["STABLESR_MAX_QUEUED", "many", "integer"]),
         ({"preset": "huge"}, ["STABLESR_PRESET", "huge", "stablesr-512"]),
+        ({"fallback": "none"}, ["STABLESR_FALLBACK", "none", "tiny"]),
         ({"blob_url": "ftp://x/y"}, ["STABLESR_BLOB_URL", "s3://"]),
         ({"log_format": "xml"}, ["STABLESR_LOG_FORMAT", "xml", "json"]),
         ({"heartbeat_s": 40}, ["STABLESR_WORKER_TTL_S", "60", "heartbeat_s", "40"]),
@@ -73,3 +85,17 @@ def test_a_wrong_redis_url_does_not_show_its_password() -> None:
     with pytest.raises(InvalidSettings, match="redis://") as caught:
         Settings(redis_url="http://:geheim@example.org")
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("6GB", 6 * 10**9), ("1.5 GiB", 3 * 2**29), ("500mb", 500 * 10**6), ("123", 123), ("7B", 7)],
+)
+def test_an_amount_of_memory_is_taken_with_its_unit(text: str, size: int) -> None:
+    assert Settings(memory_limit=text).memory_limit == size
+
+
+@pytest.mark.parametrize("text", ["six", "6 G B", "-1GB", "6PB", ""])
+def test_what_is_no_amount_of_memory_is_refused_with_one(text: str) -> None:
+    with pytest.raises(InvalidSettings, match=r"STABLESR_MEMORY_LIMIT .*such as 6GB"):
+        Settings(memory_limit=text)

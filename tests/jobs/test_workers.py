@@ -41,6 +41,14 @@ def test_a_worker_is_ready_once_its_model_is_loaded(workers: Workers) -> None:
     assert not TURBO.model_copy(update={"state": "stopping"}).ready
 
 
+def test_a_worker_tells_what_it_serves_instead_and_why(workers: Workers) -> None:
+    workers.register(TINY.model_copy(update={"instead_of": "stablesr-512", "reason": "no room"}))
+    (info,) = workers.list("tiny")
+    assert (info.instead_of, info.reason) == ("stablesr-512", "no room")
+    workers.heartbeat(TINY)
+    assert workers.list()[0].instead_of is None
+
+
 def test_a_heartbeat_lets_the_worker_live_on(workers: Workers, connection: Redis) -> None:
     workers.register(TINY)
     first = workers.list()[0].last_seen

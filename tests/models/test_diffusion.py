@@ -16,6 +16,7 @@ from models.config import Prediction
 from models.diffusion import (
     DDIM,
     DDPM,
+    SamplerName,
     add_noise,
     alphas_cumprod,
     make_stepper,
@@ -71,9 +72,11 @@ def test_a_ddpm_step_is_that_of_diffusers_with_the_same_timesteps(prediction: Pr
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_a_perfect_network_brings_back_the_clean_latent(name: str, prediction: Prediction) -> None:
+def test_a_perfect_network_brings_back_the_clean_latent(
+    name: SamplerName, prediction: Prediction
+) -> None:
     clean = torch.randn(1, 4, 8, 8, dtype=torch.float64)
-    stepper = make_stepper(name, 10, prediction)  # type: ignore[arg-type]  # parametrised by name
+    stepper = make_stepper(name, 10, prediction)
     sample = add_noise(clean, torch.randn_like(clean), stepper.timesteps[0])
     for index, timestep in enumerate(stepper.timesteps):
         a = float(alphas_cumprod()[timestep])
@@ -91,6 +94,13 @@ def test_ddim_with_eta_zero_asks_for_no_noise() -> None:
     assert not any(stepper.needs_noise(i) for i in range(5))
 
 
+def test_eta_is_handed_to_ddim_and_is_1_when_nobody_says() -> None:
+    for eta, taken in ((None, 1.0), (0.0, 0.0), (0.4, 0.4)):
+        stepper = make_stepper("ddim", 5, "epsilon", eta)
+        assert isinstance(stepper, DDIM)
+        assert stepper.sigma(0) == pytest.approx(taken * DDIM(5).sigma(0))
+
+
 def test_an_unknown_sampler_is_refused_by_name() -> None:
-    with pytest.raises(InvalidOption, match=r"'euler'.*ddpm, ddim"):
+    with pytest.raises(InvalidOption, match=r"'euler'.*ddpm, ddim, dpmpp, unipc"):
         make_stepper("euler", 5, "epsilon")  # type: ignore[arg-type]  # wrong on purpose

@@ -66,7 +66,7 @@ def test_the_way_back_gives_every_released_shape(size: str) -> None:
     config = config_of(released["state_dict"], released["cfw_state_dict"])
     with torch.device("meta"):
         ours = Networks(config, first_stage=True).state_dict()
-    for entry in entries(config):
+    for entry in (e for e in entries(config) if e.ours):
         back = to_released(entry, ours, config.encoder.heads)
         assert list(back.shape) == shapes[entry.released], entry.released
 
@@ -75,7 +75,7 @@ def test_values_survive_the_way_there_and_back() -> None:
     released = inventory("tiny")
     shapes = {**released["state_dict"], **released["cfw_state_dict"]}
     config = config_of(released["state_dict"], released["cfw_state_dict"])
-    for entry in entries(config):
+    for entry in (e for e in entries(config) if e.ours):
         tensor = torch.randn(shapes[entry.released])
         mapped = from_released(entry, tensor, config.encoder.heads)
         back = to_released(entry, mapped, config.encoder.heads)

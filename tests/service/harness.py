@@ -91,6 +91,9 @@ class FakeWorker:
     def fail(self, job_id: str, problem: Problem) -> Job:
         return self._records.fail(job_id, problem)
 
+    def requeue(self, job_id: str) -> Job:
+        return self._records.requeue(job_id)
+
     def stop(self, job_id: str) -> Job:
         return self._records.canceled(job_id)
 

@@ -48,8 +48,12 @@ def test_all_paths_are_described(described: dict[str, Any]) -> None:
         ("/jobs/{job_id}", "delete"),
         ("/jobs/{job_id}", "get"),
         ("/jobs/{job_id}/result", "get"),
+        ("/jobs/{job_id}/events", "get"),
+        ("/jobs", "get"),
         ("/livez", "get"),
+        ("/metrics", "get"),
         ("/models", "get"),
+        ("/page/{name}", "get"),
         ("/problems/{slug}", "get"),
         ("/readyz", "get"),
         ("/upscale", "post"),
@@ -77,7 +81,7 @@ def test_every_error_is_described_as_a_problem(described: dict[str, Any]) -> Non
 def test_the_form_names_every_parameter(described: dict[str, Any]) -> None:
     body = described["paths"]["/upscale"]["post"]["requestBody"]
     form = body["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"image", *Parameters.model_fields}
+    assert set(form["properties"]) == {"image", "webhook_url", *Parameters.model_fields}
     assert form["required"] == ["image"]
 
 

@@ -13,7 +13,7 @@ import structlog
 from jobs.queue import JobQueue
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from tests.service.harness import FakeWorker, problem, serving
+from tests.service.harness import FakeWorker, eventually, problem, serving
 from tests.service.pictures import picture
 
 
@@ -25,8 +25,8 @@ def test_an_unknown_path_is_a_404_problem(client: httpx.Client) -> None:
 def test_a_wrong_method_is_a_405_problem_with_all_that_would_do(client: httpx.Client) -> None:
     answer = client.patch("/jobs/x")
     body = problem(answer, 405, "about:blank")
-    assert body["allowed"] == ["DELETE", "GET"]
-    assert answer.headers["Allow"] == "DELETE, GET"
+    assert body["allowed"] == ["DELETE", "GET", "HEAD"]
+    assert answer.headers["Allow"] == "DELETE, GET, HEAD"
 
 
 def test_a_get_of_the_upload_is_a_405_problem(client: httpx.Client) -> None:
@@ -127,6 +127,8 @@ def test_an_unknown_type_of_problem_is_a_404_problem(client: httpx.Client) -> No
 def test_each_request_is_one_line_in_the_log(client: httpx.Client) -> None:
     with structlog.testing.capture_logs() as logs:
         client.get("/nothing")
+        # The line is written when the answer has left.
+        eventually(lambda: any(entry["event"] == "request" for entry in logs))
     (entry,) = [entry for entry in logs if entry["event"] == "request"]
     assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/nothing", 404)
     assert entry["seconds"] >= 0
@@ -138,3 +140,12 @@ def test_a_service_behind_a_prefix_says_so_in_its_paths(settings: Settings) -> N
         assert answer.headers["Location"] == f"/upscaler/jobs/{answer.json()['id']}"
         assert answer.json()["links"]["self"] == answer.headers["Location"]
         assert client.get("/jobs/x").json()["type"] == "/upscaler/problems/job-not-found"
+
+
+def test_the_request_that_made_a_job_is_known_to_its_worker_and_to_nobody_else(
+    client: httpx.Client, worker: FakeWorker
+) -> None:
+    headers = {"X-Request-ID": "trace-7"}
+    answer = client.post("/upscale", files={"image": picture("PNG")}, headers=headers)
+    assert "request_id" not in answer.json()
+    assert worker.start(answer.json()["id"]).request_id == "trace-7"

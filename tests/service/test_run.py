@@ -29,6 +29,7 @@ def test_an_address_that_others_reach_needs_leave(host: str) -> None:
     with pytest.raises(OpenAddress, match="STABLESR_ALLOW_OPEN"):
         check_address(Settings(host=host))
     check_address(Settings(host=host, allow_open=True))
+    check_address(Settings(host=host, require_key=True))
 
 
 def test_the_process_serves_logs_json_and_ends_in_order(tmp_path: Path, redis_url: str) -> None:

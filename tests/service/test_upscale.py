@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import httpx
 import pytest
@@ -123,6 +124,16 @@ def test_a_result_too_long_for_its_format_is_refused_with_422(client: httpx.Clie
     assert upload(client, strip, output_format="png").status_code == 202
 
 
+def test_a_strip_too_narrow_to_be_computed_is_refused_with_422(
+    client: httpx.Client, leftovers: Leftovers
+) -> None:
+    body = problem(upload(client, bomb(1, 20_000)), 422, "output-too-large")
+    assert body["max_canvas_pixels"] == 2**27
+    assert body["pixels"] == 512 * 512 * 20_000
+    assert "would be computed at 512 x 10240000" in body["detail"]
+    assert leftovers.found() == []
+
+
 def test_a_fidelity_weight_of_7_is_refused_with_its_range(
     client: httpx.Client, leftovers: Leftovers
 ) -> None:
@@ -157,6 +168,14 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(client: httpx.Client) 
         ("steps", "1.5"),
         ("steps", "9" * 400),
         ("sampler", "euler"),
+        ("eta", "2"),
+        ("eta", "0.5"),
+        ("start", "here"),
+        ("prompt", "a cat"),
+        ("prompt", "x" * 1001),
+        ("negative_prompt", "blur"),
+        ("guidance_scale", "0.9"),
+        ("guidance_scale", "2"),
         ("color_fix", "sepia"),
         ("seed", "-1"),
         ("tile_overlap", "9"),
@@ -170,6 +189,38 @@ def test_a_wrong_field_is_refused_by_its_name(
     body = problem(upload(client, PNG, **{field: value}), 422, "invalid-parameters")
     assert [error["field"] for error in body["errors"]] == [field]
     assert leftovers.found() == []
+
+
+def test_a_prompt_for_a_preset_that_reads_none_is_refused_with_the_reason(
+    client: httpx.Client,
+) -> None:
+    body = problem(upload(client, PNG, prompt="a cat"), 422, "invalid-parameters")
+    assert body["detail"] == "prompt must be left out for tiny, whose weights hold no text tower."
+    assert body["errors"][0]["field"] == "prompt"
+
+
+def test_a_prompt_too_long_is_refused_with_its_length_and_not_repeated(
+    client: httpx.Client,
+) -> None:
+    body = problem(upload(client, PNG, prompt="x" * 1001), 422, "invalid-parameters")
+    assert body["detail"] == "prompt must be at most 1000 characters long; got 1001."
+    assert body["errors"][0]["max_length"] == 1000
+
+
+def test_samplers_and_prompts_become_the_jobs_parameters(settings: Settings) -> None:
+    asked: dict[str, Any] = {
+        "sampler": "ddim",
+        "eta": 0.5,
+        "start": "noise",
+        "prompt": "ein Pandabär 🐼",
+        "negative_prompt": "blurred",
+        "guidance_scale": 4.5,
+    }
+    with serving(settings.model_copy(update={"preset": "stablesr-512"})) as client:
+        answer = upload(client, PNG, **asked)
+        assert answer.status_code == 202, answer.text
+        parameters = client.get(answer.headers["Location"]).json()["parameters"]
+    assert {name: parameters[name] for name in asked} == asked
 
 
 def test_all_wrong_fields_are_told_at_once(client: httpx.Client) -> None:

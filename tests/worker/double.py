@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,8 +19,8 @@ from torch.nn.functional import interpolate
 
 from jobs.logs import configure_logging
 from jobs.settings import Settings
+from models.geometry import output_size
 from models.options import Options
-from models.pipeline import output_size
 from models.sampling import Sampler, StepRequest
 from worker.supervisor import Supervisor
 
@@ -45,6 +45,10 @@ TROUBLE_STEP = 2
 class Prepared:
     image: Tensor
     size: tuple[int, int]
+    summary: Mapping[str, object] = field(default_factory=dict)
+
+    def close(self) -> None:
+        pass
 
 
 class Double:
@@ -54,7 +58,11 @@ class Double:
         self._step_s = step_s
         self._marks = marks
 
-    def prepare(self, image: Tensor, options: Options) -> Prepared:
+    @property
+    def tile_batch(self) -> int:
+        return 8
+
+    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Prepared:
         return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
 
     def sample(self, prepared: Prepared, options: Options) -> Sampler:
@@ -64,22 +72,27 @@ class Double:
         seed = torch.full((2, 1, 1), float(options.seed))
         steps = options.steps or 1
         for step in range(steps):
-            canvas = yield StepRequest(canvas, lr, 999 - step, seed, step, steps)
+            tiles = yield StepRequest(canvas, lr, 999 - step, seed, step, steps)
+            canvas = torch.stack(list(tiles))
         return canvas
 
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+    def predict(
+        self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+    ) -> list[Tensor]:
         time.sleep(self._step_s)
         for request in requests:
             if request.step >= TROUBLE_STEP:
                 self._trouble(int(request.context[0, 0, 0]))
         return [torch.sin(r.noisy + r.lr * r.timestep + r.context[:, :, None]) for r in requests]
 
-    def decode(self, prepared: Prepared, latent: Tensor, options: Options) -> Tensor:
+    def rows(
+        self, prepared: Prepared, latent: Tensor, options: Options, tell: Callable[[float], None]
+    ) -> Iterator[Tensor]:
         if options.seed == HANG_DECODING:
             time.sleep(3600)
         larger = interpolate(prepared.image, prepared.size)
         texture = interpolate(latent[:1, :3], prepared.size)
-        return (larger + 0.2 * texture).clamp(0, 1)
+        return iter((larger + 0.2 * texture).clamp(0, 1))
 
     def _trouble(self, seed: int) -> None:
         if seed == CRASH:

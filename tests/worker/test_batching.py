@@ -47,5 +47,8 @@ def test_jobs_of_different_sizes_and_timesteps_give_what_they_give_alone(
     assert engine.calls < engine.tiles
     assert engine.tiles > steps_alone
     for (prepared, chosen), latent in zip(jobs, latents, strict=True):
-        alone = drive(pipeline.sample(prepared, chosen), lambda r: pipeline.predict([r])[0])
+        alone = drive(
+            pipeline.sample(prepared, chosen),
+            lambda step: pipeline.predict([step.part(0, len(step))])[0],
+        )
         assert (latent - alone).abs().max() < 1e-5

@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.sampling import Sampler, StepRequest, drive
+from models.sampling import Sampler, Step, StepRequest, drive
 from worker.engine import Engine
 from worker.errors import Canceled, EngineBroken
 
 Predict = Callable[[StepRequest], Tensor]
+
+
+def alone(sampler: Sampler) -> Tensor:
+    """What a plain loop makes of a sampler."""
+    return drive(sampler, lambda step: network(step.part(0, len(step))))
 
 
 def network(request: StepRequest) -> Tensor:
@@ -29,7 +34,13 @@ class Model:
         self.batches: list[list[StepRequest]] = []
         self._predict = predict
 
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+    @property
+    def tile_batch(self) -> int:
+        raise NotImplementedError
+
+    def predict(
+        self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+    ) -> list[Tensor]:
         self.batches.append(list(requests))
         return [self._predict(request) for request in requests]
 
@@ -38,13 +49,15 @@ class Model:
         """Tiles of each call so far."""
         return [sum(len(request) for request in batch) for batch in self.batches]
 
-    def prepare(self, image: Tensor, options: object) -> object:
+    def prepare(self, image: Tensor, options: object, tell: Callable[[float], None]) -> object:
         raise NotImplementedError
 
     def sample(self, prepared: object, options: object) -> Sampler:
         raise NotImplementedError
 
-    def decode(self, prepared: object, latent: Tensor, options: object) -> Tensor:
+    def rows(
+        self, prepared: object, latent: Tensor, options: object, tell: Callable[[float], None]
+    ) -> Iterator[Tensor]:
         raise NotImplementedError
 
 
@@ -55,9 +68,8 @@ def sampler(seed: int, *, tiles: int = 2, steps: int = 5) -> Sampler:
     lr = torch.randn(tiles, 4, 8, 8, generator=noise)
     context = torch.randn(tiles, 3, 16, generator=noise)
     for step in range(steps):
-        request = StepRequest(canvas, lr, 999 - 7 * step - seed, context, step, steps)
-        prediction = yield request
-        canvas = 0.9 * canvas + 0.1 * prediction
+        predictions = yield StepRequest(canvas, lr, 999 - 7 * step - seed, context, step, steps)
+        canvas = 0.9 * canvas + 0.1 * torch.stack(list(predictions))
     return canvas
 
 
@@ -78,7 +90,7 @@ def run_together(engine: Engine, samplers: Sequence[Sampler]) -> list[Tensor]:
 
 def test_a_job_alone_gives_what_a_plain_loop_gives() -> None:
     with running(Model()) as engine:
-        assert torch.equal(engine.run(sampler(1)), drive(sampler(1), network))
+        assert torch.equal(engine.run(sampler(1)), alone(sampler(1)))
 
 
 def test_jobs_at_different_timesteps_in_one_batch_give_what_they_give_alone() -> None:
@@ -87,7 +99,7 @@ def test_jobs_at_different_timesteps_in_one_batch_give_what_they_give_alone() ->
     with running(model) as engine:
         together = run_together(engine, [sampler(s, tiles=t, steps=n) for s, t, n in jobs])
     for (seed, tiles, steps), latent in zip(jobs, together, strict=True):
-        assert torch.equal(latent, drive(sampler(seed, tiles=tiles, steps=steps), network))
+        assert torch.equal(latent, alone(sampler(seed, tiles=tiles, steps=steps)))
     mixed = [batch for batch in model.batches if len({r.timestep for r in batch}) > 1]
     assert mixed, "no call held tiles of two timesteps"
 
@@ -95,8 +107,8 @@ def test_jobs_at_different_timesteps_in_one_batch_give_what_they_give_alone() ->
 def test_two_jobs_share_their_calls_instead_of_taking_turns() -> None:
     both_asked = threading.Barrier(2, timeout=10)
 
-    def at_first_wait(request: StepRequest) -> None:
-        if request.step == 0:
+    def at_first_wait(step: Step) -> None:
+        if step.step == 0:
             both_asked.wait()
 
     def slowly(request: StepRequest) -> Tensor:
@@ -120,7 +132,7 @@ def test_no_call_holds_more_tiles_than_allowed_and_a_large_step_is_split() -> No
     model = Model()
     with running(model, max_tiles=4) as engine:
         latent = engine.run(sampler(3, tiles=11, steps=2))
-    assert torch.equal(latent, drive(sampler(3, tiles=11, steps=2), network))
+    assert torch.equal(latent, alone(sampler(3, tiles=11, steps=2)))
     assert model.tiles == [4, 4, 3, 4, 4, 3]
 
 
@@ -160,14 +172,16 @@ def test_only_the_guilty_job_fails_when_a_shared_call_fails() -> None:
         with pytest.raises(ValueError, match="cannot be predicted"):
             guilty.result(timeout=10)
         for seed, other in zip((2, 3), others, strict=True):
-            assert torch.equal(other.result(timeout=10), drive(sampler(seed, steps=6), network))
+            assert torch.equal(other.result(timeout=10), alone(sampler(seed, steps=6)))
 
 
 def test_a_failed_shared_call_is_counted() -> None:
     asked = threading.Barrier(2, timeout=10)
 
     class Failing(Model):
-        def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        def predict(
+            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+        ) -> list[Tensor]:
             if len(requests) > 1:
                 raise RuntimeError("together only")
             # Whoever came first holds the engine until the other has asked as well.
@@ -179,12 +193,12 @@ def test_a_failed_shared_call_is_counted() -> None:
             for s in (1, 2)
         ]
         latents = [job.result(timeout=10) for job in jobs]
-    assert torch.equal(latents[0], drive(sampler(1, steps=9), network))
-    assert torch.equal(latents[1], drive(sampler(2, steps=9), network))
+    assert torch.equal(latents[0], alone(sampler(1, steps=9)))
+    assert torch.equal(latents[1], alone(sampler(2, steps=9)))
     assert engine.failed_batches >= 1
 
 
-def _meet(barrier: threading.Barrier, request: StepRequest) -> None:
+def _meet(barrier: threading.Barrier, step: Step) -> None:
     barrier.wait()
 
 
@@ -197,8 +211,9 @@ def test_calls_get_smaller_when_memory_runs_out() -> None:
     model = Model(predict)
     with running(model, max_tiles=8) as engine:
         latent = engine.run(sampler(5, tiles=9, steps=2))
-    assert torch.equal(latent, drive(sampler(5, tiles=9, steps=2), network))
+    assert torch.equal(latent, alone(sampler(5, tiles=9, steps=2)))
     assert engine.max_tiles == 2
+    assert engine.shrinks == 2
 
 
 def test_a_single_tile_that_does_not_fit_fails_its_job() -> None:
@@ -223,15 +238,15 @@ def test_what_on_step_raises_closes_the_sampler_before_the_next_step() -> None:
         finally:
             closed.append(step)
 
-    def cancel(request: StepRequest) -> None:
-        if request.step == 3:
+    def cancel(step: Step) -> None:
+        if step.step == 3:
             raise Canceled
 
     model = Model()
     with running(model) as engine:
         with pytest.raises(Canceled):
             engine.run(watched(), on_step=cancel)
-        assert torch.equal(engine.run(sampler(2)), drive(sampler(2), network))
+        assert torch.equal(engine.run(sampler(2)), alone(sampler(2)))
     assert closed == [3]
 
 

@@ -1,10 +1,12 @@
-"""The program: what it says when it cannot start, and the embedded weights from end to end."""
+"""The program: what it says when it cannot start, what it serves without its weights, and the
+embedded weights from end to end."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,23 @@ from PIL import Image
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import result_key
+from models.checkpoints.absence import Absence
+from models.checkpoints.places import preset_folder
+from models.presets import get_preset
 from tests.worker.processes import CONTEXT, House, png, wait_for
 from worker.device import choose_device, choose_dtype
 from worker.errors import NotStarted
+from worker.run import main
+from worker.supervisor import EXIT_WEIGHTS_CAME
+
+WANTED = "stablesr-512"
 
 
-def _main(settings: dict[str, Any], log: Path) -> None:
+def _main(settings: dict[str, Any], log: Path, weights: Path | None = None) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
-    from worker.run import main
-
+    if weights is not None:
+        os.environ["STABLESR_WEIGHTS"] = str(weights)
     sys.exit(main(Settings(**settings)))
 
 
@@ -70,6 +79,52 @@ def test_a_worker_upscales_with_the_embedded_weights_and_ends_with_0(house: Hous
     finally:
         process.kill()
         process.join()
+
+
+def test_a_worker_without_its_weights_serves_the_fallback_until_they_come(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, log = tmp_path / "weights", house.folder / "log"
+    monkeypatch.setenv("STABLESR_WEIGHTS", str(weights))
+    Absence.note(get_preset(WANTED), "nobody fetched them")
+    settings = house.settings.model_dump() | {"preset": WANTED, "fallback": "tiny"}
+
+    def start() -> Any:
+        process = CONTEXT.Process(target=_main, args=(settings, log, weights))
+        process.start()
+        return process
+
+    process = start()
+    try:
+        house.ready()
+        [info] = house.queue.workers()
+        assert (info.preset, info.instead_of) == ("tiny", WANTED)
+        assert info.reason == "nobody fetched them"
+        assert info.name.startswith("tiny-")
+        [warning] = [line for line in _lines(log) if line["event"] == "serving another preset"]
+        assert warning["level"] == "warning"
+        assert warning["reason"] == "nobody fetched them"
+        assert (warning["preset"], warning["instead_of"]) == ("tiny", WANTED)
+        job = house.ended(house.submit(png(12, 8), steps=1), seconds=120)
+        assert job.state is JobState.SUCCEEDED, log.read_text()
+
+        shutil.copytree(preset_folder(get_preset("tiny")), weights / "aside")
+        (weights / "aside").rename(weights / WANTED)
+        process.join(30)
+        assert process.exitcode == EXIT_WEIGHTS_CAME, log.read_text()
+        assert house.queue.workers() == []
+
+        process = start()
+        house.ready()
+        [info] = house.queue.workers()
+        assert (info.preset, info.instead_of, info.reason) == (WANTED, None, None)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def test_the_cpu_computes_in_float32_and_a_gpu_in_bfloat16_unless_told_otherwise() -> None:

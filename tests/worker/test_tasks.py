@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from jobs.records import Records
 from jobs.schema import Job, JobState, Progress
 from jobs.settings import Settings
 from jobs.store import input_key, result_key
-from models.errors import InvalidOption
+from models.errors import InvalidOption, MissingTextTower, ModelError
 from models.sampling import StepRequest
 from tests.worker.double import ERROR, OUT_OF_MEMORY, Double
 from tests.worker.processes import House, png
@@ -179,12 +179,19 @@ def test_an_upload_that_is_gone_fails_the_job(house: House, process: Process) ->
     assert failure(house, job_id) == "blob-not-found"
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        InvalidOption("tile_overlap is 56, but must be smaller than the tile of 8."),
+        MissingTextTower("These weights hold no text tower."),
+    ],
+)
 def test_parameters_that_the_pipeline_refuses_fail_the_job_with_its_sentence(
-    house: House,
+    house: House, refusal: ModelError
 ) -> None:
     class Picky(Double):
-        def prepare(self, image: Tensor, options: object) -> Any:
-            raise InvalidOption("tile_overlap is 56, but must be smaller than the tile of 8.")
+        def prepare(self, image: Tensor, options: object, tell: Callable[[float], None]) -> Any:
+            raise refusal
 
     with serving(house, Picky()) as process:
         job_id = house.submit()
@@ -192,7 +199,7 @@ def test_parameters_that_the_pipeline_refuses_fail_the_job_with_its_sentence(
     assert failure(house, job_id) == "invalid-parameters"
     error = house.job(job_id).error
     assert error is not None
-    assert error.detail == "tile_overlap is 56, but must be smaller than the tile of 8."
+    assert error.detail == str(refusal)
 
 
 def test_a_job_that_takes_too_long_fails(house: House) -> None:
@@ -215,7 +222,9 @@ def test_a_run_whose_job_another_worker_has_started_says_nothing(
     house: House, records: Records
 ) -> None:
     class Overtaken(Double):
-        def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        def predict(
+            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+        ) -> list[Tensor]:
             if requests[0].step == 1:
                 records.start(job_id, "other")
             return super().predict(requests)
@@ -230,7 +239,9 @@ def test_a_run_whose_job_another_worker_has_started_says_nothing(
 
 def test_a_run_whose_job_waits_again_says_nothing(house: House, records: Records) -> None:
     class Recovered(Double):
-        def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        def predict(
+            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+        ) -> list[Tensor]:
             if requests[0].step == 1:
                 records.requeue(job_id)
             return super().predict(requests)

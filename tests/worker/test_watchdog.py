@@ -38,3 +38,16 @@ def test_the_call_that_began_first_is_named() -> None:
         found = watchdog.stalled()
     assert found is not None
     assert found[0] == "first"
+
+
+def test_a_long_call_that_says_it_comes_further_is_let_be() -> None:
+    watchdog = Watchdog(-1.0)
+    with watchdog.watch("decode") as renew:
+        before = watchdog.stalled()
+        threading.Event().wait(0.01)
+        renew()
+        after = watchdog.stalled()
+    assert before is not None
+    assert after is not None
+    assert after[1] < 0.01
+    assert watchdog.stalled() is None

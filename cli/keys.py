@@ -1,0 +1,121 @@
+"""`stablesr keys`: makes, shows and ends the API keys of a service, through its Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.errors import CliError
+from cli.view import console
+
+if TYPE_CHECKING:
+    from jobs.keys import Keys
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="API keys of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
+)
+
+KeyId = Annotated[
+    str, typer.Argument(metavar="KEY", help="The key's id, or the key itself.", show_default=False)
+]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)],
+    max_queued: Annotated[
+        int | None,
+        typer.Option(min=1, help="Jobs that may wait at once.", show_default="no limit"),
+    ] = None,
+    per_minute: Annotated[
+        int | None,
+        typer.Option(min=1, help="Uploads a minute.", show_default="STABLESR_UPLOADS_PER_MINUTE"),
+    ] = None,
+) -> None:
+    """Make a key and print it, once: only a digest of it is kept."""
+    with _keys() as keys:
+        info, text = keys.create(name, max_queued=max_queued, per_minute=per_minute)
+    console.print(f"Key {info.id} for {info.name}. It is shown now and never again:", markup=False)
+    typer.echo(text)
+
+
+@app.command("list")
+def list_keys() -> None:
+    """Show every key, revoked ones too."""
+    with _keys() as keys:
+        infos = keys.list()
+    table = Table("id", "name", "made", "last used", "waiting jobs", "uploads a minute", "state")
+    for info in infos:
+        table.add_row(
+            info.id,
+            info.name,
+            _day(info.created_at),
+            "never" if info.used_at is None else f"{info.used_at:%Y-%m-%d %H:%M} UTC",
+            "no limit" if info.max_queued is None else str(info.max_queued),
+            "the server's" if info.per_minute is None else str(info.per_minute),
+            "valid" if info.revoked_at is None else f"revoked {_day(info.revoked_at)}",
+        )
+    if infos:
+        typer.echo(_text(table), nl=False)
+    else:
+        console.print("There are no keys.")
+
+
+@app.command()
+def revoke(key: KeyId) -> None:
+    """End a key: within seconds the service refuses it. Its jobs run on."""
+    with _keys() as keys:
+        info = keys.revoke(key)
+    console.print(f"Key {info.id} of {info.name} is revoked.", markup=False)
+
+
+@app.command("webhook-secret")
+def webhook_secret(key: KeyId) -> None:
+    """Print the secret with which the webhooks of a key's jobs are signed (whsec_...)."""
+    with _keys() as keys:
+        secret = keys.webhook_secret(key)
+    typer.echo(secret)
+
+
+@contextmanager
+def _keys() -> Iterator[Keys]:
+    from cli.settings import load
+    from jobs.connection import connect
+    from jobs.errors import KeyNotFound, QueueUnavailable
+    from jobs.keys import Keys
+
+    connection = connect(load())
+    try:
+        yield Keys(connection)
+    except KeyNotFound as error:
+        raise _NoSuchKey(error.detail) from error
+    except QueueUnavailable as error:
+        raise _NoRedis(error.detail) from error
+    finally:
+        connection.close()
+
+
+class _NoSuchKey(CliError):
+    exit_code = 2
+
+
+class _NoRedis(CliError):
+    exit_code = 4
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d}"
+
+
+def _text(table: Table) -> str:
+    """The table as on the console, for stdout: it is what was asked for, not a remark."""
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()

@@ -1,0 +1,308 @@
+"""`stablesr weights`: lists, pulls, converts and verifies the weights on this machine."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from cli.errors import InputError, Unreachable
+from cli.extras import require_torch
+from cli.settings import BadSettings, load
+from cli.view import console
+from cli.weights_view import WeightsView, as_text, readable
+
+if TYPE_CHECKING:
+    from models.checkpoints.description import Record
+    from models.checkpoints.writing import Form
+    from models.presets import Preset
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="The weights on this machine, in STABLESR_WEIGHTS or ~/.local/share/stablesr/weights.",
+    no_args_is_help=True,
+)
+
+_UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+class DType(StrEnum):
+    """How numbers are stored."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise typer.BadParameter(f"{text!r} is no size such as 2GB or 500MB.")
+    return int(float(match[1]) * unit)
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="PRESET", help="Such as stablesr-512.", show_default=False)
+]
+Stored = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
+ShardSize = Annotated[
+    int | None,
+    typer.Option(
+        parser=_bytes,
+        metavar="SIZE",
+        help="Write several files of at most this size, such as 2GB.",
+        show_default="one file",
+    ),
+]
+Text = Annotated[bool, typer.Option(help="Keep the text tower (0.7 GB), which prompts need.")]
+
+
+@app.command("list")
+def list_weights() -> None:
+    """Show every preset: whether its weights are here, where, and under what licence."""
+    require_torch("This command", instead="")
+    from jobs.presets import PRESETS
+    from models.checkpoints.places import preset_folder
+
+    table = Table("preset", "here", "size", "type", "where", "licence")
+    for preset in PRESETS.values():
+        folder = preset_folder(_preset(preset.name))
+        table.add_row(preset.name, *_state(folder), str(folder), preset.licence)
+    typer.echo(as_text(table), nl=False)
+
+
+def _state(folder: Path) -> tuple[str, str, str]:
+    """Whether there are weights, their size and their type."""
+    from models.checkpoints.description import describe
+    from models.checkpoints.folder import open_folder
+    from models.errors import CheckpointError, WeightsNotFound
+
+    try:
+        record = describe(folder).record
+        _, found = open_folder(folder)
+    except WeightsNotFound:
+        return "no", "", ""
+    except CheckpointError:
+        return "damaged", "", ""
+    size = sum(path.stat().st_size for path in found.files)
+    kinds = {str(t.dtype).removeprefix("torch.") for t in found.tensors.values()}
+    return "yes", readable(size), record.dtype if record else ", ".join(sorted(kinds))
+
+
+@app.command()
+def pull(
+    name: Name,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Do not ask about the licence.")
+    ] = False,
+    text: Text = False,
+    dtype: Stored = DType.float16,
+    shard_size: ShardSize = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the downloaded files in .downloads.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--force", help="Replace weights that are here.")] = False,
+) -> None:
+    """Download the released files of a preset, check and convert them. Goes on where it broke."""
+    with _explained():
+        from models.checkpoints import pull as pulling
+        from models.checkpoints.places import weights_root
+
+        preset, root = _preset(name), weights_root()
+        here = pulling.is_there(preset, root) and not again
+        accepted = here or accept_licence or _ask(preset)
+        with WeightsView() as view:
+            folder = pulling.pull(
+                preset,
+                root,
+                accept_licence=accepted,
+                progress=view,
+                form=_form(dtype, shard_size, text),
+                keep=keep,
+                again=again,
+            )
+    if here:
+        console.print(f"The weights of {name} are here already: {folder}.", soft_wrap=True)
+    else:
+        _report(folder)
+
+
+def _ask(preset: Preset) -> bool:
+    """Shows a licence and asks a person; false where there is none to ask."""
+    assert preset.release is not None  # weights that come with the package are here
+    release = preset.release
+    size = readable(sum(file.size for file in release.files))
+    console.print(
+        f"{preset.name}: {size} from {release.repository}, under the {release.licence}.\n"
+        f"Read it first: {release.licence_url}\n"
+        "The files hold a Stable Diffusion model, too, whose own licence applies as well.",
+        soft_wrap=True,
+        markup=False,
+    )
+    if not sys.stdin.isatty():
+        return False
+    return typer.confirm("Do you accept the licence?", err=True)
+
+
+@app.command()
+def convert(
+    name: Name,
+    diffusion: Annotated[
+        Path,
+        typer.Argument(
+            help="The diffusion file, such as stablesr_000117.ckpt.", show_default=False
+        ),
+    ],
+    autoencoder: Annotated[
+        Path,
+        typer.Argument(
+            help="The autoencoder file, such as vqgan_cfw_00011.ckpt.", show_default=False
+        ),
+    ],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Stable Diffusion 2.1, a diffusers folder or a file: for a diffusion file "
+            "without it, such as webui_768v_139.safetensors.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write.", show_default="where the preset is looked for"),
+    ] = None,
+    text: Text = False,
+    dtype: Stored = DType.float16,
+    shard_size: ShardSize = None,
+    again: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
+) -> None:
+    """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
+    with _explained(), WeightsView() as view:
+        from models.checkpoints import convert as converting
+        from models.checkpoints.places import preset_folder
+        from models.checkpoints.sources import Sources
+
+        preset = _preset(name)
+        done = converting.convert(
+            preset,
+            Sources(diffusion, autoencoder, base),
+            out or preset_folder(preset),
+            _form(dtype, shard_size, text),
+            replace_folder=again,
+            progress=view,
+        )
+    for what, count in done.dropped.items():
+        console.print(f"Left out: {count} tensors, {what}.", soft_wrap=True)
+    if done.foreign:
+        names = ", ".join(done.foreign[:5])
+        console.print(f"Not run: {len(done.foreign)} names in the files ({names}).", soft_wrap=True)
+    _report(done.folder)
+
+
+@app.command()
+def verify(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRESET|FOLDER", help="A preset, or a folder of weights.", show_default=False
+        ),
+    ],
+) -> None:
+    """Read all of a folder of weights: every tensor there and finite, the files as written."""
+    with _explained(), WeightsView() as view:
+        from models.checkpoints import verify as verifying
+        from models.checkpoints.places import preset_folder
+        from models.presets import PRESETS
+
+        folder = preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
+        seen = verifying.verify(folder, view)
+    types = ", ".join(f"{count} {name}" for name, count in sorted(seen.dtypes.items()))
+    sums = (
+        "the files are as they were written"
+        if seen.record
+        else "no sums are recorded to compare the files with"
+    )
+    console.print(
+        f"{folder}: {readable(seen.bytes)}, tensors {types}, all finite; {sums}.", soft_wrap=True
+    )
+
+
+@app.command()
+def prepare() -> None:
+    """Fetch the weights of STABLESR_PRESET before a worker starts; fails never, says why not."""
+    require_torch("This command", instead="")
+    from cli import weights_prepare
+
+    weights_prepare.prepare(load())
+
+
+def _preset(name: str) -> Preset:
+    from models.errors import UnknownPreset
+    from models.presets import get_preset
+
+    try:
+        return get_preset(name)
+    except UnknownPreset as error:
+        raise BadSettings(str(error)) from error
+
+
+def _form(dtype: DType, shard_size: int | None, text: bool) -> Form:
+    from models.checkpoints.writing import Form
+
+    return Form.named(dtype, shard_size, text)
+
+
+def _report(folder: Path) -> None:
+    """One line for what there is now, and what a person should know of it."""
+    from models.checkpoints.description import describe
+
+    record = describe(folder).record
+    assert record is not None  # a conversion has just written it
+    size = readable(sum(file.bytes for file in record.files))
+    console.print(f"{folder}: {size} in {record.dtype}.", soft_wrap=True)
+    for line in _remarks(record):
+        console.print(line, soft_wrap=True)
+
+
+def _remarks(record: Record) -> Iterator[str]:
+    from models.presets import PRESETS
+
+    if record.float32:
+        names = ", ".join(record.float32[:3])
+        yield (
+            f"{len(record.float32)} tensors have values that {record.dtype} cannot hold and are "
+            f"kept in float32: {names}."
+        )
+    if not record.shared_encoder:
+        yield "The VAE encoders of the two files differ: both are kept, and images take longer."
+    release = PRESETS[record.preset].release
+    for file in release.files if release else ():
+        if file.sha256 is None and any(source.name == file.name for source in record.sources):
+            yield f"{file.name} was checked by its structure only: its sha256 is not published."
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns the errors of the model side into the command's."""
+    require_torch("This command", instead="")
+    from models.errors import DownloadFailed, LicenceNotAccepted, ModelError
+
+    try:
+        yield
+    except DownloadFailed as error:
+        raise Unreachable(str(error)) from error
+    except LicenceNotAccepted as error:
+        raise BadSettings(f"{error} Say so with --accept-licence.") from error
+    except ModelError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror or error}.") from error

@@ -1,0 +1,143 @@
+"""`stablesr weights prepare`: the weights of STABLESR_PRESET, fetched before a worker starts.
+
+For stacks that start without a person. Whatever keeps the weights away is a line in the log and a
+note for the worker (`models.checkpoints.absence`), not a failure: the worker serves another preset
+and repeats the reason to its clients, and the next start of the stack tries again.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import structlog
+
+from jobs.logs import configure_logging
+from jobs.presets import PRESETS, Preset
+from jobs.settings import Settings
+from models.checkpoints.absence import Absence
+from models.checkpoints.folder import open_folder
+from models.checkpoints.places import weights_root
+from models.checkpoints.progress import WeightsProgress
+from models.checkpoints.pull import pull
+from models.errors import (
+    CheckpointError,
+    DiskFull,
+    DownloadFailed,
+    LicenceNotAccepted,
+    ModelError,
+)
+from models.presets import get_preset
+
+__all__ = ["prepare"]
+
+# How often a long download says how far it is.
+PROGRESS_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+def prepare(settings: Settings) -> None:
+    """Puts the weights of `settings.preset` into place, or a note that says why they are not there.
+
+    SIGTERM ends the process with 143 and leaves no weights half-written.
+    """
+    configure_logging(settings)
+    signal.signal(signal.SIGTERM, _end)
+    preset = PRESETS[settings.preset]
+    if preset.embedded:
+        log.info("weights come with the package", preset=preset.name)
+        return
+    try:
+        folder = _fetch(preset, settings)
+    # An error that nobody foresaw must not keep the worker from starting either.
+    except Exception as error:
+        _give_up(preset, error)
+    else:
+        log.info("weights are there", preset=preset.name, folder=str(folder))
+
+
+def _fetch(preset: Preset, settings: Settings) -> Path:
+    """Weights that are there are only looked at, without the network."""
+    folder = pull(
+        get_preset(preset.name),
+        weights_root(),
+        accept_licence=_is_accepted(preset.licence, settings.accept_licence),
+        progress=_Progress(preset.name),
+    )
+    open_folder(folder)
+    Absence.forget(get_preset(preset.name))
+    return folder
+
+
+def _is_accepted(licence: str, accepted: str | None) -> bool:
+    """By its name, because what is accepted for one preset may not be what another has."""
+    return accepted is not None and accepted.casefold() == _short(licence).casefold()
+
+
+def _short(licence: str) -> str:
+    """The licence's name without what is said of it in brackets."""
+    return licence.partition(" (")[0]
+
+
+def _give_up(preset: Preset, error: Exception) -> None:
+    reason = _reason(preset, error)
+    log.warning(
+        "weights are not there",
+        preset=preset.name,
+        reason=reason,
+        detail=str(error),
+        licence=preset.licence,
+        licence_url=preset.licence_url,
+        exc_info=None if isinstance(error, (ModelError, OSError)) else error,
+    )
+    try:
+        Absence.note(get_preset(preset.name), reason)
+    except OSError as failure:
+        log.warning("no note for the worker", preset=preset.name, detail=str(failure))
+
+
+def _reason(preset: Preset, error: Exception) -> str:
+    """A clause for clients, who need not know hosts and folders."""
+    if isinstance(error, LicenceNotAccepted):
+        return (
+            f'its licence is not accepted (STABLESR_ACCEPT_LICENCE="{_short(preset.licence)}" '
+            "would accept it)"
+        )
+    if isinstance(error, DownloadFailed):
+        return "its weights could not be downloaded"
+    if isinstance(error, DiskFull):
+        return "its weights do not fit on the disk"
+    if isinstance(error, CheckpointError):
+        return "its weights cannot be used"
+    return "its weights could not be put in place"
+
+
+class _Progress:
+    """Logs the beginning and the end of each part of the work, and now and then in between."""
+
+    def __init__(self, preset: str) -> None:
+        self._preset = preset
+        self._part = ("", "")
+        self._next = 0.0
+
+    def __call__(self, now: WeightsProgress) -> None:
+        part = (now.stage, now.name)
+        if part == self._part and now.done < now.total and time.monotonic() < self._next:
+            return
+        self._part, self._next = part, time.monotonic() + PROGRESS_S
+        log.info(
+            "preparing weights",
+            preset=self._preset,
+            stage=now.stage,
+            name=now.name,
+            percent=round(100 * now.done / now.total) if now.total else None,
+            gigabytes=round(now.total / 1e9, 2),
+        )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -1,0 +1,103 @@
+"""The same request sent twice makes one job: an idempotency key leads to the job it made.
+
+    stablesr:once:{owner}:{digest of the key}   {"request": fingerprint, "job": id, "done": bool}
+
+The first request takes the key, stores its image, and marks the key as done in the transaction
+that makes the job. A process that dies in between holds the key for LEASE_S and no longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+
+from .connection import queue_errors
+from .errors import IdempotencyMismatch, IdempotencyPending
+from .origin import Claim
+
+__all__ = ["Idempotency"]
+
+# Longer than it takes to store an image that has arrived whole.
+LEASE_S = 60
+RELEASE = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    request: str
+    job: str
+    done: bool
+
+
+class Idempotency:
+    """Blocking, safe to share between threads. Every method raises QueueUnavailable."""
+
+    def __init__(self, connection: Redis, *, ttl_s: int) -> None:
+        self._connection = connection
+        self._ttl_s = ttl_s
+        self._release = connection.register_script(RELEASE)
+
+    def made(self, owner: str, key: str) -> bool:
+        """Whether the key leads to a job already."""
+        entry = self._read(_redis_key(owner, key))
+        return entry is not None and entry.done
+
+    def take(self, owner: str, key: str, fingerprint: str, job_id: str) -> Claim | str:
+        """Takes the key for a job to be made, or gives the id of the job that it made.
+
+        A claim goes into the `Origin` of the submission, or is released.
+
+        Raises:
+            IdempotencyMismatch: the key belongs to a request with another fingerprint.
+            IdempotencyPending: such a request is being handled at this moment.
+        """
+        name = _redis_key(owner, key)
+        held = _Entry(request=fingerprint, job=job_id, done=False)
+        while not self._set(name, held):
+            entry = self._read(name)
+            if entry is None:
+                # It ran out in this moment.
+                continue
+            if entry.request != fingerprint:
+                raise IdempotencyMismatch(
+                    "The Idempotency-Key was used with another image or other parameters; "
+                    "a new request needs a new key."
+                )
+            if entry.done:
+                return entry.job
+            raise IdempotencyPending(
+                "The first request with this Idempotency-Key is not answered yet; ask again.",
+                retry_after=1,
+            )
+        done = held.model_copy(update={"done": True})
+        return Claim(name, held.model_dump_json(), done.model_dump_json(), self._ttl_s)
+
+    def release(self, claim: Claim) -> None:
+        """Frees a key whose request made no job, for the next one."""
+        with queue_errors(self._connection):
+            self._release(keys=[claim.key], args=[claim.held])
+
+    def forget(self, owner: str, key: str) -> None:
+        """Frees a key whose job is not known any more."""
+        with queue_errors(self._connection):
+            self._connection.delete(_redis_key(owner, key))
+
+    def _set(self, name: str, entry: _Entry) -> bool:
+        with queue_errors(self._connection):
+            return bool(self._connection.set(name, entry.model_dump_json(), nx=True, ex=LEASE_S))
+
+    def _read(self, name: str) -> _Entry | None:
+        with queue_errors(self._connection):
+            raw: Any = self._connection.get(name)
+        return None if raw is None else _Entry.model_validate_json(raw)
+
+
+def _redis_key(owner: str, key: str) -> str:
+    return f"stablesr:once:{owner}:{hashlib.sha256(key.encode()).hexdigest()}"

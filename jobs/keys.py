@@ -1,0 +1,165 @@
+"""API keys: who may use the service, and how much of it.
+
+    stablesr:keys       sorted set: key id -> when it was made
+    stablesr:key:{id}   name, digest, created_at, used_at, revoked_at, max_queued, per_minute,
+                        webhook_secret
+
+A key reads `ssr_{id}_{secret}`. The id names it in lists and logs; of the secret, 256 random bits,
+only the SHA-256 digest is kept. A slow password hash would add nothing: nobody can try 2**256
+secrets, however fast a try is. A revoked key stays listed, so that revoking the last one does not
+open a service that asks for keys as soon as there are any.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from redis import Redis
+
+from .connection import as_text, queue_errors
+from .errors import KeyNotFound
+
+__all__ = ["KeyInfo", "Keys"]
+
+NAMES_KEY = "stablesr:keys"
+_TOKEN = re.compile(r"ssr_(?P<id>[0-9a-f]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
+# How exactly the last use of a key is known; noting each would be a write a request.
+USED_S = 60
+
+
+def _key(key_id: str) -> str:
+    return f"stablesr:key:{key_id}"
+
+
+class KeyInfo(BaseModel):
+    """A key without its secret. `max_queued` and `per_minute` are None where the settings hold.
+
+    used_at is right to a minute.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    created_at: datetime
+    used_at: datetime | None = None
+    revoked_at: datetime | None = None
+    max_queued: int | None = None
+    per_minute: int | None = None
+
+    @property
+    def prefix(self) -> str:
+        """How the key begins, to tell it from others."""
+        return f"ssr_{self.id}_"
+
+
+class Keys:
+    """The register of keys. Blocking, safe to share between threads; raises QueueUnavailable."""
+
+    def __init__(self, connection: Redis) -> None:
+        self._connection = connection
+
+    def create(
+        self, name: str, *, max_queued: int | None = None, per_minute: int | None = None
+    ) -> tuple[KeyInfo, str]:
+        """A new key and its text, which is not kept and cannot be shown again."""
+        key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+        now = datetime.now(UTC)
+        fields: dict[str, str] = {
+            "name": name,
+            "digest": _digest(secret),
+            "created_at": now.isoformat(),
+            # Signing needs the secret itself; whoever can read Redis can move jobs anyway.
+            "webhook_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        }
+        if max_queued is not None:
+            fields["max_queued"] = str(max_queued)
+        if per_minute is not None:
+            fields["per_minute"] = str(per_minute)
+        mapping: dict[Any, Any] = {**fields}
+        with queue_errors(self._connection), self._connection.pipeline() as pipe:
+            pipe.hset(_key(key_id), mapping=mapping)
+            pipe.zadd(NAMES_KEY, {key_id: now.timestamp()})
+            pipe.execute()
+        return _info(key_id, fields), f"ssr_{key_id}_{secret}"
+
+    def list(self) -> list[KeyInfo]:
+        """All keys, revoked ones too, the oldest first."""
+        with queue_errors(self._connection):
+            ids = [as_text(key_id) for key_id in self._connection.zrange(NAMES_KEY, 0, -1)]
+        found = (self._read(key_id) for key_id in ids)
+        return [_info(key_id, raw) for key_id, raw in zip(ids, found, strict=True) if raw]
+
+    def revoke(self, key_id: str) -> KeyInfo:
+        """Ends a key, given by its id or anything that begins with its prefix.
+
+        Raises KeyNotFound. A key that is revoked already stays as it is.
+        """
+        key_id = _id_of(key_id)
+        fields = self._known(key_id)
+        if "revoked_at" not in fields:
+            fields["revoked_at"] = datetime.now(UTC).isoformat()
+            with queue_errors(self._connection):
+                self._connection.hset(_key(key_id), "revoked_at", fields["revoked_at"])
+        return _info(key_id, fields)
+
+    def any(self) -> bool:
+        """Whether a key was ever made."""
+        with queue_errors(self._connection):
+            return bool(self._connection.exists(NAMES_KEY))
+
+    def find(self, text: str) -> KeyInfo | None:
+        """The key of this text, or None for one that is unknown or revoked; notes its use."""
+        match = _TOKEN.fullmatch(text)
+        if match is None:
+            return None
+        fields = self._read(match["id"])
+        known = fields.get("digest", _digest(""))
+        if not hmac.compare_digest(known, _digest(match["secret"])) or "revoked_at" in fields:
+            return None
+        info = _info(match["id"], fields)
+        now = datetime.now(UTC)
+        if info.used_at is None or (now - info.used_at).total_seconds() > USED_S:
+            with queue_errors(self._connection):
+                self._connection.hset(_key(info.id), "used_at", now.isoformat())
+        return info
+
+    def webhook_secret(self, key_id: str) -> str:
+        """What this key's webhooks are signed with (`whsec_...`); raises KeyNotFound."""
+        return self._known(_id_of(key_id))["webhook_secret"]
+
+    def _known(self, key_id: str) -> dict[str, str]:
+        fields = self._read(key_id)
+        if not fields:
+            raise KeyNotFound(f"There is no key {key_id!r}; `stablesr keys list` shows them.")
+        return fields
+
+    def _read(self, key_id: str) -> dict[str, str]:
+        with queue_errors(self._connection):
+            raw: Any = self._connection.hgetall(_key(key_id))
+        return {as_text(name): as_text(value) for name, value in raw.items()}
+
+    @staticmethod
+    def looks_like_one(text: str) -> bool:
+        """Whether the text has the form of a key, valid or not."""
+        return _TOKEN.fullmatch(text) is not None
+
+
+def _id_of(text: str) -> str:
+    return text.removeprefix("ssr_")[:8]
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _info(key_id: str, fields: dict[str, str]) -> KeyInfo:
+    shown = {name: value for name, value in fields.items() if name in KeyInfo.model_fields}
+    return KeyInfo.model_validate({"id": key_id, **shown})

@@ -1,0 +1,144 @@
+"""An owner's jobs, newest first, page by page.
+
+The index is a sorted set of ids by time of creation; a job that Redis has forgotten meanwhile is
+taken out of it when it is met here. A cursor names the last job of a page by its place in that
+order, so that jobs which come or go in between neither repeat nor hide others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from redis import Redis
+
+from .connection import as_text, queue_errors
+from .errors import BadCursor
+from .fields import job_of, moment, record_key, text
+from .records import Records, owner_key
+from .schema import Job, JobState
+
+__all__ = ["Cursor", "Page", "read_page"]
+
+BATCH = 100
+# A page of rare jobs ends here rather than read through all of a long index at once.
+MOST_READ = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The place of one job in the order: when it was created, then its id."""
+
+    created: float
+    job_id: str
+
+    def __str__(self) -> str:
+        raw = f"{self.created:.6f} {self.job_id}".encode()
+        return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, given: str) -> Self:
+        """What `str` gave; raises BadCursor."""
+        try:
+            raw = base64.b64decode(given + "=" * (-len(given) % 4), altchars=b"-_", validate=True)
+            created, job_id = raw.decode("ascii").split(" ")
+            cursor = cls(float(created), job_id)
+        except (binascii.Error, ValueError) as error:
+            raise BadCursor(_said(given)) from error
+        if not math.isfinite(cursor.created):
+            raise BadCursor(_said(given))
+        return cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, and where the next page begins; None after the last one."""
+
+    jobs: Sequence[Job]
+    next: Cursor | None
+
+
+def read_page(
+    connection: Redis,
+    owner: str,
+    *,
+    limit: int,
+    state: JobState | None = None,
+    cursor: Cursor | None = None,
+) -> Page:
+    """At most `limit` jobs of the owner, of one state or all, older than the cursor's.
+
+    May hold fewer, even none, although more follow: `next` tells. Raises QueueUnavailable.
+    """
+    jobs: list[Job] = []
+    read = 0
+    while read < MOST_READ:
+        places = _places(connection, owner, cursor)
+        found = _read(connection, owner, places)
+        for place in places:
+            if len(jobs) == limit:
+                return Page(jobs, cursor)
+            read += 1
+            cursor = place
+            job = found.get(place.job_id)
+            if job is not None and state in (None, job.state):
+                jobs.append(job)
+        if len(places) < BATCH:
+            return Page(jobs, None)
+    return Page(jobs, cursor)
+
+
+def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor]:
+    """The next BATCH places behind the cursor."""
+    highest = "+inf" if cursor is None else f"{cursor.created:.6f}"
+    # Two jobs of one microsecond share a score; then the id decides, as it does in Redis.
+    start = 0
+    places: list[Cursor] = []
+    with queue_errors(connection):
+        while len(places) < BATCH:
+            raw: Any = connection.zrevrangebyscore(
+                owner_key(owner), highest, "-inf", start=start, num=BATCH, withscores=True
+            )
+            start += BATCH
+            places += [
+                place
+                for member, score in raw
+                if (place := Cursor(float(score), as_text(member)))
+                and (cursor is None or _order(place) < _order(cursor))
+            ]
+            if len(raw) < BATCH:
+                break
+    return places[:BATCH]
+
+
+def _order(place: Cursor) -> tuple[str, str]:
+    # As text of one width: a score that went through a cursor has six decimals and no more.
+    return f"{place.created:020.6f}", place.job_id
+
+
+def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, Job]:
+    if not places:
+        return {}
+    ids = [place.job_id for place in places]
+    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
+        pipe.time()
+        for job_id in ids:
+            pipe.hgetall(record_key(job_id))
+        time, *raws = pipe.execute()
+    jobs = {job_id: job_of(job_id, text(raw)) for job_id, raw in zip(ids, raws, strict=True) if raw}
+    now = moment(time)
+    for job in jobs.values():
+        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
+            jobs[job.id] = Records(connection).expire(job.id)
+    if gone := set(ids) - set(jobs):
+        with queue_errors(connection):
+            connection.zrem(owner_key(owner), *gone)
+    return jobs
+
+
+def _said(given: str) -> str:
+    return f"cursor must be one that a page of jobs gave as `next`; got {given[:80]!r}."

@@ -1,0 +1,86 @@
+"""How the whole service is at one moment: what waits, who works, and the figures so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from .connection import as_text, queue_errors
+from .fields import record_key
+from .figures import FIGURES_KEY, gauges_of, minute_key
+from .presets import PRESETS
+from .rq_job import open_queue
+from .settings import Settings
+from .workers import WorkerInfo, Workers
+
+__all__ = ["Backlog", "Overview", "look_over"]
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The queue of one preset: jobs that wait, and how long the next of them has, in seconds."""
+
+    waiting: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """`figures` and `gauges` are as `jobs.figures` writes them: field -> value, by worker."""
+
+    backlogs: Mapping[str, Backlog]
+    workers: Sequence[WorkerInfo]
+    figures: Mapping[str, float]
+    gauges: Mapping[str, Mapping[str, float]]
+    moves_last_minute: Mapping[str, float]
+
+
+def look_over(connection: Redis, settings: Settings) -> Overview:
+    """Reads it all from Redis. Raises QueueUnavailable."""
+    workers = Workers(connection, ttl_s=settings.worker_ttl_s).list()
+    keys = [open_queue(preset, connection).key for preset in PRESETS]
+    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
+        pipe.time()
+        pipe.hgetall(FIGURES_KEY)
+        for key in keys:
+            pipe.llen(key)
+            pipe.lindex(key, 0)
+        (seconds, micros), raw, *queues = pipe.execute()
+    now = seconds + micros / 1e6
+    waiting, heads = queues[::2], queues[1::2]
+    return Overview(
+        backlogs={
+            preset: Backlog(int(count), _age(connection, head, now))
+            for preset, count, head in zip(PRESETS, waiting, heads, strict=True)
+        },
+        workers=workers,
+        figures=_numbers(raw),
+        gauges=gauges_of(connection, [worker.name for worker in workers]),
+        moves_last_minute=_last_minute(connection, now),
+    )
+
+
+def _age(connection: Redis, head: bytes | None, now: float) -> float:
+    if head is None:
+        return 0.0
+    with queue_errors(connection):
+        created: Any = connection.hget(record_key(as_text(head)), "created_at")
+    return 0.0 if created is None else max(0.0, now - float(created))
+
+
+def _last_minute(connection: Redis, now: float) -> Mapping[str, float]:
+    """Moves by state in the sixty seconds before now, taking the minute before as even."""
+    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
+        pipe.hgetall(minute_key(now))
+        pipe.hgetall(minute_key(now - 60))
+        current, before = (_numbers(raw) for raw in pipe.execute())
+    share = 1 - now % 60 / 60
+    states = sorted(current.keys() | before.keys())
+    return {state: current.get(state, 0) + share * before.get(state, 0) for state in states}
+
+
+def _numbers(raw: Mapping[Any, Any]) -> dict[str, float]:
+    return {as_text(field): float(value) for field, value in raw.items()}

@@ -1,0 +1,160 @@
+"""The autoencoder at work on one image: in pieces, and further from the device where it must be."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from models.memory import free_memory, is_out_of_memory, trim
+from models.networks.bundle import Networks
+from models.pieces import Callbacks, EncodedPieces, Pieces, TapMaps, decode, encode
+from models.plan import further
+
+__all__ = ["AutoencoderAtWork", "Changes", "Encoding"]
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Changes:
+    """Counts how often a plan had to change because memory ran out, and says so in the log."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
+        """By what was changed: tile_batch, rows or keep."""
+
+    def note(self, what: str, before: object, after: object) -> None:
+        with self._lock:
+            self.counts[what] += 1
+        log.warning("plan changed, out of memory: %s was %s and is %s now", what, before, after)
+
+
+class Encoding:
+    """An image's latent, and the features that its decoding reads. Close it to free these."""
+
+    def __init__(self, latent: Tensor, encoded: EncodedPieces) -> None:
+        self.latent = latent
+        """Scaled, float32 (1, c, h, w) on the device."""
+        self._encoded = encoded
+
+    @property
+    def taps(self) -> TapMaps | None:
+        return self._encoded.taps
+
+    @property
+    def held(self) -> int:
+        """Bytes of the features that are not freed yet."""
+        return self._encoded.held
+
+    def close(self) -> None:
+        self._encoded.close()
+
+
+class AutoencoderAtWork:
+    """Encodes and decodes. Strips shrink when memory runs out; when the smallest does not help,
+    feature maps move from the device to the host to the disk, and the work begins anew."""
+
+    def __init__(
+        self, networks: Networks, device: torch.device, dtype: torch.dtype, changes: Changes
+    ) -> None:
+        self._networks, self._device, self._dtype = networks, device, dtype
+        self._changes = changes
+
+    def encode(
+        self, image: Tensor, pieces: Pieces, *, taps: bool, tell: Callable[[float], None]
+    ) -> Encoding:
+        """(1, 3, H, W) in [-1, 1] on the host; `tell` hears the fraction that is done."""
+        networks = self._networks
+        share = 1.0 if networks.first_stage is None else 0.5
+
+        def first(pieces: Pieces) -> EncodedPieces:
+            return encode(
+                networks.autoencoder,
+                image,
+                pieces,
+                device=self._device,
+                dtype=self._dtype,
+                taps=taps,
+                callbacks=self._callbacks(pieces, lambda done: tell(share * done)),
+            )
+
+        def second(pieces: Pieces) -> Tensor:
+            assert networks.first_stage is not None
+            with encode(
+                networks.first_stage,
+                image,
+                pieces,
+                device=self._device,
+                dtype=self._dtype,
+                taps=False,
+                callbacks=self._callbacks(pieces, lambda done: tell(share + share * done)),
+            ) as encoded:
+                return encoded.moments
+
+        encoded = self._spilling(pieces, first)
+        try:
+            moments = encoded.moments
+            if networks.first_stage is not None:
+                # The taps come from the CFW file's encoder, the latent from the diffusion file's.
+                moments = self._spilling(pieces, second)
+            return Encoding(networks.autoencoder.latent(moments), encoded)
+        except BaseException:
+            encoded.close()
+            raise
+
+    def decode(
+        self,
+        latent: Tensor,
+        taps: TapMaps | None,
+        fidelity: float,
+        pieces: Pieces,
+        *,
+        tell: Callable[[float], None],
+    ) -> Tensor:
+        """A scaled latent -> (1, 3, H, W) in [-1, 1] or so, float32 on the host."""
+        unscaled = latent / self._networks.config.autoencoder.scaling_factor
+
+        def run(pieces: Pieces) -> Tensor:
+            return decode(
+                self._networks.autoencoder,
+                unscaled,
+                taps,
+                fidelity,
+                pieces,
+                device=self._device,
+                dtype=self._dtype,
+                callbacks=self._callbacks(pieces, tell),
+            )
+
+        return self._spilling(pieces, run)
+
+    def _callbacks(self, pieces: Pieces, tell: Callable[[float], None]) -> Callbacks:
+        rows = pieces.rows
+
+        def shrunk(smaller: int) -> None:
+            nonlocal rows
+            self._changes.note("rows", rows, smaller)
+            rows = smaller
+
+        return Callbacks(progress=tell, on_shrink=shrunk)
+
+    def _spilling(self, pieces: Pieces, run: Callable[[Pieces], T]) -> T:
+        while True:
+            try:
+                return run(pieces)
+            except (MemoryError, RuntimeError) as error:
+                after = further(pieces, self._device, free_memory(self._device, pieces.scratch))
+                if not is_out_of_memory(error) or after is None:
+                    raise
+            # Only here: the error held what was computed so far.
+            trim()
+            self._changes.note("keep", pieces.keep, after.keep)
+            pieces = after

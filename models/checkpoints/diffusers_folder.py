@@ -1,0 +1,242 @@
+"""Stable Diffusion 2.1 as a folder of diffusers: the base of a file that holds StableSR alone.
+
+Our networks have diffusers' names, so most tensors map by name: `unet/` to unet, `vae/` to
+first_stage. Two things differ. Autoencoders saved before diffusers 0.15 name the projections of
+their attention query, key, value and proj_attn. And the text tower of transformers' `CLIPTextModel`
+has q, k and v apart, and lacks the last block, which Stable Diffusion 2 does not use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.checkpoints.files import open_checkpoint
+from models.checkpoints.inventory import Shapes, size, text_heads
+from models.checkpoints.mismatch import check_names
+from models.checkpoints.pieces import Piece
+from models.checkpoints.shards import join, read_index
+from models.checkpoints.stored import Checkpoint, StoredTensor
+from models.config import Prediction, TextConfig, UNetConfig
+from models.errors import CheckpointMismatch, CheckpointUnreadable
+
+__all__ = ["DiffusersFolder", "is_diffusers_folder"]
+
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_TEXT_LAYERS = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "self_attn.out_proj": "out",
+    "mlp.fc1": "fc",
+    "mlp.fc2": "proj",
+}
+_VIT_H_WIDTH, _VIT_H_BLOCKS = 1024, 23
+
+
+def is_diffusers_folder(path: Path) -> bool:
+    return (path / "unet").is_dir() and (path / "vae").is_dir()
+
+
+class DiffusersFolder:
+    """The parts of a folder: `unet`, `vae` and, where there is one, `text_encoder`.
+
+    Raises:
+        CheckpointUnreadable: a part is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.unet = _part(path / "unet")
+        self.vae = _renamed(_part(path / "vae"), _modern)
+        tower = path / "text_encoder"
+        self.text = (
+            _renamed(_part(tower), lambda name: name.removeprefix("text_model."))
+            if tower.is_dir()
+            else None
+        )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        parts = (self.unet, self.vae, self.text)
+        return tuple(path for part in parts if part is not None for path in part.files)
+
+    def check_prediction(self, wanted: Prediction) -> None:
+        """Whether the base predicts what the preset needs, where the folder says so.
+
+        Raises:
+            CheckpointMismatch: it predicts something else.
+        """
+        path = self.path / "scheduler" / "scheduler_config.json"
+        if not path.is_file():
+            return
+        try:
+            predicts = json.loads(path.read_text()).get("prediction_type", "epsilon")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointUnreadable(f"{path} is damaged: {error}.") from error
+        if predicts != wanted:
+            raise CheckpointMismatch(
+                f"{self.path} is another base: it predicts {predicts}, and this preset needs one "
+                f"that predicts {wanted}, Stable Diffusion "
+                f"{'2.1 (768 pixels)' if wanted == 'v_prediction' else '2.1-base (512 pixels)'}."
+            )
+
+    def unet_config(self, feature_width: int, modulation_width: int) -> UNetConfig:
+        """Sizes of the UNet; those of the modulation, which is not in it, are given.
+
+        Raises:
+            CheckpointMismatch: a tensor that every UNet has is missing.
+        """
+        shapes = self.unet.shapes
+        levels = _count(shapes, r"down_blocks\.(\d+)\.")
+        context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+        widths = tuple(
+            size(shapes, f"down_blocks.{i}.resnets.0.conv1.weight") for i in range(levels)
+        )
+        return UNetConfig(
+            in_channels=size(shapes, "conv_in.weight", 1),
+            out_channels=size(shapes, "conv_out.weight"),
+            widths=widths,
+            layers=_count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
+            attention=tuple(
+                any(name.startswith(f"down_blocks.{i}.attentions.") for name in shapes)
+                for i in range(levels)
+            ),
+            head_channels=64 if widths and widths[0] % 64 == 0 else 16,
+            context_width=size(shapes, context, 1),
+            feature_width=feature_width,
+            modulation_width=modulation_width,
+        )
+
+    def text_config(self) -> TextConfig | None:
+        """Sizes of the whole tower, with the block that the folder lacks.
+
+        Raises:
+            CheckpointMismatch: it is another tower than that of Stable Diffusion 2.
+        """
+        if self.text is None:
+            return None
+        shapes = self.text.shapes
+        blocks = _count(shapes, r"encoder\.layers\.(\d+)\.")
+        positions = "embeddings.position_embedding.weight"
+        width = size(shapes, positions, 1)
+        if width == _VIT_H_WIDTH and blocks != _VIT_H_BLOCKS:
+            raise CheckpointMismatch(
+                f"{self.text.path} has {blocks} blocks, and Stable Diffusion 2's text encoder has "
+                f"{_VIT_H_BLOCKS}."
+            )
+        return TextConfig(
+            width=width,
+            layers=blocks + 1,
+            heads=text_heads(width),
+            tokens=size(shapes, positions),
+            vocabulary=size(shapes, "embeddings.token_embedding.weight"),
+        )
+
+    def pieces(self, ours: Mapping[str, Tensor]) -> dict[str, Piece]:
+        """Our tensors that the folder holds: UNet without modulation, first stage, text tower.
+
+        Raises:
+            CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
+        """
+        pieces = _by_name(self.unet, "unet.", ours, but=".modulation.")
+        pieces |= _by_name(self.vae, "first_stage.", ours)
+        if self.text is not None:
+            pieces |= _text_pieces(self.text, ours)
+        return pieces
+
+
+def _part(folder: Path) -> Checkpoint:
+    """All tensors of a part, from one file or several; float32 before the fp16 variant."""
+    for kind, variant in product(("safetensors", "bin"), ("", ".fp16")):
+        for stem in _STEMS:
+            single = folder / f"{stem}{variant}.{kind}"
+            if single.is_file():
+                return open_checkpoint(single)
+            index = folder / f"{stem}.{kind}.index{variant}.json"
+            if index.is_file():
+                return join(folder, map(open_checkpoint, read_index(index)))
+    raise CheckpointUnreadable(
+        f"{folder} holds no weights: a part of a diffusers folder has a file such as "
+        f"{_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors."
+    )
+
+
+def _renamed(part: Checkpoint, rename: Callable[[str], str]) -> Checkpoint:
+    return replace(part, tensors={rename(name): tensor for name, tensor in part.tensors.items()})
+
+
+def _modern(name: str) -> str:
+    """A name in the autoencoder as diffusers gives it since 0.15."""
+    start, attention, leaf = name.partition(".attentions.0.")
+    old, _, kind = leaf.rpartition(".")
+    return f"{start}{attention}{_OLD_ATTENTION[old]}.{kind}" if old in _OLD_ATTENTION else name
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+
+
+def _by_name(
+    part: Checkpoint, network: str, ours: Mapping[str, Tensor], but: str | None = None
+) -> dict[str, Piece]:
+    """Tensors that have our name without the network's, save those with `but` in theirs."""
+    wanted = {
+        name.removeprefix(network): tuple(tensor.shape)
+        for name, tensor in ours.items()
+        if name.startswith(network) and (but is None or but not in name)
+    }
+    # Projections of the autoencoder's attention are linear, but some files keep them as 1x1
+    # convolutions.
+    found = {
+        name: shape[:2] if shape[2:] == (1, 1) and len(wanted.get(name, ())) == 2 else shape
+        for name, shape in part.shapes.items()
+    }
+    check_names(part.path, found, wanted, others=part.others)
+    return {
+        f"{network}{name}": Piece(shape, partial(_reshaped, part.tensors[name], shape))
+        for name, shape in wanted.items()
+    }
+
+
+def _reshaped(stored: StoredTensor, shape: tuple[int, ...]) -> Tensor:
+    return stored.read().reshape(shape)
+
+
+def _text_pieces(part: Checkpoint, ours: Mapping[str, Tensor]) -> dict[str, Piece]:
+    sources: dict[str, tuple[str, ...]] = {
+        "token_embedding.weight": ("embeddings.token_embedding.weight",),
+        "positional_embedding": ("embeddings.position_embedding.weight",),
+    }
+    for leaf in ("weight", "bias"):
+        sources[f"ln_final.{leaf}"] = (f"final_layer_norm.{leaf}",)
+        for i in range(_count(part.shapes, r"encoder\.layers\.(\d+)\.")):
+            theirs, to = f"encoder.layers.{i}", f"blocks.{i}"
+            sources[f"{to}.qkv.{leaf}"] = tuple(
+                f"{theirs}.self_attn.{x}_proj.{leaf}" for x in "qkv"
+            )
+            for name, our in _TEXT_LAYERS.items():
+                sources[f"{to}.{our}.{leaf}"] = (f"{theirs}.{name}.{leaf}",)
+    wanted: dict[str, tuple[int, ...]] = {}
+    pieces: dict[str, Piece] = {}
+    for name, parts in sources.items():
+        shape = tuple(ours[f"text.{name}"].shape)
+        wanted |= {part_name: (shape[0] // len(parts), *shape[1:]) for part_name in parts}
+        stored = tuple(part.tensors[n] for n in parts if n in part.tensors)
+        pieces[f"text.{name}"] = Piece(shape, partial(_stacked, stored))
+    # A table of the numbers 0 to 76, which older versions of transformers saved.
+    found = {n: s for n, s in part.shapes.items() if n != "embeddings.position_ids"}
+    check_names(part.path, found, wanted, others=part.others)
+    return pieces
+
+
+def _stacked(parts: Sequence[StoredTensor]) -> Tensor:
+    return torch.cat([part.read() for part in parts]) if len(parts) > 1 else parts[0].read()

@@ -1,0 +1,214 @@
+"""How much memory each stage of an image's way takes at most, without going it.
+
+`models.pieces` counts the autoencoder's feature maps and strips exactly. What a tile takes in the
+denoiser is a formula that a test holds against a trace of the networks. Left out are Python and
+the libraries themselves, and what their kernels take for themselves on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from models.config import ModelConfig, UNetConfig
+from models.geometry import canvas_size, output_size, padded_size
+from models.memory import Memory
+from models.networks.bundle import Networks
+from models.options import Options
+from models.pieces import Pieces, peak_bytes
+from models.presets import Preset
+from models.tiling import TileGrid
+
+__all__ = ["Estimate", "Layout", "Peaks", "Weights", "tile_bytes"]
+
+_FLOAT = torch.float32.itemsize
+# Tensors of the canvas' latent that a step holds: start, LR latent, canvas, noise, the tiles' sum
+# and weights, the prediction, and two that the scheduler's arithmetic makes.
+_LATENTS = 9
+# Of the widest channels and cells product of a level: with a transformer, whose gated feed-forward
+# is 16 times as wide as it, and without. Skips and features are in it.
+_WITH_ATTENTION, _WITHOUT = 30, 20
+# What the processor's kernels hold for themselves, at least: measured.
+_KERNELS = 96 * 2**20
+# The result's rows on their way to a file, and what a file holds of them meanwhile.
+_ROWS = 32 * 2**20
+_SAMPLES = 3
+
+
+class Weights(NamedTuple):
+    """Bytes of the parameters, by when they are used."""
+
+    autoencoder: int
+    denoiser: int
+    """UNet and time-aware encoder"""
+    two_encoders: bool
+    """Whether the latent comes from an autoencoder of its own"""
+
+    @classmethod
+    def of(cls, networks: Networks, dtype: torch.dtype) -> Weights:
+        """Of networks, which may be on the meta device."""
+
+        def size(*modules: torch.nn.Module | None) -> int:
+            found = (p.numel() for m in modules if m is not None for p in m.parameters())
+            return sum(found) * dtype.itemsize
+
+        return cls(
+            size(networks.autoencoder, networks.first_stage),
+            size(networks.unet, networks.encoder),
+            networks.first_stage is not None,
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of one image's way, each (height, width)."""
+
+    source: tuple[int, int]
+    """The input, px"""
+    size: tuple[int, int]
+    """The result, px"""
+    canvas: tuple[int, int]
+    """The upsampled image, px; larger than the result where the input is small"""
+    padded: tuple[int, int]
+    """The canvas filled up to whole latent cells, px"""
+    grid: TileGrid
+    """How its latent is cut"""
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, preset: Preset, height: int, width: int, options: Options
+    ) -> Layout:
+        """For an image of these sides.
+
+        Raises:
+            InvalidOption: the canvas would be too large, or the overlap is none.
+        """
+        canvas = canvas_size(height, width, options.scale, preset.native)
+        padded = padded_size(canvas, config.autoencoder.downscale)
+        rows, columns = (side // config.autoencoder.downscale for side in padded)
+        overlap = preset.tile // 2 if options.tile_overlap is None else options.tile_overlap
+        return cls(
+            (height, width),
+            output_size(height, width, options.scale),
+            canvas,
+            padded,
+            TileGrid(rows, columns, preset.tile, overlap),
+        )
+
+
+class Peaks(NamedTuple):
+    """Most bytes held at once in each stage."""
+
+    load: Memory
+    encode: Memory
+    denoise: Memory
+    decode: Memory
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Everything that decides how much memory is needed, but for what a plan chooses."""
+
+    config: ModelConfig
+    layout: Layout
+    weights: Weights
+    dtype: torch.dtype
+    fusion: bool
+    """Whether the decoder reads the encoder's taps"""
+    unified: bool
+    """Whether the device computes in the host's memory: then only `host` is counted"""
+    shared: bool
+    """Whether other images are denoised while this one is encoded or decoded"""
+
+    def peaks(self, pieces: Pieces, tile_batch: int, *, offload: bool) -> Peaks:
+        """With these choices."""
+        held = self.weights
+        autoencoder = held.autoencoder if offload else held.autoencoder + held.denoiser
+        denoiser = held.denoiser if offload else autoencoder
+        waiting = held.autoencoder + held.denoiser if offload and not self.unified else 0
+        call = self._call(tile_batch)
+        if self.shared and not offload:
+            autoencoder += call
+        reference = 3 * _FLOAT * _area(self.layout.padded)
+        source = 3 * _FLOAT * _area(self.layout.source)
+        # The canvas is made a channel at a time.
+        made = source + reference + _FLOAT * _area(self.layout.canvas)
+        taps = self._taps(pieces)
+        result = _SAMPLES * _area(self.layout.size) + _ROWS
+        return Peaks(
+            load=self._sum(Memory(denoiser, waiting, 0)),
+            encode=self._sum(
+                Memory(autoencoder, waiting + max(made, source + reference), 0),
+                self._encoding(pieces, taps),
+            ),
+            denoise=self._sum(
+                Memory(denoiser + call + self._latents(), waiting + source + reference, 0), taps
+            ),
+            decode=self._sum(
+                Memory(autoencoder + self._latents(), waiting + source + reference + result, 0),
+                self._peak(pieces, decode=True),
+            ),
+        )
+
+    def _encoding(self, pieces: Pieces, taps: Memory) -> Memory:
+        first = self._peak(pieces, decode=False)
+        if not self.weights.two_encoders:
+            return first
+        second = self._sum(self._peak(pieces, decode=False, fusion=False), taps)
+        return Memory(*map(max, first, second))
+
+    def _peak(self, pieces: Pieces, *, decode: bool, fusion: bool | None = None) -> Memory:
+        counted = peak_bytes(
+            self.config.autoencoder,
+            *self.layout.padded,
+            pieces,
+            self.dtype,
+            decode=decode,
+            fusion=self.fusion if fusion is None else fusion,
+        )
+        return self._sum(counted, Memory(_KERNELS * self.unified, 0, 0))
+
+    def _taps(self, pieces: Pieces) -> Memory:
+        """Of the encoder's features between encode and decode, where they are kept."""
+        _, half, quarter, *_ = self.config.autoencoder.widths
+        cells = _area(self.layout.padded)
+        size = (half * cells // 4 + quarter * cells // 16) * self.dtype.itemsize * self.fusion
+        return Memory(*(size * (pieces.keep == place) for place in ("device", "host", "disk")))
+
+    def _latents(self) -> int:
+        cells = self.layout.grid.height * self.layout.grid.width
+        return _LATENTS * self.config.unet.in_channels * cells * _FLOAT
+
+    def _call(self, tiles: int) -> int:
+        """Of a network call, weights aside."""
+        grid = self.layout.grid
+        tile = tile_bytes(self.config.unet, grid.tile_height, grid.tile_width, self.dtype)
+        # The processor's convolutions rearrange their weights for themselves at every call.
+        kernels = max(_KERNELS, 4 * _largest(self.config.unet) * self.dtype.itemsize)
+        return tiles * tile + kernels * self.unified
+
+    def _sum(self, *parts: Memory) -> Memory:
+        device, host, disk = (sum(numbers) for numbers in zip(*parts, strict=True))
+        return Memory(0, device + host, disk) if self.unified else Memory(device, host, disk)
+
+
+def tile_bytes(config: UNetConfig, height: int, width: int, dtype: torch.dtype) -> int:
+    """Of activations that one tile of these sides (cells) holds at once in the denoiser."""
+    widest = max(
+        (_WITH_ATTENTION if attention else _WITHOUT) * channels / 4**level
+        for level, (channels, attention) in enumerate(
+            zip(config.widths, config.attention, strict=True)
+        )
+    )
+    return int(widest * height * width * dtype.itemsize)
+
+
+def _largest(config: UNetConfig) -> int:
+    """Numbers in the largest kernel: the first of an up block's, which reads a skip too."""
+    return 9 * 2 * max(config.widths) ** 2
+
+
+def _area(sides: tuple[int, int]) -> int:
+    return sides[0] * sides[1]

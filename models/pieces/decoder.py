@@ -1,0 +1,76 @@
+"""The decoder in passes: a latent and, where wanted, the encoder's taps to an image."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from models.networks.autoencoder import Autoencoder
+from models.networks.fusion import DenseBlock, FusionLayer, ResidualInResidual
+from models.pieces.blocks import dense_block, entered, head, layers, resnet, upsampled
+from models.pieces.encoder import TapMaps, middle
+from models.pieces.executor import Executor, Source, Write
+from models.pieces.store import FeatureMap
+
+__all__ = ["run_decoder"]
+
+
+def run_decoder(
+    run: Executor,
+    autoencoder: Autoencoder,
+    latent: Source,
+    keys: int,
+    taps: TapMaps | None,
+    fidelity: float,
+    *,
+    free_taps: bool,
+    write: Write,
+) -> None:
+    """Passes from an unscaled latent to the image's rows.
+
+    Args:
+        run: runs them.
+        autoencoder: whose decoder.
+        latent: (c, h, w)
+        keys: the attention's bound.
+        taps: the encoder's, or None to decode plainly.
+        fidelity: weight of the fusion in [0, 1].
+        free_taps: whether this is the last use of the taps.
+        write: takes the image's first row and rows (1, 3, n, W) at a time.
+    """
+    decoder = autoencoder.decoder
+    weight = torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype)
+    x = entered(run, latent, [autoencoder.post_quant_conv, decoder.conv_in])
+    x = middle(run, x, decoder.mid_block, keys)
+    # Deepest level first: of four levels the second is a quarter of the image's size.
+    at = {len(decoder.up_blocks) - 3: "quarter_size", len(decoder.up_blocks) - 2: "half_size"}
+    for level, block in enumerate(layers(decoder.up_blocks, UpDecoderBlock2D)):
+        for residual in layers(block.resnets, ResnetBlock2D):
+            x = resnet(run, [x], residual)
+        if taps is not None and decoder.fusion is not None and level in at:
+            fusion = cast(FusionLayer, decoder.fusion[at[level]])
+            x = _fused(run, getattr(taps, at[level]), x, fusion, weight, free_taps)
+        if block.upsamplers is not None:
+            (sampler,) = layers(block.upsamplers, Upsample2D)
+            x = upsampled(run, x, cast(nn.Conv2d, sampler.conv))
+    head(run, x, cast(nn.GroupNorm, decoder.conv_norm_out), [decoder.conv_out], write)
+
+
+def _fused(
+    run: Executor, tap: FeatureMap, x: FeatureMap, fusion: FusionLayer, weight: Tensor, free: bool
+) -> FeatureMap:
+    """`x + weight * fusion(tap, x)` (paper, eq. 5); `x` is freed, and the tap where `free`."""
+    r = resnet(run, [tap, x], fusion.enter, last=[free, False])
+    blocks = layers(fusion.dense, ResidualInResidual)
+    for block in blocks:
+        entry = r
+        *inner, end = layers(block.blocks, DenseBlock)
+        for dense in inner:
+            r = dense_block(run, r, dense, last=r is not entry)
+        r = dense_block(run, r, end, last=True, onto=entry, normalized=block is blocks[-1])
+    return resnet(run, [r], fusion.leave, onto=(x, weight))

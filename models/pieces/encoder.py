@@ -1,0 +1,106 @@
+"""The encoder in passes: an image to posterior moments and, where asked, the decoder's taps."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import NamedTuple
+
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D
+from torch import Tensor
+
+from models.networks.autoencoder import Autoencoder
+from models.pieces.attention import attended
+from models.pieces.blocks import downsampled, entered, head, layers, resnet
+from models.pieces.executor import Executor, Source, Write
+from models.pieces.store import FeatureMap, MapStore
+
+__all__ = ["EncodedPieces", "TapMaps", "middle", "run_encoder"]
+
+
+class TapMaps(NamedTuple):
+    """Encoder features that the decoder's fusion layers read, as maps."""
+
+    half_size: FeatureMap
+    """(widths[1], H/2, W/2)"""
+    quarter_size: FeatureMap
+    """(widths[2], H/4, W/4)"""
+
+
+class EncodedPieces:
+    """What the encoder says of an image. Holds memory or files until it is closed."""
+
+    def __init__(self, moments: Tensor, taps: TapMaps | None, store: MapStore) -> None:
+        self.moments = moments
+        """Mean and log-variance of the posterior, unscaled, float32 on the network's device:
+        (1, 2 * latent_channels, H/8, W/8)."""
+        self.taps = taps
+        """None if they were not asked for."""
+        self._store = store
+
+    @property
+    def held(self) -> int:
+        """Bytes of the taps that are not freed yet."""
+        return self._store.held
+
+    def close(self) -> None:
+        """Frees the taps; the moments stay."""
+        self._store.close()
+
+    def __enter__(self) -> EncodedPieces:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def run_encoder(
+    run: Executor,
+    autoencoder: Autoencoder,
+    image: Source,
+    keys: int,
+    *,
+    taps: bool,
+    write: Write,
+) -> TapMaps | None:
+    """Passes from an image to the moments' rows and, where asked, the taps.
+
+    Args:
+        run: runs them.
+        autoencoder: whose encoder.
+        image: (3, H, W)
+        keys: the attention's bound.
+        taps: whether to keep them.
+        write: takes the moments' first row and rows (1, 2 * latent_channels, n, W/8) at a time.
+    """
+    encoder = autoencoder.encoder
+    x = entered(run, image, [encoder.conv_in])
+    kept: dict[int, FeatureMap] = {}
+    for level, block in enumerate(layers(encoder.down_blocks, DownEncoderBlock2D)):
+        for residual in layers(block.resnets, ResnetBlock2D):
+            x = resnet(run, [x], residual)
+        tapped = taps and level in (1, 2)
+        if tapped:
+            kept[level] = x
+        if block.downsamplers is not None:
+            (sampler,) = layers(block.downsamplers, Downsample2D)
+            x = downsampled(run, x, sampler.conv, last=not tapped)
+    x = middle(run, x, encoder.mid_block, keys)
+    head(run, x, encoder.conv_norm_out, [encoder.conv_out, autoencoder.quant_conv], write)
+    return TapMaps(kept[1], kept[2]) if taps else None
+
+
+def middle(run: Executor, x: FeatureMap, block: UNetMidBlock2D, keys: int) -> FeatureMap:
+    """The middle block, of encoder and decoder alike."""
+    before, after = layers(block.resnets, ResnetBlock2D)
+    (attention,) = layers(block.attentions, Attention)
+    x = resnet(run, [x], before)
+    x = attended(run, x, attention, keys)
+    return resnet(run, [x], after)

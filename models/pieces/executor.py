@@ -1,0 +1,191 @@
+"""Runs passes: one after the other, each over strips from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.memory import is_out_of_memory
+from models.pieces.settings import Callbacks
+from models.pieces.store import FeatureMap, MapStore
+from models.pieces.strips import Span, Strip
+
+__all__ = [
+    "Executor",
+    "Pass",
+    "Read",
+    "Result",
+    "Source",
+    "TensorSource",
+    "Write",
+]
+
+
+class Source(Protocol):
+    """What a pass can read: a feature map, or an image that is a tensor already."""
+
+    channels: int
+    height: int
+    width: int
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        """Rows (1, channels, n, width) on the network's device, in its dtype."""
+
+    def release(self, before: int) -> None:
+        """Rows above `before` are not read again."""
+
+
+class TensorSource:
+    """A tensor (1, channels, height, width), anywhere and of any dtype; it is never freed."""
+
+    def __init__(self, tensor: Tensor, device: torch.device, dtype: torch.dtype) -> None:
+        self._tensor, self._device, self._dtype = tensor, device, dtype
+        self.channels, self.height, self.width = tensor.shape[1:]
+
+    def read(self, top: int, bottom: int) -> Tensor:
+        rows = self._tensor[:, :, top:bottom].to(self._device, self._dtype)
+        return rows.contiguous(memory_format=torch.channels_last)
+
+    def release(self, before: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Read:
+    """Rows of a source that a strip of the result needs."""
+
+    source: Source
+    halo: int = 0
+    """Rows more on either side, of the source."""
+    stride: Fraction = Fraction(1)
+    """Rows of the source for one of the result."""
+    last: bool = True
+    """Nobody reads the source after this pass: it is freed as the pass goes."""
+
+    def strip(self, span: Span) -> Strip:
+        """What the rows `span` of the result need; less where the map ends."""
+        height = self.source.height
+        top = max(span.top * self.stride // 1 - self.halo, 0)
+        bottom = min(-(-span.bottom * self.stride // 1) + self.halo, height)
+        return Strip(self.source.read(top, bottom), top, height)
+
+    def release(self, done: int) -> None:
+        """Frees what no row of the result from `done` on needs."""
+        if self.last:
+            finished = done * self.stride // 1 - self.halo
+            self.source.release(finished)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A map that a pass makes."""
+
+    channels: int
+    normalized: bool = True
+    """Whether a group norm reads it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Everything between two points where the whole map must be known."""
+
+    results: Sequence[Result]
+    height: int
+    width: int
+    """Of the results."""
+    reads: Sequence[Read]
+    compute: Callable[[Span, Sequence[Strip]], Sequence[Strip]]
+    """The span's rows of each result, at least, from the strips of `reads`; it must not change
+    those, and gives tensors of its own."""
+    flops: int
+    """Of the whole pass."""
+    temporaries: int
+    """Channels of the results' size that `compute` holds at most, its results counted and what
+    it reads not."""
+    resident: int = 0
+    """Bytes on the device that are there during the whole pass, beside maps and strips."""
+
+    @property
+    def coarsest(self) -> int:
+        """Rows of a source for one of the result, at most."""
+        return max(1, *(-(-read.stride // 1) for read in self.reads))
+
+
+Write = Callable[[int, Tensor], None]
+"""Takes a result's first row and rows (1, channels, n, width), strip after strip."""
+
+
+class Executor:
+    """Runs passes with strips that shrink when memory runs out.
+
+    Args:
+        store: where results are kept.
+        rows: of a strip, at first.
+        flops: of all passes, for the progress.
+        callbacks: told and asked between strips.
+    """
+
+    def __init__(self, store: MapStore, rows: int, flops: int, callbacks: Callbacks) -> None:
+        self.store, self.rows = store, rows
+        self._flops, self._done = flops, 0.0
+        self._callbacks = callbacks
+
+    def map(self, step: Pass) -> FeatureMap:
+        """Runs a pass of one result, which is kept as a map."""
+        (made,) = self.maps(step)
+        return made
+
+    def maps(self, step: Pass) -> list[FeatureMap]:
+        """Runs a pass whose results are kept as maps."""
+        made = [
+            self.store.new(r.channels, step.height, step.width, normalized=r.normalized)
+            for r in step.results
+        ]
+        self._run(step, [x.write for x in made])
+        return made
+
+    def emit(self, step: Pass, write: Write) -> None:
+        """Runs a pass of one result, which is handed out strip by strip."""
+        self._run(step, [write])
+
+    def _run(self, step: Pass, writes: Sequence[Write]) -> None:
+        top = 0
+        while top < step.height:
+            self._callbacks.check()
+            span = Span(top, min(top + max(1, self.rows // step.coarsest), step.height))
+            if not self._attempt(step, span, writes):
+                self._shrink()
+                continue
+            for read in step.reads:
+                read.release(span.bottom)
+            self._done += step.flops * (span.bottom - top) / step.height
+            self._callbacks.progress(min(self._done / self._flops, 1.0))
+            top = span.bottom
+        for read in step.reads:
+            if read.last:
+                read.source.release(read.source.height)
+
+    def _attempt(self, step: Pass, span: Span, writes: Sequence[Write]) -> bool:
+        """One strip; False if memory ran out and a smaller one may do."""
+        try:
+            strips = [read.strip(span) for read in step.reads]
+            results = step.compute(span, strips)
+            for write, result in zip(writes, results, strict=True):
+                write(span.top, result.crop(span).rows)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self.rows == 1:
+                raise
+            return False
+        return True
+
+    def _shrink(self) -> None:
+        # Only here, where the error and with it the failed strip's tensors are gone.
+        if self.store.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.rows //= 2
+        self._callbacks.on_shrink(self.rows)

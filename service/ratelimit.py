@@ -1,0 +1,114 @@
+"""How often one client may ask: a moving window in Redis, shared by all service processes.
+
+A client is a key or, without one, an address. The answer says what is left, in the header fields
+of draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+from limits import RateLimitItemPerMinute
+from limits.errors import StorageError
+from limits.storage import RedisStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from jobs.connection import connect
+from jobs.settings import Settings
+from service.auth import Caller
+from service.errors import RateLimited
+
+__all__ = ["Policy", "RateLimits", "client_of"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+WINDOW_S = 60
+# A key with a number of its own for uploads reads in proportion.
+READS_AN_UPLOAD = 10
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One limit by name: `uploads` or `reads`, so many a minute; 0 is no limit."""
+
+    name: str
+    per_minute: int
+
+
+def client_of(caller: Caller, address: str | None) -> str:
+    """Who is counted: the key, else the address; of IPv6 the /64 that one household has."""
+    if caller.owner:
+        return f"key:{caller.owner}"
+    try:
+        parsed = ipaddress.ip_address(address or "")
+    except ValueError:
+        # A Unix socket has none: all its clients are one.
+        return "address:none"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        mapped = parsed.ipv4_mapped
+        network = ipaddress.ip_network((parsed, 64), strict=False)
+        return f"address:{mapped or network.network_address}"
+    return f"address:{parsed}"
+
+
+class RateLimits:
+    """Blocking: call it from threads. Counts nothing while Redis is away, when nothing works."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._connection = connect(settings)
+        storage = RedisStorage(
+            settings.redis_url,
+            connection_pool=self._connection.connection_pool,
+            key_prefix="stablesr:rate",
+            wrap_exceptions=True,
+        )
+        self._limiter = MovingWindowRateLimiter(storage)
+
+    def uploads(self, caller: Caller) -> Policy:
+        own = caller.per_minute
+        return Policy("uploads", self._settings.uploads_per_minute if own is None else own)
+
+    def reads(self, caller: Caller) -> Policy:
+        general, own = self._settings.reads_per_minute, caller.per_minute
+        if general and own is not None:
+            general = max(general, READS_AN_UPLOAD * own)
+        return Policy("reads", general)
+
+    def hit(self, policy: Policy, client: str) -> Mapping[str, str]:
+        """Counts a request; the header fields that tell what is left.
+
+        Raises RateLimited, with the same fields, when nothing was.
+        """
+        if not policy.per_minute:
+            return {}
+        item = RateLimitItemPerMinute(policy.per_minute)
+        try:
+            allowed = self._limiter.hit(item, policy.name, client)
+            stats = self._limiter.get_window_stats(item, policy.name, client)
+        except StorageError as error:
+            log.warning("requests are not counted", reason=str(error.storage_error))
+            return {}
+        left = max(0, stats.remaining)
+        seconds = max(1, math.ceil(stats.reset_time - time.time()))
+        headers = {
+            "RateLimit-Policy": f'"{policy.name}";q={policy.per_minute};w={WINDOW_S}',
+            "RateLimit": f'"{policy.name}";r={left};t={seconds}',
+        }
+        if not allowed:
+            raise RateLimited(
+                f"{policy.per_minute} {policy.name} a minute are allowed, and they are used up; "
+                f"try again in {seconds} seconds.",
+                headers,
+                limit=policy.per_minute,
+                retry_after=seconds,
+            )
+        return headers
+
+    def close(self) -> None:
+        self._connection.close()

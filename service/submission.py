@@ -1,0 +1,133 @@
+"""An upload becomes a job: everything is checked, then the image is stored and the job queued.
+
+Blocking. Whatever goes wrong on the way, nothing of the upload stays behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import BinaryIO
+
+import structlog
+
+from jobs.errors import JobNotFound, QueueUnavailable, StoreUnavailable
+from jobs.origin import Claim, Origin
+from jobs.schema import ImageInfo, Job, Parameters, new_job_id
+from jobs.store import input_key
+from service.errors import InvalidParameters
+from service.images import inspect
+from service.parameters import parse
+from service.state import Services
+from service.uploads import WEBHOOK_FIELD, Upload
+from service.webhooks.target import BadTarget, Target
+
+__all__ = ["submit"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def submit(services: Services, upload: Upload, origin: Origin, key: str | None) -> tuple[Job, bool]:
+    """Checks everything, then stores the image and queues the job, or leaves nothing behind.
+
+    The second value says that the job is an earlier one, of the same request.
+    """
+    serving = services.serving()
+    fields = dict(upload.fields)
+    origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
+    parameters = parse(fields, serving.default)
+    serving.check(parameters.preset)
+    file: BinaryIO = upload.image.file
+    image = inspect(file, upload.image.filename, parameters, services.settings)
+    job_id = new_job_id()
+    if key is None:
+        return _store(services, file, job_id, parameters, image, origin), False
+    claim = _take(services, origin, key, _fingerprint(upload), job_id)
+    if isinstance(claim, Job):
+        return claim, True
+    try:
+        origin = replace(origin, claim=claim)
+        return _store(services, file, job_id, parameters, image, origin), False
+    # Whatever stopped it, the same request may be sent again.
+    except BaseException:
+        _release(services, claim)
+        raise
+
+
+def _webhook(services: Services, url: str, origin: Origin) -> str | None:
+    """The address to tell of the job's end, checked as far as that needs no DNS."""
+    url = url.strip()
+    if not url:
+        return None
+    settings = services.settings
+    try:
+        Target.parse(url, allow_private=settings.webhook_allow_private)
+        if not origin.owner and settings.webhook_secret is None:
+            raise BadTarget("needs an API key, whose secret signs what is sent")
+    except BadTarget as error:
+        raise InvalidParameters(
+            f"{WEBHOOK_FIELD} {error}.", errors=[{"field": WEBHOOK_FIELD, "detail": str(error)}]
+        ) from error
+    return url
+
+
+def _take(
+    services: Services, origin: Origin, key: str, fingerprint: str, job_id: str
+) -> Claim | Job:
+    """The key for this request, or the job that it made before."""
+    while True:
+        claim = services.idempotency.take(origin.owner, key, fingerprint, job_id)
+        if isinstance(claim, Claim):
+            return claim
+        try:
+            return services.queue.get(claim, origin.owner)
+        except JobNotFound:
+            # The job's time is over sooner than the key's.
+            services.idempotency.forget(origin.owner, key)
+
+
+def _fingerprint(upload: Upload) -> str:
+    """What makes a request the same: the file's bytes and the fields that are filled in."""
+    upload.image.file.seek(0)
+    content = hashlib.file_digest(upload.image.file, "sha256").hexdigest()  # type: ignore[arg-type]  # a spooled file reads like any other
+    fields = {name: value for name, value in sorted(upload.fields.items()) if value.strip()}
+    return hashlib.sha256(json.dumps([content, fields]).encode()).hexdigest()
+
+
+def _store(
+    services: Services,
+    file: BinaryIO,
+    job_id: str,
+    parameters: Parameters,
+    image: ImageInfo,
+    origin: Origin,
+) -> Job:
+    services.queue.check_room(parameters.preset)
+    file.seek(0)
+    services.queue.announce(job_id)
+    try:
+        services.store.put(input_key(job_id), file)
+        job = services.queue.submit(job_id, parameters, image, origin)
+    # Whatever stopped it, an image without a job must not stay.
+    except BaseException:
+        _forget(services, job_id)
+        raise
+    log.info("submitted", job=job_id, preset=parameters.preset, bytes=image.bytes)
+    return job
+
+
+def _release(services: Services, claim: Claim) -> None:
+    try:
+        services.idempotency.release(claim)
+    except QueueUnavailable as error:
+        # Redis lets go of it by itself, a minute later.
+        log.warning("an idempotency key stays taken for a while", detail=error.detail)
+
+
+def _forget(services: Services, job_id: str) -> None:
+    try:
+        services.store.delete(input_key(job_id))
+    except StoreUnavailable as error:
+        # The refusal itself is what the client must hear.
+        log.error("an image without a job is left", key=input_key(job_id), detail=error.detail)

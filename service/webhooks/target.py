@@ -1,0 +1,130 @@
+"""Where a webhook may lead: https, and to no address that is not public.
+
+An address given by a client is a way to make this server talk to its own network (SSRF). So every
+address that a name stands for is looked at when the call is made, all must be public, and the
+connection goes to one that was looked at, whatever the name stands for a moment later.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+__all__ = [
+    "LONGEST_URL",
+    "BadTarget",
+    "BlockedTarget",
+    "Target",
+    "UnknownHost",
+    "is_public",
+    "resolve",
+]
+
+LONGEST_URL = 2000
+_NAME = re.compile(
+    r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?", re.I
+)
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class BadTarget(ValueError):
+    """An address that no webhook can have; the message continues "webhook_url ..."."""
+
+
+class BlockedTarget(Exception):
+    """The name stands for an address that is not public."""
+
+
+class UnknownHost(Exception):
+    """The name stands for no address at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An https address in its parts; `path` includes the query."""
+
+    host: str
+    port: int
+    path: str
+
+    @classmethod
+    def parse(cls, url: str, *, allow_private: bool) -> Target:
+        """Takes a URL apart; raises BadTarget for what can be seen to be wrong without asking DNS.
+
+        allow_private lets addresses and names without a dot pass, for closed networks.
+        """
+        if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url:
+            raise BadTarget(f"must be at most {LONGEST_URL} printable ASCII characters")
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise BadTarget(f"is no URL: {error}") from None
+        if parts.scheme != "https" or not host:
+            raise BadTarget("must begin with https:// and a host")
+        if parts.username is not None or parts.password is not None:
+            raise BadTarget("must not hold a user or a password; the signature says who calls")
+        if parts.fragment or "\\" in url:
+            raise BadTarget("must not have a fragment or a backslash")
+        _check_host(host, allow_private)
+        query = f"?{parts.query}" if parts.query else ""
+        return cls(host, 443 if port is None else port, (parts.path or "/") + query)
+
+    @property
+    def authority(self) -> str:
+        """What the Host header says."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == 443 else f"{host}:{self.port}"
+
+
+def _check_host(host: str, allow_private: bool) -> None:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        if not allow_private and not _NAME.fullmatch(host.removesuffix(".")):
+            raise BadTarget("must name a host that others can reach, such as example.org") from None
+        return
+    if not allow_private and not is_public(address):
+        raise BadTarget(f"must lead to a public address; {host} is none")
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet, whatever it is wrapped in."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.teredo is not None:
+            return False
+        inner = address.ipv4_mapped or address.sixtofour
+        if any(address in network for network in _NAT64):
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def resolve(target: Target, *, allow_private: bool) -> Address:
+    """An address to connect to. Blocking.
+
+    Raises:
+        UnknownHost: the name stands for none.
+        BlockedTarget: one of the addresses it stands for is not public.
+    """
+    addresses = lookup(target.host, target.port)
+    for address in addresses:
+        if not allow_private and not is_public(address):
+            raise BlockedTarget(f"{target.host} stands for {address}, which is not public.")
+    return addresses[0]
+
+
+def lookup(host: str, port: int) -> list[Address]:
+    """All addresses of a name, as this machine resolves it."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise UnknownHost(f"{host} cannot be resolved: {error}.") from error
+    # A scope, as in fe80::1%eth0, names a network of this machine: never public.
+    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]

@@ -1,0 +1,231 @@
+"""From the upload to the download in headless Chromium, with a mouse, a keyboard and a thumb.
+
+    python -m tests.browser [--folder DIR]
+
+Starts the whole service with the `tiny` preset, uses its page as a person would and leaves
+screenshots in DIR (build/browser). Needs a Chromium: CHROMIUM names it, else the one on
+PATH is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+
+from cli.stack import Stack
+
+PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
+SECOND = 1000.0
+JOB_MS = 120 * SECOND
+
+# Chromium calls home at every start unless told otherwise; the sandbox cannot be had as root.
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+def photograph(name: str, side: int = 128) -> bytes:
+    """One of the test photographs, small, as a JPEG."""
+    file = io.BytesIO()
+    with Image.open(PHOTOGRAPHS / f"{name}.webp") as image:
+        image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC).save(
+            file, "JPEG", quality=92
+        )
+    return file.getvalue()
+
+
+def say(sentence: str) -> None:
+    print(f"ok: {sentence}", flush=True)
+
+
+@contextmanager
+def opened(browser: Browser, url: str, **options: object) -> Iterator[Page]:
+    """The page in a fresh context, which fails on any error it reports and on foreign requests."""
+    context = browser.new_context(**options)  # type: ignore[arg-type]  # playwright's own names
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(f"error: {error}"))
+    # A refused request is logged as an error too; what must not be refused is checked by itself.
+    page.on(
+        "console",
+        lambda line: (
+            faults.append(f"console: {line.text}")
+            if line.type == "error" and "Failed to load resource" not in line.text
+            else None
+        ),
+    )
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if request.url.startswith((url, "blob:", "data:"))
+            else faults.append(f"request to {request.url}")
+        ),
+    )
+    page.goto(url)
+    expect(page.locator("#served")).to_contain_text("Ready", timeout=30 * SECOND)
+    yield page
+    assert not faults, faults
+    context.close()
+
+
+def upload(page: Page, name: str, content: bytes, media_type: str = "image/jpeg") -> None:
+    page.locator("#files").set_input_files(payload(name, content, media_type))
+
+
+def payload(name: str, content: bytes, media_type: str = "image/jpeg") -> FilePayload:
+    return {"name": name, "mimeType": media_type, "buffer": content}
+
+
+def with_a_mouse(browser: Browser, url: str, folder: Path) -> None:
+    with opened(browser, url, viewport={"width": 1180, "height": 1000}) as page:
+        page.screenshot(path=folder / "desktop-empty.png")
+        upload(page, "kitten.jpg", photograph("kitten"))
+        page.locator("#fidelity").fill("0.8")
+        expect(page.locator("#fidelity-value")).to_have_text("0.80")
+        page.locator("#submit").click()
+        bar = page.locator(".job progress").first
+        expect(bar).to_be_visible()
+        expect(page.locator(".job.succeeded")).to_have_count(1, timeout=JOB_MS)
+        expect(page.locator("#viewer")).to_be_visible(timeout=10 * SECOND)
+        expect(page.locator(".job.succeeded .view")).to_be_visible()
+        expect(page.locator(".job.succeeded .cancel")).to_be_hidden()
+        expect(page.locator("#older")).to_be_hidden()
+        say("upload, live progress, result")
+
+        box = page.locator("#cut").bounding_box()
+        assert box is not None
+        page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)
+        cut = page.locator("#pictures").evaluate("e => e.style.getPropertyValue('--cut')")
+        assert 20 <= float(cut.rstrip("%")) <= 30, cut
+        page.locator("#cut").fill("50")
+        page.locator("#cut").dispatch_event("input")
+        page.screenshot(path=folder / "desktop-result.png", full_page=True)
+        say("the slider between before and after follows the mouse")
+
+        with page.expect_download() as waiting:
+            page.locator("#download").click()
+        saved = waiting.value.path()
+        with Image.open(saved) as image:
+            assert image.size == (512, 512), image.size
+        assert waiting.value.suggested_filename == "kitten-512x512.png"
+        say("the download is the picture, 512 x 512")
+
+        upload(page, "long.jpg", photograph("petra"))
+        page.locator("summary").click()
+        page.locator("#steps").fill("1000")
+        page.locator("#submit").click()
+        line = page.locator(".job", has_text="long.jpg")
+        expect(line.locator(".state")).to_contain_text("denoise", timeout=JOB_MS)
+        line.locator(".cancel").click()
+        expect(page.locator(".job.canceled")).to_have_count(1, timeout=30 * SECOND)
+        say("a running job is canceled")
+
+        page.locator("#steps").fill("")
+        upload(page, "letter.png", b"This is no picture.", "image/png")
+        page.locator("#submit").click()
+        expect(page.locator("#refused")).to_contain_text("letter.png")
+        page.screenshot(path=folder / "desktop-refused.png")
+        say(
+            "a file that is no picture is refused in words: "
+            + page.locator("#refused").inner_text()
+        )
+
+        page.reload()
+        expect(page.locator(".job")).to_have_count(2)
+        page.locator(".job.succeeded .view").click()
+        expect(page.locator("#viewer")).to_be_visible()
+        expect(page.locator("#frame")).to_have_class("frame alone")
+        say("the job list survives a reload")
+
+
+def with_the_keyboard(browser: Browser, url: str) -> None:
+    """From the top of the page to the result without a pointer."""
+    with opened(browser, url, viewport={"width": 1180, "height": 1000}) as page:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        with page.expect_file_chooser() as waiting:
+            tab_to(page, "files")
+            page.keyboard.press("Enter")
+        waiting.value.set_files(payload("red_panda.jpg", photograph("red_panda")))
+        tab_to(page, "fidelity")
+        page.keyboard.press("Home")
+        expect(page.locator("#fidelity-value")).to_have_text("0.00")
+        page.keyboard.press("ArrowRight")
+        expect(page.locator("#fidelity-value")).to_have_text("0.05")
+        tab_to(page, "submit")
+        page.keyboard.press("Enter")
+        expect(page.locator("#viewer")).to_be_visible(timeout=JOB_MS)
+        expect(page.locator("#cut")).to_be_focused()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#cut").input_value() == "51"
+        say("all of it with the keyboard alone")
+
+
+def tab_to(page: Page, name: str) -> None:
+    for _ in range(40):
+        if page.evaluate("document.activeElement.id") == name:
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not lead to {name}")
+
+
+def on_a_phone(browser: Browser, url: str, folder: Path) -> None:
+    phone = {"width": 390, "height": 844}
+    with opened(
+        browser, url, viewport=phone, has_touch=True, is_mobile=True, device_scale_factor=2
+    ) as page:
+        upload(page, "LadyBird.jpg", photograph("LadyBird"))
+        page.screenshot(path=folder / "phone-chosen.png")
+        page.locator("#submit").tap()
+        expect(page.locator("#viewer")).to_be_visible(timeout=JOB_MS)
+        page.screenshot(path=folder / "phone-result.png", full_page=True)
+        wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        assert not wide, "the page is wider than the phone"
+        small = page.evaluate(
+            """[...document.querySelectorAll('button, .button, select')]
+               .filter(e => e.offsetParent && e.getBoundingClientRect().height < 32)
+               .map(e => e.id || e.textContent)"""
+        )
+        assert not small, f"too small for a thumb: {small}"
+        say("on a phone, without scrolling sideways")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.browser")
+    parser.add_argument("--folder", type=Path, default=Path("build/browser"))
+    folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        print("There is no chromium on PATH; install it, or name one with CHROMIUM=.")
+        return 1
+    with (
+        tempfile.TemporaryDirectory(prefix="stablesr-browser-") as data,
+        Stack(Path(data), port=0) as stack,
+    ):
+        stack.start()
+        stack.wait_ready()
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+            with_a_mouse(browser, stack.url + "/", folder)
+            with_the_keyboard(browser, stack.url + "/")
+            on_a_phone(browser, stack.url + "/", folder)
+            browser.close()
+    print(f"screenshots are in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""What keeps weights away is said, noted, and never an error."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import cli.weights_prepare
+from cli.main import app
+from cli.redis_server import free_port
+from cli.weights_prepare import prepare
+from jobs.settings import Settings
+from models.checkpoints.absence import Absence
+from models.checkpoints.places import preset_folder
+from models.checkpoints.pull import pull
+from models.pipeline import StableSR
+from models.presets import Preset, ReleasedFile, get_preset
+from tests.models.released import released, write_files
+from tests.scripted_server import Answer, Script, serve
+from tests.worker.processes import CONTEXT
+
+PRESET = "stablesr-512"
+LICENCE = "S-Lab License 1.0"
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where weights lie; the hub is one that nobody runs, and nobody waits before trying again."""
+    monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(
+        cli.weights_prepare, "pull", functools.partial(pull, pause=lambda seconds: None)
+    )
+    return tmp_path / "weights"
+
+
+@pytest.fixture(autouse=True)
+def process() -> Iterator[None]:
+    """`prepare` is a process of its own: its handlers of signals and of log lines go with it."""
+    handler, handlers = signal.getsignal(signal.SIGTERM), logging.getLogger().handlers
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    logging.getLogger().handlers = handlers
+
+
+class Said(NamedTuple):
+    """The last line of the log, and the reason that a worker will tell."""
+
+    line: dict[str, Any]
+    reason: str | None
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Any:
+    def said(**settings: Any) -> Said:
+        prepare(Settings(log_format="json", **{"preset": PRESET, **settings}))
+        lines = capsys.readouterr().err.splitlines()
+        absence = Absence.of(get_preset(PRESET))
+        return Said(json.loads(lines[-1]), absence.reason if absence else None)
+
+    return said
+
+
+def test_a_preset_of_the_package_needs_nothing(root: Path, said: Any) -> None:
+    line, reason = said(preset="tiny")
+    assert line["event"] == "weights come with the package"
+    assert reason is None
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("accepted", [None, "yes", "S-Lab License 2.0"])
+def test_without_consent_nothing_is_fetched_and_the_log_says_what_to_set(
+    root: Path, said: Any, accepted: str | None
+) -> None:
+    line, reason = said(accept_licence=accepted)
+    assert (line["event"], line["level"]) == ("weights are not there", "warning")
+    assert f'STABLESR_ACCEPT_LICENCE="{LICENCE}"' in reason
+    assert line["reason"] == reason
+    assert line["licence"].startswith(LICENCE)
+    assert line["licence_url"].startswith("https://")
+    assert [path.name for path in root.iterdir()] == [f"{PRESET}.absent.json"]
+
+
+def test_without_network_the_log_names_the_hub_and_the_note_does_not(root: Path, said: Any) -> None:
+    line, reason = said(accept_licence=LICENCE)
+    assert reason == line["reason"] == "its weights could not be downloaded"
+    assert "http://127.0.0.1:" in line["detail"]
+    assert not (root / PRESET).exists()
+
+
+def test_without_room_nothing_is_fetched(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=1_000_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    line, reason = said(accept_licence=LICENCE.lower())
+    assert reason == "its weights do not fit on the disk"
+    assert "1.0 GB" in line["detail"]
+
+
+def test_an_error_that_nobody_foresaw_is_logged_whole_and_noted(
+    said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **more: object) -> Path:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(cli.weights_prepare, "pull", broken)
+    line, reason = said(accept_licence=LICENCE)
+    assert reason == "its weights could not be put in place"
+    assert "Traceback" in line["exception"]
+
+
+def test_a_note_that_cannot_be_left_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root.write_text("a file in the way")
+    prepare(Settings(preset=PRESET, log_format="json"))
+    first, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first["event"] == "weights are not there"
+    assert last["event"] == "no note for the worker"
+
+
+def test_weights_that_are_there_need_neither_consent_nor_network(root: Path, said: Any) -> None:
+    said()
+    shutil.copytree(preset_folder(get_preset("tiny")), root / PRESET)
+    line, reason = said()
+    assert (line["event"], line["level"]) == ("weights are there", "info")
+    assert line["folder"] == str(root / PRESET)
+    assert reason is None
+
+
+def test_weights_that_cannot_be_used_are_left_alone_and_told(root: Path, said: Any) -> None:
+    shutil.copytree(preset_folder(get_preset("tiny")), root / PRESET)
+    weights = root / PRESET / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    line, reason = said(accept_licence=LICENCE)
+    assert reason == "its weights cannot be used"
+    assert str(weights) in line["detail"]
+    assert weights.exists()
+
+
+def test_the_command_takes_the_environments_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STABLESR_PRESET", PRESET)
+    result = CliRunner().invoke(app, ["weights", "prepare"])
+    assert result.exit_code == 0
+    assert Absence.of(get_preset(PRESET)) is not None
+
+
+def test_the_example_of_settings_names_the_licence_that_is_asked_for(said: Any) -> None:
+    example = Path(".env.example").read_text()
+    assert f'STABLESR_ACCEPT_LICENCE="{LICENCE}"' in example
+    assert f'STABLESR_ACCEPT_LICENCE="{LICENCE}"' in said().reason
+
+
+class Hub(NamedTuple):
+    """A server with small files in the layout of the released ones, and the preset they are of."""
+
+    script: Script
+    preset: Preset
+    files: dict[str, bytes]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    files = {path.name: path.read_bytes() for path in write_files(tmp_path, *released())}
+
+    def sized(file: ReleasedFile) -> ReleasedFile:
+        content = files[file.name]
+        return replace(file, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+    preset = get_preset(PRESET)
+    release = preset.release
+    assert release is not None
+    diffusion, autoencoder = map(sized, release.files)
+    small = replace(release, diffusion=diffusion, autoencoder=autoencoder)
+    preset = replace(preset, release=small)
+    with serve() as script:
+        monkeypatch.setenv("HF_ENDPOINT", script.url)
+        for name, content in files.items():
+            script.add(f"GET /{release.repository}/resolve/main/{name}", 200, content)
+        yield Hub(script, preset, files)
+
+
+def test_with_consent_the_weights_are_fetched_and_the_note_is_taken_away(
+    root: Path, said: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.weights_prepare, "get_preset", lambda name: hub.preset)
+    assert said().reason is not None
+    assert hub.script.seen == []
+    line, reason = said(accept_licence=LICENCE)
+    assert line["event"] == "weights are there"
+    assert reason is None
+    assert {path.name for path in root.iterdir() if not path.name.startswith(".")} == {PRESET}
+    StableSR.from_preset(PRESET, torch.device("cpu"), torch.float32)
+    asked = len(hub.script.seen)
+    assert said().line["event"] == "weights are there"
+    assert len(hub.script.seen) == asked
+
+
+def test_a_long_download_says_how_far_it_is(
+    root: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.weights_prepare, "get_preset", lambda name: hub.preset)
+    prepare(Settings(preset=PRESET, accept_licence=LICENCE, log_format="json"))
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [(line["stage"], line["name"], line["percent"]) for line in lines if "stage" in line]
+    for name in hub.files:
+        assert ("download", name, 100) in told
+    assert ("convert", "model.safetensors", 100) in told
+
+
+def _prepare(environment: dict[str, str], preset: Preset) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(cli.weights_prepare, "get_preset", lambda name: preset)
+        prepare(Settings())
+
+
+def test_a_process_that_is_ended_leaves_nothing_half_written_and_the_next_goes_on(
+    root: Path, hub: Hub
+) -> None:
+    first, second = hub.files
+    waits, go_on = threading.Event(), threading.Event()
+
+    def stalled(call: str, headers: dict[str, str], body: bytes) -> Answer | None:
+        if call.endswith(second) and not go_on.is_set():
+            waits.set()
+            go_on.wait(30)
+        return None
+
+    hub.script.handle = stalled
+    environment = {
+        "HF_ENDPOINT": hub.script.url,
+        "STABLESR_ACCEPT_LICENCE": LICENCE,
+        "STABLESR_PRESET": PRESET,
+        "STABLESR_WEIGHTS": str(root),
+    }
+    process = CONTEXT.Process(target=_prepare, args=(environment, hub.preset))
+    process.start()
+    assert waits.wait(60)
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert not (root / PRESET).exists()
+    go_on.set()
+
+    process = CONTEXT.Process(target=_prepare, args=(environment, hub.preset))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert (root / PRESET / "config.json").exists()
+    calls = [call for call, _, _ in hub.script.seen]
+    assert sum(call.endswith(first) for call in calls) == 1

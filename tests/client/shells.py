@@ -1,0 +1,120 @@
+"""Both clients behind one blocking face, on a clock that only their own sleeping moves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+from client import AsyncClient, Client, Event, Job, Models
+
+__all__ = ["AsyncShell", "FakeClock", "Shell", "SyncShell"]
+
+T = TypeVar("T")
+Each = Callable[[Event], object]
+"""Called with every event as it comes."""
+
+
+class FakeClock:
+    """Sleeping takes no time and is written down; `chance` is what chance always gives."""
+
+    def __init__(self, chance: float = 0.0) -> None:
+        self.slept: list[float] = []
+        self.at = 1000.0
+        self.luck = chance
+        self.on_sleep: Callable[[], None] = lambda: None
+
+    def now(self) -> float:
+        return self.at
+
+    def chance(self) -> float:
+        return self.luck
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.at += seconds
+        self.on_sleep()
+
+    async def asleep(self, seconds: float) -> None:
+        # Other tasks get their turn, as with the real one.
+        await asyncio.sleep(0)
+        self.sleep(seconds)
+
+
+class Shell(Protocol):
+    """The calls of a client; iterators come as lists, `first` items of them at most."""
+
+    def submit(self, *arguments: Any, **options: Any) -> Job: ...
+    def get(self, *arguments: Any, **options: Any) -> Job: ...
+    def wait(self, *arguments: Any, **options: Any) -> Job: ...
+    def download(self, *arguments: Any, **options: Any) -> Job: ...
+    def cancel(self, *arguments: Any, **options: Any) -> Job: ...
+    def upscale(self, *arguments: Any, **options: Any) -> Job: ...
+    def models(self) -> Models: ...
+    def events(
+        self, *arguments: Any, each: Each = ..., first: int | None = None, **options: Any
+    ) -> list[Event]: ...
+    def jobs(self, *arguments: Any, first: int | None = None, **options: Any) -> list[Job]: ...
+    def close(self) -> None: ...
+
+
+class SyncShell:
+    def __init__(self, url: str, clock: FakeClock, **options: Any) -> None:
+        self._client = Client(url, sleep=clock.sleep, now=clock.now, chance=clock.chance, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def events(
+        self, *arguments: Any, each: Each = print, first: int | None = None, **options: Any
+    ) -> list[Event]:
+        found: list[Event] = []
+        for event in islice(self._client.events(*arguments, **options), first):
+            found.append(event)
+            each(event)
+        return found
+
+    def jobs(self, *arguments: Any, first: int | None = None, **options: Any) -> list[Job]:
+        return list(islice(self._client.jobs(*arguments, **options), first))
+
+
+class AsyncShell:
+    def __init__(self, url: str, clock: FakeClock, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(
+            url, sleep=clock.asleep, now=clock.now, chance=clock.chance, **options
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            return self._runner.run(getattr(self._client, name)(*arguments, **options))
+
+        return call
+
+    def events(
+        self, *arguments: Any, each: Each = print, first: int | None = None, **options: Any
+    ) -> list[Event]:
+        return self._runner.run(_collect(self._client.events(*arguments, **options), first, each))
+
+    def jobs(self, *arguments: Any, first: int | None = None, **options: Any) -> list[Job]:
+        return self._runner.run(_collect(self._client.jobs(*arguments, **options), first))
+
+    def close(self) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+
+async def _collect(
+    items: AsyncGenerator[T, None], first: int | None, each: Callable[[T], object] = print
+) -> list[T]:
+    found: list[T] = []
+    # A loop that is left early must close its generator.
+    async with aclosing(items):
+        async for item in items:
+            found.append(item)
+            each(item)
+            if len(found) == first:
+                break
+    return found

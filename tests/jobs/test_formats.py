@@ -1,0 +1,247 @@
+"""Headers are read like Pillow reads them, and a broken file never gets past."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jobs.formats import (
+    FORMATS,
+    FileFault,
+    Header,
+    MalformedFile,
+    TruncatedFile,
+    UnsupportedPixels,
+    read_header,
+    sniff,
+)
+from tests.service.pictures import animated, picture, png_chunk
+from tests.worker.image_files import file_of, gradient, png_of, ramp16, tiff_of
+
+KINDS = sorted(FORMATS)
+WHOLE = {kind: picture(kind) for kind in KINDS}
+
+
+def header(data: bytes) -> Header:
+    kind = sniff(data[:32])
+    assert kind is not None
+    return read_header(kind, data, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_format_is_told_by_the_content(kind: str) -> None:
+    assert sniff(WHOLE[kind][:32]) == kind
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89PNG", b"GIF89a" + bytes(40), b"%PDF-1.7 " + bytes(40), b"<svg xmlns='x'/>"]
+)
+def test_other_content_has_no_format(data: bytes) -> None:
+    assert sniff(data[:32]) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (24, 16), (333, 77)])
+def test_the_size_is_the_one_that_pillow_reads(kind: str, width: int, height: int) -> None:
+    found = header(picture(kind, width, height))
+    assert (found.width, found.height, found.frames, found.format) == (width, height, 1, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"mode": "L"}),
+        ("JPEG", {"mode": "CMYK"}),
+        ("JPEG", {"restart_marker_blocks": 1}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"mode": "RGBA"}),
+        ("WEBP", {"lossless": True, "mode": "RGBA"}),
+        ("PNG", {"mode": "1"}),
+        ("PNG", {"mode": "RGBA"}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+    ],
+)
+def test_every_variant_of_a_format_is_read(kind: str, options: dict[str, Any]) -> None:
+    mode = str(options.pop("mode", "RGB"))
+    found = header(picture(kind, 40, 30, mode="L" if mode == "1" else mode, **options))
+    assert (found.width, found.height) == (40, 30)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_upright_size_follows_the_orientation(kind: str, orientation: int) -> None:
+    found = header(picture(kind, 40, 30, orientation=orientation))
+    assert found.upright == ((30, 40) if orientation >= 5 else (40, 30))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "JPEG"])
+def test_more_than_one_frame_is_noticed(kind: str) -> None:
+    assert header(animated(kind)).frames > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "modes"),
+    [
+        ("PNG", {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA"}),
+        ("JPEG", {"L": "L", "RGB": "RGB", "YCbCr": "RGB", "CMYK": "CMYK"}),
+        ("WEBP", {"L": "RGB", "RGB": "RGB", "RGBA": "RGBA"}),
+        ("AVIF", {"L": "L", "RGB": "RGB", "RGBA": "RGBA"}),
+        ("TIFF", {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA"}),
+        ("TIFF", {"CMYK": "CMYK", "YCbCr": "YCbCr"}),
+    ],
+)
+def test_the_mode_is_what_a_decoder_gives(kind: str, modes: dict[str, str]) -> None:
+    pixels = gradient(16, 16)
+    for mode, wanted in modes.items():
+        image = Image.fromarray(pixels).convert(mode)
+        if mode.endswith("A"):
+            image.putalpha(99)  # full opacity may be left out
+        assert header(file_of(image, kind)).mode == wanted
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_depth_of_a_png_is_the_files(bits: int, channels: int) -> None:
+    found = header(png_of(ramp16(channels), bits=bits))
+    assert (found.mode, found.depth) == (("L", "LA", "RGB", "RGBA")[channels - 1], bits)
+
+
+def test_a_palettes_colours_are_of_8_bits_and_its_transparency_is_opacity() -> None:
+    image = Image.fromarray(gradient()).quantize(4)
+    assert header(file_of(image)).depth == 8
+    assert header(file_of(image, transparency=1)).mode == "RGBA"
+
+
+@pytest.mark.parametrize(
+    ("extra", "mode"),
+    [((), "RGB"), ((0,), "RGB"), ((1,), "RGBA"), ((2,), "RGBA"), ((2, 0), "RGBA")],
+)
+def test_only_what_a_tiff_calls_opacity_is(extra: tuple[int, ...], mode: str) -> None:
+    channels = 3 + max(len(extra), 1)
+    tags: dict[int, tuple[int, ...]] = {338: extra} if extra else {}
+    data = tiff_of(bytes(2 * channels), 1, 1, photometric=2, bits=(16,) * channels, tags=tags)
+    found = header(data)
+    assert (found.mode, found.depth) == (mode, 16)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "bits", "tags"),
+    [
+        (1, (32,), {339: (3,)}),
+        (1, (16,), {339: (2,)}),
+        (2, (16, 16, 16), {339: (3, 3, 3)}),
+        (2, (8, 16, 8), {}),
+        (2, (4, 4, 4), {}),
+        (1, (12,), {}),
+        (5, (8, 8, 8, 8), {332: (2,)}),
+        (8, (8, 8, 8), {}),
+        (1, (8,), {259: (34712,)}),
+    ],
+)
+def test_a_tiff_that_is_not_read_is_known_by_its_header(
+    photometric: int, bits: tuple[int, ...], tags: dict[int, tuple[int, ...]]
+) -> None:
+    data = tiff_of(bytes(64), 2, 2, photometric=photometric, bits=bits, tags=tags)
+    with pytest.raises(UnsupportedPixels):
+        header(data)
+
+
+def test_a_preview_in_a_tiff_is_no_second_page() -> None:
+    page, small = Image.new("L", (16, 12)), Image.new("L", (8, 6))
+    for kind, frames in ((0, 2), (1, 1)):
+        small.encoderinfo = {"tiffinfo": {254: kind}}
+        found = header(file_of(page, "TIFF", save_all=True, append_images=[small]))
+        assert (found.width, found.frames) == (16, frames)
+
+
+def test_a_bigtiff_is_read() -> None:
+    found = header(file_of(Image.new("RGB", (5, 3)), "TIFF", big_tiff=True))
+    assert (found.width, found.height, found.mode) == (5, 3, "RGB")
+
+
+def test_a_second_picture_in_a_jpeg_does_not_count() -> None:
+    """Phones append a gain map or a thumbnail (MPO); the first picture is the image."""
+    frames = [Image.new("RGB", (16, 12)), Image.new("RGB", (8, 8))]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "MPO", save_all=True, append_images=frames[1:])
+    found = header(buffer.getvalue())
+    assert (found.width, found.height, found.frames) == (16, 12, 1)
+
+
+def test_the_thumbnail_in_a_jpeg_does_not_hide_that_the_rest_is_missing() -> None:
+    """The end marker of an embedded thumbnail is not the end of the image."""
+    thumbnail = picture("JPEG", 8, 8)
+    segment = b"Exif\0\0" + thumbnail
+    start = b"\xff\xd8\xff\xe1" + (len(segment) + 2).to_bytes(2, "big") + segment
+    whole = start + WHOLE["JPEG"][2:]
+    assert header(whole).width == 24
+    with pytest.raises(TruncatedFile):
+        header(whole[:-20])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_cut_anywhere_is_noticed(kind: str) -> None:
+    data = WHOLE[kind]
+    for end in range(32, len(data) - 1):
+        with pytest.raises(FileFault):
+            header(data[:end])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_cut_in_its_second_half_is_called_truncated(kind: str) -> None:
+    data = picture(kind, 200, 200)
+    with pytest.raises(TruncatedFile):
+        header(data[: len(data) * 3 // 4])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_bytes_after_the_end_do_no_harm(kind: str) -> None:
+    assert header(WHOLE[kind] + b"appended by some program").width == 24
+
+
+def test_a_flipped_bit_in_the_pixels_of_a_png_is_noticed() -> None:
+    data = bytearray(WHOLE["PNG"])
+    data[data.index(b"IDAT") + 40] ^= 1
+    with pytest.raises(MalformedFile, match="checksum"):
+        header(bytes(data))
+
+
+def test_a_png_without_pixels_is_malformed() -> None:
+    start = WHOLE["PNG"][:33]
+    with pytest.raises(MalformedFile, match="no pixels"):
+        header(start + png_chunk(b"IEND", b""))
+
+
+def test_a_png_that_does_not_start_with_its_header_is_malformed() -> None:
+    with pytest.raises(MalformedFile, match="IHDR"):
+        header(WHOLE["PNG"][:8] + png_chunk(b"tEXt", bytes(60)) + WHOLE["PNG"][8:])
+
+
+@given(data=st.data(), kind=st.sampled_from(KINDS))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_damaged_files_are_read_or_refused_and_nothing_else(data: st.DataObject, kind: str) -> None:
+    damaged = bytearray(WHOLE[kind])
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(12, len(damaged) - 1))
+        damaged[place] = data.draw(st.integers(0, 255))
+    try:
+        found = read_header(kind, bytes(damaged), io.BytesIO(damaged))
+    except FileFault:
+        return
+    assert found.format == kind
+
+
+@given(tail=st.binary(max_size=200), kind=st.sampled_from(KINDS))
+@example(tail=b"", kind="TIFF")
+@settings(max_examples=300, deadline=None)
+def test_a_signature_with_noise_behind_it_is_refused(tail: bytes, kind: str) -> None:
+    data = WHOLE[kind][:12] + tail
+    with pytest.raises(FileFault):
+        read_header(kind, data, io.BytesIO(data))

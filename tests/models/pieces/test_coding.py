@@ -1,0 +1,148 @@
+"""Coding in pieces gives what coding the whole image gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.networks.autoencoder import Autoencoder
+from models.pieces import Keep, Pieces
+from tests.models.pieces.conftest import make_small, make_tiny
+from tests.models.pieces.pictures import (
+    coded_whole,
+    decode_pieces,
+    encode_pieces,
+    open_files,
+    picture,
+    relative_error,
+)
+
+FIDELITY = 0.7
+EXACT = 3e-6
+
+
+@pytest.mark.parametrize(
+    ("weights", "height", "width"),
+    [
+        ("small", 8, 8),
+        ("small", 8, 264),
+        ("small", 264, 40),
+        ("small", 136, 152),
+        ("tiny", 8, 8),
+        ("tiny", 136, 72),
+    ],
+)
+def test_pieces_give_the_whole_images_result(
+    small: Autoencoder, weights: str, height: int, width: int
+) -> None:
+    autoencoder = small if weights == "small" else make_tiny()
+    image = picture(height, width)
+    encoded, latent, wrapped, plain = coded_whole(autoencoder, image, FIDELITY)
+    pieces = Pieces(rows=24)
+    with encode_pieces(autoencoder, image, pieces) as found:
+        assert found.taps is not None
+        assert relative_error(found.moments, encoded.moments) < EXACT
+        for tap, wanted in zip(found.taps, encoded.taps, strict=True):
+            assert relative_error(tap.read(0, tap.height), wanted) < EXACT
+        fused = decode_pieces(autoencoder, latent, found.taps, FIDELITY, pieces)
+    assert fused.shape == image.shape
+    assert fused.dtype == torch.float32
+    assert relative_error(fused, wrapped) < EXACT
+    unfused = decode_pieces(autoencoder, latent, None, FIDELITY, pieces)
+    assert relative_error(unfused, plain) < EXACT
+
+
+@pytest.mark.parametrize("rows", [1, 5, 32, 4096])
+def test_the_height_of_strips_does_not_matter(small: Autoencoder, rows: int) -> None:
+    image = picture(72, 40)
+    _, latent, wrapped, _ = coded_whole(small, image, FIDELITY)
+    pieces = Pieces(rows=rows)
+    with encode_pieces(small, image, pieces) as found:
+        assert relative_error(found.moments.chunk(2, dim=1)[0], latent) < EXACT
+        out = decode_pieces(small, latent, found.taps, FIDELITY, pieces)
+    assert float((out - wrapped).abs().max()) < 1e-5 * float(wrapped.abs().max())
+
+
+@pytest.mark.parametrize("keep", ["device", "host", "disk"])
+def test_where_maps_are_kept_changes_not_one_bit(
+    small: Autoencoder, keep: Keep, tmp_path: Path
+) -> None:
+    image = picture(72, 64)
+    results = []
+    for pieces in (Pieces(rows=16), Pieces(rows=16, keep=keep, scratch=tmp_path)):
+        with encode_pieces(small, image, pieces) as found:
+            latent = found.moments.chunk(2, dim=1)[0]
+            results.append(decode_pieces(small, latent, found.taps, 1.0, pieces))
+            assert bool(open_files(tmp_path)) == (pieces.keep == "disk")
+    assert torch.equal(*results)
+    assert not list(tmp_path.iterdir())
+    assert not open_files(tmp_path)
+
+
+def test_the_same_image_gives_the_same_bits_again(small: Autoencoder) -> None:
+    image, pieces = picture(72, 64), Pieces(rows=16)
+    results = []
+    for _ in range(2):
+        with encode_pieces(small, image, pieces) as found:
+            latent = found.moments.chunk(2, dim=1)[0]
+            results.append(decode_pieces(small, latent, found.taps, 1.0, pieces))
+    assert torch.equal(*results)
+
+
+def test_there_is_no_seam_where_strips_meet(small: Autoencoder) -> None:
+    rows = 16
+    image = picture(192, 64)
+    _, latent, wrapped, _ = coded_whole(small, image, 1.0)
+    with encode_pieces(small, image, Pieces(rows)) as found:
+        out = decode_pieces(small, latent, found.taps, 1.0, Pieces(rows))
+    difference = (out - wrapped).abs()[0].mean(dim=(0, 2))
+    line = torch.arange(192)
+    beside = (line % rows == 0) | (line % rows == rows - 1)
+    # A twelfth of the rows lies at borders; a seam stands out by orders of magnitude.
+    assert difference[beside].mean() < 1.3 * difference[~beside].mean()
+    assert difference.max() < 1e-5 * wrapped.abs().max()
+
+
+def test_fidelity_0_decodes_plainly_and_taps_need_not_be_kept(small: Autoencoder) -> None:
+    image, pieces = picture(64, 72), Pieces(rows=16)
+    _, latent, _, plain = coded_whole(small, image, 0.0)
+    with encode_pieces(small, image, pieces, taps=False) as without:
+        assert without.taps is None
+    with encode_pieces(small, image, pieces) as found:
+        assert torch.equal(found.moments, without.moments)
+        out = decode_pieces(small, latent, found.taps, 0.0, pieces)
+    assert relative_error(out, plain) < EXACT
+
+
+def test_taps_can_be_read_again_unless_they_are_to_be_freed(small: Autoencoder) -> None:
+    image, pieces = picture(72, 64), Pieces(rows=16)
+    with encode_pieces(small, image, pieces) as found:
+        latent = found.moments.chunk(2, dim=1)[0]
+        assert found.taps is not None
+        kept = found.taps.half_size.read(0, 36).clone()
+        first = decode_pieces(small, latent, found.taps, 1.0, pieces)
+        assert torch.equal(found.taps.half_size.read(0, 36), kept)
+        last = decode_pieces(small, latent, found.taps, 1.0, pieces, free_taps=True)
+        assert torch.equal(first, last)
+        assert found.held == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_pieces_are_no_worse_than_the_whole(dtype: torch.dtype) -> None:
+    image = picture(72, 64)
+    _, latent, exact, _ = coded_whole(make_small(), image, 1.0)
+    half = make_small().to(dtype)
+    taps = half.encode(image.to(dtype)).taps
+    whole = half.decode(latent.to(dtype), taps, torch.tensor(1.0, dtype=dtype))
+    pieces = Pieces(rows=16)
+    with encode_pieces(half, image, pieces) as found:
+        cut = decode_pieces(half, latent, found.taps, 1.0, pieces)
+    assert relative_error(cut, exact) < 1.2 * relative_error(whole, exact)
+
+
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"attention_keys": 0}], ids=str)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Pieces(**wrong)  # type: ignore[arg-type]  # no other field is given

@@ -1,0 +1,119 @@
+"""What is said beforehand is what is used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.config import AutoencoderConfig
+from models.networks.autoencoder import Autoencoder
+from models.pieces import Callbacks, Keep, Pieces, flops, peak_bytes
+from models.pieces import store as stores
+from models.pieces.cost import decode_cost, encode_cost
+from tests.models.pieces.pictures import (
+    CPU,
+    coded_whole,
+    decode_pieces,
+    encode_pieces,
+    picture,
+)
+
+HEIGHT, WIDTH = 192, 64
+
+
+def counted(autoencoder: Autoencoder, *, decode: bool, fusion: bool) -> int:
+    """By torch, over the whole image."""
+    image = picture(HEIGHT, WIDTH)
+    encoded, latent, _, _ = coded_whole(autoencoder, image, 1.0)
+    taps = encoded.taps if fusion else None
+    # The counter does not know the processor's fused attention.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        if decode:
+            autoencoder.decode(latent, taps, torch.tensor(1.0))
+        else:
+            autoencoder.encode(image)
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    ("decode", "fusion"), [(False, True), (True, False), (True, True)], ids=str
+)
+def test_flops_are_those_that_torch_counts(small: Autoencoder, decode: bool, fusion: bool) -> None:
+    said = flops(small.config, HEIGHT, WIDTH, Pieces(), decode=decode, fusion=fusion)
+    assert said == counted(small, decode=decode, fusion=fusion)
+
+
+def test_the_released_sizes_flops_are_the_known_ones() -> None:
+    # A 512 x 512 image, in TFLOP.
+    known = {(False, True): 1.12, (True, True): 4.97}
+    for (decode, fusion), tera in known.items():
+        said = flops(AutoencoderConfig(), 512, 512, Pieces(), decode=decode, fusion=fusion)
+        assert said / 1e12 == pytest.approx(tera, rel=0.03)
+
+
+@pytest.mark.parametrize("rows", [4, 32, 4096])
+@pytest.mark.parametrize("fusion", [False, True])
+def test_maps_take_what_was_said(
+    small: Autoencoder, monkeypatch: pytest.MonkeyPatch, rows: int, fusion: bool
+) -> None:
+    opened: list[stores.MapStore] = []
+    enter = stores.MapStore.__init__
+
+    def seen(self: stores.MapStore, *args: object) -> None:
+        enter(self, *args)  # type: ignore[arg-type]  # passed on as they came
+        if self.device == CPU:  # the rehearsals' are on none
+            opened.append(self)
+
+    pieces = Pieces(rows)
+    sizes = (small.config, HEIGHT, WIDTH, pieces, torch.float32)
+    said = [
+        encode_cost(*sizes, taps=fusion).maps,
+        decode_cost(*sizes, fusion=fusion, free_taps=True).maps,
+    ]
+    monkeypatch.setattr(stores.MapStore, "__init__", seen)
+    with encode_pieces(small, picture(HEIGHT, WIDTH), pieces, taps=fusion) as found:
+        latent = found.moments.chunk(2, dim=1)[0]
+        held: list[int] = []
+        decode_pieces(
+            small,
+            latent,
+            found.taps,
+            1.0,
+            pieces,
+            free_taps=True,
+            callbacks=Callbacks(lambda _: held.append(sum(s.held for s in opened))),
+        )
+    encoding, decoding = opened
+    assert 0.75 * said[0] < encoding.peak <= said[0]
+    assert 0.7 * said[1] < max(held) <= said[1]
+    assert decoding.held == encoding.held == 0
+
+
+@pytest.mark.parametrize("keep", ["device", "host", "disk"])
+def test_memory_is_counted_where_maps_are_kept(keep: Keep) -> None:
+    config = AutoencoderConfig()
+    size, dtype = (2048, 4096), torch.bfloat16
+    image = 3 * 4 * size[0] * size[1]
+    # Two maps of the widest level, as wide as an image row has pixels.
+    maps = 2 * 128 * 2 * size[0] * size[1]
+    said = peak_bytes(
+        config, *size, Pieces(64, keep), dtype, decode=True, fusion=True, free_taps=True
+    )
+    in_maps = {"device": said.device, "host": said.host - image, "disk": said.disk}[keep]
+    assert maps <= in_maps < 1.5 * maps
+    if keep != "disk":
+        assert said.disk == 0
+    if keep != "device":
+        thin = peak_bytes(config, *size, Pieces(8, keep), dtype, decode=True, fusion=True)
+        assert thin.device < 0.5 * said.device < 0.5 * maps
+
+
+def test_pieces_hold_less_than_the_whole_at_once(small: Autoencoder) -> None:
+    sizes = (small.config, 4096, 4096)
+    few, many = (
+        peak_bytes(*sizes, Pieces(rows), torch.float32, decode=True, fusion=True)
+        for rows in (16, 4096)
+    )
+    assert few.device < 0.5 * many.device

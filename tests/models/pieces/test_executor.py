@@ -1,0 +1,135 @@
+"""Strips shrink when memory runs out; between them progress is told and a job can be stopped."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.errors import ScratchFull
+from models.networks.autoencoder import Autoencoder
+from models.pieces import Callbacks, Pieces
+from tests.models.pieces.pictures import decode_pieces, encode_pieces, open_files, picture
+
+HEIGHT, WIDTH = 128, 32
+
+
+class Cancelled(Exception):
+    """What a job's check raises."""
+
+
+def faulty(error: Callable[[], Exception], limit: int) -> Callable[..., Tensor]:
+    """A convolution that fails for more than `limit` rows."""
+    conv2d: Callable[..., Tensor] = F.conv2d
+
+    def instead(rows: Tensor, *args: object, **more: object) -> Tensor:
+        if rows.shape[2] > limit:
+            raise error()
+        return conv2d(rows, *args, **more)
+
+    return instead
+
+
+def code(autoencoder: Autoencoder, pieces: Pieces, callbacks: Callbacks | None = None) -> Tensor:
+    image = picture(HEIGHT, WIDTH)
+    with encode_pieces(autoencoder, image, pieces, callbacks=callbacks) as found:
+        latent = found.moments.chunk(2, dim=1)[0]
+        return decode_pieces(
+            autoencoder, latent, found.taps, 1.0, pieces, free_taps=True, callbacks=callbacks
+        )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: torch.OutOfMemoryError("CUDA out of memory."),
+        lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        MemoryError,
+    ],
+    ids=["device", "cpu", "python"],
+)
+def test_out_of_memory_halves_the_strips_and_changes_nothing(
+    small: Autoencoder, monkeypatch: pytest.MonkeyPatch, error: Callable[[], Exception]
+) -> None:
+    wanted = code(small, Pieces(rows=64))
+    # A strip of 16 rows that a dense block enlarges by 10.
+    monkeypatch.setattr(F, "conv2d", faulty(error, 16 + 10))
+    told: list[int] = []
+    found = code(small, Pieces(rows=64), Callbacks(on_shrink=told.append))
+    assert told == [32, 16, 32, 16]  # encoding, then decoding
+    assert float((found - wanted).abs().max()) < 1e-5
+
+
+def test_where_one_row_is_too_much_the_error_is_passed_on(
+    small: Autoencoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(F, "conv2d", faulty(MemoryError, 2))
+    told: list[int] = []
+    with pytest.raises(MemoryError):
+        code(small, Pieces(8, "disk", scratch=tmp_path), Callbacks(on_shrink=told.append))
+    assert told == [4, 2, 1]
+    assert open_files(tmp_path) == []
+
+
+def test_other_errors_do_not_shrink_strips(
+    small: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(F, "conv2d", faulty(lambda: RuntimeError("an illegal access"), 2))
+    told: list[int] = []
+    with pytest.raises(RuntimeError, match="illegal"):
+        code(small, Pieces(rows=16), Callbacks(on_shrink=told.append))
+    assert told == []
+
+
+@pytest.mark.parametrize("after", [0, 1, 37, 150])
+def test_a_cancelled_job_frees_its_files(small: Autoencoder, after: int, tmp_path: Path) -> None:
+    seen = 0
+
+    def check() -> None:
+        nonlocal seen
+        seen += 1
+        if seen > after:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        code(small, Pieces(16, "disk", scratch=tmp_path), Callbacks(check=check))
+    assert open_files(tmp_path) == []
+
+
+def test_a_full_disk_frees_the_files(
+    small: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, room = os.pwritev, 1_000_000
+
+    def until_full(fd: int, buffers: list[memoryview], at: int) -> int:
+        nonlocal room
+        room -= len(buffers[0])
+        if room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, buffers, at)
+
+    monkeypatch.setattr(os, "pwritev", until_full)
+    with pytest.raises(ScratchFull):
+        code(small, Pieces(16, "disk", scratch=tmp_path))
+    assert open_files(tmp_path) == []
+
+
+def test_progress_rises_to_1(small: Autoencoder) -> None:
+    told: list[float] = []
+    with encode_pieces(
+        small, picture(HEIGHT, WIDTH), Pieces(rows=16), callbacks=Callbacks(told.append)
+    ) as found:
+        assert told[-1] == pytest.approx(1.0)
+        assert told == sorted(told)
+        del told[:]
+        latent = found.moments.chunk(2, dim=1)[0]
+        decode_pieces(small, latent, found.taps, 1.0, Pieces(16), callbacks=Callbacks(told.append))
+    assert told[-1] == pytest.approx(1.0)
+    assert told[0] < 0.05
+    assert told == sorted(told)

@@ -1,0 +1,195 @@
+"""Plans: what is chosen for which memory, and whether the figures are true."""
+
+from __future__ import annotations
+
+import weakref
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from models.checkpoints.description import describe
+from models.checkpoints.folder import preset_folder
+from models.config import ModelConfig
+from models.errors import InvalidOption, NotEnoughMemory
+from models.estimate import Weights, tile_bytes
+from models.flops import image_flops, tile_flops
+from models.memory import Memory
+from models.networks.bundle import Networks
+from models.options import Options
+from models.pieces import Pieces
+from models.plan import Plan, Resources, further, needs_offload, plan
+from models.presets import get_preset
+
+GB = 10**9
+PLENTY = Memory(100 * GB, 100 * GB, 1000 * GB)
+FULL = ModelConfig()
+PRESET = get_preset("stablesr-512")
+
+
+@cache
+def weights(dtype: torch.dtype = torch.bfloat16) -> Weights:
+    with torch.device("meta"):
+        return Weights.of(Networks(FULL), dtype)
+
+
+def planned(
+    side: int, memory: Memory, device: str = "cuda", options: Options | None = None, **given: Any
+) -> Plan:
+    """Of a square result of full-size networks in bfloat16."""
+    return plan(
+        FULL,
+        PRESET,
+        side // 4,
+        side // 4,
+        options or Options(),
+        dtype=torch.bfloat16,
+        device=torch.device(device),
+        memory=memory,
+        weights=weights(),
+        resources=Resources(**given),
+    )
+
+
+def test_the_arithmetic_is_the_published_one() -> None:
+    """Cost at 64 x 64 latents, a product and a sum being two."""
+    tile = tile_flops(FULL.unet, FULL.encoder, FULL.context_tokens, 64, 64)
+    assert tile / 1e12 == pytest.approx(0.965, abs=0.001)
+    flops = image_flops(FULL, planned(512, PLENTY), 200, fusion=True)
+    assert flops.step == tile
+    assert flops.encode / 1e12 == pytest.approx(1.12, abs=0.01)
+    assert flops.decode / 1e12 == pytest.approx(4.97, abs=0.04)
+    assert flops.total == flops.encode + 200 * tile + flops.decode
+    without = image_flops(FULL, planned(512, PLENTY), 200, fusion=False)
+    assert without.decode < 0.51 * flops.decode
+
+
+@pytest.mark.parametrize(("side", "tiles"), [(512, 1), (1024, 9), (2048, 49), (4096, 225)])
+def test_tiles_are_counted_as_published(side: int, tiles: int) -> None:
+    assert planned(side, PLENTY).tiles == tiles
+    guided = Options(prompt="a cat", guidance_scale=5.0)
+    assert planned(side, PLENTY, options=guided).tiles == 2 * tiles
+
+
+def test_with_room_everything_stays_on_the_device() -> None:
+    chosen = planned(4096, PLENTY)
+    assert (chosen.pieces.keep, chosen.tile_batch, chosen.offload) == ("device", 8, False)
+    assert planned(512, PLENTY).tile_batch == 1
+
+
+def test_maps_move_to_the_host_and_to_the_disk_as_memory_gets_less() -> None:
+    assert planned(4096, Memory(6 * GB, 32 * GB, 100 * GB)).pieces.keep == "host"
+    assert planned(4096, Memory(6 * GB, 4 * GB, 100 * GB)).pieces.keep == "disk"
+    # On a processor the device's memory is the host's.
+    assert planned(4096, Memory(0, 24 * GB, 100 * GB), "cpu").pieces.keep == "device"
+    assert planned(4096, Memory(0, 6 * GB, 100 * GB), "cpu").pieces.keep == "disk"
+
+
+def test_strips_and_batches_shrink_before_a_plan_is_given_up() -> None:
+    small = planned(8192, Memory(0, 4_700_000_000, 100 * GB), "cpu")
+    large = planned(8192, PLENTY, "cpu")
+    assert small.tile_batch <= large.tile_batch
+    assert all(peak.host <= 4_700_000_000 for peak in small.peaks)
+
+
+@pytest.mark.parametrize("gigabytes", [3, 4, 6, 8, 12])
+@pytest.mark.parametrize("side", [512, 2048, 4096])
+def test_cards_of_few_gigabytes_have_a_plan_that_keeps_within_them(
+    gigabytes: int, side: int
+) -> None:
+    memory = Memory(gigabytes * GB, 12 * GB, 100 * GB)
+    chosen = planned(side, memory)
+    for peak in chosen.peaks:
+        assert all(need <= there for need, there in zip(peak, memory, strict=True))
+
+
+def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
+    memory = Memory(2_400_000_000, 16 * GB, 100 * GB)
+    chosen = planned(512, memory)
+    assert chosen.offload
+    assert chosen.peaks.encode.device < weights().denoiser
+    assert chosen.peaks.denoise.device < weights().denoiser + weights().autoencoder + GB
+    assert chosen.peaks.denoise.host > sum(weights()[:2])
+    cpu = torch.device("cpu")
+    assert not needs_offload(
+        FULL, PRESET, dtype=torch.bfloat16, device=cpu, memory=memory, weights=weights()
+    )
+
+
+def test_what_somebody_decided_stays_decided() -> None:
+    chosen = planned(2048, PLENTY, tile_batch=3, decode_tile=24, offload=True)
+    assert (chosen.tile_batch, chosen.pieces.rows, chosen.offload) == (3, 24, True)
+    zero: dict[str, Any] = {"tile_batch": 0, "decode_tile": 0, "memory_limit": 0}
+    for name in zero:
+        with pytest.raises(InvalidOption, match=f"{name} is 0, but must be at least 1"):
+            Resources(**{name: zero[name]})
+
+
+def test_without_a_plan_it_is_said_what_is_needed_and_what_there_is() -> None:
+    with pytest.raises(
+        NotEnoughMemory,
+        match=r"1024 x 1024 pixels at scale 4.* needs at least \d\.\d\d GB of the host's memory "
+        r"to .*, where 2\.00 GB can be had",
+    ):
+        planned(4096, Memory(0, 2 * GB, 100 * GB), "cpu")
+
+
+def test_further_places_are_the_host_and_the_disk_if_it_is_one() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    near = Pieces(rows=5)
+    onto_host = further(near, gpu, PLENTY)
+    assert onto_host == Pieces(rows=5, keep="host")
+    assert further(Pieces(rows=5, keep="host"), gpu, PLENTY) == Pieces(rows=5, keep="disk")
+    assert further(near, cpu, PLENTY) == Pieces(rows=5, keep="disk")
+    assert further(near, cpu, Memory(0, GB, 0)) is None
+    assert further(Pieces(keep="disk"), gpu, PLENTY) is None
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Bytes of tensors that are alive, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, storage._cdata)
+                    self.peak = max(self.peak, sum(self.sizes.values()))
+        return out
+
+
+def tiny_config() -> ModelConfig:
+    return describe(preset_folder(get_preset("tiny"))).config
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_what_a_tile_takes_is_what_a_trace_of_the_networks_finds(
+    size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config() if size == "tiny" else FULL
+    dtype, tiles = torch.bfloat16, 2
+    with torch.device("meta"):
+        networks = Networks(config).to(dtype)
+        noisy = torch.empty(tiles, config.unet.in_channels, 64, 64, dtype=dtype)
+        shape = (tiles, config.context_tokens, config.unet.context_width)
+        context, times = torch.empty(shape, dtype=dtype), torch.empty(tiles)
+    # Kernels of real devices hold no scores; the one for meta tensors would.
+    monkeypatch.setattr(
+        "torch.nn.functional.scaled_dot_product_attention",
+        lambda query, *given, **more: torch.empty_like(query),
+    )
+    with torch.no_grad(), Live() as live:
+        live.sizes.update({p.untyped_storage()._cdata: 0 for p in networks.parameters()})
+        networks.unet(noisy, times, context, networks.encoder(noisy, times))
+    estimated = tiles * tile_bytes(config.unet, 64, 64, dtype)
+    assert live.peak <= estimated <= 1.4 * live.peak

@@ -1,0 +1,140 @@
+"""Which networks are on the device when; tensors without numbers stand for a device's."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+
+from models.checkpoints.folder import random_networks
+from models.estimate import Weights
+from models.networks.bundle import Networks
+from models.residency import Offloaded, Part
+from tests.models import narrow
+
+DEVICE = torch.device("meta")
+WAIT_S = 20
+
+
+@pytest.fixture
+def networks() -> Networks:
+    return random_networks(narrow.CONFIG, torch.device("cpu"), torch.float32)
+
+
+def places(module: nn.Module) -> set[str]:
+    return {parameter.device.type for parameter in module.parameters()}
+
+
+def test_one_part_at_a_time_is_on_the_device(networks: Networks) -> None:
+    before = {name: p.clone() for name, p in networks.named_parameters()}
+    resident = Offloaded(networks, DEVICE)
+    weights = Weights.of(networks, torch.float32)
+    assert places(networks) == {"cpu"}
+    assert resident.held(weights) == 0
+    with resident.holding("autoencoder"):
+        assert places(networks.autoencoder) == {"meta"}
+        assert places(networks.unet) | places(networks.encoder) == {"cpu"}
+        assert resident.held(weights) == weights.autoencoder
+    with resident.holding("denoiser"):
+        assert places(networks.unet) | places(networks.encoder) == {"meta"}
+        assert places(networks.autoencoder) == {"cpu"}
+        assert resident.held(weights) == weights.denoiser
+    # What came back from the device is what was there all the time.
+    with resident.holding("autoencoder"):
+        for name, parameter in networks.named_parameters():
+            if not name.startswith("autoencoder."):
+                assert torch.equal(parameter, before[name])
+
+
+def test_a_part_that_is_there_is_not_moved_again(networks: Networks) -> None:
+    resident = Offloaded(networks, DEVICE)
+    for _ in range(5):
+        with resident.holding("denoiser"), resident.holding("denoiser"):
+            pass
+    assert resident.moves == 1
+
+
+def test_the_other_part_waits_until_calls_in_flight_have_ended(networks: Networks) -> None:
+    resident = Offloaded(networks, DEVICE)
+    order: list[str] = []
+    waiting = threading.Event()
+
+    def decode() -> None:
+        with resident.holding("autoencoder", waiting.set):
+            order.append("decode")
+            assert places(networks.unet) == {"cpu"}
+
+    with ThreadPoolExecutor(1) as pool:
+        with resident.holding("denoiser"):
+            decoding = pool.submit(decode)
+            assert waiting.wait(WAIT_S)
+            assert places(networks.unet) == {"meta"}
+            order.append("denoise")
+        decoding.result(WAIT_S)
+    assert order == ["denoise", "decode"]
+
+
+def test_who_waits_for_the_other_part_is_not_passed_by(networks: Networks) -> None:
+    """Steps follow each other without a pause; a decode must come between them all the same."""
+    resident = Offloaded(networks, DEVICE)
+    order: list[Part] = []
+    asked = {name: threading.Event() for name in ("decode", "step")}
+
+    def run(part: Part, name: str) -> None:
+        with resident.holding(part, asked[name].set):
+            order.append(part)
+
+    with ThreadPoolExecutor(2) as pool:
+        with resident.holding("denoiser"):
+            decode = pool.submit(run, "autoencoder", "decode")
+            assert asked["decode"].wait(WAIT_S)
+            step = pool.submit(run, "denoiser", "step")
+            # The part is there, but somebody has waited longer.
+            assert asked["step"].wait(WAIT_S)
+        decode.result(WAIT_S)
+        step.result(WAIT_S)
+    assert order == ["autoencoder", "denoiser"]
+
+
+def test_who_is_told_to_stop_waiting_leaves_the_line(networks: Networks) -> None:
+    resident = Offloaded(networks, DEVICE)
+
+    class Canceled(Exception):
+        pass
+
+    def cancel() -> None:
+        raise Canceled
+
+    with resident.holding("denoiser"):
+        with pytest.raises(Canceled), resident.holding("autoencoder", cancel):
+            pass
+        with resident.holding("denoiser", cancel):
+            pass
+
+
+def test_a_part_that_does_not_fit_leaves_the_device_empty(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = Offloaded(networks, DEVICE)
+    with resident.holding("autoencoder"):
+        pass
+    moved = 0
+
+    def full(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        nonlocal moved
+        moved += 1
+        if moved > 3:
+            raise torch.OutOfMemoryError("no room")
+        return torch.empty_like(tensor, device=device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", full)
+        with pytest.raises(torch.OutOfMemoryError), resident.holding("denoiser"):
+            pass
+    assert places(networks) == {"cpu"}
+    assert resident.there is None
+    with resident.holding("denoiser"):
+        assert places(networks.unet) == {"meta"}

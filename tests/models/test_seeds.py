@@ -1,0 +1,40 @@
+"""Several seeds of one image at once, on the embedded weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.options import Options
+from models.pipeline import Progress, StableSR
+
+SEEDS = (11, 5)
+
+
+@pytest.fixture(scope="module")
+def sr() -> StableSR:
+    return StableSR.from_preset("tiny")
+
+
+def test_each_result_is_that_of_its_seed_alone(sr: StableSR) -> None:
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    # A solver with a memory, which must not be shared.
+    options = Options(sampler="unipc", steps=2)
+    results = list(sr.upscale_seeds(image, options, SEEDS))
+    for seed, result in zip(SEEDS, results, strict=True):
+        alone = sr.upscale(image, replace(options, seed=seed))
+        torch.testing.assert_close(result, alone, rtol=0, atol=1e-5)
+    assert float((results[0] - results[1]).abs().mean()) > 1e-3
+
+
+def test_the_image_is_encoded_once_and_each_seed_decoded_when_asked_for(sr: StableSR) -> None:
+    seen: list[Progress] = []
+    options = Options(steps=2, fidelity_weight=0.0)
+    results = sr.upscale_seeds(torch.rand(1, 3, 16, 16), options, SEEDS, seen.append)
+    shared = [Progress("encode", 0, 1), Progress("denoise", 0, 2), Progress("denoise", 1, 2)]
+    next(results)
+    assert seen == [*shared, Progress("decode", 0, 1)]
+    next(results)
+    assert seen == [*shared, Progress("decode", 0, 1), Progress("decode", 0, 1)]

@@ -1,0 +1,102 @@
+"""A receiver of webhooks: a real HTTPS server on this machine, with a certificate made for it."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import SimpleQueue
+
+import trustme
+
+__all__ = ["HOST", "Delivery", "Receiver", "receiving"]
+
+HOST = "hooks.example.org"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One request as it came."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    server_name: str | None
+    """The name that the TLS handshake asked for."""
+
+
+@dataclass
+class Receiver:
+    """`answers` are the next ones, status and headers; with none left, 204."""
+
+    port: int = 0
+    got: SimpleQueue[Delivery] = field(default_factory=SimpleQueue)
+    answers: SimpleQueue[tuple[int, dict[str, str]]] = field(default_factory=SimpleQueue)
+    connections: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"https://{HOST}:{self.port}/hook?of=1"
+
+    def next(self) -> Delivery:
+        return self.got.get(timeout=10)
+
+
+@contextmanager
+def receiving(ca_file: Path, host: str = HOST) -> Iterator[Receiver]:
+    """A receiver whose certificate is for `host`, by an authority written to `ca_file`."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(ca_file)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    receiver = Receiver()
+    names: dict[int, str | None] = {}
+
+    def note_name(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        receiver.connections += 1
+        names[threading.get_ident()] = name
+
+    context.sni_callback = note_name
+
+    class Handler(BaseHTTPRequestHandler):
+        def setup(self) -> None:
+            # Here and not in the accepting thread, which a client without TLS would stop.
+            self.request = context.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            name = names.get(threading.get_ident())
+            receiver.got.put(Delivery(self.path, dict(self.headers), body, name))
+            status, headers = (204, {}) if receiver.answers.empty() else receiver.answers.get()
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def finish(self) -> None:
+            super().finish()
+            self.request.close()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A client that does not trust the certificate leaves: that is its right."""
+
+    server = Server(("127.0.0.1", 0), Handler)
+    receiver.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield receiver
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,247 @@
+"""API keys over HTTP: who must have one, what it opens, and when it stops to."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from redis import Redis
+
+from jobs.keys import Keys
+from jobs.settings import Settings
+from tests.service.harness import FakeWorker, eventually, problem, serving, upload
+from tests.service.pictures import picture
+
+PNG = picture("PNG")
+PATHS = [
+    ("GET", "/jobs"),
+    ("GET", "/jobs/{job}"),
+    ("GET", "/jobs/{job}/result"),
+    ("GET", "/jobs/{job}/events"),
+    ("DELETE", "/jobs/{job}"),
+]
+
+
+@pytest.fixture
+def keys(redis: Redis) -> Keys:
+    return Keys(redis)
+
+
+@pytest.fixture
+def server(settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server that has seen no request yet, and so remembers none."""
+    monkeypatch.setattr("service.auth.REMEMBER_S", 0.2)
+    with serving(settings) as client:
+        yield str(client.base_url)
+
+
+def client_of(server: str, key: str | None) -> httpx.Client:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=server, headers=headers, timeout=30)
+
+
+@pytest.fixture
+def ada(server: str, keys: Keys) -> Iterator[httpx.Client]:
+    with client_of(server, keys.create("Ada")[1]) as client:
+        yield client
+
+
+@pytest.fixture
+def bob(server: str, keys: Keys) -> Iterator[httpx.Client]:
+    with client_of(server, keys.create("Bob")[1]) as client:
+        yield client
+
+
+@pytest.fixture
+def nobody(server: str) -> Iterator[httpx.Client]:
+    with client_of(server, None) as client:
+        yield client
+
+
+def test_while_there_are_no_keys_none_is_asked_for(nobody: httpx.Client) -> None:
+    assert upload(nobody, PNG).status_code == 202
+
+
+@pytest.mark.parametrize(("method", "path"), [*PATHS, ("POST", "/upscale"), ("HEAD", "/jobs")])
+def test_once_a_key_was_made_every_use_asks_for_one(
+    nobody: httpx.Client, keys: Keys, method: str, path: str
+) -> None:
+    keys.create("Ada")
+    answer = nobody.request(method, path.format(job="x"))
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="stablesr"'
+    if method != "HEAD":
+        problem(answer, 401, "unauthorized")
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/models", "/openapi.json", "/problems/no-result"])
+def test_what_tells_nothing_of_anybody_stays_open(
+    nobody: httpx.Client, keys: Keys, path: str
+) -> None:
+    keys.create("Ada")
+    assert nobody.get(path).status_code == 200
+
+
+def test_a_key_can_be_demanded_before_there_is_one(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"require_key": True})) as client:
+        problem(client.get("/jobs"), 401, "unauthorized")
+
+
+def test_both_headers_are_understood(nobody: httpx.Client, keys: Keys) -> None:
+    _, key = keys.create("Ada")
+    for headers in (
+        {"Authorization": f"Bearer {key}"},
+        {"authorization": f"bearer  {key}"},
+        {"X-API-Key": key},
+        {"Authorization": "Basic eA==", "X-API-Key": key},
+    ):
+        assert nobody.get("/jobs", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("wrong", ["", "x", "ssr_00000000_" + "A" * 43, "ssr_\xff", "x" * 5000])
+def test_a_wrong_key_is_refused(nobody: httpx.Client, keys: Keys, wrong: str) -> None:
+    keys.create("Ada")
+    answer = nobody.get("/jobs", headers={b"X-API-Key": wrong.encode("latin-1")})
+    problem(answer, 401, "unauthorized")
+    assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
+    assert "ssr_0" not in answer.text
+
+
+def test_a_key_of_the_right_id_and_a_wrong_secret_is_refused(
+    nobody: httpx.Client, keys: Keys
+) -> None:
+    info, key = keys.create("Ada")
+    other = info.prefix + "".join("B" if letter == "A" else "A" for letter in key[13:])
+    problem(nobody.get("/jobs", headers={"X-API-Key": other}), 401, "unauthorized")
+
+
+def test_a_key_that_is_given_must_be_right_even_where_none_is_needed(nobody: httpx.Client) -> None:
+    wrong = {"X-API-Key": "ssr_00000000_" + "A" * 43}
+    problem(nobody.get("/jobs", headers=wrong), 401, "unauthorized")
+    # What is no key of ours is somebody else's business, say that of a proxy in front.
+    others = {"Authorization": "Bearer eyJhbGciOi"}
+    assert nobody.get("/jobs", headers=others).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), PATHS[1:])
+def test_another_keys_job_is_not_there(
+    ada: httpx.Client, bob: httpx.Client, redis: Redis, settings: Settings, method: str, path: str
+) -> None:
+    job = upload(ada, PNG).json()["id"]
+    worker = FakeWorker(redis, settings)
+    worker.start(job)
+    worker.succeed(job, PNG)
+    answer = bob.request(method, path.format(job=job))
+    body = problem(answer, 404, "job-not-found")
+    unknown = problem(bob.request(method, path.format(job="0" * 32)), 404, "job-not-found")
+    assert body["detail"].replace(job, "0" * 32) == unknown["detail"]
+    assert ada.get(f"/jobs/{job}").json()["state"] == "succeeded"
+
+
+def test_each_key_lists_its_own_jobs(ada: httpx.Client, bob: httpx.Client) -> None:
+    mine, theirs = upload(ada, PNG).json()["id"], upload(bob, PNG).json()["id"]
+    assert [job["id"] for job in ada.get("/jobs").json()["jobs"]] == [mine]
+    assert [job["id"] for job in bob.get("/jobs").json()["jobs"]] == [theirs]
+
+
+def test_jobs_from_before_there_were_keys_are_nobodys(
+    nobody: httpx.Client, server: str, keys: Keys
+) -> None:
+    job = upload(nobody, PNG).json()["id"]
+    with client_of(server, keys.create("Ada")[1]) as ada:
+        problem(ada.get(f"/jobs/{job}"), 404, "job-not-found")
+
+
+def test_each_key_has_idempotency_keys_of_its_own(ada: httpx.Client, bob: httpx.Client) -> None:
+    def post(client: httpx.Client) -> str:
+        headers = {"Idempotency-Key": "same"}
+        answer = client.post("/upscale", files={"image": ("a.png", PNG)}, headers=headers)
+        assert answer.status_code == 202
+        return str(answer.json()["id"])
+
+    assert post(ada) != post(bob)
+
+
+def test_a_revoked_key_stops_within_seconds_and_does_not_open_the_service(
+    ada: httpx.Client, nobody: httpx.Client, keys: Keys
+) -> None:
+    assert ada.get("/jobs").status_code == 200
+    [info] = keys.list()
+    keys.revoke(info.id)
+    eventually(lambda: ada.get("/jobs").status_code == 401)
+    # It was the only one: there still are keys, and this one is not valid.
+    eventually(lambda: nobody.get("/jobs").status_code == 401)
+
+
+def test_a_revoked_key_ends_its_streams(
+    ada: httpx.Client, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.listener.Watch.moved.__defaults__", (0.05,))
+    job = upload(ada, PNG).json()["id"]
+    with ada.stream("GET", f"/jobs/{job}/events") as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        keys.revoke(keys.list()[0].id)
+        assert not any("event: end" in line for line in lines)
+
+
+def test_a_key_has_its_own_limit_of_waiting_jobs(
+    server: str, keys: Keys, bob: httpx.Client, redis: Redis, settings: Settings
+) -> None:
+    with client_of(server, keys.create("Ada", max_queued=1)[1]) as ada:
+        first = upload(ada, PNG).json()["id"]
+        body = problem(upload(ada, PNG), 429, "quota-exceeded")
+        assert body["limit"] == 1
+        assert upload(bob, PNG).status_code == 202
+        # A running job does not wait.
+        worker = FakeWorker(redis, settings)
+        worker.start(first)
+        second = upload(ada, PNG)
+        assert second.status_code == 202
+        problem(upload(ada, PNG), 429, "quota-exceeded")
+        assert ada.delete(f"/jobs/{second.json()['id']}").status_code == 200
+        assert upload(ada, PNG).status_code == 202
+
+
+def test_a_jobs_way_back_to_the_queue_counts_again(
+    server: str, keys: Keys, redis: Redis, settings: Settings
+) -> None:
+    with client_of(server, keys.create("Ada", max_queued=1)[1]) as ada:
+        job = upload(ada, PNG).json()["id"]
+        worker = FakeWorker(redis, settings)
+        worker.start(job)
+        worker.requeue(job)
+        problem(upload(ada, PNG), 429, "quota-exceeded")
+
+
+def test_nothing_in_redis_tells_a_key(ada: httpx.Client, keys: Keys, redis: Redis) -> None:
+    secret = ada.headers["Authorization"].rpartition("_")[2]
+    assert ada.get("/jobs").status_code == 200
+    for key in redis.keys("*"):
+        kind = redis.type(key)
+        value = redis.hgetall(key) if kind == b"hash" else redis.dump(key)
+        assert secret not in str(value)
+
+
+def test_the_last_use_of_a_key_is_known(ada: httpx.Client, keys: Keys) -> None:
+    [before] = keys.list()
+    assert before.used_at is None
+    ada.get("/jobs")
+    [after] = keys.list()
+    assert after.used_at is not None
+
+
+def test_an_upload_without_a_key_is_refused_before_its_body(
+    nobody: httpx.Client, keys: Keys
+) -> None:
+    keys.create("Ada")
+    head = (
+        "POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    )
+    address = (nobody.base_url.host, nobody.base_url.port)
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(12) == b"HTTP/1.1 401"

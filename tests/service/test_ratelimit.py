@@ -1,0 +1,152 @@
+"""How often one client may ask, counted before a body is read and without standing in the way."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from redis import Redis
+
+from jobs.keys import Keys
+from jobs.settings import Settings
+from service.auth import Caller
+from service.ratelimit import client_of
+from tests.redis_server import RedisServer
+from tests.service.harness import problem, serving, upload
+from tests.service.pictures import picture
+
+PNG = picture("PNG")
+
+
+@pytest.fixture
+def strict(settings: Settings) -> Settings:
+    return settings.model_copy(update={"uploads_per_minute": 2, "reads_per_minute": 4})
+
+
+@pytest.fixture
+def limited(strict: Settings) -> Iterator[httpx.Client]:
+    with serving(strict) as client:
+        yield client
+
+
+def test_an_upload_too_many_is_429_and_says_when_to_come_back(limited: httpx.Client) -> None:
+    for left in (1, 0):
+        answer = upload(limited, PNG)
+        assert answer.status_code == 202
+        assert answer.headers["RateLimit-Policy"] == '"uploads";q=2;w=60'
+        assert answer.headers["RateLimit"].startswith(f'"uploads";r={left};t=')
+    refused = upload(limited, PNG)
+    body = problem(refused, 429, "rate-limited")
+    assert body["limit"] == 2
+    assert 1 <= body["retry_after"] <= 60
+    assert refused.headers["RateLimit"].startswith('"uploads";r=0;t=')
+
+
+def test_reading_is_counted_apart_from_uploading(limited: httpx.Client) -> None:
+    for _ in range(2):
+        upload(limited, PNG)
+    for _ in range(4):
+        assert limited.get("/jobs").status_code == 200
+    answer = limited.get("/jobs/x")
+    problem(answer, 429, "rate-limited")
+    assert answer.headers["RateLimit-Policy"] == '"reads";q=4;w=60'
+
+
+def test_what_probes_ask_is_not_counted(limited: httpx.Client) -> None:
+    for _ in range(6):
+        assert limited.get("/livez").status_code == 200
+        assert limited.get("/readyz").status_code == 503
+
+
+def test_an_upload_too_many_is_refused_before_its_body(limited: httpx.Client) -> None:
+    for _ in range(2):
+        upload(limited, PNG)
+    head = (
+        "POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+    )
+    address = (limited.base_url.host, limited.base_url.port)
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(12) == b"HTTP/1.1 429"
+
+
+def test_keys_are_counted_each_for_itself_and_by_their_own_number(
+    limited: httpx.Client, redis: Redis
+) -> None:
+    keys = Keys(redis)
+    ada, bob = keys.create("Ada", per_minute=3)[1], keys.create("Bob")[1]
+
+    def uploads(key: str) -> list[int]:
+        return [
+            limited.post(
+                "/upscale", files={"image": b"no image"}, headers={"X-API-Key": key}
+            ).status_code
+            for _ in range(4)
+        ]
+
+    assert uploads(ada) == [422, 422, 422, 429]
+    assert uploads(bob) == [422, 422, 429, 429]
+
+
+def test_guessing_keys_is_counted_too(limited: httpx.Client, redis: Redis) -> None:
+    Keys(redis).create("Ada")
+    statuses = [
+        limited.get("/jobs", headers={"X-API-Key": f"guess-{number}"}).status_code
+        for number in range(6)
+    ]
+    assert statuses == [401, 401, 401, 401, 429, 429]
+
+
+def test_no_limit_is_no_header(settings: Settings) -> None:
+    free = settings.model_copy(update={"uploads_per_minute": 0, "reads_per_minute": 0})
+    with serving(free) as client:
+        assert "RateLimit" not in client.get("/jobs").headers
+        assert "RateLimit" not in upload(client, PNG).headers
+
+
+def test_two_processes_count_together(limited: httpx.Client, strict: Settings) -> None:
+    with serving(strict) as other:
+        for client in (limited, other):
+            assert upload(client, PNG).status_code == 202
+        for client in (limited, other):
+            problem(upload(client, PNG), 429, "rate-limited")
+
+
+def test_a_lost_redis_is_503_and_not_an_error_of_the_limits(strict: Settings) -> None:
+    with RedisServer() as server, serving(strict.model_copy(update={"redis_url": server.url})) as c:
+        assert c.get("/jobs").status_code == 200
+        server.kill()
+        problem(c.get("/jobs"), 503, "queue-unavailable")
+        problem(upload(c, PNG), 503, "queue-unavailable")
+        server.start()
+        assert c.get("/jobs").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("proxies", "counted"), [("", "address:127.0.0.1"), ("127.0.0.1", "address:203.0.113.9")]
+)
+def test_only_a_trusted_proxy_says_who_asks(
+    strict: Settings, redis: Redis, proxies: str, counted: str
+) -> None:
+    with serving(strict.model_copy(update={"trusted_proxies": proxies})) as client:
+        client.get("/jobs", headers={"X-Forwarded-For": "203.0.113.9"})
+    assert any(counted.encode() in key for key in redis.keys("stablesr:rate*")), redis.keys("*")
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("192.0.2.7", "address:192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "address:2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff::1", "address:2001:db8:1:2::"),
+        ("::ffff:192.0.2.7", "address:192.0.2.7"),
+        (None, "address:none"),
+        ("testclient", "address:none"),
+    ],
+)
+def test_a_client_without_a_key_is_its_address(address: str | None, client: str) -> None:
+    assert client_of(Caller(), address) == client
+    assert client_of(Caller("0a1b2c3d"), address) == "key:0a1b2c3d"

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.settings import Settings
+from models.plan import Resources
+from worker.device import named_device, resources_of
+from worker.errors import NotStarted
+
+
+def test_what_the_settings_decide_of_memory_reaches_the_plan(tmp_path: Path) -> None:
+    settings = Settings(
+        memory_limit="6GB", tile_batch=4, decode_tile=32, offload="on", scratch=tmp_path
+    )
+    assert resources_of(settings, jobs=2) == Resources(
+        memory_limit=6 * 10**9,
+        tile_batch=4,
+        decode_tile=32,
+        offload=True,
+        scratch=tmp_path,
+        shared=True,
+    )
+    assert resources_of(Settings(), jobs=1) == Resources()
+
+
+def test_a_device_can_be_named_that_is_not_here() -> None:
+    assert named_device("cuda:3") == torch.device("cuda", 3)
+    assert named_device("auto") == torch.device("cpu")
+    with pytest.raises(NotStarted, match="'tpu9', but cpu and cuda"):
+        named_device("tpu9")

@@ -1,0 +1,394 @@
+"""Pictures as people have them: what every kind of file is decoded to, value by value."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import pyvips
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from tests.worker.image_files import file_of, gradient, grey_profile, png_of, ramp16, tiff_of
+from worker.images import Picture, decode
+
+LIMIT = 1_000_000
+
+
+def levels(picture: Picture) -> NDArray[np.uint8]:
+    """(H, W, 3) of 0 to 255, exact when decoding was."""
+    return (picture.rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+
+
+def levels16(picture: Picture) -> NDArray[np.int32]:
+    """(H, W, C) of 0 to 65535, the opacity last."""
+    planes = [picture.rgb[0, :1] if picture.grey else picture.rgb[0]]
+    if picture.alpha is not None:
+        planes.append(picture.alpha[0])
+    return (torch.cat(planes).permute(1, 2, 0) * 65535).round().to(torch.int32).numpy()
+
+
+def vips_profile(name: str) -> bytes:
+    """One of the profiles that libvips has built in: p3, cmyk or srgb."""
+    black = pyvips.Image.black(1, 1, bands=3).copy(interpretation="srgb")
+    profile = black.icc_transform(name, input_profile="srgb").get("icc-profile-data")
+    assert isinstance(profile, bytes)
+    return profile
+
+
+def test_rgb_is_read_exactly() -> None:
+    picture = decode(file_of(Image.fromarray(gradient())), LIMIT)
+    assert picture.rgb.shape == (1, 3, 8, 12)
+    assert picture.rgb.dtype == torch.float32
+    assert picture.alpha is None
+    assert (picture.size, picture.channels, picture.depth) == ((12, 8), 3, 8)
+    assert np.array_equal(levels(picture), gradient())
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_png_of_16_bits_keeps_them_all(channels: int, interlaced: bool) -> None:
+    values = ramp16(channels)
+    if channels in (2, 4):
+        values[..., -1] |= 1  # what is hidden may change
+    picture = decode(png_of(values, bits=16, interlaced=interlaced), LIMIT)
+    assert np.array_equal(levels16(picture), values)
+    assert (picture.channels, picture.depth) == (channels, 16)
+    assert picture.grey == (channels < 3)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_few_bits_of_grey_reach_from_black_to_white(bits: int) -> None:
+    top = 2**bits - 1
+    values = (np.arange(40).reshape(5, 8, 1) % (top + 1)).astype(np.uint8)
+    picture = decode(png_of(values, bits=bits), LIMIT)
+    assert picture.grey
+    assert picture.depth == 8
+    assert np.allclose(picture.rgb[0, 1], values[..., 0] / top, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planes", [1, 3])
+def test_a_tiff_of_16_bits_keeps_them_all(order: str, planes: int) -> None:
+    values = ramp16(3)
+    height, width, _ = values.shape
+    stored = values if planes == 1 else np.moveaxis(values, -1, 0)
+    data = tiff_of(
+        stored.astype(f"{order}u2").tobytes(),
+        width,
+        height,
+        photometric=2,
+        bits=(16, 16, 16),
+        order=order,
+        planes=planes,
+    )
+    picture = decode(data, LIMIT)
+    assert np.array_equal(levels16(picture), values)
+    assert (picture.channels, picture.depth) == (3, 16)
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_a_grey_tiff_of_16_bits_stays_grey_and_the_right_way_round(photometric: int) -> None:
+    values = ramp16(1)
+    stored = 65535 - values if photometric == 0 else values
+    data = tiff_of(stored.astype("<u2").tobytes(), 21, 13, photometric=photometric, bits=(16,))
+    picture = decode(data, LIMIT)
+    assert picture.grey
+    assert np.array_equal(levels16(picture), values)
+
+
+def test_opacity_that_is_multiplied_in_is_divided_out() -> None:
+    pixels = np.array([[32768, 16384, 0, 32768]], np.uint16)
+    bits = (16, 16, 16, 16)
+    data = tiff_of(pixels.tobytes(), 1, 1, photometric=2, bits=bits, tags={338: (1,)})
+    assert np.abs(levels16(decode(data, LIMIT)) - [65535, 32767, 0, 32768]).max() <= 1
+
+
+def test_opacity_that_stands_alone_is_read_as_it_is() -> None:
+    pixels = np.array([[60000, 16384, 7, 32768]], np.uint16)
+    bits = (16, 16, 16, 16)
+    data = tiff_of(pixels.tobytes(), 1, 1, photometric=2, bits=bits, tags={338: (2,)})
+    assert levels16(decode(data, LIMIT)).tolist() == [[[60000, 16384, 7, 32768]]]
+
+
+def test_an_editors_mask_beside_the_colours_is_no_opacity() -> None:
+    pixels = np.array([[9, 8, 7, 0]], np.uint8)
+    data = tiff_of(pixels.tobytes(), 1, 1, photometric=2, bits=(8, 8, 8, 8), tags={338: (0,)})
+    picture = decode(data, LIMIT)
+    assert picture.alpha is None
+    assert levels(picture).tolist() == [[[9, 8, 7]]]
+
+
+# By the equations of Rec. ITU-R BT.601 for Y 100, Cb 90, Cr 200.
+YCBCR, AS_RGB = (100, 90, 200), (200.9, 61.7, 32.7)
+
+
+def test_a_tiff_of_bare_ycbcr_becomes_rgb() -> None:
+    pixels = bytes(YCBCR) * 8
+    data = tiff_of(pixels, 4, 2, photometric=6, bits=(8, 8, 8), tags={530: (1, 1)})
+    picture = decode(data, LIMIT)
+    assert np.abs(picture.rgb[0, :, 1, 2].numpy() * 255 - AS_RGB).max() < 0.1
+
+
+def test_a_tiff_of_ycbcr_with_colours_of_half_the_size_becomes_rgb() -> None:
+    y, cb, cr = YCBCR
+    pixels = bytes((y, y, y, y, cb, cr)) * 2
+    data = tiff_of(pixels, 4, 2, photometric=6, bits=(8, 8, 8), tags={530: (2, 2)})
+    picture = decode(data, LIMIT)
+    assert picture.alpha is None
+    assert np.abs(picture.rgb[0, :, 1, 2].numpy() * 255 - AS_RGB).max() < 1
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_every_lossless_packing_of_a_tiff_is_unpacked(mode: str, compression: str) -> None:
+    image = Image.fromarray(gradient()).convert(mode)
+    picture = decode(file_of(image, "TIFF", compression=compression), LIMIT)
+    assert np.array_equal(levels(picture), np.asarray(image.convert("RGB")))
+    assert picture.grey == (mode == "L")
+    assert (picture.alpha is not None) == (mode == "RGBA")
+
+
+def test_a_tiff_with_a_jpeg_inside_is_read() -> None:
+    smooth = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+    picture = decode(file_of(smooth, "TIFF", compression="jpeg", quality=95), LIMIT)
+    assert np.abs(levels(picture).astype(int) - np.asarray(smooth)).max() <= 4
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_a_palette_is_spread_out(format: str) -> None:
+    image = Image.fromarray(gradient()).quantize(16)
+    picture = decode(file_of(image, format), LIMIT)
+    assert not picture.grey
+    assert np.array_equal(levels(picture), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(("transparency", "opacity"), [(1, [255, 0]), (bytes([9, 200]), [9, 200])])
+def test_a_palettes_transparency_becomes_opacity(transparency: Any, opacity: list[int]) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    picture = decode(file_of(image, transparency=transparency), LIMIT)
+    assert picture.alpha is not None
+    assert (picture.alpha.flatten() * 255).round().tolist() == opacity
+    assert picture.rgb[0, :, 0, 0].tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_transparent_colour_becomes_opacity(mode: str) -> None:
+    image = Image.new(mode, (2, 1), "white")
+    key = 77 if mode == "L" else (7, 8, 9)
+    image.putpixel((0, 0), key)
+    picture = decode(file_of(image, transparency=key), LIMIT)
+    assert picture.grey == (mode == "L")
+    assert picture.alpha is not None
+    assert picture.alpha.flatten().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA"])
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_grey_files_are_known_as_such(mode: str, format: str) -> None:
+    image = Image.fromarray(gradient()).convert(mode)
+    picture = decode(file_of(image, format), LIMIT)
+    assert picture.grey
+    assert np.array_equal(levels(picture), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "AVIF"])
+def test_a_file_without_colour_planes_is_grey(format: str) -> None:
+    image = Image.linear_gradient("L").resize((32, 24))
+    picture = decode(file_of(image, format, quality=95), LIMIT)
+    assert picture.grey
+    assert np.abs(levels(picture)[..., 1].astype(int) - np.asarray(image)).max() <= 3
+
+
+def test_opacity_is_kept_apart_from_the_colours() -> None:
+    values = gradient(channels=4)
+    values[..., 3] |= 1
+    for format, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+        picture = decode(file_of(Image.fromarray(values), format, **options), LIMIT)
+        assert np.array_equal(levels(picture), values[..., :3])
+        assert picture.alpha is not None
+        assert np.array_equal((picture.alpha[0, 0] * 255).round().numpy(), values[..., 3])
+
+
+def test_opacity_that_is_full_everywhere_stays_a_channel() -> None:
+    picture = decode(file_of(Image.new("RGBA", (3, 2), "red")), LIMIT)
+    assert picture.channels == 4
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF"])
+def test_lossy_files_come_close(format: str) -> None:
+    smooth = Image.merge("RGB", [Image.linear_gradient("L").resize((32, 32))] * 3)
+    picture = decode(file_of(smooth, format, quality=95), LIMIT)
+    assert np.abs(levels(picture).astype(int) - np.asarray(smooth)).max() <= 5
+
+
+def test_a_progressive_jpeg_is_the_same_as_a_plain_one() -> None:
+    image = Image.linear_gradient("L").resize((32, 24)).convert("RGB")
+    plain, progressive = (file_of(image, "JPEG", progressive=kind) for kind in (False, True))
+    assert np.array_equal(levels(decode(plain, LIMIT)), levels(decode(progressive, LIMIT)))
+
+
+@pytest.mark.parametrize("depth", [10, 12])
+def test_an_avif_of_more_than_8_bits_reaches_white(depth: int) -> None:
+    values = np.full((16, 16, 3), 65535, np.uint16)
+    image = pyvips.Image.new_from_array(values, interpretation="rgb16")
+    data = image.heifsave_buffer(compression="av1", bitdepth=depth, lossless=True)
+    picture = decode(data, LIMIT)
+    assert picture.depth == 16
+    assert picture.rgb.min() > 0.9999
+
+
+# Inks are stored inverted in a JPEG with Adobe's mark, as Pillow writes it.
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_inks_without_a_profile_are_shown_as_browsers_do(format: str) -> None:
+    inks = {
+        (0, 0, 0, 0): (255, 255, 255),
+        (0, 255, 255, 0): (255, 0, 0),
+        (255, 0, 0, 0): (0, 255, 255),
+        (0, 0, 0, 255): (0, 0, 0),
+        (0, 128, 255, 51): (204, 102, 0),
+    }
+    for ink, colour in inks.items():
+        image = Image.new("CMYK", (16, 16), ink)
+        options = {"quality": 100} if format == "JPEG" else {}
+        found = levels(decode(file_of(image, format, **options), LIMIT))[8, 8]
+        assert np.abs(found.astype(int) - colour).max() <= 2
+
+
+def test_inks_of_16_bits_keep_their_precision() -> None:
+    pixels = np.array([[0, 1000, 65535, 100]], np.uint16).tobytes()
+    picture = decode(tiff_of(pixels, 1, 1, photometric=5, bits=(16,) * 4), LIMIT)
+    red = (65535 - 100) / 65535
+    assert torch.allclose(
+        picture.rgb.flatten(), torch.tensor([red, red * 64535 / 65535, 0]), atol=1e-6
+    )
+    assert picture.depth == 16
+
+
+INTENT: dict[str, Any] = {"intent": "relative", "black_point_compensation": True}
+
+
+def test_inks_are_converted_by_their_profile() -> None:
+    profile = vips_profile("cmyk")
+    colours = np.array([[[200, 120, 60], [90, 110, 70], [60, 90, 140]]], np.uint8)
+    image = pyvips.Image.new_from_array(colours, interpretation="srgb")
+    inks = image.icc_transform("cmyk", input_profile="srgb", depth=16, **INTENT)
+    stored = tiff_of(inks.numpy().tobytes(), 3, 1, photometric=5, bits=(16,) * 4)
+    plain = levels(decode(stored, LIMIT))
+    found = levels(decode(_labelled(inks, profile).tiffsave_buffer(), LIMIT))
+    assert np.abs(found.astype(int) - colours).max() <= 3
+    assert np.abs(plain.astype(int) - colours).max() > 20
+
+
+def _labelled(image: pyvips.Image, profile: bytes) -> pyvips.Image:
+    blob: Any = profile  # the stub leaves out that a blob is bytes
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", blob)
+    return image
+
+
+# Linear light of Display P3's primaries in sRGB's (from their chromaticities, both with D65).
+P3_TO_SRGB = np.array(
+    [
+        [1.2249401, -0.2249404, 0.0000001],
+        [-0.0420569, 1.0420571, 0.0000000],
+        [-0.0196376, -0.0786361, 1.0982735],
+    ]
+)
+
+
+def linear(encoded: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def encoded(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    light = light.clip(0, 1)
+    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_display_p3_is_converted_to_srgb(bits: int) -> None:
+    top = 2**bits - 1
+    p3 = np.array([[0.784, 0.392, 0.196], [0.5, 0.5, 0.5], [0.2, 0.6, 0.3], [1, 1, 1]])
+    values = np.rint(p3 * top).astype(np.uint8 if bits == 8 else np.uint16)
+    image = pyvips.Image.new_from_array(
+        values[None], interpretation="srgb" if bits == 8 else "rgb16"
+    )
+    found = decode(_labelled(image, vips_profile("p3")).pngsave_buffer(), LIMIT)
+    wanted = encoded(linear(values / top) @ P3_TO_SRGB.T)
+    assert np.abs(found.rgb[0, :, 0].T.numpy() - wanted).max() * 255 < 1.5
+    assert found.depth == bits
+
+
+def test_colours_are_converted_from_the_files_profile_to_srgb() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # A profile in which the first channel is blue and the third is red.
+    swapped = srgb.replace(b"rXYZ", b"____", 1).replace(b"bXYZ", b"rXYZ", 1)
+    swapped = swapped.replace(b"____", b"bXYZ", 1)
+    values = np.zeros((4, 4, 4), np.uint8)
+    values[..., 0], values[..., 3] = 255, 99
+    picture = decode(file_of(Image.fromarray(values), icc_profile=swapped), LIMIT)
+    assert levels(picture)[0, 0].tolist() == [0, 0, 255]
+    assert picture.alpha is not None
+    assert torch.equal(picture.alpha, torch.full((1, 1, 4, 4), 99 / 255))
+
+
+def test_an_srgb_profile_changes_nothing_that_can_be_seen() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = decode(file_of(Image.fromarray(gradient()), icc_profile=profile), LIMIT)
+    assert np.array_equal(levels(picture), gradient())
+
+
+def test_an_srgb_profile_costs_16_bits_nothing() -> None:
+    values = ramp16(3)
+    image = pyvips.Image.new_from_array(values, interpretation="rgb16")
+    for profile in (
+        vips_profile("srgb"),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    ):
+        data = _labelled(image, profile).tiffsave_buffer()
+        assert np.array_equal(levels16(decode(data, LIMIT)), values)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_grey_levels_are_converted_by_their_profile_and_stay_grey(bits: int) -> None:
+    top = 2**bits - 1
+    values = np.array([[0, top // 4, top // 2, top]]).astype(np.uint8 if bits == 8 else np.uint16)
+    image = pyvips.Image.new_from_array(values, interpretation="b-w" if bits == 8 else "grey16")
+    picture = decode(_labelled(image, grey_profile(1.0)).tiffsave_buffer(), LIMIT)
+    assert picture.grey
+    assert torch.equal(picture.rgb[0, 0], picture.rgb[0, 2])
+    wanted = encoded(values[0] / top)
+    assert np.abs(picture.rgb[0, 0, 0].numpy() - wanted).max() * 255 < 0.5
+
+
+def test_a_profile_that_is_damaged_or_for_other_colours_is_ignored() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    broken = srgb[:300] + bytes(len(srgb) - 300)
+    for profile in (b"nonsense", broken, grey_profile(1.0), vips_profile("cmyk")):
+        for format in ("PNG", "TIFF"):
+            data = file_of(Image.fromarray(gradient()), format, icc_profile=profile)
+            assert np.array_equal(levels(decode(data, LIMIT)), gradient())
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_applied(orientation: int, format: str) -> None:
+    # Four quarters that tell every turn and mirror image from every other.
+    quarters = np.zeros((16, 32, 3), np.uint8)
+    quarters[:8, :16], quarters[:8, 16:], quarters[8:, :16] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = file_of(Image.fromarray(quarters), format, exif=exif)
+    picture = decode(data, LIMIT)
+    with Image.open(io.BytesIO(data)) as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert picture.size == (wanted.shape[1], wanted.shape[0])
+    # In the middle of each quarter, where no compression blurs.
+    rows, columns = wanted.shape[0] // 4, wanted.shape[1] // 4
+    found = levels(picture)[rows :: 2 * rows, columns :: 2 * columns].astype(int)
+    assert np.abs(found - wanted[rows :: 2 * rows, columns :: 2 * columns]).max() <= 12
