@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.memory import free_memory, is_out_of_memory, trim
 from models.networks.bundle import Networks
-from models.pieces import Callbacks, EncodedPieces, Pieces, TapMaps, decode, encode
+from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, TapMaps, decode, encode
 from models.plan import further
 
 __all__ = ["AutoencoderAtWork", "Changes", "Encoding"]
@@ -40,9 +40,11 @@ class Changes:
 class Encoding:
     """An image's latent, and the features that its decoding reads. Close it to free these."""
 
-    def __init__(self, latent: Tensor, encoded: EncodedPieces) -> None:
+    def __init__(self, latent: Tensor, encoded: EncodedPieces, keep: Keep) -> None:
         self.latent = latent
         """Scaled, float32 (1, c, h, w) on the device."""
+        self.keep = keep
+        """Where the features are; further away than planned where memory ran out."""
         self._encoded = encoded
 
     @property
@@ -99,13 +101,13 @@ class AutoencoderAtWork:
             ) as encoded:
                 return encoded.moments
 
-        encoded = self._spilling(pieces, first)
+        encoded, pieces = self._spilling(pieces, first)
         try:
             moments = encoded.moments
             if networks.first_stage is not None:
                 # The taps come from the CFW file's encoder, the latent from the diffusion file's.
-                moments = self._spilling(pieces, second)
-            return Encoding(networks.autoencoder.latent(moments), encoded)
+                moments, _ = self._spilling(pieces, second)
+            return Encoding(networks.autoencoder.latent(moments), encoded, pieces.keep)
         except BaseException:
             encoded.close()
             raise
@@ -134,7 +136,8 @@ class AutoencoderAtWork:
                 callbacks=self._callbacks(pieces, tell),
             )
 
-        return self._spilling(pieces, run)
+        image, _ = self._spilling(pieces, run)
+        return image
 
     def _callbacks(self, pieces: Pieces, tell: Callable[[float], None]) -> Callbacks:
         rows = pieces.rows
@@ -146,10 +149,11 @@ class AutoencoderAtWork:
 
         return Callbacks(progress=tell, on_shrink=shrunk)
 
-    def _spilling(self, pieces: Pieces, run: Callable[[Pieces], T]) -> T:
+    def _spilling(self, pieces: Pieces, run: Callable[[Pieces], T]) -> tuple[T, Pieces]:
+        """What `run` gives, and with which pieces it did."""
         while True:
             try:
-                return run(pieces)
+                return run(pieces), pieces
             except (MemoryError, RuntimeError) as error:
                 after = further(pieces, self._device, free_memory(self._device, pieces.scratch))
                 if not is_out_of_memory(error) or after is None:

@@ -12,6 +12,7 @@ ModelError
 ├── WeightsExist       a folder that would be written over
 ├── MissingTextTower   a prompt for weights that cannot read one
 ├── ScratchFull        no room on the disk where feature maps are kept
+├── NotFinite          the networks gave infinities, or no numbers
 ├── NotEnoughMemory    no plan for an image fits into what memory there is
 └── InvalidOption      an option outside its range (also a ValueError)
 """
@@ -29,6 +30,7 @@ __all__ = [
     "MissingTextTower",
     "ModelError",
     "NotEnoughMemory",
+    "NotFinite",
     "ScratchFull",
     "UnknownPreset",
     "WeightsExist",
@@ -82,6 +84,10 @@ class MissingTextTower(ModelError):
 
 class ScratchFull(ModelError):
     """The disk that feature maps are kept on has no room left."""
+
+
+class NotFinite(ModelError):
+    """The networks gave values that no picture can be made of."""
 
 
 class NotEnoughMemory(ModelError):

@@ -45,6 +45,12 @@ class Weights(NamedTuple):
     """UNet and time-aware encoder"""
     two_encoders: bool
     """Whether the latent comes from an autoencoder of its own"""
+    text: int = 0
+    """Text tower; it stays on the host where parts take turns on the device"""
+
+    @property
+    def all(self) -> int:
+        return self.autoencoder + self.denoiser + self.text
 
     @classmethod
     def of(cls, networks: Networks, dtype: torch.dtype) -> Weights:
@@ -58,6 +64,7 @@ class Weights(NamedTuple):
             size(networks.autoencoder, networks.first_stage),
             size(networks.unet, networks.encoder),
             networks.first_stage is not None,
+            size(networks.text),
         )
 
 
@@ -125,9 +132,11 @@ class Estimate:
     def peaks(self, pieces: Pieces, tile_batch: int, *, offload: bool) -> Peaks:
         """With these choices."""
         held = self.weights
-        autoencoder = held.autoencoder if offload else held.autoencoder + held.denoiser
-        denoiser = held.denoiser if offload else autoencoder
-        waiting = held.autoencoder + held.denoiser if offload and not self.unified else 0
+        autoencoder = held.autoencoder if offload else held.all
+        denoiser = held.denoiser if offload else held.all
+        waiting = 0
+        if offload:
+            waiting = held.text if self.unified else held.all
         call = self._call(tile_batch)
         if self.shared and not offload:
             autoencoder += call

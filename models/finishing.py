@@ -8,14 +8,35 @@ import torch
 from torch import Tensor
 
 from models.color import ColorFix, corrected_rows
+from models.errors import NotFinite
 from models.estimate import Layout
 from models.resize import reduced_rows
 
-__all__ = ["finished_rows", "joined"]
+__all__ = ["check_finite", "finished_rows", "joined"]
 
 # Pixels that are corrected and handed out at once; and rows at least, because a strip reads up to
 # 31 more on both sides.
 _STRIP, _ROWS = 2**18, 64
+
+
+def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Stops what would be written as a black picture.
+
+    Args:
+        values: (1, c, h, w); a few rows at a time are looked at.
+        what: they are.
+        dtype: that they were computed in.
+
+    Raises:
+        NotFinite: an infinity or no number is among them.
+    """
+    if all(bool(part.isfinite().all()) for part in torch.split(values, _ROWS, dim=2)):
+        return
+    name = str(dtype).removeprefix("torch.")
+    hint = "Use bfloat16 or float32, which hold larger ones."
+    if dtype != torch.float16:
+        hint = "Verify the weights (`stablesr weights verify`)."
+    raise NotFinite(f"The {what}, computed in {name}, has values that are not finite. {hint}")
 
 
 @torch.no_grad()

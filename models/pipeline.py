@@ -21,7 +21,7 @@ from models.config import ModelConfig
 from models.diffusion import add_noise, make_stepper
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Weights
-from models.finishing import finished_rows, joined
+from models.finishing import check_finite, finished_rows, joined
 from models.geometry import output_size
 from models.memory import Memory, free_memory, trim
 from models.networks.bundle import Networks
@@ -172,7 +172,7 @@ class StableSR:
         except NotEnoughMemory as error:
             # Refusing now would waste the steps that were made. Strips shrink when they must.
             log.warning("decoding as planned, although: %s", error)
-            return prepared.plan.pieces
+            return replace(prepared.plan.pieces, keep=prepared.encoding.keep)
 
     def _memory(self, held: Memory) -> Memory:
         """What is free, and what the networks and an image have of it already."""
@@ -181,8 +181,9 @@ class StableSR:
         )
         weights = self.residency.held(self.weights)
         if self.device.type != "cuda":
-            return Memory(0, host + weights + held.device + held.host, disk + held.disk)
-        waiting = self.weights.autoencoder + self.weights.denoiser if self.resources.offload else 0
+            text = self.weights.text if self.resources.offload else 0
+            return Memory(0, host + weights + text + held.device + held.host, disk + held.disk)
+        waiting = self.weights.all if self.resources.offload else 0
         return Memory(device + weights + held.device, host + waiting + held.host, disk + held.disk)
 
     @torch.inference_mode()
@@ -290,7 +291,9 @@ class StableSR:
 
         Raises:
             ScratchFull: the disk for feature maps has no room left.
+            NotFinite: the networks did not give numbers.
         """
+        check_finite(latent, "sampled latent", self.dtype)
         trim()
         with torch.inference_mode():
             with self.residency.holding("autoencoder", lambda: tell(0.0)):
@@ -302,6 +305,7 @@ class StableSR:
                     tell=tell,
                 )
             trim()
+        check_finite(image, "decoded image", self.dtype)
         layout = prepared.plan.layout
         return finished_rows(image, prepared.reference, layout, options.color_fix)
 

@@ -30,13 +30,13 @@ class Prepared:
 
     @property
     def summary(self) -> dict[str, object]:
-        """The plan, for a log line."""
-        return self.plan.summary
+        """The plan as the encoding left it, for a log line."""
+        return {**self.plan.summary, "keep": self.encoding.keep}
 
     @property
     def held(self) -> Memory:
         """Bytes that this image has taken already."""
-        keep, features = self.plan.pieces.keep, self.encoding.held
+        keep, features = self.encoding.keep, self.encoding.held
         latent, reference = self.latent.nbytes, self.reference.nbytes
         return Memory(
             latent + features * (keep == "device"),

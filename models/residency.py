@@ -52,7 +52,7 @@ class Resident:
         yield
 
     def held(self, weights: Weights) -> int:
-        return weights.autoencoder + weights.denoiser
+        return weights.all
 
 
 class Offloaded:

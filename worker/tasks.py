@@ -37,7 +37,13 @@ from jobs.errors import (
 from jobs.rq_job import run_again
 from jobs.schema import Job, Parameters, ResultInfo
 from jobs.store import input_key, result_key
-from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, ScratchFull
+from models.errors import (
+    InvalidOption,
+    MissingTextTower,
+    NotEnoughMemory,
+    NotFinite,
+    ScratchFull,
+)
 from models.geometry import output_size
 from worker.context import Run, current_run
 from worker.errors import (
@@ -139,6 +145,8 @@ def _problem(run: Run, error: Exception) -> Problem:
         return Problem(
             type="invalid-parameters", title="The parameters do not fit", detail=str(error)
         )
+    if isinstance(error, NotFinite):
+        return JobFault(str(error)).problem()
     if isinstance(error, StoreUnavailable):
         detail = "The worker could not use the image store, twice; submit the image again later."
         return StoreUnavailable(detail).problem()

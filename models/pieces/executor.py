@@ -117,7 +117,8 @@ class Pass:
 
 
 Write = Callable[[int, Tensor], None]
-"""Takes a result's first row and rows (1, channels, n, width), strip after strip."""
+"""Takes a result's first row and rows (1, channels, n, width), strip after strip; a strip that
+failed comes again."""
 
 
 class Executor:
@@ -146,19 +147,28 @@ class Executor:
             self.store.new(r.channels, step.height, step.width, normalized=r.normalized)
             for r in step.results
         ]
-        self._run(step, [x.write for x in made])
+
+        def take(top: int, results: Sequence[Tensor]) -> None:
+            for x, rows in zip(made, results, strict=True):
+                x.write(top, rows)
+            # A strip that fails before this is made again: written over, but counted once.
+            counted = [x.counted(rows) for x, rows in zip(made, results, strict=True)]
+            for x, statistics in zip(made, counted, strict=True):
+                x.count(statistics)
+
+        self._run(step, take)
         return made
 
     def emit(self, step: Pass, write: Write) -> None:
         """Runs a pass of one result, which is handed out strip by strip."""
-        self._run(step, [write])
+        self._run(step, lambda top, results: write(top, *results))
 
-    def _run(self, step: Pass, writes: Sequence[Write]) -> None:
+    def _run(self, step: Pass, take: Callable[[int, Sequence[Tensor]], None]) -> None:
         top = 0
         while top < step.height:
             self._callbacks.check()
             span = Span(top, min(top + max(1, self.rows // step.coarsest), step.height))
-            if not self._attempt(step, span, writes):
+            if not self._attempt(step, span, take):
                 self._shrink()
                 continue
             for read in step.reads:
@@ -170,13 +180,14 @@ class Executor:
             if read.last:
                 read.source.release(read.source.height)
 
-    def _attempt(self, step: Pass, span: Span, writes: Sequence[Write]) -> bool:
+    def _attempt(
+        self, step: Pass, span: Span, take: Callable[[int, Sequence[Tensor]], None]
+    ) -> bool:
         """One strip; False if memory ran out and a smaller one may do."""
         try:
             strips = [read.strip(span) for read in step.reads]
             results = step.compute(span, strips)
-            for write, result in zip(writes, results, strict=True):
-                write(span.top, result.crop(span).rows)
+            take(span.top, [result.crop(span).rows for result in results])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or self.rows == 1:
                 raise

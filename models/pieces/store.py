@@ -160,7 +160,7 @@ class FeatureMap:
         self._statistics = Statistics.unknown(self.height * self.width, self.channels)
 
     def write(self, top: int, rows: Tensor) -> None:
-        """Rows (1, channels, n, width), once each, from the first to the last.
+        """Rows (1, channels, n, width), from the first to the last; again where that failed.
 
         Raises:
             ScratchFull: they are kept on disk and it has no room.
@@ -172,10 +172,17 @@ class FeatureMap:
                 self._blocks[number] = self._store.block(self._shape(number))
             self._blocks[number].write(at, cells[written : written + count])
             written += count
-        if self._normalized:
-            found = Statistics.of(rows)
-            # Last: a strip that fails before this is written again, and counted once.
-            self._statistics = self._statistics.merged(found) if self._statistics else found
+
+    def counted(self, rows: Tensor) -> Statistics | None:
+        """The statistics with these rows among them, for `count`; None if no norm reads them."""
+        if not self._normalized:
+            return None
+        found = Statistics.of(rows)
+        return self._statistics.merged(found) if self._statistics else found
+
+    def count(self, statistics: Statistics | None) -> None:
+        """Takes what `counted` gave. It cannot fail, so that a strip is counted once or not."""
+        self._statistics = statistics
 
     def release(self, before: int) -> None:
         """Frees what holds only rows above `before`."""

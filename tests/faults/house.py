@@ -73,6 +73,8 @@ class House:
             blob_root=self.folder / "blobs",
             port=self.port,
             log_format="json",
+            # What looks on asks more often than a client may.
+            reads_per_minute=0,
             **settings,
         )
         self.jobs: list[Job] = []

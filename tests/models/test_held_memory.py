@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import models.autoencoding
 from models.checkpoints.folder import preset_folder, random_networks
 from models.color import correct_color
+from models.errors import NotFinite
 from models.memory import Memory
 from models.networks.bundle import Networks
 from models.options import Options
@@ -159,6 +160,38 @@ def test_maps_move_on_when_memory_runs_out(
     monkeypatch.setattr(models.autoencoding, stage, failing_unless("disk", real))
     assert torch.equal(sr.upscale(IMAGE, OPTIONS), wanted)
     assert sr.changes.counts == {"keep": 1}
+
+
+def test_features_that_moved_on_count_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sr = pipeline(scratch=tmp_path)
+    real = getattr(models.autoencoding, "encode")  # noqa: B009  # a name that is not exported
+    monkeypatch.setattr(models.autoencoding, "encode", failing_unless("disk", real))
+    with sr.prepare(IMAGE, OPTIONS) as prepared:
+        assert prepared.plan.pieces.keep == "device"
+        assert prepared.summary["keep"] == "disk"
+        assert prepared.held.disk > 0
+        assert prepared.held.device == prepared.latent.nbytes
+
+
+def test_what_is_no_number_becomes_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    sr = pipeline()
+    with sr.prepare(IMAGE, OPTIONS) as prepared:
+        latent = latent_of(sr, prepared)
+        with pytest.raises(NotFinite, match="sampled latent, computed in float32"):
+            sr.decode(prepared, latent.clone().index_fill(2, torch.tensor(3), torch.nan), OPTIONS)
+        real = getattr(models.autoencoding, "decode")  # noqa: B009  # a name that is not exported
+
+        def overflowing(*given: Any, **more: Any) -> Tensor:
+            image: Tensor = real(*given, **more)
+            image[0, 1, -1, -1] = torch.inf
+            return image
+
+        monkeypatch.setattr(models.autoencoding, "decode", overflowing)
+        monkeypatch.setattr(sr, "dtype", torch.float16)
+        with pytest.raises(NotFinite, match=r"decoded image, computed in float16.*bfloat16"):
+            sr.decode(prepared, latent, OPTIONS)
 
 
 def test_without_a_further_place_the_error_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.checkpoints.description import describe
 from models.checkpoints.folder import preset_folder
-from models.config import ModelConfig
+from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Weights, tile_bytes
 from models.flops import image_flops, tile_flops
@@ -31,13 +32,37 @@ PRESET = get_preset("stablesr-512")
 
 
 @cache
-def weights(dtype: torch.dtype = torch.bfloat16) -> Weights:
+def full_weights(dtype: torch.dtype = torch.bfloat16) -> Weights:
     with torch.device("meta"):
         return Weights.of(Networks(FULL), dtype)
 
 
+def test_a_text_tower_takes_the_room_of_its_weights() -> None:
+    with torch.device("meta"):
+        networks = Networks(replace(FULL, text=TextConfig()))
+    found = Weights.of(networks, torch.bfloat16)
+    assert found.text == pytest.approx(0.68 * GB, rel=0.02)
+    assert found._replace(text=0) == full_weights()
+    plain = planned(512, PLENTY)
+    resident = planned(512, PLENTY, weights=found)
+    waiting = planned(512, PLENTY, weights=found, offload=True)
+    assert [a.device - b.device for a, b in zip(resident.peaks, plain.peaks, strict=True)] == [
+        found.text
+    ] * 4
+    away = planned(512, PLENTY, offload=True)
+    assert [a.host - b.host for a, b in zip(waiting.peaks, away.peaks, strict=True)] == [
+        found.text
+    ] * 4
+    assert waiting.peaks.denoise.device == away.peaks.denoise.device
+
+
 def planned(
-    side: int, memory: Memory, device: str = "cuda", options: Options | None = None, **given: Any
+    side: int,
+    memory: Memory,
+    device: str = "cuda",
+    options: Options | None = None,
+    weights: Weights | None = None,
+    **given: Any,
 ) -> Plan:
     """Of a square result of full-size networks in bfloat16."""
     return plan(
@@ -49,7 +74,7 @@ def planned(
         dtype=torch.bfloat16,
         device=torch.device(device),
         memory=memory,
-        weights=weights(),
+        weights=weights or full_weights(),
         resources=Resources(**given),
     )
 
@@ -110,12 +135,12 @@ def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
     memory = Memory(2_400_000_000, 16 * GB, 100 * GB)
     chosen = planned(512, memory)
     assert chosen.offload
-    assert chosen.peaks.encode.device < weights().denoiser
-    assert chosen.peaks.denoise.device < weights().denoiser + weights().autoencoder + GB
-    assert chosen.peaks.denoise.host > sum(weights()[:2])
+    assert chosen.peaks.encode.device < full_weights().denoiser
+    assert chosen.peaks.denoise.device < full_weights().denoiser + full_weights().autoencoder + GB
+    assert chosen.peaks.denoise.host > sum(full_weights()[:2])
     cpu = torch.device("cpu")
     assert not needs_offload(
-        FULL, PRESET, dtype=torch.bfloat16, device=cpu, memory=memory, weights=weights()
+        FULL, PRESET, dtype=torch.bfloat16, device=cpu, memory=memory, weights=full_weights()
     )
 
 

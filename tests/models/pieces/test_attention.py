@@ -40,6 +40,7 @@ def in_pieces(attention: Attention, x: Tensor, keys: int, rows: int = 3) -> Tens
     with MapStore("device", CPU, torch.float32, rows, None) as store:
         source = store.new(16, height, width, normalized=True)
         source.write(0, x)
+        source.count(source.counted(x))
         run = Executor(store, rows, 1, Callbacks())
         return attended(run, source, attention, keys).read(0, height).clone()
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from models.errors import ScratchFull
 from models.networks.autoencoder import Autoencoder
 from models.pieces import Callbacks, Pieces
+from models.pieces.store import MapStore
 from tests.models.pieces.pictures import decode_pieces, encode_pieces, open_files, picture
 
 HEIGHT, WIDTH = 128, 32
@@ -64,6 +65,40 @@ def test_out_of_memory_halves_the_strips_and_changes_nothing(
     found = code(small, Pieces(rows=64), Callbacks(on_shrink=told.append))
     assert told == [32, 16, 32, 16]  # encoding, then decoding
     assert float((found - wanted).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_out_of_memory_while_a_strip_is_kept_counts_it_once(
+    small: Autoencoder, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """Whichever block of a map finds no memory, also the second of a pass with two results."""
+    wanted = code(small, Pieces(rows=64))
+    block, made = MapStore.block, 0
+
+    def count(store: MapStore, shape: tuple[int, int, int]) -> object:
+        nonlocal made
+        made += 1
+        return block(store, shape)
+
+    monkeypatch.setattr(MapStore, "block", count)
+    code(small, Pieces(rows=64))
+    blocks, made = made, 0
+    assert blocks > 64
+    for failing in range(1 + part, blocks, 8):
+        made = 0
+
+        def fail_once(
+            store: MapStore, shape: tuple[int, int, int], failing: int = failing
+        ) -> object:
+            nonlocal made
+            made += 1
+            if made == failing:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return block(store, shape)
+
+        monkeypatch.setattr(MapStore, "block", fail_once)
+        found = code(small, Pieces(rows=64))
+        assert float((found - wanted).norm() / wanted.norm()) < 5e-6, failing
 
 
 def test_where_one_row_is_too_much_the_error_is_passed_on(
