@@ -12,6 +12,7 @@ import torch
 
 from models.checkpoints.description import Description, FileSum, Record, sum_of
 from models.checkpoints.empty_prompt import embed_empty_prompt
+from models.checkpoints.leftovers import clear_leftovers
 from models.checkpoints.pieces import Piece
 from models.checkpoints.places import CONFIG
 from models.checkpoints.progress import Listener, ignore
@@ -70,6 +71,7 @@ def convert(
     """
     if preset.release is None:
         raise WeightsNotFound(f"{preset.name} comes with the package: there is nothing to convert.")
+    clear_leftovers(folder)
     if folder.exists() and not replace_folder:
         raise WeightsExist(f"{folder} is there already: remove it, or ask for it to be replaced.")
     form = form or Form()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,12 @@ from types import SimpleNamespace
 import pytest
 
 from models.checkpoints.absence import Absence
+from models.checkpoints.leftovers import clear_leftovers
 from models.checkpoints.places import preset_folder
 from models.checkpoints.progress import WeightsProgress
 from models.checkpoints.pull import pull
 from models.checkpoints.verify import verify
+from models.checkpoints.writing import folder_aside
 from models.errors import CheckpointError, DiskFull, DownloadFailed, LicenceNotAccepted
 from models.presets import PRESETS, Preset, Release, ReleasedFile, get_preset
 from tests.models.hub import Hub
@@ -354,6 +358,56 @@ def test_what_a_killed_process_left_is_cleared_away(
     (leftover / "model.safetensors").write_bytes(bytes(10))
     pull(preset, tmp_path, accept_licence=True)
     assert left(tmp_path) == WHOLE
+
+
+def killed_in_between(folder: Path) -> None:
+    """Replaces a folder in a process of its own, which is killed between the two renames."""
+    child = os.fork()
+    if child == 0:
+        rename = Path.rename
+
+        def once(self: Path, target: Path) -> None:
+            rename(self, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.rename = once  # type: ignore[method-assign, assignment]  # of a process that ends now
+        with folder_aside(folder) as aside:
+            (aside / "config.json").write_text("new")
+        os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_weights_that_a_killed_process_had_put_aside_are_back(
+    hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    folder = pull(preset, tmp_path, accept_licence=True)
+    whole, asked = (folder / "model.safetensors").read_bytes(), len(hub.requests)
+    killed_in_between(folder)
+    assert not folder.exists()
+    assert len([p for p in tmp_path.iterdir() if p.name.endswith((".old", ".part"))]) == 2
+    assert pull(preset, tmp_path, accept_licence=False) == folder
+    assert len(hub.requests) == asked
+    assert (folder / "model.safetensors").read_bytes() == whole
+    assert left(tmp_path) == WHOLE
+
+
+def test_a_folder_that_was_replaced_is_removed_and_not_put_back(tmp_path: Path) -> None:
+    folder, old = tmp_path / "a", tmp_path / ".a.1.old"
+    for path, text in ((folder, "new"), (old, "old")):
+        path.mkdir()
+        (path / "config.json").write_text(text)
+    clear_leftovers(folder)
+    assert left(tmp_path) == ["a/config.json"]
+    assert (folder / "config.json").read_text() == "new"
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with folder_aside(folder) as aside:
+        (aside / "config.json").write_text("new")
+        clear_leftovers(folder)
+        assert (aside / "config.json").is_file()
+    assert left(tmp_path) == ["a/config.json"]
 
 
 def test_every_released_preset_tells_where_its_files_are_and_under_what_licence() -> None:
