@@ -12,6 +12,7 @@ import torch
 
 from models.checkpoints.description import Description, FileSum, Record, sum_of
 from models.checkpoints.empty_prompt import embed_empty_prompt
+from models.checkpoints.folder import UNUSED
 from models.checkpoints.leftovers import clear_leftovers
 from models.checkpoints.pieces import Piece
 from models.checkpoints.places import CONFIG
@@ -139,7 +140,7 @@ def _contents(opened: Opened, form: Form) -> tuple[ModelConfig, dict[str, Piece]
         )
     if not form.text:
         config = replace(config, text=None)
-    left_out = (() if differing else ("first_stage.",)) + (() if form.text else ("text.",))
+    left_out = (*(UNUSED if differing else ["first_stage."]), *([] if form.text else ["text."]))
     kept = {name: piece for name, piece in sorted(pieces.items()) if not name.startswith(left_out)}
     return config, kept, not differing
 
