@@ -141,8 +141,8 @@ def test_a_download_is_taken_up_by_the_next_process(
 
     with pytest.raises(KeyboardInterrupt):
         pull(preset, tmp_path, accept_licence=True, progress=interrupt)
-    (kept,) = left(tmp_path)
-    assert kept == f".downloads/{NAMES[0]}.part"
+    kept, tag = left(tmp_path)
+    assert (kept, tag) == (f".downloads/{NAMES[0]}.part", f".downloads/{NAMES[0]}.part.etag")
     size = (tmp_path / kept).stat().st_size
     assert size > 2_000_000
     pull(preset, tmp_path, accept_licence=True)
@@ -212,6 +212,8 @@ def test_a_file_whose_sum_is_unknown_is_compared_with_what_the_hub_says(
     part = tmp_path / "b" / ".downloads" / f"{NAMES[1]}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(1000))
+    tag = hashlib.md5(hub.files[NAMES[1]]).hexdigest()
+    part.with_name(f"{part.name}.etag").write_text(f'"{tag}"')
     with pytest.raises(DownloadFailed, match=r"vqgan_cfw_00011\.ckpt .*is not the released file"):
         pull(unknown_sum(preset), tmp_path / "b", accept_licence=True)
 
@@ -226,6 +228,64 @@ def test_a_file_whose_sum_nobody_tells_is_checked_by_its_structure(
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         pull(unknown_sum(preset), tmp_path / "b", accept_licence=True)
     assert not (tmp_path / "b" / "stablesr-512").exists()
+
+
+class Interrupted(Exception):
+    """Ends a download in the middle."""
+
+
+def interrupted(preset: Preset, root: Path) -> int:
+    """Ends a pull in the middle of the autoencoder's file; how much of it is kept."""
+
+    def interrupt(now: WeightsProgress) -> None:
+        if (now.stage, now.name) == ("download", NAMES[1]) and now.done > 10_000:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        pull(preset, root, accept_licence=True, progress=interrupt)
+    return (root / ".downloads" / f"{NAMES[1]}.part").stat().st_size
+
+
+def other_revision(hub: Hub, folder: Path) -> None:
+    """Another file of the same size and structure under the name of the autoencoder."""
+    other = write_files(folder, *released(seed=1))[1].read_bytes()
+    assert len(other) == len(hub.files[NAMES[1]])
+    assert other != hub.files[NAMES[1]]
+    hub.files[NAMES[1]] = other
+
+
+@pytest.mark.parametrize("conditions", [True, False])
+def test_a_part_is_not_joined_with_another_revision(
+    conditions: bool, hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    hub.tells_sum, hub.conditions = False, conditions
+    root, preset = tmp_path / "weights", unknown_sum(preset)
+    size = interrupted(preset, root)
+    other_revision(hub, tmp_path)
+    pull(preset, root, accept_licence=True, pause=Pauses(), keep=True)
+    assert (root / ".downloads" / NAMES[1]).read_bytes() == hub.files[NAMES[1]]
+    assert hub.starts(NAMES[1]) == ([0, size] if conditions else [0, size, 0])
+    assert left(root / ".downloads") == sorted(NAMES)
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_a_part_of_a_file_of_unknown_sum_is_taken_up_if_its_tag_is_known(
+    tags: bool, hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    hub.tells_sum, hub.tags = False, tags
+    size = interrupted(unknown_sum(preset), tmp_path)
+    pull(unknown_sum(preset), tmp_path, accept_licence=True)
+    assert hub.starts(NAMES[1]) == [0, size if tags else 0]
+    assert left(tmp_path) == WHOLE
+
+
+def test_a_file_of_known_sum_is_taken_up_from_a_mirror_with_other_tags(
+    hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    size = interrupted(preset, tmp_path)
+    (tmp_path / ".downloads" / f"{NAMES[1]}.part.etag").write_text('"of another server"')
+    pull(preset, tmp_path, accept_licence=True)
+    assert hub.starts(NAMES[1]) == [0, size]
 
 
 @pytest.mark.parametrize(
