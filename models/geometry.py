@@ -6,8 +6,8 @@ from models.errors import InvalidOption
 
 __all__ = ["MAX_CANVAS", "canvas_size", "output_size", "padded_size"]
 
-# Far beyond what is sensible: keeps a strip of one pixel's width from asking for terabytes.
-# `jobs.presets` has the same number, for a service that refuses such a strip at once.
+# 11585 x 11585: keeps a strip of one pixel's width from asking for terabytes. `jobs.presets` has
+# the same number, for a service that refuses a larger one at once.
 MAX_CANVAS = 2**27
 """Pixels."""
 
@@ -23,12 +23,14 @@ def canvas_size(height: int, width: int, scale: float, native: int) -> tuple[int
     Raises:
         InvalidOption: it would have more than MAX_CANVAS pixels.
     """
-    canvas = output_size(height, width, max(scale, native / min(height, width)))
+    least = native / min(height, width)
+    canvas = output_size(height, width, max(scale, least))
     if canvas[0] * canvas[1] > MAX_CANVAS:
+        because = f", because its shorter side is enlarged to {native} at least"
         raise InvalidOption(
             f"The image of {width} x {height} pixels at scale {scale:g} needs a canvas "
-            f"of {canvas[1]} x {canvas[0]} pixels, because its shorter side is enlarged to "
-            f"{native} at least; at most {MAX_CANVAS} pixels are possible."
+            f"of {canvas[1]} x {canvas[0]} = {canvas[0] * canvas[1]} pixels"
+            f"{because if least > scale else ''}; at most {MAX_CANVAS} pixels are possible."
         )
     return canvas
 

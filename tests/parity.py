@@ -103,7 +103,7 @@ class Golden:
         """The networks at the folder's widths, float32."""
         diffusion, autoencoder = self.inventory["state_dict"], self.inventory["cfw_state_dict"]
         config = config_of(diffusion, autoencoder)
-        networks = Networks(config, first_stage=True)
+        networks = Networks(config, first_stage="whole")
         tensors: dict[str, Tensor] = {}
         entries = [(e, diffusion) for e in diffusion_entries(config)]
         entries += [(e, autoencoder) for e in autoencoder_entries(config.autoencoder)]

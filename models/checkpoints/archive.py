@@ -18,7 +18,8 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import torch
 from torch import Tensor
 
-from models.checkpoints.pickles import PickledTensor, read_pickle
+from models.checkpoints.pickled import PickledTensor
+from models.checkpoints.pickles import read_pickle
 from models.checkpoints.stored import (
     MAX_TENSOR_BYTES,
     Checkpoint,
@@ -30,8 +31,11 @@ from models.errors import CheckpointUnreadable
 
 __all__ = ["open_archive"]
 
-_MAX_PICKLE_BYTES = 32 * 2**20
-"""The pickles of the released files have about a megabyte."""
+_MAX_PICKLE_BYTES = 8 * 2**20
+"""The pickles of the released files have about a third of a megabyte."""
+_MAX_INFLATED_BYTES = 2**36
+"""A tensor of a compressed storage is reached from the storage's beginning, and many views of one
+would take hours. Ten times what a released file takes."""
 _CHUNK = 2**16
 """Inflates to 64 MB at most."""
 
@@ -124,11 +128,18 @@ def open_archive(path: Path) -> Checkpoint:
             f"{path} holds no tensors by name: a checkpoint is a dictionary of tensors, or has one "
             "under state_dict."
         )
-    tensors = {
-        name: _stored(path, name, tensor, members.get(f"{root}data/{tensor.storage.key}"), swapped)
+    views = {
+        name: (tensor, members.get(f"{root}data/{tensor.storage.key}"))
         for name, tensor in value.items()
         if isinstance(tensor, PickledTensor)
     }
+    tensors = {name: _stored(path, name, *view, swapped) for name, view in views.items()}
+    inflated = sum(member.size for _, member in views.values() if member and member.deflated)
+    if inflated > _MAX_INFLATED_BYTES:
+        raise CheckpointUnreadable(
+            f"{path} is no StableSR checkpoint: {inflated} bytes would have to be inflated to read "
+            f"its tensors, while at most {_MAX_INFLATED_BYTES} are."
+        )
     return Checkpoint(
         path,
         tensors,

@@ -12,6 +12,8 @@ import torch
 
 from models.checkpoints.description import Description, FileSum, Record, sum_of
 from models.checkpoints.empty_prompt import embed_empty_prompt
+from models.checkpoints.folder import UNUSED
+from models.checkpoints.leftovers import clear_leftovers
 from models.checkpoints.pieces import Piece
 from models.checkpoints.places import CONFIG
 from models.checkpoints.progress import Listener, ignore
@@ -70,6 +72,7 @@ def convert(
     """
     if preset.release is None:
         raise WeightsNotFound(f"{preset.name} comes with the package: there is nothing to convert.")
+    clear_leftovers(folder)
     if folder.exists() and not replace_folder:
         raise WeightsExist(f"{folder} is there already: remove it, or ask for it to be replaced.")
     form = form or Form()
@@ -137,7 +140,7 @@ def _contents(opened: Opened, form: Form) -> tuple[ModelConfig, dict[str, Piece]
         )
     if not form.text:
         config = replace(config, text=None)
-    left_out = (() if differing else ("first_stage.",)) + (() if form.text else ("text.",))
+    left_out = (*(UNUSED if differing else ["first_stage."]), *([] if form.text else ["text."]))
     kept = {name: piece for name, piece in sorted(pieces.items()) if not name.startswith(left_out)}
     return config, kept, not differing
 

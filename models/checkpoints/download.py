@@ -9,6 +9,7 @@ redirects to where the bytes are and tells their SHA-256 in `X-Linked-Etag`.
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from models.errors import DiskFull, DownloadFailed
 from models.presets import ReleasedFile
 
 __all__ = ["download"]
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT = httpx.Timeout(60, connect=20)
 _ATTEMPTS = 5
@@ -65,8 +68,9 @@ def download(
 ) -> FileSum:
     """Downloads `wanted` to `target`, which is whole and checked, or not there.
 
-    What an attempt got stays beside `target`, as *.part, and the next one goes on from there. A
-    file that is there already is checked, and downloaded only if it is another.
+    What an attempt got stays beside `target`, as *.part, and the next one goes on from there. Where
+    no sum tells whether both are of one file, its ETag does, which lies in *.part.etag. A file that
+    is there already is checked, and downloaded only if it is another.
 
     Args:
         url: where it is.
@@ -90,12 +94,13 @@ def download(
     came = sum_of(part, lambda now: progress(replace(now, name=wanted.name)))
     expected = wanted.sha256 or answer.sha256
     if expected not in (None, came.sha256):
-        part.unlink()
+        _forget(part)
         raise DownloadFailed(
             f"{wanted.name} from {url} is not the released file: its sha256 is {came.sha256} and "
             f"should be {expected}. What came was removed; try again, or use another source."
         )
     part.rename(target)
+    _tag(part).unlink(missing_ok=True)
     return FileSum(target.name, came.bytes, came.sha256)
 
 
@@ -136,14 +141,27 @@ def _attempt(
     Raises:
         _TryAgain: the file is not whole yet.
     """
-    have = _size(part)
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    have, headers, tag = _size(part), {}, None
+    # A published sum finds out a part of another file, and goes on from another mirror, whose tags
+    # may be others.
+    if have and wanted.sha256 is None:
+        tag = _read_tag(part)
+        if tag is None:
+            log.warning("%s begins anew: nothing tells which file its part is of", wanted.name)
+            have = 0
+        elif not tag.startswith("W/"):
+            headers["If-Range"] = tag
+    if have:
+        headers["Range"] = f"bytes={have}-"
     try:
         with client.stream("GET", url, headers=headers) as response:
             if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return _past_the_end(response, part, have)
             _check_status(response, url)
             start, size = _extent(response)
+            if start and tag is not None and response.headers.get("ETag") != tag:
+                _forget(part)
+                raise _TryAgain("what was kept is of another file than the server has now")
             if start != have:
                 # The server sends all of it, or another piece than was asked for.
                 if start != 0:
@@ -156,6 +174,8 @@ def _attempt(
                 )
             check_room(part.parent, (size or wanted.size) - have)
             with part.open("r+b" if have else "wb") as file:
+                if not have:
+                    _write_tag(part, response)
                 file.seek(have)
                 # As the pieces come: the beginning of larger ones would be lost with a connection.
                 for piece in response.iter_raw():
@@ -210,7 +230,7 @@ def _past_the_end(response: httpx.Response, part: Path, have: int) -> _Answer:
     total = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
     if total and int(total[1]) == have:
         return _Answer(have, _linked_sum(response))
-    part.unlink()
+    _forget(part)
     raise _TryAgain("what was kept of the file is longer than the file")
 
 
@@ -240,3 +260,25 @@ def _after(response: httpx.Response) -> float | None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _tag(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _read_tag(part: Path) -> str | None:
+    return _tag(part).read_text() if _tag(part).is_file() else None
+
+
+def _write_tag(part: Path, response: httpx.Response) -> None:
+    """Of a part that is empty so far: a kill leaves no bytes under the tag of others."""
+    tag = response.headers.get("ETag")
+    if tag is None:
+        _tag(part).unlink(missing_ok=True)
+    else:
+        _tag(part).write_text(tag)
+
+
+def _forget(part: Path) -> None:
+    part.unlink()
+    _tag(part).unlink(missing_ok=True)

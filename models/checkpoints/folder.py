@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoints.description import describe
@@ -21,6 +22,7 @@ from models.errors import CheckpointMismatch, WeightsNotFound
 from models.networks.bundle import Networks
 
 __all__ = [
+    "UNUSED",
     "load_folder",
     "open_folder",
     "preset_folder",
@@ -28,6 +30,10 @@ __all__ = [
     "save_folder",
     "weights_root",
 ]
+
+UNUSED = ("first_stage.decoder.", "first_stage.post_quant_conv.")
+"""How the names of tensors begin that no step calls: images are decoded by the CFW file's decoder.
+Conversions used to keep them."""
 
 
 def save_folder(networks: Networks, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -53,10 +59,11 @@ def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
     """
     config = describe(folder).config
     found = join(folder, map(open_safetensors, _files(folder)))
+    used = {name: t for name, t in found.tensors.items() if not name.startswith(UNUSED)}
+    found = replace(found, tensors=used)
+    own = any(name.startswith("first_stage.") for name in used)
     with torch.device("meta"):
-        networks = Networks(
-            config, first_stage=any(name.startswith("first_stage.") for name in found.tensors)
-        )
+        networks = Networks(config, first_stage="encoder" if own else None)
     wanted = {name: tensor.shape for name, tensor in networks.state_dict().items()}
     check_names(folder, found.shapes, wanted, to=f"its {CONFIG}")
     return networks, found
@@ -87,12 +94,13 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Netwo
     """
     networks, found = open_folder(folder)
     moved: dict[str, Tensor] = {}
-    for path in found.files:
-        for name, tensor in load_file(path).items():
-            moved[name] = tensor.to(device=device, dtype=dtype)
-            # Conversion keeps what float16 cannot hold in float32.
-            if (tensor.dtype, dtype) == (torch.float32, torch.float16):
-                _check_fits(folder, name, moved[name])
+    for name, stored in found.tensors.items():
+        # Read, not mapped: mapped pages count as free memory, and plans add what is loaded.
+        tensor = stored.read()
+        moved[name] = tensor.to(device=device, dtype=dtype)
+        # Conversion keeps what float16 cannot hold in float32.
+        if (tensor.dtype, dtype) == (torch.float32, torch.float16):
+            _check_fits(folder, name, moved[name])
     networks.load_state_dict(moved, assign=True)
     return networks.eval().requires_grad_(False)
 

@@ -6,61 +6,28 @@ records of where the tensor lies, and every other class or function becomes an `
 knows its name. Nothing is imported, and no attribute of anything is looked up or set. The standard
 unpickler with its names restricted would not do: a file of a hundred bytes makes it allocate
 gigabytes for its memo, and it hashes and calls what the file built.
+
+A short program can also ask for much: to copy a long list or a long name again and again. Every
+instruction, and every item that one handles beyond what it takes off the stack, is a step, and the
+steps are counted; names and numbers have a longest length. So time and memory are bounded by the
+pickle's size and MAX_STEPS.
 """
 
 from __future__ import annotations
 
 import pickletools
-from dataclasses import dataclass, field
 
-__all__ = ["Global", "Inert", "PickledStorage", "PickledTensor", "Unpickled", "read_pickle"]
+from models.checkpoints.pickled import Global, Inert, PickledStorage, PickledTensor, Unpickled
 
+__all__ = ["MAX_STEPS", "read_pickle"]
 
-@dataclass(frozen=True, eq=False)
-class Global:
-    """The name of a class or function, as module.name; never the thing itself."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Inert:
-    """What the file would have made by calling `name`."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class PickledStorage:
-    """Numbers that lie in a file of their own beside the pickle."""
-
-    kind: str
-    """Such as torch.FloatStorage."""
-    key: str
-    """The file's name."""
-    count: int
-    """How many numbers."""
-
-
-@dataclass(frozen=True, eq=False)
-class PickledTensor:
-    """A view of a storage. All in numbers, not bytes; nothing is checked against the storage."""
-
-    storage: PickledStorage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass
-class Unpickled:
-    """What a pickle holds."""
-
-    value: object = None
-    """None, bool, int, float, str, bytes, list, tuple, dict with str keys, or the classes above.
-    Items of a dict under other keys are dropped."""
-    foreign: set[str] = field(default_factory=set)
-    """Names of all classes and functions that are not part of tensors."""
+MAX_STEPS = 2_000_000
+"""A released diffusion file with its optimizer's state has 80 000 instructions."""
+_MAX_NAME = 1000
+"""Characters of a class or function with its module."""
+_MAX_MEMO = 2**32
+"""Above any memo number of the binary instructions. Those in decimal could be chosen so that all
+have one hash, and a dictionary of them would take quadratic time."""
 
 
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
@@ -81,16 +48,23 @@ def read_pickle(data: bytes) -> Unpickled:
     """The value a pickle describes.
 
     Raises:
-        ValueError: the pickle is cut off or makes no sense.
+        ValueError: the pickle is cut off, makes no sense, or takes more than MAX_STEPS.
     """
     machine = _Machine()
     try:
         for instruction, argument, _ in pickletools.genops(data):
+            machine.spend(1)
             machine.run(instruction.name, argument)
-    # What a senseless program runs into: an empty stack, an unknown memo entry, a wrong type.
-    except (IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"its pickle makes no sense ({error!r})") from error
+    # What a senseless program runs into: an empty stack, an unknown memo entry, a wrong type. The
+    # library's own errors may quote the whole pickle.
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, _Refused) else f"makes no sense ({error!r:.200})"
+        raise ValueError(f"its pickle {reason}") from error
     return machine.result
+
+
+class _Refused(ValueError):
+    """The message goes on from "its pickle"."""
 
 
 class _Machine:
@@ -101,6 +75,15 @@ class _Machine:
         self._stack: list[object] = []
         self._marks: list[int] = []
         self._memo: dict[object, object] = {}
+        self._globals: dict[str, Global] = {}
+        self._inert: dict[str, Inert] = {}
+        self._steps = 0
+
+    def spend(self, steps: int) -> None:
+        """Counts steps."""
+        self._steps += steps
+        if self._steps > MAX_STEPS:
+            raise _Refused(f"takes more than {MAX_STEPS} steps, and those of StableSR some 80000")
 
     def run(self, instruction: str, argument: object) -> None:
         push, pop, pop_to_mark = self._stack.append, self._stack.pop, self._pop_to_mark
@@ -108,6 +91,8 @@ class _Machine:
             case _ if instruction in _VALUES:
                 push(argument)
             case "BINPUT" | "LONG_BINPUT" | "PUT":
+                if not isinstance(argument, int) or not 0 <= argument < _MAX_MEMO:
+                    raise _Refused("has a memo number that no program writes")
                 self._memo[argument] = self._stack[-1]
             case "MEMOIZE":
                 self._memo[len(self._memo)] = self._stack[-1]
@@ -128,19 +113,19 @@ class _Machine:
             case "TUPLE":
                 push(tuple(pop_to_mark()))
             case "BINPERSID":
-                push(_storage(pop()))
+                push(_storage(pop()) or self._named("a persistent object"))
             case "REDUCE" | "NEWOBJ":
                 args = pop()
-                push(_call(pop(), args))
+                push(self._call(pop(), args))
             case "NEWOBJ_EX":
                 _, args = pop(), pop()
-                push(_call(pop(), args))
+                push(self._call(pop(), args))
             case "OBJ":
                 callee, *items = pop_to_mark()
-                push(_call(callee, tuple(items)))
+                push(self._call(callee, tuple(items)))
             case "INST":
                 args = tuple(pop_to_mark())
-                push(_call(self._name(*str(argument).split(" ", 1)), args))
+                push(self._call(self._name(*str(argument).split(" ", 1)), args))
             case "BUILD":
                 # The state of an object, also the `_metadata` of a state dict: of no use here.
                 pop()
@@ -177,9 +162,9 @@ class _Machine:
                 pop_to_mark()
             case "FROZENSET":
                 pop_to_mark()
-                push(Inert("a set"))
+                push(self._named("a set"))
             case "EMPTY_SET" | "PERSID" | "EXT1" | "EXT2" | "EXT4" | "BYTEARRAY8" | "NEXT_BUFFER":
-                push(Inert(instruction))
+                push(self._named(instruction))
             case "STOP":
                 self.result.value = pop()
             case _:
@@ -204,35 +189,47 @@ class _Machine:
 
     def _name(self, module: object, name: object) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("its pickle names a class by something else than text")
+            raise _Refused("names a class by something else than text")
+        # Before the two are joined: a long text costs the file's bytes once, copies would not.
+        if len(module) + len(name) > _MAX_NAME:
+            raise _Refused(f"names a class of {len(module) + len(name)} characters")
         full = f"{module}.{name}"
         if full not in _KNOWN and not _is_storage(full):
             self.result.foreign.add(full)
-        return Global(full)
+        return self._globals.setdefault(full, Global(full))
 
+    def _named(self, name: str) -> Inert:
+        return self._inert.setdefault(name, Inert(name))
 
-def _call(callee: object, args: object) -> object:
-    """Answers the few functions that rebuild tensors; of every other call the name remains."""
-    name = callee.name if isinstance(callee, Global) else "an object"
-    if not isinstance(args, tuple):
-        raise ValueError(f"its pickle gives {name} no arguments")
-    if name in _TENSORS:
-        return _tensor(args)
-    if name in _PARAMETERS or name == "torch.Size":
-        return args[0]
-    if name == "collections.OrderedDict":
+    def _call(self, callee: object, args: object) -> object:
+        """Answers the few functions that rebuild tensors; of every other call the name remains."""
+        name = callee.name if isinstance(callee, Global) else "an object"
+        if not isinstance(args, tuple):
+            raise _Refused(f"gives {name} no arguments")
+        if name in _TENSORS:
+            return _tensor(args) or self._named("a tensor without a storage")
+        if name in _PARAMETERS or name == "torch.Size":
+            return args[0]
+        if name == "collections.OrderedDict":
+            return self._ordered(args[0] if args else ())
+        return self._named(name)
+
+    def _ordered(self, pairs: object) -> dict[str, object]:
         filled: dict[str, object] = {}
-        for pair in args[0] if args and isinstance(args[0], list) else ():
-            _fill(filled, list(pair))
+        if isinstance(pairs, list):
+            # The list may be the argument of any number of calls.
+            self.spend(len(pairs))
+            for pair in pairs:
+                if isinstance(pair, list | tuple) and len(pair) == 2:
+                    _fill(filled, [*pair])
         return filled
-    return Inert(name)
 
 
-def _storage(identifier: object) -> PickledStorage | Inert:
+def _storage(identifier: object) -> PickledStorage | None:
     match identifier:
         case ("storage", Global(name=kind), str(key), _, int(count)) if _is_storage(kind):
-            return PickledStorage(kind, key, count)
-    return Inert("a persistent object")
+            return PickledStorage(kind, key, *_numbers((count,)))
+    return None
 
 
 def _is_storage(name: str) -> bool:
@@ -250,18 +247,18 @@ def _fill(target: dict[str, object], items: list[object]) -> None:
 def _numbers(value: object) -> tuple[int, ...]:
     """A shape or stride; sixteen dimensions of 63 bits are more than torch itself knows."""
     if not isinstance(value, tuple) or len(value) > 16:
-        raise ValueError("the shape or stride of a tensor is no tuple of numbers")
+        raise _Refused("has a tensor whose shape or stride is no tuple of numbers")
     if not all(type(n) is int and 0 <= n < 2**63 for n in value):
-        raise ValueError("the shape or stride of a tensor is no tuple of numbers")
+        raise _Refused("has a tensor whose shape, stride, offset or count is no number")
     return value
 
 
-def _tensor(args: tuple[object, ...]) -> PickledTensor | Inert:
+def _tensor(args: tuple[object, ...]) -> PickledTensor | None:
     storage, offset, shape, stride = args[:4]
     if not isinstance(storage, PickledStorage):
-        return Inert("a tensor without a storage")
+        return None
     (first,) = _numbers((offset,))
     tensor = PickledTensor(storage, first, _numbers(shape), _numbers(stride))
     if len(tensor.shape) != len(tensor.stride):
-        raise ValueError(f"a tensor has shape {tensor.shape} and stride {tensor.stride}")
+        raise _Refused(f"has a tensor of shape {tensor.shape} and stride {tensor.stride}")
     return tensor

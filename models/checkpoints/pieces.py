@@ -46,14 +46,14 @@ def dropped_names(checkpoint: Checkpoint) -> dict[str, list[str]]:
 
 
 def build_on_meta(config: ModelConfig) -> dict[str, Tensor]:
-    """Every tensor of the networks of that size, first stage included, without numbers.
+    """Every tensor of the networks of that size, all of the first stage included, without numbers.
 
     Raises:
         CheckpointMismatch: there are no networks of that size.
     """
     try:
         with torch.device("meta"):
-            return Networks(config, first_stage=True).state_dict()
+            return Networks(config, first_stage="whole").state_dict()
     # What layers say of sizes that do not go together.
     except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
         raise CheckpointMismatch(

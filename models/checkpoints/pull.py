@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from models.checkpoints.convert import convert
 from models.checkpoints.download import download
+from models.checkpoints.leftovers import clear_leftovers
 from models.checkpoints.places import CONFIG, preset_folder
 from models.checkpoints.progress import Listener, WeightsProgress, ignore
 from models.checkpoints.sources import Sources
@@ -28,8 +28,12 @@ _CONVERTED = 0.4
 
 
 def is_there(preset: Preset, root: Path) -> bool:
-    """Whether the preset's folder was put in place; a conversion does that when it is whole."""
-    return (preset_folder(preset, root) / CONFIG).is_file()
+    """Whether the preset's folder was put in place; a conversion does that when it is whole. One
+    that a killed process had put aside for another is put back first."""
+    folder = preset_folder(preset, root)
+    if not folder.exists():
+        clear_leftovers(folder)
+    return (folder / CONFIG).is_file()
 
 
 def pull(
@@ -82,7 +86,7 @@ def pull(
         # Another process may have done it meanwhile.
         if is_there(preset, root) and not again:
             return folder
-        _remove_leftovers(folder)
+        clear_leftovers(folder)
         downloads = root / _DOWNLOADS
         downloads.mkdir(exist_ok=True)
         _check_room(release, downloads, form)
@@ -128,12 +132,6 @@ def _alone(root: Path, preset: Preset, progress: Listener) -> Iterator[None]:
             progress(WeightsProgress("wait", preset.name))
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What a process that was killed left beside the folder."""
-    for path in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _check_room(release: Release, downloads: Path, form: Form) -> None:

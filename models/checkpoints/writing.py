@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from models.checkpoints.leftovers import beside, holding
 from models.checkpoints.pieces import Piece
 from models.checkpoints.places import INDEX, WEIGHTS
 from models.checkpoints.progress import Listener, WeightsProgress
@@ -74,13 +74,12 @@ def folder_aside(folder: Path) -> Iterator[Path]:
     Raises:
         DiskFull: the disk ran full in the block.
     """
-    aside, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("part", "old"))
+    aside, old = beside(folder)
     try:
-        # What a process of the same number left, as in containers, where all have the same.
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        yield aside
-        _put(aside, folder, old)
+        with holding(aside):
+            yield aside
+            _put(aside, folder, old)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"The disk of {folder} ran full; nothing was kept.") from error
@@ -90,17 +89,20 @@ def folder_aside(folder: Path) -> Iterator[Path]:
 
 
 def _put(aside: Path, folder: Path, old: Path) -> None:
-    """Puts a folder in the place of another, or leaves that one there."""
+    """Puts a folder in the place of another, or leaves that one there. `clear_leftovers` does the
+    same for a process that is killed in between."""
     if not folder.exists():
         aside.rename(folder)
         return
-    folder.rename(old)
-    try:
-        aside.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with holding(folder):
+        folder.rename(old)
+        try:
+            aside.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+        # What is half removed must not be taken for a folder to be put back.
+        old.rename(aside)
 
 
 def write_tensors(

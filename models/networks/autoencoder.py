@@ -100,9 +100,12 @@ class Autoencoder(nn.Module):
     Args:
         config: widths and scaling.
         fusion: whether the decoder has fusion layers; the plain first stage has none.
+        decoder: whether there is a decoder; without one it only encodes.
     """
 
-    def __init__(self, config: AutoencoderConfig, *, fusion: bool = True) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, *, fusion: bool = True, decoder: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         latent = config.latent_channels
@@ -115,8 +118,9 @@ class Autoencoder(nn.Module):
             norm_num_groups=config.groups,
         )
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
-        self.post_quant_conv = nn.Conv2d(latent, latent, 1)
-        self.decoder = _WrappedDecoder(config, fusion=fusion)
+        if decoder:
+            self.post_quant_conv = nn.Conv2d(latent, latent, 1)
+            self.decoder = _WrappedDecoder(config, fusion=fusion)
 
     def encode(self, image: Tensor) -> Encoded:
         """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> posterior moments and taps."""

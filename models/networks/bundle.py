@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +22,24 @@ class Networks(nn.Module):
 
     Args:
         config: sizes.
-        first_stage: hold the diffusion file's own autoencoder too; without it the CFW file's
-            encoder serves both, which is right where the two files hold equal encoders.
+        first_stage: hold the diffusion file's own autoencoder too, or its encoder, which is all
+            that the method uses of it; without it the CFW file's encoder serves both, which is
+            right where the two files hold equal encoders.
     """
 
-    def __init__(self, config: ModelConfig, *, first_stage: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, *, first_stage: Literal["encoder", "whole"] | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.unet = ModulatedUNet(config.unet)
         self.encoder = TimeAwareEncoder(config.encoder)
         self.autoencoder = Autoencoder(config.autoencoder)
-        self.first_stage = Autoencoder(config.autoencoder, fusion=False) if first_stage else None
+        self.first_stage = (
+            Autoencoder(config.autoencoder, fusion=False, decoder=first_stage == "whole")
+            if first_stage is not None
+            else None
+        )
         self.text = TextTower(config.text) if config.text is not None else None
         # A constant of the released networks, trained with the prior in ours.
         self.context = nn.Parameter(

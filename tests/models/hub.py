@@ -29,6 +29,7 @@ class Request:
     start: int | None
     """First byte asked for, where a range was."""
     authorization: str | None
+    if_range: str | None
 
 
 @dataclass
@@ -36,14 +37,16 @@ class Hub:
     """Files by name, and what goes wrong.
 
     `cuts`: after how many bytes each answer in turn breaks off. `statuses`: what the first requests
-    are answered with, with a Retry-After. `ranges`: whether they are honoured. `before`: is called
-    before bytes are sent.
+    are answered with, with a Retry-After. `ranges`: whether they are honoured; `conditions`:
+    whether If-Range is. `tags`: whether there are ETags. `before`: is called before bytes are sent.
     """
 
     files: dict[str, bytes]
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
+    conditions: bool = True
+    tags: bool = True
     tells_sum: bool = True
     before: Callable[[], object] = lambda: None
     requests: list[Request] = field(default_factory=list)
@@ -110,6 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.path,
             int(ranged[1]) if ranged else None,
             self.headers.get("Authorization"),
+            self.headers.get("If-Range"),
         )
         self.hub.requests.append(request)
         return request
@@ -155,6 +159,9 @@ class _Bytes(_Handler):
         request = self.note()
         content = self.hub.files[self.path.removeprefix("/bytes/")]
         start = (request.start or 0) if self.hub.ranges else 0
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        if self.hub.conditions and request.if_range not in (None, tag):
+            start = 0
         if start >= len(content):
             self.empty(416, Content_Range=f"bytes */{len(content)}")
             return
@@ -164,6 +171,8 @@ class _Bytes(_Handler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(rest)))
+        if self.hub.tags:
+            self.send_header("ETag", tag)
         self.end_headers()
         if send:
             cut = self.hub.cuts.pop(0) if self.hub.cuts else len(rest)

@@ -45,7 +45,7 @@ SMALL = ModelConfig(
 def ours(config: ModelConfig = SMALL, seed: int = 0) -> Tensors:
     """Random tensors of the networks, with the first stage's encoder equal to the autoencoder's."""
     with torch.device("meta"):
-        shapes = Networks(config, first_stage=True).state_dict()
+        shapes = Networks(config, first_stage="whole").state_dict()
     generator = torch.Generator().manual_seed(seed)
     tensors = {k: 0.1 * torch.randn(v.shape, generator=generator) for k, v in shapes.items()}
     for name in tensors:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models.checkpoints import convert as converting
 from models.checkpoints.convert import Converted, convert
@@ -119,6 +119,23 @@ def test_unequal_vae_encoders_are_both_kept_and_said(
     networks = load_folder(tmp_path / "out", CPU, torch.float32)
     tensors, name = networks.state_dict(), "encoder.mid_block.resnets.0.conv1.bias"
     assert torch.equal(tensors[f"first_stage.{name}"], tensors[f"autoencoder.{name}"] + 1)
+    kept = {name.split(".")[1] for name in tensors if name.startswith("first_stage.")}
+    assert kept == {"encoder", "quant_conv"}
+
+
+def test_a_folder_with_the_unused_decoder_loads_without_it(tmp_path: Path) -> None:
+    """As conversions of unequal encoders wrote them once."""
+    diffusion, autoencoder = released()
+    diffusion["first_stage_model.quant_conv.bias"] += 1
+    converted(tmp_path, diffusion, autoencoder, FP32)
+    path = tmp_path / "out" / "model.safetensors"
+    now = load_folder(tmp_path / "out", CPU, torch.float32).state_dict()
+    whole = {n: t for n, t in ours().items() if n.startswith("first_stage.")} | load_file(path)
+    assert len(whole) > len(now)
+    save_file(whole, path)
+    then = load_folder(tmp_path / "out", CPU, torch.float32).state_dict()
+    assert then.keys() == now.keys()
+    assert all(torch.equal(then[name], now[name]) for name in now)
 
 
 def test_a_difference_in_the_quant_conv_counts_too(tmp_path: Path) -> None:

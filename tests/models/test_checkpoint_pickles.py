@@ -16,9 +16,12 @@ from typing import Any
 import pytest
 import torch
 
+from models.checkpoints import archive as archives
+from models.checkpoints import pickles
 from models.checkpoints.archive import open_archive
 from models.checkpoints.files import open_checkpoint
-from models.checkpoints.pickles import Global, Inert, read_pickle
+from models.checkpoints.pickled import Global, Inert, PickledStorage
+from models.checkpoints.pickles import MAX_STEPS, read_pickle
 from models.errors import CheckpointError, CheckpointUnreadable
 from tests.models.released import save
 
@@ -119,6 +122,102 @@ def test_a_memo_of_gigabytes_is_not_allocated() -> None:
     assert read_pickle(far).value == 7
 
 
+ORDERED = b"ccollections\nOrderedDict\nq\x01"
+
+
+def texts(count: int, then: bytes) -> bytes:
+    """Instructions for that many texts, each followed by others."""
+    return b"".join(b"X" + struct.pack("<I", 6) + b"%06d" % i + then for i in range(count))
+
+
+def test_what_is_not_known_is_one_object_however_often_it_stands_there() -> None:
+    for one in (
+        b"\x8f",
+        b"cx\ny\n)R",
+        b"(\x91",
+        b"K\x01Q",
+        b"ctorch._utils\n_rebuild_tensor\n(NNNNtR",
+    ):
+        value = read_pickle(b"\x80\x02](" + one * 100 + b"e.").value
+        assert isinstance(value, list)
+        assert len(value) == 100
+        assert len({id(item) for item in value}) == 1
+        assert isinstance(value[0], Inert)
+    classes = read_pickle(b"\x80\x02](" + b"cx\ny\n" * 100 + b"e.").value
+    assert isinstance(classes, list)
+    assert len({id(item) for item in classes}) == 1
+
+
+def test_a_pickle_of_more_steps_than_any_checkpoint_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert MAX_STEPS == 2_000_000
+    monkeypatch.setattr(pickles, "MAX_STEPS", 10_000)
+    assert isinstance(read_pickle(b"\x80\x02" + b"\x8f" * 9_998 + b".").value, Inert)
+    with pytest.raises(ValueError, match="takes more than 10000 steps"):
+        read_pickle(b"\x80\x02" + b"\x8f" * 9_999 + b".")
+
+
+def test_items_that_a_call_goes_over_again_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "MAX_STEPS", 10_000)
+    pairs = b"\x80\x02" + ORDERED + b"](" + texts(1000, b"K\x01\x86") + b"e\x85q\x02"
+    value = read_pickle(pairs + b"h\x01h\x02R.").value
+    assert isinstance(value, dict)
+    assert len(value) == 1000
+    with pytest.raises(ValueError, match="takes more than 10000 steps"):
+        read_pickle(pairs + b"h\x01h\x02R" * 100 + b".")
+
+
+def test_what_is_no_pair_is_not_gone_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list that holds itself a thousand times is no thousand lists of a thousand pairs."""
+    filled: list[int] = []
+    monkeypatch.setattr(pickles, "_fill", lambda target, items: filled.append(len(items)))
+    data = b"\x80\x02]q\x02(" + b"h\x02" * 1000 + b"X\x01\x00\x00\x00aK\x01\x86e0" + ORDERED
+    assert read_pickle(data + b"h\x02\x85R.").value == {}
+    assert filled == [2]
+
+
+def test_tuples_of_one_tuple_take_no_more_items_than_instructions() -> None:
+    value, depth = read_pickle(b"\x80\x02)" + b"2\x86" * 1000 + b".").value, 0
+    while isinstance(value, tuple) and value:
+        assert value[0] is value[1]
+        value, depth = value[0], depth + 1
+    assert depth == 1000
+    value = read_pickle(b"\x80\x02]q\x01" + b"(h\x01h\x01e" * 100 + b".").value
+    assert isinstance(value, list)
+    assert len(value) == 200
+
+
+def test_a_long_name_is_not_joined_again_and_again() -> None:
+    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01"
+    with pytest.raises(ValueError, match="names a class of 2097152 characters"):
+        read_pickle(b"\x80\x02" + text + b"h\x01h\x01\x93.")
+
+
+def test_memo_numbers_of_one_hash_are_refused() -> None:
+    prime = 2**61 - 1
+    assert hash(prime) == hash(2 * prime) == 0
+    with pytest.raises(ValueError, match="a memo number that no program writes"):
+        read_pickle(b"\x80\x02Np%d\np%d\n." % (prime, 2 * prime))
+
+
+def test_a_number_of_many_digits_is_refused_and_not_quoted() -> None:
+    with pytest.raises(ValueError, match="4300 digits") as caught:
+        read_pickle(b"\x80\x02L" + b"9" * 10**6 + b"L\n.")
+    assert len(str(caught.value)) < 300
+    with pytest.raises(ValueError, match="makes no sense") as caught:
+        read_pickle(b"S" + b"9" * 10**6 + b"\n.")
+    assert len(str(caught.value)) < 300
+
+
+def test_how_many_numbers_a_storage_has_is_a_size() -> None:
+    start = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000N"
+    assert isinstance(read_pickle(start + b"K\xfftQ.").value, PickledStorage)
+    minus = b"\x8b" + struct.pack("<i", 20_000) + b"\xfe" * 20_000
+    with pytest.raises(ValueError, match="offset or count is no number"):
+        read_pickle(start + minus + b"tQ.")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -191,6 +290,23 @@ def test_a_tensor_that_reaches_over_its_storage_is_refused(
 def test_a_pickle_larger_than_any_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"]" * (33 * 2**20))
-    with pytest.raises(CheckpointUnreadable, match=r"its pickle has 34603008 bytes"):
+        archive.writestr("archive/data.pkl", b"]" * (9 * 2**20))
+    with pytest.raises(CheckpointUnreadable, match=r"its pickle has 9437184 bytes"):
         open_checkpoint(path)
+
+
+def test_views_that_inflate_one_storage_again_and_again_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, packed = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
+    whole = torch.zeros(1000)
+    torch.save({str(i): whole[i:] for i in range(100)}, path)
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in stored.namelist():
+            out.writestr(name, stored.read(name))
+    monkeypatch.setattr(archives, "_MAX_INFLATED_BYTES", 4000 * 100)
+    assert len(open_checkpoint(packed).tensors) == 100
+    monkeypatch.setattr(archives, "_MAX_INFLATED_BYTES", 4000 * 99)
+    assert len(open_checkpoint(path).tensors) == 100
+    with pytest.raises(CheckpointUnreadable, match=r"would have to be inflated"):
+        open_checkpoint(packed)

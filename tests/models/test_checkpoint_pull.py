@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,12 @@ from types import SimpleNamespace
 import pytest
 
 from models.checkpoints.absence import Absence
+from models.checkpoints.leftovers import clear_leftovers
 from models.checkpoints.places import preset_folder
 from models.checkpoints.progress import WeightsProgress
 from models.checkpoints.pull import pull
 from models.checkpoints.verify import verify
+from models.checkpoints.writing import folder_aside
 from models.errors import CheckpointError, DiskFull, DownloadFailed, LicenceNotAccepted
 from models.presets import PRESETS, Preset, Release, ReleasedFile, get_preset
 from tests.models.hub import Hub
@@ -137,8 +141,8 @@ def test_a_download_is_taken_up_by_the_next_process(
 
     with pytest.raises(KeyboardInterrupt):
         pull(preset, tmp_path, accept_licence=True, progress=interrupt)
-    (kept,) = left(tmp_path)
-    assert kept == f".downloads/{NAMES[0]}.part"
+    kept, tag = left(tmp_path)
+    assert (kept, tag) == (f".downloads/{NAMES[0]}.part", f".downloads/{NAMES[0]}.part.etag")
     size = (tmp_path / kept).stat().st_size
     assert size > 2_000_000
     pull(preset, tmp_path, accept_licence=True)
@@ -208,6 +212,8 @@ def test_a_file_whose_sum_is_unknown_is_compared_with_what_the_hub_says(
     part = tmp_path / "b" / ".downloads" / f"{NAMES[1]}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(bytes(1000))
+    tag = hashlib.md5(hub.files[NAMES[1]]).hexdigest()
+    part.with_name(f"{part.name}.etag").write_text(f'"{tag}"')
     with pytest.raises(DownloadFailed, match=r"vqgan_cfw_00011\.ckpt .*is not the released file"):
         pull(unknown_sum(preset), tmp_path / "b", accept_licence=True)
 
@@ -222,6 +228,64 @@ def test_a_file_whose_sum_nobody_tells_is_checked_by_its_structure(
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         pull(unknown_sum(preset), tmp_path / "b", accept_licence=True)
     assert not (tmp_path / "b" / "stablesr-512").exists()
+
+
+class Interrupted(Exception):
+    """Ends a download in the middle."""
+
+
+def interrupted(preset: Preset, root: Path) -> int:
+    """Ends a pull in the middle of the autoencoder's file; how much of it is kept."""
+
+    def interrupt(now: WeightsProgress) -> None:
+        if (now.stage, now.name) == ("download", NAMES[1]) and now.done > 10_000:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        pull(preset, root, accept_licence=True, progress=interrupt)
+    return (root / ".downloads" / f"{NAMES[1]}.part").stat().st_size
+
+
+def other_revision(hub: Hub, folder: Path) -> None:
+    """Another file of the same size and structure under the name of the autoencoder."""
+    other = write_files(folder, *released(seed=1))[1].read_bytes()
+    assert len(other) == len(hub.files[NAMES[1]])
+    assert other != hub.files[NAMES[1]]
+    hub.files[NAMES[1]] = other
+
+
+@pytest.mark.parametrize("conditions", [True, False])
+def test_a_part_is_not_joined_with_another_revision(
+    conditions: bool, hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    hub.tells_sum, hub.conditions = False, conditions
+    root, preset = tmp_path / "weights", unknown_sum(preset)
+    size = interrupted(preset, root)
+    other_revision(hub, tmp_path)
+    pull(preset, root, accept_licence=True, pause=Pauses(), keep=True)
+    assert (root / ".downloads" / NAMES[1]).read_bytes() == hub.files[NAMES[1]]
+    assert hub.starts(NAMES[1]) == ([0, size] if conditions else [0, size, 0])
+    assert left(root / ".downloads") == sorted(NAMES)
+
+
+@pytest.mark.parametrize("tags", [True, False])
+def test_a_part_of_a_file_of_unknown_sum_is_taken_up_if_its_tag_is_known(
+    tags: bool, hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    hub.tells_sum, hub.tags = False, tags
+    size = interrupted(unknown_sum(preset), tmp_path)
+    pull(unknown_sum(preset), tmp_path, accept_licence=True)
+    assert hub.starts(NAMES[1]) == [0, size if tags else 0]
+    assert left(tmp_path) == WHOLE
+
+
+def test_a_file_of_known_sum_is_taken_up_from_a_mirror_with_other_tags(
+    hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    size = interrupted(preset, tmp_path)
+    (tmp_path / ".downloads" / f"{NAMES[1]}.part.etag").write_text('"of another server"')
+    pull(preset, tmp_path, accept_licence=True)
+    assert hub.starts(NAMES[1]) == [0, size]
 
 
 @pytest.mark.parametrize(
@@ -354,6 +418,56 @@ def test_what_a_killed_process_left_is_cleared_away(
     (leftover / "model.safetensors").write_bytes(bytes(10))
     pull(preset, tmp_path, accept_licence=True)
     assert left(tmp_path) == WHOLE
+
+
+def killed_in_between(folder: Path) -> None:
+    """Replaces a folder in a process of its own, which is killed between the two renames."""
+    child = os.fork()
+    if child == 0:
+        rename = Path.rename
+
+        def once(self: Path, target: Path) -> None:
+            rename(self, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.rename = once  # type: ignore[method-assign, assignment]  # of a process that ends now
+        with folder_aside(folder) as aside:
+            (aside / "config.json").write_text("new")
+        os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_weights_that_a_killed_process_had_put_aside_are_back(
+    hub: Hub, preset: Preset, tmp_path: Path
+) -> None:
+    folder = pull(preset, tmp_path, accept_licence=True)
+    whole, asked = (folder / "model.safetensors").read_bytes(), len(hub.requests)
+    killed_in_between(folder)
+    assert not folder.exists()
+    assert len([p for p in tmp_path.iterdir() if p.name.endswith((".old", ".part"))]) == 2
+    assert pull(preset, tmp_path, accept_licence=False) == folder
+    assert len(hub.requests) == asked
+    assert (folder / "model.safetensors").read_bytes() == whole
+    assert left(tmp_path) == WHOLE
+
+
+def test_a_folder_that_was_replaced_is_removed_and_not_put_back(tmp_path: Path) -> None:
+    folder, old = tmp_path / "a", tmp_path / ".a.1.old"
+    for path, text in ((folder, "new"), (old, "old")):
+        path.mkdir()
+        (path / "config.json").write_text(text)
+    clear_leftovers(folder)
+    assert left(tmp_path) == ["a/config.json"]
+    assert (folder / "config.json").read_text() == "new"
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    with folder_aside(folder) as aside:
+        (aside / "config.json").write_text("new")
+        clear_leftovers(folder)
+        assert (aside / "config.json").is_file()
+    assert left(tmp_path) == ["a/config.json"]
 
 
 def test_every_released_preset_tells_where_its_files_are_and_under_what_licence() -> None:

@@ -44,6 +44,19 @@ def test_a_saved_folder_loads_as_it_was(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_loaded_weights_do_not_lie_in_the_file(folder: Path) -> None:
+    """Pages of a mapped file count as free memory, while plans add the weights to what is held."""
+    loaded = load_folder(folder, CPU, torch.float32)
+    maps = Path("/proc/self/maps").read_text()
+    assert str(folder) not in maps
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     rewrite(folder, {"unet.conv_in.bias": None})
     with pytest.raises(CheckpointMismatch, match=r"missing unet\.conv_in\.bias"):

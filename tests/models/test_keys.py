@@ -47,7 +47,7 @@ def test_every_released_tensor_has_one_place_and_every_place_one_tensor(size: st
     assert sorted(e.released for e in table) == sorted(shapes.keys() - SCHEDULE_KEYS)
 
     with torch.device("meta"):
-        networks = Networks(config, first_stage=True)
+        networks = Networks(config, first_stage="whole")
     ours: dict[str, Tensor] = {}
     for entry in table:
         tensor = torch.empty(shapes[entry.released], device="meta")
@@ -65,7 +65,7 @@ def test_the_way_back_gives_every_released_shape(size: str) -> None:
     shapes = {**released["state_dict"], **released["cfw_state_dict"]}
     config = config_of(released["state_dict"], released["cfw_state_dict"])
     with torch.device("meta"):
-        ours = Networks(config, first_stage=True).state_dict()
+        ours = Networks(config, first_stage="whole").state_dict()
     for entry in (e for e in entries(config) if e.ours):
         back = to_released(entry, ours, config.encoder.heads)
         assert list(back.shape) == shapes[entry.released], entry.released

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import models.estimate
 from models.checkpoints.folder import random_networks
 from models.errors import InvalidOption
+from models.geometry import MAX_CANVAS, canvas_size
 from models.memory import Memory
 from models.options import Options
 from models.pipeline import StableSR
@@ -58,21 +59,38 @@ def quick() -> Iterator[StableSR]:
         yield sr
 
 
-def scales() -> st.SearchStrategy[float]:
-    return st.one_of(st.integers(1, 16).map(float), st.floats(1, 16))
+LONGEST = 400
+PIXELS = 50_000, 50_000, 410_000
+"""Of most canvases and results, so that hundreds take seconds, and of some: a strip of 1 x 100."""
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[int, int, float]:
+    """Width, height and scale: every side up to a few hundred, every aspect up to 1:100."""
+    scale = draw(st.one_of(st.integers(1, 16).map(float), st.floats(1, 16)))
+    pixels = draw(st.sampled_from(PIXELS))
+    short = draw(st.integers(1, min(LONGEST, int(pixels**0.5 / scale))))
+    room = pixels / (short * max(scale, narrow.PRESET.native / short) ** 2)
+    long = draw(st.integers(short, max(short, min(LONGEST, 100 * short, int(room)))))
+    return (short, long, scale) if draw(st.booleans()) else (long, short, scale)
 
 
 @settings(
     max_examples=320, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.integers(1, 32), st.integers(1, 32), scales(), st.sampled_from(["adain", "wavelet"]))
-@example(1, 1, 1.0, "adain")
-@example(1, 40, 1.0, "wavelet")
-@example(40, 1, 1.0, "adain")
-@example(3, 5, 1.5, "adain")
+@given(sizes(), st.sampled_from(["adain", "wavelet"]))
+@example((1, 1, 1.0), "adain")
+@example((1, 97, 1.0), "wavelet")
+@example((97, 1, 1.0), "adain")
+@example((3, 300, 1.5), "adain")
+@example((400, 4, 15.7), "wavelet")
+@example((399, 377, 1.0), "adain")
+@example((39, 38, 15.9), "wavelet")
 def test_every_size_scale_and_aspect_comes_out_exactly(
-    quick: StableSR, width: int, height: int, scale: float, fix: str
+    quick: StableSR, size: tuple[int, int, float], fix: str
 ) -> None:
+    width, height, scale = size
+    assert width * height * scale**2 <= MAX_CANVAS
     image = torch.rand(1, 3, height, width)
     options = Options(scale=scale, steps=1, color_fix="wavelet" if fix == "wavelet" else "adain")
     result = quick.upscale(image, options)
@@ -101,6 +119,33 @@ def test_a_strip_that_cannot_be_computed_is_refused_before_anything_is(
     monkeypatch.setattr("models.pipeline.upsampled", None)
     with pytest.raises(InvalidOption, match="shorter side is enlarged to 512 at least"):
         sr.prepare(torch.rand(1, 3, height, width), Options())
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale", "enlarged"),
+    [
+        (1, 20_000, 4.0, True),
+        (100, 100_000, 4.0, True),
+        (128, 70_000, 4.0, False),
+        (1024, 1024, 16.0, False),
+        (4000, 3000, 4.0, False),
+    ],
+)
+def test_a_refused_size_is_told_its_own_reason(
+    width: int, height: int, scale: float, enlarged: bool
+) -> None:
+    with pytest.raises(InvalidOption) as caught:
+        canvas_size(height, width, scale, 512)
+    assert ("shorter side is enlarged" in str(caught.value)) == enlarged
+    assert str(caught.value).endswith("; at most 134217728 pixels are possible.")
+    if (width, scale) == (1024, 16.0):
+        assert "a canvas of 16384 x 16384 = 268435456 pixels; at most" in str(caught.value)
+
+
+def test_the_largest_canvas_is_possible() -> None:
+    assert canvas_size(11_585, 11_585, 1.0, 512) == (11_585, 11_585)
+    with pytest.raises(InvalidOption):
+        canvas_size(11_586, 11_585, 1.0, 512)
 
 
 def test_an_image_is_neither_stretched_nor_moved(quick: StableSR) -> None:

@@ -18,6 +18,7 @@ from jobs.errors import ImageTruncated, UnsupportedFormat
 from jobs.formats import Header
 from jobs.image_file import examine
 
+from . import jpeg
 from .library import LOADERS, PROFILE, image_of, levels_of
 from .picture import Levels, Picture
 from .transparency import fill_hidden
@@ -61,17 +62,40 @@ def decode(data: bytes, max_pixels: int) -> Picture:
     """
     header = examine(data, io.BytesIO(data), max_pixels)
     try:
-        # A JPEG's warnings say that pixels are missing; a TIFF's, that it has tags of its own.
-        image = LOADERS[header.format](
-            data, access="sequential", fail_on="warning" if header.format == "JPEG" else "error"
-        )
-        _check(image, header)
-        levels = levels_of(image)
+        image, levels = _read_jpeg(data, header) if header.format == "JPEG" else _read(data, header)
     except pyvips.Error as error:
         raise ImageTruncated(f"The file is cut off or broken: {_reason(error)}.") from error
     profile = image.get(PROFILE) if PROFILE in image.get_fields() else None
     assert profile is None or isinstance(profile, bytes)
     return _picture(levels, profile, header)
+
+
+def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[pyvips.Image, Levels]:
+    """Decodes all of it. `strict` fails at warnings, too: of a TIFF these say that it has tags of
+    its own, of a JPEG mostly that pixels are missing."""
+    fail_on = "warning" if strict else "error"
+    image = LOADERS[header.format](data, access="sequential", fail_on=fail_on)
+    _check(image, header)
+    return image, levels_of(image)
+
+
+def _read_jpeg(data: bytes, header: Header) -> tuple[pyvips.Image, Levels]:
+    try:
+        return _read(data, header, strict=True)
+    except pyvips.Error as error:
+        reason = _reason(error)
+        if not jpeg.is_blemish(reason):
+            raise
+    data = jpeg.without_blemishes(data)
+    try:
+        read = _read(data, header, strict=True)
+    except pyvips.Error as error:
+        reason = _reason(error)
+        if not jpeg.ends_with_stray_bytes(reason, data):
+            raise
+        read = _read(data, header)
+    log.warning("jpeg read in spite of a blemish", reason=reason)
+    return read
 
 
 def _reason(error: pyvips.Error) -> str:
