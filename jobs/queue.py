@@ -63,8 +63,9 @@ class JobQueue:
         """Records and queues a job whose image is in the store under `inputs/{job_id}`.
 
         Raises QueueFull when max_queued jobs of the preset wait, QuotaExceeded when as many of
-        the owner wait as it may have, JobExists when the id is taken. After any error the caller
-        removes the image.
+        the owner wait as it may have, JobExists when the id is taken; then the caller removes the
+        image. After QueueUnavailable it must not: the job may be there all the same and only the
+        answer lost. The sweep removes an announced image that no job needs.
         """
         settings = self._settings
         queue = self._queue(parameters.preset)

@@ -197,6 +197,17 @@ class House:
     def all_ended(self, *, seconds: float = WAIT_S) -> None:
         until(lambda: all(self.ended(job) for job in self.jobs), "all jobs end", seconds=seconds)
 
+    def listed(self) -> list[str]:
+        """The ids of all jobs that the service lists, page by page."""
+        ids: list[str] = []
+        query: dict[str, str] = {}
+        while True:
+            page = self.client.get("/jobs", params=query).raise_for_status().json()
+            ids += [job["id"] for job in page["jobs"]]
+            if page.get("next") is None:
+                return ids
+            query["cursor"] = page["next"]
+
     # What became of them
 
     def right(self) -> int:
