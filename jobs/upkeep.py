@@ -1,19 +1,25 @@
 """What nobody asks for but must happen: results expire, lost jobs end, blobs are removed.
 
 Workers call `sweep` about every maintenance_s. It takes jobs from the agenda of `jobs.records`
-when their time has come; a crash half way leaves them there for the next sweep.
+when their time has come; a crash half way leaves them there for the next sweep. A job with which
+something is wrong is put off, so that it cannot keep the others from their turn.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
+from typing import Any
 
 from redis import Redis
+from redis.exceptions import RedisError
+from redis.lock import Lock
 from rq.job import Job as RqJob
 
 from .connection import as_text, queue_errors
 from .errors import JobNotFound, JobsError, QueueTimedOut, WorkerLost, WrongState
+from .figures import Figures
 from .records import AGENDA_KEY, LOOK_AGAIN_S, Records
 from .schema import Job, JobState
 from .store import BlobStore, input_key, result_key
@@ -24,39 +30,74 @@ logger = logging.getLogger(__name__)
 
 _LOCK_KEY = "stablesr:sweeping"
 _LOCK_S = 30
+# A store that is slow to fail must not make a sweep outlast its lock by much.
+_SWEEP_S = 20.0
 _BATCH = 500
+# When a job is looked at again with which something was wrong.
+_PUT_OFF_S = 600
 # RQ has given up on the job, or never heard of it: nothing will run it any more.
 _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
 
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep did: jobs whose blobs were removed, results expired, lost jobs failed."""
+    """What a sweep did: jobs whose blobs were removed, results expired, lost jobs failed, and
+    jobs put off because something was wrong with their record or their blobs."""
 
     removed: int = 0
     expired: int = 0
     failed: int = 0
+    put_off: int = 0
 
 
 def sweep(connection: Redis, store: BlobStore) -> Swept:
     """Looks at every job whose time on the agenda has come; at most 500 a call.
 
-    Several workers may call it: one sweeps, the others return at once. Raises QueueUnavailable
-    and StoreUnavailable; what was not done then is done by the next sweep.
+    Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
+    what was not done then is done by the next sweep.
     """
     swept = Swept()
+    lock = connection.lock(_LOCK_KEY, timeout=_LOCK_S)
     with queue_errors(connection):
-        if not connection.set(_LOCK_KEY, b"1", nx=True, ex=_LOCK_S):
+        if not lock.acquire(blocking=False):
             return swept
-        try:
-            records = Records(connection)
-            now = records.now().timestamp()
-            due = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
-            for raw in due:
-                _look_at(as_text(raw), records, connection, store, now, swept)
-        finally:
-            connection.delete(_LOCK_KEY)
+    try:
+        with queue_errors(connection):
+            _look_at_all(connection, store, swept)
+    finally:
+        _release(lock)
+    if swept.put_off:
+        figures = Figures()
+        figures.inc("stablesr_sweep_put_off_total", swept.put_off)
+        figures.flush(connection, "upkeep", ttl_s=_LOCK_S)
     return swept
+
+
+def _release(lock: Lock) -> None:
+    try:
+        lock.release()
+    except RedisError as error:
+        # It ran out, or will: each step of a sweep is safe to do twice.
+        logger.warning("A sweep's lock was not released: %s", error)
+
+
+def _look_at_all(connection: Redis, store: BlobStore, swept: Swept) -> None:
+    records = Records(connection)
+    now = records.now().timestamp()
+    ends = time.monotonic() + _SWEEP_S
+    due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
+    for raw in due:
+        if time.monotonic() > ends:
+            return
+        try:
+            _look_at(as_text(raw), records, connection, store, now, swept)
+        # Whatever is wrong with this job or its blobs, the time of others has come as well.
+        # Where all of Redis is away, putting off raises.
+        except Exception as error:
+            known = isinstance(error, JobsError)
+            logger.error("Job %r is put off: %s", raw, error, exc_info=not known)
+            connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
+            swept.put_off += 1
 
 
 def _look_at(

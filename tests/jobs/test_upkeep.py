@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobs.errors import StoreUnavailable
+from jobs.errors import QueueUnavailable, RecordUnreadable
+from jobs.figures import FIGURES_KEY
 from jobs.queue import JobQueue
 from jobs.records import AGENDA_KEY, Records, record_key
 from jobs.rq_job import TaskJob
@@ -89,6 +94,16 @@ def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
     assert not store.exists(input_key(job_id))
 
 
+def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_service_died(
+    connection: Redis, store: BlobStore, submit: Submit, records: Records
+) -> None:
+    store.put(input_key(job_id := submit()), b"in")
+    records.forget(job_id)
+    assert sweep(connection, store) == Swept(removed=1)
+    assert not store.exists(input_key(job_id))
+    assert connection.zcard(AGENDA_KEY) == 0
+
+
 def test_a_waiting_or_running_job_is_left_alone(
     connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue, records: Records
 ) -> None:
@@ -136,20 +151,58 @@ def test_two_sweeps_at_once_are_one(connection: Redis, store: BlobStore, submit:
     assert connection.zcount(AGENDA_KEY, "-inf", 0) == 1
 
 
-def test_a_store_that_fails_leaves_the_job_for_the_next_sweep(
+def test_a_blob_that_cannot_be_removed_is_put_off_and_keeps_no_other_from_its_turn(
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
+) -> None:
+    stuck, other = submit(), submit()
+    (Path(store.place) / result_key(stuck) / "in the way").mkdir(parents=True)
+    store.put(input_key(other), b"in")
+    for job_id in (stuck, other):
+        queue.cancel(job_id)
+    assert sweep(connection, store) == Swept(removed=1, put_off=1)
+    assert not store.exists(input_key(other))
+    assert connection.zrange(AGENDA_KEY, 0, -1) == [stuck.encode()]
+    assert sweep(connection, store) == Swept()
+    shutil.rmtree(Path(store.place) / "results")
+    due(connection, stuck)
+    assert sweep(connection, store) == Swept(removed=1)
+    assert connection.hget(FIGURES_KEY, "stablesr_sweep_put_off_total") == b"1"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("parameters", '{"preset": "gone"}'), ("parameters", '{"later": 1}'), ("created_at", "now")],
+)
+def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
+    field: str,
+    value: str,
     connection: Redis,
     store: BlobStore,
     submit: Submit,
     queue: JobQueue,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    queue.cancel(submit())
+    odd, other = submit(), submit()
+    connection.hset(record_key(odd), field, value)
+    connection.zadd(AGENDA_KEY, {odd: 1, other: 2})
+    queue.cancel(other)
+    assert sweep(connection, store) == Swept(removed=1, put_off=1)
+    with pytest.raises(RecordUnreadable, match=odd):
+        queue.get(odd)
+    # Redis forgets the record in the end, and the next look removes what is left of the job.
+    connection.delete(record_key(odd))
+    due(connection, odd)
+    assert sweep(connection, store) == Swept(removed=1)
 
-    def broken(*_: str) -> None:
-        raise StoreUnavailable("The disk is away.")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "delete", broken)
-        with pytest.raises(StoreUnavailable):
-            sweep(connection, store)
-    assert sweep(connection, store).removed == 1
+def test_a_sweep_ends_with_redis(
+    connection: Redis, store: BlobStore, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due(connection, submit())
+
+    def lost(*_: object, **__: object) -> None:
+        raise RedisConnectionError("gone")
+
+    monkeypatch.setattr(connection, "hget", lost)
+    monkeypatch.setattr(connection, "zadd", lost)
+    with pytest.raises(QueueUnavailable):
+        sweep(connection, store)
