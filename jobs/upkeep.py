@@ -18,7 +18,14 @@ from redis.lock import Lock
 from rq.job import Job as RqJob
 
 from .connection import as_text, queue_errors
-from .errors import JobNotFound, JobsError, QueueTimedOut, WorkerLost, WrongState
+from .errors import (
+    JobNotFound,
+    JobsError,
+    QueueTimedOut,
+    StoreUnavailable,
+    WorkerLost,
+    WrongState,
+)
 from .figures import Figures
 from .records import AGENDA_KEY, LOOK_AGAIN_S, Records
 from .schema import Job, JobState
@@ -41,17 +48,24 @@ _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep did: jobs whose blobs were removed, results expired, lost jobs failed, and
-    jobs put off because something was wrong with their record or their blobs."""
+    """What a sweep did, in jobs and files."""
 
     removed: int = 0
+    """Jobs whose blobs were removed"""
     expired: int = 0
+    """Results whose time was over"""
     failed: int = 0
+    """Jobs that nobody would have run any more"""
     put_off: int = 0
+    """Jobs with whose record or blobs something was wrong"""
+    staged: int = 0
+    """Files that a put had begun when its process died"""
 
 
-def sweep(connection: Redis, store: BlobStore) -> Swept:
+def sweep(connection: Redis, store: BlobStore, *, upload_grace_s: int) -> Swept:
     """Looks at every job whose time on the agenda has come; at most 500 a call.
+
+    What was written of a blob is removed when nothing was added for upload_grace_s.
 
     Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
     what was not done then is done by the next sweep.
@@ -64,6 +78,10 @@ def sweep(connection: Redis, store: BlobStore) -> Swept:
     try:
         with queue_errors(connection):
             _look_at_all(connection, store, swept)
+        try:
+            swept.staged = store.remove_staged(idle_s=upload_grace_s)
+        except StoreUnavailable as error:
+            logger.warning("Files that nobody goes on writing are left: %s", error.detail)
     finally:
         _release(lock)
     if swept.put_off:

@@ -157,7 +157,7 @@ class Supervisor:
             settings.maintenance_s,
             lambda: [
                 self._recovery.tidy,
-                lambda: sweep(self._quick, store),
+                lambda: sweep(self._quick, store, upload_grace_s=settings.upload_grace_s),
                 self._look_for_weights,
             ],
         )

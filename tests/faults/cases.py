@@ -55,6 +55,7 @@ def killed_at(place: str, house: House) -> float:
     house.hold(place)
     first = house.submit()[0]
     victim = house.held(place)
+    assert bool(house.staged()) is (place == "storing")
     house.submit(3)
     house.kill(victim)
     died = time.monotonic()
@@ -63,6 +64,7 @@ def killed_at(place: str, house: House) -> float:
     again = time.monotonic() - died
     house.all_ended()
     assert house.look(first)["attempt"] == 2
+    until(lambda: not house.staged(), "what was written of a result is removed")
     return again
 
 
@@ -290,7 +292,10 @@ def everything_killed(house: House) -> float:
 def _cases() -> Iterator[Case]:
     for place in PLACES:
         where = "after the result is stored" if place == "stored" else f"in {place}"
-        yield Case(f"worker killed {where}", partial(killed_at, place), {})
+        sweeps: dict[str, float] = {}
+        if place == "storing":
+            sweeps = {"upload_grace_s": 5, "maintenance_s": 5}
+        yield Case(f"worker killed {where}", partial(killed_at, place), sweeps)
     yield Case("step hangs", hung_step, {})
     yield Case("worker gets SIGTERM", terminated, {})
     yield Case("Redis killed", redis_killed, {})

@@ -61,7 +61,8 @@ class Job:
 class House:
     """One service on one Redis; `with` starts both and ends everything.
 
-    The settings are the defaults, but for what a case gives.
+    The settings are the defaults, but for what a case gives; and nobody is asked to slow down,
+    since jobs are looked at all the time.
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
@@ -73,6 +74,8 @@ class House:
             blob_root=self.folder / "blobs",
             port=self.port,
             log_format="json",
+            uploads_per_minute=0,
+            reads_per_minute=0,
             **settings,
         )
         self.jobs: list[Job] = []
@@ -207,6 +210,10 @@ class House:
             if page.get("next") is None:
                 return ids
             query["cursor"] = page["next"]
+
+    def staged(self) -> list[Path]:
+        """Files of blobs that are being written, or were when their writer died."""
+        return [path for path in self.settings.blob_root.rglob("*#*") if path.is_file()]
 
     # What became of them
 
