@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -214,6 +216,35 @@ def test_calls_get_smaller_when_memory_runs_out() -> None:
     assert torch.equal(latent, alone(sampler(5, tiles=9, steps=2)))
     assert engine.max_tiles == 2
     assert engine.shrinks == 2
+
+
+def test_what_a_failed_call_computed_is_freed_before_its_tiles_are_asked_for_again() -> None:
+    computed: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def activations(request: StepRequest) -> Tensor:
+        alive.append(sum(tensor() is not None for tensor in computed))
+        made = request.noisy + 1
+        computed.append(weakref.ref(made))
+        if len(request) > 2:
+            try:
+                raise ValueError("a kernel that fails first")
+            except ValueError:
+                raise torch.OutOfMemoryError("no memory for that many tiles") from None
+        return network(request)
+
+    both_asked = threading.Barrier(2, timeout=10)
+    model = Model(activations)
+    with running(model, max_tiles=8) as engine, ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(engine.run, sampler(seed, tiles=4), on_step=partial(_meet, both_asked))
+            for seed in (1, 2)
+        ]
+        for job in jobs:
+            job.result(timeout=10)
+    assert engine.shrinks
+    assert engine.failed_batches
+    assert not any(alive)
 
 
 def test_a_single_tile_that_does_not_fit_fails_its_job() -> None:
