@@ -1,6 +1,7 @@
 """What nobody asks for but must happen: results expire, lost jobs end, blobs are removed.
 
-Workers call `sweep` about every maintenance_s. It takes jobs from the agenda of `jobs.records`
+Every worker and every service process runs `Upkeep` about every maintenance_s, so that a job ends
+although nobody serves its preset any more. `sweep` takes jobs from the agenda of `jobs.records`
 when their time has come; a crash half way leaves them there for the next sweep. A job with which
 something is wrong is put off, so that it cannot keep the others from their turn.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +29,15 @@ from .errors import (
     WrongState,
 )
 from .figures import Figures
-from .records import AGENDA_KEY, LOOK_AGAIN_S, Records
+from .presets import PRESETS
+from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
+from .recovery import Recovery
+from .rq_job import open_queue
 from .schema import Job, JobState
+from .settings import Settings
 from .store import BlobStore, input_key, result_key
 
-__all__ = ["Swept", "sweep"]
+__all__ = ["Swept", "Upkeep", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +142,8 @@ def _look_at(
             return
         swept.failed += 1
         logger.error("Job %s failed: %s", job_id, fault)
+        # It takes no place in the queue any more; a worker that has it finds that it has ended.
+        open_queue(job.preset, connection).remove(job_id)
         return
     if job is not None and job.state is JobState.EXPIRED:
         swept.expired += 1
@@ -146,13 +154,39 @@ def _look_at(
 
 def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
     """Why nobody will ever run the job, or None while somebody may."""
-    raw = connection.hget(RqJob.key_for(job.id), "status")
-    waited = now - job.created_at.timestamp()
-    if raw is None and job.attempt == 0:
+    status: Any = connection.hget(RqJob.key_for(job.id), "status")
+    # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
+    unmoved = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
+    if job.state is JobState.QUEUED and (unmoved or (status is None and job.attempt == 0)):
+        waited = now - job.created_at.timestamp()
         return QueueTimedOut(
             f"No worker for {job.preset} took the job in {waited:.0f} seconds; "
             "see whether one runs, and submit the image again."
         )
-    if raw is None or raw in _DEAD:
+    if unmoved or status is None or status in _DEAD:
         return WorkerLost("The worker that ran the job was lost; submit the image again.")
     return None
+
+
+class Upkeep:
+    """All that must happen, for every preset. Blocking; several processes may have one each."""
+
+    def __init__(self, settings: Settings, connection: Redis, store: BlobStore) -> None:
+        recoveries = [Recovery(open_queue(preset, connection), connection) for preset in PRESETS]
+        self._steps: list[Callable[[], object]] = [
+            *(recovery.run for recovery in recoveries),
+            *(recovery.tidy for recovery in recoveries),
+            lambda: sweep(connection, store, upload_grace_s=settings.upload_grace_s),
+        ]
+
+    def run(self) -> None:
+        """One round; what cannot be done now is left for the next one."""
+        for step in self._steps:
+            try:
+                step()
+            except (RedisError, JobsError) as error:
+                logger.warning("Upkeep is left for the next time: %s", error)
+                return
+            # A defect in one step must not keep the others from being done.
+            except Exception:
+                logger.exception("Unexpected error in upkeep.")
