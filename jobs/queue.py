@@ -189,14 +189,6 @@ class JobQueue:
         """The live workers, of one preset or all."""
         return self._workers.list(preset)
 
-    def redis_alive(self) -> bool:
-        """Whether Redis answers now; never raises."""
-        try:
-            with queue_errors(self._connection):
-                return bool(self._connection.ping())
-        except QueueUnavailable:
-            return False
-
     def close(self) -> None:
         self._connection.close()
 
