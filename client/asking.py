@@ -59,7 +59,7 @@ class Asking:
 
         Raises:
             Unreachable, Refused: there is none, for longer than patience lasts.
-            OutOfTime: the deadline comes first.
+            OutOfTime: the deadline has come.
         """
         tries = Tries(self._patience, self._clock, deadline)
         while True:

@@ -168,8 +168,11 @@ class Operations(Asking):
         pause = grown
         try:
             while not job.ended:
-                if deadline is not None and self._clock.now() + pause > deadline:
-                    raise OutOfTime
+                if deadline is not None:
+                    # The last look is at the deadline, however late the server would like it.
+                    if (left := deadline - self._clock.now()) <= 0:
+                        raise OutOfTime
+                    pause = min(pause, left)
                 yield Sleep(pause)
                 headers = {} if etag is None else {"If-None-Match": etag}
                 response = yield from self._ask(

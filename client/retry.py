@@ -42,14 +42,14 @@ class Clock:
 
 
 class OutOfTime(Exception):
-    """The next try would come after the caller's deadline. Never leaves the package."""
+    """The caller's deadline has come. Never leaves the package."""
 
 
 class Tries:
     """The tries of one call: asked after each failure how long to pause before the next.
 
     Args:
-        deadline: the clock's time after which nothing is tried any more.
+        deadline: the clock's time of the last try, which comes then if no pause ends before.
     """
 
     def __init__(self, patience: Patience, clock: Clock, deadline: float | None = None) -> None:
@@ -68,7 +68,7 @@ class Tries:
 
         Raises:
             Unreachable, Refused: `error` itself, when it is final or patience has run out.
-            OutOfTime: the deadline comes first.
+            OutOfTime: the deadline has come.
         """
         now = self._clock.now()
         since = self._since = now if self._since is None else self._since
@@ -86,14 +86,16 @@ class Tries:
             self._pause = min(2 * self._pause, self._patience.longest_pause_s)
             limit = self._patience.outage_s
         else:
-            # Never sooner than asked.
+            # Never sooner than asked, unless for a last look at the deadline.
             pause = max(asked, self._patience.shortest_pause_s) * (1 + self._clock.chance() / 10)
             limit = self._patience.busy_s
         if now + pause - since > limit:
             raise error
-        if self._deadline is not None and now + pause > self._deadline:
+        if self._deadline is None:
+            return pause
+        if (left := self._deadline - now) <= 0:
             raise OutOfTime
-        return pause
+        return min(pause, left)
 
 
 def retry_after_s(value: str | None) -> float | None:

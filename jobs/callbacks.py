@@ -8,9 +8,8 @@ from types import TracebackType
 from redis import Redis
 from rq.exceptions import AbandonedJobError
 from rq.job import Job
-from rq.timeouts import JobTimeoutException
 
-from .errors import JobFault, JobNotFound, JobTimedOut, WorkerLost, WrongState
+from .errors import JobFault, JobNotFound, WorkerLost, WrongState
 from .records import Records
 from .rq_job import ForbiddenTask
 from .schema import JobState
@@ -33,7 +32,7 @@ def on_failure(
     `retries_left` only afterwards; so a fault that another attempt cannot mend is told to it here.
     Clients are shown what kind of fault it was; the traceback is in the worker's log only.
     """
-    if kind is not None and issubclass(kind, JobTimeoutException | ForbiddenTask):
+    if kind is not None and issubclass(kind, ForbiddenTask):
         job.retries_left = 0
     records = Records(connection)
     try:
@@ -47,7 +46,7 @@ def on_failure(
             else:
                 logger.warning("Job %s runs again: %s", job.id, _name(kind))
         else:
-            records.fail(job.id, _fault(job, kind).problem(), worker=job.worker_name)
+            records.fail(job.id, _fault(kind).problem(), worker=job.worker_name)
             logger.error("Job %s failed: %s", job.id, _name(kind))
     except (JobNotFound, WrongState) as ended:
         # The job ended before its attempt did, or another worker runs it by now: nothing to do,
@@ -66,17 +65,11 @@ def _name(kind: type[BaseException] | None) -> str:
     return "unknown fault" if kind is None else kind.__name__
 
 
-def _fault(job: Job, kind: type[BaseException] | None) -> JobFault:
+def _fault(kind: type[BaseException] | None) -> JobFault:
     if kind is not None and issubclass(kind, AbandonedJobError):
         return WorkerLost(
             "The worker that ran the job was lost, and so was the one before it; "
             "submit the image again, or ask whoever runs the service."
-        )
-    if kind is not None and issubclass(kind, JobTimeoutException):
-        return JobTimedOut(
-            f"The job ran for its limit of {job.timeout} seconds without an end; "
-            "a smaller image, scale or number of steps takes less.",
-            limit_seconds=job.timeout,
         )
     return JobFault(
         "The worker could not finish the job because of a fault of its own; "

@@ -9,6 +9,7 @@
     ├── StoreUnavailable         store-unavailable
     ├── BlobNotFound             blob-not-found
     ├── JobNotFound              job-not-found
+    ├── RecordUnreadable         internal-error
     ├── JobExists                job-exists
     ├── IdempotencyMismatch      idempotency-mismatch
     ├── IdempotencyPending       idempotency-in-progress
@@ -63,6 +64,7 @@ __all__ = [
     "QueueTimedOut",
     "QueueUnavailable",
     "QuotaExceeded",
+    "RecordUnreadable",
     "StoreUnavailable",
     "UnknownPreset",
     "UnsupportedFormat",
@@ -146,6 +148,10 @@ class BlobNotFound(JobsError):
 class JobNotFound(JobsError):
     type = "job-not-found"
     title = "No such job"
+
+
+class RecordUnreadable(JobsError):
+    """The record of a job was written by a version that this one does not understand."""
 
 
 class JobExists(JobsError):

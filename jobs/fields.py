@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .connection import as_text
-from .errors import Problem
+from .errors import Problem, RecordUnreadable
 from .origin import ANYONE, Origin
 from .schema import ImageInfo, Job, JobState, Parameters, Progress, ResultInfo, Timings
 
@@ -58,14 +58,24 @@ def fields_of_new(
 
 
 def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
-    """A record's fields as the model that both sides know."""
+    """A record's fields as the model that both sides know; raises RecordUnreadable.
 
+    Fields may be those of another version: a preset that is gone, parameters that came later.
+    """
+    try:
+        return _job_of(job_id, fields)
+    # What is missing, and what is no number, no state or not valid for its model.
+    except (KeyError, ValueError) as error:
+        raise RecordUnreadable(f"The record of job {job_id} cannot be read: {error}.") from error
+
+
+def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
     def at(name: str) -> datetime | None:
         return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
 
     parameters = Parameters.model_validate_json(fields["parameters"])
-    created, started, ended = (at(name) for name in ("created_at", "started_at", "ended_at"))
-    assert created is not None
+    created = datetime.fromtimestamp(float(fields["created_at"]), UTC)
+    started, ended = at("started_at"), at("ended_at")
     expires = ended + timedelta(seconds=int(fields["keep_s"])) if ended else None
     result = timings = None
     if "result" in fields and started and ended:

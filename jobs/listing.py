@@ -1,28 +1,33 @@
 """An owner's jobs, newest first, page by page.
 
 The index is a sorted set of ids by time of creation; a job that Redis has forgotten meanwhile is
-taken out of it when it is met here. A cursor names the last job of a page by its place in that
-order, so that jobs which come or go in between neither repeat nor hide others.
+taken out of it when it is met here, and one whose record cannot be read is left out. A cursor names
+the last job of a page by its place in that order, so that jobs which come or go in between neither
+repeat nor hide others.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Self
 
 from redis import Redis
 
 from .connection import as_text, queue_errors
-from .errors import BadCursor
+from .errors import BadCursor, JobNotFound, RecordUnreadable
 from .fields import job_of, moment, record_key, text
-from .records import Records, owner_key
+from .records import Records, owner_key, unknown
 from .schema import Job, JobState
 
 __all__ = ["Cursor", "Page", "read_page"]
+
+logger = logging.getLogger(__name__)
 
 BATCH = 100
 # A page of rare jobs ends here rather than read through all of a long index at once.
@@ -129,15 +134,31 @@ def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, 
         for job_id in ids:
             pipe.hgetall(record_key(job_id))
         time, *raws = pipe.execute()
-    jobs = {job_id: job_of(job_id, text(raw)) for job_id, raw in zip(ids, raws, strict=True) if raw}
     now = moment(time)
-    for job in jobs.values():
-        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
-            jobs[job.id] = Records(connection).expire(job.id)
-    if gone := set(ids) - set(jobs):
+    jobs: dict[str, Job] = {}
+    gone: list[str] = []
+    for job_id, raw in zip(ids, raws, strict=True):
+        try:
+            if not raw:
+                raise unknown(job_id)
+            job = job_of(job_id, text(raw))
+            if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
+                job = Records(connection).expire(job_id)
+            jobs[job_id] = job
+        except JobNotFound:
+            gone.append(job_id)
+        except RecordUnreadable as error:
+            _tell(error.detail)
+    if gone:
         with queue_errors(connection):
             connection.zrem(owner_key(owner), *gone)
     return jobs
+
+
+@lru_cache(maxsize=1000)
+def _tell(fault: str) -> None:
+    """Once for each record, which is met with every page until its time is over."""
+    logger.error("A job is left out of the list: %s", fault)
 
 
 def _said(given: str) -> str:

@@ -27,6 +27,8 @@ LEASE_S = 60
 # Seconds after each failed attempt but the last; about an hour in all.
 PAUSES_S = (10, 60, 600, 2700)
 ATTEMPTS = len(PAUSES_S) + 1
+# Seconds until a call is taken again that came while too many of its owner were being made.
+LATER_S = (2, 10)
 TAKE = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
@@ -77,3 +79,13 @@ class Outbox:
             due = seconds + micros / 1e6 + pause
             self._connection.zadd(WEBHOOKS_KEY, {call.job_id: due}, xx=True)
         return True
+
+    def later(self, call: Call) -> None:
+        """Gives a call back that was not tried; that is no attempt."""
+        with queue_errors(self._connection):
+            seconds, _ = self._connection.time()
+            due = seconds + random.uniform(*LATER_S)
+            with self._connection.pipeline() as pipe:
+                pipe.zadd(WEBHOOKS_KEY, {call.job_id: due}, xx=True)
+                pipe.hincrby(ATTEMPTS_KEY, call.job_id, -1)
+                pipe.execute()

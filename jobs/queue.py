@@ -63,8 +63,9 @@ class JobQueue:
         """Records and queues a job whose image is in the store under `inputs/{job_id}`.
 
         Raises QueueFull when max_queued jobs of the preset wait, QuotaExceeded when as many of
-        the owner wait as it may have, JobExists when the id is taken. After any error the caller
-        removes the image.
+        the owner wait as it may have, JobExists when the id is taken; then the caller removes the
+        image. After QueueUnavailable it must not: the job may be there all the same and only the
+        answer lost. The sweep removes an announced image that no job needs.
         """
         settings = self._settings
         queue = self._queue(parameters.preset)
@@ -187,14 +188,6 @@ class JobQueue:
     def workers(self, preset: str | None = None) -> list[WorkerInfo]:
         """The live workers, of one preset or all."""
         return self._workers.list(preset)
-
-    def redis_alive(self) -> bool:
-        """Whether Redis answers now; never raises."""
-        try:
-            with queue_errors(self._connection):
-                return bool(self._connection.ping())
-        except QueueUnavailable:
-            return False
 
     def close(self) -> None:
         self._connection.close()

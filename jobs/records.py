@@ -125,15 +125,12 @@ class Records:
         return job_of(job_id, fields)
 
     def get(self, job_id: str) -> Job:
-        """The job as it is now; a result whose time is over is expired first."""
-        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            pipe.time()
-            pipe.hgetall(record_key(job_id))
-            time, raw = pipe.execute()
-        if not raw:
-            raise unknown(job_id)
-        job = job_of(job_id, text(raw))
-        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= moment(time):
+        """The job as it is now; a result whose time is over is expired first.
+
+        Raises RecordUnreadable as well.
+        """
+        job, now = self._read(job_id)
+        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
             return self.expire(job_id)
         return job
 
@@ -202,21 +199,43 @@ class Records:
     # Upkeep
 
     def forget(self, job_id: str, owner: str = ANYONE) -> None:
-        """Removes the record of a job that was never taken on; for a submission that is undone."""
+        """Removes the record of a job that was never taken on; for a submission that is undone.
+
+        Its image is due to be removed from now on, in case that whoever stored it dies before.
+        """
+        now = self.now().timestamp()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))
-            for key in (AGENDA_KEY, owner_key(owner), waiting_key(owner)):
+            for key in (owner_key(owner), waiting_key(owner)):
                 pipe.zrem(key, job_id)
+            pipe.zadd(AGENDA_KEY, {job_id: now})
             pipe.execute()
 
     def expire(self, job_id: str) -> Job:
-        """A succeeded job's result is gone, or about to be."""
-        return self._apply(job_id, Event.EXPIRE, {})
+        """A succeeded job's result is gone, or about to be; one that has expired stays so."""
+        try:
+            return self._apply(job_id, Event.EXPIRE, {})
+        except JobEnded:
+            # Whoever reads a job at its time expires it: another one was first.
+            job, _ = self._read(job_id)
+            if job.state is not JobState.EXPIRED:
+                raise
+            return job
 
     def now(self) -> datetime:
         """The Redis server's time."""
         with queue_errors(self._connection):
             return moment(self._connection.time())
+
+    def _read(self, job_id: str) -> tuple[Job, datetime]:
+        """The record, and the time when it was read."""
+        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(record_key(job_id))
+            time, raw = pipe.execute()
+        if not raw:
+            raise unknown(job_id)
+        return job_of(job_id, text(raw)), moment(time)
 
     def _note(self, seconds: Mapping[str, float]) -> None:
         """Seconds of each part of a job's way, for the figures; a job does not fail for them."""

@@ -15,10 +15,19 @@ from redis import Redis
 from rq import Queue, Retry
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.timeouts import BaseDeathPenalty
 
 from . import tasks
 
-__all__ = ["SERIALIZER", "ForbiddenTask", "TaskJob", "open_queue", "queue_name", "run_again"]
+__all__ = [
+    "SERIALIZER",
+    "ForbiddenTask",
+    "NoDeathPenalty",
+    "TaskJob",
+    "open_queue",
+    "queue_name",
+    "run_again",
+]
 
 SERIALIZER = JSONSerializer
 
@@ -58,6 +67,17 @@ class TaskJob(Job):
     def _check_callback(self, name: str | None) -> None:
         if name and name not in tasks.CALLBACKS:
             raise ForbiddenTask(f"Job {self.id} names {name!r}, which is not a callback.")
+
+
+class NoDeathPenalty(BaseDeathPenalty):
+    """No limit at all. RQ's use signals, which threads have not got, or throw an exception into
+    the thread at any bytecode, which would leave locks and device memory in any state."""
+
+    def setup_death_penalty(self) -> None:
+        pass
+
+    def cancel_death_penalty(self) -> None:
+        pass
 
 
 def queue_name(preset: str) -> str:

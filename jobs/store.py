@@ -1,14 +1,16 @@
 """Where image bytes live: a local folder by default, S3-compatible storage for several hosts.
 
 Keys are `inputs/{job id}` and `results/{job id}`. A put is atomic: a reader sees the whole blob or
-none, because obstore writes aside and renames (a folder) or uploads at once (S3).
+none, because obstore writes aside and renames (a folder) or uploads at once (S3). In a folder a
+process that is killed meanwhile leaves what it wrote aside, `KEY#1`, to `remove_staged`.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +25,9 @@ from .settings import Settings
 
 __all__ = ["BlobInfo", "BlobStore", "input_key", "result_key"]
 
-_KEY = re.compile(r"(inputs|results)/[A-Za-z0-9_-]{1,64}")
+_FOLDERS = ("inputs", "results")
+_KEY = re.compile(rf"({'|'.join(_FOLDERS)})/[A-Za-z0-9_-]{{1,64}}")
+_STAGED = re.compile(r"[A-Za-z0-9_-]{1,64}#[0-9]+")
 # Read and written this much at a time: bounds the memory that a large image takes in passing.
 CHUNK = 1024 * 1024
 
@@ -53,8 +57,9 @@ class BlobStore:
     not one of ours, so that no key leaves the two folders.
     """
 
-    def __init__(self, store: ObjectStore, *, place: str) -> None:
+    def __init__(self, store: ObjectStore, *, place: str, root: Path | None = None) -> None:
         self._store = store
+        self._root = root
         self.place = place
 
     @classmethod
@@ -64,7 +69,8 @@ class BlobStore:
         with _store_errors("open", place):
             if settings.blob_url is not None:
                 return cls(from_url(settings.blob_url), place=place)
-            return cls(LocalStore(prefix=settings.blob_root, mkdir=True), place=place)
+            root = settings.blob_root
+            return cls(LocalStore(prefix=root, mkdir=True), place=place, root=root)
 
     def put(self, key: str, data: bytes | Path | IO[bytes] | Iterable[bytes]) -> None:
         """Stores the blob, replacing what was there. A source that raises leaves nothing."""
@@ -119,6 +125,23 @@ class BlobStore:
                     obstore.delete(self._store, key)
                 except FileNotFoundError:
                     continue
+
+    def remove_staged(self, *, idle_s: float) -> int:
+        """Removes what puts have written aside in a local folder and not touched for idle_s
+        seconds, since their process died; returns how many."""
+        removed = 0
+        oldest = time.time() - idle_s
+        if self._root is None:
+            return removed
+        for folder in _FOLDERS:
+            with _store_errors("tidy up", folder), suppress(FileNotFoundError):
+                for path in (self._root / folder).iterdir():
+                    # One whose put ends in this moment is gone.
+                    with suppress(FileNotFoundError):
+                        if _STAGED.fullmatch(path.name) and path.stat().st_mtime < oldest:
+                            path.unlink()
+                            removed += 1
+        return removed
 
 
 def _check(key: str) -> None:

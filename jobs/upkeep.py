@@ -1,62 +1,127 @@
 """What nobody asks for but must happen: results expire, lost jobs end, blobs are removed.
 
-Workers call `sweep` about every maintenance_s. It takes jobs from the agenda of `jobs.records`
-when their time has come; a crash half way leaves them there for the next sweep.
+Every worker and every service process runs `Upkeep` about every maintenance_s, so that a job ends
+although nobody serves its preset any more. `sweep` takes jobs from the agenda of `jobs.records`
+when their time has come; a crash half way leaves them there for the next sweep. A job with which
+something is wrong is put off, so that it cannot keep the others from their turn.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from redis import Redis
+from redis.exceptions import RedisError
+from redis.lock import Lock
 from rq.job import Job as RqJob
 
 from .connection import as_text, queue_errors
-from .errors import JobNotFound, JobsError, QueueTimedOut, WorkerLost, WrongState
-from .records import AGENDA_KEY, LOOK_AGAIN_S, Records
+from .errors import (
+    JobNotFound,
+    JobsError,
+    QueueTimedOut,
+    StoreUnavailable,
+    WorkerLost,
+    WrongState,
+)
+from .figures import Figures
+from .presets import PRESETS
+from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
+from .recovery import Recovery
+from .rq_job import open_queue
 from .schema import Job, JobState
+from .settings import Settings
 from .store import BlobStore, input_key, result_key
 
-__all__ = ["Swept", "sweep"]
+__all__ = ["Swept", "Upkeep", "sweep"]
 
 logger = logging.getLogger(__name__)
 
 _LOCK_KEY = "stablesr:sweeping"
 _LOCK_S = 30
+# A store that is slow to fail must not make a sweep outlast its lock by much.
+_SWEEP_S = 20.0
 _BATCH = 500
+# When a job is looked at again with which something was wrong.
+_PUT_OFF_S = 600
 # RQ has given up on the job, or never heard of it: nothing will run it any more.
 _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
 
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep did: jobs whose blobs were removed, results expired, lost jobs failed."""
+    """What a sweep did, in jobs and files."""
 
     removed: int = 0
+    """Jobs whose blobs were removed"""
     expired: int = 0
+    """Results whose time was over"""
     failed: int = 0
+    """Jobs that nobody would have run any more"""
+    put_off: int = 0
+    """Jobs with whose record or blobs something was wrong"""
+    staged: int = 0
+    """Files that a put had begun when its process died"""
 
 
-def sweep(connection: Redis, store: BlobStore) -> Swept:
+def sweep(connection: Redis, store: BlobStore, *, upload_grace_s: int) -> Swept:
     """Looks at every job whose time on the agenda has come; at most 500 a call.
 
-    Several workers may call it: one sweeps, the others return at once. Raises QueueUnavailable
-    and StoreUnavailable; what was not done then is done by the next sweep.
+    What was written of a blob is removed when nothing was added for upload_grace_s.
+
+    Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
+    what was not done then is done by the next sweep.
     """
     swept = Swept()
+    lock = connection.lock(_LOCK_KEY, timeout=_LOCK_S)
     with queue_errors(connection):
-        if not connection.set(_LOCK_KEY, b"1", nx=True, ex=_LOCK_S):
+        if not lock.acquire(blocking=False):
             return swept
+    try:
+        with queue_errors(connection):
+            _look_at_all(connection, store, swept)
         try:
-            records = Records(connection)
-            now = records.now().timestamp()
-            due = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
-            for raw in due:
-                _look_at(as_text(raw), records, connection, store, now, swept)
-        finally:
-            connection.delete(_LOCK_KEY)
+            swept.staged = store.remove_staged(idle_s=upload_grace_s)
+        except StoreUnavailable as error:
+            logger.warning("Files that nobody goes on writing are left: %s", error.detail)
+    finally:
+        _release(lock)
+    if swept.put_off:
+        figures = Figures()
+        figures.inc("stablesr_sweep_put_off_total", swept.put_off)
+        figures.flush(connection, "upkeep", ttl_s=_LOCK_S)
     return swept
+
+
+def _release(lock: Lock) -> None:
+    try:
+        lock.release()
+    except RedisError as error:
+        # It ran out, or will: each step of a sweep is safe to do twice.
+        logger.warning("A sweep's lock was not released: %s", error)
+
+
+def _look_at_all(connection: Redis, store: BlobStore, swept: Swept) -> None:
+    records = Records(connection)
+    now = records.now().timestamp()
+    ends = time.monotonic() + _SWEEP_S
+    due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
+    for raw in due:
+        if time.monotonic() > ends:
+            return
+        try:
+            _look_at(as_text(raw), records, connection, store, now, swept)
+        # Whatever is wrong with this job or its blobs, the time of others has come as well.
+        # Where all of Redis is away, putting off raises.
+        except Exception as error:
+            known = isinstance(error, JobsError)
+            logger.error("Job %r is put off: %s", raw, error, exc_info=not known)
+            connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
+            swept.put_off += 1
 
 
 def _look_at(
@@ -77,6 +142,8 @@ def _look_at(
             return
         swept.failed += 1
         logger.error("Job %s failed: %s", job_id, fault)
+        # It takes no place in the queue any more; a worker that has it finds that it has ended.
+        open_queue(job.preset, connection).remove(job_id)
         return
     if job is not None and job.state is JobState.EXPIRED:
         swept.expired += 1
@@ -87,13 +154,39 @@ def _look_at(
 
 def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
     """Why nobody will ever run the job, or None while somebody may."""
-    raw = connection.hget(RqJob.key_for(job.id), "status")
-    waited = now - job.created_at.timestamp()
-    if raw is None and job.attempt == 0:
+    status: Any = connection.hget(RqJob.key_for(job.id), "status")
+    # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
+    unmoved = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
+    if job.state is JobState.QUEUED and (unmoved or (status is None and job.attempt == 0)):
+        waited = now - job.created_at.timestamp()
         return QueueTimedOut(
             f"No worker for {job.preset} took the job in {waited:.0f} seconds; "
             "see whether one runs, and submit the image again."
         )
-    if raw is None or raw in _DEAD:
+    if unmoved or status is None or status in _DEAD:
         return WorkerLost("The worker that ran the job was lost; submit the image again.")
     return None
+
+
+class Upkeep:
+    """All that must happen, for every preset. Blocking; several processes may have one each."""
+
+    def __init__(self, settings: Settings, connection: Redis, store: BlobStore) -> None:
+        recoveries = [Recovery(open_queue(preset, connection), connection) for preset in PRESETS]
+        self._steps: list[Callable[[], object]] = [
+            *(recovery.run for recovery in recoveries),
+            *(recovery.tidy for recovery in recoveries),
+            lambda: sweep(connection, store, upload_grace_s=settings.upload_grace_s),
+        ]
+
+    def run(self) -> None:
+        """One round; what cannot be done now is left for the next one."""
+        for step in self._steps:
+            try:
+                step()
+            except (RedisError, JobsError) as error:
+                logger.warning("Upkeep is left for the next time: %s", error)
+                return
+            # A defect in one step must not keep the others from being done.
+            except Exception:
+                logger.exception("Unexpected error in upkeep.")

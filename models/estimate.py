@@ -126,20 +126,26 @@ class Estimate:
     """Whether the decoder reads the encoder's taps"""
     unified: bool
     """Whether the device computes in the host's memory: then only `host` is counted"""
-    shared: bool
-    """Whether other images are denoised while this one is encoded or decoded"""
 
-    def peaks(self, pieces: Pieces, tile_batch: int, *, offload: bool) -> Peaks:
-        """With these choices."""
+    def peaks(self, pieces: Pieces, tile_batch: int, *, offload: bool, meanwhile: int = 0) -> Peaks:
+        """With these choices.
+
+        `meanwhile`: tiles in the network calls that are made for other images all the time.
+        """
         held = self.weights
         autoencoder = held.autoencoder if offload else held.all
         denoiser = held.denoiser if offload else held.all
         waiting = 0
         if offload:
             waiting = held.text if self.unified else held.all
-        call = self._call(tile_batch)
-        if self.shared and not offload:
-            autoencoder += call
+        grid = self.layout.grid
+        call = self._call(tile_batch, grid.tile_height, grid.tile_width)
+        if meanwhile:
+            # Whole tiles: other images need not be as small as this one.
+            others = self._call(meanwhile, grid.tile, grid.tile)
+            call = max(call, others)
+            # With offload the autoencoder has the device to itself.
+            autoencoder += 0 if offload else others
         reference = 3 * _FLOAT * _area(self.layout.padded)
         source = 3 * _FLOAT * _area(self.layout.source)
         # The canvas is made a channel at a time.
@@ -190,10 +196,9 @@ class Estimate:
         cells = self.layout.grid.height * self.layout.grid.width
         return _LATENTS * self.config.unet.in_channels * cells * _FLOAT
 
-    def _call(self, tiles: int) -> int:
-        """Of a network call, weights aside."""
-        grid = self.layout.grid
-        tile = tile_bytes(self.config.unet, grid.tile_height, grid.tile_width, self.dtype)
+    def _call(self, tiles: int, height: int, width: int) -> int:
+        """Of a network call for tiles of these sides (cells), weights aside."""
+        tile = tile_bytes(self.config.unet, height, width, self.dtype)
         # The processor's convolutions rearrange their weights for themselves at every call.
         kernels = max(_KERNELS, 4 * _largest(self.config.unet) * self.dtype.itemsize)
         return tiles * tile + kernels * self.unified

@@ -18,6 +18,16 @@ _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
 # Filesystems that are memory: what is written there is taken from the host's.
 _IN_MEMORY = ("tmpfs", "ramfs")
+# The CPU's allocator, the GPU's driver and its libraries have no exception class of their own.
+_SIGNS = (
+    "not enough memory",
+    "can't allocate memory",
+    # CUDA error, CUDA driver error, HIP error
+    "error: out of memory",
+    # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)
 # What is free is not ours alone: other processes grow, and estimates are estimates.
 _SHARE = 0.85
 
@@ -39,9 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host or the device had no memory left for this call."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # The CPU's allocator and the GPU's libraries have no exception class of their own.
-    signs = ("not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
 def free_memory(device: torch.device, scratch: Path | None, limit: int | None = None) -> Memory:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -146,6 +147,14 @@ class StableSR:
             InvalidOption: no canvas or no tiles can be made for it.
             NotEnoughMemory: nothing fits.
         """
+        given = self.resources
+        if given.shared and given.shared_batch is None:
+            given = replace(given, shared_batch=self.tile_batch)
+        return self._plan(height, width, options, held, given)
+
+    def _plan(
+        self, height: int, width: int, options: Options, held: Memory, given: Resources
+    ) -> Plan:
         return plan(
             self.networks.config,
             self.preset,
@@ -156,14 +165,20 @@ class StableSR:
             device=self.device,
             memory=self._memory(held),
             weights=self.weights,
-            resources=self.resources,
+            resources=given,
         )
 
-    @property
+    @cached_property
     def tile_batch(self) -> int:
-        """Tiles that one network call has room for now, whatever images they are of."""
+        """Tiles that one network call has room for, whatever images they are of.
+
+        Decided once, with what memory was free then: plans count on calls of this size.
+        """
+        given = self.resources
         side = 2 * self.preset.native  # has more tiles than a call
-        return self.resources.tile_batch or self.plan(side, side, Options(scale=1)).tile_batch
+        if given.tile_batch is not None:
+            return given.tile_batch
+        return self._plan(side, side, Options(scale=1), _NOTHING, given).tile_batch
 
     def _pieces_now(self, prepared: Prepared, options: Options) -> Pieces:
         """For decoding: what was free when the image was encoded may be another's now."""

@@ -57,9 +57,11 @@ class Resources:
     """Folder for feature maps that fit into no memory; None: the system's for temporary files"""
     shared: bool = False
     """Whether other images are denoised while one is encoded or decoded"""
+    shared_batch: int | None = None
+    """Tiles in one network call for them; None: as many as in this image's"""
 
     def __post_init__(self) -> None:
-        for name in ("memory_limit", "tile_batch", "decode_tile"):
+        for name in ("memory_limit", "tile_batch", "decode_tile", "shared_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"{name} is {value}, but must be at least 1.")
@@ -128,7 +130,7 @@ def plan(
     layout = Layout.of(config, preset, height, width, options)
     unified = device.type != "cuda"
     fusion = options.fidelity_weight > 0
-    estimate = Estimate(config, layout, weights, dtype, fusion, unified, given.shared)
+    estimate = Estimate(config, layout, weights, dtype, fusion, unified)
     tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
     cells = _STRIP_CELLS.get(device.type, _STRIP_CELLS_ELSEWHERE)
     rows = given.decode_tile or max(1, min(cells // layout.padded[1], layout.padded[0]))
@@ -137,14 +139,19 @@ def plan(
         offload = needs_offload(
             config, preset, dtype=dtype, device=device, memory=memory, weights=weights
         )
+
+    def peaks_of(pieces: Pieces, batch: int) -> Peaks:
+        meanwhile = (given.shared_batch or batch) if given.shared else 0
+        return estimate.peaks(pieces, batch, offload=offload, meanwhile=meanwhile)
+
     least: list[str] = []
     for pieces in _pieces(rows, unified, given):
         batch = given.tile_batch or 1
-        peaks = estimate.peaks(pieces, batch, offload=offload)
+        peaks = peaks_of(pieces, batch)
         if least := _missing(peaks, memory):
             continue
         while given.tile_batch is None and batch < min(MAX_TILE_BATCH, tiles):
-            larger = estimate.peaks(pieces, 2 * batch, offload=offload)
+            larger = peaks_of(pieces, 2 * batch)
             if _missing(larger, memory):
                 break
             batch, peaks = 2 * batch, larger
@@ -174,7 +181,7 @@ def needs_offload(
         return False
     native = Options(scale=1)
     layout = Layout.of(config, preset, preset.native, preset.native, native)
-    estimate = Estimate(config, layout, weights, dtype, True, unified=False, shared=False)
+    estimate = Estimate(config, layout, weights, dtype, True, unified=False)
     pieces = Pieces(rows=_STRIP_CELLS_ELSEWHERE // preset.native)
     return bool(_missing(estimate.peaks(pieces, 1, offload=False), memory))
 

@@ -17,6 +17,7 @@ from jobs.keys import Keys
 from jobs.queue import JobQueue
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from jobs.upkeep import Upkeep
 from service import problems
 from service.auth import Authenticator
 from service.listener import Listener
@@ -34,6 +35,7 @@ from service.ratelimit import RateLimits
 from service.routes import about, events, health, jobs, metrics, models, page, result, upscale
 from service.state import Services
 from service.streams import Streams
+from service.upkeep import keep_up
 from service.webhooks.sender import Sender
 
 __all__ = ["create_app"]
@@ -97,12 +99,14 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             streams=Streams(settings.max_streams, settings.max_streams_each),
         )
         sender = Sender(connection, settings, app.root_path)
+        upkeep = Upkeep(settings, connection, store)
         collector = ServiceCollector(connection, settings, services.streams)
         app.state.requests.registry.register(collector)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(services.listener.run)
                 tasks.start_soon(sender.run)
+                tasks.start_soon(keep_up, upkeep, settings.maintenance_s)
                 yield State(services=services)
                 tasks.cancel_scope.cancel()
         finally:

@@ -1,6 +1,7 @@
 """An upload becomes a job: everything is checked, then the image is stored and the job queued.
 
-Blocking. Whatever goes wrong on the way, nothing of the upload stays behind.
+Blocking. Whatever goes wrong on the way, nothing of the upload stays behind; where Redis went away
+before it said whether it took the job, the sweep of `jobs.upkeep` sees to that.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 def submit(services: Services, upload: Upload, origin: Origin, key: str | None) -> tuple[Job, bool]:
-    """Checks everything, then stores the image and queues the job, or leaves nothing behind.
+    """Checks everything, then stores the image and queues the job.
 
     The second value says that the job is an earlier one, of the same request.
     """
@@ -109,7 +110,11 @@ def _store(
     try:
         services.store.put(input_key(job_id), file)
         job = services.queue.submit(job_id, parameters, image, origin)
-    # Whatever stopped it, an image without a job must not stay.
+    except QueueUnavailable as error:
+        # The job may be queued and only the answer lost; it would find no image.
+        log.warning("whether a job was queued is not known", job=job_id, detail=error.detail)
+        raise
+    # Whatever else stopped it, an image without a job must not stay.
     except BaseException:
         _forget(services, job_id)
         raise

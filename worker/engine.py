@@ -270,6 +270,7 @@ class Engine:
     def _call(self, batch: list[_Slice]) -> None:
         tiles = sum(part.tiles for part in batch)
         started = time.monotonic()
+        failure: Exception | None = None
         try:
             with self._watch("predict") as renew:
                 predictions = self._model.predict([part.request for part in batch], renew)
@@ -277,7 +278,11 @@ class Engine:
                 raise RuntimeError(f"{len(predictions)} predictions for {len(batch)} requests")
         # Whatever the network raises belongs to the jobs of this call, not to the engine.
         except Exception as error:
-            self._recover(batch, tiles, error)
+            log.warning("a network call failed", jobs=len(batch), tiles=tiles, exc_info=True)
+            failure = _without_frames(error)
+        # Only here: the error held what was computed so far.
+        if failure is not None:
+            self._recover(batch, tiles, failure)
             return
         self._last_call_s = time.monotonic() - started
         self.calls += 1
@@ -303,7 +308,7 @@ class Engine:
             )
         if len(batch) > 1:
             self.failed_batches += 1
-            log.warning("a call for several jobs failed, repeating", jobs=len(batch), exc_info=True)
+            log.warning("repeating the call job by job", jobs=len(batch))
             for part in batch:
                 self._call([part])
             return
@@ -320,3 +325,10 @@ class Engine:
         with self._ready:
             part.pending.served = part.start
             self._waiting.appendleft(part.pending)
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error alone: a traceback keeps every activation of the call that failed alive, on the
+    device that has no memory left for the next one."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -26,17 +26,17 @@ from jobs.connection import connect
 from jobs.errors import JobsError
 from jobs.figures import Figures
 from jobs.records import Records
+from jobs.recovery import Recovery
 from jobs.rq_job import open_queue
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from jobs.upkeep import sweep
+from jobs.upkeep import Upkeep
 from jobs.workers import WorkerInfo, Workers, WorkerState
 from worker.context import Process
 from worker.device import memory_in_use
 from worker.engine import Engine
 from worker.model import Upscaler
 from worker.pulse import Repeating
-from worker.recovery import Recovery
 from worker.slot import Slot
 from worker.stand_in import StandIn
 from worker.watchdog import Watchdog, end_process
@@ -152,14 +152,11 @@ class Supervisor:
             Slot(process, self._queue, self._patient, f"{self._info.name}.{number}")
             for number in range(settings.slots)
         ]
+        rounds = Upkeep(settings, self._quick, store)
         upkeep = Repeating(
             "upkeep",
             settings.maintenance_s,
-            lambda: [
-                self._recovery.tidy,
-                lambda: sweep(self._quick, store),
-                self._look_for_weights,
-            ],
+            lambda: [rounds.run, self._look_for_weights],
         )
         watchdog.start()
         engine.start()

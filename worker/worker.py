@@ -3,7 +3,7 @@
 RQ's own workers fork for each job (CUDA does not survive that), load the model anew for each, or
 (SimpleWorker) run the job where the loop runs, but without a heartbeat meanwhile. This one is a
 SimpleWorker whose lease on a job is kept by `worker.pulse`, whose time limits are kept between
-steps (`Run.check`) and by `worker.watchdog`, and whose maintenance is `worker.recovery`'s.
+steps (`Run.check`) and by `worker.watchdog`, and whose maintenance is `jobs.recovery`'s.
 """
 
 from __future__ import annotations
@@ -20,32 +20,20 @@ from rq.exceptions import StopRequested
 from rq.executions import Execution
 from rq.job import Job
 from rq.job_lifecycle import format_exc_info
-from rq.timeouts import BaseDeathPenalty
 from rq.utils import now
 from rq.worker import WorkerStatus
 
 from jobs.queue import ATTEMPTS
-from jobs.rq_job import SERIALIZER, TaskJob, run_again
+from jobs.rq_job import SERIALIZER, NoDeathPenalty, TaskJob, run_again
 from worker.context import Process, Run, entered
 from worker.errors import LeaseLost
 
-__all__ = ["NoDeathPenalty", "SlotWorker", "Work"]
+__all__ = ["SlotWorker", "Work"]
 
 # Seconds that one wait for a job lasts at most: how soon an idle slot notices that it should end.
 IDLE_S = 1
 
 log = structlog.get_logger(__name__)
-
-
-class NoDeathPenalty(BaseDeathPenalty):
-    """No limit at all. RQ's use signals, which threads have not got, or throw an exception into
-    the thread at any bytecode, which would leave locks and device memory in any state."""
-
-    def setup_death_penalty(self) -> None:
-        pass
-
-    def cancel_death_penalty(self) -> None:
-        pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +81,7 @@ class SlotWorker(SimpleWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Never: `worker.recovery` also runs when every slot is busy."""
+        """Never: `jobs.recovery` also runs when every slot is busy."""
         return False
 
     # The loop

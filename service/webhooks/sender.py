@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections import Counter
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -28,8 +29,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 # How soon a call that is due is made, at the latest.
 LOOK_S = 1.0
-# Calls of one process at a time.
-AT_ONCE = 8
+# Calls of one process at a time, and those of them that are one owner's: receivers that are slow
+# to answer, or to be found, delay nobody else's.
+AT_ONCE = 16
+EACH = 8
 TIMEOUT_S = 15.0
 TIMEOUTS = httpx.Timeout(10.0, connect=5.0)
 
@@ -53,6 +56,9 @@ class Sender:
         self._keys = Keys(connection)
         self._figures = Figures()
         self._tls = httpx.create_ssl_context()
+        self._in_hand: Counter[str] = Counter()
+        # Not the threads that requests need.
+        self._lookups = anyio.CapacityLimiter(AT_ONCE)
 
     async def run(self) -> None:
         """Works until canceled; a call that is cut off is made again, here or elsewhere."""
@@ -77,9 +83,6 @@ class Sender:
         except QueueUnavailable as error:
             # Its lease ends, and it is taken again.
             log.warning("a webhook's outcome is not noted", job=call.job_id, reason=error.detail)
-        # A defect in one call must not end the others, nor the service.
-        except Exception:
-            log.exception("unexpected error", job=call.job_id)
         finally:
             places.release()
 
@@ -91,16 +94,37 @@ class Sender:
             log.warning("webhook dropped", job=call.job_id, reason=error.detail)
             await run_sync(self._outbox.done, call)
             return
-        outcome, said = await self._send(job, secret)
-        if outcome is Outcome.FAILED and not await run_sync(self._outbox.again, call):
-            outcome = Outcome.GIVEN_UP
-        elif outcome is not Outcome.FAILED:
+        except QueueUnavailable:
+            raise
+        # A defect in one call must not end the others, nor the service; nor may it go on for ever.
+        except Exception as error:
+            log.exception("unexpected error", job=call.job_id)
+            await self._settle(call, Outcome.FAILED, repr(error), None)
+            return
+        if self._in_hand[job.owner] >= EACH:
+            await run_sync(self._outbox.later, call)
+            return
+        self._in_hand[job.owner] += 1
+        try:
+            outcome, said = await self._send(job, secret)
+        finally:
+            self._in_hand -= Counter([job.owner])
+        await self._settle(call, outcome, said, job.request_id)
+
+    async def _settle(
+        self, call: Call, outcome: Outcome, said: str, request_id: str | None
+    ) -> None:
+        """Notes how an attempt ended, and whether there is a next one."""
+        if outcome is Outcome.FAILED:
+            if not await run_sync(self._outbox.again, call):
+                outcome = Outcome.GIVEN_UP
+        else:
             await run_sync(self._outbox.done, call)
         tell = log.info if outcome is Outcome.DELIVERED else log.warning
         tell(
             "webhook",
-            job=job.id,
-            request_id=job.request_id,
+            job=call.job_id,
+            request_id=request_id,
             attempt=call.attempt,
             outcome=outcome.value,
             reason=said,
@@ -123,6 +147,10 @@ class Sender:
             return Outcome.FAILED, f"no answer within {TIMEOUT_S:g} s"
         except (httpx.HTTPError, ssl.SSLError, OSError) as error:
             return Outcome.FAILED, f"{type(error).__name__}: {error}"
+        # As in `_attempt`.
+        except Exception as error:
+            log.exception("unexpected error", job=job.id)
+            return Outcome.FAILED, repr(error)
         if 200 <= status < 300:
             return Outcome.DELIVERED, str(status)
         # Gone: the receiver does not want it any more.
@@ -130,7 +158,12 @@ class Sender:
 
     async def _post(self, target: Target, message: Message, secret: str) -> int:
         private = self._settings.webhook_allow_private
-        address = await run_sync(lambda: resolve(target, allow_private=private))
+        address = await run_sync(
+            lambda: resolve(target, allow_private=private),
+            # Nothing can cut the system's resolver off; its answer is not waited for any longer.
+            abandon_on_cancel=True,
+            limiter=self._lookups,
+        )
         host = f"[{address}]" if address.version == 6 else str(address)
         headers = {**message.headers(secret, datetime.now(UTC)), "Host": target.authority}
         async with (

@@ -1,11 +1,15 @@
-"""A server to talk to."""
+"""A server to talk to, and a folder of images to upscale."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from cli.folder import run as folder_run
+from tests.cli.folders import StubModel
 from tests.scripted_server import Script, serve
 
 
@@ -13,3 +17,28 @@ from tests.scripted_server import Script, serve
 def script() -> Iterator[Script]:
     with serve() as script:
         yield script
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three images, one in a sub-folder, and files that are none."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.JPG", "sub/c.webp"):
+        Image.new("RGB", (8, 6), "teal").save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> type[StubModel]:
+    StubModel.loaded = 0
+    StubModel.asked, StubModel.broken = [], {}
+    monkeypatch.setattr(folder_run, "LocalModel", StubModel)
+    return StubModel

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.faults.house import House, until
+from client import Client
+from tests.faults.house import House, Job, png, until
 from tests.faults.worker import PLACES
 from tests.worker.double import CRASH, HANG_ONCE
 from worker.watchdog import EXIT_STALLED
@@ -27,6 +30,9 @@ __all__ = ["CASES", "Case", "NotRun"]
 
 AGAIN_S = 90.0
 """A job whose worker was killed must be running again within this."""
+
+MOST_INSISTENT = 50
+"""Jobs of a client that submits without a pause: below what one address may upload a minute."""
 
 
 class NotRun(Exception):
@@ -49,6 +55,7 @@ def killed_at(place: str, house: House) -> float:
     house.hold(place)
     first = house.submit()[0]
     victim = house.held(place)
+    assert bool(house.staged()) is (place == "storing")
     house.submit(3)
     house.kill(victim)
     died = time.monotonic()
@@ -57,6 +64,7 @@ def killed_at(place: str, house: House) -> float:
     again = time.monotonic() - died
     house.all_ended()
     assert house.look(first)["attempt"] == 2
+    until(lambda: not house.staged(), "what was written of a result is removed")
     return again
 
 
@@ -92,11 +100,26 @@ def terminated(house: House) -> float:
 
 
 def redis_killed(house: House) -> float:
-    """Redis is killed and started again with its append-only file, jobs waiting and running."""
+    """Redis is killed and started again with its append-only file, jobs waiting and running.
+
+    A client goes on submitting meanwhile, and tries each upload again until it is taken.
+    """
     house.worker(step_s=0.1)
     house.ready()
     jobs = house.submit(5, steps=60)
     until(lambda: (house.look(jobs[0])["progress"] or {}).get("step", 0) > 2, "the first runs")
+    with insistent(house) as ids:
+        ready = redis_away(house, jobs)
+    house.jobs += [Job(one) for one in ids]
+    house.submit()
+    house.all_ended()
+    listed, known = sorted(house.listed()), sorted(job.id for job in house.jobs)
+    assert listed == known, f"{listed} are listed, {known} were submitted"
+    return ready
+
+
+def redis_away(house: House, jobs: list[Job]) -> float:
+    """Redis is away for 5 s; the seconds until the service was ready again."""
     house.redis.kill()
     gone = time.monotonic()
     refused = house.post()
@@ -107,10 +130,31 @@ def redis_killed(house: House) -> float:
     house.redis.start()
     back = time.monotonic()
     until(lambda: house.client.get("/readyz").status_code == 200, "ready again", seconds=60)
-    ready = time.monotonic() - back
-    house.submit()
-    house.all_ended()
-    return ready
+    return time.monotonic() - back
+
+
+@contextmanager
+def insistent(house: House) -> Iterator[list[str]]:
+    """Submits one image after the other through the client library, until the block ends.
+
+    Gives the ids of the jobs, complete after the block.
+    """
+    ids: list[str] = []
+    leaving = threading.Event()
+
+    def submit() -> None:
+        with Client(str(house.client.base_url)) as client:
+            while not leaving.is_set() and len(ids) < MOST_INSISTENT:
+                ids.append(client.submit(png(), scale=2, seed=7, steps=5).id)
+
+    with ThreadPoolExecutor(1) as pool:
+        submitting = pool.submit(submit)
+        try:
+            until(lambda: bool(ids), "the client submits")
+            yield ids
+        finally:
+            leaving.set()
+    submitting.result()
 
 
 def store_unwritable(house: House) -> None:
@@ -248,7 +292,10 @@ def everything_killed(house: House) -> float:
 def _cases() -> Iterator[Case]:
     for place in PLACES:
         where = "after the result is stored" if place == "stored" else f"in {place}"
-        yield Case(f"worker killed {where}", partial(killed_at, place), {})
+        sweeps: dict[str, float] = {}
+        if place == "storing":
+            sweeps = {"upload_grace_s": 5, "maintenance_s": 5}
+        yield Case(f"worker killed {where}", partial(killed_at, place), sweeps)
     yield Case("step hangs", hung_step, {})
     yield Case("worker gets SIGTERM", terminated, {})
     yield Case("Redis killed", redis_killed, {})

@@ -61,7 +61,8 @@ class Job:
 class House:
     """One service on one Redis; `with` starts both and ends everything.
 
-    The settings are the defaults, but for what a case gives.
+    The settings are the defaults, but for what a case gives; and nobody is asked to slow down,
+    since jobs are looked at all the time.
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
@@ -74,6 +75,7 @@ class House:
             port=self.port,
             log_format="json",
             # What looks on asks more often than a client may.
+            uploads_per_minute=0,
             reads_per_minute=0,
             **settings,
         )
@@ -198,6 +200,21 @@ class House:
 
     def all_ended(self, *, seconds: float = WAIT_S) -> None:
         until(lambda: all(self.ended(job) for job in self.jobs), "all jobs end", seconds=seconds)
+
+    def listed(self) -> list[str]:
+        """The ids of all jobs that the service lists, page by page."""
+        ids: list[str] = []
+        query: dict[str, str] = {}
+        while True:
+            page = self.client.get("/jobs", params=query).raise_for_status().json()
+            ids += [job["id"] for job in page["jobs"]]
+            if page.get("next") is None:
+                return ids
+            query["cursor"] = page["next"]
+
+    def staged(self) -> list[Path]:
+        """Files of blobs that are being written, or were when their writer died."""
+        return [path for path in self.settings.blob_root.rglob("*#*") if path.is_file()]
 
     # What became of them
 

@@ -10,22 +10,24 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 from jobs.schema import Stage
 from jobs.settings import Settings
+from jobs.store import BlobStore
 from models.sampling import Step
 from tests.worker import double
-from worker import tasks
+from worker import supervisor, tasks
 from worker.progress import Reporter
 
 __all__ = ["PLACES", "WorkerProcess"]
 
-PLACES = ("load", "encode", "denoise", "decode", "save", "stored")
-"""The stages of a job, and the moment between storing the result and saying so."""
+PLACES = ("load", "encode", "denoise", "decode", "save", "storing", "stored")
+"""The stages of a job, the middle of storing the result, and the moment between that and saying
+so."""
 
 HELD_STEP = 2
 
@@ -43,33 +45,56 @@ class HeldReporter(Reporter):
     def stage(self, name: Stage, *, steps: int = 0) -> Iterator[None]:
         with super().stage(name, steps=steps):
             if name != "denoise":
-                self._hold(name)
+                hold(self.folder, name)
             yield
             if name == "save":
-                self._hold("stored")
+                hold(self.folder, "stored")
 
     def on_step(self, request: Step) -> None:
         super().on_step(request)
         if request.step == HELD_STEP:
-            self._hold("denoise")
+            hold(self.folder, "denoise")
 
-    def _hold(self, place: str) -> None:
-        mark = self.folder / f"hold-{place}"
-        if not mark.exists():
-            return
-        held = self.folder / f"held-{place}"
-        held.with_suffix(".part").write_text(str(os.getpid()))
-        held.with_suffix(".part").rename(held)
-        while mark.exists():
-            time.sleep(0.02)
+
+class _GoOn(Exception):
+    """The put that was held is over; the real one follows."""
+
+
+class HeldStore(BlobStore):
+    """Its puts can be held while a part of the blob is written."""
+
+    folder: ClassVar[Path]
+
+    def put(self, key: str, data: bytes | Path | IO[bytes] | Iterable[bytes]) -> None:
+        def half() -> Iterator[bytes]:
+            yield b"a part"
+            hold(self.folder, "storing")
+            raise _GoOn
+
+        if (self.folder / "hold-storing").exists():
+            with suppress(_GoOn):
+                super().put(key, half())
+        super().put(key, data)
+
+
+def hold(folder: Path, place: str) -> None:
+    mark = folder / f"hold-{place}"
+    if not mark.exists():
+        return
+    held = folder / f"held-{place}"
+    held.with_suffix(".part").write_text(str(os.getpid()))
+    held.with_suffix(".part").rename(held)
+    while mark.exists():
+        time.sleep(0.02)
 
 
 def _serve(settings: dict[str, Any], folder: Path, log: Path, step_s: float) -> None:
     with log.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    HeldReporter.folder = folder
+    HeldReporter.folder = HeldStore.folder = folder
     vars(tasks)["Reporter"] = HeldReporter
+    vars(supervisor)["BlobStore"] = HeldStore
     sys.exit(double.main(Settings(**settings), step_s=step_s, load_s=0.0))
 
 

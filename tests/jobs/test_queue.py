@@ -171,10 +171,8 @@ def test_without_redis_every_call_says_so_and_work_goes_on_after(
     queue: JobQueue, image: ImageInfo, submit: Submit, server: RedisServer
 ) -> None:
     job_id = submit()
-    assert queue.redis_alive()
     server.kill()
     try:
-        assert not queue.redis_alive()
         for call in (
             lambda: queue.submit(new_job_id(), Parameters(), image),
             lambda: queue.get(job_id),

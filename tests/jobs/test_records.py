@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -41,6 +42,7 @@ def act(records: Records, event: Event, job_id: str, result: ResultInfo) -> Job:
 )
 @given(events=st.lists(st.sampled_from(Event), max_size=9))
 @example(events=[Event.START, Event.SUCCEED, Event.CANCEL, Event.EXPIRE, Event.START])
+@example(events=[Event.START, Event.SUCCEED, Event.EXPIRE, Event.EXPIRE])
 @example(events=[Event.START, Event.CANCEL, Event.REQUEUE, Event.START, Event.SUCCEED])
 @example(events=[Event.START, Event.REQUEUE, Event.START, Event.CANCEL, Event.STOP])
 def test_any_order_of_events_goes_as_the_table_says(
@@ -51,6 +53,10 @@ def test_any_order_of_events_goes_as_the_table_says(
     for event in events:
         before = records.get(job_id)
         to = next_state(state, event, marked=marked)
+        if (event, state) == (Event.EXPIRE, JobState.EXPIRED):
+            # Whoever comes second finds it so.
+            assert act(records, event, job_id, result) == before
+            continue
         if to is None:
             with pytest.raises(JobEnded if state.ended else WrongState) as caught:
                 act(records, event, job_id, result)
@@ -236,6 +242,28 @@ def test_a_result_past_its_time_reads_as_expired(
     assert job.result is not None
     with pytest.raises(JobEnded, match="expired"):
         records.cancel(job_id)
+
+
+def test_all_who_read_a_job_at_the_moment_it_expires_find_it_expired(
+    server: RedisServer, records: Records, submit: Submit, result: ResultInfo, connection: Redis
+) -> None:
+    readers = 8
+    gate = threading.Barrier(readers, timeout=10)
+
+    def read(job_id: str) -> JobState:
+        with server.connect() as mine:
+            both = Records(mine)
+            both.now()
+            gate.wait()
+            return both.get(job_id).state
+
+    with ThreadPoolExecutor(readers) as pool:
+        for _ in range(12):
+            job_id = submit()
+            records.start(job_id, "w1")
+            records.succeed(job_id, result, Timings())
+            connection.hset(record_key(job_id), "keep_s", 0)
+            assert set(pool.map(read, [job_id] * readers)) == {JobState.EXPIRED}
 
 
 @pytest.mark.parametrize(

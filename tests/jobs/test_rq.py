@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from redis import Redis
 from rq import SimpleWorker
-from rq.timeouts import JobTimeoutException
 from rq.utils import current_timestamp
 
 from jobs.callbacks import on_failure
@@ -217,20 +216,6 @@ def test_a_lost_worker_that_fails_late_does_not_touch_the_next_ones_run(
     on_failure(rq_job, connection, OSError, OSError("late"), None)
     assert not rq_job.should_retry
     assert (queue.get(job_id).state, queue.get(job_id).worker) == (JobState.PROCESSING, "w2")
-
-
-def test_a_job_that_took_too_long_is_not_tried_again(
-    submit: Submit, queue: JobQueue, records: Records, connection: Redis
-) -> None:
-    job_id = submit()
-    records.start(job_id, "w1")
-    rq_job = TaskJob.fetch(job_id, connection=connection, serializer=SERIALIZER)
-    on_failure(rq_job, connection, JobTimeoutException, JobTimeoutException(), None)
-    assert not rq_job.should_retry
-    job = queue.get(job_id)
-    assert job.error is not None
-    assert job.error.type == "job-timed-out"
-    assert "1800 seconds" in job.error.detail
 
 
 def test_a_task_can_go_back_to_the_front_without_losing_an_attempt(

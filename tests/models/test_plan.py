@@ -131,6 +131,30 @@ def test_cards_of_few_gigabytes_have_a_plan_that_keeps_within_them(
         assert all(need <= there for need, there in zip(peak, memory, strict=True))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_images(
+    device: str,
+) -> None:
+    alone = planned(512, PLENTY, device).peaks
+    shared = planned(512, PLENTY, device, shared=True, shared_batch=8).peaks
+    tile = tile_bytes(FULL.unet, 64, 64, torch.bfloat16)
+    for stage in ("encode", "decode"):
+        more = sum(getattr(shared, stage)) - sum(getattr(alone, stage))
+        assert more >= 8 * tile
+    # This image's one tile goes with seven of theirs.
+    assert sum(shared.denoise) - sum(alone.denoise) == 7 * tile
+    # Where nobody has said yet how large calls are, they are as large as this image's can be.
+    first = planned(2048, PLENTY, device, shared=True)
+    assert first.tile_batch == 8
+    assert first.peaks == planned(2048, PLENTY, device, shared=True, shared_batch=8).peaks
+
+
+def test_a_small_image_does_not_make_the_calls_of_others_small() -> None:
+    small = planned(128, PLENTY, shared=True, shared_batch=8).peaks
+    tile = tile_bytes(FULL.unet, 64, 64, torch.bfloat16)
+    assert small.encode.device - planned(128, PLENTY).peaks.encode.device == 8 * tile
+
+
 def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
     memory = Memory(2_400_000_000, 16 * GB, 100 * GB)
     chosen = planned(512, memory)

@@ -14,6 +14,8 @@ from redis import Redis
 from jobs.settings import Settings
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, Leftovers, serving
+from tests.service.receiver import Receiver, receiving
+from tests.service.telling import LOCAL, SECRET, Names
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,3 +86,30 @@ def leftovers(settings: Settings, temporary: Path, redis: Redis) -> Leftovers:
 @pytest.fixture
 def worker(settings: Settings, redis: Redis) -> FakeWorker:
     return FakeWorker(redis, settings)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    names = Names([LOCAL])
+    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    return names
+
+
+@pytest.fixture
+def receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Names) -> Iterator[Receiver]:
+    with receiving(tmp_path / "ca.pem") as receiver:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        yield receiver
+
+
+@pytest.fixture
+def private(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings under which this machine's own receiver may be called."""
+    monkeypatch.setattr("service.webhooks.sender.LOOK_S", 0.02)
+    return settings.model_copy(update={"webhook_allow_private": True, "webhook_secret": SECRET})
+
+
+@pytest.fixture
+def telling(private: Settings, receiver: Receiver) -> Iterator[httpx.Client]:
+    with serving(private) as client:
+        yield client

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from redis import Redis
 
-from jobs.errors import QueueUnavailable
+from jobs.errors import StoreUnavailable
 from jobs.queue import JobQueue
 from jobs.records import record_key
 from jobs.settings import Settings
@@ -127,12 +127,12 @@ def test_a_repetition_while_the_first_is_being_stored_is_409_with_when_to_ask_ag
 def test_a_request_that_failed_can_be_sent_again(
     client: httpx.Client, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(queue: JobQueue, *_: object) -> None:
-        raise QueueUnavailable("Redis went away in this moment.", retry_after=5)
+    def full(store: BlobStore, *_: object) -> None:
+        raise StoreUnavailable("The disk is full.", retry_after=5)
 
     with monkeypatch.context() as patched:
-        patched.setattr(JobQueue, "submit", lost)
-        problem(post(client), 503, "queue-unavailable")
+        patched.setattr(BlobStore, "put", full)
+        problem(post(client), 503, "store-unavailable")
     assert leftovers.found() == []
     assert post(client).status_code == 202
 

@@ -11,7 +11,7 @@ from redis import Redis
 from jobs.listing import BATCH, MOST_READ, Cursor
 from jobs.origin import Origin
 from jobs.records import Records, owner_key, record_key
-from jobs.schema import ImageInfo, Parameters, new_job_id
+from jobs.schema import ImageInfo, Job, Parameters, new_job_id
 from jobs.settings import Settings
 from tests.service.harness import FakeWorker, problem, upload
 from tests.service.pictures import picture
@@ -160,3 +160,31 @@ def test_a_cursor_that_is_not_ours_is_refused(client: httpx.Client, cursor: str)
 def test_a_cursor_is_read_as_it_was_written() -> None:
     cursor = Cursor(1_767_225_600.123456, new_job_id())
     assert Cursor.parse(str(cursor)) == cursor
+
+
+def test_a_job_whose_record_cannot_be_read_is_left_out_and_hides_no_other(
+    client: httpx.Client, redis: Redis
+) -> None:
+    first, odd, last = (submit(client) for _ in range(3))
+    redis.hset(record_key(odd), "parameters", '{"preset": "gone"}')
+    assert [job["id"] for page in walk(client, "/jobs") for job in page["jobs"]] == [last, first]
+    problem(client.get(f"/jobs/{odd}"), 500, "internal-error")
+
+
+def test_a_list_that_is_read_twice_at_the_moment_of_expiry_has_the_job_both_times(
+    client: httpx.Client, redis: Redis, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = submit(client)
+    worker.start(job)
+    worker.succeed(job, b"result")
+    redis.hset(record_key(job), "keep_s", 0)
+    expire = Records.expire
+
+    def second(records: Records, job_id: str) -> Job:
+        # Another reader comes first.
+        expire(records, job_id)
+        return expire(records, job_id)
+
+    monkeypatch.setattr(Records, "expire", second)
+    [listed] = client.get("/jobs").json()["jobs"]
+    assert listed["state"] == "expired"

@@ -12,7 +12,11 @@ from redis import Redis
 
 from jobs.errors import QueueUnavailable
 from jobs.queue import JobQueue
+from jobs.records import AGENDA_KEY
 from jobs.settings import Settings
+from jobs.store import BlobStore, input_key
+from jobs.upkeep import sweep
+from tests.redis_proxy import RedisProxy
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, Leftovers, problem, serving
 from tests.service.pictures import picture
@@ -84,15 +88,43 @@ def test_the_service_starts_without_redis_and_works_once_it_comes(
         assert upload(client).status_code == 202
 
 
-def test_redis_lost_between_the_upload_and_its_job_leaves_nothing(
-    client: httpx.Client, leftovers: Leftovers, monkeypatch: pytest.MonkeyPatch
+def test_a_job_whose_answer_redis_lost_keeps_its_image_and_is_what_the_same_key_finds(
+    settings: Settings, redis_server: RedisServer
+) -> None:
+    with (
+        RedisProxy(redis_server.port) as proxy,
+        serving(settings.model_copy(update={"redis_url": proxy.url})) as client,
+    ):
+
+        def upload_once() -> httpx.Response:
+            return client.post(
+                "/upscale",
+                files={"image": ("photo.png", PNG)},
+                headers={"Idempotency-Key": "the-same"},
+            )
+
+        proxy.lose_answer()
+        problem(upload_once(), 503, "queue-unavailable")
+        assert proxy.lost.is_set()
+        again = upload_once()
+        assert again.status_code == 202
+        assert BlobStore.open(settings).get(input_key(again.json()["id"])) == PNG
+        [job] = client.get("/jobs").json()["jobs"]
+        assert (job["id"], job["state"]) == (again.json()["id"], "queued")
+
+
+def test_an_image_whose_job_redis_never_took_is_swept(
+    client: httpx.Client, settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(queue: JobQueue, *_: object) -> None:
         raise QueueUnavailable("Redis went away in this moment.", retry_after=5)
 
     monkeypatch.setattr(JobQueue, "submit", lost)
     problem(upload(client), 503, "queue-unavailable")
-    assert leftovers.found() == []
+    [image] = (settings.blob_root / "inputs").iterdir()
+    redis.zadd(AGENDA_KEY, {image.name: 0}, xx=True)
+    assert sweep(redis, BlobStore.open(settings), upload_grace_s=900).removed == 1
+    assert not image.exists()
 
 
 def test_a_redis_that_takes_no_writes_is_a_503(client: httpx.Client, redis: Redis) -> None:

@@ -1,4 +1,4 @@
-"""Webhooks: signed, once a job has ended, to public addresses only, and again until heard."""
+"""Webhooks: signed, once a job has ended, and to public addresses only."""
 
 from __future__ import annotations
 
@@ -14,19 +14,13 @@ from redis import Redis
 
 from jobs.errors import ImageTruncated
 from jobs.keys import Keys
-from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
-from jobs.records import WEBHOOKS_KEY
+from jobs.outbox import ATTEMPTS_KEY
 from jobs.settings import Settings
 from service.webhooks.message import key_of, signature
-from service.webhooks.target import Address, BadTarget, Target, is_public
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, eventually, problem, serving, upload
-from tests.service.pictures import picture
+from tests.service.harness import FakeWorker, eventually, serving, upload
 from tests.service.receiver import HOST, Receiver, receiving
-
-PNG = picture("PNG")
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-LOCAL = ipaddress.ip_address("127.0.0.1")
+from tests.service.telling import LOCAL, PNG, SECRET, Names, agenda, ended, put_off
 
 
 @pytest.fixture(scope="module")
@@ -37,67 +31,6 @@ def service(
     blobs = tmp_path_factory.mktemp("store") / "blobs"
     with httpx.Client() as client:
         yield Settings(redis_url=redis_server.url, blob_root=blobs), client
-
-
-class Names:
-    """What stands in for DNS: each question takes the next answer, the last one stays."""
-
-    def __init__(self, *answers: list[Address]) -> None:
-        self._answers = [*answers]
-        self.asked: list[str] = []
-
-    def __call__(self, host: str, port: int) -> list[Address]:
-        self.asked.append(host)
-        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-
-
-@pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    names = Names([LOCAL])
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
-    return names
-
-
-@pytest.fixture
-def receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Names) -> Iterator[Receiver]:
-    with receiving(tmp_path / "ca.pem") as receiver:
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        yield receiver
-
-
-@pytest.fixture
-def private(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings under which this machine's own receiver may be called."""
-    monkeypatch.setattr("service.webhooks.sender.LOOK_S", 0.02)
-    return settings.model_copy(update={"webhook_allow_private": True, "webhook_secret": SECRET})
-
-
-@pytest.fixture
-def telling(private: Settings, receiver: Receiver) -> Iterator[httpx.Client]:
-    with serving(private) as client:
-        yield client
-
-
-def ended(client: httpx.Client, worker: FakeWorker, url: str, **headers: str) -> str:
-    """A job that asked for a webhook and has succeeded."""
-    answer = client.post(
-        "/upscale", files={"image": ("a.png", PNG)}, data={"webhook_url": url}, headers=headers
-    )
-    assert answer.status_code == 202, answer.text
-    job = str(answer.json()["id"])
-    worker.start(job)
-    worker.succeed(job, PNG)
-    return job
-
-
-def agenda(redis: Redis) -> int:
-    return int(redis.zcard(WEBHOOKS_KEY))
-
-
-def put_off(redis: Redis) -> bool:
-    """Whether the call waits for its second attempt; the lease of the first is a minute."""
-    now = redis.time()[0]
-    return redis.zcount(WEBHOOKS_KEY, now, now + 1.2 * PAUSES_S[0]) == 1
 
 
 def test_the_end_of_a_job_is_told_with_a_signature(
@@ -169,59 +102,6 @@ def test_a_keys_own_secret_signs_its_jobs(
     sent = int(delivery.headers["webhook-timestamp"])
     expected = signature(secret, f"msg_{job}", sent, delivery.body)
     assert delivery.headers["webhook-signature"] == expected
-
-
-def test_a_receiver_that_fails_is_called_again_with_the_same_message(
-    telling: httpx.Client,
-    receiver: Receiver,
-    worker: FakeWorker,
-    redis: Redis,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
-    for status in (500, 503, 404):
-        receiver.answers.put((status, {}))
-    ended(telling, worker, receiver.url)
-    deliveries = [receiver.next() for _ in range(4)]
-    assert len({delivery.headers["webhook-id"] for delivery in deliveries}) == 1
-    assert len({delivery.body for delivery in deliveries}) == 1
-    eventually(lambda: agenda(redis) == 0)
-    assert receiver.got.empty()
-
-
-def test_a_receiver_that_never_answers_well_is_given_up_after_five_attempts(
-    telling: httpx.Client,
-    receiver: Receiver,
-    worker: FakeWorker,
-    redis: Redis,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
-    for _ in range(ATTEMPTS + 1):
-        receiver.answers.put((500, {}))
-    ended(telling, worker, receiver.url)
-    for _ in range(ATTEMPTS):
-        receiver.next()
-    eventually(lambda: agenda(redis) == 0)
-    assert receiver.got.empty()
-    metrics = telling.get("/metrics").text
-    assert 'stablesr_webhook_attempts_total{outcome="given_up"} 1.0' in metrics
-    assert 'stablesr_webhook_attempts_total{outcome="failed"} 4.0' in metrics
-
-
-def test_the_attempts_are_spread_over_an_hour() -> None:
-    assert ATTEMPTS == 5
-    assert list(PAUSES_S) == sorted(PAUSES_S)
-    assert 3000 <= sum(PAUSES_S) <= 4000
-
-
-def test_a_receiver_that_is_gone_is_not_called_again(
-    telling: httpx.Client, receiver: Receiver, worker: FakeWorker, redis: Redis
-) -> None:
-    receiver.answers.put((410, {}))
-    ended(telling, worker, receiver.url)
-    receiver.next()
-    eventually(lambda: agenda(redis) == 0)
 
 
 def test_a_redirect_is_a_failure_and_is_not_followed(
@@ -308,133 +188,8 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
     assert receiver.connections == 0
 
 
-def test_a_call_whose_sender_died_is_made_by_another(redis: Redis) -> None:
-    redis.zadd(WEBHOOKS_KEY, {"job": 0})
-    outbox = Outbox(redis)
-    call = outbox.take()
-    assert call is not None
-    assert (call.job_id, call.attempt) == ("job", 1)
-    # It is nobody else's for as long as the lease lasts.
-    assert outbox.take() is None
-    due = redis.zscore(WEBHOOKS_KEY, "job")
-    assert due is not None
-    assert due - redis.time()[0] <= LEASE_S + 1
-    redis.zadd(WEBHOOKS_KEY, {"job": 0})
-    again = outbox.take()
-    assert again is not None
-    assert again.attempt == 2
-
-
-def test_a_forgotten_job_is_told_to_nobody(
-    telling: httpx.Client, receiver: Receiver, redis: Redis
-) -> None:
-    redis.zadd(WEBHOOKS_KEY, {"forgotten": 0})
-    eventually(lambda: agenda(redis) == 0)
-    assert receiver.got.empty()
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://example.org/",
-        "ftp://example.org/",
-        "https://",
-        "https:///path",
-        "example.org",
-        "https://user@example.org/",
-        "https://user:word@example.org/",
-        "https://example.org/#there",
-        "https://example.org\\@evil.example/",
-        "https://exa mple.org/",
-        "https://example.org:99999/",
-        "https://example.org:x/",
-        "https://localhost/",
-        "https://internal/",
-        "https://127.0.0.1/",
-        "https://[::1]/",
-        "https://[::ffff:10.0.0.1]/",
-        "https://169.254.169.254/latest/meta-data/",
-        "https://2130706433/",
-        "https://0x7f.1/",
-        "https://b\u00fccher.example/",
-        "https://example.org/" + "x" * 2000,
-        "https://example.org/\r\nX: y",
-        "https://[",
-        "https://.example.org/",
-    ],
-)
-def test_an_address_that_no_webhook_can_have_is_no_target(url: str) -> None:
-    with pytest.raises(BadTarget):
-        Target.parse(url, allow_private=False)
-
-
-@pytest.mark.parametrize(
-    "url", ["https://example.org", "https://example.org:8443/a?b=c", "https://93.184.216.34/x"]
-)
-def test_a_public_https_address_is_taken(url: str) -> None:
-    target = Target.parse(url, allow_private=False)
-    assert target.authority in url
-    assert target.path.startswith("/")
-
-
-def test_a_bad_address_is_refused_with_the_upload(settings: Settings, redis: Redis) -> None:
-    with serving(settings.model_copy(update={"webhook_secret": SECRET})) as client:
-        answer = upload(client, PNG, webhook_url="https://169.254.169.254/latest/meta-data/")
-    body = problem(answer, 422, "invalid-parameters")
-    assert [error["field"] for error in body["errors"]] == ["webhook_url"]
-    assert redis.keys("stablesr:job:*") == []
-
-
-def test_without_a_secret_nothing_could_be_signed(settings: Settings) -> None:
-    with serving(settings) as client:
-        answer = upload(client, PNG, webhook_url="https://example.org/")
-    body = problem(answer, 422, "invalid-parameters")
-    assert "API key" in body["detail"]
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("93.184.216.34", True),
-        ("2606:4700:4700::1111", True),
-        ("0.0.0.0", False),
-        ("10.1.2.3", False),
-        ("100.64.0.1", False),
-        ("127.255.255.254", False),
-        ("169.254.169.254", False),
-        ("172.31.0.1", False),
-        ("192.0.0.1", False),
-        ("192.168.1.1", False),
-        ("198.18.0.1", False),
-        ("224.0.0.1", False),
-        ("255.255.255.255", False),
-        ("::", False),
-        ("::1", False),
-        ("fc00::1", False),
-        ("fe80::1", False),
-        ("ff02::1", False),
-        ("2001:db8::1", False),
-        ("::ffff:192.168.0.1", False),
-        ("::ffff:93.184.216.34", True),
-        ("64:ff9b::10.0.0.1", False),
-        ("64:ff9b::93.184.216.34", True),
-        ("64:ff9b:1::10.0.0.1", False),
-        ("2002:7f00:1::", False),
-        ("2002:a00:1::1", False),
-        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),
-    ],
-)
-def test_an_address_is_public_whatever_it_is_wrapped_in(address: str, public: bool) -> None:
-    assert is_public(ipaddress.ip_address(address)) is public
-
-
 def test_the_signature_is_that_of_the_standards_example() -> None:
     """From the specification's own test vector, as its libraries use it."""
     body = b'{"test": 2432232314}'
     signed = signature(key_of(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
     assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-
-
-def test_nonsense_is_refused_as_a_target() -> None:
-    with pytest.raises(BadTarget):
-        Target.parse("https://\x00/", allow_private=True)

@@ -8,7 +8,7 @@ import torch
 from jobs.settings import Settings
 from models.plan import Resources
 from worker.device import named_device, resources_of
-from worker.errors import NotStarted
+from worker.errors import NotStarted, is_device_lost
 
 
 def test_what_the_settings_decide_of_memory_reaches_the_plan(tmp_path: Path) -> None:
@@ -31,3 +31,9 @@ def test_a_device_can_be_named_that_is_not_here() -> None:
     assert named_device("auto") == torch.device("cpu")
     with pytest.raises(NotStarted, match="'tpu9', but cpu and cuda"):
         named_device("tpu9")
+
+
+def test_a_gpu_without_memory_is_not_lost_and_one_with_a_fault_is() -> None:
+    for said in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
+        assert not is_device_lost(RuntimeError(said))
+    assert is_device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -214,6 +215,43 @@ def test_calls_get_smaller_when_memory_runs_out() -> None:
     assert torch.equal(latent, alone(sampler(5, tiles=9, steps=2)))
     assert engine.max_tiles == 2
     assert engine.shrinks == 2
+
+
+def test_what_a_failed_call_computed_is_freed_before_its_tiles_are_asked_for_again() -> None:
+    computed: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    arrived, release = threading.Event(), threading.Event()
+
+    class OneTile(Model):
+        """Has memory for one tile, if nothing else is held."""
+
+        def predict(
+            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+        ) -> list[Tensor]:
+            alive.append(sum(tensor() is not None for tensor in computed))
+            activations = requests[0].noisy + 1
+            computed.append(weakref.ref(activations))
+            if not arrived.is_set():
+                arrived.set()
+                release.wait(10)
+            if len(requests) > 1:
+                try:
+                    raise ValueError("what the library said first")
+                except ValueError as error:
+                    raise torch.OutOfMemoryError("no memory for that many tiles") from error
+            return super().predict(requests, poll)
+
+    with running(OneTile()) as engine, ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(engine.run, sampler(1, tiles=1, steps=1))]
+        assert arrived.wait(10)
+        jobs += [pool.submit(engine.run, sampler(seed, tiles=1, steps=1)) for seed in (2, 3)]
+        while len(engine._waiting) < 2:
+            threading.Event().wait(0.001)
+        release.set()
+        for seed, job in zip((1, 2, 3), jobs, strict=True):
+            assert torch.equal(job.result(timeout=10), alone(sampler(seed, tiles=1, steps=1)))
+    assert engine.failed_batches == 1
+    assert alive == [0, 0, 0, 0]
 
 
 def test_a_single_tile_that_does_not_fit_fails_its_job() -> None:

@@ -7,9 +7,9 @@ need the main thread; and it fails a job that was lost between the queue and its
 
 from __future__ import annotations
 
+import logging
 import time
 
-import structlog
 from redis import Redis
 from redis.exceptions import LockError
 from rq import Queue
@@ -18,10 +18,9 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
 from rq.worker_registration import clean_worker_registry
 
-from jobs.errors import JobFault, JobNotFound, WrongState
-from jobs.records import Records
-from jobs.rq_job import TaskJob
-from worker.worker import NoDeathPenalty
+from .errors import JobFault, JobNotFound, WrongState
+from .records import Records
+from .rq_job import NoDeathPenalty, TaskJob
 
 __all__ = ["Recovery"]
 
@@ -30,7 +29,7 @@ LOCK_S = 30
 # this far apart, was lost with its worker.
 STUCK_S = 15.0
 
-log = structlog.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 # KEYS: intermediate list, queue.  ARGV: job id.  Moved only if it is still there, and once.
 _PUT_BACK = """
@@ -41,7 +40,7 @@ return 1
 
 
 class Recovery:
-    """Recovery for one queue; every worker process has one, and a lock lets one at a time run."""
+    """Recovery for one queue; many processes have one, and a lock lets one at a time run."""
 
     def __init__(self, queue: Queue, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
         self._queue = queue
@@ -69,7 +68,7 @@ class Recovery:
             except LockError:
                 # It ran out before the work was done: another process may have begun meanwhile,
                 # and each step above is safe to do twice.
-                log.warning("recovery took longer than its lock", seconds=LOCK_S)
+                logger.warning("Recovery took longer than its lock, which lasts %d s.", LOCK_S)
 
     def tidy(self) -> None:
         """Forget failed jobs whose time is over, and workers that are gone."""
@@ -83,7 +82,9 @@ class Recovery:
         )
         lost = registry.get_expired_job_ids()
         if lost:
-            log.warning("workers were lost, their jobs are handed out again", jobs=lost)
+            logger.warning(
+                "Workers were lost, their jobs are handed out again: %s", ", ".join(lost)
+            )
             registry.cleanup()
 
     def _intermediate(self) -> None:
@@ -106,7 +107,7 @@ class Recovery:
             job = None
         # A job that RQ cannot even read would end every loop that takes it from the queue.
         except Exception:
-            log.exception("a job in the queue cannot be read", job=job_id)
+            logger.exception("Job %s cannot be read in the queue.", job_id)
             job = None
             self._fail(job_id)
         if job is None:
@@ -114,7 +115,7 @@ class Recovery:
             return
         keys = [self._queue.intermediate_queue_key, self._queue.key]
         if self._put_back(keys=keys, args=[job_id]):
-            log.warning("job put back, its worker was lost before it began", job=job_id)
+            logger.warning("Job %s waits again, its worker was lost before it began.", job_id)
 
     def _fail(self, job_id: str) -> None:
         problem = JobFault("The queue's entry for the job cannot be read; submit the image again.")
@@ -122,4 +123,4 @@ class Recovery:
             self._records.fail(job_id, problem.problem())
         except (JobNotFound, WrongState):
             # Nobody waits for it.
-            log.info("no record to fail", job=job_id)
+            logger.info("Job %s has no record to fail.", job_id)

@@ -1,0 +1,144 @@
+"""`stablesr upscale IN_DIR OUT_DIR`: which images there are, and where their results may lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli.errors import InputError
+from tests.cli.folders import StubModel, names, upscale
+
+
+def test_two_images_with_one_result_are_refused_before_any_work(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    Image.new("RGB", (8, 6)).save(photos / "a.jpg")
+    result = upscale(photos, out)
+    assert result.exit_code == 3
+    assert "a.jpg and a.png -> a.png" in result.stderr
+    assert not out.exists()
+    same = upscale(photos, out, "--format", "same")
+    assert same.exit_code == 0
+    assert names(out) == ["a.jpg", "a.png", "b.JPG", "sub/c.webp"]
+    assert [parameters.output_format for _, parameters in model.asked] == [
+        "jpeg",
+        "png",
+        "jpeg",
+        "webp",
+    ]
+
+
+def test_an_own_format_that_results_cannot_have_is_a_failure(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    (photos / "d.avif").write_bytes(b"an image")
+    result = upscale(photos, out, "--format", "same")
+    assert result.exit_code == 9
+    assert "d.avif: results cannot be .avif; --format says" in result.stderr
+    assert len(names(out)) == 3
+
+
+def test_results_within_the_input_are_no_inputs(photos: Path, model: type[StubModel]) -> None:
+    out = photos / "upscaled"
+    assert upscale(photos, out).exit_code == 0
+    assert names(out) == ["a.png", "b.png", "sub/c.png"]
+    assert upscale(photos, out).exit_code == 0
+    assert len(model.asked) == 3
+
+
+def test_results_among_the_inputs_are_refused(
+    photos: Path, tmp_path: Path, model: type[StubModel]
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(photos)
+    for out in (photos, link, photos / "sub" / ".."):
+        result = upscale(photos, out)
+        assert result.exit_code == 3
+        assert "would lie among the images" in " ".join(result.stderr.split())
+    # Above the input is well, unless a result would come to lie in it.
+    (photos / "photos").mkdir()
+    Image.new("RGB", (8, 6)).save(photos / "photos" / "x.png")
+    assert upscale(photos, tmp_path).exit_code == 3
+    (photos / "photos" / "x.png").unlink()
+    assert upscale(photos, tmp_path).exit_code == 0
+    assert model.loaded == 1
+
+
+def test_a_file_that_is_not_ours_is_replaced_only_when_told_so(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    out.mkdir()
+    (out / "b.png").write_bytes(b"a painting")
+    result = upscale(photos, out)
+    assert result.exit_code == 3
+    assert "b.png would be replaced" in result.stderr
+    assert (out / "b.png").read_bytes() == b"a painting"
+    assert model.asked == []
+    assert upscale(photos, out, "--overwrite").exit_code == 0
+    assert (out / "b.png").read_bytes() != b"a painting"
+
+
+def test_without_its_sub_folders(photos: Path, out: Path, model: type[StubModel]) -> None:
+    assert upscale(photos, out, "--no-recursive").exit_code == 0
+    assert names(out) == ["a.png", "b.png"]
+
+
+def test_an_empty_folder_is_no_error_and_makes_nothing(tmp_path: Path, out: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    result = upscale(tmp_path / "photos", out)
+    assert result.exit_code == 0
+    assert "There is no image in" in result.stderr
+    assert not out.exists()
+
+
+def test_a_file_cannot_be_the_result_of_a_folder(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.png").write_bytes(b"")
+    result = upscale(photos, tmp_path / "out.png")
+    assert result.exit_code == 3
+    assert "must be one too" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "option", [["--format", "png"], ["--no-recursive"], ["--overwrite"], ["--parallel", "2"]]
+)
+def test_what_is_for_folders_is_refused_with_a_file(
+    photos: Path, tmp_path: Path, option: list[str]
+) -> None:
+    result = upscale(photos / "a.png", tmp_path / "out.png", *option)
+    assert result.exit_code == 2
+    assert "for folders" in result.stderr
+
+
+def test_several_at_once_are_for_a_server(photos: Path, out: Path) -> None:
+    result = upscale(photos, out, "--parallel", "2")
+    assert result.exit_code == 2
+    assert "--parallel is for a server" in result.stderr
+
+
+def test_a_wrong_parameter_is_told_before_anything_is_made(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    assert upscale(photos, out, "--preset", "none").exit_code == 2
+    assert not out.exists()
+
+
+def test_names_that_are_no_text_are_kept_and_shown_as_well_as_can_be(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    name = os.fsdecode(b"caf\xe9 [b].png")
+    Image.new("RGB", (8, 6)).save(photos / name)
+    Image.new("RGB", (8, 6)).save(photos / "line\nbreak.png")
+    model.broken = {name: InputError("broken")}
+    result = upscale(photos, out)
+    assert result.exit_code == 9
+    assert "caf\ufffd [b].png: broken" in result.stderr
+    assert "line\ufffdbreak.png ->" in result.stderr
+    model.broken.clear()
+    assert upscale(photos, out).exit_code == 0
+    assert (out / name).exists()
+    assert upscale(photos, out).exit_code == 0
+    assert len(model.asked) == 6
