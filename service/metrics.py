@@ -25,6 +25,8 @@ from service.streams import Streams
 
 __all__ = ["CountRequests", "Requests", "ServiceCollector"]
 
+# A method is whatever a client writes, also on a path that there is; the others are one label.
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 30, 60)
 
 
@@ -50,7 +52,9 @@ class Requests:
     def note(self, scope: Scope, status: int, seconds: float) -> None:
         # Templates, not paths: what clients make up must not become a label.
         route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if route != "other" else "other"
+        method = scope["method"]
+        if route == "other" or method not in METHODS:
+            method = "other"
         self._count.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
