@@ -79,9 +79,16 @@ class Settings(BaseSettings):
     # Open event streams and waiting requests of one process, in all and of one client.
     max_streams: Annotated[int, Field(ge=1)] = 500
     max_streams_each: Annotated[int, Field(ge=1)] = 20
-    # How long a request's head, and its whole upload, may take to arrive.
+    # Uploads that one process receives and results that it sends at once, in all and of one
+    # client; and its connections, whatever they are for.
+    max_transfers: Annotated[int, Field(ge=1)] = 100
+    max_transfers_each: Annotated[int, Field(ge=1)] = 20
+    max_connections: Annotated[int, Field(ge=1)] = 800
+    # How long a request's head, and its whole upload, may take to arrive, and how long a client
+    # may take nothing of what is sent to it.
     head_timeout_s: Annotated[float, Field(gt=0)] = 10
     upload_timeout_s: Annotated[float, Field(gt=0)] = 300
+    send_timeout_s: Annotated[float, Field(gt=0)] = 30
     # How long an Idempotency-Key leads to the job that it made.
     idempotency_ttl_s: Annotated[int, Field(ge=1)] = 86_400
     # Lets webhooks reach addresses that are not public; for tests and closed networks.

@@ -30,10 +30,10 @@ from service.middleware import (
     SafeHeaders,
 )
 from service.openapi import describe
+from service.places import streams, transfers
 from service.ratelimit import RateLimits
 from service.routes import about, events, health, jobs, metrics, models, page, result, upscale
 from service.state import Services
-from service.streams import Streams
 from service.webhooks.sender import Sender
 
 __all__ = ["create_app"]
@@ -94,10 +94,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
             limits=limits,
             listener=app.state.listener,
-            streams=Streams(settings.max_streams, settings.max_streams_each),
+            streams=streams(settings.max_streams, settings.max_streams_each),
+            transfers=transfers(settings.max_transfers, settings.max_transfers_each),
         )
         sender = Sender(connection, settings, app.root_path)
-        collector = ServiceCollector(connection, settings, services.streams)
+        collector = ServiceCollector(connection, settings, services.streams, services.transfers)
         app.state.requests.registry.register(collector)
         try:
             async with anyio.create_task_group() as tasks:

@@ -16,6 +16,7 @@ JobsError
 ├── RangeNotSatisfiable  range-not-satisfiable
 ├── MalformedHeader      malformed-header
 ├── TooManyStreams       too-many-streams
+├── TooManyTransfers     too-many-transfers
 ├── PresetNotServed      preset-not-served
 └── OpenAddress          open-address       (at start, never in an answer)
 """
@@ -43,6 +44,7 @@ __all__ = [
     "ResultExpired",
     "ResultNotReady",
     "TooManyStreams",
+    "TooManyTransfers",
     "Unauthorized",
     "UnsupportedEncoding",
     "UploadStalled",
@@ -148,6 +150,11 @@ class MalformedHeader(JobsError):
 class TooManyStreams(JobsError):
     type = "too-many-streams"
     title = "Too many open streams"
+
+
+class TooManyTransfers(JobsError):
+    type = "too-many-transfers"
+    title = "Too many uploads and downloads at once"
 
 
 class PresetNotServed(JobsError):

@@ -21,7 +21,7 @@ from jobs.errors import QueueUnavailable
 from jobs.figures import COUNTERS, HISTOGRAMS
 from jobs.overview import Overview, look_over
 from jobs.settings import Settings
-from service.streams import Streams
+from service.places import Places
 
 __all__ = ["CountRequests", "Requests", "ServiceCollector"]
 
@@ -93,10 +93,13 @@ class ServiceCollector(Collector):
     Blocking. Without Redis only `stablesr_redis_up 0` and what this process knows is told.
     """
 
-    def __init__(self, connection: Redis, settings: Settings, streams: Streams) -> None:
+    def __init__(
+        self, connection: Redis, settings: Settings, streams: Places, transfers: Places
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self._streams = streams
+        self._transfers = transfers
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not ask Redis."""
@@ -107,6 +110,11 @@ class ServiceCollector(Collector):
             "stablesr_streams_open",
             "Open event streams and waiting uploads",
             {(): float(self._streams.open)},
+        )
+        yield _gauge(
+            "stablesr_transfers_open",
+            "Uploads that are received and results that are sent",
+            {(): float(self._transfers.open)},
         )
         try:
             overview = look_over(self._connection, self._settings)

@@ -74,6 +74,7 @@ STATUSES: Mapping[str, HTTPStatus] = {
     "quota-exceeded": HTTPStatus.TOO_MANY_REQUESTS,
     "rate-limited": HTTPStatus.TOO_MANY_REQUESTS,
     "too-many-streams": HTTPStatus.TOO_MANY_REQUESTS,
+    "too-many-transfers": HTTPStatus.TOO_MANY_REQUESTS,
     "internal-error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "not-ready": HTTPStatus.SERVICE_UNAVAILABLE,
     "preset-not-served": HTTPStatus.SERVICE_UNAVAILABLE,

@@ -49,7 +49,9 @@ def server(settings: Settings) -> uvicorn.Server:
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies or None,
             # Of the two parsers the one that bounds a request's head, in bytes and in time.
-            http=protocol(settings.head_timeout_s),
+            http=protocol(
+                settings.head_timeout_s, settings.send_timeout_s, settings.max_connections
+            ),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
         ),

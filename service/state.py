@@ -13,16 +13,16 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service.auth import Authenticator
 from service.listener import Listener
+from service.places import Places
 from service.ratelimit import RateLimits
 from service.serving import Serving
-from service.streams import Streams
 
 __all__ = ["Services", "ServicesDep"]
 
 
 @dataclass(frozen=True)
 class Services:
-    """All but the last two block: routes that use them run in threads."""
+    """All but the last three block: routes that use them run in threads."""
 
     settings: Settings
     queue: JobQueue
@@ -31,7 +31,8 @@ class Services:
     idempotency: Idempotency
     limits: RateLimits
     listener: Listener
-    streams: Streams
+    streams: Places
+    transfers: Places
 
     def serving(self) -> Serving:
         """What the workers serve now; raises QueueUnavailable."""

@@ -53,7 +53,8 @@ HEADERS = {
             _415="The body is not multipart/form-data, or it is compressed.",
             _422="The file is not a whole still image within the limits, a field is wrong, or the "
             "Idempotency-Key belongs to another request.",
-            _429="Too many requests, or too many jobs of this key wait; see Retry-After.",
+            _429="Too many requests or transfers, or too many jobs of this key wait; see "
+            "Retry-After.",
             _503="The queue is full, or Redis or the image store is away; see Retry-After. Or the "
             "worker has no weights for this preset.",
         ),
@@ -75,8 +76,10 @@ async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) 
     key, seconds = idempotency_key(request.headers), wanted_wait(request.headers)
     await run_sync(_check_any_room, services, caller, key)
     origin = Origin(caller.owner, caller.max_queued, request.scope["state"]["request_id"])
-    async with received(request, settings.max_upload_bytes, settings.upload_timeout_s) as upload:
-        job, replayed = await run_sync(submit, services, upload, origin, key)
+    with services.transfers.one(request.state.client_id):
+        body = received(request, settings.max_upload_bytes, settings.upload_timeout_s)
+        async with body as upload:
+            job, replayed = await run_sync(submit, services, upload, origin, key)
     headers = {"Location": f"{root(request)}/jobs/{job.id}"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
