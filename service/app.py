@@ -11,6 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
+from jobs.breaker import Breaker
 from jobs.connection import connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
@@ -85,10 +86,12 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         store = await run_sync(BlobStore.open, settings)
-        queue, connection, limits = JobQueue(settings), connect(settings), RateLimits(settings)
+        # One for everything: what one use of it learns of a Redis that hangs, all know.
+        connection = connect(settings, breaker=Breaker())
+        limits = RateLimits(settings, connection)
         services = Services(
             settings=settings,
-            queue=queue,
+            queue=JobQueue(settings, connection),
             store=store,
             authenticator=Authenticator(Keys(connection), required=settings.require_key),
             idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
@@ -108,8 +111,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
                 tasks.cancel_scope.cancel()
         finally:
             app.state.requests.registry.unregister(collector)
-            for open_one in (queue, connection, limits):
-                await run_sync(open_one.close)
+            await run_sync(connection.close)
 
     return lifespan
 

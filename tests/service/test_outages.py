@@ -14,7 +14,7 @@ from jobs.errors import QueueUnavailable
 from jobs.queue import JobQueue
 from jobs.settings import Settings
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, Leftovers, problem, serving
+from tests.service.harness import FakeWorker, Leftovers, eventually, problem, serving
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
@@ -72,6 +72,35 @@ def test_without_redis_every_use_is_503_and_with_it_all_is_well_again(
     with own_redis.connect() as connection:
         FakeWorker(connection, own_settings).appear()
     assert own_client.get("/readyz").status_code == 200
+
+
+def test_a_redis_that_hangs_is_waited_for_once(
+    own_client: httpx.Client, own_redis: RedisServer, own_settings: Settings
+) -> None:
+    """Each of the calls that a request makes would otherwise wait for an answer of its own."""
+    job = upload(own_client).json()["id"]
+    with own_redis.hanging():
+        seconds = []
+        for method, path in [
+            ("GET", f"/jobs/{job}"),
+            ("DELETE", f"/jobs/{job}"),
+            ("GET", "/models"),
+            ("GET", "/jobs"),
+        ]:
+            started = time.monotonic()
+            problem(own_client.request(method, path), 503, "queue-unavailable")
+            seconds.append(time.monotonic() - started)
+        started = time.monotonic()
+        problem(upload(own_client), 503, "queue-unavailable")
+        problem(own_client.get("/readyz"), 503, "not-ready")
+        seconds.append(time.monotonic() - started)
+        assert max(seconds) < 3, seconds
+        assert min(seconds) < 0.5, "nobody profited from another's wait"
+        assert own_client.get("/livez").status_code == 200
+    eventually(lambda: own_client.get(f"/jobs/{job}").status_code == 200)
+    assert own_client.get(f"/jobs/{job}").json()["state"] == "queued"
+    assert upload(own_client).status_code == 202
+    assert len([path for path in own_settings.blob_root.rglob("*") if path.is_file()]) == 2
 
 
 def test_the_service_starts_without_redis_and_works_once_it_comes(
