@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     # Serving without keys on an address that others reach has to be asked for.
     allow_open: bool = False
+    # Names under which the service answers besides localhost, by commas; * is any. Unset: any,
+    # but localhost alone while it listens there and asks nobody for a key.
+    allowed_hosts: str = ""
     # Ask for a key also while none was ever made; once one was, it is asked for anyway.
     require_key: bool = False
     # Requests a minute, of a key or of an address without one; 0 is no limit. A key may have a

@@ -20,6 +20,7 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import problems
 from service.auth import Authenticator
+from service.authority import KnownAuthority
 from service.listener import Listener
 from service.metrics import CountRequests, Requests, ServiceCollector
 from service.middleware import (
@@ -73,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last added is the outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(CatchAll)
+    app.add_middleware(KnownAuthority, settings=settings)
     app.add_middleware(BoundedHead)
     app.add_middleware(LingeringClose)
     app.add_middleware(SafeHeaders)

@@ -18,6 +18,8 @@ JobsError
 ├── TooManyStreams       too-many-streams
 ├── TooManyTransfers     too-many-transfers
 ├── PresetNotServed      preset-not-served
+├── ForeignHost          foreign-host
+├── ForeignOrigin        foreign-origin
 └── OpenAddress          open-address       (at start, never in an answer)
 """
 
@@ -30,6 +32,8 @@ from pydantic import JsonValue
 from jobs.errors import ImageError, JobsError
 
 __all__ = [
+    "ForeignHost",
+    "ForeignOrigin",
     "ImageEmpty",
     "InvalidParameters",
     "MalformedForm",
@@ -165,6 +169,16 @@ class PresetNotServed(JobsError):
 
     type = "preset-not-served"
     title = "No worker serves the preset"
+
+
+class ForeignHost(JobsError):
+    type = "foreign-host"
+    title = "The service does not answer under this name"
+
+
+class ForeignOrigin(JobsError):
+    type = "foreign-origin"
+    title = "Pages of other origins change nothing here"
 
 
 class OpenAddress(JobsError):

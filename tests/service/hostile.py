@@ -297,7 +297,7 @@ FORMS: Mapping[str, tuple[str, bytes]] = {
 
 
 def _post(*lines: str, body: bytes = b"") -> bytes:
-    head = ["POST /upscale HTTP/1.1", "Host: x", "Connection: close", *lines, "", ""]
+    head = ["POST /upscale HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""]
     return "\r\n".join(head).encode("latin-1") + body
 
 
@@ -318,7 +318,7 @@ REQUESTS: Mapping[str, bytes] = {
     "a target of 20 KB": _post(TYPE).replace(b"/upscale", b"/upscale?" + b"x" * 20_000),
     "parameters in the target": _post(TYPE).replace(b"/upscale", b"/upscale?scale=2"),
     "a header with a line break": _post("X: a\r\n\tb\x00", TYPE),
-    "a request without a host": _post(TYPE).replace(b"Host: x\r\n", b""),
+    "a request without a host": _post(TYPE).replace(b"Host: localhost\r\n", b""),
     "an idempotency key of spaces": _post("Idempotency-Key: a b", "Content-Length: 0", TYPE),
     "a compressed body": _post(
         "Content-Encoding: gzip", f"Content-Length: {len(form(IMAGE))}", TYPE, body=form(IMAGE)
