@@ -125,7 +125,7 @@ def test_a_second_head_that_does_not_come_is_given_up_too(settings: Settings) ->
 def test_a_body_may_take_longer_than_a_head(settings: Settings) -> None:
     with serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client:
         head = (
-            b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nConnection: close\r\n"
+            b"POST /upscale HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5\r\nConnection: close\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         )
         with socket.create_connection(address_of(client), timeout=10) as connection:
