@@ -104,7 +104,10 @@ class Settings(BaseSettings):
     max_output_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     # An image that no job followed within this time is removed; storing one must take less.
     upload_grace_s: Annotated[int, Field(ge=1)] = 900
+    # Waiting jobs of a preset; and of one key, or of one address without one, where 0 is no limit
+    # and a key may have a number of its own.
     max_queued: Annotated[int, Field(ge=1)] = 1000
+    max_queued_each: Annotated[int, Field(ge=0)] = 100
 
     job_timeout_s: Annotated[int, Field(ge=1)] = 1800
     step_timeout_s: Annotated[int, Field(ge=1)] = 300

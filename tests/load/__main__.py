@@ -139,7 +139,7 @@ def main() -> int:
     chosen = parser.parse_args()
     seen = Seen()
     # Without limits: all of them come from one address.
-    with House("load", uploads_per_minute=0, reads_per_minute=0) as house:
+    with House("load", uploads_per_minute=0, reads_per_minute=0, max_queued_each=0) as house:
         house.worker(step_s=chosen.step_ms / 1000, slots=4)
         house.ready()
         # What the first requests load and cache is not growth.
