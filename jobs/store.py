@@ -7,6 +7,7 @@ none, because obstore writes aside and renames (a folder) or uploads at once (S3
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +117,14 @@ class BlobStore:
         except BlobNotFound:
             return False
         return True
+
+    def try_out(self) -> None:
+        """Writes a blob of one byte and removes it; a full disk has no room for it."""
+        key = input_key(f"try-{secrets.token_hex(8)}")
+        try:
+            self.put(key, b"1")
+        finally:
+            self.delete(key)
 
     def delete(self, *keys: str) -> None:
         """Removes the blobs; one that is not there is no error."""

@@ -33,6 +33,7 @@ from service.middleware import (
 )
 from service.openapi import describe
 from service.places import streams, transfers
+from service.probe import StoreProbe
 from service.ratelimit import RateLimits
 from service.routes import about, events, health, jobs, metrics, models, page, result, upscale
 from service.state import Services
@@ -101,6 +102,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             listener=app.state.listener,
             streams=streams(settings.max_streams, settings.max_streams_each),
             transfers=transfers(settings.max_transfers, settings.max_transfers_each),
+            probe=StoreProbe(store),
         )
         sender = Sender(connection, settings, app.root_path)
         collector = ServiceCollector(connection, settings, services.streams, services.transfers)

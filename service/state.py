@@ -14,6 +14,7 @@ from jobs.store import BlobStore
 from service.auth import Authenticator
 from service.listener import Listener
 from service.places import Places
+from service.probe import StoreProbe
 from service.ratelimit import RateLimits
 from service.serving import Serving
 
@@ -22,7 +23,7 @@ __all__ = ["Services", "ServicesDep"]
 
 @dataclass(frozen=True)
 class Services:
-    """All but the last three block: routes that use them run in threads."""
+    """All but listener and places block: routes that use them run in threads."""
 
     settings: Settings
     queue: JobQueue
@@ -33,6 +34,7 @@ class Services:
     listener: Listener
     streams: Places
     transfers: Places
+    probe: StoreProbe
 
     def serving(self) -> Serving:
         """What the workers serve now; raises QueueUnavailable."""

@@ -155,3 +155,22 @@ def test_no_room_for_temporary_files_is_a_503(
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
     answer = client.post("/upscale", files={"image": ("big.png", bytes(1_500_000))})
     problem(answer, 503, "store-unavailable")
+
+
+def test_a_service_whose_store_takes_no_images_is_not_ready(
+    settings: Settings, redis: Redis
+) -> None:
+    FakeWorker(redis, settings).appear()
+    with serving(settings) as client:
+        shutil.rmtree(settings.blob_root)
+        settings.blob_root.write_text("a file where the folder should be")
+        try:
+            body = problem(client.get("/readyz"), 503, "not-ready")
+        finally:
+            settings.blob_root.unlink()
+        assert body["components"]["store"] == {"ready": False, "detail": "takes no images"}
+        assert body["components"]["redis"]["ready"]
+        assert body["components"]["worker"]["ready"]
+    with serving(settings) as client:
+        assert client.get("/readyz").json()["components"]["store"]["ready"]
+        assert not [path for path in settings.blob_root.rglob("*") if path.is_file()]
