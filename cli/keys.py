@@ -32,7 +32,9 @@ def create(
     name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)],
     max_queued: Annotated[
         int | None,
-        typer.Option(min=1, help="Jobs that may wait at once.", show_default="no limit"),
+        typer.Option(
+            min=1, help="Jobs that may wait at once.", show_default="STABLESR_MAX_QUEUED_EACH"
+        ),
     ] = None,
     per_minute: Annotated[
         int | None,
@@ -58,7 +60,7 @@ def list_keys() -> None:
             info.name,
             _day(info.created_at),
             "never" if info.used_at is None else f"{info.used_at:%Y-%m-%d %H:%M} UTC",
-            "no limit" if info.max_queued is None else str(info.max_queued),
+            "the server's" if info.max_queued is None else str(info.max_queued),
             "the server's" if info.per_minute is None else str(info.per_minute),
             "valid" if info.revoked_at is None else f"revoked {_day(info.revoked_at)}",
         )

@@ -21,7 +21,7 @@ FROM python:3.11-slim-bookworm
 # One number for every image of the project: service and worker write to the same volume.
 RUN groupadd --gid 10001 stablesr \
  && useradd --uid 10001 --gid 10001 --home-dir /var/lib/stablesr --no-create-home --shell /usr/sbin/nologin stablesr \
- && install -d -o stablesr -g stablesr /var/lib/stablesr /var/lib/stablesr/blobs
+ && install -d -o stablesr -g stablesr /var/lib/stablesr /var/lib/stablesr/blobs /var/lib/stablesr/uploads
 COPY --from=build /opt/stablesr /opt/stablesr
 ENV PATH=/opt/stablesr/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -29,9 +29,10 @@ ENV PATH=/opt/stablesr/bin:$PATH \
     STABLESR_HOST=0.0.0.0 \
     STABLESR_PORT=8000 \
     STABLESR_BLOB_ROOT=/var/lib/stablesr/blobs \
+    TMPDIR=/var/lib/stablesr/uploads \
     STABLESR_LOG_FORMAT=json
 WORKDIR /var/lib/stablesr
-VOLUME /var/lib/stablesr/blobs
+VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/uploads"]
 USER 10001:10001
 EXPOSE 8000
 ENTRYPOINT ["stablesr"]

@@ -10,26 +10,32 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from .breaker import Breaker
 from .errors import QueueUnavailable
 from .settings import Settings
 
 __all__ = ["as_text", "connect", "queue_errors"]
 
 
-def connect(settings: Settings, *, patient: bool = False) -> Redis:
+# What a request of the service waits for an answer of Redis, which takes a millisecond.
+ANSWER_S = 1.0
+
+
+def connect(settings: Settings, *, patient: bool = False, breaker: Breaker | None = None) -> Redis:
     """A client with a pool of connections; nothing is sent yet. Safe to share between threads.
 
-    Answers are bytes, as RQ needs them. A request of the service must not hang, so by default a
-    lost connection is tried once more and then reported; patient is for workers, which would
-    rather wait some seconds for a Redis that restarts than give up a long job.
+    Answers are bytes, as RQ needs them. By default a lost connection is tried once more and then
+    reported. patient is for workers, which would rather wait some seconds for a Redis that
+    restarts than give up a long job. breaker is for the service, whose requests must not hang:
+    Redis has a second to answer, and who gets none spares the others the wait.
     """
     retry = Retry(ExponentialBackoff(cap=2, base=0.1), 6) if patient else Retry(NoBackoff(), 1)
     return Redis.from_url(
         settings.redis_url,
-        socket_connect_timeout=2,
-        socket_timeout=5,
+        socket_connect_timeout=2 if breaker is None else ANSWER_S,
+        socket_timeout=5 if breaker is None else ANSWER_S,
         health_check_interval=30,
-        retry=retry,
+        retry=retry if breaker is None else breaker,
     )
 
 

@@ -129,10 +129,10 @@ class QueueFull(JobsError):
 
 
 class QuotaExceeded(JobsError):
-    """One key has as many jobs waiting as it may; others may still submit."""
+    """One key or address has as many jobs waiting as it may; others may still submit."""
 
     type = "quota-exceeded"
-    title = "This key has too many jobs waiting"
+    title = "Too many jobs of this client wait"
 
 
 class StoreUnavailable(JobsError):

@@ -49,6 +49,7 @@ def fields_of_new(
         "wait_s": str(wait_s),
         "keep_s": str(keep_s),
         "owner": origin.owner,
+        "counted": origin.counted,
     }
     if origin.request_id is not None:
         fields["request_id"] = origin.request_id

@@ -38,11 +38,12 @@ if to ~= state then
   local minute = KEYS[3] .. ':' .. math.floor(time[1] / 60)
   redis.call('HINCRBY', minute, to, 1)
   redis.call('EXPIRE', minute, 180)
-  local owner = redis.call('HGET', KEYS[1], 'owner') or ''
+  local counted = redis.call('HGET', KEYS[1], 'counted')
+    or redis.call('HGET', KEYS[1], 'owner') or ''
   if to == 'queued' then
-    redis.call('ZADD', ARGV[12] .. owner, redis.call('HGET', KEYS[1], 'created_at'), ARGV[1])
+    redis.call('ZADD', ARGV[12] .. counted, redis.call('HGET', KEYS[1], 'created_at'), ARGV[1])
   elseif state == 'queued' then
-    redis.call('ZREM', ARGV[12] .. owner, ARGV[1])
+    redis.call('ZREM', ARGV[12] .. counted, ARGV[1])
   end
 end
 if ended[to] and not ended[state] then

@@ -14,7 +14,8 @@ ANYONE = ""
 class Origin:
     """Who submitted a job and in which request.
 
-    owner is a key's id, or ANYONE; max_queued bounds the jobs that this owner may have waiting;
+    owner is a key's id, or ANYONE; max_queued bounds the jobs that may wait of this owner, or of
+    this client (an address) where there is none;
     request_id finds the request in the service's log; webhook_url is told of the job's end;
     claim is the idempotency key (of `jobs.idempotency`) under which the job is to be found again.
     """
@@ -24,6 +25,12 @@ class Origin:
     request_id: str | None = None
     webhook_url: str | None = None
     claim: Claim | None = None
+    client: str = ""
+
+    @property
+    def counted(self) -> str:
+        """Whose waiting jobs its job is counted among."""
+        return self.owner or self.client
 
 
 @dataclass(frozen=True, slots=True)

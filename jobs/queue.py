@@ -84,7 +84,7 @@ class JobQueue:
                         retry_after=1,
                     )
             self._check_room(parameters.preset, int(pipe.llen(queue.key)) + 1)
-            owned = waiting_key(origin.owner)
+            owned = waiting_key(origin.counted)
             _check_quota(origin, int(pipe.zcard(owned)) + 1)
             seconds, micros = pipe.time()
             pipe.multi()
@@ -128,7 +128,7 @@ class JobQueue:
             self._check_room(parameters.preset, queued)
             _check_quota(origin, waiting)
         except (QueueFull, QuotaExceeded):
-            if self._take_back(queue, job_id, origin.owner):
+            if self._take_back(queue, job_id, origin):
                 raise
         return job.model_copy(update={"queue_position": queued})
 
@@ -176,10 +176,10 @@ class JobQueue:
             return int(self._connection.llen(self._queue(preset).key))
 
     def check_quota(self, origin: Origin) -> None:
-        """Raises QuotaExceeded when the owner may not have a further job waiting."""
+        """Raises QuotaExceeded when no further job of this origin may wait."""
         if origin.max_queued is not None:
             with queue_errors(self._connection):
-                _check_quota(origin, int(self._connection.zcard(waiting_key(origin.owner))) + 1)
+                _check_quota(origin, int(self._connection.zcard(waiting_key(origin.counted))) + 1)
 
     def check_room(self, preset: str) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""
@@ -214,10 +214,10 @@ class JobQueue:
                 rq_job.delete(remove_from_queue=False)
         return True
 
-    def _take_back(self, queue: Queue, job_id: str, owner: str) -> bool:
+    def _take_back(self, queue: Queue, job_id: str, origin: Origin) -> bool:
         if not self._withdraw(queue, job_id):
             return False
-        self._records.forget(job_id, owner)
+        self._records.forget(job_id, origin)
         return True
 
     def _placed(self, jobs: Sequence[Job]) -> list[Job]:
@@ -240,8 +240,9 @@ class JobQueue:
 def _check_quota(origin: Origin, waiting: int) -> None:
     most = origin.max_queued
     if most is not None and waiting > most:
+        whose = "this key" if origin.owner else "this address"
         raise QuotaExceeded(
-            f"{most} jobs of this key wait already, which is the most it may have; "
+            f"{most} jobs of {whose} wait already, which is the most it may have; "
             "try again when one has started, or cancel one.",
             limit=most,
             retry_after=10,

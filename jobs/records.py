@@ -3,7 +3,7 @@
     stablesr:job:{id}          state, parameters, input, times, progress, result, error, ...
     stablesr:agenda            sorted set: job id -> when somebody must look at the job again
     stablesr:jobs:{owner}      sorted set: id of a job of this owner -> when it was created
-    stablesr:waiting:{owner}   the same of those that wait
+    stablesr:waiting:{owner}   the same of those that wait; by address where there is no owner
 
 Every change is one Lua script that looks the event up in the table of `jobs.states`, so two
 processes can never move a job at once and an ended job stays as it is. Times are the Redis
@@ -27,7 +27,7 @@ from .fields import fields_of_new, job_of, moment, record_key, text
 from .figures import FIGURES_KEY, Observation, count_new, note
 from .move import MOVE
 from .moves import CHANNEL
-from .origin import ANYONE, Origin
+from .origin import Origin
 from .schema import ENDED, ImageInfo, Job, JobState, Parameters, Progress, ResultInfo, Timings
 from .states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
 
@@ -62,9 +62,9 @@ def owner_key(owner: str) -> str:
     return f"stablesr:jobs:{owner}"
 
 
-def waiting_key(owner: str) -> str:
-    """The queued jobs of an owner."""
-    return _WAITING + owner
+def waiting_key(counted: str) -> str:
+    """The queued jobs of an owner, or of an address without one."""
+    return _WAITING + counted
 
 
 _ENDED_JSON = json.dumps({state.value: True for state in ENDED})
@@ -117,7 +117,7 @@ class Records:
         pipe.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
         # No job is known for longer than this, so older ids in the indexes lead nowhere.
         longest = wait_s + keep_s + 2 * TOMBSTONE_S
-        for key in (owner_key(origin.owner), waiting_key(origin.owner)):
+        for key in (owner_key(origin.owner), waiting_key(origin.counted)):
             pipe.zadd(key, {job_id: float(fields["created_at"])})
             pipe.zremrangebyscore(key, "-inf", now - longest)
             pipe.expire(key, longest)
@@ -198,7 +198,7 @@ class Records:
 
     # Upkeep
 
-    def forget(self, job_id: str, owner: str = ANYONE) -> None:
+    def forget(self, job_id: str, origin: Origin) -> None:
         """Removes the record of a job that was never taken on; for a submission that is undone.
 
         Its image is due to be removed from now on, in case that whoever stored it dies before.
@@ -206,7 +206,7 @@ class Records:
         now = self.now().timestamp()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))
-            for key in (owner_key(owner), waiting_key(owner)):
+            for key in (owner_key(origin.owner), waiting_key(origin.counted)):
                 pipe.zrem(key, job_id)
             pipe.zadd(AGENDA_KEY, {job_id: now})
             pipe.execute()

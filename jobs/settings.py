@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     # Serving without keys on an address that others reach has to be asked for.
     allow_open: bool = False
+    # Names under which the service answers besides localhost, by commas; * is any. Unset: any,
+    # but localhost alone while it listens there and asks nobody for a key.
+    allowed_hosts: str = ""
     # Ask for a key also while none was ever made; once one was, it is asked for anyway.
     require_key: bool = False
     # Requests a minute, of a key or of an address without one; 0 is no limit. A key may have a
@@ -79,9 +82,16 @@ class Settings(BaseSettings):
     # Open event streams and waiting requests of one process, in all and of one client.
     max_streams: Annotated[int, Field(ge=1)] = 500
     max_streams_each: Annotated[int, Field(ge=1)] = 20
-    # How long a request's head, and its whole upload, may take to arrive.
+    # Uploads that one process receives and results that it sends at once, in all and of one
+    # client; and its connections, whatever they are for.
+    max_transfers: Annotated[int, Field(ge=1)] = 100
+    max_transfers_each: Annotated[int, Field(ge=1)] = 20
+    max_connections: Annotated[int, Field(ge=1)] = 800
+    # How long a request's head, and its whole upload, may take to arrive, and how long a client
+    # may take nothing of what is sent to it.
     head_timeout_s: Annotated[float, Field(gt=0)] = 10
     upload_timeout_s: Annotated[float, Field(gt=0)] = 300
+    send_timeout_s: Annotated[float, Field(gt=0)] = 30
     # How long an Idempotency-Key leads to the job that it made.
     idempotency_ttl_s: Annotated[int, Field(ge=1)] = 86_400
     # Lets webhooks reach addresses that are not public; for tests and closed networks.
@@ -94,7 +104,10 @@ class Settings(BaseSettings):
     max_output_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     # An image that no job followed within this time is removed; storing one must take less.
     upload_grace_s: Annotated[int, Field(ge=1)] = 900
+    # Waiting jobs of a preset; and of one key, or of one address without one, where 0 is no limit
+    # and a key may have a number of its own.
     max_queued: Annotated[int, Field(ge=1)] = 1000
+    max_queued_each: Annotated[int, Field(ge=0)] = 100
 
     job_timeout_s: Annotated[int, Field(ge=1)] = 1800
     step_timeout_s: Annotated[int, Field(ge=1)] = 300

@@ -8,8 +8,9 @@ process that is killed meanwhile leaves what it wrote aside, `KEY#1`, to `remove
 from __future__ import annotations
 
 import re
+import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -28,8 +29,10 @@ __all__ = ["BlobInfo", "BlobStore", "input_key", "result_key"]
 _FOLDERS = ("inputs", "results")
 _KEY = re.compile(rf"({'|'.join(_FOLDERS)})/[A-Za-z0-9_-]{{1,64}}")
 _STAGED = re.compile(r"[A-Za-z0-9_-]{1,64}#[0-9]+")
-# Read and written this much at a time: bounds the memory that a large image takes in passing.
-CHUNK = 1024 * 1024
+# Written this much at a time: bounds the memory that a large image takes in passing.
+WRITTEN = 5 * 1024 * 1024
+# Read this much at a time: every reader who is slow to take a result holds two or three of them.
+READ = 64 * 1024
 
 
 def input_key(job_id: str) -> str:
@@ -76,7 +79,7 @@ class BlobStore:
         """Stores the blob, replacing what was there. A source that raises leaves nothing."""
         _check(key)
         with _store_errors("store", key):
-            obstore.put(self._store, key, data, chunk_size=5 * CHUNK)
+            obstore.put(self._store, key, data, chunk_size=WRITTEN)
 
     def get(self, key: str) -> bytes:
         """The whole blob; raises BlobNotFound."""
@@ -84,8 +87,13 @@ class BlobStore:
         with _store_errors("read", key):
             return bytes(obstore.get(self._store, key).bytes())
 
-    def stream(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes from start up to but without end, in pieces; raises BlobNotFound at once."""
+    def stream(
+        self, key: str, start: int = 0, end: int | None = None
+    ) -> Generator[bytes, None, None]:
+        """The bytes from start up to but without end, in pieces; raises BlobNotFound at once.
+
+        Closing it closes the blob.
+        """
         _check(key)
         with _store_errors("read", key):
             options: obstore.GetOptions = {}
@@ -93,7 +101,7 @@ class BlobStore:
                 options = {"range": (start, end)}
             elif start:
                 options = {"range": {"offset": start}}
-            pieces = obstore.get(self._store, key, options=options).stream(min_chunk_size=CHUNK)
+            pieces = obstore.get(self._store, key, options=options).stream(min_chunk_size=READ)
         return _guarded(pieces, key)
 
     def head(self, key: str) -> BlobInfo:
@@ -115,6 +123,14 @@ class BlobStore:
         except BlobNotFound:
             return False
         return True
+
+    def try_out(self) -> None:
+        """Writes a blob of one byte and removes it; a full disk has no room for it."""
+        key = input_key(f"try-{secrets.token_hex(8)}")
+        try:
+            self.put(key, b"1")
+        finally:
+            self.delete(key)
 
     def delete(self, *keys: str) -> None:
         """Removes the blobs; one that is not there is no error."""
@@ -149,10 +165,12 @@ def _check(key: str) -> None:
         raise ValueError(f"A blob's key is inputs/ID or results/ID; got {key!r}.")
 
 
-def _guarded(pieces: Iterable[bytes], key: str) -> Iterator[bytes]:
+def _guarded(pieces: Iterable[bytes], key: str) -> Generator[bytes, None, None]:
     with _store_errors("read", key):
         for piece in pieces:
-            yield bytes(piece)
+            # A remote store sends what it likes.
+            for start in range(0, len(view := memoryview(piece)), READ):
+                yield bytes(view[start : start + READ])
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
+from jobs.breaker import Breaker
 from jobs.connection import connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
@@ -20,6 +21,7 @@ from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
 from service import problems
 from service.auth import Authenticator
+from service.authority import KnownAuthority
 from service.listener import Listener
 from service.metrics import CountRequests, Requests, ServiceCollector
 from service.middleware import (
@@ -31,10 +33,11 @@ from service.middleware import (
     SafeHeaders,
 )
 from service.openapi import describe
+from service.places import streams, transfers
+from service.probe import StoreProbe
 from service.ratelimit import RateLimits
 from service.routes import about, events, health, jobs, metrics, models, page, result, upscale
 from service.state import Services
-from service.streams import Streams
 from service.upkeep import keep_up
 from service.webhooks.sender import Sender
 
@@ -74,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last added is the outermost.
     app.add_middleware(HeadAsGet)
     app.add_middleware(CatchAll)
+    app.add_middleware(KnownAuthority, settings=settings)
     app.add_middleware(BoundedHead)
     app.add_middleware(LingeringClose)
     app.add_middleware(SafeHeaders)
@@ -87,20 +91,24 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         store = await run_sync(BlobStore.open, settings)
-        queue, connection, limits = JobQueue(settings), connect(settings), RateLimits(settings)
+        # One for everything: what one use of it learns of a Redis that hangs, all know.
+        connection = connect(settings, breaker=Breaker())
+        limits = RateLimits(settings, connection)
         services = Services(
             settings=settings,
-            queue=queue,
+            queue=JobQueue(settings, connection),
             store=store,
             authenticator=Authenticator(Keys(connection), required=settings.require_key),
             idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
             limits=limits,
             listener=app.state.listener,
-            streams=Streams(settings.max_streams, settings.max_streams_each),
+            streams=streams(settings.max_streams, settings.max_streams_each),
+            transfers=transfers(settings.max_transfers, settings.max_transfers_each),
+            probe=StoreProbe(store),
         )
         sender = Sender(connection, settings, app.root_path)
         upkeep = Upkeep(settings, connection, store)
-        collector = ServiceCollector(connection, settings, services.streams)
+        collector = ServiceCollector(connection, settings, services.streams, services.transfers)
         app.state.requests.registry.register(collector)
         try:
             async with anyio.create_task_group() as tasks:
@@ -111,8 +119,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
                 tasks.cancel_scope.cancel()
         finally:
             app.state.requests.registry.unregister(collector)
-            for open_one in (queue, connection, limits):
-                await run_sync(open_one.close)
+            await run_sync(connection.close)
 
     return lifespan
 

@@ -16,7 +16,10 @@ JobsError
 ├── RangeNotSatisfiable  range-not-satisfiable
 ├── MalformedHeader      malformed-header
 ├── TooManyStreams       too-many-streams
+├── TooManyTransfers     too-many-transfers
 ├── PresetNotServed      preset-not-served
+├── ForeignHost          foreign-host
+├── ForeignOrigin        foreign-origin
 └── OpenAddress          open-address       (at start, never in an answer)
 """
 
@@ -29,6 +32,8 @@ from pydantic import JsonValue
 from jobs.errors import ImageError, JobsError
 
 __all__ = [
+    "ForeignHost",
+    "ForeignOrigin",
     "ImageEmpty",
     "InvalidParameters",
     "MalformedForm",
@@ -43,6 +48,7 @@ __all__ = [
     "ResultExpired",
     "ResultNotReady",
     "TooManyStreams",
+    "TooManyTransfers",
     "Unauthorized",
     "UnsupportedEncoding",
     "UploadStalled",
@@ -150,6 +156,11 @@ class TooManyStreams(JobsError):
     title = "Too many open streams"
 
 
+class TooManyTransfers(JobsError):
+    type = "too-many-transfers"
+    title = "Too many uploads and downloads at once"
+
+
 class PresetNotServed(JobsError):
     """A worker was to serve the preset but has no weights; `extra["served"]` lists what is served.
 
@@ -158,6 +169,16 @@ class PresetNotServed(JobsError):
 
     type = "preset-not-served"
     title = "No worker serves the preset"
+
+
+class ForeignHost(JobsError):
+    type = "foreign-host"
+    title = "The service does not answer under this name"
+
+
+class ForeignOrigin(JobsError):
+    type = "foreign-origin"
+    title = "Pages of other origins change nothing here"
 
 
 class OpenAddress(JobsError):

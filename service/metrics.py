@@ -21,10 +21,12 @@ from jobs.errors import QueueUnavailable
 from jobs.figures import COUNTERS, HISTOGRAMS
 from jobs.overview import Overview, look_over
 from jobs.settings import Settings
-from service.streams import Streams
+from service.places import Places
 
 __all__ = ["CountRequests", "Requests", "ServiceCollector"]
 
+# A method is whatever a client writes, also on a path that there is; the others are one label.
+METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 30, 60)
 
 
@@ -50,7 +52,9 @@ class Requests:
     def note(self, scope: Scope, status: int, seconds: float) -> None:
         # Templates, not paths: what clients make up must not become a label.
         route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if route != "other" else "other"
+        method = scope["method"]
+        if route == "other" or method not in METHODS:
+            method = "other"
         self._count.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
@@ -89,10 +93,13 @@ class ServiceCollector(Collector):
     Blocking. Without Redis only `stablesr_redis_up 0` and what this process knows is told.
     """
 
-    def __init__(self, connection: Redis, settings: Settings, streams: Streams) -> None:
+    def __init__(
+        self, connection: Redis, settings: Settings, streams: Places, transfers: Places
+    ) -> None:
         self._connection = connection
         self._settings = settings
         self._streams = streams
+        self._transfers = transfers
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not ask Redis."""
@@ -103,6 +110,11 @@ class ServiceCollector(Collector):
             "stablesr_streams_open",
             "Open event streams and waiting uploads",
             {(): float(self._streams.open)},
+        )
+        yield _gauge(
+            "stablesr_transfers_open",
+            "Uploads that are received and results that are sent",
+            {(): float(self._transfers.open)},
         )
         try:
             overview = look_over(self._connection, self._settings)

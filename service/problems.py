@@ -35,6 +35,7 @@ __all__ = [
     "install",
     "problem_type",
     "refusal",
+    "respond",
     "titles",
     "unexpected",
 ]
@@ -47,6 +48,7 @@ STATUSES: Mapping[str, HTTPStatus] = {
     "malformed-form": HTTPStatus.BAD_REQUEST,
     "malformed-header": HTTPStatus.BAD_REQUEST,
     "unauthorized": HTTPStatus.UNAUTHORIZED,
+    "foreign-origin": HTTPStatus.FORBIDDEN,
     "job-not-found": HTTPStatus.NOT_FOUND,
     "upload-stalled": HTTPStatus.REQUEST_TIMEOUT,
     "job-ended": HTTPStatus.CONFLICT,
@@ -60,6 +62,7 @@ STATUSES: Mapping[str, HTTPStatus] = {
     "not-multipart": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "unsupported-encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     "range-not-satisfiable": HTTPStatus(416),
+    "foreign-host": HTTPStatus.MISDIRECTED_REQUEST,
     "bad-cursor": HTTPStatus(422),
     "idempotency-mismatch": HTTPStatus(422),
     "image-animated": HTTPStatus(422),
@@ -74,6 +77,7 @@ STATUSES: Mapping[str, HTTPStatus] = {
     "quota-exceeded": HTTPStatus.TOO_MANY_REQUESTS,
     "rate-limited": HTTPStatus.TOO_MANY_REQUESTS,
     "too-many-streams": HTTPStatus.TOO_MANY_REQUESTS,
+    "too-many-transfers": HTTPStatus.TOO_MANY_REQUESTS,
     "internal-error": HTTPStatus.INTERNAL_SERVER_ERROR,
     "not-ready": HTTPStatus.SERVICE_UNAVAILABLE,
     "preset-not-served": HTTPStatus.SERVICE_UNAVAILABLE,
@@ -170,7 +174,7 @@ class ProblemResponse(JSONResponse):
 
 def install(app: FastAPI) -> None:
     """Makes every error of `app` answer with problem details."""
-    app.add_exception_handler(JobsError, _jobs_error)
+    app.add_exception_handler(JobsError, respond)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _request_validation_error)
     app.add_exception_handler(ClientDisconnect, _client_disconnect)
@@ -216,7 +220,8 @@ def refusal(scope: Scope, status: int, detail: str) -> ProblemResponse:
     )
 
 
-def _jobs_error(request: Request, error: Exception) -> Response:
+def respond(request: Request, error: Exception) -> Response:
+    """The answer to a JobsError."""
     assert isinstance(error, JobsError)
     status = STATUSES.get(error.type)
     if status is None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -276,7 +281,7 @@ def _request_validation_error(request: Request, error: Exception) -> Response:
         for fault in error.errors()
     ]
     detail = "; ".join(f"{fault['field']}: {fault['detail']}" for fault in errors) + "."
-    return _jobs_error(request, InvalidParameters(detail, errors=errors))
+    return respond(request, InvalidParameters(detail, errors=errors))
 
 
 def _client_disconnect(request: Request, error: Exception) -> Response:

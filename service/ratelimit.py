@@ -17,8 +17,8 @@ from limits import RateLimitItemPerMinute
 from limits.errors import StorageError
 from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
+from redis import Redis
 
-from jobs.connection import connect
 from jobs.settings import Settings
 from service.auth import Caller
 from service.errors import RateLimited
@@ -59,12 +59,11 @@ def client_of(caller: Caller, address: str | None) -> str:
 class RateLimits:
     """Blocking: call it from threads. Counts nothing while Redis is away, when nothing works."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, connection: Redis) -> None:
         self._settings = settings
-        self._connection = connect(settings)
         storage = RedisStorage(
             settings.redis_url,
-            connection_pool=self._connection.connection_pool,
+            connection_pool=connection.connection_pool,
             key_prefix="stablesr:rate",
             wrap_exceptions=True,
         )
@@ -109,6 +108,3 @@ class RateLimits:
                 retry_after=seconds,
             )
         return headers
-
-    def close(self) -> None:
-        self._connection.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 import uvicorn
@@ -10,6 +9,7 @@ import uvicorn
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from service.app import create_app
+from service.authority import is_loopback
 from service.errors import OpenAddress
 from service.listener import Listener
 from service.protocol import protocol
@@ -49,7 +49,9 @@ def server(settings: Settings) -> uvicorn.Server:
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies or None,
             # Of the two parsers the one that bounds a request's head, in bytes and in time.
-            http=protocol(settings.head_timeout_s),
+            http=protocol(
+                settings.head_timeout_s, settings.send_timeout_s, settings.max_connections
+            ),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
         ),
@@ -73,7 +75,7 @@ def check_address(settings: Settings) -> None:
 
     Keys that were made are not enough: a Redis that loses its data would open the service.
     """
-    if settings.allow_open or settings.require_key or _is_loopback(settings.host):
+    if settings.allow_open or settings.require_key or is_loopback(settings.host):
         return
     raise OpenAddress(
         f"STABLESR_HOST={settings.host} can be reached from other machines, and the service asks "
@@ -81,13 +83,3 @@ def check_address(settings: Settings) -> None:
         "STABLESR_REQUIRE_KEY=true; or set STABLESR_ALLOW_OPEN=true if open is meant, or use "
         "127.0.0.1."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        # A name may mean any address.
-        return False

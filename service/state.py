@@ -13,16 +13,17 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service.auth import Authenticator
 from service.listener import Listener
+from service.places import Places
+from service.probe import StoreProbe
 from service.ratelimit import RateLimits
 from service.serving import Serving
-from service.streams import Streams
 
 __all__ = ["Services", "ServicesDep"]
 
 
 @dataclass(frozen=True)
 class Services:
-    """All but the last two block: routes that use them run in threads."""
+    """All but listener and places block: routes that use them run in threads."""
 
     settings: Settings
     queue: JobQueue
@@ -31,7 +32,9 @@ class Services:
     idempotency: Idempotency
     limits: RateLimits
     listener: Listener
-    streams: Streams
+    streams: Places
+    transfers: Places
+    probe: StoreProbe
 
     def serving(self) -> Serving:
         """What the workers serve now; raises QueueUnavailable."""

@@ -34,6 +34,23 @@ def submit(services: Services, upload: Upload, origin: Origin, key: str | None) 
 
     The second value says that the job is an earlier one, of the same request.
     """
+    job_id = new_job_id()
+    if key is None:
+        return _make(services, upload, origin, job_id), False
+    # First of all: a request whose job was made is not judged anew, by what is served now.
+    claim = _take(services, origin, key, _fingerprint(upload), job_id)
+    if isinstance(claim, Job):
+        return claim, True
+    try:
+        return _make(services, upload, replace(origin, claim=claim), job_id), False
+    # Whatever stopped it, the same request may be sent again.
+    except BaseException:
+        _release(services, claim)
+        raise
+
+
+def _make(services: Services, upload: Upload, origin: Origin, job_id: str) -> Job:
+    """The checked and stored job of an upload."""
     serving = services.serving()
     fields = dict(upload.fields)
     origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
@@ -41,19 +58,7 @@ def submit(services: Services, upload: Upload, origin: Origin, key: str | None) 
     serving.check(parameters.preset)
     file: BinaryIO = upload.image.file
     image = inspect(file, upload.image.filename, parameters, services.settings)
-    job_id = new_job_id()
-    if key is None:
-        return _store(services, file, job_id, parameters, image, origin), False
-    claim = _take(services, origin, key, _fingerprint(upload), job_id)
-    if isinstance(claim, Job):
-        return claim, True
-    try:
-        origin = replace(origin, claim=claim)
-        return _store(services, file, job_id, parameters, image, origin), False
-    # Whatever stopped it, the same request may be sent again.
-    except BaseException:
-        _release(services, claim)
-        raise
+    return _store(services, file, job_id, parameters, image, origin)
 
 
 def _webhook(services: Services, url: str, origin: Origin) -> str | None:

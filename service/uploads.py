@@ -1,7 +1,7 @@
-"""Receiving a multipart form: counted while it streams, spooled to disk, nothing kept.
+"""Receiving a multipart form: counted while it streams, spooled to a file, nothing kept.
 
-The file lives in an unnamed temporary file from its first megabyte on, so that it is gone
-whatever happens to this process. Whether it is an image is for `service.images` to say.
+The file lives in an unnamed temporary file (in TMPDIR) from its first megabyte on, so that it is
+gone whatever happens to this process. Whether it is an image is for `service.images` to say.
 """
 
 from __future__ import annotations

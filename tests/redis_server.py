@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -90,6 +93,16 @@ class RedisServer:
             self._process.kill()
             self._process.wait(timeout=20)
             self._process = None
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It accepts connections and answers nothing (SIGSTOP) until the block ends."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def restart(self) -> Self:
         self.stop()

@@ -2,7 +2,8 @@
 
 Each reader walks the outer structure of one format (chunks, segments, boxes) and never decodes a
 pixel, so that a bomb costs nothing and a file cut off in transfer is found at once. PNG, JPEG and
-WebP are walked here; TIFF's directory and AVIF's properties are read by Pillow.
+WebP are walked here, TIFF's directories too; AVIF's properties are read by libavif in Pillow. Every
+walk is bounded: however a file is made, looking at it takes a moment and no memory to speak of.
 
 The service asks this before it takes an upload, and the worker again before it decodes one.
 """

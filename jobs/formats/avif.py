@@ -1,19 +1,17 @@
-"""AVIF's boxes (ISO/IEC 14496-12, 4.2); the image's properties as Pillow's decoder reads them."""
+"""AVIF's boxes (ISO/IEC 14496-12, 4.2); the image's properties as libavif in Pillow reads them."""
 
 from __future__ import annotations
 
 import struct
 from typing import IO
 
-from PIL import AvifImagePlugin
-
 from .header import (
-    ORIENTATION,
     Bytes,
     Header,
     MalformedFile,
     Mode,
     TruncatedFile,
+    check_pieces,
     name_of,
     opening,
     valid,
@@ -27,8 +25,10 @@ HIGH_DEPTH, TWELVE_BITS = 0x40, 0x20
 
 
 def read(data: Bytes, file: IO[bytes]) -> Header:
-    position, pixels = 0, False
+    position, pixels, count = 0, False, 0
     while position < len(data):
+        count += 1
+        check_pieces(count, "boxes")
         length, kind = struct.unpack_from(">I4s", data, position)
         pixels = pixels or kind == b"mdat"
         if length == 1:
@@ -42,13 +42,17 @@ def read(data: Bytes, file: IO[bytes]) -> Header:
         position += length
     if not pixels:
         raise TruncatedFile("it has no mdat box, so no pixels")
+    # Pillow can be built without it.
+    from PIL import _avif
+
     with opening("AVIF"):
         file.seek(0)
-        image = AvifImagePlugin.AvifImageFile(file)
-        orientation = valid(image.getexif().get(ORIENTATION))
-        width, height = image.size
-        frames, mode = image.n_frames, MODES[image.mode]
-    return Header("AVIF", width, height, frames, orientation, mode, _depth(data))
+        # Not AvifImageFile, which would unpack every tag of an EXIF block that the decoder,
+        # going by the file's own properties, does not heed.
+        decoder = _avif.AvifDecoder(file.read(), "auto", 1)
+        (width, height), frames, name, _, _, orientation, _ = decoder.get_info()
+        mode = MODES[name]
+    return Header("AVIF", width, height, frames, valid(orientation), mode, _depth(data))
 
 
 def _depth(data: Bytes) -> int:

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image
-
 __all__ = [
+    "MOST_PIECES",
     "ORIENTATION",
     "Bytes",
     "FileFault",
@@ -19,9 +18,9 @@ __all__ = [
     "Mode",
     "TruncatedFile",
     "UnsupportedPixels",
+    "check_pieces",
     "name_of",
     "opening",
-    "orientation_in",
     "valid",
 ]
 
@@ -34,6 +33,10 @@ YCbCr only where it is stored bare; a JPEG is RGB, whatever it has inside.
 """
 
 ORIENTATION = 0x0112
+
+MOST_PIECES = 65_536
+"""Chunks, segments, boxes or strips of one file: walking more would take seconds, and no program
+writes so many."""
 
 
 class FileFault(Exception):
@@ -90,16 +93,10 @@ def opening(name: str) -> Iterator[None]:
         raise MalformedFile(f"its {name} header cannot be read ({error})") from error
 
 
-def orientation_in(exif: bytes) -> int:
-    """The orientation in an EXIF block, 1 (upright) when the block has none or is broken."""
-    block = Image.Exif()
-    try:
-        block.load(exif)
-        return valid(block.get(ORIENTATION))
-    # A camera's broken EXIF block does not make its image unreadable, and Pillow may raise
-    # anything on one.
-    except Exception:
-        return 1
+def check_pieces(count: int, what: str) -> None:
+    """Refuses a file of more pieces than any that is written."""
+    if count > MOST_PIECES:
+        raise MalformedFile(f"it has more than {MOST_PIECES} {what}, the most that are read")
 
 
 def valid(orientation: object) -> int:

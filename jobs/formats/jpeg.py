@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import IO
 
+from .exif import orientation_in
 from .header import (
     Bytes,
     Header,
@@ -12,13 +13,21 @@ from .header import (
     Mode,
     TruncatedFile,
     UnsupportedPixels,
-    orientation_in,
+    check_pieces,
 )
 
 __all__ = ["read"]
 
 # In entropy-coded data an FF is followed by 00 (stuffing) or a restart marker; FF FF is filling.
-NO_MARKER = frozenset({0x00, *range(0xD0, 0xD8), 0xFF})
+KINDS = bytes(
+    0xFF if byte == 0xFF else 0x00 if byte == 0 or 0xD0 <= byte < 0xD8 else 0x01
+    for byte in range(256)
+)
+"""FF stays, what makes no marker behind it becomes 00, and what makes one 01."""
+MARKER = b"\xff\x01"
+# So far ahead at first, and at most: a scan full of FFs costs no more than one of other bytes, many
+# segments no more than their bytes, and other threads get their turn in between.
+NEAR, FAR = 1 << 6, 1 << 18
 # Start of frame: C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 ALONE = frozenset({0x01, 0xD8})
@@ -28,16 +37,18 @@ MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "CMYK"}
 
 def read(data: Bytes, file: IO[bytes]) -> Header:
     """The first picture's header; a phone's gain map or preview behind it (MPO) does not count."""
-    position, size, orientation, scanned = 2, (0, 0), 1, False
+    position, size, exif, scanned, count = 2, (0, 0), b"", False, 0
     mode: Mode = "RGB"
     while True:
         marker, position = _next_marker(data, position)
+        count += 1
+        check_pieces(count, "segments")
         if marker in ALONE:
             continue
         if marker == EOI:
             if not scanned or 0 in size:
                 raise MalformedFile("it has no scan, so no pixels")
-            return Header("JPEG", *size, orientation=orientation, mode=mode)
+            return Header("JPEG", *size, orientation=orientation_in(exif), mode=mode)
         length = struct.unpack_from(">H", data, position)[0]
         if length < 2:
             raise MalformedFile(f"the segment at byte {position} has a length of {length}")
@@ -53,7 +64,7 @@ def read(data: Bytes, file: IO[bytes]) -> Header:
                 )
             size, mode = (width, height), MODES[components]
         elif marker == APP1 and segment.startswith(b"Exif\0\0"):
-            orientation = orientation_in(segment[6:])
+            exif = segment
         elif marker == SOS:
             scanned = True
         position += length
@@ -61,7 +72,12 @@ def read(data: Bytes, file: IO[bytes]) -> Header:
 
 def _next_marker(data: Bytes, position: int) -> tuple[int, int]:
     """The next marker's code and the byte behind it."""
-    while (position := data.find(b"\xff", position) + 1) and position < len(data):
-        if (marker := data[position]) not in NO_MARKER:
-            return marker, position + 1
+    ahead = NEAR
+    while position < len(data):
+        # One byte more, for a marker of which the FF is the last one here.
+        found = data[position : position + ahead + 1].translate(KINDS).find(MARKER)
+        if found >= 0:
+            return data[position + found + 1], position + found + 2
+        position += ahead
+        ahead = min(2 * ahead, FAR)
     raise TruncatedFile("it ends before its EOI marker")

@@ -6,7 +6,16 @@ import struct
 import zlib
 from typing import IO
 
-from .header import Bytes, Header, MalformedFile, Mode, TruncatedFile, name_of, orientation_in
+from .exif import MOST_EXIF, orientation_in
+from .header import (
+    Bytes,
+    Header,
+    MalformedFile,
+    Mode,
+    TruncatedFile,
+    check_pieces,
+    name_of,
+)
 
 __all__ = ["SIGNATURE", "read"]
 
@@ -19,10 +28,12 @@ CRC_BLOCK = 1 << 20
 
 
 def read(data: Bytes, file: IO[bytes]) -> Header:
-    position, size, frames, orientation, pixels = len(SIGNATURE), (0, 0), 1, 1, False
+    position, size, frames, exif, pixels = len(SIGNATURE), (0, 0), 1, b"", False
     mode: Mode = "RGB"
-    depth = 8
+    depth, count = 8, 0
     while True:
+        count += 1
+        check_pieces(count, "chunks")
         length, kind = struct.unpack_from(">I4s", data, position)
         start, end = position + 8, position + 8 + length
         if end + 4 > len(data):
@@ -44,13 +55,13 @@ def read(data: Bytes, file: IO[bytes]) -> Header:
         elif kind == b"acTL":
             frames = struct.unpack_from(">I", data, start)[0]
         elif kind == b"eXIf":
-            orientation = orientation_in(data[start:end])
+            exif = data[start : min(end, start + MOST_EXIF)]
         elif kind == b"IDAT":
             pixels = True
         elif kind == b"IEND":
             if not pixels:
                 raise MalformedFile("it has no IDAT chunk, so no pixels")
-            return Header("PNG", *size, max(frames, 1), orientation, mode, depth)
+            return Header("PNG", *size, max(frames, 1), orientation_in(exif), mode, depth)
         position = end + 4
 
 

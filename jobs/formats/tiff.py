@@ -1,17 +1,10 @@
-"""TIFF's first directory (TIFF 6.0, sections 2 to 8, 18 to 23; BigTIFF likewise).
-
-Pillow parses the directory and no more: which kinds of pixels are read is decided here, since
-the decoder reads more of them, and others, than Pillow does.
-"""
+"""What TIFF's first directory says of its pixels (TIFF 6.0, sections 3 to 8, 18 to 23)."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO
 
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
+from .directory import Directory, directories
 from .header import (
     ORIENTATION,
     Bytes,
@@ -20,7 +13,6 @@ from .header import (
     Mode,
     TruncatedFile,
     UnsupportedPixels,
-    opening,
     valid,
 )
 
@@ -50,29 +42,24 @@ ALPHA = frozenset({1, 2})
 
 
 def read(data: Bytes, file: IO[bytes]) -> Header:
-    big = data[2:4] in (b"+\0", b"\0+")
-    order = "<" if data[:2] == b"II" else ">"
-    start = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0]
-    if start >= len(data):
-        raise TruncatedFile("its directory lies behind the last byte")
-    with opening("TIFF"):
-        head = data[: 16 if big else 8]
-        tags = _directory(head, file, start)
-        pieces = [
-            (offset, count)
-            for offsets, counts in (STRIPS, TILES)
-            for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)
-        ]
-        mode, depth = _pixels(tags)
-        header = Header(
-            "TIFF",
-            width=int(tags[WIDTH]),
-            height=int(tags[HEIGHT]),
-            frames=1 + _further_pages(head, file, tags.next),
-            orientation=valid(tags.get(ORIENTATION)),
-            mode=mode,
-            depth=depth,
-        )
+    further = directories(data, 1 + MOST_DIRECTORIES)
+    first = next(further)
+    pieces = [
+        (offset, count)
+        for offsets, counts in (STRIPS, TILES)
+        for offset, count in zip(first.values(offsets), first.values(counts), strict=False)
+    ]
+    mode, depth = _pixels(first)
+    header = Header(
+        "TIFF",
+        width=first.value(WIDTH),
+        height=first.value(HEIGHT),
+        # Pages, and not previews of the first one.
+        frames=1 + sum(not tags.value(SUBFILE, 0) & REDUCED for tags in further),
+        orientation=valid(first.value(ORIENTATION, 1)),
+        mode=mode,
+        depth=depth,
+    )
     if not pieces:
         raise MalformedFile("it has no image data")
     if any(offset + count > len(data) for offset, count in pieces):
@@ -80,42 +67,23 @@ def read(data: Bytes, file: IO[bytes]) -> Header:
     return header
 
 
-def _directory(head: bytes, file: IO[bytes], start: int) -> ImageFileDirectory_v2:
-    tags = ImageFileDirectory_v2(head)
-    file.seek(start)
-    tags.load(file)
-    return tags
-
-
-def _further_pages(head: bytes, file: IO[bytes], start: int) -> int:
-    """How many of the directories from `start` on are pages, and not previews of the first one."""
-    pages = 0
-    for _ in range(MOST_DIRECTORIES):
-        if not start:
-            break
-        tags = _directory(head, file, start)
-        pages += not int(tags.get(SUBFILE, 0)) & REDUCED
-        start = tags.next
-    return pages
-
-
-def _pixels(tags: Mapping[int, Any]) -> tuple[Mode, int]:
+def _pixels(tags: Directory) -> tuple[Mode, int]:
     """The mode, and the bits of a channel."""
-    compression = int(tags.get(COMPRESSION, 1))
+    compression = tags.value(COMPRESSION, 1)
     if compression not in COMPRESSIONS:
         raise UnsupportedPixels(
             f"it is compressed by method {compression}; none, CCITT, LZW, JPEG, deflate and "
             "PackBits are read"
         )
-    photometric = int(tags[PHOTOMETRIC])
+    photometric = tags.value(PHOTOMETRIC)
     mode = MODES.get(photometric)
-    if mode is None or (mode == "CMYK" and tags.get(INK_SET, 1) != 1):
+    if mode is None or (mode == "CMYK" and tags.value(INK_SET, 1) != 1):
         raise UnsupportedPixels(
             f"its pixels are of the photometric kind {photometric}; "
             "greyscale, RGB, palette, CMYK and YCbCr are read"
         )
-    bits = {int(value) for value in tags.get(BITS, (1,))}
-    kinds = {int(value) for value in tags.get(SAMPLE_FORMAT, (UNSIGNED,))} - {UNDEFINED}
+    bits = set(tags.values(BITS)) or {1}
+    kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED}
     depth = max(bits)
     most = 8 if photometric == PALETTE or mode == "YCbCr" else 16
     allowed = {1, 2, 4, 8, most} if mode == "L" or photometric == PALETTE else {8, most}
@@ -127,13 +95,13 @@ def _pixels(tags: Mapping[int, Any]) -> tuple[Mode, int]:
     if photometric == PALETTE:
         depth = 8
     colours = 1 if photometric == PALETTE else COLOURS[mode]
-    channels = int(tags.get(CHANNELS, 1))
+    channels = tags.value(CHANNELS, 1)
     if channels < colours:
         raise MalformedFile(f"it has {channels} channels and its kind of pixels has {colours}")
     # The decoder of JPEG gives RGB.
     if mode == "YCbCr" and compression == JPEG_COMPRESSION:
         mode = "RGB"
-    extra = tags.get(EXTRA_SAMPLES, ())
-    if channels > colours and extra and int(extra[0]) in ALPHA:
+    extra = tags.values(EXTRA_SAMPLES)
+    if channels > colours and extra and extra[0] in ALPHA:
         mode = WITH_ALPHA.get(mode, mode)
     return mode, depth

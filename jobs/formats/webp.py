@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from typing import IO
 
-from .header import Bytes, Header, MalformedFile, TruncatedFile, name_of, orientation_in
+from .exif import MOST_EXIF, orientation_in
+from .header import Bytes, Header, MalformedFile, TruncatedFile, check_pieces, name_of
 
 __all__ = ["read"]
 
@@ -17,8 +18,11 @@ def read(data: Bytes, file: IO[bytes]) -> Header:
     declared = struct.unpack_from("<I", data, 4)[0] + 8
     if declared > len(data):
         raise TruncatedFile(f"its header declares {declared} bytes and it has {len(data)}")
-    position, size, frames, orientation, pixels, alpha = 12, (0, 0), 1, 1, False, False
+    position, size, frames, exif, pixels, alpha = 12, (0, 0), 1, b"", False, False
+    count = 0
     while position + 8 <= declared:
+        count += 1
+        check_pieces(count, "chunks")
         kind, length = struct.unpack_from("<4sI", data, position)
         start = position + 8
         if start + length > declared:
@@ -43,9 +47,9 @@ def read(data: Bytes, file: IO[bytes]) -> Header:
             size = size if all(size) else ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
             alpha = alpha or bool(bits >> 28 & 1)
         elif kind == b"EXIF":
-            orientation = orientation_in(data[start : start + length].removeprefix(b"Exif\0\0"))
+            exif = data[start : start + min(length, MOST_EXIF)]
         # Chunks are padded to an even length.
         position = start + length + (length & 1)
     if not pixels and frames == 1:
         raise TruncatedFile("it has no VP8 or VP8L chunk, so no pixels")
-    return Header("WEBP", *size, frames, orientation, "RGBA" if alpha else "RGB")
+    return Header("WEBP", *size, frames, orientation_in(exif), "RGBA" if alpha else "RGB")

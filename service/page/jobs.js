@@ -63,7 +63,9 @@ class Line {
     try {
       await show(this.job, this.file);
     } catch (error) {
-      this.fail(error);
+      // The result is still there when the service has only had enough for now.
+      if ([429, 503].includes(error.status)) this.part(".state").textContent = error.message;
+      else this.fail(error);
     }
   }
 
@@ -158,15 +160,48 @@ document.getElementById("older").addEventListener("click", async () => {
   document.getElementById("older").hidden = !next;
 });
 
-// What is not followed live is asked for now and then.
-setInterval(async () => {
-  for (const line of lines.values()) {
-    if (line.ended || line.followed || document.hidden) continue;
-    try {
-      line.update(await api.job(line.job.id));
-      if (line.job.state === "succeeded" && line.file) finished(line);
-    } catch (error) {
-      if (error.status === 404) line.fail(error);
-    }
+// What is not followed live is asked for now and then: all of it with one request, and what is
+// older than the newest hundred jobs one by one, one a round. A service that refuses is left alone
+// as long as it says; a round that takes long is not overtaken by the next.
+let asked = 0;
+
+async function round() {
+  const waiting = [...lines.values()].filter(
+    (line) => !line.ended && !line.followed && !line.gone,
+  );
+  if (!waiting.length || document.hidden) return;
+  const { jobs } = await api.list("jobs?limit=100");
+  const found = new Map(jobs.map((job) => [job.id, job]));
+  const older = waiting.filter((line) => !found.has(line.job.id));
+  for (const line of waiting) {
+    if (found.has(line.job.id)) learn(line, found.get(line.job.id));
   }
-}, POLL_MS);
+  if (!older.length) return;
+  const line = older[asked++ % older.length];
+  try {
+    learn(line, await api.job(line.job.id));
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    line.gone = true;
+    line.fail(error);
+  }
+}
+
+function learn(line, job) {
+  // It may have been taken up live in between, and then knows better.
+  if (line.followed || line.ended) return;
+  line.update(job);
+  if (job.state === "succeeded" && line.file) finished(line);
+}
+
+async function poll() {
+  let pause = POLL_MS;
+  try {
+    await round();
+  } catch (error) {
+    pause = Math.max(POLL_MS, (error.retryAfter || 0) * 1000);
+  }
+  setTimeout(poll, pause);
+}
+
+setTimeout(poll, POLL_MS);

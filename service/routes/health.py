@@ -39,7 +39,8 @@ async def livez() -> LiveView:
     responses=problems(_503="Something is missing; `components` says what."),
 )
 def readyz(services: ServicesDep) -> ReadyView:
-    """Redis answers and a live worker serves the default preset, or another instead of it."""
+    """Redis answers, the image store takes images, and a live worker serves the default preset, or
+    another instead of it."""
     components = _components(services)
     missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
     if missing:
@@ -52,11 +53,14 @@ def readyz(services: ServicesDep) -> ReadyView:
 
 
 def _components(services: Services) -> dict[str, ComponentView]:
+    works = services.probe.works()
+    store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
     try:
         workers = services.queue.workers()
     except QueueUnavailable:
         return {
             "redis": ComponentView(ready=False, detail="does not answer"),
+            "store": store,
             "worker": ComponentView(ready=False, detail="is not known while Redis is away"),
         }
     serving = Serving.of(workers, services.settings.preset)
@@ -73,5 +77,6 @@ def _components(services: Services) -> dict[str, ComponentView]:
         said = f"for {preset} is missing: start one with `stablesr worker`"
     return {
         "redis": ComponentView(ready=True, detail="answers"),
+        "store": store,
         "worker": ComponentView(ready=ready > 0, detail=said),
     }

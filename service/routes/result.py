@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import PurePath
 from urllib.parse import quote
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from jobs.errors import BlobNotFound
 from jobs.schema import Job, JobState, ResultInfo
@@ -17,10 +20,10 @@ from service.answers import ETAG, known, retry_after, root
 from service.errors import NoResult, ResultExpired, ResultNotReady
 from service.middleware import is_head
 from service.openapi import header, problems
-from service.ranges import wanted_range
+from service.ranges import Range, wanted_range
 from service.routes.jobs import JobId
 from service.schema import JobView
-from service.state import ServicesDep
+from service.state import Services, ServicesDep
 
 __all__ = ["router"]
 
@@ -30,6 +33,24 @@ IMAGE = {
     f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
     for kind in ("png", "webp", "jpeg", "tiff")
 }
+
+
+class Download(StreamingResponse):
+    """The pieces of a file; gives back what it holds, whatever ends it."""
+
+    def __init__(
+        self,
+        pieces: Generator[bytes, None, None],
+        held: ExitStack,
+        status: int,
+        headers: dict[str, str],
+    ) -> None:
+        super().__init__(pieces, status_code=status, headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 @router.get(
@@ -58,16 +79,16 @@ IMAGE = {
             _409="The job has not ended (see Retry-After), or ended without a result.",
             _410="The result has expired.",
             _416="The result has no byte in this range.",
-            _429="Too many requests; see Retry-After.",
+            _429="Too many requests or transfers; see Retry-After.",
             _503="Redis or the image store is away.",
         ),
     },
 )
-def get_result(
+async def get_result(
     request: Request, job_id: JobId, services: ServicesDep, caller: ReaderDep
 ) -> Response:
     """The upscaled image. Its ETag is the sha256 of the file; one Range at a time is served."""
-    job = services.queue.get(job_id, caller.owner)
+    job = await run_sync(services.queue.get, job_id, caller.owner)
     result = _result(request, job)
     headers = {
         "ETag": f'"{result.sha256}"',
@@ -83,27 +104,41 @@ def get_result(
         part = wanted_range(request.headers.get("range"), result.bytes)
     else:
         part = None
-    try:
-        if is_head(request):
-            services.store.head(result.key)
-            pieces: Iterator[bytes] = iter(())
-        elif part is None:
-            pieces = services.store.stream(result.key)
-        else:
-            pieces = services.store.stream(result.key, part.start, part.end)
-    except BlobNotFound:
-        raise ResultExpired(f"The result of job {job.id} is gone.") from None
     if part is None:
         headers["Content-Length"] = str(result.bytes)
     else:
         headers["Content-Length"] = str(part.end - part.start)
         headers["Content-Range"] = part.content_range
-    return StreamingResponse(
-        pieces,
-        status_code=200 if part is None else 206,
-        media_type=result.media_type,
-        headers=headers,
-    )
+    headers["Content-Type"] = result.media_type
+    status = 200 if part is None else 206
+    if is_head(request):
+        await run_sync(_look, services, job, result)
+        return Response(status_code=status, headers=headers)
+    with ExitStack() as held:
+        held.enter_context(services.transfers.one(request.state.client_id))
+        pieces = await run_sync(_open, services, job, result, part)
+        # Whoever leaves half way must not leave a file open.
+        held.callback(pieces.close)
+        return Download(pieces, held.pop_all(), status, headers)
+
+
+def _open(
+    services: Services, job: Job, result: ResultInfo, part: Range | None
+) -> Generator[bytes, None, None]:
+    start, end = (0, None) if part is None else (part.start, part.end)
+    try:
+        return services.store.stream(result.key, start, end)
+    except BlobNotFound:
+        raise _gone(job) from None
+
+
+def _look(services: Services, job: Job, result: ResultInfo) -> None:
+    if not services.store.exists(result.key):
+        raise _gone(job)
+
+
+def _gone(job: Job) -> ResultExpired:
+    return ResultExpired(f"The result of job {job.id} is gone.")
 
 
 def _result(request: Request, job: Job) -> ResultInfo:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from jobs.errors import QueueFull
 from jobs.origin import Origin
+from jobs.settings import Settings
 from service.admission import UploaderDep
 from service.answers import RETRY_AFTER, answer, root
 from service.auth import Caller
@@ -53,7 +54,8 @@ HEADERS = {
             _415="The body is not multipart/form-data, or it is compressed.",
             _422="The file is not a whole still image within the limits, a field is wrong, or the "
             "Idempotency-Key belongs to another request.",
-            _429="Too many requests, or too many jobs of this key wait; see Retry-After.",
+            _429="Too many requests or transfers, or too many jobs of this client wait; see "
+            "Retry-After.",
             _503="The queue is full, or Redis or the image store is away; see Retry-After. Or the "
             "worker has no weights for this preset.",
         ),
@@ -73,10 +75,12 @@ async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) 
     check_query(request.query_params)
     check_head(request, settings.max_upload_bytes)
     key, seconds = idempotency_key(request.headers), wanted_wait(request.headers)
-    await run_sync(_check_any_room, services, caller, key)
-    origin = Origin(caller.owner, caller.max_queued, request.scope["state"]["request_id"])
-    async with received(request, settings.max_upload_bytes, settings.upload_timeout_s) as upload:
-        job, replayed = await run_sync(submit, services, upload, origin, key)
+    origin = _origin(request, settings, caller)
+    await run_sync(_check_any_room, services, origin, key)
+    with services.transfers.one(request.state.client_id):
+        body = received(request, settings.max_upload_bytes, settings.upload_timeout_s)
+        async with body as upload:
+            job, replayed = await run_sync(submit, services, upload, origin, key)
     headers = {"Location": f"{root(request)}/jobs/{job.id}"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -88,16 +92,26 @@ async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) 
     return answer(request, job, status=200 if ended else 202, headers=headers)
 
 
-def _check_any_room(services: Services, caller: Caller, key: str | None) -> None:
+def _origin(request: Request, settings: Settings, caller: Caller) -> Origin:
+    most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
+    return Origin(
+        caller.owner,
+        most or None,
+        request.scope["state"]["request_id"],
+        client=request.state.client_id,
+    )
+
+
+def _check_any_room(services: Services, origin: Origin, key: str | None) -> None:
     """Refuses before the body is read when no queue that is served has room, or none for the key.
 
     Which preset is meant, the body says; so this can only tell when all of them are full. What
     needs no room is not refused for it: a request whose job was made already.
     """
     queue = services.queue
-    if key is not None and services.idempotency.made(caller.owner, key):
+    if key is not None and services.idempotency.made(origin.owner, key):
         return
-    queue.check_quota(Origin(caller.owner, caller.max_queued))
+    queue.check_quota(origin)
     serving = services.serving()
     full: QueueFull | None = None
     for preset in serving.live | {serving.default}:

@@ -48,7 +48,7 @@ def test_workers_queue_and_jobs_are_shown(client: httpx.Client, settings: Settin
             redis.lrem("rq:queue:stablesr:tiny", 1, job)
     shown = status(client)
     assert shown.exit_code == 0, shown.output
-    assert "ready: redis answers, worker 1 serving tiny" in shown.stdout
+    assert "ready: redis answers, store takes images, worker 1 serving tiny" in shown.stdout
     assert "tiny: 1 busy" in shown.stdout
     assert "tiny: 2 jobs, the next one for" in shown.stdout
     assert "since ever    3 queued, 1 processing, 1 succeeded" in shown.stdout

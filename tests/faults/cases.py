@@ -157,6 +157,31 @@ def insistent(house: House) -> Iterator[list[str]]:
     submitting.result()
 
 
+def redis_hangs(house: House) -> float:
+    """Redis answers nobody for a while: refusals within 3 seconds, and then all goes on."""
+    worker = house.worker(step_s=0.1)
+    house.ready()
+    jobs = house.submit(4, steps=60)
+    until(lambda: (house.look(jobs[0])["progress"] or {}).get("step", 0) > 2, "the first runs")
+    with house.redis.hanging():
+        began = time.monotonic()
+        while time.monotonic() - began < 6:
+            asked = time.monotonic()
+            refused = [house.post(), house.client.get(f"/jobs/{jobs[0].id}")]
+            refused.append(house.client.get("/readyz"))
+            took = time.monotonic() - asked
+            assert [answer.status_code for answer in refused] == [503] * 3, refused
+            assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+            assert took < 3, f"three refusals took {took:.1f} s"
+    back = time.monotonic()
+    until(lambda: house.client.get("/readyz").status_code == 200, "ready again", seconds=60)
+    ready = time.monotonic() - back
+    house.submit()
+    house.all_ended()
+    assert worker.exit_code is None, "the worker ended"
+    return ready
+
+
 def store_unwritable(house: House) -> None:
     """Results cannot be written for a while: those jobs fail clearly, the worker goes on."""
     worker = house.worker()
@@ -299,6 +324,7 @@ def _cases() -> Iterator[Case]:
     yield Case("step hangs", hung_step, {})
     yield Case("worker gets SIGTERM", terminated, {})
     yield Case("Redis killed", redis_killed, {})
+    yield Case("Redis hangs", redis_hangs, {})
     yield Case("store not writable", store_unwritable, {})
     yield Case("store full", store_full, {})
     yield Case("image kills the process", poison, {"worker_ttl_s": 6, "heartbeat_s": 2})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+from redis.exceptions import TimeoutError
 
+from jobs.breaker import Breaker, StillSilent
 from jobs.connection import connect, queue_errors
 from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
@@ -31,6 +33,33 @@ def test_a_connection_that_went_stale_is_made_anew_within_a_request(
         connection.set("kept", 1)
         server.restart()
         assert connection.get("kept") == b"1"
+
+
+def test_a_redis_that_hangs_is_asked_once_a_second_by_all_who_share_a_breaker(
+    settings: Settings, server: RedisServer
+) -> None:
+    breaker = Breaker(silent_s=5)
+    with connect(settings, breaker=breaker) as one, connect(settings, breaker=breaker) as two:
+        one.set("kept", 1)
+        with server.hanging():
+            with pytest.raises(TimeoutError) as error:
+                one.get("kept")
+            assert not isinstance(error.value, StillSilent)
+            for call in (one.ping, two.ping, one.pipeline().get("kept").execute):
+                with pytest.raises(StillSilent):
+                    call()
+            with pytest.raises(QueueUnavailable), queue_errors(one):
+                one.ping()
+
+
+def test_a_breaker_closes_by_itself(settings: Settings, server: RedisServer) -> None:
+    with connect(settings, breaker=Breaker(silent_s=0.05)) as connection:
+        with server.hanging(), pytest.raises(TimeoutError):
+            connection.ping()
+        threading.Event().wait(0.06)
+        assert connection.ping()
+        server.restart()
+        assert connection.ping()
 
 
 def test_an_address_nobody_listens_at_is_named() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -222,6 +224,77 @@ def test_a_png_without_pixels_is_malformed() -> None:
 def test_a_png_that_does_not_start_with_its_header_is_malformed() -> None:
     with pytest.raises(MalformedFile, match="IHDR"):
         header(WHOLE["PNG"][:8] + png_chunk(b"tEXt", bytes(60)) + WHOLE["PNG"][8:])
+
+
+PIECES = 65_536
+
+
+def test_a_file_has_no_more_pieces_than_any_program_writes() -> None:
+    """Walking millions of them would take seconds."""
+    png, chunk = WHOLE["PNG"], png_chunk(b"teXt", b"")
+    head, rest = png[:33], png[33:]
+    before = sum(png.count(kind) for kind in (b"IHDR", b"IDAT", b"IEND"))
+    assert header(head + chunk * (PIECES - before) + rest).width == 24
+    with pytest.raises(MalformedFile, match="65536 chunks"):
+        header(head + chunk * (PIECES - before + 1) + rest)
+    jpeg, segment = WHOLE["JPEG"], b"\xff\xfe\0\2"
+    assert header(jpeg[:2] + segment * 60_000 + jpeg[2:]).width == 24
+    for pieces in (segment, b"\xff\1"):
+        with pytest.raises(MalformedFile, match="65536 segments"):
+            header(jpeg[:2] + pieces * PIECES + jpeg[2:])
+    webp = WHOLE["WEBP"]
+    longer = webp[12:] + b"junk\0\0\0\0" * PIECES
+    with pytest.raises(MalformedFile, match="65536 chunks"):
+        header(b"RIFF" + struct.pack("<I", 4 + len(longer)) + b"WEBP" + longer)
+    if "AVIF" in KINDS:
+        with pytest.raises(MalformedFile, match="65536 boxes"):
+            header(WHOLE["AVIF"] + b"\0\0\0\x08free" * PIECES)
+    for tag in (258, 279):
+        with pytest.raises(MalformedFile, match=f"tag {tag} has 65537 values"):
+            header(tiff_of(b"1", 1, 1, photometric=1, bits=(8,), tags={tag: (8,) * (PIECES + 1)}))
+
+
+@pytest.mark.parametrize("distance", [0, 1, 60, 200, 300_000])
+def test_a_marker_is_found_wherever_it_is(distance: int) -> None:
+    jpeg = WHOLE["JPEG"]
+    filled = jpeg[:-2] + b"\xff\0" * distance + jpeg[-2:]
+    assert header(filled).width == 24
+    assert header(jpeg[:-2] + b"\0" * distance + b"\xff" + jpeg[-2:]).width == 24
+    with pytest.raises(TruncatedFile):
+        header(filled[:-2])
+
+
+def directory_of_tags(count: int, size: int) -> bytes:
+    """A directory of so many tags, the values of each being the same `size` bytes."""
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3, size // 2, 8) for tag in range(1000, 1000 + count)
+    )
+    orientation = struct.pack("<HHII", 0x0112, 3, 1, 6)
+    directory = struct.pack("<H", count + 1) + orientation + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory + bytes(size)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_tags_that_share_their_bytes_take_no_memory(kind: str) -> None:
+    tags = directory_of_tags(800, 1_000_000)
+    if kind == "PNG":
+        data = WHOLE["PNG"][:33] + png_chunk(b"eXIf", tags) + WHOLE["PNG"][33:]
+    elif kind == "WEBP":
+        body = WHOLE["WEBP"][12:] + b"EXIF" + struct.pack("<I", len(tags)) + tags
+        data = b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+    else:
+        data = tags
+    tracemalloc.start()
+    try:
+        if kind == "TIFF":
+            with pytest.raises(MalformedFile):
+                header(data)
+        else:
+            assert header(data).orientation == 6
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2 * len(data)
 
 
 @given(data=st.data(), kind=st.sampled_from(KINDS))

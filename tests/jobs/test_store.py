@@ -71,6 +71,15 @@ def test_a_stream_gives_the_blob_in_pieces(store: BlobStore) -> None:
     assert b"".join(store.stream(KEY, start=5, end=300)) == data[5:300]
 
 
+def test_the_pieces_of_a_stream_are_small(store: BlobStore) -> None:
+    """Each reader who is slow holds some of them."""
+    data = bytes(range(256)) * 10_000
+    store.put(KEY, data)
+    parts = list(store.stream(KEY))
+    assert b"".join(parts) == data
+    assert max(map(len, parts)) <= 65_536
+
+
 def test_head_knows_the_size_and_a_new_etag_after_a_change(store: BlobStore) -> None:
     store.put(KEY, b"12345")
     first = store.head(KEY)

@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.errors import QueueUnavailable, RecordUnreadable
 from jobs.figures import FIGURES_KEY
+from jobs.origin import Origin
 from jobs.queue import JobQueue
 from jobs.records import AGENDA_KEY, Records, record_key
 from jobs.rq_job import TaskJob
@@ -101,7 +102,7 @@ def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_s
     connection: Redis, store: BlobStore, submit: Submit, records: Records
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
-    records.forget(job_id)
+    records.forget(job_id, Origin())
     assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1)
     assert not store.exists(input_key(job_id))
     assert connection.zcard(AGENDA_KEY) == 0

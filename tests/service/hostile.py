@@ -7,13 +7,13 @@ import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from PIL import Image
 
 from tests.service.pictures import animated, bomb, picture, png_chunk
 
-__all__ = ["FILES", "FORMS", "REQUESTS", "form"]
+__all__ = ["FILES", "FORMS", "LARGE", "REQUESTS", "form"]
 
 PNG, JPEG = picture("PNG", 64, 48), picture("JPEG", 64, 48)
 WEBP, TIFF = picture("WEBP", 64, 48), picture("TIFF", 64, 48)
@@ -138,6 +138,62 @@ FILES: Mapping[str, bytes] = {
 }
 
 
+# As large as an upload may be by default, less what the form around takes.
+LARGEST = 50 * 2**20 - 4096
+
+
+def _filled(start: bytes, piece: bytes, end: bytes = b"") -> Callable[[], bytes]:
+    """`start`, then `piece` as often as there is room, then `end`."""
+    return lambda: start + piece * ((LARGEST - len(start) - len(end)) // len(piece)) + end
+
+
+def _tiff_of_strips() -> bytes:
+    """Twelve million offsets and as many byte counts, which are the same bytes."""
+    count = 12_000_000
+    entries = [(256, 3, 1, 9), (257, 3, 1, 9), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 3, count, 200), (277, 3, 1, 1), (279, 3, count, 200)]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + packed + bytes(4)
+    return head.ljust(200, b"\0") + bytes(LARGEST - 200)
+
+
+def _tiff_of_directories() -> bytes:
+    """Directories of as many tags as can be, each followed by the next."""
+    size = 2 + 12 * 65_535 + 4
+    entries = struct.pack("<HHII", 254, 4, 1, 1) * 65_535
+    pages = [
+        struct.pack("<H", 65_535) + entries + struct.pack("<I", 8 + size * (number + 1))
+        for number in range(LARGEST // size - 1)
+    ]
+    return (b"II*\0" + struct.pack("<I", 8) + b"".join(pages)).ljust(LARGEST, b"\0")
+
+
+LARGE: Mapping[str, Callable[[], bytes]] = {
+    "jpeg scan of stuffed bytes": _filled(b"\xff\xd8\xff\xda\0\2", b"\xff\0"),
+    "jpeg scan of restart markers": _filled(b"\xff\xd8\xff\xda\0\2", b"\xff\xd0"),
+    "jpeg of filling": _filled(b"\xff\xd8", b"\xff"),
+    "jpeg of empty segments": _filled(b"\xff\xd8", b"\xff\xe0\0\2"),
+    "jpeg of markers alone": _filled(b"\xff\xd8", b"\xff\1"),
+    "jpeg of EXIF segments": _filled(
+        b"\xff\xd8",
+        b"\xff\xe1\xff\xffExif\0\0MM\0*" + struct.pack(">IH", 8, 4096) + bytes(65_513),
+    ),
+    "webp of empty chunks": lambda: (
+        b"RIFF"
+        + struct.pack("<I", LARGEST // 8 * 8 - 8)
+        + b"WEBP"
+        + bytes(4)
+        + b"junk\0\0\0\0" * (LARGEST // 8 - 2)
+    ),
+    "png of empty chunks": _filled(_png(_header(8, 8), _pixels(200)), png_chunk(b"teXt", b""), END),
+    "avif of empty boxes": _filled(b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", b"\0\0\0\x08free"),
+    "tiff of twelve million strips": _tiff_of_strips,
+    "tiff of large directories": _tiff_of_directories,
+    "zeros": _filled(b"", b"\0"),
+}
+"""Files whose structure would take long to walk, made when they are asked for."""
+
+
 def _part(disposition: str, content: bytes = PNG, more: str = "") -> bytes:
     return f"--x\r\nContent-Disposition: {disposition}\r\n{more}\r\n".encode() + content + b"\r\n"
 
@@ -241,7 +297,7 @@ FORMS: Mapping[str, tuple[str, bytes]] = {
 
 
 def _post(*lines: str, body: bytes = b"") -> bytes:
-    head = ["POST /upscale HTTP/1.1", "Host: x", "Connection: close", *lines, "", ""]
+    head = ["POST /upscale HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""]
     return "\r\n".join(head).encode("latin-1") + body
 
 
@@ -262,7 +318,7 @@ REQUESTS: Mapping[str, bytes] = {
     "a target of 20 KB": _post(TYPE).replace(b"/upscale", b"/upscale?" + b"x" * 20_000),
     "parameters in the target": _post(TYPE).replace(b"/upscale", b"/upscale?scale=2"),
     "a header with a line break": _post("X: a\r\n\tb\x00", TYPE),
-    "a request without a host": _post(TYPE).replace(b"Host: x\r\n", b""),
+    "a request without a host": _post(TYPE).replace(b"Host: localhost\r\n", b""),
     "an idempotency key of spaces": _post("Idempotency-Key: a b", "Content-Length: 0", TYPE),
     "a compressed body": _post(
         "Content-Encoding: gzip", f"Content-Length: {len(form(IMAGE))}", TYPE, body=form(IMAGE)

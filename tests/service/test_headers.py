@@ -59,11 +59,11 @@ def address_of(client: httpx.Client) -> tuple[str, int]:
 @pytest.mark.parametrize(
     "sent",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\nX-Large: " + b"x" * 40_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"x" * 40_000,
         b"nonsense\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n folded\x00\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b\r\n folded\x00\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",
     ],
 )
@@ -94,7 +94,10 @@ def test_a_head_that_is_too_large_is_refused_as_a_problem(
 
 @pytest.mark.parametrize(
     ("sent", "answered"),
-    [(b"", b""), (b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ", b"HTTP/1.1 408 Request Timeout")],
+    [
+        (b"", b""),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"HTTP/1.1 408 Request Timeout"),
+    ],
 )
 def test_a_request_whose_head_does_not_come_is_given_up(
     settings: Settings, sent: bytes, answered: bytes
@@ -109,7 +112,7 @@ def test_a_second_head_that_does_not_come_is_given_up_too(settings: Settings) ->
         serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client,
         socket.create_connection(address_of(client), timeout=10) as connection,
     ):
-        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         answer = b""
         while not answer.endswith(b'"alive"}'):
             answer += connection.recv(65536)
@@ -122,7 +125,7 @@ def test_a_second_head_that_does_not_come_is_given_up_too(settings: Settings) ->
 def test_a_body_may_take_longer_than_a_head(settings: Settings) -> None:
     with serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client:
         head = (
-            b"POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nConnection: close\r\n"
+            b"POST /upscale HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5\r\nConnection: close\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         )
         with socket.create_connection(address_of(client), timeout=10) as connection:
@@ -138,7 +141,7 @@ def test_a_body_may_take_longer_than_a_head(settings: Settings) -> None:
 def test_an_upload_that_trickles_is_given_up(settings: Settings) -> None:
     with serving(settings.model_copy(update={"upload_timeout_s": 0.5})) as client:
         head = (
-            b"POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n"
+            b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         )
         with socket.create_connection(address_of(client), timeout=0.05) as connection:

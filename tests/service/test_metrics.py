@@ -43,6 +43,18 @@ def fresh(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
+def test_what_clients_make_up_is_no_label(fresh: httpx.Client) -> None:
+    for number in range(20):
+        assert fresh.request(f"X{number}", "/livez").status_code == 405
+        assert fresh.request(f"X{number}", f"/made/up/{number}").status_code == 404
+    scrape = Scrape(fresh)
+    [counts] = [one for one in scrape.families if one.name == "stablesr_http_requests"]
+    assert {sample.labels["method"] for sample in counts.samples} == {"other"}
+    name = "stablesr_http_requests_total"
+    assert scrape.value(name, method="other", route="/livez", status="405") == 20
+    assert scrape.value(name, method="other", route="other", status="404") == 20
+
+
 def test_the_queues_depth_and_age_are_told(client: httpx.Client, redis: Redis) -> None:
     assert Scrape(client).value("stablesr_queue_jobs", preset="tiny") == 0
     job = upload(client, PNG).json()["id"]

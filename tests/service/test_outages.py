@@ -18,7 +18,7 @@ from jobs.store import BlobStore, input_key
 from jobs.upkeep import sweep
 from tests.redis_proxy import RedisProxy
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, Leftovers, problem, serving
+from tests.service.harness import FakeWorker, Leftovers, eventually, problem, serving
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
@@ -76,6 +76,35 @@ def test_without_redis_every_use_is_503_and_with_it_all_is_well_again(
     with own_redis.connect() as connection:
         FakeWorker(connection, own_settings).appear()
     assert own_client.get("/readyz").status_code == 200
+
+
+def test_a_redis_that_hangs_is_waited_for_once(
+    own_client: httpx.Client, own_redis: RedisServer, own_settings: Settings
+) -> None:
+    """Each of the calls that a request makes would otherwise wait for an answer of its own."""
+    job = upload(own_client).json()["id"]
+    with own_redis.hanging():
+        seconds = []
+        for method, path in [
+            ("GET", f"/jobs/{job}"),
+            ("DELETE", f"/jobs/{job}"),
+            ("GET", "/models"),
+            ("GET", "/jobs"),
+        ]:
+            started = time.monotonic()
+            problem(own_client.request(method, path), 503, "queue-unavailable")
+            seconds.append(time.monotonic() - started)
+        started = time.monotonic()
+        problem(upload(own_client), 503, "queue-unavailable")
+        problem(own_client.get("/readyz"), 503, "not-ready")
+        seconds.append(time.monotonic() - started)
+        assert max(seconds) < 3, seconds
+        assert min(seconds) < 0.5, "nobody profited from another's wait"
+        assert own_client.get("/livez").status_code == 200
+    eventually(lambda: own_client.get(f"/jobs/{job}").status_code == 200)
+    assert own_client.get(f"/jobs/{job}").json()["state"] == "queued"
+    assert upload(own_client).status_code == 202
+    assert len([path for path in own_settings.blob_root.rglob("*") if path.is_file()]) == 2
 
 
 def test_the_service_starts_without_redis_and_works_once_it_comes(
@@ -158,3 +187,22 @@ def test_no_room_for_temporary_files_is_a_503(
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
     answer = client.post("/upscale", files={"image": ("big.png", bytes(1_500_000))})
     problem(answer, 503, "store-unavailable")
+
+
+def test_a_service_whose_store_takes_no_images_is_not_ready(
+    settings: Settings, redis: Redis
+) -> None:
+    FakeWorker(redis, settings).appear()
+    with serving(settings) as client:
+        shutil.rmtree(settings.blob_root)
+        settings.blob_root.write_text("a file where the folder should be")
+        try:
+            body = problem(client.get("/readyz"), 503, "not-ready")
+        finally:
+            settings.blob_root.unlink()
+        assert body["components"]["store"] == {"ready": False, "detail": "takes no images"}
+        assert body["components"]["redis"]["ready"]
+        assert body["components"]["worker"]["ready"]
+    with serving(settings) as client:
+        assert client.get("/readyz").json()["components"]["store"]["ready"]
+        assert not [path for path in settings.blob_root.rglob("*") if path.is_file()]

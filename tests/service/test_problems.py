@@ -86,7 +86,7 @@ def test_an_error_in_the_middle_of_a_result_breaks_the_connection(
     worker.start(job)
     worker.succeed(job, bytes(1000))
 
-    def breaking(store: BlobStore, key: str) -> Iterator[bytes]:
+    def breaking(store: BlobStore, key: str, *_: object) -> Iterator[bytes]:
         yield bytes(500)
         raise RuntimeError("the disk broke")
 
@@ -99,7 +99,7 @@ def test_a_refusal_reaches_a_client_that_still_sends(client: httpx.Client) -> No
     """The server must not reset the connection while its answer is on the way."""
     address = (client.base_url.host, client.base_url.port)
     with socket.create_connection(address, timeout=10) as connection:
-        head = "POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 90000000\r\n"
+        head = "POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n"
         connection.sendall(f"{head}Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode())
         for _ in range(200):
             connection.sendall(bytes(50_000))

@@ -64,7 +64,7 @@ def test_an_upload_too_many_is_refused_before_its_body(limited: httpx.Client) ->
     for _ in range(2):
         upload(limited, PNG)
     head = (
-        "POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        "POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     )
     address = (limited.base_url.host, limited.base_url.port)

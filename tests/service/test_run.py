@@ -58,3 +58,17 @@ def test_the_process_serves_logs_json_and_ends_in_order(tmp_path: Path, redis_ur
     assert "Finished server process" in lines[-1]["event"]
     assert any("http://127.0.0.1:" in line["event"] for line in lines), lines
     assert all({"level", "timestamp", "logger"} <= set(line) for line in lines)
+
+
+def test_a_warning_is_a_line_like_any_other() -> None:
+    code = (
+        "from jobs.logs import configure_logging; from jobs.settings import Settings; "
+        "import warnings; configure_logging(Settings(log_format='json')); "
+        "warnings.warn('an odd file', stacklevel=1)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stderr
+    line = json.loads(said)
+    assert "an odd file" in line["event"]
+    assert (line["level"], line["logger"]) == ("warning", "py.warnings")

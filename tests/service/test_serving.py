@@ -51,6 +51,25 @@ def test_a_request_that_names_no_preset_gets_the_one_that_is_served(
     assert job["parameters"]["steps"] == 4
 
 
+def test_a_repeated_request_gets_its_job_whatever_is_served_by_now(
+    client: httpx.Client, worker: FakeWorker
+) -> None:
+    files, headers = {"image": ("photo.png", PNG)}, {"Idempotency-Key": "k-1"}
+    fields = {"preset": WANTED, "scale": 2}
+
+    def post() -> httpx.Response:
+        return client.post("/upscale", files=files, data=fields, headers=headers)
+
+    first = post().json()
+    worker.info = worker.info.model_copy(
+        update={"preset": "tiny", "instead_of": WANTED, "reason": REASON}
+    )
+    worker.appear()
+    again = post()
+    assert (again.status_code, again.json()["id"]) == (202, first["id"])
+    assert again.headers["Idempotent-Replayed"] == "true"
+
+
 def test_a_request_for_the_missing_preset_is_refused_with_the_reason(
     client: httpx.Client, stand_in: FakeWorker
 ) -> None:

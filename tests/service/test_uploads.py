@@ -146,7 +146,7 @@ def test_a_full_queue_is_told_before_the_file_is_read(
     for _ in range(settings.max_queued):
         upload(client, PNG)
     head = (
-        "POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        "POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
         f"Content-Type: multipart/form-data; boundary=x\r\n{expect}\r\n"
     )
     address = (client.base_url.host, client.base_url.port)
@@ -177,7 +177,7 @@ def test_an_upload_that_stops_is_given_up_with_408(
 ) -> None:
     monkeypatch.setattr("service.uploads.STALL_S", 0.2)
     head = (
-        "POST /upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        "POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     )
     address = (client.base_url.host, client.base_url.port)
