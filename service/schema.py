@@ -176,6 +176,7 @@ class ReadyView(BaseModel):
                 "status": "ready",
                 "components": {
                     "redis": {"ready": True, "detail": "answers"},
+                    "store": {"ready": True, "detail": "takes images"},
                     "worker": {"ready": True, "detail": "1 serves tiny"},
                 },
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from tests.service.pictures import picture
 
 PNG = picture("PNG")
 LARGE = bytes(30_000_000)
+SEND_TIMEOUT_S = 0.7
 HALF = (
     b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n"
     b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
@@ -28,7 +30,7 @@ HALF = (
 @pytest.fixture
 def narrow(settings: Settings) -> Iterator[httpx.Client]:
     """A service of few places that does not wait long for those who do not read."""
-    changes = {"max_transfers": 3, "max_transfers_each": 2, "send_timeout_s": 0.5}
+    changes = {"max_transfers": 3, "max_transfers_each": 2, "send_timeout_s": SEND_TIMEOUT_S}
     with serving(settings.model_copy(update={**changes, "upload_timeout_s": 20.0})) as client:
         yield client
 
@@ -98,13 +100,14 @@ def test_who_does_not_read_a_result_is_cut_off(narrow: httpx.Client, result: str
 
 
 def test_who_reads_slowly_is_not_cut_off(narrow: httpx.Client, result: str) -> None:
+    pause = threading.Event()
     with connect(narrow, get(result), buffer=65536) as slow:
-        eventually(lambda: open_transfers(narrow) == 1)
         started = time.monotonic()
-        # Three times as long as who reads nothing may take; asking is the pause between reads.
-        while time.monotonic() - started < 1.5:
-            assert slow.recv(32768)
-            assert open_transfers(narrow) == 1
+        # Three times as long as who reads nothing may take.
+        while time.monotonic() - started < 3 * SEND_TIMEOUT_S:
+            assert slow.recv(65536)
+            pause.wait(0.02)
+        assert open_transfers(narrow) == 1
 
 
 def test_there_are_only_so_many_connections(settings: Settings, redis: Redis) -> None:

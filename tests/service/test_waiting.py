@@ -108,7 +108,8 @@ def test_many_can_wait_without_a_thread_each(
 ) -> None:
     """More than there are threads for requests; others are answered meanwhile."""
     count = 45
-    settings = settings.model_copy(update={"max_queued": count, "max_streams_each": count})
+    limits_of_each = {"max_streams_each": count, "max_transfers_each": count}
+    settings = settings.model_copy(update={"max_queued": count, **limits_of_each})
     with serving(settings) as client, ThreadPoolExecutor(count) as threads:
         limits = httpx.Limits(max_connections=count)
         with httpx.Client(base_url=client.base_url, timeout=60, limits=limits) as other:
