@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import LockError
 from rq import Queue
 from rq.exceptions import NoSuchJobError
+from rq.executions import ExecutionRegistry
 from rq.job import Job
 from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq.utils import parse_composite_key
 from rq.worker_registration import clean_worker_registry
 
+from .connection import as_text
 from .errors import JobFault, JobNotFound, WrongState
 from .records import Records
 from .rq_job import NoDeathPenalty, TaskJob
@@ -85,7 +89,18 @@ class Recovery:
             logger.warning(
                 "Workers were lost, their jobs are handed out again: %s", ", ".join(lost)
             )
+            self._forget_executions(registry)
             registry.cleanup()
+
+    def _forget_executions(self, registry: StartedJobRegistry) -> None:
+        """RQ keeps a lost execution's name for a minute longer than what it names, and a worker's
+        loop that ends the job's next attempt within it would fail."""
+        now = self._connection.time()[0]
+        lost: Any = self._connection.zrangebyscore(registry.key, 0, now)
+        for entry in lost:
+            job_id, execution_id = parse_composite_key(as_text(entry))
+            executions = ExecutionRegistry(job_id, self._connection)
+            self._connection.zrem(executions.key, execution_id)
 
     def _intermediate(self) -> None:
         """Jobs that were taken from the queue by a worker that died before it began them."""

@@ -100,6 +100,19 @@ def test_a_job_that_waits_in_a_process_when_another_kills_it_loses_no_attempt(
     assert queue.get(job_id).state is JobState.FAILED
 
 
+def test_the_next_attempt_does_not_meet_the_lost_one(
+    submit: Submit, rq: Queue, connection: Redis
+) -> None:
+    job_id = submit()
+    begin(rq, job_id)
+    job = TaskJob.fetch(job_id, connection, rq.serializer)
+    [execution] = job.get_executions()
+    connection.delete(execution.key)  # what its time to live does
+    expire_leases(rq)
+    Recovery(rq, connection).run()
+    assert job.get_executions() == []
+
+
 def test_a_lease_that_holds_is_left_alone(
     queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
 ) -> None:
