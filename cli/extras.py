@@ -6,7 +6,7 @@ import importlib.util
 
 from cli.errors import NotInstalled
 
-__all__ = ["require_torch"]
+__all__ = ["require_torch", "require_training"]
 
 
 def require_torch(
@@ -30,4 +30,19 @@ def require_torch(
         raise NotInstalled(
             f"{purpose} needs {', '.join(missing)}: install them with "
             f'`pip install "stablesr-server[worker]"`{instead}.'
+        )
+
+
+def require_training() -> None:
+    """Ends with the extra's name when this environment cannot train.
+
+    Raises:
+        NotInstalled: accelerate or tensorboard is missing, or what `require_torch` asks for.
+    """
+    require_torch("Training", instead="")
+    missing = [n for n in ("accelerate", "tensorboard") if not importlib.util.find_spec(n)]
+    if missing:
+        raise NotInstalled(
+            f"Training needs {', '.join(missing)}: install them with "
+            '`pip install "stablesr-server[train]"`.'
         )

@@ -44,6 +44,7 @@ from cli.options import (
     TileBatch,
 )
 from cli.settings import BadSettings, load
+from cli.train import Stage, TrainOptions
 from cli.view import console
 
 __all__ = ["app"]
@@ -274,6 +275,28 @@ def demo(
     from cli import demo as show
 
     show.run(image, folder, preset=preset)
+
+
+@app.command()
+def train(
+    stage: Annotated[Stage, typer.Argument(help="What is trained; all: what the file describes.")],
+    config: Annotated[Path, typer.Option(help="A TOML file such as configs/tiny.toml.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where it is kept.", show_default="runs/ and the file's name"),
+    ] = None,
+    photographs: Annotated[
+        Path | None, typer.Option(help="In place of the file's.", show_default=False)
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after these.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """Train a stage on your own photographs: the guidance (encoder), CFW, the prior, the VAE."""
+    from cli import train as work
+
+    work.run(stage, TrainOptions(config, out, photographs, max_steps, resume))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 The pipeline is the one of Real-ESRGAN (arXiv 2107.10833, section 3) that StableSR (arXiv
 2305.07015, section 4.1) trains with, written from the papers. Two rounds of blur, resize, noise and
 JPEG; then the resize to the final size with a sinc filter (ringing, overshoot) and the second JPEG
-in either order. Every image of a batch draws its own parameters.
+in either order.
 
 All arithmetic is torch's, on the device of the images, JPEG too (`models.training.jpeg`); all
 randomness comes from the one generator given, so a seed fixes the result on a device.
@@ -11,35 +11,30 @@ randomness comes from the one generator given, so a seed fixes the result on a d
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
 from torch import Tensor
 
 from models.training.jpeg import jpeg
+from models.training.kernels import Range, filtered, gaussian_kernel, sinc_kernel
 
 __all__ = ["MILD", "PAPER", "DegradationSettings", "RoundSettings", "degrade"]
 
-Range = tuple[float, float]
-
-# Odd kernel sizes, kernel families and shape ranges as in Real-ESRGAN, section 4.1.
-_SIZES = tuple(range(7, 22, 2))
-_GENERALIZED_BETA: Range = (0.5, 4.0)
-_PLATEAU_BETA: Range = (1.0, 2.0)
-_FAMILIES = ("gaussian", "generalized", "plateau")
-_FAMILY_WEIGHTS = (0.70, 0.15, 0.15)
-_ISOTROPIC = (0.64, 0.80, 0.80)  # share of round kernels in each family
 _INTERPOLATIONS = ("area", "bilinear", "bicubic")
-_SINC_CUTOFF: Range = (math.pi / 3, math.pi)
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _WHITE = 255.0  # noise strengths are in 8-bit grey levels; Poisson counts 255 photons at white
 
 
 @dataclass(frozen=True)
 class RoundSettings:
     """One round: chances in [0, 1], ranges drawn from uniformly, noise in 8-bit grey levels."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # in a file
 
     blur: float = 1.0
     blur_sigma: Range = (0.2, 1.5)
@@ -77,6 +72,8 @@ class RoundSettings:
 @dataclass(frozen=True)
 class DegradationSettings:
     """The two rounds and the chance of the last sinc filter."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     first: RoundSettings = RoundSettings()
     second: RoundSettings = field(
@@ -133,8 +130,12 @@ def degrade(
     *,
     generator: torch.Generator,
     settings: DegradationSettings = PAPER,
+    shared: bool = False,
 ) -> Tensor:
     """Degrade clean images.
+
+    Every image draws its own parameters; with `shared` the batch has one draw, which is quicker on
+    a GPU: `models.training.pool` mixes such batches.
 
     `hr`: (B, 3, H, W) in [0, 1], H and W multiples of `scale`. Returns float32
     (B, 3, H / scale, W / scale) in [0, 1] on 8-bit levels, as a decoded file would be, on `hr`'s
@@ -148,8 +149,8 @@ def degrade(
     size = (height // scale, width // scale)
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     draw = random.Random(int(seed))  # scalars without a device round trip each
-    images = [_one(i, size, draw, generator, settings) for i in torch.split(hr.float(), 1)]
-    return torch.cat(images)
+    parts = torch.split(hr.float(), len(hr) if shared else 1)
+    return torch.cat([_one(part, size, draw, generator, settings) for part in parts])
 
 
 def _one(
@@ -167,7 +168,7 @@ def _one(
     image = _resized(_blurred(image, second, draw), size, second, draw)
     image = _noised(image, second, draw, generator)
     quality = draw.uniform(*second.jpeg_quality)
-    kernel = _sinc_kernel(draw) if draw.random() < settings.final_sinc else None
+    kernel = sinc_kernel(draw, last=True) if draw.random() < settings.final_sinc else None
     mode = draw.choice(_INTERPOLATIONS)
     if draw.random() < 0.5:
         image = jpeg(_finished(image, size, mode, kernel), quality)
@@ -178,15 +179,15 @@ def _one(
 
 def _finished(image: Tensor, size: tuple[int, int], mode: str, kernel: Tensor | None) -> Tensor:
     image = _interpolated(image, size, mode)
-    return (image if kernel is None else _filtered(image, kernel)).clamp(0, 1)
+    return (image if kernel is None else filtered(image, kernel)).clamp(0, 1)
 
 
 def _blurred(image: Tensor, settings: RoundSettings, draw: random.Random) -> Tensor:
     if draw.random() >= settings.blur:
         return image
     if draw.random() < settings.sinc:
-        return _filtered(image, _sinc_kernel(draw))
-    return _filtered(image, _gaussian_kernel(settings.blur_sigma, draw))
+        return filtered(image, sinc_kernel(draw))
+    return filtered(image, gaussian_kernel(settings.blur_sigma, draw))
 
 
 def _resized(
@@ -215,59 +216,14 @@ def _noised(
     image = image.clamp(0, 1)
     grey = draw.random() < settings.grey
     if draw.random() < settings.gaussian:
-        shape = (1, 1 if grey else 3, *image.shape[-2:])
+        shape = (len(image), 1 if grey else 3, *image.shape[-2:])
         noise = torch.randn(shape, generator=generator, device=generator.device).to(image.device)
         noise = noise * (draw.uniform(*settings.gaussian_sigma) / _WHITE)
     else:
-        rate = (image.mean(1, keepdim=True) if grey else image).to(generator.device) * _WHITE
+        light = image
+        if grey:
+            light = (image * image.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        rate = light.to(generator.device) * _WHITE
         counts = torch.poisson(rate, generator=generator)
         noise = (counts - rate).to(image.device) / _WHITE * draw.uniform(*settings.poisson_scale)
     return (image + noise).clamp(0, 1)
-
-
-def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate every channel with an odd square kernel, the border repeated outwards.
-
-    Through the Fourier transform: several times faster on a CPU at the larger kernel sizes.
-    """
-    side = kernel.shape[-1]
-    padded = F.pad(image, [side // 2] * 4, mode="replicate")
-    height, width = (n + -n % 16 for n in padded.shape[-2:])  # sizes that transform quickly
-    spectrum = torch.fft.rfft2(kernel.to(image).flip(0, 1), s=(height, width))
-    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=(height, width)) * spectrum)
-    return filtered[..., side - 1 : padded.shape[-2], side - 1 : padded.shape[-1]]
-
-
-def _grid(side: int) -> tuple[Tensor, Tensor]:
-    axis = torch.arange(side, dtype=torch.float64) - side // 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return y, x
-
-
-def _gaussian_kernel(sigma: Range, draw: random.Random) -> Tensor:
-    """Gaussian, generalized Gaussian or plateau kernel, round or elongated, summing to 1."""
-    family = draw.choices(range(3), _FAMILY_WEIGHTS)[0]
-    y, x = _grid(draw.choice(_SIZES))
-    first = draw.uniform(*sigma)
-    isotropic = draw.random() < _ISOTROPIC[family]
-    second, angle = (first, 0.0) if isotropic else (draw.uniform(*sigma), draw.uniform(0, math.pi))
-    along = (x * math.cos(angle) + y * math.sin(angle)) / first
-    across = (y * math.cos(angle) - x * math.sin(angle)) / second
-    distance = along.square() + across.square()
-    if _FAMILIES[family] == "gaussian":
-        kernel: Tensor = torch.exp(-distance / 2)
-    elif _FAMILIES[family] == "generalized":
-        kernel = torch.exp(-torch.pow(distance, draw.uniform(*_GENERALIZED_BETA)) / 2)
-    else:
-        kernel = (1 + torch.pow(distance, draw.uniform(*_PLATEAU_BETA))).reciprocal()
-    return kernel / kernel.sum()
-
-
-def _sinc_kernel(draw: random.Random) -> Tensor:
-    """Ideal round low-pass of a drawn cutoff, cut off at the kernel's border, summing to 1."""
-    y, x = _grid(draw.choice(_SIZES))
-    cutoff = draw.uniform(*_SINC_CUTOFF)
-    radius = torch.hypot(x, y)
-    kernel: Tensor = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
-    kernel[radius == 0] = cutoff**2 / (4 * math.pi)  # the limit at the centre, where it is 0 / 0
-    return kernel / kernel.sum()

@@ -1,197 +1,263 @@
-"""Trains a small StableSR from photographs: `python -m models.training.run CONFIG PHOTOGRAPHS OUT`.
-
-Four stages, each resumable and each starting from the folder that the one before it wrote:
-autoencoder, prior, guidance (encoder and modulation, the prior frozen), wrapping (CFW).
-"""
+"""One stage of a run, from its settings to the weights it hands on; or all of them, in order."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import functional as F
 
-from models.checkpoints.folder import load_folder, save_folder
+from models.checkpoints.folder import save_folder
 from models.networks.bundle import Networks
-from models.training.autoencoder import autoencoder_loss, is_first_stage, latent_deviation
-from models.training.color_path import open_color_path
-from models.training.degradation import MILD, PAPER, degrade
-from models.training.loop import Fit, LoopSettings
-from models.training.photographs import PhotographCrops
-from models.training.prior import (
-    LatentPairs,
-    Pairs,
-    diffusion_loss,
-    is_guidance,
-    is_prior,
-    open_modulation,
-)
-from models.training.sizes import TINY
-from models.training.wrapping import SampledPairs, is_wrapping, wrapping_loss
+from models.training.activations import recompute_activations
+from models.training.cfw import Cfw, sampled_batch
+from models.training.config import RunSettings, StageName
+from models.training.denoising import Guidance, Latents, Prior
+from models.training.errors import InvalidRun
+from models.training.image_loss import ImageLoss
+from models.training.objective import Batch, Objective
+from models.training.pairs import Pairs, stream
+from models.training.shards import Shards
+from models.training.starting import WEIGHTS_FOLDER, fingerprint, starting_networks
+from models.training.trainer import Ended, Trainer
+from models.training.vae import Vae, latent_deviation
 
-__all__ = ["STAGES", "degraded_pairs", "main"]
+__all__ = ["FINISHED", "train", "train_all"]
 
-STAGES = ("autoencoder", "prior", "guidance", "wrapping")
-_SCALE = 4
+FINISHED = "finished"
+"""File in a stage's folder once its last step is made."""
 
 
-def degraded_pairs(crops: PhotographCrops, batch: int, seed: int) -> Pairs:
-    """Photographs and their degraded selves, upsampled back as the pipeline does.
+def train_all(
+    settings: RunSettings,
+    out: Path,
+    *,
+    resume: bool,
+    max_steps: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Ended:
+    """Every stage of the settings in order; with `resume` those that are finished are left out."""
+    ended: Ended = "finished"
+    for stage in settings.stages:
+        if resume and (out / stage / FINISHED).exists():
+            say(f"{stage}: finished before")
+            continue
+        ended = train(stage, settings, out, resume=resume, max_steps=max_steps, say=say)
+        if ended == "stopped":
+            break
+    return ended
 
-    A third each is degraded as in the paper, mildly, and by bicubic reduction alone, so that
-    clean inputs are not smoothed.
+
+def train(
+    stage: StageName,
+    settings: RunSettings,
+    out: Path,
+    *,
+    resume: bool,
+    max_steps: int | None = None,
+    say: Callable[[str], None] = print,
+) -> Ended:
+    """One stage. Its averaged weights lie in `out/STAGE/weights` from the first checkpoint on.
+
+    Args:
+        out: the run's folder; every stage has one below it.
+        resume: go on from the stage's checkpoint.
+        max_steps: stop after this many steps of the stage, its schedule unchanged.
+        say: hears what is going on.
+
+    Raises:
+        InvalidRun: the settings have no such stage, or cannot be followed.
+        NoPhotographs: there is nothing to learn from.
+        RunExists: there is a checkpoint and `resume` is False.
+        ModelError: the weights to start from cannot be read.
     """
+    table = getattr(settings, stage)
+    if table is None:
+        raise InvalidRun(f"The configuration has no table [{stage}], so there is nothing to do.")
+    if settings.device is None:
+        on_cpu = not torch.cuda.is_available()
+    else:
+        on_cpu = settings.device == "cpu"
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=table.loop.accumulate,
+    )
+    if not accelerator.is_main_process:
+        say = _silent
+    seed = stream(settings.seed, stage)
+    networks = starting_networks(stage, settings, out, seed, say).to(accelerator.device)
+    networks.requires_grad_(False)
+    folder = out / stage
+    objective, loss = _objective(stage, networks, settings, folder, accelerator, say)
+    if table.__class__.model_fields.get("checkpoint_activations") and table.checkpoint_activations:
+        recompute_activations(networks)
 
-    def pairs(step: int) -> tuple[Tensor, Tensor]:
-        high = crops.at(step, batch)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        if step % 3 == 2:
-            low = F.interpolate(high, scale_factor=1 / _SCALE, mode="bicubic", antialias=True)
-            low = (low.clamp(0, 1) * 255).round() / 255
-        else:
-            settings = PAPER if step % 3 == 0 else MILD
-            low = degrade(high, _SCALE, generator=generator, settings=settings)
-        return high, F.interpolate(low, size=high.shape[2:], mode="bicubic").clamp(0, 1)
+    def export() -> None:
+        if isinstance(objective, Vae):
+            _rescale(networks, objective)
+        save_folder(networks, folder / WEIGHTS_FOLDER, torch.float32)
 
-    return pairs
+    trainer = Trainer(
+        objective,
+        table.loop,
+        folder,
+        accelerator,
+        critic_rate=None if loss is None else loss.settings.critic_learning_rate,
+        export=export,
+        say=say,
+    )
+    ended = trainer.run(resume=resume, max_steps=max_steps)
+    if ended == "finished" and accelerator.is_main_process:
+        (folder / FINISHED).write_text(f"{trainer.progress.step} steps\n", encoding="utf-8")
+    accelerator.free_memory()
+    say(f"{stage}: {ended} after {trainer.progress.step} steps; {folder / WEIGHTS_FOLDER}")
+    return ended
 
 
-class Run:
-    """One training run: its configuration, its photographs and its folder."""
+def _silent(line: str) -> None:
+    """What processes but the first say."""
 
-    def __init__(self, config: dict[str, Any], photographs: Path, out: Path) -> None:
-        self.config, self.photographs, self.out = config, photographs, out
-        self.seed = int(config["seed"])
 
-    def _start(self, stage: str) -> Networks:
-        """The networks that the stage before this one wrote; fresh ones for the first."""
-        torch.manual_seed(self.seed)
-        at = STAGES.index(stage)
-        if at == 0:
-            return Networks(TINY)
-        folder = self.out / STAGES[at - 1] / "weights"
-        networks = load_folder(folder, torch.device("cpu"), torch.float32)
-        return networks.train()
+def _rescale(networks: Networks, objective: Vae) -> None:
+    """Scales latents to a deviation of one, of photographs that do not change with the step."""
+    image = (objective.draw(0)["image"] + 1) / 2
+    scale = 1 / latent_deviation(networks.autoencoder, image)
+    sizes = dataclasses.replace(networks.config.autoencoder, scaling_factor=scale)
+    networks.config = dataclasses.replace(networks.config, autoencoder=sizes)
 
-    def _finish(self, stage: str, networks: Networks) -> None:
-        save_folder(networks, self.out / stage / "weights", torch.float32)
 
-    def _crops(self, stage: str) -> PhotographCrops:
-        settings = self.config[stage]
-        return PhotographCrops.from_folder(
-            self.photographs, settings["crop"], self.seed, candidates=settings["candidates"]
+def _objective(
+    stage: StageName,
+    networks: Networks,
+    settings: RunSettings,
+    folder: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> tuple[Objective, ImageLoss | None]:
+    device, rank = accelerator.device, accelerator.process_index
+    seed = stream(settings.seed, stage, rank)
+    if stage == "prior" or stage == "encoder":
+        latents = _latents(stage, networks, settings, folder, accelerator, say)
+        kind = Prior if stage == "prior" else Guidance
+        return kind(networks, latents, seed), None
+    table = settings.vae if stage == "vae" else settings.cfw
+    assert table is not None  # the caller looked
+    loss = ImageLoss(
+        table.loss,
+        networks.autoencoder,
+        seed=stream(settings.seed, f"{stage}/critic"),
+        device=device,
+    )
+    if stage == "vae":
+        assert settings.vae is not None
+        pairs = Pairs(
+            settings.data, crop=table.crop, batch=table.loop.batch, seed=seed, device=device
         )
+        return Vae(networks, pairs.high, settings.vae, loss, seed), loss
+    assert settings.cfw is not None
+    sampled = _sampled(networks, settings, folder, accelerator, say)
+    return Cfw(networks, sampled, settings.cfw, loss, seed, device), loss
 
-    def _loop(self, stage: str) -> LoopSettings:
-        return LoopSettings(**self.config[stage]["loop"])
 
-    def autoencoder(self) -> None:
-        networks = self._start("autoencoder")
-        autoencoder = networks.autoencoder
-        open_color_path(autoencoder)
-        autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # undeclared
-        crops, settings = self._crops("autoencoder"), self.config["autoencoder"]
-        fit = Fit(autoencoder, is_first_stage, self._loop("autoencoder"), self.out / "autoencoder")
-        fit.resume()
+def _latents(
+    stage: StageName,
+    networks: Networks,
+    settings: RunSettings,
+    folder: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> Latents:
+    """Latents of photographs and, for the guidance, of their degraded selves."""
+    table = settings.prior if stage == "prior" else settings.encoder
+    assert table is not None  # the caller looked
+    device, rank = accelerator.device, accelerator.process_index
+    of = stream(settings.seed, f"{stage}/pairs", 0 if table.cached else rank)
+    pairs = Pairs(settings.data, crop=table.crop, batch=table.loop.batch, seed=of, device=device)
+    first_stage = networks.first_stage or networks.autoencoder
 
-        def images(step: int) -> Tensor:
-            return crops.at(step, settings["batch"])
+    def encoded(image: Tensor) -> Tensor:
+        with torch.no_grad(), accelerator.autocast():
+            moments = first_stage.encode(image * 2 - 1).moments
+        # Contiguous: torch 2.13's group norm of a channels-last input crashes in the backward
+        # pass under autocast when its own weights are frozen.
+        return first_stage.latent(moments.float()).contiguous()
 
-        fit.run(autoencoder_loss(autoencoder, images, self.seed))
-        deviation = latent_deviation(autoencoder, crops.at(0, 32))
-        sizes = dataclasses.replace(TINY.autoencoder, scaling_factor=1 / deviation)
-        networks.config = dataclasses.replace(TINY, autoencoder=sizes)
-        self._finish("autoencoder", networks)
+    def batch(number: int) -> Batch:
+        if stage == "prior":
+            return {"high": encoded(pairs.high(number))}
+        high, low = pairs.at(number)
+        return {"high": encoded(high), "low": encoded(low)}
 
-    def _latents(self, stage: str, networks: Networks) -> LatentPairs:
-        """Latent pairs of the stage's crops, kept on disk: they are the same for a resumed run."""
-        settings = self.config[stage]
-        kept = self.out / "latents.pt"
-        if not kept.exists():
-            pairs = degraded_pairs(self._crops(stage), settings["pairs_batch"], self.seed)
-            made = LatentPairs.encode(networks.autoencoder, pairs, settings["pairs_batches"])
-            torch.save({"high": made.high, "low": made.low}, kept)
-        return LatentPairs(**torch.load(kept, weights_only=True))
+    if not table.cached:
+        return lambda number, generator: batch(number)
+    shards = Shards(
+        folder / "latents",
+        table.cached,
+        {
+            "data": settings.data.model_dump(mode="json"),
+            "crop": table.crop,
+            "batch": table.loop.batch,
+            "seed": of,
+            "weights": fingerprint(networks, of=lambda n: n.startswith(_FIRST_STAGE)),
+        },
+    )
+    shards.make(batch, say, rank=rank, processes=accelerator.num_processes)
+    accelerator.wait_for_everyone()
 
-    def _diffusion(self, stage: str, networks: Networks, *, guided: bool) -> None:
-        settings = self.config[stage]
-        fit = Fit(
-            networks,
-            is_guidance if guided else is_prior,
-            self._loop(stage),
-            self.out / stage,
-        )
-        fit.resume()
-        fit.run(
-            diffusion_loss(
-                networks.unet,
-                networks.encoder if guided else None,
-                networks.context,
-                self._latents(stage, networks),
-                batch=settings["batch"],
-                seed=self.seed,
-                prediction=networks.config.prediction,
+    def picked(number: int, generator: torch.Generator) -> Batch:
+        entries = shards.pick(table.loop.batch, generator)
+        return {k: torch.stack([e[k] for e in entries]).to(device) for k in entries[0]}
+
+    return picked
+
+
+_FIRST_STAGE = ("autoencoder.encoder.", "autoencoder.quant_conv.", "first_stage.")
+
+
+def _sampled(
+    networks: Networks,
+    settings: RunSettings,
+    folder: Path,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+) -> Shards:
+    """What the model makes of degraded photographs: the fusion layers have to mend that."""
+    table = settings.cfw
+    assert table is not None  # the caller looked
+    of = stream(settings.seed, "cfw/pairs")
+    pairs = Pairs(
+        settings.data,
+        crop=table.crop,
+        batch=table.sampled_batch,
+        seed=of,
+        device=accelerator.device,
+    )
+
+    def batch(number: int) -> Batch:
+        generator = torch.Generator().manual_seed(of * 1_000_003 + number)
+        with accelerator.autocast():
+            return sampled_batch(
+                networks, pairs.at(number), steps=table.sampling_steps, generator=generator
             )
-        )
-        self._finish(stage, networks)
 
-    def prior(self) -> None:
-        networks = self._start("prior")
-        open_modulation(networks.unet)
-        with torch.no_grad():
-            networks.context.normal_(0, 1)
-        self._diffusion("prior", networks, guided=False)
-
-    def guidance(self) -> None:
-        self._diffusion("guidance", self._start("guidance"), guided=True)
-
-    def wrapping(self) -> None:
-        networks = self._start("wrapping")
-        settings = self.config["wrapping"]
-        kept = self.out / "sampled.pt"
-        if not kept.exists():
-            pairs = degraded_pairs(self._crops("wrapping"), settings["pairs_batch"], self.seed + 1)
-            made = SampledPairs.sample(
-                networks,
-                pairs,
-                batches=settings["pairs_batches"],
-                steps=settings["sampling_steps"],
-                seed=self.seed,
-            )
-            torch.save({"high": made.high, "low": made.low, "latent": made.latent}, kept)
-        sampled = SampledPairs(**torch.load(kept, weights_only=True))
-        fit = Fit(networks, is_wrapping, self._loop("wrapping"), self.out / "wrapping")
-        fit.resume()
-        fit.run(
-            wrapping_loss(
-                networks,
-                sampled,
-                batch=settings["batch"],
-                crop=settings["crop_cells"],
-                seed=self.seed,
-            )
-        )
-        self._finish("wrapping", networks)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=Path, help="a TOML file such as configs/tiny.toml")
-    parser.add_argument("photographs", type=Path, help="see models.training.photographs")
-    parser.add_argument("out", type=Path, help="checkpoints, logs and weights go here")
-    parser.add_argument("--stage", choices=STAGES, help="this stage only")
-    arguments = parser.parse_args()
-    config = tomllib.loads(arguments.config.read_text())
-    run = Run(config, arguments.photographs, arguments.out)
-    for stage in STAGES:
-        if arguments.stage in (None, stage):
-            getattr(run, stage)()
-
-
-if __name__ == "__main__":
-    main()
+    shards = Shards(
+        folder / "sampled",
+        table.sampled,
+        {
+            "data": settings.data.model_dump(mode="json"),
+            "crop": table.crop,
+            "batch": table.sampled_batch,
+            "steps": table.sampling_steps,
+            "seed": of,
+            "weights": fingerprint(networks, of=lambda n: ".fusion." not in n),
+        },
+    )
+    shards.make(
+        batch, say, rank=accelerator.process_index, processes=accelerator.num_processes
+    )
+    accelerator.wait_for_everyone()
+    return shards

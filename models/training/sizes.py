@@ -1,10 +1,13 @@
-"""Sizes of the embedded `tiny`: every part of StableSR, small enough for two CPU cores."""
+"""Sizes of networks that are trained from random numbers.
+
+`tiny` is the embedded default: every part of StableSR, small enough for two CPU cores.
+"""
 
 from __future__ import annotations
 
 from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, UNetConfig
 
-__all__ = ["TINY"]
+__all__ = ["SIZES", "TINY"]
 
 TINY = ModelConfig(
     unet=UNetConfig(
@@ -42,3 +45,6 @@ TINY = ModelConfig(
     prediction="v_prediction",
     context_tokens=4,
 )
+
+SIZES = {"tiny": TINY, "full": ModelConfig()}
+"""By the name that a configuration gives; `full` is the released StableSR's."""

@@ -1,0 +1,122 @@
+"""Last stage: the fusion layers of CFW, on latents that the model itself sampled (section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.diffusion import DDPM, add_noise
+from models.networks.bundle import Networks
+from models.training.config import CfwSettings
+from models.training.critic import critic_loss
+from models.training.image_loss import ImageLoss
+from models.training.objective import Batch, Objective
+from models.training.shards import Shards
+
+__all__ = ["Cfw", "sampled_batch"]
+
+
+@torch.no_grad()
+def sampled_batch(
+    networks: Networks, pair: tuple[Tensor, Tensor], *, steps: int, generator: torch.Generator
+) -> Batch:
+    """Degraded images through the sampler as in use, each image one tile.
+
+    Args:
+        networks: with their guidance trained.
+        pair: photographs and their degraded selves, (n, 3, H, W) in [0, 1].
+        steps: of DDPM.
+        generator: of the noise, on the CPU.
+
+    Returns:
+        `high` and `low`, uint8 (n, 3, H, W), and `latent`, unscaled (n, c, H/8, W/8).
+    """
+    high, low = pair
+    config = networks.config
+    first_stage = networks.first_stage or networks.autoencoder
+    lr = first_stage.latent(first_stage.encode(low * 2 - 1).moments)
+    stepper = DDPM(steps, config.prediction)
+
+    def noise() -> Tensor:
+        return torch.randn(lr.shape, generator=generator).to(lr.device)
+
+    canvas = add_noise(lr, noise(), stepper.timesteps[0])
+    context = networks.context.expand(len(lr), -1, -1)
+    for index, timestep in enumerate(stepper.timesteps):
+        predicted = networks.predict(canvas, lr, [timestep] * len(lr), context)
+        fresh = noise() if stepper.needs_noise(index) else None
+        canvas = stepper.step(index, canvas, predicted, fresh)
+    return {
+        "high": (high * 255).round().to(torch.uint8),
+        "low": (low * 255).round().to(torch.uint8),
+        "latent": canvas / config.autoencoder.scaling_factor,
+    }
+
+
+class Cfw(Objective):
+    """Only the fusion layers learn, at w = 1; encoder and decoder stay the first stage's.
+
+    Args:
+        sampled: batches of `sampled_batch`.
+        device: where it runs.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        sampled: Shards,
+        settings: CfwSettings,
+        loss: ImageLoss,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(networks, seed)
+        self._sampled, self._settings, self._loss = sampled, settings, loss
+        self._device = device
+        self.__dict__["critic"] = loss.critic  # no part of what this module trains
+
+    @staticmethod
+    def trainable(name: str) -> bool:
+        return ".fusion." in name
+
+    def wants_critic(self, step: int) -> bool:
+        return self.critic is not None and step >= self._settings.loss.adversarial_after
+
+    def draw(self, number: int) -> Batch:
+        generator = self.generator(number)
+        picked = self._sampled.pick(self._settings.loop.batch, generator)
+        side, cell = self._settings.crop_cells, self.networks.config.autoencoder.downscale
+        cells = picked[0]["latent"].shape[-1]
+        corners = torch.randint(cells - side + 1, (len(picked), 2), generator=generator).tolist()
+        cut: dict[str, list[Tensor]] = {"high": [], "low": [], "latent": []}
+        for entry, (y, x) in zip(picked, corners, strict=True):
+            for name, parts in cut.items():
+                unit = 1 if name == "latent" else cell
+                rows, columns = (slice(unit * at, unit * (at + side)) for at in (y, x))
+                parts.append(entry[name][:, rows, columns])
+        batch = {name: torch.stack(parts).to(self._device) for name, parts in cut.items()}
+        for name in ("high", "low"):
+            batch[name] = batch[name].float() / 127.5 - 1
+        return batch
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        autoencoder = self.networks.autoencoder
+        with torch.no_grad():
+            taps = autoencoder.encode(batch["low"]).taps
+        fidelity = torch.ones((), device=self._device)
+        return {"image": autoencoder.decode(batch["latent"], taps, fidelity).float()}
+
+    def terms(self, made: dict[str, Tensor], batch: Batch, step: int) -> dict[str, Tensor]:
+        terms = self._loss.terms(made["image"], batch["high"])
+        if self.wants_critic(step):
+            rest = torch.stack(list(terms.values())).sum()
+            fusion = self.networks.autoencoder.decoder.fusion
+            assert fusion is not None
+            last: nn.Module = fusion["half_size"].leave.conv2
+            terms["adversarial"] = self._loss.adversarial(made["image"], rest, last)
+        return terms
+
+    def critic_terms(self, critic: nn.Module, made: dict[str, Tensor], batch: Batch) -> Tensor:
+        scores = critic(torch.cat([batch["high"], made["image"].detach()]))
+        real, fake = scores.float().chunk(2)
+        return critic_loss(real, fake)

@@ -1,0 +1,254 @@
+"""The configuration of a run: one TOML file, read into frozen models that refuse unknown keys.
+
+    seed = 0
+    base = "tiny"            # where a stage starts whose predecessor was not run in this folder
+    [data]                   # photographs and degradations
+    [vae]                    # one table a stage, those that are wanted; each with [STAGE.loop]
+    [prior]
+    [encoder]
+    [cfw]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from models.training.degradation import DegradationSettings
+from models.training.errors import InvalidRun
+
+__all__ = [
+    "STAGES",
+    "CfwSettings",
+    "DataSettings",
+    "DenoisingSettings",
+    "ImageLossSettings",
+    "LoopSettings",
+    "Precision",
+    "RunSettings",
+    "StageName",
+    "VaeSettings",
+    "read_settings",
+]
+
+StageName = Literal["vae", "prior", "encoder", "cfw"]
+STAGES: tuple[StageName, ...] = ("vae", "prior", "encoder", "cfw")
+"""In the order of the paper; each starts from what the one before it wrote."""
+
+Precision = Literal["no", "bf16", "fp16"]
+Chance = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoopSettings(_Table):
+    """How long and how fast a stage learns. AdamW; the defaults are the paper's fine-tuning."""
+
+    steps: PositiveInt
+    batch: PositiveInt
+    """Of one process and one backward pass."""
+    accumulate: PositiveInt = 1
+    """Backward passes of one step."""
+    learning_rate: PositiveFloat = 5e-5
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` ends at a fiftieth of the rate."""
+    warmup: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.01
+    betas: tuple[Chance, Chance] = (0.9, 0.999)
+    clip_norm: PositiveFloat = 1.0
+    average: Chance = 0.999
+    """Decay of the moving average of the weights, which is what a stage hands on."""
+    save_every: PositiveInt = 200
+    """Steps between checkpoints; the averaged weights are written with each."""
+    log_every: PositiveInt = 20
+    minutes: PositiveFloat | None = None
+    """At each checkpoint the number of steps is lowered to what fits into these minutes."""
+
+
+class DataSettings(_Table):
+    """Photographs, and how their low-resolution selves are made."""
+
+    photographs: Path
+    """A folder of PNG, JPEG or WebP files; relative to where the command runs."""
+    scale: PositiveInt = 4
+    candidates: PositiveInt = 1
+    """Places a crop is chosen from: the one with the most detail is kept."""
+    mix: dict[str, PositiveFloat] = {"paper": 1.0}
+    """Weights of the degradations `paper`, `mild`, `bicubic` and those of `degradations`."""
+    degradations: dict[str, DegradationSettings] = {}
+    """Your own, by name."""
+    sharpen: bool = False
+    """Whether targets are sharpened (and degraded sharpened)."""
+    pool: NonNegativeInt = 0
+    """Pairs that the pool mixes (180 in Real-ESRGAN); 0: every image has its own degradation."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = {"paper", "mild", "bicubic", *self.degradations}
+        if not self.mix or set(self.mix) - known:
+            raise ValueError(
+                f"mix names {', '.join(self.mix) or 'nothing'}; there are {', '.join(sorted(known))}"
+            )
+        return self
+
+
+class ImageLossSettings(_Table):
+    """Weights of the terms that compare an image with its target."""
+
+    l1: NonNegativeFloat = 1.0
+    hue: NonNegativeFloat = 0.0
+    """L1 of what the three channels do not share."""
+    gradient: NonNegativeFloat = 0.0
+    """L1 of the differences of neighbours at three sizes."""
+    perceptual: NonNegativeFloat = 0.0
+    perceptual_network: Path | None = None
+    """A VGG-16 as torchvision stores it; none: the features of the model's own encoder."""
+    perceptual_heads: Path | None = None
+    """LPIPS's learned weights for that VGG-16; none: every feature counts the same."""
+    adversarial: NonNegativeFloat = 0.0
+    adversarial_after: NonNegativeInt = 0
+    """Steps before the critic joins."""
+    critic_width: PositiveInt = 64
+    critic_learning_rate: PositiveFloat | None = None
+    """None: the loop's."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.perceptual_heads is not None and self.perceptual_network is None:
+            raise ValueError("perceptual_heads needs perceptual_network beside it")
+        return self
+
+
+class _Stage(_Table):
+    crop: PositiveInt
+    """Side of a crop in pixels, a multiple of 64."""
+    loop: LoopSettings
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> Self:
+        if self.crop % 64:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 64")
+        return self
+
+
+class VaeSettings(_Table):
+    """The autoencoder but its fusion layers."""
+
+    crop: PositiveInt
+    loop: LoopSettings
+    fresh: bool = False
+    """Start all networks from random numbers, of the run's sizes."""
+    loss: ImageLossSettings = ImageLossSettings()
+    kl: NonNegativeFloat = 1e-6
+    color_anchor: NonNegativeFloat = 0.0
+    """Weight of the anchored mean colours (`models.training.color_path`)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.crop % 8:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 8")
+        if self.loss.perceptual and self.loss.perceptual_network is None:
+            raise ValueError(
+                "the encoder learns in this stage and cannot judge it: perceptual needs "
+                "perceptual_network"
+            )
+        return self
+
+
+class DenoisingSettings(_Stage):
+    """The prior (UNet), or the guidance (time-aware encoder and modulation)."""
+
+    cached: NonNegativeInt = 0
+    """Batches of latents made once and used again and again; 0: every step makes its own."""
+    fresh: bool = False
+    """Start the stage's own networks from random numbers (the guidance: as no guidance)."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+
+class CfwSettings(_Stage):
+    """The fusion layers, on latents that the model itself sampled."""
+
+    sampled: PositiveInt
+    """Batches of latents to sample before."""
+    sampled_batch: PositiveInt = 4
+    sampling_steps: PositiveInt = 200
+    crop_cells: PositiveInt
+    """Side of what is decoded in a step, in latent cells."""
+    loss: ImageLossSettings = ImageLossSettings(perceptual=1.0, adversarial=0.5)
+    fresh: bool = False
+    """Start the fusion layers from random numbers."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.crop_cells > self.crop // 8:
+            raise ValueError(
+                f"crop_cells is {self.crop_cells}; a crop of {self.crop} pixels has "
+                f"{self.crop // 8} cells a side"
+            )
+        return self
+
+
+class RunSettings(_Table):
+    """A whole configuration."""
+
+    seed: NonNegativeInt = 0
+    sizes: Literal["tiny", "full"] = "tiny"
+    """Of networks that start from random numbers."""
+    base: str | None = None
+    """A preset or a folder of weights. None: random numbers."""
+    device: str | None = None
+    """cpu or cuda; None: cuda where there is one."""
+    precision: Precision = "no"
+    """Autocast of the forward passes."""
+    data: DataSettings
+    vae: VaeSettings | None = None
+    prior: DenoisingSettings | None = None
+    encoder: DenoisingSettings | None = None
+    cfw: CfwSettings | None = None
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """Those that the file describes, in order."""
+        return tuple(name for name in STAGES if getattr(self, name) is not None)
+
+
+def read_settings(path: Path) -> RunSettings:
+    """The configuration in a TOML file.
+
+    Raises:
+        InvalidRun: it cannot be read, has a key that does not exist, or a value that cannot be.
+    """
+    try:
+        return RunSettings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InvalidRun(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRun(f"{path} is not TOML: {error}.") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {_said(fault['type'], fault['msg'])}"
+            for fault in error.errors()
+        )
+        raise InvalidRun(f"{path}: {faults}.") from error
+
+
+def _said(kind: str, message: str) -> str:
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "there is no such key"
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,77 @@
+"""Tensors that a stage learns from again and again, made once and kept in files, a batch each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.training.errors import RunExists
+
+__all__ = ["Shards"]
+
+
+class Shards:
+    """A folder of `count` batches. Making it can be interrupted at any time and goes on after.
+
+    Args:
+        folder: of this stage.
+        count: batches.
+        of: what the tensors follow from; a folder made from something else is refused.
+
+    Raises:
+        RunExists: the folder holds other tensors.
+    """
+
+    def __init__(self, folder: Path, count: int, of: dict[str, object]) -> None:
+        self._folder, self._count = folder, count
+        folder.mkdir(parents=True, exist_ok=True)
+        told = folder / "made-from.json"
+        said = json.dumps(of, indent=2, sort_keys=True, default=str)
+        if told.exists() and told.read_text(encoding="utf-8") != said:
+            raise RunExists(
+                f"{folder} was made from other settings or weights ({told.name}): remove it, or "
+                "name another --out."
+            )
+        aside = folder / f".{told.name}.{os.getpid()}"
+        aside.write_text(said, encoding="utf-8")
+        os.replace(aside, told)
+
+    def make(
+        self,
+        batch: Callable[[int], dict[str, Tensor]],
+        say: Callable[[str], None],
+        *,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Makes the batches that are missing, this process its share of them."""
+        missing = [n for n in range(rank, self._count, processes) if not self._path(n).exists()]
+        for done, number in enumerate(missing):
+            if done % 50 == 0:
+                say(f"{self._folder}: {self._count - len(missing) + done} of {self._count} batches")
+            tensors = {k: v.contiguous().cpu() for k, v in batch(number).items()}
+            aside = self._path(number).with_suffix(".part")
+            save_file(tensors, aside)
+            os.replace(aside, self._path(number))
+
+    def pick(self, size: int, generator: torch.Generator) -> list[dict[str, Tensor]]:
+        """`size` entries at random, each without its batch dimension."""
+        picked = []
+        numbers = torch.randint(self._count, (size,), generator=generator).tolist()
+        places = torch.rand(size, generator=generator).tolist()
+        for number, place in zip(numbers, places, strict=True):
+            with safe_open(self._path(number), "pt") as opened:
+                slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
+                at = int(place * next(iter(slices.values())).get_shape()[0])
+                picked.append({name: part[at] for name, part in slices.items()})
+        return picked
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.safetensors"

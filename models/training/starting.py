@@ -1,0 +1,117 @@
+"""The networks a stage starts from, and how new ones are put into them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from models.checkpoints.folder import load_folder, preset_folder
+from models.checkpoints.places import CONFIG
+from models.config import ModelConfig
+from models.networks.bundle import Networks
+from models.presets import PRESETS
+from models.training.color_path import open_color_path
+from models.training.config import STAGES, RunSettings, StageName
+from models.training.denoising import Guidance, Prior, open_modulation
+from models.training.errors import InvalidRun
+from models.training.sizes import SIZES
+
+__all__ = ["WEIGHTS_FOLDER", "fingerprint", "starting_networks"]
+
+WEIGHTS_FOLDER = "weights"
+"""Below a stage's folder: what it hands on."""
+
+
+def starting_networks(
+    stage: StageName, settings: RunSettings, out: Path, seed: int, say: Callable[[str], None]
+) -> Networks:
+    """What the stage before this one wrote in `out`; else the base; for the first, random numbers.
+
+    Float32, on the CPU; which it was is said. Where the stage is `fresh`, its own part is random.
+
+    Raises:
+        InvalidRun: there is nothing to start from, or it does not fit the sizes.
+        ModelError: the weights cannot be read.
+    """
+    fresh = getattr(settings, stage).fresh
+    torch.manual_seed(seed)
+    if stage == STAGES[0] and (fresh or settings.base is None):
+        say(f"{stage}: starting from random numbers, sizes {settings.sizes}")
+        networks = Networks(SIZES[settings.sizes])
+        open_color_path(networks.autoencoder)
+        return networks
+    folder = _folder(stage, settings, out)
+    say(f"{stage}: starting from {folder}" + (", its own part from random numbers" * fresh))
+    networks = load_folder(folder, torch.device("cpu"), torch.float32)
+    return _renewed(stage, networks, SIZES[settings.sizes]) if fresh else networks
+
+
+def _folder(stage: StageName, settings: RunSettings, out: Path) -> Path:
+    at = STAGES.index(stage)
+    if at and (out / STAGES[at - 1] / WEIGHTS_FOLDER / CONFIG).is_file():
+        return out / STAGES[at - 1] / WEIGHTS_FOLDER
+    if settings.base is None:
+        raise InvalidRun(
+            f"The stage {stage} starts from {STAGES[at - 1]}, which has no weights in {out}: train "
+            "that first, or name weights to start from as `base`."
+        )
+    if settings.base in PRESETS:
+        return preset_folder(PRESETS[settings.base])
+    return Path(settings.base)
+
+
+def _is_fresh(stage: StageName, name: str) -> bool:
+    if stage == "prior":
+        return Prior.trainable(name)
+    if stage == "encoder":
+        return Guidance.trainable(name) and ".modulation.norm." not in name
+    return ".fusion." in name
+
+
+def _renewed(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
+    config = old.config
+    if stage == "prior":
+        config = dataclasses.replace(
+            config,
+            unet=sizes.unet,
+            prediction=sizes.prediction,
+            context_tokens=sizes.context_tokens,
+        )
+    elif stage == "encoder":
+        config = dataclasses.replace(config, encoder=sizes.encoder)
+    elif stage == "cfw":
+        wrapped = dataclasses.replace(
+            config.autoencoder,
+            growth=sizes.autoencoder.growth,
+            fusion_blocks=sizes.autoencoder.fusion_blocks,
+        )
+        config = dataclasses.replace(config, autoencoder=wrapped)
+    networks = Networks(config, first_stage=old.first_stage is not None)
+    if stage == "prior":
+        torch.nn.init.normal_(networks.context)
+    kept = {k: v for k, v in old.state_dict().items() if not _is_fresh(stage, k)}
+    wanted = networks.state_dict()
+    for name, tensor in kept.items():
+        if name in wanted and wanted[name].shape != tensor.shape:
+            raise InvalidRun(
+                f"{name} is {tuple(tensor.shape)} in the weights to start from and "
+                f"{tuple(wanted[name].shape)} in the configured sizes: they must agree."
+            )
+    networks.load_state_dict(kept, strict=False)
+    if stage in ("prior", "encoder"):
+        open_modulation(networks.unet)
+    return networks
+
+
+def fingerprint(networks: Networks, *, of: Callable[[str], bool]) -> str:
+    """A digest of the tensors whose names `of` accepts."""
+    digest = hashlib.sha256()
+    for name, tensor in networks.state_dict().items():
+        if of(name):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
