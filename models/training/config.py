@@ -1,12 +1,12 @@
 """The configuration of a run: one TOML file, read into frozen models that refuse unknown keys.
 
-    seed = 0
-    base = "tiny"            # where a stage starts whose predecessor was not run in this folder
-    [data]                   # photographs and degradations
-    [vae]                    # one table a stage, those that are wanted; each with [STAGE.loop]
-    [prior]
-    [encoder]
-    [cfw]
+seed = 0
+base = "tiny"            # where a stage starts whose predecessor was not run in this folder
+[data]                   # photographs and degradations
+[vae]                    # one table a stage, those that are wanted; each with [STAGE.loop]
+[prior]
+[encoder]
+[cfw]
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class DataSettings(_Table):
         known = {"paper", "mild", "bicubic", *self.degradations}
         if not self.mix or set(self.mix) - known:
             raise ValueError(
-                f"mix names {', '.join(self.mix) or 'nothing'}; there are {', '.join(sorted(known))}"
+                f"mix names {', '.join(self.mix) or 'nothing'}; "
+                f"there are {', '.join(sorted(known))}"
             )
         return self
 
@@ -212,8 +213,8 @@ class RunSettings(_Table):
     """Of networks that start from random numbers."""
     base: str | None = None
     """A preset or a folder of weights. None: random numbers."""
-    device: str | None = None
-    """cpu or cuda; None: cuda where there is one."""
+    device: Literal["cpu", "cuda"] | None = None
+    """None: cuda where there is one."""
     precision: Precision = "no"
     """Autocast of the forward passes."""
     data: DataSettings

@@ -81,7 +81,9 @@ class Pairs:
         shared = self._pool is not None
         names = list(self._settings.mix)
         draw = random.Random(seed)
-        chosen = draw.choices(names, list(self._settings.mix.values()), k=1 if shared else len(high))
+        chosen = draw.choices(
+            names, list(self._settings.mix.values()), k=1 if shared else len(high)
+        )
         parts = torch.split(high, len(high) if shared else 1)
         lows = [
             self._reduced(part, name, generator, shared)
@@ -90,9 +92,7 @@ class Pairs:
         low = F.interpolate(torch.cat(lows), size=high.shape[2:], mode="bicubic")
         return high, low.clamp(0, 1)
 
-    def _reduced(
-        self, high: Tensor, name: str, generator: torch.Generator, shared: bool
-    ) -> Tensor:
+    def _reduced(self, high: Tensor, name: str, generator: torch.Generator, shared: bool) -> Tensor:
         scale = self._settings.scale
         if name == "bicubic":
             low = F.interpolate(high, scale_factor=1 / scale, mode="bicubic", antialias=True)

@@ -2,8 +2,8 @@
 
 `photographs.json` lists every photograph: the package and the file in it (and, for a Qt
 resource file, the member), the longer side after reduction in pixels, the author, the licence, and
-the role. "train" photographs are written whole; "held-out" ones are never trained on, and only the
-crop that the tests use is written. Sources are reduced by Lanczos until they are sharp pixel by
+the role. "train" photographs are written whole; "held-out" ones are not trained on, and only the
+crop to judge by is written. Sources are reduced by Lanczos until they are sharp pixel by
 pixel: a blurred target would teach blur.
 
     python -m models.training.photographs OUT_DIR [--packages-dir DIR]
@@ -65,6 +65,8 @@ class Photograph:
     source: str = ""
     member: str = ""
     crop: tuple[int, int] | None = None
+    seen: tuple[int, ...] = ()
+    """Versions of the shipped weights that learned from it before it was held out."""
 
     def __post_init__(self) -> None:
         if self.role not in ("train", "held-out"):
@@ -77,7 +79,8 @@ def photographs(path: Path = LIST) -> list[Photograph]:
     """The committed list, in its order."""
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return [
-        Photograph(**{**e, "crop": tuple(e["crop"])} if "crop" in e else e)  # JSON has no tuples
+        # JSON has no tuples.
+        Photograph(**{k: tuple(v) if isinstance(v, list) else v for k, v in e.items()})
         for e in entries
     ]
 

@@ -29,9 +29,7 @@ class Progress:
         minutes = self._settings.minutes
         if minutes is not None and self.step:
             left = max(0.0, 60 * minutes - self.seconds)
-            self.total = min(
-                self._settings.steps, self.step + int(left * self.step / self.seconds)
-            )
+            self.total = min(self._settings.steps, self.step + int(left * self.step / self.seconds))
 
     @property
     def over(self) -> bool:

@@ -14,7 +14,7 @@ from models.checkpoints.folder import save_folder
 from models.networks.bundle import Networks
 from models.training.activations import recompute_activations
 from models.training.cfw import Cfw, sampled_batch
-from models.training.config import RunSettings, StageName
+from models.training.config import DenoisingSettings, RunSettings, StageName
 from models.training.denoising import Guidance, Latents, Prior
 from models.training.errors import InvalidRun
 from models.training.image_loss import ImageLoss
@@ -77,12 +77,10 @@ def train(
     table = getattr(settings, stage)
     if table is None:
         raise InvalidRun(f"The configuration has no table [{stage}], so there is nothing to do.")
-    if settings.device is None:
-        on_cpu = not torch.cuda.is_available()
-    else:
-        on_cpu = settings.device == "cpu"
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidRun("device is cuda, and torch finds none here: cpu is what there is.")
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=settings.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=settings.precision,
         gradient_accumulation_steps=table.loop.accumulate,
     )
@@ -93,7 +91,7 @@ def train(
     networks.requires_grad_(False)
     folder = out / stage
     objective, loss = _objective(stage, networks, settings, folder, accelerator, say)
-    if table.__class__.model_fields.get("checkpoint_activations") and table.checkpoint_activations:
+    if isinstance(table, DenoisingSettings) and table.checkpoint_activations:
         recompute_activations(networks)
 
     def export() -> None:
@@ -256,8 +254,6 @@ def _sampled(
             "weights": fingerprint(networks, of=lambda n: ".fusion." not in n),
         },
     )
-    shards.make(
-        batch, say, rank=accelerator.process_index, processes=accelerator.num_processes
-    )
+    shards.make(batch, say, rank=accelerator.process_index, processes=accelerator.num_processes)
     accelerator.wait_for_everyone()
     return shards

@@ -22,6 +22,7 @@ from models.training.photographs import (
     photographs,
 )
 
+SHIPPED = 1  # version of the weights in the package
 KEPT = Path(__file__).parents[2] / "photographs"
 FREE = {
     "CC-BY-2.0",
@@ -42,7 +43,7 @@ def test_no_held_out_source_is_trained_on() -> None:
         for role in ("train", "held-out")
     }
     assert len(sources["train"]) >= 100
-    assert len(sources["held-out"]) >= 10
+    assert len(sources["held-out"]) >= 30
     assert not sources["train"] & sources["held-out"]
     addresses = [p.source for p in photographs() if p.source]
     assert len(addresses) == len(set(addresses)), "one photograph under two names"
@@ -55,8 +56,8 @@ def test_every_name_is_used_once_and_every_licence_is_free() -> None:
     assert all(p.author for p in chosen)
 
 
-def test_the_kept_crops_are_exactly_the_held_out_photographs() -> None:
-    held_out = {p.name for p in photographs() if p.role == "held-out"}
+def test_the_kept_crops_are_those_held_out_from_the_first() -> None:
+    held_out = {p.name for p in photographs() if p.role == "held-out" and not p.seen}
     assert {p.stem for p in KEPT.glob("*.webp")} == held_out
     licences = (KEPT / "LICENCES.md").read_text(encoding="utf-8")
     for name in held_out:
@@ -72,7 +73,7 @@ def test_the_origin_of_the_weights_names_every_photograph_trained_on_and_no_othe
         for line in origin.read_text(encoding="utf-8").splitlines()
         if line.startswith("| `")
     }
-    assert rows == {p.name for p in photographs() if p.role == "train"}
+    assert rows == {p.name for p in photographs() if p.role == "train" or SHIPPED in p.seen}
 
 
 def package(folder: Path, name: str, files: dict[str, bytes]) -> None:
