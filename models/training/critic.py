@@ -65,4 +65,5 @@ def adaptive_weight(rest: Tensor, fooling: Tensor, last: Sequence[Tensor]) -> Te
         torch.cat([g.flatten() for g in torch.autograd.grad(term, last, retain_graph=True)]).norm()
         for term in (rest, fooling)
     ]
-    return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    weight: Tensor = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    return weight

@@ -26,14 +26,14 @@ class Log:
             kept = [li for li in lines if li.endswith("\n") and json.loads(li)["step"] <= step]
             aside.write_text("".join(kept), encoding="utf-8")
             aside.replace(self._path)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]  # torch declares no types here
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name after `step` steps."""
         with self._path.open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]  # as above
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]  # as above
+        self._writer.close()

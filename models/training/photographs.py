@@ -78,11 +78,11 @@ class Photograph:
 def photographs(path: Path = LIST) -> list[Photograph]:
     """The committed list, in its order."""
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        # JSON has no tuples.
-        Photograph(**{k: tuple(v) if isinstance(v, list) else v for k, v in e.items()})
-        for e in entries
-    ]
+    for entry in entries:
+        for name in ("crop", "seen"):
+            if name in entry:
+                entry[name] = tuple(entry[name])  # JSON has no tuples
+    return [Photograph(**entry) for entry in entries]
 
 
 def write_photographs(out: Path, packages_dir: Path | None = None) -> dict[str, int]:

@@ -8,7 +8,7 @@ made pairs take their places.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class PairPool:
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """The pairs of one step."""
         if step != self._next:
-            self._rebuild(step)
+            self._seek(step)
         self._next = step + 1
         self._keep(step, range(self._batch))
         pairs = [self._kept[place] for place in self._draw(step)]
@@ -62,18 +62,22 @@ class PairPool:
             self._order[slot] = place
         return drawn
 
-    def _keep(self, number: int, places: range | list[int]) -> None:
+    def _keep(self, number: int, places: Sequence[int]) -> None:
         high, low = self._make(number)
         for at in places:
             self._kept[number, at] = (high[at], low[at])
 
-    def _rebuild(self, step: int) -> None:
-        self._order.clear()
-        for past in range(step):
+    def _seek(self, step: int) -> None:
+        """As if every step before had been drawn; makes only what would still be kept."""
+        if step < self._next:
+            self._next = 0
+            self._order.clear()
+            self._kept.clear()
+        for past in range(self._next, step):
             self._draw(past)
-        self._kept.clear()
         wanted: dict[int, list[int]] = {}
         for number, at in self._order:
-            wanted.setdefault(number, []).append(at)
+            if (number, at) not in self._kept:
+                wanted.setdefault(number, []).append(at)
         for number, places in wanted.items():
             self._keep(number, places)

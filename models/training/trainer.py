@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,11 +155,11 @@ class Trainer:
             self._save()
 
     def _step(self) -> dict[str, float]:
-        """One step of the optimizers; the means of the terms."""
+        """One step of the optimizers; the means of the terms over all processes."""
         step, accelerator = self.progress.step, self._accelerator
         joined = self._critic is not None and self._objective.wants_critic(step)
         self._set_rates()
-        means: dict[str, float] = defaultdict(float)
+        sums: dict[str, Tensor] = {}
         for part in range(self._settings.accumulate):
             batch = self._objective.draw(step * self._settings.accumulate + part)
             with accelerator.accumulate(*self._models):
@@ -176,9 +175,11 @@ class Trainer:
                 if joined:
                     terms["critic"] = self._critic_step(made, batch)
             for name, term in {"loss": loss, **terms}.items():
-                means[name] += float(term.detach()) / self._settings.accumulate
+                sums[name] = sums[name] + term.detach() if name in sums else term.detach()
         self._average.update(step)
-        return means
+        means = accelerator.reduce(torch.stack(list(sums.values())), "mean")
+        means = means / self._settings.accumulate
+        return dict(zip(sums, means.tolist(), strict=True))
 
     def _critic_step(self, made: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         accelerator, critic = self._accelerator, self._critic

@@ -37,6 +37,7 @@ def test_a_resumed_pool_gives_what_an_uninterrupted_one_gives(step: int) -> None
     expected = [whole.at(at)[0].tolist() for at in range(40)]
     resumed = PairPool(numbered, 16, 4, seed=0)
     assert [resumed.at(at)[0].tolist() for at in range(step, 40)] == expected[step:]
+    assert [resumed.at(at)[0].tolist() for at in range(0, 40, 3)] == expected[::3]
 
 
 def test_a_pool_that_no_batch_fits_into_is_refused() -> None:
