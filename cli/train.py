@@ -50,7 +50,7 @@ def run(stage: Stage, options: TrainOptions) -> None:
     """
     require_training()
     from models.errors import ModelError
-    from models.training.config import read_settings
+    from models.training.config import STAGES, read_settings
     from models.training.errors import InvalidRun, NoPhotographs, RunExists
     from models.training.run import train, train_all
 
@@ -66,7 +66,7 @@ def run(stage: Stage, options: TrainOptions) -> None:
             )
         else:
             ended = train(
-                stage.value,
+                next(name for name in STAGES if name == stage.value),
                 settings,
                 out,
                 resume=options.resume,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from models.diffusion import DDPM, add_noise
 from models.networks.bundle import Networks
+from models.networks.fusion import FusionLayer
 from models.training.config import CfwSettings
 from models.training.critic import critic_loss
 from models.training.image_loss import ImageLoss
@@ -112,7 +115,7 @@ class Cfw(Objective):
             rest = torch.stack(list(terms.values())).sum()
             fusion = self.networks.autoencoder.decoder.fusion
             assert fusion is not None
-            last: nn.Module = fusion["half_size"].leave.conv2
+            last: nn.Module = cast("FusionLayer", fusion["half_size"]).leave.conv2
             terms["adversarial"] = self._loss.adversarial(made["image"], rest, last)
         return terms
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from models.checkpoints.folder import load_folder
-from models.training import starting
 from models.training.cfw import Cfw
 from models.training.config import RunSettings, StageName
 from models.training.errors import InvalidRun, NoPhotographs, RunExists
 from models.training.run import train, train_all
+from models.training.sizes import SIZES
 from tests.models.narrow import CONFIG
 from tests.models.training.small_run import CPU, learned_names, loop, settings_of
 
@@ -159,7 +159,7 @@ def test_a_fresh_guidance_starts_as_none_and_fresh_fusion_takes_the_runs_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wider = replace(CONFIG, autoencoder=replace(CONFIG.autoencoder, growth=6, fusion_blocks=1))
-    monkeypatch.setitem(starting.SIZES, "tiny", wider)
+    monkeypatch.setitem(SIZES, "tiny", wider)
     settings = settings_of(
         tmp_path,
         encoder={**ENCODER, "fresh": True, "loop": loop(1, learning_rate=1e-12)},
