@@ -23,7 +23,7 @@ from models.training.sizes import SIZES
 from tests.models.narrow import CONFIG
 from tests.models.training.small_run import CPU, learned_names, loop, settings_of
 
-ENCODER = {"crop": 64, "cached": 2, "loop": loop(20)}
+ENCODER = {"crop": 64, "cached": 2, "loop": loop(8, save_every=3)}
 CFW = {
     "crop": 64,
     "sampled": 2,
@@ -69,7 +69,7 @@ def killed(settings: RunSettings, stage: StageName, out: Path, *, after: int) ->
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("stage", "table", "after"), [("encoder", ENCODER, 9), ("cfw", CFW, 5)])
+@pytest.mark.parametrize(("stage", "table", "after"), [("encoder", ENCODER, 5), ("cfw", CFW, 5)])
 def test_a_killed_run_goes_on_at_the_same_losses_and_ends_with_the_same_weights(
     tmp_path: Path, stage: StageName, table: dict[str, Any], after: int
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_at_the_same_losses_and_ends_with_the_same_weights(
 
 def test_the_guidance_leaves_the_prior_and_the_autoencoder_bit_identical(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, encoder=ENCODER)
-    train("encoder", settings, tmp_path / "out", resume=False, max_steps=20, say=quiet)
+    train("encoder", settings, tmp_path / "out", resume=False, max_steps=4, say=quiet)
     learned = learned_names(tmp_path / "base", tmp_path / "out" / "encoder" / "weights")
     assert any(name.startswith("encoder.") for name in learned)
     assert any(".modulation.gamma." in name for name in learned)
