@@ -42,7 +42,8 @@ def starting_networks(
     if stage == STAGES[0] and (fresh or settings.base is None):
         say(f"{stage}: starting from random numbers, sizes {settings.sizes}")
         networks = Networks(SIZES[settings.sizes])
-        open_color_path(networks.autoencoder)
+        if settings.vae is not None and settings.vae.color_anchor:
+            open_color_path(networks.autoencoder)
         return networks
     folder = _folder(stage, settings, out)
     say(f"{stage}: starting from {folder}" + (", its own part from random numbers" * fresh))
