@@ -175,7 +175,7 @@ class DenoisingSettings(_Stage):
     """The prior (UNet), or the guidance (time-aware encoder and modulation)."""
 
     cached: NonNegativeInt = 0
-    """Batches of latents made once and used again and again; 0: every step makes its own."""
+    """Batches of latents that are kept and learned from again; 0: every step makes its own."""
     fresh: bool = False
     """Start the stage's own networks from random numbers (the guidance: as no guidance)."""
     checkpoint_activations: bool = False

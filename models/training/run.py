@@ -139,7 +139,7 @@ def _objective(
     device, rank = accelerator.device, accelerator.process_index
     seed = stream(settings.seed, stage, rank)
     if stage == "prior" or stage == "encoder":
-        latents = _latents(stage, networks, settings, folder, accelerator, say)
+        latents = _latents(stage, networks, settings, folder, accelerator)
         kind = Prior if stage == "prior" else Guidance
         return kind(networks, latents, seed), None
     table = settings.vae if stage == "vae" else settings.cfw
@@ -167,7 +167,6 @@ def _latents(
     settings: RunSettings,
     folder: Path,
     accelerator: Accelerator,
-    say: Callable[[str], None],
 ) -> Latents:
     """Latents of photographs and, for the guidance, of their degraded selves."""
     table = settings.prior if stage == "prior" else settings.encoder
@@ -194,6 +193,7 @@ def _latents(
         return lambda number, generator: batch(number)
     shards = Shards(
         folder / "latents",
+        batch,
         table.cached,
         {
             "data": settings.data.model_dump(mode="json"),
@@ -203,10 +203,12 @@ def _latents(
             "weights": fingerprint(networks, of=lambda n: n.startswith(_FIRST_STAGE)),
         },
     )
-    shards.make(batch, say, rank=rank, processes=accelerator.num_processes)
-    accelerator.wait_for_everyone()
+    processes = accelerator.num_processes
 
     def picked(number: int, generator: torch.Generator) -> Batch:
+        mine = number * processes + rank
+        if mine < table.cached:  # the first time round each is new, and made now
+            return {k: v.to(device) for k, v in shards.whole(mine).items()}
         entries = shards.pick(table.loop.batch, generator)
         return {k: torch.stack([e[k] for e in entries]).to(device) for k in entries[0]}
 
@@ -244,6 +246,7 @@ def _sampled(
 
     shards = Shards(
         folder / "sampled",
+        batch,
         table.sampled,
         {
             "data": settings.data.model_dump(mode="json"),
@@ -254,6 +257,6 @@ def _sampled(
             "weights": fingerprint(networks, of=lambda n: ".fusion." not in n),
         },
     )
-    shards.make(batch, say, rank=accelerator.process_index, processes=accelerator.num_processes)
+    shards.make(say, rank=accelerator.process_index, processes=accelerator.num_processes)
     accelerator.wait_for_everyone()
     return shards

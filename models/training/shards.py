@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.training.errors import RunExists
@@ -22,6 +22,7 @@ class Shards:
 
     Args:
         folder: of this stage.
+        batch: makes one, from its number alone.
         count: batches.
         of: what the tensors follow from; a folder made from something else is refused.
 
@@ -29,8 +30,14 @@ class Shards:
         RunExists: the folder holds other tensors.
     """
 
-    def __init__(self, folder: Path, count: int, of: dict[str, object]) -> None:
-        self._folder, self._count = folder, count
+    def __init__(
+        self,
+        folder: Path,
+        batch: Callable[[int], dict[str, Tensor]],
+        count: int,
+        of: dict[str, object],
+    ) -> None:
+        self._folder, self._batch, self._count = folder, batch, count
         folder.mkdir(parents=True, exist_ok=True)
         told = folder / "made-from.json"
         said = json.dumps(of, indent=2, sort_keys=True, default=str)
@@ -43,23 +50,17 @@ class Shards:
         aside.write_text(said, encoding="utf-8")
         os.replace(aside, told)
 
-    def make(
-        self,
-        batch: Callable[[int], dict[str, Tensor]],
-        say: Callable[[str], None],
-        *,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
+    def make(self, say: Callable[[str], None], *, rank: int = 0, processes: int = 1) -> None:
         """Makes the batches that are missing, this process its share of them."""
         missing = [n for n in range(rank, self._count, processes) if not self._path(n).exists()]
         for done, number in enumerate(missing):
             if done % 50 == 0:
                 say(f"{self._folder}: {self._count - len(missing) + done} of {self._count} batches")
-            tensors = {k: v.contiguous().cpu() for k, v in batch(number).items()}
-            aside = self._path(number).with_suffix(".part")
-            save_file(tensors, aside)
-            os.replace(aside, self._path(number))
+            self._made(number)
+
+    def whole(self, number: int) -> dict[str, Tensor]:
+        """One batch, made where it is missing."""
+        return load_file(self._made(number))
 
     def pick(self, size: int, generator: torch.Generator) -> list[dict[str, Tensor]]:
         """`size` entries at random, each without its batch dimension."""
@@ -67,11 +68,20 @@ class Shards:
         numbers = torch.randint(self._count, (size,), generator=generator).tolist()
         places = torch.rand(size, generator=generator).tolist()
         for number, place in zip(numbers, places, strict=True):
-            with safe_open(self._path(number), "pt") as opened:
+            with safe_open(self._made(number), "pt") as opened:
                 slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
                 at = int(place * next(iter(slices.values())).get_shape()[0])
                 picked.append({name: part[at] for name, part in slices.items()})
         return picked
+
+    def _made(self, number: int) -> Path:
+        path = self._path(number)
+        if not path.exists():
+            tensors = {k: v.contiguous().cpu() for k, v in self._batch(number).items()}
+            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            save_file(tensors, aside)
+            os.replace(aside, path)
+        return path
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.safetensors"
