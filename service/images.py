@@ -81,11 +81,17 @@ def _check_output(width: int, height: int, parameters: Parameters, settings: Set
     preset = get_preset(parameters.preset)
     canvas_width, canvas_height = preset.canvas(width, height, parameters.scale)
     if canvas_width * canvas_height > MAX_CANVAS:
+        # Only where that is why the canvas is larger than the result.
+        narrow = (canvas_width, canvas_height) != (out_width, out_height)
+        reason = (
+            f", because its shorter side is enlarged to {preset.native} pixels at least"
+            if narrow
+            else ""
+        )
         raise OutputTooLarge(
-            f"The image of {width} x {height} pixels is so narrow that it would be computed at "
-            f"{canvas_width} x {canvas_height}, because its shorter side is enlarged to "
-            f"{preset.native} pixels at least; at most {MAX_CANVAS} pixels can be. "
-            "Cut it into shorter pieces.",
+            f"The image of {width} x {height} pixels would be computed at {canvas_width} x "
+            f"{canvas_height}{reason}; at most {MAX_CANVAS} pixels can be. "
+            "Cut it into smaller pieces.",
             pixels=canvas_width * canvas_height,
             max_canvas_pixels=MAX_CANVAS,
             **facts,

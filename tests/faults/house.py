@@ -75,9 +75,7 @@ class House:
             port=self.port,
             log_format="json",
             # What looks on asks more often than a client may.
-            uploads_per_minute=0,
-            reads_per_minute=0,
-            **settings,
+            **{"uploads_per_minute": 0, "reads_per_minute": 0, **settings},
         )
         self.jobs: list[Job] = []
         self.workers: list[WorkerProcess] = []
