@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := worker,embedded,train,dev
+EXTRAS := worker,embedded,train,evaluate,dev
 
 .PHONY: help venv demo up test lint types walls tests parity faults load fuzz hostile browser containers constraints clean
 

@@ -6,7 +6,7 @@ import importlib.util
 
 from cli.errors import NotInstalled
 
-__all__ = ["require_torch", "require_training"]
+__all__ = ["require_evaluation", "require_torch", "require_training"]
 
 
 def require_torch(
@@ -33,16 +33,29 @@ def require_torch(
         )
 
 
+def _require(what: str, modules: tuple[str, ...], extra: str) -> None:
+    require_torch(what, instead="")
+    missing = [name for name in modules if not importlib.util.find_spec(name)]
+    if missing:
+        raise NotInstalled(
+            f"{what} needs {', '.join(missing)}: install them with "
+            f'`pip install "stablesr-server[{extra}]"`.'
+        )
+
+
 def require_training() -> None:
     """Ends with the extra's name when this environment cannot train.
 
     Raises:
         NotInstalled: accelerate or tensorboard is missing, or what `require_torch` asks for.
     """
-    require_torch("Training", instead="")
-    missing = [n for n in ("accelerate", "tensorboard") if not importlib.util.find_spec(n)]
-    if missing:
-        raise NotInstalled(
-            f"Training needs {', '.join(missing)}: install them with "
-            '`pip install "stablesr-server[train]"`.'
-        )
+    _require("Training", ("accelerate", "tensorboard"), "train")
+
+
+def require_evaluation() -> None:
+    """Ends with the extra's name when this environment cannot evaluate.
+
+    Raises:
+        NotInstalled: something of the extras `worker` and `evaluate` is missing.
+    """
+    _require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import keys, weights
+from cli import evaluate, keys, weights
 from cli.errors import CliError
 from cli.options import (
     ApiKey,
@@ -88,6 +88,7 @@ def _say_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(keys.app, name="keys")
 app.add_typer(weights.app, name="weights")
 

@@ -1,0 +1,269 @@
+"""`stablesr evaluate`: scores, sheets and blind pairs of StableSR and what stands beside it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cli.errors import InputError, JobFailed
+from cli.extras import require_evaluation
+from cli.options import ColorFixOption, Preset, Steps
+from cli.settings import BadSettings, load
+from cli.view import console
+from jobs.settings import Settings
+
+if TYPE_CHECKING:  # torch takes seconds; help needs none of it
+    from models.evaluation.comparison import Comparison
+    from models.pipeline import StableSR
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Score StableSR on pictures, beside other methods and the paper.",
+    invoke_without_command=True,
+    no_args_is_help=True,
+)
+
+
+class Degrade(StrEnum):
+    """How inputs are made from originals."""
+
+    paper = "paper"
+    mild = "mild"
+    bicubic = "bicubic"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Where results, sheets and scores go.")]
+Originals = Annotated[
+    Path | None, typer.Option("--hr", help="The folder of originals.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+@app.callback()
+def compare(
+    context: typer.Context,
+    lr: Annotated[
+        Path | None,
+        typer.Option("--lr", help="The folder of inputs, named as originals.", show_default=False),
+    ] = None,
+    hr: Originals = None,
+    degrade: Annotated[
+        Degrade | None,
+        typer.Option(
+            help="Make the inputs from the originals, a quarter as large: by the paper's "
+            "degradation, a milder one, or bicubic reduction alone.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="bicubic, realesrgan-x4plus, or a model file for spandrel. Repeatable.",
+            show_default="bicubic",
+        ),
+    ] = None,
+    fidelity_weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.0, max=1.0, metavar="W", help="Repeatable.", show_default="0, 0.5 and 1"
+        ),
+    ] = None,
+    preset: Preset = None,
+    steps: Steps = None,
+    color_fix: ColorFixOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise, degradation and pairs.")] = 0,
+    border: Annotated[
+        int, typer.Option(min=0, help="Pixels left out on each side by PSNR and SSIM.")
+    ] = 4,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Only scores that need no fetched weights.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
+    ] = None,
+    out: Out = Path("evaluation"),
+    as_json: AsJson = False,
+) -> None:
+    """Score StableSR on pictures, beside other methods and the paper.
+
+    Inputs and originals are matched by their names. Pages to look at and to choose on blindly are
+    written beside the scores.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if hr is None or (lr is None) == (degrade is None):
+        raise BadSettings("Give --hr, and either --lr or --degrade.")
+    require_evaluation()
+    from models.evaluation import comparison as work
+    from models.evaluation import learned, methods, pictures, sheets, study
+    from models.options import Options
+
+    settings = load(preset=preset, device=device)
+    weights = fidelity_weight or [0.0, 0.5, 1.0]
+    options = Options(
+        steps=steps, seed=seed, color_fix=color_fix.value if color_fix else Options.color_fix
+    )
+    with _refusals():
+        if degrade is not None:
+            pairs = pictures.write_degraded(hr, out / "lr", 4, degrade.value, seed)
+        else:
+            assert lr is not None
+            pairs = pictures.matched(lr, hr)
+        sr = _model(settings)
+        beside = [methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])]
+        ours = methods.OursAtWeights(sr, list(dict.fromkeys(weights)), options)
+        loaded = learned.load(() if offline else learned.LEARNED, sr.device)
+        found = work.compare(
+            pairs,
+            [*beside, ours],
+            out,
+            loaded,
+            border,
+            lambda picture, method: console.print(f"{picture}: {method}", markup=False),
+        )
+        found.settings = {
+            "preset": settings.preset,
+            "device": str(sr.device),
+            "steps": steps or sr.preset.steps,
+            "color_fix": options.color_fix,
+            "seed": seed,
+            "border": border,
+            "degrade": degrade.value if degrade else None,
+            "pictures": len(pairs),
+            "scale": pairs[0].scale,
+        }
+        work.write_json(out / "scores.json", found.as_dict())
+        page = sheets.write_sheets(found, pairs, out)
+        judged = ours.name(min(weights, key=lambda w: abs(w - sr.preset.fidelity_weight)))
+        others = [name for method in beside for name in method.names]
+        pages = study.write_study(pairs, judged, others, out, seed)
+    if as_json:
+        typer.echo((out / "scores.json").read_text("utf-8"), nl=False)
+    else:
+        _show(found)
+    console.print(f"To look at: {page}; to choose on blindly: {pages}.", soft_wrap=True)
+
+
+@app.command()
+def tally(
+    answers: Annotated[
+        list[Path], typer.Argument(help="Files that the study's page let download.")
+    ],
+    key: Annotated[Path, typer.Option(help="The study-key.json that was written with it.")],
+) -> None:
+    """Count the choices of a blind study, with the methods' names."""
+    require_evaluation()
+    from models.evaluation import study
+
+    with _refusals():
+        preferences = study.tally(key, answers)
+    table = Table("", "against", "chosen", "not", "cannot tell", "share", "95 %")
+    for p in preferences:
+        share = "" if p.share is None else f"{p.share:.0%}"
+        interval = "" if p.interval is None else f"{p.interval[0]:.0%} to {p.interval[1]:.0%}"
+        counts = (str(p.won), str(p.lost), str(p.undecided))
+        table.add_row(escape(p.method), escape(p.against), *counts, share, interval)
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def figures(
+    hr: Originals = None,
+    count: Annotated[
+        int, typer.Option("--photographs", min=1, help="How many of them are used.")
+    ] = 4,
+    longest: Annotated[
+        int, typer.Option(min=4, max=1000, help="The most steps that are tried.")
+    ] = 200,
+    preset: Preset = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="images/ and figures.md go here.")] = Path(
+        "docs"
+    ),
+) -> None:
+    """Draw the paper's figures on these weights, and measure what each part is worth."""
+    if hr is None:
+        raise BadSettings("Give --hr, the folder of originals.")
+    require_evaluation()
+    from models.evaluation.figures import run
+
+    with _refusals():
+        sr = _model(load(preset=preset, device=device))
+        run.draw(
+            sr, hr, out, count=count, longest=longest, tell=lambda t: console.print(t, markup=False)
+        )
+
+
+def _model(settings: Settings) -> StableSR:
+    from models.pipeline import StableSR
+    from worker.device import choose_device, choose_dtype, resources_of
+    from worker.errors import NotStarted
+
+    try:
+        device = choose_device(settings.device)
+    except NotStarted as error:
+        raise BadSettings(str(error)) from error
+    dtype = choose_dtype(settings.dtype, device)
+    return StableSR.from_preset(settings.preset, device, dtype, resources_of(settings, jobs=1))
+
+
+class _refusals:
+    """Turns the model side's errors into the command's."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        from models.errors import InvalidOption, ModelError
+        from models.evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
+
+        if isinstance(error, BadPictures | BadStudy):
+            raise InputError(str(error)) from error
+        if isinstance(error, BaselineUnavailable | InvalidOption):
+            raise BadSettings(str(error)) from error
+        if isinstance(error, ModelError):
+            raise JobFailed(str(error)) from error
+        if isinstance(error, OSError):
+            raise InputError(f"{error.filename} cannot be written: {error.strerror}.") from error
+
+
+def _show(found: Comparison) -> None:
+    from models.evaluation.metrics import METRICS
+    from models.evaluation.published import PUBLISHED
+
+    wanted = [m for m in METRICS.values() if m.name in found.metrics]
+    settings = found.settings
+    table = Table(
+        "",
+        title=f"{settings['pictures']} pictures, x{settings['scale']}, {settings['steps']} steps, "
+        f"seed {settings['seed']}, PSNR and SSIM on Y without {settings['border']} px of border",
+        title_justify="left",
+    )
+    # The paper's other scores stand in the table too, where ours could not be measured.
+    shown = [m for m in METRICS.values() if m in wanted or m.name in PUBLISHED["RealSR"]]
+    for metric in shown:
+        table.add_column(f"{metric.label} {'↑' if metric.higher_is_better else '↓'}", justify="right")
+    table.add_column("s", justify="right")
+    for method in found.methods:
+        means = found.means(method)
+        cells = [f"{means[m.name]:.{m.digits}f}" if m.name in means else "-" for m in shown]
+        table.add_row(escape(method), *cells, f"{found.seconds(method):.2f}")
+    table.add_section()
+    for name, scores in PUBLISHED.items():
+        cells = [f"{scores[m.name]:.{m.digits}f}" if m.name in scores else "" for m in shown]
+        table.add_row(f"paper, {name}", *cells, "", style="dim")
+    out = Console(highlight=False)
+    out.print(table)
+    for name, why in found.unavailable.items():
+        out.print(f"{METRICS[name].label} is not measured: {why}", markup=False, soft_wrap=True)
+    out.print("The paper's rows are of full-size networks on other pictures.", soft_wrap=True)
