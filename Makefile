@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := worker,embedded,train,evaluate,dev
 
-.PHONY: help venv demo up test lint types walls tests parity faults load fuzz hostile browser containers constraints clean
+.PHONY: help venv demo up test lint types walls tests parity faults load fuzz hostile browser containers figures constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when 
 
 containers: $(STAMP)  ## compose up without a GPU, upscale one picture through it, compose down
 	docker/prove
+
+figures: $(STAMP)  ## docs/figures.md and its pictures (PRESET=tiny PHOTOGRAPHS=folder COUNT=4 STEPS=200)
+	$(BIN)/stablesr evaluate figures --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \
+	  --photographs $(or $(COUNT),4) --longest $(or $(STEPS),200)
 
 constraints: $(STAMP)  ## write constraints.txt anew from .venv
 	@{ sed -n '/^#/p' constraints.txt; \

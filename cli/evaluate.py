@@ -118,7 +118,9 @@ def compare(
             assert lr is not None
             pairs = pictures.matched(lr, hr)
         sr = _model(settings)
-        beside = [methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])]
+        beside = [
+            methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])
+        ]
         ours = methods.OursAtWeights(sr, list(dict.fromkeys(weights)), options)
         loaded = learned.load(() if offline else learned.LEARNED, sr.device)
         found = work.compare(
@@ -252,7 +254,9 @@ def _show(found: Comparison) -> None:
     # The paper's other scores stand in the table too, where ours could not be measured.
     shown = [m for m in METRICS.values() if m in wanted or m.name in PUBLISHED["RealSR"]]
     for metric in shown:
-        table.add_column(f"{metric.label} {'↑' if metric.higher_is_better else '↓'}", justify="right")
+        table.add_column(
+            f"{metric.label} {'↑' if metric.higher_is_better else '↓'}", justify="right"
+        )
     table.add_column("s", justify="right")
     for method in found.methods:
         means = found.means(method)

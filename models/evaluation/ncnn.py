@@ -46,7 +46,9 @@ def convolutions(param: str, data: bytes) -> list[Convolution]:
     """
     lines = param.split("\n")
     if lines[0].strip() != _MAGIC:
-        raise BaselineUnavailable(f"The model begins with {lines[0][:20]!r}, but ncnn's is {_MAGIC}.")
+        raise BaselineUnavailable(
+            f"The model begins with {lines[0][:20]!r}, but ncnn's is {_MAGIC}."
+        )
     found, at = [], 0
     for line in lines[2:]:
         words = line.split()

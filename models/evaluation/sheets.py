@@ -20,10 +20,9 @@ __all__ = ["Cell", "contact_sheet", "enlarged", "finest", "write_sheets"]
 PAGES = Path(__file__).with_name("pages")
 
 _GAP = 8
-_LINE = 18
+_LINE = 20
 _INK, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
-_DETAIL = 96  # side in pixels of the part that is shown magnified
-_MAGNIFIED = 4
+_MAGNIFIED = 4  # of the detail, whose sides are as much shorter than the shorter side
 
 
 @dataclass(frozen=True)
@@ -52,20 +51,21 @@ def finest(picture: Pixels, side: int) -> tuple[int, int]:
 
 
 def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Pixels:
-    """Rows of cells; the cells of a row may have different sizes and stand at its top."""
+    """Rows of cells in columns; a cell stands at the upper left of its place."""
     heights = [max(c.picture.shape[0] for c in row) + _captions(row) for row in rows]
-    width = max(sum(c.picture.shape[1] + _GAP for c in row) for row in rows) + _GAP
-    sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(rows) + 1)), _PAPER)
+    columns = range(max(len(row) for row in rows))
+    widths = [max(r[i].picture.shape[1] for r in rows if i < len(r)) for i in columns]
+    size = sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(rows) + 1)
+    sheet = Image.new("RGB", size, _PAPER)
     draw, y = ImageDraw.Draw(sheet), _GAP
     for row, height in zip(rows, heights, strict=True):
         x = _GAP
-        for cell in row:
+        for cell, width in zip(row, widths, strict=False):
             sheet.paste(Image.fromarray(cell.picture), (x, y))
             below = y + cell.picture.shape[0] + 3
-            room = cell.picture.shape[1]
-            draw.text((x, below), cell.title, _INK, _font(draw, cell.title, room))
-            draw.text((x, below + _LINE), cell.note, _PALE, _font(draw, cell.note, room))
-            x += cell.picture.shape[1] + _GAP
+            draw.text((x, below), cell.title, _INK, _font(draw, cell.title, width))
+            draw.text((x, below + _LINE), cell.note, _PALE, _font(draw, cell.note, width))
+            x += width + _GAP
         y += height + _GAP
     return np.asarray(sheet)
 
@@ -75,8 +75,8 @@ def _captions(row: Sequence[Cell]) -> int:
 
 
 def _font(draw: ImageDraw.ImageDraw, text: str, room: int) -> ImageFont.FreeTypeFont:
-    """The largest size up to 14 at which the text has room."""
-    for size in range(14, 7, -1):
+    """The largest size up to 16 at which the text has room."""
+    for size in range(16, 7, -1):
         font = ImageFont.load_default(size)
         assert isinstance(font, ImageFont.FreeTypeFont)
         if draw.textlength(text, font) <= room:
@@ -118,12 +118,12 @@ def _note(scores: dict[str, float]) -> str:
 
 def _sheet(comparison: Comparison, pair: Pair, out: Path) -> Pixels:
     results = _results(comparison, pair, out)
-    top, left = finest(results[-1][1], _DETAIL)
-    cut = np.s_[top : top + _DETAIL, left : left + _DETAIL]
-    side = results[-1][1].shape[1]
-    factor = max(1, min(_MAGNIFIED, side // _DETAIL))
+    original = results[-1][1]
+    side = max(min(original.shape[:2]) // _MAGNIFIED, 1)
+    top, left = finest(original, side)
+    cut = np.s_[top : top + side, left : left + side]
     whole = [Cell(picture, title, note) for title, picture, note in results]
-    return contact_sheet([whole, [Cell(enlarged(p[cut], factor), "") for _, p, _ in results]])
+    return contact_sheet([whole, [Cell(enlarged(p[cut], _MAGNIFIED), "") for _, p, _ in results]])
 
 
 def _table(comparison: Comparison) -> str:

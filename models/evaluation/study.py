@@ -115,7 +115,9 @@ def tally(key: Path, answers: Sequence[Path]) -> list[Preference]:
         if not isinstance(given, dict) or not isinstance(given.get("answers"), list):
             raise BadStudy(f"{path} holds no answers of a study.")
         if given.get("study") != study:
-            raise BadStudy(f"{path} answers the study {given.get('study')}, but the key is {study}'s.")
+            raise BadStudy(
+                f"{path} answers the study {given.get('study')}, but the key is {study}'s."
+            )
         for answer in given["answers"]:
             trial, choice = answer.get("trial"), answer.get("choice")
             if trial not in trials or choice not in CHOICES:

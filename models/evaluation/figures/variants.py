@@ -1,0 +1,67 @@
+"""The method with one part left out, for ablations: the weights stay, only the use of them changes.
+
+The paper trains anew without the part; here the network was trained with it and misses it at
+inference. That says how much it relies on the part, which is more than what the part brought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from models.evaluation.methods import Predict
+from models.networks.modulation import FeatureModulation
+from models.networks.unet import ModulatedUNet
+from models.pipeline import StableSR
+from models.sampling import StepRequest
+
+__all__ = ["encoder_at", "with_tile", "without_modulation"]
+
+
+def encoder_at(sr: StableSR, timestep: int) -> Predict:
+    """A network call whose encoder is told this timestep always; the UNet is told the true one."""
+
+    @torch.inference_mode()
+    def predict(requests: Sequence[StepRequest]) -> list[Tensor]:
+        sizes = [len(r) for r in requests]
+        true = torch.tensor([r.timestep for r in requests for _ in range(len(r))])
+        with sr.residency.holding("denoiser", lambda: None):
+            told = torch.full_like(true, timestep).to(sr.device)
+            lr = torch.cat([r.lr for r in requests]).to(sr.dtype)
+            features = sr.networks.encoder(lr, told)
+            noisy = torch.cat([r.noisy for r in requests]).to(sr.dtype)
+            context = torch.cat([r.context for r in requests]).to(sr.dtype)
+            out: Tensor = sr.networks.unet(noisy, true.to(sr.device), context, features)
+        return list(torch.split(out.float(), sizes))
+
+    return predict
+
+
+@contextmanager
+def without_modulation(unet: ModulatedUNet) -> Iterator[None]:
+    """While it lasts, features are normalised as ever, and neither scaled nor shifted."""
+
+    def plain(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        assert isinstance(module, FeatureModulation)
+        kept: Tensor = module.norm(given[0])
+        return kept
+
+    handles: list[RemovableHandle] = []
+    try:
+        for module in unet.modules():
+            if isinstance(module, FeatureModulation):
+                handles.append(module.register_forward_hook(plain))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def with_tile(sr: StableSR, cells: int) -> StableSR:
+    """The same weights with tiles of another side, so that small pictures have several."""
+    return StableSR(sr.networks, replace(sr.preset, tile=cells), sr.device, sr.dtype, sr.resources)
