@@ -69,7 +69,7 @@ containers: $(STAMP)  ## compose up without a GPU, upscale one picture through i
 
 figures: $(STAMP)  ## docs/figures.md and its pictures (PRESET=tiny PHOTOGRAPHS=folder COUNT=4 STEPS=200)
 	$(BIN)/stablesr evaluate figures --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \
-	  --photographs $(or $(COUNT),4) --longest $(or $(STEPS),200)
+	  --shown $(or $(SHOWN),red_panda) --photographs $(or $(COUNT),4) --longest $(or $(STEPS),200)
 
 constraints: $(STAMP)  ## write constraints.txt anew from .venv
 	@{ sed -n '/^#/p' constraints.txt; \

@@ -185,6 +185,10 @@ def figures(
     longest: Annotated[
         int, typer.Option(min=4, max=1000, help="The most steps that are tried.")
     ] = 200,
+    shown: Annotated[
+        str | None,
+        typer.Option(help="Which of them the sheets show.", show_default="the first"),
+    ] = None,
     preset: Preset = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
@@ -202,7 +206,13 @@ def figures(
     with _refusals():
         sr = _model(load(preset=preset, device=device))
         run.draw(
-            sr, hr, out, count=count, longest=longest, tell=lambda t: console.print(t, markup=False)
+            sr,
+            hr,
+            out,
+            count=count,
+            longest=longest,
+            shown=shown,
+            tell=lambda text: console.print(text, markup=False),
         )
 
 

@@ -39,7 +39,7 @@ class Learned:
     def scores(self, picture: Pixels, original: Pixels) -> dict[str, float]:
         """Those of one picture, by name."""
         images = [tensor_of(x).to(self.device) for x in (picture, original)]
-        found = {}
+        found: dict[str, float] = {}
         for name, network in list(self.networks.items()):
             if name not in _OF_FOLDERS:
                 given = images if name in _WITH_ORIGINAL else images[:1]

@@ -95,7 +95,7 @@ def ssim(picture: Pixels, original: Pixels, border: int = BORDER) -> float:
     """
     ours, theirs = _inner(picture, original, border)
     return float(
-        structural_similarity(
+        structural_similarity(  # type: ignore[no-untyped-call]  # the package is typed, it is not
             ours,
             theirs,
             data_range=255,

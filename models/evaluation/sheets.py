@@ -74,11 +74,12 @@ def _captions(row: Sequence[Cell]) -> int:
     return _LINE * (1 + any(cell.note for cell in row)) if any(c.title for c in row) else 0
 
 
-def _font(draw: ImageDraw.ImageDraw, text: str, room: int) -> ImageFont.FreeTypeFont:
+def _font(
+    draw: ImageDraw.ImageDraw, text: str, room: int
+) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """The largest size up to 16 at which the text has room."""
     for size in range(16, 7, -1):
         font = ImageFont.load_default(size)
-        assert isinstance(font, ImageFont.FreeTypeFont)
         if draw.textlength(text, font) <= room:
             break
     return font

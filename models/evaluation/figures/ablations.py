@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.evaluation.figures.seams import borders, seam_ratio
 from models.evaluation.figures.variants import encoder_at, with_tile, without_modulation
-from models.evaluation.methods import sampled
+from models.evaluation.methods import bicubic, sampled
 from models.evaluation.metrics import BORDER, offline_scores
 from models.evaluation.pictures import Pixels, pixels_of, tensor_of
 from models.options import Options
@@ -127,6 +127,7 @@ def _aggregation(
     Tiles are half as large as the preset's, for a picture of its native size has only one.
     """
     cells = sr.preset.tile // 2
+    enlarged = pixels_of(bicubic(image, round(weights[-1].scale)))
     small = with_tile(sr, cells)
     found: list[dict[float, Scores]] = []
     for overlap in (cells // 2, 0):
@@ -138,7 +139,7 @@ def _aggregation(
                 result = pixels_of(small.decode(prepared, latent, o))
                 height, width = latent.shape[2:]
                 grid = TileGrid(height, width, cells, overlap)
-                ratio = _seam(result, prepared, grid)
+                ratio = _seam(result, enlarged, prepared, grid)
                 scores[o.fidelity_weight] = offline_scores(result, original, BORDER) | {
                     "seam": ratio
                 }
@@ -148,7 +149,7 @@ def _aggregation(
         yield f"aggregation, tiles of {cells}", f"{w:g}", found[0][w], found[1][w]
 
 
-def _seam(result: Pixels, prepared: Prepared, grid: TileGrid) -> float:
+def _seam(result: Pixels, reference: Pixels, prepared: Prepared, grid: TileGrid) -> float:
     # A cell's side in pixels of the result, which may be smaller than the canvas.
     cell = result.shape[0] * 8 // prepared.reference.shape[2]
-    return seam_ratio(result, *borders(grid, cell))
+    return seam_ratio(result, reference, *borders(grid, cell), cell)

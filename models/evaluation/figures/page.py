@@ -15,7 +15,7 @@ from models.presets import Preset
 
 __all__ = ["write_page"]
 
-_DIGITS = {name: metric.digits for name, metric in METRICS.items()} | {"seam": 3}
+_DIGITS = {name: metric.digits for name, metric in METRICS.items()} | {"seam": 2}
 _LABELS = {name: metric.label for name, metric in METRICS.items()} | {"seam": "seam ratio"}
 # Further from 1 is worse, but no picture of ours has less than 1 for another reason than chance.
 _LOWER = {name for name, metric in METRICS.items() if not metric.higher_is_better} | {"seam"}
@@ -58,7 +58,7 @@ def write_page(
         count=len(pictures),
         names=", ".join(pictures),
         few=few,
-        seams="\n".join(f"| {name} | {r:.3f} | {s:.1f} |" for name, r, s in seams),
+        seams="\n".join(f"| {name} | {r:.2f} | {s:.1f} |" for name, r, s in seams),
         ablations="\n".join(_rows(ablations)),
     )
     write_text(path, text)
@@ -87,7 +87,8 @@ def _cell(worth: Worth) -> str:
 
 def _verdict(worths: Sequence[Worth]) -> str:
     """Which scores the part betters and worsens by more than chance, in words."""
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     for worth in worths:
         if worth.measurable:
             good = (worth.gain < 0) == (worth.score in _LOWER)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from models.evaluation.comparison import write_text
@@ -41,7 +40,7 @@ class Panel:
 
 def _save(figure: Figure, path: Path) -> None:
     held = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(held, metadata={"Date": None})
+    figure.savefig(held, format="svg", metadata={"Date": None})
     # Trailing blanks are matplotlib's; a repository has none.
     write_text(path, "\n".join(line.rstrip() for line in held.getvalue().splitlines()) + "\n")
 
@@ -54,7 +53,7 @@ def draw_guidance(
     snr: Sequence[float],
 ) -> None:
     """Cosine similarity over timesteps, and by resolution, beside the signal to noise ratio."""
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(10, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, shown in (
@@ -89,7 +88,7 @@ def draw_panels(
     path: Path, label: str, at: Sequence[float], panels: Sequence[Panel], *, log: bool = False
 ) -> None:
     """The same x under several y, side by side."""
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
         for axes, panel in zip(
             figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
@@ -111,7 +110,7 @@ def draw_panels(
 
 def draw_profiles(path: Path, near: int, lines: Mapping[str, Sequence[float]]) -> None:
     """Change between neighbouring pixels at each distance from the borders of tiles."""
-    with mpl.rc_context(_STYLE):
+    with style.context(_STYLE):
         figure = Figure(figsize=(7, 3.4), layout="constrained")
         axes = figure.subplots()
         for color, (name, values) in zip(_COLORS, lines.items(), strict=False):

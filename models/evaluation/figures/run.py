@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +219,7 @@ class _Studio:
         for picture in self.pictures[:_FEW]:
             # Half the original's size, so that four times as large is twice the native size.
             lr = tensor_of(degraded(picture.original, picture.name, 2, "mild", self.options.seed))
+            plain = pixels_of(bicubic(lr, SCALE))
             for at, name in enumerate(names):
                 began = time.perf_counter()
                 if at == 0:
@@ -229,13 +229,13 @@ class _Studio:
                     result = self.sr.upscale(lr, replace(self.options, tile_overlap=overlap))
                 took[at].append(time.perf_counter() - began)
                 pixels = pixels_of(result)
-                lines = [list(range(native, n, native)) for n in pixels.shape[:2]]
-                ratios[at].append(seam_ratio(pixels, *lines))
-                profiles[at].append(profile(pixels, *lines))
+                rows, columns = (list(range(native, n, native)) for n in pixels.shape[:2])
+                ratios[at].append(seam_ratio(pixels, plain, rows, columns))
+                profiles[at].append(profile(pixels, rows, columns))
                 if picture is self.pictures[0]:
                     low, high = native - SHOWN // 2, native + SHOWN // 2
                     cut = pixels[low:high, low:high]
-                    shown.append(Cell(cut, name, f"seam ratio {ratios[at][0]:.3f}"))
+                    shown.append(Cell(cut, name, f"seam ratio {ratios[at][0]:.2f}"))
                 tell(f"{name}: {picture.name}")
         write(self.images / "aggregation.png", contact_sheet([shown]))
         curves = {n: [*np.mean(p, axis=0)] for n, p in zip(names, profiles, strict=True)}
@@ -251,6 +251,16 @@ def _means(scores: Sequence[Sequence[dict[str, float]]], name: str) -> list[floa
     return [statistics.fmean(s[name] for s in column) for column in zip(*scores, strict=True)]
 
 
+def _chosen(names: Sequence[str], count: int, shown: str | None) -> list[str]:
+    """That many names, evenly from all, the shown one first."""
+    if shown is not None and shown not in names:
+        raise BadPictures(f"There is no picture called {shown!r}, but {', '.join(names)}.")
+    others = [name for name in names if name != shown]
+    count = min(count, len(names)) - (shown is not None)
+    even = [others[i * len(others) // count] for i in range(count)]
+    return even if shown is None else [shown, *even]
+
+
 def draw(
     sr: StableSR,
     hr: Path,
@@ -258,6 +268,7 @@ def draw(
     *,
     count: int = 4,
     longest: int = 200,
+    shown: str | None = None,
     seed: int = 0,
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
@@ -267,18 +278,19 @@ def draw(
         sr: the model.
         hr: folder of originals; their sides must be multiples of 4.
         out: folder of the page.
-        count: pictures that are used, in the order of their names.
+        count: pictures that are used, evenly chosen in the order of their names.
         longest: the most steps that are tried.
+        shown: name of the picture in the sheets, one more if need be; the first when None.
         seed: of degradation and noise.
         tell: hears what was just done.
 
     Raises:
         BadPictures: of the originals.
     """
-    files = list(islice(listed(hr).items(), count))
+    files = listed(hr)
     pictures = []
-    for name, path in files:
-        original = read(path)
+    for name in _chosen(list(files), count, shown):
+        original = read(files[name])
         pictures.append(_Picture(name, degraded(original, name, SCALE, "paper", seed), original))
     options = Options(scale=SCALE, seed=seed, fidelity_weight=sr.preset.fidelity_weight)
     began = time.perf_counter()

@@ -1,7 +1,8 @@
 """How visible the borders of tiles are.
 
-At a border, neighbouring pixels differ more than elsewhere. The seam ratio is their mean difference
-in Y across the border, over the mean across the lines near it: 1 where nothing shows.
+At a border, neighbouring pixels differ more than elsewhere: their mean difference in Y there is
+divided by that at the like lines of the latent cells near it. The seam ratio is this over the same
+of a reference without tiles, because the subject may have an edge there too. 1: nothing shows.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from models.tiling import TileGrid
 
 __all__ = ["NEAR", "borders", "profile", "seam_ratio", "tiles_alone"]
 
-NEAR = 24
-"""Lines on each side that a border is compared with; the nearest two are left out."""
-_LEFT_OUT = 2
+NEAR = 34
+"""Lines on each side that are looked at: four cells, and as many as a seam is wide."""
+_WIDE = 2
 
 
 def borders(grid: TileGrid, cell: int) -> tuple[list[int], list[int]]:
@@ -56,11 +57,33 @@ def profile(
     return mean
 
 
-def seam_ratio(picture: Pixels, rows: Sequence[int], columns: Sequence[int]) -> float:
-    """As above; raises ValueError when no border lies well within the picture."""
-    change = profile(picture, rows, columns)
-    near = np.abs(np.arange(-NEAR, NEAR + 1)) > _LEFT_OUT
-    return float(change[NEAR] / max(float(change[near].mean()), 1e-9))
+def seam_ratio(
+    picture: Pixels, reference: Pixels, rows: Sequence[int], columns: Sequence[int], cell: int = 8
+) -> float:
+    """How much more than the reference a picture changes at borders, compared with near them.
+
+    Args:
+        picture: the result.
+        reference: the same without tiles, such as bicubic enlargement.
+        rows: where tiles meet, in pixels; at least NEAR from the picture's ends to count.
+        columns: likewise.
+        cell: side of a latent cell in pixels.
+
+    Raises:
+        ValueError: no border lies well within the picture.
+    """
+    ours, theirs = (_excess(profile(p, rows, columns), cell) for p in (picture, reference))
+    return ours / theirs
+
+
+def _excess(change: npt.NDArray[np.float64], cell: int) -> float:
+    """Change at the border over that at the same lines of the cells near it."""
+    distance = np.arange(-NEAR, NEAR + 1)
+    at = np.abs(distance) <= _WIDE
+    # Decoders leave a pattern of the cells' size, so lines are compared with their like.
+    like = np.abs((distance + cell // 2) % cell - cell // 2) <= _WIDE
+    near = like & ~at & (np.abs(distance) <= NEAR - _WIDE)
+    return float(change[at].mean() / max(float(change[near].mean()), 1e-9))
 
 
 def tiles_alone(sr: StableSR, image: Tensor, options: Options, side: int) -> Tensor:
