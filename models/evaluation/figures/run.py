@@ -20,70 +20,41 @@ from models.evaluation.figures.ablations import ABLATED_TIME, ablations
 from models.evaluation.figures.page import write_page
 from models.evaluation.figures.seams import NEAR, profile, seam_ratio, tiles_alone
 from models.evaluation.figures.similarity import signal_to_noise, similarity
+from models.evaluation.figures.subject import SCALE, SHOWN, Subject
 from models.evaluation.figures.variants import encoder_at
 from models.evaluation.methods import bicubic, sampled
 from models.evaluation.metrics import BORDER, offline_scores
 from models.evaluation.pictures import Pixels, degraded, listed, pixels_of, read, tensor_of, write
-from models.evaluation.sheets import Cell, contact_sheet, enlarged, finest
+from models.evaluation.sheets import Cell, contact_sheet
 from models.options import Options
 from models.pipeline import StableSR
 
 __all__ = ["draw"]
 
-SCALE = 4
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = (4, 10, 25, 50, 100, 200)
 TIMES = (0, ABLATED_TIME, 999)
 POINTS = 26
 """Timesteps at which features are compared."""
-SHOWN = 256
-"""Side in pixels of the details that sheets show."""
 _FEW = 2
 """Pictures of the experiments that take long."""
 
 
 @dataclass(frozen=True)
-class _Picture:
-    name: str
-    lr: Pixels
-    original: Pixels
-
-    def note(self, picture: Pixels) -> str:
-        scores = offline_scores(picture, self.original, BORDER)
-        return f"PSNR {scores['psnr']:.2f}  NIQE {scores['niqe']:.2f}"
-
-    def detail(self, picture: Pixels) -> Pixels:
-        """The part of a result where the original has most detail."""
-        side = min(SHOWN, *self.original.shape[:2])
-        top, left = finest(self.original, side)
-        return picture[top : top + side, left : left + side]
-
-    def sheet(self, results: Sequence[tuple[str, Pixels]]) -> Pixels:
-        """Details of input, results and original in one row, or two where they are many."""
-        cells = [
-            Cell(self.detail(enlarged(self.lr, SCALE)), "input"),
-            *(Cell(self.detail(p), title, self.note(p)) for title, p in results),
-            Cell(self.detail(self.original), "original"),
-        ]
-        row = len(cells) if len(cells) <= 5 else -(-len(cells) // 2)
-        return contact_sheet([cells[i : i + row] for i in range(0, len(cells), row)])
-
-
-@dataclass(frozen=True)
 class _Studio:
     sr: StableSR
-    pictures: list[_Picture]
+    pictures: list[Subject]
     options: Options
     images: Path
 
     @property
-    def native(self) -> list[_Picture]:
+    def native(self) -> list[Subject]:
         """Those that are one canvas of the preset's native size, and so can share a call."""
         side = self.sr.preset.native
         return [p for p in self.pictures if p.original.shape[:2] == (side, side)]
 
     def decoded(
-        self, latent_options: Options, picture: _Picture, weights: Sequence[float]
+        self, latent_options: Options, picture: Subject, weights: Sequence[float]
     ) -> list[Pixels]:
         """One sampling, decoded at each weight."""
         options = replace(latent_options, fidelity_weight=max(weights))
@@ -291,7 +262,7 @@ def draw(
     pictures = []
     for name in _chosen(list(files), count, shown):
         original = read(files[name])
-        pictures.append(_Picture(name, degraded(original, name, SCALE, "paper", seed), original))
+        pictures.append(Subject(name, degraded(original, name, SCALE, "paper", seed), original))
     options = Options(scale=SCALE, seed=seed, fidelity_weight=sr.preset.fidelity_weight)
     began = time.perf_counter()
     studio = _Studio(sr, pictures, options, out / "images")
