@@ -25,7 +25,8 @@ def noisy(picture: Pixels, strength: float) -> Pixels:
 
 
 def blurred(picture: Pixels) -> Pixels:
-    return gaussian_filter(picture.astype(np.float64), (2, 2, 0)).astype(np.uint8)
+    soft: Pixels = gaussian_filter(picture.astype(np.float64), (2, 2, 0)).astype(np.uint8)
+    return soft
 
 
 def test_luma_runs_from_16_to_235() -> None:
