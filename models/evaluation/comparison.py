@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,6 +118,9 @@ def compare(
     for pair in pairs:
         original = read(pair.hr)
         offline_scores(original, original, border)
+    for name in names:
+        # A set's score is of a whole folder: nothing of an earlier comparison may lie in it.
+        shutil.rmtree(result_path(out, name, "").parent, ignore_errors=True)
     found = Comparison(names)
     for pair in pairs:
         lr, original = pair.pixels()

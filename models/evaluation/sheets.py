@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -147,15 +148,17 @@ def _table(comparison: Comparison) -> str:
 
 
 def _figure(comparison: Comparison, pair: Pair, out: Path) -> str:
-    places = [(m, result_path(out, m, pair.name).relative_to(out)) for m in comparison.methods]
+    def address(method: str) -> str:
+        return quote(str(result_path(out, method, pair.name).relative_to(out)))
+
     buttons = "".join(
-        f'<button data-src="{html.escape(str(place))}">{html.escape(method)}</button>'
-        for method, place in places
+        f'<button data-src="{address(method)}">{html.escape(method)}</button>'
+        for method in comparison.methods
     )
-    name = html.escape(pair.name)
+    name, sheet = html.escape(pair.name), quote(f"sheets/{pair.name}.png")
     return (
-        f'<section><h2>{name}</h2><a href="sheets/{name}.png">'
-        f'<img class="sheet" loading="lazy" src="sheets/{name}.png" alt="{name}, all methods"></a>'
+        f'<section><h2>{name}</h2><a href="{sheet}">'
+        f'<img class="sheet" loading="lazy" src="{sheet}" alt="{name}, all methods"></a>'
         f'<div class="flip"><p>{buttons}</p><img loading="lazy" '
-        f'src="{html.escape(str(places[0][1]))}" alt="{name}"></div></section>'
+        f'src="{address(comparison.methods[0])}" alt="{name}"></div></section>'
     )

@@ -96,7 +96,7 @@ def test_sheets_hold_every_method_and_the_page_shows_them(found: Found) -> None:
             assert sheet.width == 5 * 256 + 6 * 8
             assert sheet.height > 2 * 256
     assert "LPIPS is not measured: weights &lt;cannot&gt; be fetched" in page
-    assert 'data-src="results/narrow-w=1/petra.png"' in page
+    assert 'data-src="results/narrow-w%3D1/petra.png"' in page
 
 
 def test_the_finest_detail_is_where_neighbours_differ_most() -> None:
