@@ -91,7 +91,7 @@ def _renewed(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
             fusion_blocks=sizes.autoencoder.fusion_blocks,
         )
         config = dataclasses.replace(config, autoencoder=wrapped)
-    networks = Networks(config, first_stage=old.first_stage is not None)
+    networks = Networks(config, first_stage=None if old.first_stage is None else "encoder")
     if stage == "prior":
         torch.nn.init.normal_(networks.context)
     kept = {k: v for k, v in old.state_dict().items() if not _is_fresh(stage, k)}
