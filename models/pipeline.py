@@ -23,6 +23,7 @@ from models.diffusion import add_noise, make_stepper
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Weights
 from models.finishing import check_finite, finished_rows, joined
+from models.folding import fold as folded
 from models.geometry import output_size
 from models.memory import Memory, free_memory, trim
 from models.networks.bundle import Networks
@@ -96,15 +97,18 @@ class StableSR:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         resources: Resources | None = None,
+        *,
+        fold: bool = True,
     ) -> StableSR:
-        """Loads a preset's weights.
+        """Loads a preset's weights, and folds them for inference unless told not to.
 
         Raises:
             UnknownPreset: no preset has that name.
             WeightsNotFound: its weights are not on this machine.
         """
         preset = get_preset(name)
-        return cls.from_folder(preset_folder(preset), preset, device, dtype, resources)
+        folder = preset_folder(preset)
+        return cls.from_folder(folder, preset, device, dtype, resources, fold=fold)
 
     @classmethod
     def from_folder(
@@ -114,6 +118,8 @@ class StableSR:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         resources: Resources | None = None,
+        *,
+        fold: bool = True,
     ) -> StableSR:
         """Loads weights from a folder; the preset says how to sample with them."""
         device = torch.device(device)
@@ -122,7 +128,8 @@ class StableSR:
             empty, _ = open_folder(folder)
             given = replace(given, offload=_offload(empty, preset, device, dtype, given))
         place = torch.device("cpu") if given.offload else device
-        return cls(load_folder(folder, place, dtype), preset, device, dtype, given)
+        networks = load_folder(folder, place, dtype)
+        return cls(folded(networks) if fold else networks, preset, device, dtype, given)
 
     @classmethod
     def with_random_weights(
@@ -132,11 +139,14 @@ class StableSR:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         resources: Resources | None = None,
+        *,
+        fold: bool = True,
     ) -> StableSR:
         """Full-size networks without a checkpoint, for benchmarks."""
         device = torch.device(device)
         place = torch.device("cpu") if resources and resources.offload else device
-        return cls(random_networks(config, place, dtype), preset, device, dtype, resources)
+        networks = random_networks(config, place, dtype)
+        return cls(folded(networks) if fold else networks, preset, device, dtype, resources)
 
     def plan(self, height: int, width: int, options: Options, held: Memory = _NOTHING) -> Plan:
         """How an image of these sides (px) would go now, with what memory is free now.
@@ -264,8 +274,12 @@ class StableSR:
         start = noise()
         if options.start == "lr":
             start = add_noise(latent, start, stepper.timesteps[0])
-        wanted, unwanted = contexts(self.networks, options, preset.name, latent.device)
         scale = options.guidance_scale
+        wanted: Tensor | None = None
+        unwanted: Tensor | None = None
+        # The networks know the empty prompt's context.
+        if options.prompt or scale != 1:
+            wanted, unwanted = contexts(self.networks, options, preset.name, latent.device)
         return sample(start, latent, stepper, grid, noise, wanted, unwanted, scale)
 
     @torch.inference_mode()
@@ -283,9 +297,17 @@ class StableSR:
                 torch.cat([r.noisy for r in requests]).to(self.dtype),
                 torch.cat([r.lr for r in requests]).to(self.dtype),
                 timesteps,
-                torch.cat([r.context for r in requests]).to(self.dtype),
+                self._contexts(requests),
             ).float()
         return list(torch.split(out, [len(r) for r in requests]))
+
+    def _contexts(self, requests: Sequence[StepRequest]) -> Tensor | None:
+        """Of all tiles; None if every one has the empty prompt's."""
+        if all(r.context is None for r in requests):
+            return None
+        known = self.networks.context
+        parts = [known.expand(len(r), -1, -1) if r.context is None else r.context for r in requests]
+        return torch.cat([part.to(self.device, self.dtype) for part in parts])
 
     def rows(
         self,

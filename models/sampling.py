@@ -65,8 +65,8 @@ class StepRequest:
     """LR latent of the same places, (n, c, h, w)"""
     timestep: int
     """of the full 1000-step schedule"""
-    context: Tensor
-    """Text embedding of each tile (n, tokens, width)"""
+    context: Tensor | None
+    """Text embedding of each tile (n, tokens, width); None is the empty prompt's, for all"""
     step: int
     """0-based"""
     steps: int
@@ -77,7 +77,8 @@ class StepRequest:
     def part(self, start: int, stop: int) -> StepRequest:
         """Tiles `start` to `stop`, as views."""
         cut = slice(start, stop)
-        return replace(self, noisy=self.noisy[cut], lr=self.lr[cut], context=self.context[cut])
+        context = None if self.context is None else self.context[cut]
+        return replace(self, noisy=self.noisy[cut], lr=self.lr[cut], context=context)
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class CanvasStep:
     lr: Tensor
     """Scaled latent of the upsampled LR image, (1, c, H, W)"""
     timestep: int
-    contexts: tuple[Tensor, ...]
-    """Each (1, tokens, width)"""
+    contexts: tuple[Tensor | None, ...]
+    """Each (1, tokens, width); None is the empty prompt's, and stands alone"""
     step: int
     steps: int
 
@@ -102,11 +103,13 @@ class CanvasStep:
         """Tiles `start` to `stop`, cut from the canvas now."""
         tiles = len(self.grid)
         origins = [self.grid.origins[i % tiles] for i in range(start, stop)]
+        contexts = [self.contexts[i // tiles] for i in range(start, stop)]
+        given = [context for context in contexts if context is not None]
         return StepRequest(
             self.grid.cut(self.canvas, origins),
             self.grid.cut(self.lr, origins),
             self.timestep,
-            torch.cat([self.contexts[i // tiles] for i in range(start, stop)]),
+            torch.cat(given) if given else None,
             self.step,
             self.steps,
         )
@@ -123,7 +126,7 @@ def sample(
     stepper: Stepper,
     grid: TileGrid,
     noise: NoiseSource,
-    context: Tensor,
+    context: Tensor | None,
     negative_context: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> Sampler:
@@ -135,7 +138,7 @@ def sample(
         stepper: the sampler's arithmetic, made for this canvas.
         grid: how the canvas is cut.
         noise: fresh noise for each step that asks for it, in order.
-        context: (1, tokens, width).
+        context: (1, tokens, width), or None for the empty prompt's; not with a negative one.
         negative_context: with it, classifier-free guidance of `guidance_scale` (arXiv
             2207.12598) at twice the cost.
 

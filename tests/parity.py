@@ -1,8 +1,8 @@
-"""Compares the networks with golden figures: `python -m tests.parity [DIR]`.
+"""Compares the networks with golden figures: `python -m tests.parity [--fold] [DIR]`.
 
 DIR, by default `tests/golden`, is laid out like that folder: arrays, inputs and inventories;
 weights and inputs are drawn by the rules of its README and enter the networks through the same
-key mapping as the released files. Prints one line an array and exits 1 when any is above the
+key mapping as the released files, and with --fold are folded for inference. Prints one line an array and exits 1 when any is above the
 tolerance.
 """
 
@@ -12,7 +12,7 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from models.checkpoints.keys import (
 from models.color import adain, wavelet
 from models.config import Prediction
 from models.diffusion import DDIM, DDPM, Stepper, add_noise, alphas_cumprod, respaced_timesteps
+from models.folding import fold
 from models.networks.bundle import Networks
 from models.sampling import Step, drive, sample
 from models.tiling import TileGrid, gaussian_weights
@@ -77,7 +78,8 @@ def draw_weight(salt: str, key: str, shape: list[int]) -> Tensor:
 class Golden:
     """A folder of golden figures and the networks that have to reproduce them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, folded: bool = False) -> None:
+        self._folded = folded
         described = json.loads((folder / "inputs.json").read_text())
         self.salt: str = described["salt"]
         self.inputs: dict[str, tuple[str, list[int]]] = described["inputs"]
@@ -116,7 +118,8 @@ class Golden:
             raise ValueError(f"tensors that map nowhere: {', '.join(sorted(unread)[:5])}.")
         tensors["context"] = networks.context.detach()
         networks.load_state_dict(tensors)
-        return networks.eval().requires_grad_(False)
+        networks.eval().requires_grad_(False)
+        return fold(networks) if self._folded else networks
 
     def predict(self, step: Step) -> Tensor:
         request = step.part(0, len(step))
@@ -246,6 +249,8 @@ def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
         yield f"image_sr_{name}", (image.clamp(0, 1) * 255).to(torch.uint8)
 
 
+FOLDED: tuple[Case, ...] = (_networks, _autoencoders)
+"""Those that ask the networks whose layers folds replace, once."""
 CASES: tuple[Case, ...] = (_schedule, _networks, _autoencoders, _text, _samplers, _colors, _image)
 
 
@@ -266,29 +271,36 @@ def compare(name: str, ours: Tensor | Array, golden: Array) -> Comparison:
 
 
 @torch.inference_mode()
-def comparisons(golden: Golden) -> Iterator[Comparison]:
-    """Every array of the folder that is an answer, in the order they are computed."""
+def comparisons(golden: Golden, cases: Sequence[Case] = CASES) -> Iterator[Comparison]:
+    """Every array of the folder that is an answer, in the order they are computed.
+
+    `cases`: only these.
+    """
     answered = set()
-    for case in CASES:
+    for case in cases:
         for name, ours in case(golden):
             answered.add(name)
             yield compare(name, ours, golden.arrays[name])
+    if cases is not CASES:
+        return
     for name in sorted(golden.arrays.keys() - answered):
         if not name.endswith(("_t", "_meta", "_guidance", "_tokens", "_lr", "_fidelity")):
             yield Comparison(name, float("inf"), False, "no case computes this array")
 
 
 def main(arguments: list[str]) -> int:
+    folded = "--fold" in arguments
+    arguments = [argument for argument in arguments if argument != "--fold"]
     folder = Path(arguments[0]) if arguments else Path(__file__).parent / "golden"
     if len(arguments) > 1 or not (folder / "golden.npz").is_file():
         print(
-            f"usage: python -m tests.parity [DIR], and {folder} must hold golden.npz "
+            f"usage: python -m tests.parity [--fold] [DIR], and {folder} must hold golden.npz "
             "(see tests/golden/README.md).",
             file=sys.stderr,
         )
         return 2
     failed = 0
-    for c in comparisons(Golden(folder)):
+    for c in comparisons(Golden(folder, folded=folded)):
         failed += not c.ok
         print(f"{'ok  ' if c.ok else 'FAIL'} {c.name:32} {c.error:.2e} {c.note}".rstrip())
     print(f"{failed} arrays above the tolerance" if failed else "every array within tolerance")

@@ -47,12 +47,15 @@ class Networks(nn.Module):
         )
 
     def predict(
-        self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int], context: Tensor
+        self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int], context: Tensor | None
     ) -> Tensor:
         """Encoder and UNet for a batch of tiles, each at its own timestep.
 
-        noisy, lr (n, c, h, w); timesteps n numbers; context (n, tokens, width) -> (n, c, h, w).
+        noisy, lr (n, c, h, w); timesteps n numbers; context (n, tokens, width), None is the empty
+        prompt's -> (n, c, h, w).
         """
+        if context is None and not self.unet.knows_context:
+            context = self.context.to(noisy.device).expand(len(noisy), -1, -1)
         t = torch.tensor(timesteps, device=noisy.device)
         out: Tensor = self.unet(noisy, t, context, self.encoder(lr, t))
         return out

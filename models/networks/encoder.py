@@ -88,6 +88,8 @@ class TimeAwareEncoder(nn.Module):
         self.levels = nn.ModuleList(_Level(config, i) for i in range(len(config.widths)))
         self.middle = _Middle(config)
         self.taps = nn.ModuleList(_resnet(config, w, config.feature_width) for w in config.widths)
+        # What `models.folding` puts in the place of the embedding.
+        self.time_table: nn.Module | None = None
 
     def forward(self, latent: Tensor, timestep: Tensor) -> list[Tensor]:
         """Features for the UNet's levels, finest first.
@@ -99,7 +101,10 @@ class TimeAwareEncoder(nn.Module):
         Returns:
             One (n, feature_width, h / 2^i, w / 2^i) a level.
         """
-        temb = self.time_embedding(self.time_proj(timestep).to(latent.dtype))
+        if self.time_table is not None:
+            temb = self.time_table(timestep)
+        else:
+            temb = self.time_embedding(self.time_proj(timestep).to(latent.dtype))
         x = self.conv_in(latent)
         seen = []
         for level in cast("Iterable[_Level]", self.levels):

@@ -41,7 +41,9 @@ class _Level(nn.Module):
     resnets: nn.ModuleList
     attentions: nn.ModuleList | None
 
-    def _layer(self, i: int, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor) -> Tensor:
+    def _layer(
+        self, i: int, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None
+    ) -> Tensor:
         x = self.resnets[i](x, temb, feature)
         if self.attentions is not None:
             x = self.attentions[i](x, encoder_hidden_states=context, return_dict=False)[0]
@@ -66,7 +68,9 @@ class _DownBlock(_Level):
             None if last else nn.ModuleList([Downsample2D(width, use_conv=True, name="op")])
         )
 
-    def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor) -> list[Tensor]:
+    def forward(
+        self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None
+    ) -> list[Tensor]:
         """All states in order; the last one is what the next level reads."""
         states = []
         for i in range(len(self.resnets)):
@@ -85,7 +89,7 @@ class _MidBlock(_Level):
         self.resnets = nn.ModuleList([block(width, width), block(width, width)])
         self.attentions = nn.ModuleList([_transformer(config, width)])
 
-    def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None) -> Tensor:
         x = self._layer(0, x, temb, feature, context)
         out: Tensor = self.resnets[1](x, temb, feature)
         return out
@@ -154,23 +158,41 @@ class ModulatedUNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
+        # What `models.folding` puts in the place of layers.
+        self.time_table: nn.Module | None = None
+        """Of the embedding: what all residual blocks add at a timestep."""
+        self.joined: nn.ModuleList | None = None
+        """Of the blocks' first convolutions of a feature, finest level first."""
+        self.knows_context = False
+        """Whether the cross-attention holds the empty prompt's keys and values."""
+
     def forward(
-        self, sample: Tensor, timestep: Tensor, context: Tensor, features: Sequence[Tensor]
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        context: Tensor | None,
+        features: Sequence[Tensor],
     ) -> Tensor:
         """One prediction.
 
         Args:
             sample: noisy latent (n, in_channels, h, w); h and w multiples of 8.
             timestep: (n,) of the full 1000-step schedule.
-            context: text embedding (n, tokens, context_width).
+            context: text embedding (n, tokens, context_width); where `knows_context`, None is the
+                empty prompt's.
             features: the encoder's, finest first: (n, feature_width, h / 2^i, w / 2^i).
 
         Returns:
             (n, out_channels, h, w).
         """
-        temb = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
-        # Every residual block applies SiLU to the embedding first: done once for all of them.
-        temb = F.silu(temb)
+        if self.time_table is not None:
+            temb = self.time_table(timestep)
+        else:
+            temb = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
+            # Every residual block applies SiLU to the embedding first: done once for all of them.
+            temb = F.silu(temb)
+        if self.joined is not None:
+            features = [join(f) for join, f in zip(self.joined, features, strict=True)]
         x = self.conv_in(sample)
         skips = [x]
         for block, feature in zip(self.down_blocks, features, strict=True):

@@ -10,6 +10,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.folding.upsampling import PhaseUpsample
 from models.networks.fusion import RESIDUAL_SCALE, DenseBlock
 from models.pieces.executor import Executor, Pass, Read, Result, Source, Write
 from models.pieces.statistics import Normalization
@@ -42,7 +43,7 @@ def layers(modules: nn.Module | nn.Sequential, kind: type[_Layer]) -> list[_Laye
     return cast("list[_Layer]", found)
 
 
-def conv_flops(conv: nn.Conv2d, cells: int) -> int:
+def conv_flops(conv: nn.Conv2d | PhaseUpsample, cells: int) -> int:
     """Of a convolution with so many cells of output; a product and a sum are two."""
     return 2 * conv.weight.numel() * cells
 
@@ -205,18 +206,21 @@ def dense_block(
     )
 
 
-def upsampled(run: Executor, x: FeatureMap, conv: nn.Conv2d) -> FeatureMap:
-    """Twice the size: nearest neighbours and a convolution."""
+def upsampled(run: Executor, x: FeatureMap, sampler: nn.Conv2d | PhaseUpsample) -> FeatureMap:
+    """Twice the size: nearest neighbours and a convolution, or what that was folded into."""
     height, width = 2 * x.height, 2 * x.width
+    folded = isinstance(sampler, PhaseUpsample)
     return run.map(
         Pass(
-            [Result(conv.out_channels)],
+            [Result(sampler.out_channels)],
             height,
             width,
             [Read(x, halo=1, stride=Fraction(1, 2))],
-            lambda span, strips: [upsample(strips[0], conv, span)],
-            flops=conv_flops(conv, height * width),
-            temporaries=_BEFORE_CONV * x.channels + conv.out_channels,
+            lambda span, strips: [upsample(strips[0], sampler, span)],
+            flops=conv_flops(sampler, x.height * x.width if folded else height * width),
+            # Unfolded the doubled map is rearranged, folded the result.
+            temporaries=sampler.out_channels
+            + (2 * sampler.out_channels if folded else _BEFORE_CONV * x.channels),
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.folding.upsampling import upsamplers_folded
 from models.networks.autoencoder import Autoencoder
 from models.pieces.cost import decode_cost, encode_cost
 from models.pieces.decoder import run_decoder
@@ -108,6 +109,7 @@ def decode(
         dtype,
         fusion=taps is not None,
         free_taps=free_taps,
+        folded=upsamplers_folded(autoencoder),
     ).flops
     image = torch.empty((1, 3, height, width))
     with MapStore(pieces.keep, device, dtype, pieces.rows, pieces.scratch) as store:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.config import AutoencoderConfig
+from models.folding.upsampling import fold_upsamplers
 from models.networks.autoencoder import Autoencoder
 from models.pieces.decoder import run_decoder
 from models.pieces.encoder import TapMaps, run_encoder
@@ -93,9 +94,12 @@ class _Rehearsal(Executor):
 
 
 @lru_cache
-def _autoencoder(config: AutoencoderConfig) -> Autoencoder:
+def _autoencoder(config: AutoencoderConfig, *, folded: bool = False) -> Autoencoder:
     with _META:
-        return Autoencoder(config)
+        made = Autoencoder(config)
+    if folded:
+        fold_upsamplers(made)
+    return made
 
 
 @lru_cache(maxsize=256)
@@ -125,8 +129,13 @@ def decode_cost(
     *,
     fusion: bool,
     free_taps: bool = False,
+    folded: bool = False,
 ) -> Cost:
-    """Of `decode`; sides of the image in px. The taps count as maps while they are there."""
+    """Of `decode`; sides of the image in px. The taps count as maps while they are there.
+
+    `folded`: whether the upsamplers are (`models.folding`). That takes less arithmetic, and no more
+    memory.
+    """
     run = _Rehearsal(pieces, dtype)
     taps = None
     if fusion:
@@ -138,7 +147,7 @@ def decode_cost(
     latent = TensorSource(torch.empty(shape, device=_META), _META, dtype)
     run_decoder(
         run,
-        _autoencoder(config),
+        _autoencoder(config, folded=folded),
         latent,
         pieces.attention_keys,
         taps,

@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
+from models.folding.upsampling import PhaseUpsample
 from models.networks.autoencoder import Autoencoder
 from models.networks.fusion import DenseBlock, FusionLayer, ResidualInResidual
 from models.pieces.blocks import dense_block, entered, head, layers, resnet, upsampled
@@ -56,8 +57,9 @@ def run_decoder(
             fusion = cast(FusionLayer, decoder.fusion[at[level]])
             x = _fused(run, getattr(taps, at[level]), x, fusion, weight, free_taps)
         if block.upsamplers is not None:
-            (sampler,) = layers(block.upsamplers, Upsample2D)
-            x = upsampled(run, x, cast(nn.Conv2d, sampler.conv))
+            (sampler,) = block.upsamplers
+            conv = sampler.conv if isinstance(sampler, Upsample2D) else sampler
+            x = upsampled(run, x, cast("nn.Conv2d | PhaseUpsample", conv))
     head(run, x, cast(nn.GroupNorm, decoder.conv_norm_out), [decoder.conv_out], write)
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.folding.upsampling import PhaseUpsample
+
 __all__ = ["Span", "Strip", "convolve", "downsample", "join", "upsample"]
 
 
@@ -64,11 +66,21 @@ def convolve(strip: Strip, conv: nn.Conv2d) -> Strip:
     return Strip(out, strip.top + radius - above, strip.height)
 
 
-def upsample(strip: Strip, conv: nn.Conv2d, span: Span) -> Strip:
-    """Each cell doubled both ways, then a 3x3 convolution; `span` is of the result."""
+def upsample(strip: Strip, sampler: nn.Conv2d | PhaseUpsample, span: Span) -> Strip:
+    """Each cell doubled both ways, then a 3x3 convolution; `span` is of the result.
+
+    `sampler` is that convolution, or what it was folded into.
+    """
+    if isinstance(sampler, PhaseUpsample):
+        above, below = int(strip.top == 0), int(strip.bottom == strip.height)
+        rows, padding = strip.rows, above
+        if above != below:
+            rows, padding = F.pad(rows, (0, 0, above, below)), 0
+        out = sampler.rows(rows, padding=padding)
+        return Strip(out, 2 * (strip.top + 1 - above), 2 * strip.height)
     doubled = F.interpolate(strip.rows, scale_factor=2.0, mode="nearest")
     wide = Strip(doubled, 2 * strip.top, 2 * strip.height)
-    return convolve(wide.crop(Span(span.top - 1, span.bottom + 1)), conv)
+    return convolve(wide.crop(Span(span.top - 1, span.bottom + 1)), sampler)
 
 
 def downsample(strip: Strip, conv: nn.Conv2d, span: Span) -> Strip:

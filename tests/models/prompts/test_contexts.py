@@ -102,6 +102,7 @@ def test_guidance_asks_for_every_tile_twice_once_a_context(reading: Networks) ->
     wanted, unwanted = contexts(reading, options, "tiny", CPU)
     assert unwanted is not None
     request = step.part(0, len(step))
+    assert request.context is not None
     assert torch.equal(request.context[:1], wanted)
     assert torch.equal(request.context[tiles:][:1], unwanted)
     assert torch.equal(request.noisy[:tiles], request.noisy[tiles:])

@@ -1,0 +1,57 @@
+"""Fold for inference: what of the networks' arithmetic does not depend on the image is done once.
+
+Each fold puts modules in the place of others, in place, and gives the same results up to rounding;
+they can be applied alone or together, in any order. A folded network is for inference only: its
+state dict is no longer that of a checkpoint, and what a fold has made superfluous is dropped.
+
+    upsampling   nearest neighbours and a 3x3 convolution become one of four 2x2 kernels
+    context      keys and values of the empty prompt become constants
+    times        the time embeddings become a table that also holds the convolutions' bias
+    modulation   two convolutions and an affine become one, first convolutions are joined
+    attention    queries, keys and values come from one product
+
+New weights are computed in float64 and rounded once to the dtype of those that they replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+
+from models.folding.attention import fold_attention
+from models.folding.context import fold_context
+from models.folding.modulation import fold_modulation
+from models.folding.times import fold_times
+from models.folding.upsampling import fold_upsampling
+from models.networks.bundle import Networks
+
+__all__ = [
+    "FOLDS",
+    "fold",
+    "fold_attention",
+    "fold_context",
+    "fold_modulation",
+    "fold_times",
+    "fold_upsampling",
+]
+
+FOLDS = MappingProxyType[str, Callable[[Networks], None]](
+    {
+        "upsampling": fold_upsampling,
+        "context": fold_context,
+        "times": fold_times,
+        "modulation": fold_modulation,
+        "attention": fold_attention,
+    }
+)
+"""Each by its name."""
+
+
+def fold(networks: Networks, names: Iterable[str] = tuple(FOLDS)) -> Networks:
+    """Applies folds to networks in evaluation mode, in place, and returns the networks.
+
+    Folding again changes nothing.
+    """
+    for name in names:
+        FOLDS[name](networks)
+    return networks
