@@ -97,7 +97,7 @@ class LocalModel:
     def __init__(self, settings: Settings) -> None:
         from models.errors import ModelError
         from models.pipeline import StableSR
-        from worker.device import choose_device, choose_dtype, resources_of
+        from worker.device import choose_device, choose_dtype, compiling_of, resources_of
         from worker.errors import NotStarted
 
         self._settings = settings
@@ -105,7 +105,9 @@ class LocalModel:
             self.device = choose_device(settings.device)
             dtype = choose_dtype(settings.dtype, self.device)
             resources = resources_of(settings, jobs=1)
-            self._sr = StableSR.from_preset(settings.preset, self.device, dtype, resources)
+            self._sr = StableSR.from_preset(
+                settings.preset, self.device, dtype, resources, compiling=compiling_of(settings)
+            )
         except NotStarted as error:
             raise BadSettings(str(error)) from error
         except ModelError as error:

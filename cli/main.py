@@ -20,6 +20,7 @@ from cli.options import (
     ApiKey,
     Choices,
     ColorFixOption,
+    Compile,
     Data,
     DecodeTile,
     Eta,
@@ -180,6 +181,7 @@ def upscale(
     parallel: Parallel = None,
     tile_batch: TileBatch = None,
     decode_tile: DecodeTile = None,
+    compile_: Compile = None,
 ) -> None:
     """Upscale one image, or all images of a folder into another."""
     from cli import upscale as work
@@ -199,6 +201,7 @@ def upscale(
         preset=preset,
         tile_batch=tile_batch,
         decode_tile=decode_tile,
+        compile=compile_,
     )
     work.run(
         source,

@@ -19,6 +19,7 @@ __all__ = [
     "Choices",
     "ColorFix",
     "ColorFixOption",
+    "Compile",
     "Data",
     "DecodeTile",
     "Eta",
@@ -84,7 +85,7 @@ class FolderFormat(StrEnum):
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
 FOLDERS = "Folders"
-MEMORY = "Memory"
+MEMORY = "This machine"
 
 Source = Annotated[
     Path,
@@ -147,6 +148,15 @@ DecodeTile = Annotated[
         min=1,
         help="Rows of pixels that this machine decodes at once.",
         show_default="what memory has room for",
+        rich_help_panel=MEMORY,
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the networks on this machine: minutes at first, faster ever after.",
+        show_default="on a GPU",
         rich_help_panel=MEMORY,
     ),
 ]
@@ -253,6 +263,7 @@ class Choices:
     preset: str | None = None
     tile_batch: int | None = None
     decode_tile: int | None = None
+    compile: bool | None = None
 
     def given(self) -> dict[str, float | int | str]:
         """Only what was chosen, but for what this machine alone can be told."""
@@ -260,6 +271,11 @@ class Choices:
         chosen = {k: v for k, v in vars(self).items() if v is not None}
         return {key: value for key, value in chosen.items() if key not in host}
 
-    def host(self) -> dict[str, int | None]:
-        """How this machine's memory is used, by the names of its settings."""
-        return {"tile_batch": self.tile_batch, "decode_tile": self.decode_tile}
+    def host(self) -> dict[str, int | str | None]:
+        """How this machine is used, by the names of its settings."""
+        compiling = None if self.compile is None else "on" if self.compile else "off"
+        return {
+            "tile_batch": self.tile_batch,
+            "decode_tile": self.decode_tile,
+            "compile": compiling,
+        }

@@ -38,7 +38,9 @@ def run(
         CliError: as the way to work raises it.
     """
     if server is not None and any(value is not None for value in choices.host().values()):
-        raise BadSettings("--tile-batch and --decode-tile are for this machine, not for a server.")
+        raise BadSettings(
+            "--tile-batch, --decode-tile and --compile are for this machine, not for a server."
+        )
     if source.is_dir():
         _folder(source, target, choices, server, api_key, seeds, folders)
         return

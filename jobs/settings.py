@@ -38,9 +38,9 @@ def parse_bytes(text: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
-def _default_blob_root() -> Path:
+def _state() -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "stablesr" / "blobs"
+    return Path(state) / "stablesr"
 
 
 class Settings(BaseSettings):
@@ -56,7 +56,7 @@ class Settings(BaseSettings):
 
     redis_url: str = "redis://127.0.0.1:6379/0"
     # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
-    blob_root: Path = Field(default_factory=_default_blob_root)
+    blob_root: Path = Field(default_factory=lambda: _state() / "blobs")
     blob_url: str | None = None
 
     preset: str = "tiny"
@@ -132,6 +132,13 @@ class Settings(BaseSettings):
     memory_limit: Annotated[int, Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
     scratch: Path | None = None
+    # Network calls of fixed sizes, compiled before the first job: auto is on a GPU. What was
+    # compiled is kept in the folder, so that only the first start waits for it.
+    compile: Literal["auto", "on", "off"] = "auto"
+    compile_cache: Path = Field(default_factory=lambda: _state() / "compiled")
+    # Tiles in every network call, the missing ones being filled up: then a result does not depend,
+    # not even in its last bit, on what other jobs' tiles shared its calls.
+    fixed_batch: Annotated[int, Field(ge=1)] | None = None
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
@@ -182,7 +189,7 @@ class Settings(BaseSettings):
             raise ValueError(f"it must be one of {', '.join(PRESETS)}")
         return value
 
-    @field_validator("blob_root")
+    @field_validator("blob_root", "compile_cache")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()

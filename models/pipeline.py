@@ -18,6 +18,7 @@ from torch import Tensor
 from models.autoencoding import AutoencoderAtWork, Changes
 from models.calls import Calls
 from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
+from models.compiled import Compiling, Denoiser
 from models.config import ModelConfig
 from models.diffusion import add_noise, make_stepper
 from models.errors import InvalidOption, NotEnoughMemory
@@ -69,6 +70,7 @@ class StableSR:
         device: where they compute.
         dtype: of their weights.
         resources: what the host gives; without `offload` decided, there is none.
+        compiling: of network calls; none, if not given.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class StableSR:
         device: torch.device,
         dtype: torch.dtype,
         resources: Resources | None = None,
+        compiling: Compiling | None = None,
     ) -> None:
         self.networks, self.preset, self.device, self.dtype = networks, preset, device, dtype
         given = resources or Resources()
@@ -85,6 +88,10 @@ class StableSR:
         self.weights = Weights.of(networks, dtype)
         self.changes = Changes()
         """Of plans, because memory ran out."""
+        # Before the residency, which notes where the weights lie.
+        self.denoiser = Denoiser(
+            networks, device, compiling or Compiling(), offloaded=self.resources.offload is True
+        )
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes)
         self.residency: Residency = (
             Offloaded(networks, device) if self.resources.offload else Resident()
@@ -99,6 +106,7 @@ class StableSR:
         resources: Resources | None = None,
         *,
         fold: bool = True,
+        compiling: Compiling | None = None,
     ) -> StableSR:
         """Loads a preset's weights, and folds them for inference unless told not to.
 
@@ -108,7 +116,9 @@ class StableSR:
         """
         preset = get_preset(name)
         folder = preset_folder(preset)
-        return cls.from_folder(folder, preset, device, dtype, resources, fold=fold)
+        return cls.from_folder(
+            folder, preset, device, dtype, resources, fold=fold, compiling=compiling
+        )
 
     @classmethod
     def from_folder(
@@ -120,6 +130,7 @@ class StableSR:
         resources: Resources | None = None,
         *,
         fold: bool = True,
+        compiling: Compiling | None = None,
     ) -> StableSR:
         """Loads weights from a folder; the preset says how to sample with them."""
         device = torch.device(device)
@@ -129,7 +140,8 @@ class StableSR:
             given = replace(given, offload=_offload(empty, preset, device, dtype, given))
         place = torch.device("cpu") if given.offload else device
         networks = load_folder(folder, place, dtype)
-        return cls(folded(networks) if fold else networks, preset, device, dtype, given)
+        networks = folded(networks) if fold else networks
+        return cls(networks, preset, device, dtype, given, compiling)
 
     @classmethod
     def with_random_weights(
@@ -141,12 +153,14 @@ class StableSR:
         resources: Resources | None = None,
         *,
         fold: bool = True,
+        compiling: Compiling | None = None,
     ) -> StableSR:
         """Full-size networks without a checkpoint, for benchmarks."""
         device = torch.device(device)
         place = torch.device("cpu") if resources and resources.offload else device
         networks = random_networks(config, place, dtype)
-        return cls(folded(networks) if fold else networks, preset, device, dtype, resources)
+        networks = folded(networks) if fold else networks
+        return cls(networks, preset, device, dtype, resources, compiling)
 
     def plan(self, height: int, width: int, options: Options, held: Memory = _NOTHING) -> Plan:
         """How an image of these sides (px) would go now, with what memory is free now.
@@ -186,9 +200,15 @@ class StableSR:
         """
         given = self.resources
         side = 2 * self.preset.native  # has more tiles than a call
-        if given.tile_batch is not None:
-            return given.tile_batch
-        return self._plan(side, side, Options(scale=1), _NOTHING, given).tile_batch
+        tiles = given.tile_batch
+        if tiles is None:
+            tiles = self._plan(side, side, Options(scale=1), _NOTHING, given).tile_batch
+        return self.denoiser.room(tiles)
+
+    def warm(self) -> None:
+        """Compiles network calls of every size before the first image comes, if any are to be."""
+        if self.denoiser.wanted:
+            self.denoiser.warm(self.tile_batch, self.preset.tile)
 
     def _pieces_now(self, prepared: Prepared, options: Options) -> Pieces:
         """For decoding: what was free when the image was encoded may be another's now."""
@@ -293,12 +313,12 @@ class StableSR:
         """
         timesteps = [r.timestep for r in requests for _ in range(len(r))]
         with self.residency.holding("denoiser", poll):
-            out = self.networks.predict(
+            out = self.denoiser(
                 torch.cat([r.noisy for r in requests]).to(self.dtype),
                 torch.cat([r.lr for r in requests]).to(self.dtype),
                 timesteps,
                 self._contexts(requests),
-            ).float()
+            )
         return list(torch.split(out, [len(r) for r in requests]))
 
     def _contexts(self, requests: Sequence[StepRequest]) -> Tensor | None:
@@ -397,7 +417,8 @@ class StableSR:
                     tell(Progress("denoise", begun, requests[0].steps))
                 return self.predict(requests)
 
-            calls = Calls(predict, prepared.plan.tile_batch, self.changes)
+            room = self.denoiser.room(prepared.plan.tile_batch)
+            calls = Calls(predict, room, self.changes)
             samplers = [self.sample(prepared, replace(options, seed=seed)) for seed in seeds]
             for latent in drive_all(samplers, calls, max_tiles=calls.limit):
                 tell(Progress("decode", 0, 1))

@@ -2,8 +2,8 @@
 
 DIR, by default `tests/golden`, is laid out like that folder: arrays, inputs and inventories;
 weights and inputs are drawn by the rules of its README and enter the networks through the same
-key mapping as the released files, and with --fold are folded for inference. Prints one line an array and exits 1 when any is above the
-tolerance.
+key mapping as the released files; --fold folds them for inference. Prints one line an array and
+exits 1 when any is above the tolerance.
 """
 
 from __future__ import annotations

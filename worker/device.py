@@ -7,10 +7,18 @@ import resource
 import torch
 
 from jobs.settings import Settings
+from models.compiled import Compiling
 from models.plan import Resources
 from worker.errors import NotStarted
 
-__all__ = ["choose_device", "choose_dtype", "memory_in_use", "named_device", "resources_of"]
+__all__ = [
+    "choose_device",
+    "choose_dtype",
+    "compiling_of",
+    "memory_in_use",
+    "named_device",
+    "resources_of",
+]
 
 
 def choose_device(name: str) -> torch.device:
@@ -68,6 +76,11 @@ def resources_of(settings: Settings, *, jobs: int) -> Resources:
         scratch=settings.scratch,
         shared=jobs > 1,
     )
+
+
+def compiling_of(settings: Settings) -> Compiling:
+    """Whether and how the settings have network calls compiled."""
+    return Compiling(settings.compile, settings.compile_cache, settings.fixed_batch)
 
 
 def memory_in_use(device: str) -> dict[str, int]:

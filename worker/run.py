@@ -16,7 +16,7 @@ from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.errors import CheckpointError, ModelError, WeightsNotFound
 from models.pipeline import StableSR
-from worker.device import choose_device, choose_dtype, resources_of
+from worker.device import choose_device, choose_dtype, compiling_of, resources_of
 from worker.errors import NotStarted
 from worker.model import Upscaler
 from worker.stand_in import StandIn
@@ -43,7 +43,12 @@ def _serve(settings: Settings, stand_in: StandIn | None = None) -> int:
 
     def load() -> Upscaler:
         resources = resources_of(settings, jobs=settings.slots)
-        return StableSR.from_preset(settings.preset, device, dtype, resources)
+        sr = StableSR.from_preset(
+            settings.preset, device, dtype, resources, compiling=compiling_of(settings)
+        )
+        # Here, where no watchdog takes minutes of compiling for a device that hangs.
+        sr.warm()
+        return sr
 
     try:
         return Supervisor(settings, load, device=str(device), stand_in=stand_in).run()

@@ -54,8 +54,11 @@ class Networks(nn.Module):
         noisy, lr (n, c, h, w); timesteps n numbers; context (n, tokens, width), None is the empty
         prompt's -> (n, c, h, w).
         """
+        return self.denoise(noisy, lr, torch.tensor(timesteps, device=noisy.device), context)
+
+    def denoise(self, noisy: Tensor, lr: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """`predict` with the timesteps as a tensor (n,) on the device."""
         if context is None and not self.unet.knows_context:
             context = self.context.to(noisy.device).expand(len(noisy), -1, -1)
-        t = torch.tensor(timesteps, device=noisy.device)
         out: Tensor = self.unet(noisy, t, context, self.encoder(lr, t))
         return out
