@@ -1,9 +1,15 @@
 """Seconds per tile and step: encoder and UNet on one batch of tiles.
 
     python -m benchmarks.step --preset stablesr-512 --weights random
+    python -m benchmarks.step --preset stablesr-512 --weights random --compare eager
 
-Every precision runs in a process of its own, so that its peak memory is its own. The ratio is
-of medians from one invocation; the processes run one after the other.
+Every way of computing runs in a process of its own, so that its peak memory is its own. The ratio
+is of medians from one invocation; the processes run one after the other. Beside wall-clock seconds
+stand the processor's, divided by the threads: on a machine that others use as well they say more
+(start it with OMP_WAIT_POLICY=PASSIVE, or threads that wait are counted too).
+
+`--compare eager` is the optimised call, folded and compiled, against the same networks without
+either, in float32 and with float32 weights under bfloat16 autocast, at batch 1 and 4.
 """
 
 from __future__ import annotations
@@ -13,11 +19,14 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
 
 from benchmarks.machine import describe, peak_memory, synchronize
+from models.compiled import Compiling, Mode
 from models.config import ModelConfig
 from models.pipeline import StableSR
 from models.presets import PRESETS, Preset
@@ -27,13 +36,32 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Task:
-    """One precision at one batch size."""
+class Way:
+    """How a call is computed."""
 
+    name: str
+    dtype: str
+    """Of the weights"""
+    fold: bool = True
+    compile: Mode = "off"
+    autocast: bool = False
+    """Whether what can be is computed in bfloat16 all the same"""
+
+
+EAGER = (
+    Way("eager fp32", "fp32", fold=False),
+    Way("eager bf16 autocast", "fp32", fold=False, autocast=True),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way at one batch size."""
+
+    way: Way
     preset: str
     weights: str
     device: str
-    dtype: str
     batch: int
     repeats: int
     threads: int
@@ -41,14 +69,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one precision took."""
+    """What one way took."""
 
-    dtype: str
+    way: str
     batch: int
     seconds_per_tile_step: float
     """Median over the repeats of a call's seconds, divided by the batch."""
     fastest: float
     slowest: float
+    processor_seconds: float
+    """The least of the process's processor time of a call, divided by batch and threads."""
+    first_seconds: float
+    """The first call, compiling included; not in the others."""
+    eager_calls: int
+    """That were to be compiled and were not."""
     peak_memory_bytes: int
     parameters: int
     machine: str
@@ -56,37 +90,44 @@ class Measured:
 
 def load(task: Task, preset: Preset) -> StableSR:
     """The preset's weights, or networks of its size with random ones."""
-    dtype = DTYPES[task.dtype]
+    way, dtype = task.way, DTYPES[task.way.dtype]
+    compiling = Compiling(way.compile)
     if task.weights == "random":
-        return StableSR.with_random_weights(ModelConfig(), preset, task.device, dtype)
-    return StableSR.from_preset(preset.name, task.device, dtype)
+        return StableSR.with_random_weights(
+            ModelConfig(), preset, task.device, dtype, fold=way.fold, compiling=compiling
+        )
+    return StableSR.from_preset(preset.name, task.device, dtype, fold=way.fold, compiling=compiling)
 
 
 def measure(task: Task) -> Measured:
-    """Runs one precision in this process; the first call is not counted."""
+    """Runs one way in this process; the first call is not counted."""
     torch.set_num_threads(task.threads)
     preset = PRESETS[task.preset]
     sr = load(task, preset)
     channels, side = sr.networks.config.unet.in_channels, preset.tile
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randn(2, task.batch, channels, side, side, generator=generator).to(sr.device)
-    context = sr.networks.context.float().expand(task.batch, -1, -1)
-    request = StepRequest(tiles[0], tiles[1], 500, context, 0, 1)
-    taken = []
+    request = StepRequest(tiles[0], tiles[1], 500, None, 0, 1)
+    taken, worked = [], []
     for _ in range(task.repeats + 1):
         synchronize(sr.device)
-        began = time.perf_counter()
-        sr.predict([request])
+        began, busy = time.perf_counter(), time.process_time()
+        with torch.autocast(sr.device.type, torch.bfloat16) if task.way.autocast else nullcontext():
+            sr.predict([request])
         synchronize(sr.device)
         taken.append((time.perf_counter() - began) / task.batch)
+        worked.append((time.process_time() - busy) / task.batch / task.threads)
     counted = taken[1:]
     networks = (sr.networks.unet, sr.networks.encoder)
     return Measured(
-        dtype=task.dtype,
+        way=task.way.name,
         batch=task.batch,
         seconds_per_tile_step=statistics.median(counted),
         fastest=min(counted),
         slowest=max(counted),
+        processor_seconds=min(worked[1:]),
+        first_seconds=taken[0] * task.batch,
+        eager_calls=sum(sr.denoiser.eager_calls.values()),
         peak_memory_bytes=peak_memory(sr.device),
         parameters=sum(p.numel() for n in networks for p in n.parameters()),
         machine=describe(sr.device),
@@ -94,21 +135,33 @@ def measure(task: Task) -> Measured:
 
 
 def table(results: list[Measured], preset: Preset) -> str:
-    """The results for a person, ratios against the first precision."""
+    """The results for a person, ratios against the first way at the same batch."""
     first = results[0]
     lines = [
         first.machine,
         f"{preset.name}: one {preset.tile} x {preset.tile} tile and step, encoder and UNet, "
-        f"{first.parameters / 1e6:.0f} M parameters, batch {first.batch}",
-        f"{'':6}{'median s':>10}{'min s':>9}{'max s':>9}{'ratio':>8}{'peak GB':>9}",
+        f"{first.parameters / 1e6:.0f} M parameters",
+        f"{'':24}{'batch':>6}{'median s':>10}{'min s':>9}{'max s':>9}{'ratio':>7}"
+        f"{'CPU s':>8}{'ratio':>7}{'first s':>9}{'peak GB':>9}",
     ]
+    against: dict[int, Measured] = {}
     for r in results:
-        ratio = first.seconds_per_tile_step / r.seconds_per_tile_step
+        base = against.setdefault(r.batch, r)
         lines.append(
-            f"{r.dtype:6}{r.seconds_per_tile_step:10.3f}{r.fastest:9.3f}{r.slowest:9.3f}"
-            f"{ratio:8.2f}{r.peak_memory_bytes / 1e9:9.2f}"
+            f"{r.way:24}{r.batch:6}{r.seconds_per_tile_step:10.3f}{r.fastest:9.3f}{r.slowest:9.3f}"
+            f"{base.seconds_per_tile_step / r.seconds_per_tile_step:7.2f}"
+            f"{r.processor_seconds:8.2f}{base.processor_seconds / r.processor_seconds:7.2f}"
+            f"{r.first_seconds:9.1f}{r.peak_memory_bytes / 1e9:9.2f}"
+            + (f"  {r.eager_calls} calls not compiled" if r.eager_calls else "")
         )
     return "\n".join(lines)
+
+
+def ways(dtypes: Iterable[str], compile_: Mode, *, compare: bool) -> list[Way]:
+    """What is measured, what the others are measured against first."""
+    if not compare:
+        return [Way(dtype, dtype, compile=compile_) for dtype in dtypes]
+    return [*EAGER, *(Way(f"optimised {dtype}", dtype, compile=compile_) for dtype in dtypes)]
 
 
 def main() -> None:
@@ -117,19 +170,24 @@ def main() -> None:
     parser.add_argument("--weights", choices=("random", "preset"), default="random")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=["fp32", "bf16"])
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--compare", choices=("eager",), help="against the plain networks")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), help="on where it compares")
+    parser.add_argument("--batch", nargs="+", type=int, help="1, or 1 4 where it compares")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     a = parser.parse_args()
     if a.preset == "tiny" and a.weights == "random":
         parser.error("tiny comes with its weights: use --weights preset.")
+    compare = a.compare is not None
+    compile_: Mode = a.compile or ("on" if compare else "off")
     context = multiprocessing.get_context("spawn")
     results = []
-    for dtype in a.dtypes:
-        task = Task(a.preset, a.weights, a.device, dtype, a.batch, a.repeats, a.threads)
-        with context.Pool(1) as pool:
-            results.append(pool.apply(measure, (task,)))
+    for batch in a.batch or ([1, 4] if compare else [1]):
+        for way in ways(a.dtypes, compile_, compare=compare):
+            task = Task(way, a.preset, a.weights, a.device, batch, a.repeats, a.threads)
+            with context.Pool(1) as pool:
+                results.append(pool.apply(measure, (task,)))
     if a.json:
         print(json.dumps([asdict(r) for r in results], indent=2))
     else:

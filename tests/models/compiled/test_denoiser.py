@@ -1,0 +1,221 @@
+"""Network calls in buckets; that they are whole graphs, that what fails is said, and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.checkpoints.folder import random_networks
+from models.compiled import Compiling, Denoiser, bucket_of, padded, room
+from models.errors import InvalidOption
+from models.folding import fold
+from models.networks.bundle import Networks
+from models.pipeline import StableSR
+from models.plan import Resources
+from models.sampling import StepRequest
+from tests.models import narrow
+from tests.models.folding import small
+
+CPU = torch.device("cpu")
+ON = Compiling("on")
+Run = Callable[..., Tensor]
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return fold(small.made(torch.float32))
+
+
+class Compiler:
+    """Stands for torch.compile, which takes minutes: notes the sizes that are called."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.made: list[str] = []
+        self.sizes: list[int] = []
+
+    def __call__(self, run: Run, **options: Any) -> Run:
+        assert options["fullgraph"]
+        assert options["dynamic"] is False
+        self.made.append(run.__code__.co_name)
+
+        def compiled(noisy: Tensor, lr: Tensor, t: Tensor) -> Tensor:
+            self.sizes.append(len(noisy))
+            if self.error is not None:
+                raise self.error
+            assert len(lr) == len(t) == len(noisy)
+            return run(noisy, lr, t)
+
+        return compiled
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    found = Compiler()
+    monkeypatch.setattr(torch, "compile", found)
+    return found
+
+
+def tiles(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    noisy, lr = torch.randn(2, n, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return noisy, lr
+
+
+def plain(networks: Networks, n: int) -> Tensor:
+    with torch.inference_mode():
+        return networks.predict(*tiles(n), list(range(n)), None)
+
+
+def test_a_call_goes_into_the_smallest_bucket_that_holds_it() -> None:
+    assert [bucket_of(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 16]
+    assert [room(n) for n in (1, 2, 3, 4, 7, 8, 9)] == [1, 2, 2, 4, 4, 8, 8]
+    tile = torch.arange(6.0).view(3, 2)
+    assert torch.equal(padded(tile, 5), torch.cat([tile, tile[2:], tile[2:]]))
+    assert padded(tile, 3) is tile
+
+
+def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
+    networks: Networks, compiler: Compiler
+) -> None:
+    denoiser = Denoiser(networks, CPU, ON, offloaded=False)
+    for n in (1, 3, 4, 2, 3):
+        out = denoiser(*tiles(n), list(range(n)), None)
+        torch.testing.assert_close(out, plain(networks, n), rtol=1e-4, atol=1e-5)
+    assert compiler.sizes == [1, 4, 4, 2, 4]
+    assert compiler.made == ["denoise_1", "denoise_4", "denoise_2"]
+    assert not denoiser.eager_calls
+
+
+def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    networks = fold(random_networks(narrow.CONFIG, CPU, torch.float32))
+    graphs = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Run:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compile_ = torch.compile
+
+    def traced(run: Run, **options: Any) -> Run:
+        return compile_(run, backend=backend, fullgraph=True, dynamic=False)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    denoiser = Denoiser(networks, CPU, ON, offloaded=False)
+    for timesteps in ([7, 7], [0, 999]):
+        out = denoiser(*tiles(2), timesteps, None)
+        with torch.inference_mode():
+            right = networks.predict(*tiles(2), timesteps, None)
+        torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)
+    assert graphs == 1
+    assert not denoiser.eager_calls
+
+
+def test_what_cannot_be_compiled_is_computed_said_and_counted(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Compiler(RuntimeError("no working C++ compiler found"))
+    monkeypatch.setattr(torch, "compile", compiler)
+    denoiser = Denoiser(networks, CPU, ON, offloaded=False)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            out = denoiser(*tiles(2), [0, 1], None)
+            torch.testing.assert_close(out, plain(networks, 2), rtol=1e-4, atol=1e-5)
+    assert compiler.sizes == [2]  # it is not tried again
+    assert denoiser.eager_calls == {"failure": 3}
+    [said] = caplog.messages
+    assert "calls of 2 tiles could not be compiled" in said
+    assert "no working C++ compiler found" in said
+
+
+def test_a_call_that_runs_out_of_memory_is_not_taken_for_one_that_cannot_be_compiled(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = Compiler(torch.OutOfMemoryError("CUDA out of memory"))
+    monkeypatch.setattr(torch, "compile", compiler)
+    denoiser = Denoiser(networks, CPU, ON, offloaded=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        denoiser(*tiles(4), [0] * 4, None)
+    compiler.error = None
+    denoiser(*tiles(4), [0] * 4, None)
+    assert not denoiser.eager_calls
+
+
+def test_tiles_with_a_prompt_and_networks_that_move_are_computed_eagerly_and_counted(
+    networks: Networks, compiler: Compiler, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = torch.randn(1, 3, 12)
+    denoiser = Denoiser(networks, CPU, ON, offloaded=False)
+    for _ in range(2):
+        denoiser(*tiles(1), [5], context)
+    moving = Denoiser(networks, CPU, ON, offloaded=True)
+    moving.warm(4, 8)
+    moving(*tiles(1), [5], None)
+    assert compiler.sizes == []
+    assert denoiser.eager_calls == {"prompt": 2}
+    assert moving.eager_calls == {"offload": 1}
+    assert [text.split(":")[0] for text in caplog.messages] == ["calls are not compiled"] * 2
+
+
+def test_every_bucket_up_to_the_room_there_is_is_warmed(
+    networks: Networks, compiler: Compiler
+) -> None:
+    Denoiser(networks, CPU, ON, offloaded=False).warm(6, 8)
+    Denoiser(networks, CPU, Compiling("on", fixed_batch=3), offloaded=False).warm(6, 8)
+    Denoiser(networks, CPU, Compiling("off"), offloaded=False).warm(6, 8)
+    assert compiler.sizes == [1, 2, 4, 3]
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_with_a_fixed_batch_a_tile_does_not_depend_on_what_else_is_in_its_call(
+    networks: Networks, compiler: Compiler, mode: Any
+) -> None:
+    denoiser = Denoiser(networks, CPU, Compiling(mode, fixed_batch=4), offloaded=False)
+    noisy, lr = tiles(6)
+    times = [3, 500, 999, 40, 8, 77]
+    together = denoiser(noisy, lr, times, None)
+    for i in range(6):
+        alone = denoiser(noisy[i : i + 1], lr[i : i + 1], times[i : i + 1], None)
+        assert torch.equal(alone[0], together[i])
+    assert set(compiler.sizes) <= {4}
+    assert denoiser.room(64) == 4
+
+
+def test_a_pipeline_asks_for_calls_that_fill_a_bucket(compiler: Compiler) -> None:
+    for compiling, tile_batch in ((ON, 4), (Compiling("off"), 6), (Compiling("off", None, 5), 5)):
+        sr = StableSR.with_random_weights(
+            narrow.CONFIG, narrow.PRESET, resources=Resources(tile_batch=6), compiling=compiling
+        )
+        assert sr.tile_batch == tile_batch
+    noisy, lr = tiles(3)
+    sr = StableSR.with_random_weights(narrow.CONFIG, narrow.PRESET, compiling=ON)
+    [out] = sr.predict([StepRequest(noisy, lr, 9, None, 0, 1)])
+    assert out.shape == noisy.shape
+    assert compiler.sizes == [4]
+
+
+def test_the_cache_lies_where_it_was_asked_for(
+    networks: Networks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    Denoiser(networks, CPU, Compiling("on", tmp_path / "c"), offloaded=False)
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    assert cache_dir() == str(tmp_path / "c")
+
+
+def test_auto_compiles_on_a_gpu_only() -> None:
+    auto = Compiling("auto")
+    assert auto.wanted(torch.device("cuda:1"))
+    assert not auto.wanted(CPU)
+    assert not Compiling("off").wanted(torch.device("cuda"))
+    with pytest.raises(InvalidOption, match="fixed_batch is 0"):
+        Compiling(fixed_batch=0)
