@@ -12,6 +12,7 @@ upsamplers alone: nearest neighbours and a convolution, four phases, a transpose
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -38,7 +39,7 @@ SMALL = ModelConfig(
     context_tokens=7,
 )
 # Channels and side of the map that is doubled: UNet, then decoder.
-UPSAMPLERS = ((1280, 8), (1280, 16), (640, 32), (512, 64), (512, 128), (256, 256))
+UPSAMPLERS = ((1280, 8), (1280, 16), (640, 32), (512, 64), (256, 128))
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,11 @@ def folds(a: argparse.Namespace) -> list[Measured]:
     """Each fold alone, then all."""
     device, dtype = torch.device(a.device), getattr(torch, a.dtype)
     config = ModelConfig()
+    plain = random_networks(config, device, dtype)
+    tiles = noise(config, a.batch, a.side, plain.context)
     results = []
     for names in [[name] for name in FOLDS] + [list(FOLDS)]:
-        plain, folded = (random_networks(config, device, dtype) for _ in range(2))
-        fold(folded, names)
-        tiles = noise(config, a.batch, a.side, plain.context)
+        folded = fold(copy.deepcopy(plain), names)
         calls: list[Callable[[], object]] = [prediction(plain, tiles), prediction(folded, tiles)]
         base, times = timed(calls, device, a.repeats)
         name = names[0] if len(names) == 1 else "all"
@@ -136,7 +137,7 @@ def upsamplers(a: argparse.Namespace) -> list[Measured]:
         conv = layer.conv
         assert isinstance(conv, nn.Conv2d)
         kernel = transposed(conv.weight)
-        x = torch.randn(1, channels, side, side, dtype=torch.float64, device=device)
+        x = torch.randn(1, channels, 4, 5, dtype=torch.float64, device=device)
         right, made = layer(x), PhaseUpsample(conv)
         errors = [
             float((ours - right).norm() / right.norm())
@@ -147,6 +148,7 @@ def upsamplers(a: argparse.Namespace) -> list[Measured]:
             for parameter in part.parameters():
                 if parameter.ndim == 4:
                     parameter.data = parameter.contiguous(memory_format=torch.channels_last)
+        x = torch.randn(1, channels, side, side, device=device)
         x, kernel = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (x, kernel))
         calls: list[Callable[[], object]] = [
             lambda x=x, layer=layer: layer(x),

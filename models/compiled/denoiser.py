@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FunctionType
 from typing import Any, cast
 
@@ -67,8 +68,7 @@ class Denoiser:
         )
         if self.wanted:
             if compiling.cache is not None:
-                compiling.cache.mkdir(parents=True, exist_ok=True)
-                os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiling.cache)
+                _keep_in(compiling.cache)
             for part in (networks.unet, networks.encoder):
                 channels_last(part)
 
@@ -200,6 +200,20 @@ def channels_last(part: nn.Module) -> None:
     for parameter in part.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _keep_in(folder: Path) -> None:
+    """Has torch keep what it compiles there, instead of where the system's temporary files are."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning(
+            "what is compiled cannot be kept in %s (%s): the next start compiles again",
+            folder,
+            error.strerror,
+        )
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def _callable(networks: Networks, device: torch.device, size: int) -> _Run:

@@ -62,10 +62,11 @@ def test_what_cannot_be_planned_is_said_in_one_sentence(
     assert sentence in result.output.replace("\n", " ")
 
 
-def test_how_this_machines_memory_is_used_is_no_servers_business(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [["--decode-tile", "8"], ["--compile"], ["--no-compile"]])
+def test_how_this_machine_is_used_is_no_servers_business(tmp_path: Path, option: list[str]) -> None:
     (tmp_path / "in.png").write_bytes(b"")
     files = [str(tmp_path / "in.png"), str(tmp_path / "out.png")]
-    options = ["--server", "http://127.0.0.1:1", "--decode-tile", "8"]
+    options = ["--server", "http://127.0.0.1:1", *option]
     result = runner.invoke(app, ["upscale", *files, *options], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "for this machine, not for a server" in result.output

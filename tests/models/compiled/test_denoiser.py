@@ -212,6 +212,15 @@ def test_the_cache_lies_where_it_was_asked_for(
     assert cache_dir() == str(tmp_path / "c")
 
 
+def test_a_cache_that_cannot_be_made_is_said(
+    networks: Networks, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    Denoiser(networks, CPU, Compiling("on", tmp_path / "file" / "c"), offloaded=False)
+    [said] = caplog.messages
+    assert "the next start compiles again" in said
+
+
 def test_auto_compiles_on_a_gpu_only() -> None:
     auto = Compiling("auto")
     assert auto.wanted(torch.device("cuda:1"))
