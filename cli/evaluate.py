@@ -204,7 +204,8 @@ def figures(
     from models.evaluation.figures import run
 
     with _refusals():
-        sr = _model(load(preset=preset, device=device))
+        # A folded network has no modulation of its own to look at.
+        sr = _model(load(preset=preset, device=device), fold=False)
         run.draw(
             sr,
             hr,
@@ -216,7 +217,7 @@ def figures(
         )
 
 
-def _model(settings: Settings) -> StableSR:
+def _model(settings: Settings, *, fold: bool = True) -> StableSR:
     from models.pipeline import StableSR
     from worker.device import choose_device, choose_dtype, resources_of
     from worker.errors import NotStarted
@@ -226,7 +227,8 @@ def _model(settings: Settings) -> StableSR:
     except NotStarted as error:
         raise BadSettings(str(error)) from error
     dtype = choose_dtype(settings.dtype, device)
-    return StableSR.from_preset(settings.preset, device, dtype, resources_of(settings, jobs=1))
+    resources = resources_of(settings, jobs=1)
+    return StableSR.from_preset(settings.preset, device, dtype, resources, fold=fold)
 
 
 class _refusals:

@@ -317,11 +317,11 @@ class StableSR:
                 torch.cat([r.noisy for r in requests]).to(self.dtype),
                 torch.cat([r.lr for r in requests]).to(self.dtype),
                 timesteps,
-                self._contexts(requests),
+                self.contexts(requests),
             )
         return list(torch.split(out, [len(r) for r in requests]))
 
-    def _contexts(self, requests: Sequence[StepRequest]) -> Tensor | None:
+    def contexts(self, requests: Sequence[StepRequest]) -> Tensor | None:
         """Of all tiles; None if every one has the empty prompt's."""
         if all(r.context is None for r in requests):
             return None

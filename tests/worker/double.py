@@ -80,10 +80,14 @@ class Double:
         self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
     ) -> list[Tensor]:
         time.sleep(self._step_s)
-        for request in requests:
-            if request.step >= TROUBLE_STEP:
-                self._trouble(int(request.context[0, 0, 0]))
-        return [torch.sin(r.noisy + r.lr * r.timestep + r.context[:, :, None]) for r in requests]
+        return [self._predicted(request) for request in requests]
+
+    def _predicted(self, request: StepRequest) -> Tensor:
+        assert request.context is not None  # `sample` gives one
+        if request.step >= TROUBLE_STEP:
+            self._trouble(int(request.context[0, 0, 0]))
+        moved = request.noisy + request.lr * request.timestep
+        return torch.sin(moved + request.context[:, :, None])
 
     def rows(
         self, prepared: Prepared, latent: Tensor, options: Options, tell: Callable[[float], None]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from models.diffusion import add_noise, alphas_cumprod
+from models.evaluation.figures.variants import modulations
 from models.evaluation.methods import Predict
 from models.networks.modulation import FeatureModulation
 from models.networks.unet import ModulatedUNet
@@ -95,10 +96,9 @@ def _observed(unet: ModulatedUNet, side: int) -> Iterator[dict[int, list[float]]
         seen[side // int(out.shape[-1])].append(cosine)
 
     try:
-        for module in unet.modules():
-            if isinstance(module, FeatureModulation):
-                handles.append(module.norm.register_forward_hook(before))
-                handles.append(module.register_forward_hook(after))
+        for module in modulations(unet):
+            handles.append(module.norm.register_forward_hook(before))
+            handles.append(module.register_forward_hook(after))
         yield seen
     finally:
         for handle in handles:

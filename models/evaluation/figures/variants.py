@@ -20,7 +20,7 @@ from models.networks.unet import ModulatedUNet
 from models.pipeline import StableSR
 from models.sampling import StepRequest
 
-__all__ = ["encoder_at", "with_tile", "without_modulation"]
+__all__ = ["encoder_at", "modulations", "with_tile", "without_modulation"]
 
 
 def encoder_at(sr: StableSR, timestep: int) -> Predict:
@@ -35,11 +35,20 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
             lr = torch.cat([r.lr for r in requests]).to(sr.dtype)
             features = sr.networks.encoder(lr, told)
             noisy = torch.cat([r.noisy for r in requests]).to(sr.dtype)
-            context = torch.cat([r.context for r in requests]).to(sr.dtype)
+            context = sr.contexts(requests)
+            if context is None:
+                context = sr.networks.context.expand(len(true), -1, -1)
             out: Tensor = sr.networks.unet(noisy, true.to(sr.device), context, features)
         return list(torch.split(out.float(), sizes))
 
     return predict
+
+
+def modulations(unet: ModulatedUNet) -> list[FeatureModulation]:
+    """Of every residual block; a folded network (`models.folding`) has none to look at."""
+    found = [module for module in unet.modules() if isinstance(module, FeatureModulation)]
+    assert found, "the networks are folded: load them with fold=False"
+    return found
 
 
 @contextmanager
@@ -53,9 +62,8 @@ def without_modulation(unet: ModulatedUNet) -> Iterator[None]:
 
     handles: list[RemovableHandle] = []
     try:
-        for module in unet.modules():
-            if isinstance(module, FeatureModulation):
-                handles.append(module.register_forward_hook(plain))
+        for module in modulations(unet):
+            handles.append(module.register_forward_hook(plain))
         yield
     finally:
         for handle in handles:
