@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from models.arithmetic import arithmetic
 from models.memory import free_memory, is_out_of_memory, trim
 from models.networks.bundle import Networks
 from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, TapMaps, decode, encode
@@ -153,7 +154,8 @@ class AutoencoderAtWork:
         """What `run` gives, and with which pieces it did."""
         while True:
             try:
-                return run(pieces), pieces
+                with arithmetic(self._device, self._dtype):
+                    return run(pieces), pieces
             except (MemoryError, RuntimeError) as error:
                 after = further(pieces, self._device, free_memory(self._device, pieces.scratch))
                 if not is_out_of_memory(error) or after is None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from models.arithmetic import is_widened
 from models.config import ModelConfig, UNetConfig
 from models.geometry import canvas_size, output_size, padded_size
 from models.memory import Memory
@@ -182,8 +183,13 @@ class Estimate:
             self.dtype,
             decode=decode,
             fusion=self.fusion if fusion is None else fusion,
+            widened=self._widened,
         )
         return self._sum(counted, Memory(_KERNELS * self.unified, 0, 0))
+
+    @property
+    def _widened(self) -> bool:
+        return self.unified and is_widened(torch.device("cpu"), self.dtype)
 
     def _taps(self, pieces: Pieces) -> Memory:
         """Of the encoder's features between encode and decode, where they are kept."""
@@ -199,8 +205,13 @@ class Estimate:
     def _call(self, tiles: int, height: int, width: int) -> int:
         """Of a network call for tiles of these sides (cells), weights aside."""
         tile = tile_bytes(self.config.unet, height, width, self.dtype)
+        item = self.dtype.itemsize
+        if self._widened:
+            # What one layer reads and makes, once more in float32: at most a third of all.
+            tile += tile_bytes(self.config.unet, height, width, torch.float32) // 3
+            item = 5 * _FLOAT // 4
         # The processor's convolutions rearrange their weights for themselves at every call.
-        kernels = max(_KERNELS, 4 * _largest(self.config.unet) * self.dtype.itemsize)
+        kernels = max(_KERNELS, 4 * _largest(self.config.unet) * item)
         return tiles * tile + kernels * self.unified
 
     def _sum(self, *parts: Memory) -> Memory:

@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from models.arithmetic import arithmetic
 from models.compiled.buckets import bucket_of, buckets, padded, room
 from models.compiled.compiling import Compiling
 from models.memory import is_out_of_memory
@@ -124,7 +125,8 @@ class Denoiser:
         if reason is not None:
             self.eager_calls[reason] += 1
         context = None if context is None else padded(context, size)
-        return self._networks.predict(noisy, lr, times, context)[:tiles].float()
+        with arithmetic(self._device, noisy.dtype):
+            return self._networks.predict(noisy, lr, times, context)[:tiles].float()
 
     def _reason(self, context: Tensor | None) -> str | None:
         """Why a call that was to be compiled is not."""

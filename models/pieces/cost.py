@@ -37,6 +37,8 @@ class Cost:
     """Bytes of the feature maps that are held at once, at most."""
     working: int
     """Bytes of strips and what layers make of them, at most; on the device."""
+    copies: int
+    """Bytes more where products are computed in float32 copies (`models.arithmetic`)."""
 
 
 class _Rehearsal(Executor):
@@ -45,7 +47,7 @@ class _Rehearsal(Executor):
     def __init__(self, pieces: Pieces, dtype: torch.dtype) -> None:
         store = MapStore("device", _META, dtype, pieces.rows, None)
         super().__init__(store, pieces.rows, 0, Callbacks())
-        self.flops = self.held = self.working = 0
+        self.flops = self.held = self.working = self.copies = 0
         self._live: list[FeatureMap] = []
 
     def hold(self, channels: int, height: int, width: int) -> FeatureMap:
@@ -87,10 +89,11 @@ class _Rehearsal(Executor):
         )
         working = elements * self.store.itemsize + widened + step.resident
         self.working = max(self.working, working)
+        self.copies = max(self.copies, elements * torch.float32.itemsize)
 
     @property
     def cost(self) -> Cost:
-        return Cost(self.flops, self.held, self.working)
+        return Cost(self.flops, self.held, self.working, self.copies)
 
 
 @lru_cache
@@ -181,9 +184,11 @@ def peak_bytes(
     decode: bool,
     fusion: bool,
     free_taps: bool = False,
+    widened: bool = False,
 ) -> Memory:
     """Held at most while an image of these sides (px) is encoded or decoded.
 
+    `widened`: whether products are computed in float32 copies (`models.arithmetic`).
     Includes the taps, where there is fusion, and the decoded image. The weights and the image
     that is encoded are the caller's. Where the device is the processor, add device and host.
     """
@@ -191,11 +196,12 @@ def peak_bytes(
         config, height, width, pieces, dtype, decode=decode, fusion=fusion, free_taps=free_taps
     )
     image = 3 * height * width * torch.float32.itemsize if decode else 0
+    working = cost.working + cost.copies * widened
     if pieces.keep == "device":
-        return Memory(cost.maps + cost.working, image, 0)
+        return Memory(cost.maps + working, image, 0)
     if pieces.keep == "host":
-        return Memory(cost.working, cost.maps + image, 0)
-    return Memory(cost.working, image, cost.maps)
+        return Memory(working, cost.maps + image, 0)
+    return Memory(working, image, cost.maps)
 
 
 def _cost(
