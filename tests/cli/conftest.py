@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from PIL import Image
 
 from cli.folder import run as folder_run
 from tests.cli.folders import StubModel
 from tests.scripted_server import Script, serve
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """A command that runs in this process sets up its logging; the next test has none of it."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(False)
+    root.setLevel(level)
+    root.handlers = handlers
 
 
 @pytest.fixture
