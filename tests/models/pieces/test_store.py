@@ -26,6 +26,7 @@ def test_what_is_written_in_strips_is_read_across_them(keep: Keep, tmp_path: Pat
         kept = store.new(3, 70, 5, normalized=True)
         for top in range(0, 70, 9):
             kept.write(top, x[:, :, top : top + 9])
+            kept.count(kept.counted(x[:, :, top : top + 9]))
         assert store.held == store.peak == x.nbytes == kept.nbytes
         for top, bottom in ((0, 70), (0, 1), (3, 5), (8, 70), (69, 70)):
             assert torch.equal(kept.read(top, bottom), x[:, :, top:bottom])
