@@ -155,8 +155,8 @@ Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile the networks on this machine: minutes at first, faster ever after.",
-        show_default="on a GPU",
+        help="Compile the networks on this machine, which takes minutes at first.",
+        show_default="no",
         rich_help_panel=MEMORY,
     ),
 ]

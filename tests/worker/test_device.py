@@ -31,7 +31,7 @@ def test_what_the_settings_decide_of_compiling_reaches_the_network_calls(tmp_pat
     settings = Settings(compile="on", compile_cache=tmp_path, fixed_batch=3)
     assert compiling_of(settings) == Compiling("on", tmp_path, 3)
     given = compiling_of(Settings())
-    assert (given.mode, given.fixed_batch) == ("auto", None)
+    assert (given.mode, given.fixed_batch) == ("off", None)
     assert given.cache is not None
     assert given.cache.name == "compiled"
 
