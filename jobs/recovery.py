@@ -28,7 +28,8 @@ from .rq_job import NoDeathPenalty, TaskJob
 
 __all__ = ["Recovery"]
 
-LOCK_S = 30
+# Whoever is killed in its round holds the others up so long: a round takes milliseconds.
+LOCK_S = 5
 # A job is between the queue and its start for a few milliseconds. One that was seen there twice,
 # this far apart, was lost with its worker.
 STUCK_S = 15.0
