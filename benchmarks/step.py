@@ -142,15 +142,15 @@ def table(results: list[Measured], preset: Preset) -> str:
         f"{preset.name}: one {preset.tile} x {preset.tile} tile and step, encoder and UNet, "
         f"{first.parameters / 1e6:.0f} M parameters",
         f"{'':24}{'batch':>6}{'median s':>10}{'min s':>9}{'max s':>9}{'ratio':>7}"
-        f"{'CPU s':>8}{'ratio':>7}{'first s':>9}{'peak GB':>9}",
+        f"{'CPU s':>9}{'ratio':>7}{'first s':>9}{'peak GB':>9}",
     ]
     against: dict[int, Measured] = {}
     for r in results:
         base = against.setdefault(r.batch, r)
         lines.append(
-            f"{r.way:24}{r.batch:6}{r.seconds_per_tile_step:10.3f}{r.fastest:9.3f}{r.slowest:9.3f}"
+            f"{r.way:24}{r.batch:6}{r.seconds_per_tile_step:10.4f}{r.fastest:9.4f}{r.slowest:9.4f}"
             f"{base.seconds_per_tile_step / r.seconds_per_tile_step:7.2f}"
-            f"{r.processor_seconds:8.2f}{base.processor_seconds / r.processor_seconds:7.2f}"
+            f"{r.processor_seconds:9.4f}{base.processor_seconds / r.processor_seconds:7.2f}"
             f"{r.first_seconds:9.1f}{r.peak_memory_bytes / 1e9:9.2f}"
             + (f"  {r.eager_calls} calls not compiled" if r.eager_calls else "")
         )
@@ -188,6 +188,11 @@ def main() -> None:
             task = Task(way, a.preset, a.weights, a.device, batch, a.repeats, a.threads)
             with context.Pool(1) as pool:
                 results.append(pool.apply(measure, (task,)))
+            if not a.json:
+                print(
+                    f"{way.name}, batch {batch}: {results[-1].seconds_per_tile_step:.4f} s",
+                    flush=True,
+                )
     if a.json:
         print(json.dumps([asdict(r) for r in results], indent=2))
     else:

@@ -33,6 +33,8 @@ _LATENTS = 9
 _WITH_ATTENTION, _WITHOUT = 30, 20
 # What the processor's kernels hold for themselves, at least: measured.
 _KERNELS = 96 * 2**20
+# What cuDNN and cuBLAS take beside: up to 112 MB on an H200 (`benchmarks.memory`).
+_WORKSPACES = 128 * 2**20
 # The result's rows on their way to a file, and what a file holds of them meanwhile.
 _ROWS = 32 * 2**20
 _SAMPLES = 3
@@ -185,7 +187,8 @@ class Estimate:
             fusion=self.fusion if fusion is None else fusion,
             widened=self._widened,
         )
-        return self._sum(counted, Memory(_KERNELS * self.unified, 0, 0))
+        room = _KERNELS if self.unified else _WORKSPACES
+        return self._sum(counted, Memory(room, 0, 0))
 
     @property
     def _widened(self) -> bool:
@@ -212,7 +215,7 @@ class Estimate:
             item = 5 * _FLOAT // 4
         # The processor's convolutions rearrange their weights for themselves at every call.
         kernels = max(_KERNELS, 4 * _largest(self.config.unet) * item)
-        return tiles * tile + kernels * self.unified
+        return tiles * tile + (kernels if self.unified else _WORKSPACES)
 
     def _sum(self, *parts: Memory) -> Memory:
         device, host, disk = (sum(numbers) for numbers in zip(*parts, strict=True))

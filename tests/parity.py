@@ -1,9 +1,9 @@
-"""Compares the networks with golden figures: `python -m tests.parity [--fold] [DIR]`.
+"""Compares the networks with golden figures: `python -m tests.parity [--fold] [--cuda] [DIR]`.
 
 DIR, by default `tests/golden`, is laid out like that folder: arrays, inputs and inventories;
 weights and inputs are drawn by the rules of its README and enter the networks through the same
-key mapping as the released files; --fold folds them for inference. Prints one line an array and
-exits 1 when any is above the tolerance.
+key mapping as the released files; --fold folds them for inference, --cuda computes on a GPU,
+without TF32. Prints one line an array and exits 1 when any is above the tolerance.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def draw_weight(salt: str, key: str, shape: list[int]) -> Tensor:
 class Golden:
     """A folder of golden figures and the networks that have to reproduce them."""
 
-    def __init__(self, folder: Path, *, folded: bool = False) -> None:
-        self._folded = folded
+    def __init__(self, folder: Path, *, folded: bool = False, device: str = "cpu") -> None:
+        self._folded, self._device = folded, device
         described = json.loads((folder / "inputs.json").read_text())
         self.salt: str = described["salt"]
         self.inputs: dict[str, tuple[str, list[int]]] = described["inputs"]
@@ -91,14 +91,14 @@ class Golden:
     def input(self, name: str) -> Tensor:
         """A random input by the folder's rule, or a stored array."""
         if name not in self.inputs:
-            return torch.from_numpy(np.asarray(self.arrays[name]))
+            return torch.from_numpy(np.asarray(self.arrays[name])).to(self._device)
         distribution, shape = self.inputs[name]
         random = _seeded(self.salt, name)
         if distribution == "uniform":
             drawn = random.uniform(-1, 1, shape)
         else:
             drawn = random.standard_normal(shape)
-        return torch.from_numpy(np.asarray(drawn, np.float32))
+        return torch.from_numpy(np.asarray(drawn, np.float32)).to(self._device)
 
     @cached_property
     def networks(self) -> Networks:
@@ -118,7 +118,7 @@ class Golden:
             raise ValueError(f"tensors that map nowhere: {', '.join(sorted(unread)[:5])}.")
         tensors["context"] = networks.context.detach()
         networks.load_state_dict(tensors)
-        networks.eval().requires_grad_(False)
+        networks.eval().requires_grad_(False).to(self._device)
         return fold(networks) if self._folded else networks
 
     def predict(self, step: Step) -> Tensor:
@@ -270,7 +270,7 @@ CASES: tuple[Case, ...] = (
 
 def compare(name: str, ours: Tensor | Array, golden: Array) -> Comparison:
     """Relative L2 error, or for 8-bit images the rule of one level and 99.5 %."""
-    got = ours.detach().numpy() if isinstance(ours, Tensor) else ours
+    got = ours.detach().cpu().numpy() if isinstance(ours, Tensor) else ours
     if got.shape != golden.shape:
         return Comparison(name, float("inf"), False, f"shape {got.shape}, not {golden.shape}")
     difference = got.astype(np.float64) - golden.astype(np.float64)
@@ -303,18 +303,20 @@ def comparisons(golden: Golden, cases: Sequence[Case] = CASES) -> Iterator[Compa
 
 
 def main(arguments: list[str]) -> int:
-    folded = "--fold" in arguments
-    arguments = [argument for argument in arguments if argument != "--fold"]
+    folded, device = "--fold" in arguments, "cuda" if "--cuda" in arguments else "cpu"
+    # Convolutions would otherwise read 10 bits of each number.
+    torch.backends.cudnn.allow_tf32 = False
+    arguments = [argument for argument in arguments if argument not in ("--fold", "--cuda")]
     folder = Path(arguments[0]) if arguments else Path(__file__).parent / "golden"
     if len(arguments) > 1 or not (folder / "golden.npz").is_file():
         print(
-            f"usage: python -m tests.parity [--fold] [DIR], and {folder} must hold golden.npz "
-            "(see tests/golden/README.md).",
+            f"usage: python -m tests.parity [--fold] [--cuda] [DIR], and {folder} must hold "
+            "golden.npz (see tests/golden/README.md).",
             file=sys.stderr,
         )
         return 2
     failed = 0
-    for c in comparisons(Golden(folder, folded=folded)):
+    for c in comparisons(Golden(folder, folded=folded, device=device)):
         failed += not c.ok
         print(f"{'ok  ' if c.ok else 'FAIL'} {c.name:32} {c.error:.2e} {c.note}".rstrip())
     print(f"{failed} arrays above the tolerance" if failed else "every array within tolerance")

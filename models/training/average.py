@@ -28,8 +28,10 @@ class Average:
         """After step number `step`, counted from 0."""
         # Early steps would otherwise weigh the start for hundreds of steps.
         decay = min(self._decay, (1 + step) / (10 + step))
-        for name, parameter in self._parameters.items():
-            self._tensors[name].lerp_(parameter, 1 - decay)
+        # One kernel for all of them where there is one.
+        torch._foreach_lerp_(
+            list(self._tensors.values()), list(self._parameters.values()), 1 - decay
+        )
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

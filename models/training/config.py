@@ -94,8 +94,10 @@ class DataSettings(_Table):
     """Your own, by name."""
     sharpen: bool = False
     """Whether targets are sharpened (and degraded sharpened)."""
+    alike: PositiveInt = 1
+    """Images of a batch that share one draw of the degradation: quicker on a GPU."""
     pool: NonNegativeInt = 0
-    """Pairs that the pool mixes (180 in Real-ESRGAN); 0: every image has its own degradation."""
+    """Pairs that the pool mixes (180 in Real-ESRGAN), a batch sharing one draw; 0: no pool."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:

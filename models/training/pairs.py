@@ -54,7 +54,11 @@ class Pairs:
             )
         try:
             self._crops = PhotographCrops.from_folder(
-                settings.photographs, crop, seed, candidates=settings.candidates
+                settings.photographs,
+                crop,
+                seed,
+                candidates=settings.candidates,
+                device=device,
             )
         except ValueError as error:
             raise NoPhotographs(f"{error}.") from error
@@ -78,24 +82,20 @@ class Pairs:
         high = self.high(number)
         seed = self._seed * 1_000_003 + number
         generator = torch.Generator(self._device).manual_seed(seed)
-        shared = self._pool is not None
         names = list(self._settings.mix)
         draw = random.Random(seed)
-        chosen = draw.choices(
-            names, list(self._settings.mix.values()), k=1 if shared else len(high)
-        )
-        parts = torch.split(high, len(high) if shared else 1)
+        parts = torch.split(high, len(high) if self._pool is not None else self._settings.alike)
+        chosen = draw.choices(names, list(self._settings.mix.values()), k=len(parts))
         lows = [
-            self._reduced(part, name, generator, shared)
-            for part, name in zip(parts, chosen, strict=True)
+            self._reduced(part, name, generator) for part, name in zip(parts, chosen, strict=True)
         ]
         low = F.interpolate(torch.cat(lows), size=high.shape[2:], mode="bicubic")
         return high, low.clamp(0, 1)
 
-    def _reduced(self, high: Tensor, name: str, generator: torch.Generator, shared: bool) -> Tensor:
+    def _reduced(self, high: Tensor, name: str, generator: torch.Generator) -> Tensor:
         scale = self._settings.scale
         if name == "bicubic":
             low = F.interpolate(high, scale_factor=1 / scale, mode="bicubic", antialias=True)
             return (low.clamp(0, 1) * 255).round() / 255
         settings = self._settings.degradations.get(name) or NAMED[name]
-        return degrade(high, scale, generator=generator, settings=settings, shared=shared)
+        return degrade(high, scale, generator=generator, settings=settings, shared=True)

@@ -45,6 +45,7 @@ __all__ = [
 
 LIST = Path(__file__).with_name("photographs.json")
 CROP = 512  # side of a held-out crop, in pixels
+_MOST_ON_DEVICE = 4 * 10**9  # bytes
 
 
 class PhotographsUnavailable(ModelError):
@@ -219,8 +220,12 @@ class PhotographCrops:
         seed: int = 0,
         *,
         candidates: int = 1,
+        device: torch.device | None = None,
     ) -> None:
-        """`images`: uint8 (H, W, 3), at least `size` a side; ValueError names one that is not."""
+        """`images`: uint8 (H, W, 3), at least `size` a side; ValueError names one that is not.
+
+        `device`: where they are cut, if they do not take too much of it; else on the host.
+        """
         self._images = [torch.from_numpy(np.ascontiguousarray(i)) for i in images]
         if not self._images:
             raise ValueError("no photographs to crop from; at least one is needed")
@@ -239,12 +244,20 @@ class PhotographCrops:
         self.size = size
         self.candidates = candidates
         self._area = torch.tensor([float(i.shape[0] * i.shape[1]) for i in self._images])
+        if device is not None and sum(i.nbytes for i in self._images) <= _MOST_ON_DEVICE:
+            self._images = [i.to(device) for i in self._images]
         self._seed = seed
         self._generator = torch.Generator().manual_seed(seed)
 
     @classmethod
     def from_folder(
-        cls, folder: Path, size: int, seed: int = 0, *, candidates: int = 1
+        cls,
+        folder: Path,
+        size: int,
+        seed: int = 0,
+        *,
+        candidates: int = 1,
+        device: torch.device | None = None,
     ) -> PhotographCrops:
         """All PNG, JPEG and WebP files of a folder, by name; ones smaller than `size` left out."""
         paths = sorted(
@@ -259,7 +272,7 @@ class PhotographCrops:
                     images.append(np.array(opened.convert("RGB")))
         if not images:
             raise ValueError(f"{folder} holds no photograph of at least {size} x {size} pixels")
-        return cls(images, size, seed, candidates=candidates)
+        return cls(images, size, seed, candidates=candidates, device=device)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -267,23 +280,32 @@ class PhotographCrops:
     def at(self, step: int, batch: int) -> Tensor:
         """The crops of one training step: they follow from seed and step alone, so that a
         resumed run sees what an uninterrupted one sees."""
-        self._generator.manual_seed(self._seed * 1_000_003 + step)
-        return self.sample(batch)
+        # One of its own: steps may be drawn on several threads.
+        return self._drawn(batch, torch.Generator().manual_seed(self._seed * 1_000_003 + step))
 
     def sample(self, batch: int) -> Tensor:
-        """`batch` crops: float32 (batch, 3, size, size) in [0, 1]."""
+        """The next `batch` crops: float32 (batch, 3, size, size) in [0, 1]."""
+        return self._drawn(batch, self._generator)
+
+    def _drawn(self, batch: int, generator: torch.Generator) -> Tensor:
         places = batch * self.candidates
-        chosen = torch.multinomial(self._area, places, replacement=True, generator=self._generator)
-        corners = torch.rand(places, 2, generator=self._generator).tolist()
-        turns = torch.randint(0, 8, (batch,), generator=self._generator).tolist()
-        offered = [self._crop(i, y, x) for i, (y, x) in zip(chosen.tolist(), corners, strict=True)]
-        crops = []
-        for at, turn in enumerate(turns):
-            group = offered[at * self.candidates : (at + 1) * self.candidates]
-            crop = max(group, key=_detail) if self.candidates > 1 else group[0]
-            crop = crop.rot90(turn % 4)
-            crops.append(crop.flip(1) if turn >= 4 else crop)
-        return torch.stack(crops).permute(0, 3, 1, 2).contiguous().float() / 255
+        chosen = torch.multinomial(self._area, places, replacement=True, generator=generator)
+        corners = torch.rand(places, 2, generator=generator).tolist()
+        turns = torch.randint(0, 8, (batch,), generator=generator).tolist()
+        crops = torch.stack(
+            [self._crop(i, y, x) for i, (y, x) in zip(chosen.tolist(), corners, strict=True)]
+        )
+        if self.candidates > 1:
+            best = _detail(crops).view(batch, self.candidates).argmax(dim=1)
+            first = torch.arange(0, places, self.candidates, device=best.device)
+            crops = crops[first + best]
+        crops = crops.permute(0, 3, 1, 2).float() / 255
+        turned = torch.empty_like(crops, memory_format=torch.contiguous_format)
+        for turn in set(turns):
+            at = [i for i, other in enumerate(turns) if other == turn]
+            group = crops[at].rot90(turn % 4, (2, 3))
+            turned[at] = group.flip(3) if turn >= 4 else group
+        return turned
 
     def _crop(self, index: int, y: float, x: float) -> Tensor:
         image = self._images[index]
@@ -292,10 +314,10 @@ class PhotographCrops:
         return image[top : top + self.size, left : left + self.size]
 
 
-def _detail(crop: Tensor) -> float:
-    """Mean difference between neighbours in the green channel, on every fourth row."""
-    rows = crop[::4, :, 1].short()
-    return float((rows[:, 1:] - rows[:, :-1]).abs().float().mean())
+def _detail(crops: Tensor) -> Tensor:
+    """Mean difference between neighbours in the green channel, on every fourth row, of each."""
+    rows = crops[:, ::4, :, 1].short()
+    return (rows[..., 1:] - rows[..., :-1]).abs().float().mean(dim=(1, 2))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,8 @@ class Progress:
     def replan(self) -> None:
         """Lowers (or raises again) the number of steps to what fits into the minutes."""
         minutes = self._settings.minutes
-        if minutes is not None and self.step:
+        # What is over is not begun again, however much time its last steps left.
+        if minutes is not None and self.step and not self.over:
             left = max(0.0, 60 * minutes - self.seconds)
             self.total = min(self._settings.steps, self.step + int(left * self.step / self.seconds))
 

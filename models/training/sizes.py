@@ -13,7 +13,7 @@ TINY = ModelConfig(
     unet=UNetConfig(
         in_channels=8,
         out_channels=8,
-        widths=(32, 64, 96, 128),
+        widths=(64, 96, 128, 128),
         layers=1,
         # 4096 tokens of self-attention at the finest level cost as much as all the rest.
         attention=(False, True, True, False),
@@ -21,11 +21,12 @@ TINY = ModelConfig(
         context_width=32,
         feature_width=32,
         modulation_width=32,
-        groups=16,
+        # Groups of two channels, as version 1 had at the finest level, normalise too much away.
+        groups=8,
     ),
     encoder=EncoderConfig(
         in_channels=8,
-        widths=(32, 32, 64, 64),
+        widths=(32, 64, 64, 64),
         layers=1,
         attention=(False, True, True, False),
         heads=4,
@@ -38,7 +39,7 @@ TINY = ModelConfig(
         # Four channels lose too much where the decoder is small.
         latent_channels=8,
         groups=8,
-        growth=16,
+        growth=32,
         fusion_blocks=1,
     ),
     # Far fewer steps than the released 200: v keeps the early ones stable.

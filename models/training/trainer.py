@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from models.training.ahead import Ahead
 from models.training.average import Average
 from models.training.checkpoint import Checkpoints
 from models.training.config import LoopSettings
@@ -87,11 +88,18 @@ class Trainer:
         accelerator.register_for_checkpointing(self.progress, self._average)
         self._checkpoints = Checkpoints(folder, accelerator, tuple(kept))
         self._kept = -1  # step of the newest checkpoint
+        self._batches = Ahead(objective.draw, accelerator.device)
+        # Terms of the steps since the last look: to read them sooner would wait for the device.
+        self._unread: list[dict[str, Tensor]] = []
 
     def _adam(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         s = self._settings
         return torch.optim.AdamW(
-            parameters, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay
+            parameters,
+            lr=s.learning_rate,
+            betas=s.betas,
+            weight_decay=s.weight_decay,
+            fused=self._accelerator.device.type == "cuda",
         )
 
     def run(self, *, resume: bool, max_steps: int | None = None) -> Ended:
@@ -125,6 +133,7 @@ class Trainer:
             if self._kept != self.progress.step:
                 self._save()
         finally:
+            self._batches.close()
             if log is not None:
                 log.close()
         self._average.apply()
@@ -134,14 +143,15 @@ class Trainer:
 
     def _advance(self, log: Log | None) -> None:
         """One step, logged and kept where it is time to."""
-        recent = self.progress.recent
         began = time.monotonic()
-        for name, value in self._step().items():
-            recent.setdefault(name, []).append(value)
+        self._unread.append(self._step())
         self.progress.step += 1
+        step, recent = self.progress.step, self.progress.recent
+        logged = step % self._settings.log_every == 0
+        if logged or step % self._settings.save_every == 0:
+            self._read()
         self.progress.seconds += time.monotonic() - began
-        step = self.progress.step
-        if step % self._settings.log_every == 0:
+        if logged:
             values = {name: sum(seen) / len(seen) for name, seen in recent.items()}
             recent.clear()
             if log is not None:
@@ -154,14 +164,22 @@ class Trainer:
         if step % self._settings.save_every == 0:
             self._save()
 
-    def _step(self) -> dict[str, float]:
-        """One step of the optimizers; the means of the terms over all processes."""
+    def _read(self) -> None:
+        """The terms of the steps since the last look, as numbers: means over all processes."""
+        unread, self._unread = self._unread, []
+        for terms in unread:
+            means = self._accelerator.reduce(torch.stack(list(terms.values())), "mean")
+            for name, value in zip(terms, means.tolist(), strict=True):
+                self.progress.recent.setdefault(name, []).append(value)
+
+    def _step(self) -> dict[str, Tensor]:
+        """One step of the optimizers; this process's terms, scalars on the device."""
         step, accelerator = self.progress.step, self._accelerator
         joined = self._critic is not None and self._objective.wants_critic(step)
         self._set_rates()
         sums: dict[str, Tensor] = {}
         for part in range(self._settings.accumulate):
-            batch = self._objective.draw(step * self._settings.accumulate + part)
+            batch = self._batches(step * self._settings.accumulate + part)
             with accelerator.accumulate(*self._models):
                 made = self._module(batch)  # prepared: autocasts by itself
                 with accelerator.autocast():
@@ -177,9 +195,7 @@ class Trainer:
             for name, term in {"loss": loss, **terms}.items():
                 sums[name] = sums[name] + term.detach() if name in sums else term.detach()
         self._average.update(step)
-        means = accelerator.reduce(torch.stack(list(sums.values())), "mean")
-        means = means / self._settings.accumulate
-        return dict(zip(sums, means.tolist(), strict=True))
+        return {name: total / self._settings.accumulate for name, total in sums.items()}
 
     def _critic_step(self, made: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         accelerator, critic = self._accelerator, self._critic
@@ -202,6 +218,7 @@ class Trainer:
                 group["lr"] = rate * factor
 
     def _save(self) -> None:
+        self._read()
         self.progress.replan()
         told: list[Any] = [self.progress.total]  # processes differ in seconds
         self.progress.total = broadcast_object_list(told)[0]

@@ -196,6 +196,19 @@ def test_one_process_at_a_time_recovers(
     assert queue.get(job_id).state is JobState.QUEUED
 
 
+def test_a_process_that_is_killed_in_its_round_holds_the_others_up_for_seconds_only(
+    rq: Queue, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Killed workers' jobs wait for the next round: every second of this comes on top.
+    left: list[int] = []
+    recovery = Recovery(rq, connection)
+    monkeypatch.setattr(
+        recovery, "_leases", lambda: left.append(connection.pttl(f"stablesr:recovering:{rq.name}"))
+    )
+    recovery.run()
+    assert 0 < left[0] <= 5000
+
+
 def test_tidying_forgets_failed_jobs_whose_time_is_over(rq: Queue, connection: Redis) -> None:
     key = rq.failed_job_registry.key
     connection.zadd(key, {"0" * 32: 1})

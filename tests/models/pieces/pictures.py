@@ -33,10 +33,11 @@ def encode_pieces(
     *,
     taps: bool = True,
     callbacks: Callbacks | None = None,
+    device: torch.device = CPU,
 ) -> EncodedPieces:
     dtype = autoencoder.quant_conv.weight.dtype
     return encode(
-        autoencoder, image, pieces, device=CPU, dtype=dtype, taps=taps, callbacks=callbacks
+        autoencoder, image, pieces, device=device, dtype=dtype, taps=taps, callbacks=callbacks
     )
 
 
@@ -49,6 +50,7 @@ def decode_pieces(
     *,
     free_taps: bool = False,
     callbacks: Callbacks | None = None,
+    device: torch.device = CPU,
 ) -> Tensor:
     dtype = autoencoder.quant_conv.weight.dtype
     return decode(
@@ -57,7 +59,7 @@ def decode_pieces(
         taps,
         fidelity,
         pieces,
-        device=CPU,
+        device=device,
         dtype=dtype,
         free_taps=free_taps,
         callbacks=callbacks,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.training import pairs
 from models.training.config import DataSettings
 from models.training.pairs import Pairs
 from models.training.pool import PairPool
@@ -62,6 +63,24 @@ def test_pairs_follow_from_seed_and_number_and_are_of_one_size(tmp_path: Path, p
     for ours, theirs in zip((high, low), second.at(3), strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(first.at(4)[1], low)
+
+
+@pytest.mark.parametrize(
+    ("given", "draws"), [({}, [1, 1]), ({"alike": 2}, [2]), ({"pool": 4}, [2])]
+)
+def test_images_share_a_draw_of_the_degradation_where_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], draws: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def noted(image: Tensor, scale: int, **more: object) -> Tensor:
+        seen.append(len(image))
+        assert more["shared"]
+        return image[..., ::scale, ::scale]
+
+    monkeypatch.setattr(pairs, "degrade", noted)
+    pairs_of(tmp_path, **given).at(0)
+    assert seen == draws
 
 
 def test_plain_reduction_keeps_more_than_the_papers_degradation(tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""What only a GPU can show: the same figures, images and limits of memory on CUDA.
+
+Skipped where there is no GPU: `make gpu` on a machine that has one.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.compiled import Compiling
+from models.config import ModelConfig
+from models.options import Options
+from models.pieces import Pieces
+from models.pipeline import StableSR
+from models.plan import Resources
+from models.presets import PRESETS
+from models.sampling import StepRequest, drive
+from tests.models.pieces.pictures import decode_pieces, encode_pieces, relative_error
+from tests.parity import Golden, comparisons
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+CUDA = torch.device("cuda")
+GOLDEN = Path(__file__).parents[1] / "golden"
+FEW = 3
+
+
+@pytest.fixture(autouse=True)
+def full_float32() -> Iterator[None]:
+    """TF32 rounds what a product reads to 10 bits; these tests compare float32 with float32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
+def own_memory() -> Iterator[None]:
+    gc.collect()
+    torch.cuda.empty_cache()
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.fixture(scope="module")
+def sr() -> StableSR:
+    return StableSR.from_preset("tiny", CUDA)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 7, 7, generator=generator)
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic")
+    return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
+def test_the_reference_values_are_reproduced_on_cuda(folded: bool) -> None:
+    golden = Golden(GOLDEN, folded=folded, device="cuda")
+    wrong = [f"{c.name}: {c.error:.1e} {c.note}" for c in comparisons(golden) if not c.ok]
+    assert not wrong
+
+
+@pytest.mark.parametrize("fidelity", [0.0, 1.0])
+def test_an_image_is_that_of_the_cpu_within_rounding(sr: StableSR, fidelity: float) -> None:
+    options = Options(steps=FEW, fidelity_weight=fidelity, seed=3)
+    image = picture(100, 150)
+    there, here = sr.upscale(image, options), StableSR.from_preset("tiny").upscale(image, options)
+    assert there.device.type == "cpu"
+    assert float((there - here).abs().max()) < 2 / 255
+    assert float((there - here).abs().mean()) < 2e-4
+
+
+def test_the_same_seed_gives_the_same_image_bit_for_bit(sr: StableSR) -> None:
+    options = Options(steps=FEW, seed=5)
+    image = picture(120, 90)
+    assert torch.equal(sr.upscale(image, options), sr.upscale(image, options))
+
+
+@pytest.mark.parametrize("keep", ["device", "host", "disk"])
+def test_coding_in_pieces_is_coding_whole(sr: StableSR, tmp_path: Path, keep: str) -> None:
+    autoencoder = sr.networks.autoencoder
+    image = (picture(264, 200) * 2 - 1).to(CUDA)
+    with torch.inference_mode():
+        whole = autoencoder.encode(image)
+        pieces = Pieces(rows=24, keep=keep, scratch=tmp_path)  # type: ignore[arg-type]  # a Literal
+        encoded = encode_pieces(autoencoder, image.cpu(), pieces, device=CUDA)
+        with encoded:
+            assert relative_error(encoded.moments.cpu(), whole.moments.cpu()) < 1e-5
+            latent = torch.randn(whole.moments[:, :8].shape, device=CUDA)
+            for fidelity in (0.0, 1.0):
+                wanted = autoencoder.decode(latent, whole.taps, torch.tensor(fidelity, device=CUDA))
+                taps = encoded.taps if fidelity else None
+                found = decode_pieces(autoencoder, latent, taps, fidelity, pieces, device=CUDA)
+                assert relative_error(found.cpu(), wanted.cpu()) < 1e-5
+
+
+def test_tiles_of_one_call_are_predicted_as_alone(sr: StableSR) -> None:
+    tiles = torch.randn(2, 5, 8, 64, 64, device=CUDA)
+    requests = [
+        StepRequest(tiles[0, i : i + 1], tiles[1, i : i + 1], t, None, 0, 1)
+        for i, t in enumerate((999, 500, 1, 250, 0))
+    ]
+    together = torch.cat(sr.predict(requests))
+    alone = torch.cat([sr.predict([request])[0] for request in requests])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    eager = StableSR.from_preset("tiny", CUDA, dtype)
+    quick = StableSR.from_preset("tiny", CUDA, dtype, compiling=Compiling("on", tmp_path))
+    quick.denoiser.warm(2, 64)
+    tiles = torch.randn(2, 4, 8, 64, 64, device=CUDA)
+
+    def request(n: int, t: int) -> list[StepRequest]:
+        return [StepRequest(tiles[0, :n], tiles[1, :n], t, None, 0, 1)]
+
+    asked = list(itertools.product((1, 2), (999, 400, 3))) * 3
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda nt: quick.predict(request(*nt))[0].clone(), asked))
+    assert not quick.denoiser.eager_calls
+    for (n, t), got in zip(asked, found, strict=True):
+        [wanted] = eager.predict(request(n, t))
+        error = float((got - wanted).norm() / wanted.norm())
+        assert error < (1e-4 if dtype == torch.float32 else 3e-2), (n, t, error)
+
+
+def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
+    half = StableSR.from_preset("tiny", CUDA, torch.bfloat16)
+    options = Options(steps=FEW, fidelity_weight=1.0)
+    image = picture(128, 128)
+    assert float((half.upscale(image, options) - sr.upscale(image, options)).abs().mean()) < 0.01
+
+
+def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: StableSR) -> None:
+    image, options = picture(512, 512), Options(steps=1, fidelity_weight=1.0)
+    wanted = sr.upscale(image, options)
+    before = dict(sr.changes.counts)
+    # Planned with all that the GPU has; then there is not enough of it.
+    with sr.prepare(image, options) as prepared:
+        latent = drive(
+            sr.sample(prepared, options),
+            lambda step: torch.cat(
+                [sr.predict([step.part(i, i + 1)])[0] for i in range(len(step))]
+            ),
+        )
+        gc.collect()
+        torch.cuda.empty_cache()
+        taken = torch.cuda.memory_reserved() + 120 * 2**20
+        total = torch.cuda.get_device_properties(CUDA).total_memory
+        torch.cuda.set_per_process_memory_fraction(taken / total)
+        got = sr.decode(prepared, latent, options)
+    assert sum(sr.changes.counts.values()) > sum(before.values())
+    assert float((got - wanted).abs().max()) < 2 / 255
+
+
+def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
+    image, options = picture(384, 384), Options(steps=1, fidelity_weight=0.0)
+    wanted = sr.upscale(image, options)
+    small = StableSR.from_preset("tiny", CUDA, resources=Resources(tile_batch=64))
+    gc.collect()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(CUDA).total_memory
+    torch.cuda.set_per_process_memory_fraction(
+        (torch.cuda.memory_allocated() + 220 * 2**20) / total
+    )
+    got = small.upscale(image, options)
+    assert small.changes.counts
+    assert float((got - wanted).abs().max()) < 2 / 255
+
+
+def test_parts_take_turns_on_the_device_and_the_image_is_the_same(sr: StableSR) -> None:
+    image, options = picture(100, 80), Options(steps=2)
+    turns = StableSR.from_preset("tiny", CUDA, resources=Resources(offload=True))
+    assert next(turns.networks.unet.parameters()).device.type == "cpu"
+    got = turns.upscale(image, options)
+    assert float((got - sr.upscale(image, options)).abs().max()) < 1 / 255
+
+
+def test_full_size_networks_in_bfloat16_give_numbers() -> None:
+    full = StableSR.with_random_weights(
+        ModelConfig(), PRESETS["stablesr-512"], CUDA, torch.bfloat16
+    )
+    result = full.upscale(picture(128, 128), Options(steps=2, fidelity_weight=1.0))
+    assert tuple(result.shape) == (1, 3, 512, 512)
+    assert bool(torch.isfinite(result).all())
