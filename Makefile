@@ -31,7 +31,7 @@ demo: $(STAMP)  ## upscale a photograph through the whole service (IMAGE=path fo
 up: $(STAMP)  ## Redis, a worker and the service on this machine, until Ctrl-C
 	@$(BIN)/stablesr up
 
-test: lint types walls tests  ## every check, as CI runs them
+test: lint types walls tests  ## every check; CI runs parity as well
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -28,21 +28,27 @@ COPY worker worker
 RUN pip install --quiet --no-deps .
 
 FROM python:3.11-slim-bookworm
+# torch.compile builds its launchers with it, at run time; without it calls are computed eagerly.
+ARG COMPILER="gcc libc6-dev"
+RUN test -z "$COMPILER" \
+ || (apt-get update -qq && apt-get install -y -qq --no-install-recommends $COMPILER \
+     && rm -rf /var/lib/apt/lists/*)
 # One number for every image of the project: service and worker write to the same volume.
 # A new volume takes its owner from the folder that it is mounted over.
 RUN groupadd --gid 10001 stablesr \
  && useradd --uid 10001 --gid 10001 --home-dir /var/lib/stablesr --no-create-home --shell /usr/sbin/nologin stablesr \
- && install -d -o stablesr -g stablesr /var/lib/stablesr /var/lib/stablesr/blobs /var/lib/stablesr/scratch /var/lib/stablesr/weights
+ && install -d -o stablesr -g stablesr /var/lib/stablesr /var/lib/stablesr/blobs /var/lib/stablesr/compiled /var/lib/stablesr/scratch /var/lib/stablesr/weights
 COPY --from=build /opt/stablesr /opt/stablesr
 ENV PATH=/opt/stablesr/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     STABLESR_BLOB_ROOT=/var/lib/stablesr/blobs \
+    STABLESR_COMPILE_CACHE=/var/lib/stablesr/compiled \
     STABLESR_SCRATCH=/var/lib/stablesr/scratch \
     STABLESR_WEIGHTS=/var/lib/stablesr/weights \
     STABLESR_LOG_FORMAT=json
 WORKDIR /var/lib/stablesr
-VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/scratch", "/var/lib/stablesr/weights"]
+VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/compiled", "/var/lib/stablesr/scratch", "/var/lib/stablesr/weights"]
 USER 10001:10001
 # SIGTERM puts the running jobs back on the queue at their next step.
 STOPSIGNAL SIGTERM

@@ -256,16 +256,9 @@ def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
 
 FOLDED: tuple[Case, ...] = (_networks, _autoencoders, _plain_decoder)
 """Those that ask the networks whose layers folds replace, once."""
-CASES: tuple[Case, ...] = (
-    _schedule,
-    _networks,
-    _autoencoders,
-    _plain_decoder,
-    _text,
-    _samplers,
-    _colors,
-    _image,
-)
+QUICK: tuple[Case, ...] = (_schedule, *FOLDED, _text, _colors)
+"""Those that take seconds: each network asked once."""
+CASES: tuple[Case, ...] = (*QUICK, _samplers, _image)
 
 
 def compare(name: str, ours: Tensor | Array, golden: Array) -> Comparison:

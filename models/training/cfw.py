@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.diffusion import DDPM, add_noise
 from models.networks.bundle import Networks
 from models.networks.fusion import FusionLayer
 from models.training.config import CfwSettings
-from models.training.critic import critic_loss
 from models.training.image_loss import ImageLoss
-from models.training.objective import Batch, Objective
+from models.training.objective import Batch, ImageObjective
 from models.training.shards import Shards
 
 __all__ = ["Cfw", "sampled_batch"]
@@ -56,13 +55,15 @@ def sampled_batch(
     }
 
 
-class Cfw(Objective):
+class Cfw(ImageObjective):
     """Only the fusion layers learn, at w = 1; encoder and decoder stay the first stage's.
 
     Args:
         sampled: batches of `sampled_batch`.
         device: where it runs.
     """
+
+    real = "high"
 
     def __init__(
         self,
@@ -73,17 +74,13 @@ class Cfw(Objective):
         seed: int,
         device: torch.device,
     ) -> None:
-        super().__init__(networks, seed)
-        self._sampled, self._settings, self._loss = sampled, settings, loss
+        super().__init__(networks, loss, seed)
+        self._sampled, self._settings = sampled, settings
         self._device = device
-        self.__dict__["critic"] = loss.critic  # no part of what this module trains
 
     @staticmethod
     def trainable(name: str) -> bool:
         return ".fusion." in name
-
-    def wants_critic(self, step: int) -> bool:
-        return self.critic is not None and step >= self._settings.loss.adversarial_after
 
     def draw(self, number: int) -> Batch:
         generator = self.generator(number)
@@ -110,16 +107,7 @@ class Cfw(Objective):
         return {"image": autoencoder.decode(batch["latent"], taps, fidelity).float()}
 
     def terms(self, made: dict[str, Tensor], batch: Batch, step: int) -> dict[str, Tensor]:
-        terms = self._loss.terms(made["image"], batch["high"])
-        if self.wants_critic(step):
-            rest = torch.stack(list(terms.values())).sum()
-            fusion = self.networks.autoencoder.decoder.fusion
-            assert fusion is not None
-            last: nn.Module = cast("FusionLayer", fusion["half_size"]).leave.conv2
-            terms["adversarial"] = self._loss.adversarial(made["image"], rest, last)
-        return terms
-
-    def critic_terms(self, critic: nn.Module, made: dict[str, Tensor], batch: Batch) -> Tensor:
-        scores = critic(torch.cat([batch["high"], made["image"].detach()]))
-        real, fake = scores.float().chunk(2)
-        return critic_loss(real, fake)
+        fusion = self.networks.autoencoder.decoder.fusion
+        assert fusion is not None
+        last = cast("FusionLayer", fusion["half_size"]).leave.conv2
+        return self.image_terms(made, batch, step, last)

@@ -6,6 +6,7 @@ modulation trained. Epsilon or v, as the weights' configuration says.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -57,8 +58,9 @@ class _Denoising(Objective):
             batch["target"] = a.sqrt() * noise - (1 - a).sqrt() * high
         return batch
 
+    @abstractmethod
     def features(self, batch: Batch) -> list[Tensor]:
-        raise NotImplementedError
+        """The encoder's, one for each level of the UNet."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         noisy = batch["noisy"]

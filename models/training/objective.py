@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.bundle import Networks
-from models.training.critic import PatchCritic
+from models.training.critic import PatchCritic, critic_loss
+from models.training.image_loss import ImageLoss
 
-__all__ = ["Batch", "Objective"]
+__all__ = ["Batch", "ImageObjective", "Objective"]
 
 Batch = dict[str, Tensor]
 
@@ -24,8 +25,6 @@ class Objective(nn.Module, ABC):
         networks: some of their parameters learn, the others stay bit for bit as they are.
         seed: of this process's data.
     """
-
-    critic: PatchCritic | None = None
 
     def __init__(self, networks: Networks, seed: int) -> None:
         super().__init__()
@@ -50,18 +49,57 @@ class Objective(nn.Module, ABC):
     def terms(self, made: dict[str, Tensor], batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted scalars by name; their sum is what is minimised."""
 
+    def generator(self, number: int) -> torch.Generator:
+        """On the CPU, of this batch."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+
+
+class ImageObjective(Objective):
+    """One whose networks make images, which a critic may judge.
+
+    `forward` gives the image as `image`, (n, 3, H, W) in [-1, 1].
+
+    Args:
+        loss: compares images, with or without a critic.
+    """
+
+    real: str
+    """Of a batch: what `image` is to become."""
+
+    def __init__(self, networks: Networks, loss: ImageLoss, seed: int) -> None:
+        super().__init__(networks, seed)
+        self._loss = loss
+
+    @property
+    def critic(self) -> PatchCritic | None:
+        """No part of what this module trains."""
+        return self._loss.critic
+
+    def wants_critic(self, step: int) -> bool:
+        """Whether there is a critic, and it has joined by this step."""
+        return self.critic is not None and step >= self._loss.settings.adversarial_after
+
+    def image_terms(
+        self, made: dict[str, Tensor], batch: Batch, step: int, last: nn.Module
+    ) -> dict[str, Tensor]:
+        """Weighted terms of the image; `last` is the layer that the critic's weight is set by."""
+        terms = self._loss.terms(made["image"], batch[self.real])
+        terms.update(self.further_terms(made, batch))
+        if self.wants_critic(step):
+            rest = torch.stack(list(terms.values())).sum()
+            terms["adversarial"] = self._loss.adversarial(made["image"], rest, last)
+        return terms
+
+    def further_terms(self, made: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Those that do not compare images."""
+        return {}
+
     def critic_terms(self, critic: nn.Module, made: dict[str, Tensor], batch: Batch) -> Tensor:
-        """What the critic minimises, where there is one.
+        """What the critic minimises.
 
         Args:
             critic: `self.critic`, as the trainer wrapped it.
         """
-        raise NotImplementedError
-
-    def wants_critic(self, step: int) -> bool:
-        """Whether the critic has joined by this step."""
-        return False
-
-    def generator(self, number: int) -> torch.Generator:
-        """On the CPU, of this batch."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        scores = critic(torch.cat([batch[self.real], made["image"].detach()]))
+        real, fake = scores.float().chunk(2)
+        return critic_loss(real, fake)

@@ -25,7 +25,7 @@ from models.training.checkpoint import Checkpoints
 from models.training.config import LoopSettings
 from models.training.errors import RunExists, TrainingError
 from models.training.log import Log
-from models.training.objective import Objective
+from models.training.objective import ImageObjective, Objective
 from models.training.progress import Progress
 
 __all__ = ["Ended", "Trainer"]
@@ -80,10 +80,12 @@ class Trainer:
         self._module, self._optimizer = accelerator.prepare(objective, self._optimizer)
         kept = [learned]
         self._critic: nn.Module | None = None
-        if objective.critic is not None:
-            kept.append(dict(objective.critic.named_parameters()))
-            optimizer = self._adam(list(objective.critic.parameters()))
-            self._critic, self._critic_optimizer = accelerator.prepare(objective.critic, optimizer)
+        self._judged = objective if isinstance(objective, ImageObjective) else None
+        critic = None if self._judged is None else self._judged.critic
+        if critic is not None:
+            kept.append(dict(critic.named_parameters()))
+            optimizer = self._adam(list(critic.parameters()))
+            self._critic, self._critic_optimizer = accelerator.prepare(critic, optimizer)
         self._models = [m for m in (self._module, self._critic) if m is not None]
         accelerator.register_for_checkpointing(self.progress, self._average)
         self._checkpoints = Checkpoints(folder, accelerator, tuple(kept))
@@ -175,7 +177,7 @@ class Trainer:
     def _step(self) -> dict[str, Tensor]:
         """One step of the optimizers; this process's terms, scalars on the device."""
         step, accelerator = self.progress.step, self._accelerator
-        joined = self._critic is not None and self._objective.wants_critic(step)
+        joined = self._judged is not None and self._judged.wants_critic(step)
         self._set_rates()
         sums: dict[str, Tensor] = {}
         for part in range(self._settings.accumulate):
@@ -200,7 +202,8 @@ class Trainer:
     def _critic_step(self, made: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
         accelerator, critic = self._accelerator, self._critic
         assert critic is not None
-        loss = self._objective.critic_terms(critic, made, batch)
+        assert self._judged is not None
+        loss = self._judged.critic_terms(critic, made, batch)
         accelerator.backward(loss)
         self._critic_optimizer.step()
         self._critic_optimizer.zero_grad()

@@ -5,26 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.networks.autoencoder import Autoencoder
 from models.networks.bundle import Networks
 from models.training.color_path import ANCHOR_SCALE
 from models.training.config import VaeSettings
-from models.training.critic import critic_loss
 from models.training.image_loss import ImageLoss, hue_loss
-from models.training.objective import Batch, Objective
+from models.training.objective import Batch, ImageObjective
 
 __all__ = ["Vae", "latent_deviation"]
 
 
-class Vae(Objective):
+class Vae(ImageObjective):
     """The autoencoder but its fusion layers.
 
     Args:
         photographs: number of a batch -> (n, 3, H, W) in [0, 1], on the device.
     """
+
+    real = "image"
 
     def __init__(
         self,
@@ -34,16 +35,12 @@ class Vae(Objective):
         loss: ImageLoss,
         seed: int,
     ) -> None:
-        super().__init__(networks, seed)
-        self._photographs, self._settings, self._loss = photographs, settings, loss
-        self.__dict__["critic"] = loss.critic  # no part of what this module trains
+        super().__init__(networks, loss, seed)
+        self._photographs, self._settings = photographs, settings
 
     @staticmethod
     def trainable(name: str) -> bool:
         return name.startswith("autoencoder.") and ".fusion." not in name
-
-    def wants_critic(self, step: int) -> bool:
-        return self.critic is not None and step >= self._settings.loss.adversarial_after
 
     def draw(self, number: int) -> Batch:
         image = self._photographs(number) * 2 - 1
@@ -62,25 +59,18 @@ class Vae(Objective):
 
     def terms(self, made: dict[str, Tensor], batch: Batch, step: int) -> dict[str, Tensor]:
         """Of the image; the pull of the posterior to the standard normal; the anchored colours."""
+        return self.image_terms(made, batch, step, self.networks.autoencoder.decoder.conv_out)
+
+    def further_terms(self, made: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         mean, log_variance = made["mean"], made["log_variance"]
-        terms = self._loss.terms(made["image"], batch["image"])
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-        terms["kl"] = self._settings.kl * divergence.sum(dim=(1, 2, 3)).mean()
+        terms = {"kl": self._settings.kl * divergence.sum(dim=(1, 2, 3)).mean()}
         if self._settings.color_anchor:
             side = self.networks.config.autoencoder.downscale
             error = mean[:, -3:] - ANCHOR_SCALE * F.avg_pool2d(batch["image"], side)
             anchor = error.abs().mean() + 4 * hue_loss(error)
             terms["anchor"] = self._settings.color_anchor * anchor
-        if self.wants_critic(step):
-            rest = torch.stack(list(terms.values())).sum()
-            last: nn.Module = self.networks.autoencoder.decoder.conv_out
-            terms["adversarial"] = self._loss.adversarial(made["image"], rest, last)
         return terms
-
-    def critic_terms(self, critic: nn.Module, made: dict[str, Tensor], batch: Batch) -> Tensor:
-        scores = critic(torch.cat([batch["image"], made["image"].detach()]))
-        real, fake = scores.float().chunk(2)
-        return critic_loss(real, fake)
 
 
 @torch.no_grad()
