@@ -28,9 +28,11 @@ _FLOAT = torch.float32.itemsize
 # Tensors of the canvas' latent that a step holds: start, LR latent, canvas, noise, the tiles' sum
 # and weights, the prediction, and two that the scheduler's arithmetic makes.
 _LATENTS = 9
-# Of the widest channels and cells product of a level: with a transformer, whose gated feed-forward
-# is 16 times as wide as it, and without. Skips and features are in it.
-_WITH_ATTENTION, _WITHOUT = 30, 20
+# Numbers a cell that the denoiser holds at most at one level, skips and features included. With a
+# transformer, whose gated feed-forward is 16 times as wide as it: so many of the level's channels.
+# Without: so many of its own and of those that come up from the level below, joined to its skips.
+_TRANSFORMER = 30.0
+_OWN, _BELOW = 3.5, 6.5
 # What the processor's kernels hold for themselves, at least: measured.
 _KERNELS = 96 * 2**20
 # What cuDNN and cuBLAS take beside: up to 112 MB on an H200 (`benchmarks.memory`).
@@ -224,10 +226,11 @@ class Estimate:
 
 def tile_bytes(config: UNetConfig, height: int, width: int, dtype: torch.dtype) -> int:
     """Of activations that one tile of these sides (cells) holds at once in the denoiser."""
+    below = (*config.widths[1:], config.widths[-1])
     widest = max(
-        (_WITH_ATTENTION if attention else _WITHOUT) * channels / 4**level
-        for level, (channels, attention) in enumerate(
-            zip(config.widths, config.attention, strict=True)
+        (_TRANSFORMER * own if attention else _OWN * own + _BELOW * under) / 4**level
+        for level, (own, under, attention) in enumerate(
+            zip(config.widths, below, config.attention, strict=True)
         )
     )
     return int(widest * height * width * dtype.itemsize)

@@ -171,7 +171,9 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
 def test_a_small_image_does_not_make_the_calls_of_others_small() -> None:
     small = planned(128, PLENTY, shared=True, shared_batch=8).peaks
     tile = tile_bytes(FULL.unet, 64, 64, torch.bfloat16)
-    assert small.encode.device - planned(128, PLENTY).peaks.encode.device == 8 * tile
+    more = small.encode.device - planned(128, PLENTY).peaks.encode.device
+    # Whole tiles, and what a call's kernels take beside those of the image's own.
+    assert 8 * tile <= more < 10 * tile
 
 
 def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
