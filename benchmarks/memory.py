@@ -151,7 +151,7 @@ def measure(task: Task) -> Measured:
         layout = Layout.of(config, preset, side, side, options)
         canvas = canvas_bytes(layout, config.unet.in_channels)
         limit = task.memory or meter.loaded + canvas + task.room
-        sr.resources = Resources(memory_limit=limit, offload=False)
+        sr.planner.resources = Resources(memory_limit=limit, offload=False)
         picture = decode((folder / "in.png").read_bytes(), 10**9)
         with meter.stage("encode"):
             prepared = sr.prepare(picture.rgb, options)
@@ -181,7 +181,7 @@ def measure(task: Task) -> Measured:
         size = (folder / "out.png").stat().st_size
     finally:
         shutil.rmtree(folder)
-    held = sr.weights.autoencoder + sr.weights.denoiser
+    held = sr.planner.weights.autoencoder + sr.planner.weights.denoiser
     return Measured(
         canvas=canvas,
         loaded=meter.loaded,

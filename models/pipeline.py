@@ -6,10 +6,8 @@ The stages are separate calls, because in the worker they run beside those of ot
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,16 +19,16 @@ from models.checkpoints.folder import load_folder, open_folder, preset_folder, r
 from models.compiled import Compiling, Denoiser
 from models.config import ModelConfig
 from models.diffusion import add_noise, make_stepper
-from models.errors import InvalidOption, NotEnoughMemory
+from models.errors import InvalidOption
 from models.estimate import Weights
 from models.finishing import check_finite, finished_rows, joined
 from models.folding import fold as folded
 from models.geometry import output_size
-from models.memory import Memory, free_memory, trim
+from models.memory import free_memory, trim
 from models.networks.bundle import Networks
 from models.options import Options
-from models.pieces import Pieces
-from models.plan import Plan, Resources, needs_offload, plan
+from models.plan import Plan, Resources, needs_offload
+from models.planner import Planner
 from models.prepared import Prepared
 from models.presets import Preset, get_preset
 from models.prompts.contexts import check_prompts, contexts
@@ -40,10 +38,6 @@ from models.sampling import Sampler, StepRequest, drive_all, sample
 from models.tiling import TileGrid
 
 __all__ = ["Prepared", "Progress", "StableSR", "output_size"]
-
-log = logging.getLogger(__name__)
-
-_NOTHING = Memory(0, 0, 0)
 
 
 def _silent(fraction: float) -> None:
@@ -84,17 +78,22 @@ class StableSR:
     ) -> None:
         self.networks, self.preset, self.device, self.dtype = networks, preset, device, dtype
         given = resources or Resources()
-        self.resources = replace(given, offload=bool(given.offload))
-        self.weights = Weights.of(networks, dtype)
+        offload = bool(given.offload)
         self.changes = Changes()
         """Of plans, because memory ran out."""
         # Before the residency, which notes where the weights lie.
-        self.denoiser = Denoiser(
-            networks, device, compiling or Compiling(), offloaded=self.resources.offload is True
-        )
+        self.denoiser = Denoiser(networks, device, compiling or Compiling(), offloaded=offload)
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes)
-        self.residency: Residency = (
-            Offloaded(networks, device) if self.resources.offload else Resident()
+        self.residency: Residency = Offloaded(networks, device) if offload else Resident()
+        self.planner = Planner(
+            networks.config,
+            preset,
+            device,
+            dtype,
+            Weights.of(networks, dtype),
+            replace(given, offload=offload),
+            self.residency,
+            self.denoiser.room,
         )
 
     @classmethod
@@ -162,74 +161,24 @@ class StableSR:
         networks = folded(networks) if fold else networks
         return cls(networks, preset, device, dtype, resources, compiling)
 
-    def plan(self, height: int, width: int, options: Options, held: Memory = _NOTHING) -> Plan:
+    def plan(self, height: int, width: int, options: Options) -> Plan:
         """How an image of these sides (px) would go now, with what memory is free now.
-
-        `held`: what it has taken already.
 
         Raises:
             InvalidOption: no canvas or no tiles can be made for it.
             NotEnoughMemory: nothing fits.
         """
-        given = self.resources
-        if given.shared and given.shared_batch is None:
-            given = replace(given, shared_batch=self.tile_batch)
-        return self._plan(height, width, options, held, given)
+        return self.planner.plan(height, width, options)
 
-    def _plan(
-        self, height: int, width: int, options: Options, held: Memory, given: Resources
-    ) -> Plan:
-        return plan(
-            self.networks.config,
-            self.preset,
-            height,
-            width,
-            options,
-            dtype=self.dtype,
-            device=self.device,
-            memory=self._memory(held),
-            weights=self.weights,
-            resources=given,
-        )
-
-    @cached_property
+    @property
     def tile_batch(self) -> int:
-        """Tiles that one network call has room for, whatever images they are of.
-
-        Decided once, with what memory was free then: plans count on calls of this size.
-        """
-        given = self.resources
-        side = 2 * self.preset.native  # has more tiles than a call
-        tiles = given.tile_batch
-        if tiles is None:
-            tiles = self._plan(side, side, Options(scale=1), _NOTHING, given).tile_batch
-        return self.denoiser.room(tiles)
+        """Tiles that one network call has room for, whatever images they are of."""
+        return self.planner.tile_batch
 
     def warm(self) -> None:
         """Compiles network calls of every size before the first image comes, if any are to be."""
         if self.denoiser.wanted:
             self.denoiser.warm(self.tile_batch, self.preset.tile)
-
-    def _pieces_now(self, prepared: Prepared, options: Options) -> Pieces:
-        """For decoding: what was free when the image was encoded may be another's now."""
-        try:
-            return self.plan(*prepared.plan.layout.source, options, prepared.held).pieces
-        except NotEnoughMemory as error:
-            # Refusing now would waste the steps that were made. Strips shrink when they must.
-            log.warning("decoding as planned, although: %s", error)
-            return replace(prepared.plan.pieces, keep=prepared.encoding.keep)
-
-    def _memory(self, held: Memory) -> Memory:
-        """What is free, and what the networks and an image have of it already."""
-        device, host, disk = free_memory(
-            self.device, self.resources.scratch, self.resources.memory_limit
-        )
-        weights = self.residency.held(self.weights)
-        if self.device.type != "cuda":
-            text = self.weights.text if self.resources.offload else 0
-            return Memory(0, host + weights + text + held.device + held.host, disk + held.disk)
-        waiting = self.weights.all if self.resources.offload else 0
-        return Memory(device + weights + held.device, host + waiting + held.host, disk + held.disk)
 
     @torch.inference_mode()
     def prepare(
@@ -358,7 +307,7 @@ class StableSR:
                     latent,
                     prepared.encoding.taps,
                     options.fidelity_weight,
-                    self._pieces_now(prepared, options),
+                    self.planner.pieces_now(prepared, options),
                     tell=tell,
                 )
             trim()

@@ -50,7 +50,7 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StableSR:
     sr = pipeline(scratch=tmp_path, decode_tile=8)
     roomy = sr.plan(60, 90, OPTIONS).peaks
     tight = max(peak.host for peak in roomy) - 1
-    monkeypatch.setattr(sr, "_memory", lambda held: Memory(0, tight, 10**12))
+    monkeypatch.setattr(sr.planner, "memory", lambda held: Memory(0, tight, 10**12))
     assert sr.plan(60, 90, OPTIONS).pieces.keep == "disk"
     return sr
 
@@ -225,7 +225,7 @@ def test_an_image_whose_steps_are_made_is_decoded_with_whatever_memory_is_left(
     with sr.prepare(IMAGE, OPTIONS) as prepared:
         latent = latent_of(sr, prepared)
         wanted = sr.decode(prepared, latent, OPTIONS)
-        monkeypatch.setattr(sr, "_memory", lambda held: Memory(0, 0, 0))
+        monkeypatch.setattr(sr.planner, "memory", lambda held: Memory(0, 0, 0))
         assert torch.equal(sr.decode(prepared, latent, OPTIONS), wanted)
 
 
@@ -234,13 +234,13 @@ def test_what_an_image_holds_is_not_counted_twice_when_it_is_decoded(
 ) -> None:
     sr = pipeline()
     seen: list[Memory] = []
-    real = sr._memory
+    real = sr.planner.memory
 
     def watched(held: Memory) -> Memory:
         seen.append(held)
         return real(held)
 
-    monkeypatch.setattr(sr, "_memory", watched)
+    monkeypatch.setattr(sr.planner, "memory", watched)
     with sr.prepare(IMAGE, OPTIONS) as prepared:
         sr.decode(prepared, latent_of(sr, prepared), OPTIONS)
         assert seen == [Memory(0, 0, 0), prepared.held]

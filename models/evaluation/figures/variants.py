@@ -72,4 +72,5 @@ def without_modulation(unet: ModulatedUNet) -> Iterator[None]:
 
 def with_tile(sr: StableSR, cells: int) -> StableSR:
     """The same weights with tiles of another side, so that small pictures have several."""
-    return StableSR(sr.networks, replace(sr.preset, tile=cells), sr.device, sr.dtype, sr.resources)
+    preset = replace(sr.preset, tile=cells)
+    return StableSR(sr.networks, preset, sr.device, sr.dtype, sr.planner.resources)
