@@ -53,6 +53,7 @@ _TO_A_MINUTE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
 
 COUNTERS: Mapping[str, str] = MappingProxyType(
     {
+        "stablesr_departures_total": "What a worker did otherwise than planned, by what",
         "stablesr_job_moves_total": "Jobs that came into each state",
         "stablesr_sweep_put_off_total": "Jobs that a sweep put off, something being wrong",
         "stablesr_tiles_total": "Tiles predicted by the network",

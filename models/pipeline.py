@@ -6,7 +6,7 @@ The stages are separate calls, because in the worker they run beside those of ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -174,6 +174,14 @@ class StableSR:
     def tile_batch(self) -> int:
         """Tiles that one network call has room for, whatever images they are of."""
         return self.planner.tile_batch
+
+    @property
+    def departures(self) -> Mapping[str, int]:
+        """How often it has gone another way than planned since it was loaded, by what: tile_batch,
+        rows or keep, because memory ran out; a call computed eagerly, eager_offload, eager_prompt
+        or eager_failure."""
+        eager = {f"eager_{why}": n for why, n in self.denoiser.eager_calls.items()}
+        return {**self.changes.counts, **eager}
 
     def warm(self) -> None:
         """Compiles network calls of every size before the first image comes, if any are to be."""

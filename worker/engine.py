@@ -299,6 +299,7 @@ class Engine:
         if memory and tiles > 1:
             before, self.max_tiles = self.max_tiles, min(self.max_tiles, max(1, tiles // 2))
             self.shrinks += 1
+            self._figures.inc("stablesr_departures_total", what="tile_batch")
             log.warning(
                 "plan changed",
                 reason="out of memory",

@@ -36,6 +36,11 @@ class Upscaler(Protocol):
     def tile_batch(self) -> int:
         """Tiles that a network call has room for."""
 
+    @property
+    def departures(self) -> Mapping[str, int]:
+        """How often it has gone another way than planned since it was loaded, by what: strips or
+        calls made smaller, maps kept further away, calls not compiled."""
+
     # Any: what it returns is handed back as it is, to methods that know more of it.
     def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Any:
         """Upsample, pad and encode (1, 3, H, W) in [0, 1]; a PreparedImage.

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -90,6 +91,8 @@ class Supervisor:
         self._registry = Workers(self._quick, ttl_s=settings.worker_ttl_s)
         self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
         self._figures = Figures()
+        self._model: Upscaler | None = None
+        self._departed: Counter[str] = Counter()
         self._state: WorkerState = "starting"
         self._info = WorkerInfo(
             name=f"{settings.preset}-{secrets.token_hex(4)}",
@@ -114,7 +117,7 @@ class Supervisor:
         pulse = Repeating("pulse", self._settings.heartbeat_s, self._beats)
         pulse.start()
         try:
-            model = self._load()
+            model = self._model = self._load()
             self._state = "idle"
             if self._ends.empty():
                 self._work(model, store)
@@ -186,9 +189,13 @@ class Supervisor:
 
     def _tell_figures(self) -> None:
         # Before the model is loaded, asking a GPU would begin to use it, from this thread.
-        if self._engine is not None:
+        if self._model is not None:
             for kind, size in memory_in_use(self._info.device).items():
                 self._figures.set("stablesr_worker_memory_bytes", size, kind=kind)
+            for what, times in self._model.departures.items():
+                more = times - self._departed[what]
+                self._departed[what] = times
+                self._figures.inc("stablesr_departures_total", more, what=what)
         self._figures.flush(self._quick, self._info.name, ttl_s=self._settings.worker_ttl_s)
 
     def _busy_threads(self) -> bool:

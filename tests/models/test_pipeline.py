@@ -140,6 +140,14 @@ def test_a_strip_that_needs_a_gigantic_canvas_is_refused_at_once(sr: StableSR) -
         sr.prepare(torch.rand(1, 3, 1, 100_000), Options())
 
 
+def test_what_was_done_otherwise_than_planned_is_told_by_what(sr: StableSR) -> None:
+    strained = StableSR(sr.networks, sr.preset, sr.device, sr.dtype)
+    assert strained.departures == {}
+    strained.changes.note("rows", 8, 4)
+    strained.denoiser.eager_calls["prompt"] += 2
+    assert strained.departures == {"rows": 1, "eager_prompt": 2}
+
+
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownPreset, match=r"'huge'.*tiny, stablesr-512"):
         StableSR.from_preset("huge")

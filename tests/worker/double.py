@@ -62,6 +62,10 @@ class Double:
     def tile_batch(self) -> int:
         return 8
 
+    @property
+    def departures(self) -> Mapping[str, int]:
+        return {"rows": 2}
+
     def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Prepared:
         return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
 

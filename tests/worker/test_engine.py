@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -38,6 +38,10 @@ class Model:
 
     @property
     def tile_batch(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def departures(self) -> Mapping[str, int]:
         raise NotImplementedError
 
     def predict(

@@ -30,6 +30,8 @@ def test_figures_and_ids_reach_whoever_looks_after_the_service(house: House) -> 
         lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
 
     figures = overview.figures
+    # Told once, and not again with the next heartbeat.
+    assert figures["stablesr_departures_total|what=rows"] == 2
     steps = sum(count for name, count in figures.items() if "step_seconds|le=" in name)
     assert steps == 4
     assert figures["stablesr_job_moves_total|state=succeeded"] == 1
