@@ -41,6 +41,8 @@ _WORKSPACES = 128 * 2**20
 _ROWS = 32 * 2**20
 _SAMPLES = 3
 
+_NOTHING = Memory(0, 0, 0)
+
 
 class Weights(NamedTuple):
     """Bytes of the parameters, by when they are used."""
@@ -132,10 +134,19 @@ class Estimate:
     unified: bool
     """Whether the device computes in the host's memory: then only `host` is counted"""
 
-    def peaks(self, pieces: Pieces, tile_batch: int, *, offload: bool, meanwhile: int = 0) -> Peaks:
+    def peaks(
+        self,
+        pieces: Pieces,
+        tile_batch: int,
+        *,
+        offload: bool,
+        meanwhile: int = 0,
+        guest: Memory = _NOTHING,
+    ) -> Peaks:
         """With these choices.
 
         `meanwhile`: tiles in the network calls that are made for other images all the time.
+        `guest`: of an image that is encoded or decoded between two strips of this one.
         """
         held = self.weights
         autoencoder = held.autoencoder if offload else held.all
@@ -162,6 +173,7 @@ class Estimate:
             encode=self._sum(
                 Memory(autoencoder, waiting + max(made, source + reference), 0),
                 self._encoding(pieces, taps),
+                guest,
             ),
             denoise=self._sum(
                 Memory(denoiser + call + self._latents(), waiting + source + reference, 0), taps
@@ -169,8 +181,15 @@ class Estimate:
             decode=self._sum(
                 Memory(autoencoder + self._latents(), waiting + source + reference + result, 0),
                 self._peak(pieces, decode=True),
+                guest,
             ),
         )
+
+    def autoencoding(self, pieces: Pieces) -> Memory:
+        """At most, of encoding or decoding alone: maps, strips, and the image itself."""
+        image = Memory(0, (3 * _FLOAT + _SAMPLES) * _area(self.layout.padded), 0)
+        stages = self._encoding(pieces, self._taps(pieces)), self._peak(pieces, decode=True)
+        return self._sum(Memory(*map(max, *stages)), image)
 
     def _encoding(self, pieces: Pieces, taps: Memory) -> Memory:
         first = self._peak(pieces, decode=False)

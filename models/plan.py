@@ -13,7 +13,7 @@ needs least, and the first that fits is taken:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,20 +21,35 @@ import torch
 from models.config import ModelConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, Layout, Peaks, Weights
+from models.geometry import canvas_size
 from models.memory import Memory, in_words
 from models.options import Options
 from models.pieces import Keep, Pieces
 from models.presets import Preset
 
-__all__ = ["MAX_TILE_BATCH", "Plan", "Resources", "further", "needs_offload", "plan"]
+__all__ = [
+    "MAX_TILE_BATCH",
+    "Plan",
+    "Resources",
+    "further",
+    "needs_offload",
+    "plan",
+    "steps_in",
+]
 
 MAX_TILE_BATCH = 8
 """Tiles in one network call, unless somebody decides otherwise."""
+
+# Canvases of the native size that a picture may have at most to step in between the strips of one
+# that has more.
+_GUEST = 2
 
 # Cells of a map of the image's size that a strip has: enough to keep the device busy. Strips of
 # equal cells take equal memory, however wide the image.
 _STRIP_CELLS = {"cuda": 2**18}
 _STRIP_CELLS_ELSEWHERE = 2**17
+
+_NOBODY = Memory(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,8 @@ class Resources:
     scratch: Path | None = None
     """Folder for feature maps that fit into no memory; None: the system's for temporary files"""
     shared: bool = False
-    """Whether other images are denoised while one is encoded or decoded"""
+    """Whether other images are denoised while one is encoded or decoded, and small ones step in
+    between the strips of a large one"""
     shared_batch: int | None = None
     """Tiles in one network call for them; None: as many as in this image's"""
 
@@ -140,9 +156,13 @@ def plan(
             config, preset, dtype=dtype, device=device, memory=memory, weights=weights
         )
 
+    guest = _NOBODY
+    if given.shared and not steps_in(height, width, options, preset):
+        guest = _guest(estimate, preset)
+
     def peaks_of(pieces: Pieces, batch: int) -> Peaks:
         meanwhile = (given.shared_batch or batch) if given.shared else 0
-        return estimate.peaks(pieces, batch, offload=offload, meanwhile=meanwhile)
+        return estimate.peaks(pieces, batch, offload=offload, meanwhile=meanwhile, guest=guest)
 
     least: list[str] = []
     for pieces in _pieces(rows, unified, given):
@@ -161,6 +181,27 @@ def plan(
         f"{layout.canvas[1]} x {layout.canvas[0]}, needs at least {'; '.join(least)}. "
         "A smaller image or scale needs less."
     )
+
+
+def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
+    """Whether an image of these sides (px) is small: its canvas is two native ones at most.
+
+    It may be encoded and decoded between the strips of an image that is not; plans of those count
+    on one such guest at a time.
+
+    Raises:
+        InvalidOption: the canvas would be too large.
+    """
+    canvas = canvas_size(height, width, options.scale, preset.native)
+    return canvas[0] * canvas[1] <= _GUEST * preset.native**2
+
+
+def _guest(estimate: Estimate, preset: Preset) -> Memory:
+    """What the largest image that steps in takes at most, weights aside."""
+    sides = (preset.native, _GUEST * preset.native)
+    layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
+    guest = replace(estimate, layout=layout, fusion=True)
+    return guest.autoencoding(Pieces(rows=_STRIP_CELLS_ELSEWHERE // sides[1]))
 
 
 def needs_offload(

@@ -20,11 +20,10 @@ from worker.engine import Engine
 from worker.errors import Interrupted, LeaseLost, TimedOut
 from worker.gate import Gate
 from worker.model import Upscaler
+from worker.turns import Turns
 from worker.watchdog import Watchdog
 
 __all__ = ["Process", "Run", "current_run", "entered"]
-
-POLL_S = 0.1
 
 Settler = Literal["slot", "supervisor"]
 
@@ -34,9 +33,9 @@ class Process:
     """What all slots of a worker process share.
 
     `records` waits some seconds for a Redis that restarts; `quick_records` does not, for what may
-    be left out (progress). `device_lock` is held while a picture is encoded or decoded, so that
-    the memory of one suffices; network calls go on meanwhile. `leaving` is set when the process
-    is asked to end. `lose` ends it because its device is of no use any more.
+    be left out (progress). Pictures take `turns` being encoded or decoded, so that the memory of
+    one suffices; network calls go on meanwhile. `leaving` is set when the process is asked to end.
+    `lose` ends it because its device is of no use any more.
     """
 
     settings: Settings
@@ -49,7 +48,7 @@ class Process:
     leaving: threading.Event
     lose: Callable[[str], None]
     gate: Gate = field(default_factory=Gate)
-    device_lock: threading.Lock = field(default_factory=threading.Lock)
+    turns: Turns = field(default_factory=Turns)
 
 
 @dataclass(eq=False)
@@ -93,16 +92,6 @@ class Run:
         with self._lock:
             self.settled_by = self.settled_by or by
             return self.settled_by == by
-
-    @contextmanager
-    def device(self) -> Iterator[None]:
-        """The device for encoding or decoding a picture, as soon as it is free."""
-        while not self.process.device_lock.acquire(timeout=POLL_S):
-            self.check()
-        try:
-            yield
-        finally:
-            self.process.device_lock.release()
 
 
 _current: ContextVar[Run] = ContextVar("run")

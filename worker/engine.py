@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -26,7 +26,7 @@ from models.sampling import Sampler, Step, StepRequest
 from worker.errors import EngineBroken, is_out_of_memory
 from worker.model import Upscaler
 
-__all__ = ["MAX_TILES", "Engine"]
+__all__ = ["MAX_TILES", "Engine", "shares"]
 
 MAX_TILES = 8
 """Tiles in one network call."""
@@ -51,6 +51,10 @@ class _Pending:
     @property
     def tiles(self) -> int:
         return len(self.step)
+
+    @property
+    def left(self) -> int:
+        return self.tiles - self.served
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,10 +232,10 @@ class Engine:
             self._waiting.clear()
 
     def _next_batch(self) -> list[_Slice] | None:
-        """The tiles of the next call: the step that waited longest first.
+        """The tiles of the next call: of every step that waits as many, as far as there is room.
 
-        A step with more tiles than there is room for goes to the back of the line with the rest
-        of them, so that a large picture delays a small one by one call and not by a whole step.
+        Those of a small picture are in the next call, however many a large one has waiting. What
+        they leave goes to the step that waited longest; who is cut goes to the back of the line.
         """
         with self._ready:
             while not self._waiting and not self._stopping:
@@ -240,15 +244,13 @@ class Engine:
             if self._stopping:
                 return None
             batch: list[_Slice] = []
-            room = self.max_tiles
             cut: list[_Pending] = []
-            while self._waiting and room:
+            for tiles in shares([p.left for p in self._waiting], self.max_tiles):
                 pending = self._waiting.popleft()
-                stop = min(pending.tiles, pending.served + room)
+                stop = pending.served + tiles
                 batch.append(_Slice(pending, pending.served, stop))
-                room -= stop - pending.served
                 pending.served = stop
-                if stop < pending.tiles:
+                if pending.left:
                     cut.append(pending)
             self._waiting.extend(cut)
             return batch
@@ -262,7 +264,7 @@ class Engine:
         deadline = time.monotonic() + min(LINGER_S, self._last_call_s / 2)
         while not self._stopping and len(self._waiting) < self._running:
             left = deadline - time.monotonic()
-            enough = sum(p.tiles - p.served for p in self._waiting) >= self.max_tiles
+            enough = sum(p.left for p in self._waiting) >= self.max_tiles
             if left <= 0 or enough:
                 return
             self._ready.wait(left)
@@ -326,6 +328,20 @@ class Engine:
         with self._ready:
             part.pending.served = part.start
             self._waiting.appendleft(part.pending)
+
+
+def shares(wanted: Sequence[int], room: int) -> list[int]:
+    """How much of the room each gets: all alike as far as they want it, then the first ones the
+    rest. Shorter than `wanted` where there is not one for each; nobody gets none."""
+    given = [0] * min(len(wanted), room)
+    each = room // max(1, len(given))
+    for number, most in enumerate(wanted[: len(given)]):
+        given[number] = min(most, each)
+    room -= sum(given)
+    for number, most in enumerate(wanted[: len(given)]):
+        more = min(most - given[number], room)
+        given[number], room = given[number] + more, room - more
+    return given
 
 
 def _without_frames(error: Exception) -> Exception:

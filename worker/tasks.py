@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -45,6 +46,8 @@ from models.errors import (
     ScratchFull,
 )
 from models.geometry import output_size
+from models.plan import steps_in
+from models.presets import get_preset
 from worker.context import Run, current_run
 from worker.errors import (
     Canceled,
@@ -58,6 +61,7 @@ from worker.gate import GateTaken
 from worker.images import MEDIA_TYPES, Picture, check_side, decode, rows_of, write
 from worker.options import options_of
 from worker.progress import Reporter
+from worker.turns import Between
 
 __all__ = ["upscale"]
 
@@ -195,27 +199,37 @@ def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
     with report.stage("load"), watch("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
         _check_output(source, job.parameters, process.settings.max_output_pixels)
+    height, width = source.rgb.shape[-2:]
+    small = steps_in(height, width, options, get_preset(process.settings.preset))
+    turn = partial(process.turns.turn, small=small, poll=report.poll)
     with torch.inference_mode(), ExitStack() as held:
-        with report.stage("encode"), run.device(), watch("encode") as renew:
-            prepared = model.prepare(source.rgb, options, _telling(report, renew))
+        with report.stage("encode"), turn() as between, watch("encode") as renew:
+            prepared = model.prepare(source.rgb, options, _telling(report, renew, between))
             held.enter_context(closing(prepared))
         log.info("job planned", job=job.id, **prepared.summary)
         with report.stage("denoise", steps=job.parameters.steps):
             latent = process.engine.run(
                 model.sample(prepared, options), on_step=report.on_step, poll=report.poll
             )
-        with report.stage("decode"), run.device(), watch("decode") as renew:
-            rows = model.rows(prepared, latent, options, _telling(report, renew))
+        with report.stage("decode"), turn() as between, watch("decode") as renew:
+            rows = model.rows(prepared, latent, options, _telling(report, renew, between))
         prepared.close()
         return _save(run, job, source, rows, report)
 
 
-def _telling(report: Reporter, renew: Callable[[], None]) -> Callable[[float], None]:
-    """Notes how far a stage is, for the client and for the watchdog."""
+def _telling(
+    report: Reporter, renew: Callable[[], None], between: Between
+) -> Callable[[float], None]:
+    """Notes how far a stage is, for the client and for the watchdog, and lets small pictures in."""
+
+    def waiting() -> None:
+        renew()
+        report.poll()
 
     def tell(done: float) -> None:
         renew()
         report.on_part(done)
+        between(waiting)
 
     return tell
 

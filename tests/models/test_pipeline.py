@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from models.errors import InvalidOption, UnknownPreset, WeightsNotFound
 from models.options import Options
 from models.pipeline import Progress, StableSR, output_size
+from models.plan import Resources
 from models.sampling import Sampler, Step, drive
 
 FEW = 3
@@ -138,6 +140,39 @@ def test_an_image_of_another_shape_is_refused(sr: StableSR) -> None:
 def test_a_strip_that_needs_a_gigantic_canvas_is_refused_at_once(sr: StableSR) -> None:
     with pytest.raises(InvalidOption, match=r"100000 x 1 pixels .* canvas of 51200000 x 512"):
         sr.prepare(torch.rand(1, 3, 1, 100_000), Options())
+
+
+def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: StableSR) -> None:
+    strips = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, Resources(decode_tile=64))
+    large, small = picture(160, 200), picture(32, 40, seed=1)
+    options = Options(steps=1, seed=3)
+    stepped_in: list[torch.Tensor] = []
+
+    def upscaled(tell: Callable[[float], None]) -> torch.Tensor:
+        with strips.prepare(large, options, tell) as prepared:
+            stepped_in.append(torch.zeros(0))
+            latent = drive(
+                strips.sample(prepared, options),
+                lambda step: strips.predict([step.part(0, len(step))])[0],
+            )
+            return torch.cat(list(strips.rows(prepared, latent, options, tell)), dim=1)
+
+    told: list[float] = []
+
+    def guest(done: float) -> None:
+        told.append(done)
+        # Of hundreds of strips, so that it does not take minutes.
+        if len(told) % 40 == 7:
+            with strips.prepare(small, options) as prepared:
+                stepped_in.append(prepared.latent)
+
+    alone = upscaled(lambda done: None)
+    stepped_in.clear()
+    assert torch.equal(upscaled(guest), alone)
+    [between] = [n for n, latent in enumerate(stepped_in) if not latent.numel()]
+    first, *others = stepped_in[:between] + stepped_in[between + 1 :]
+    assert 0 < between < len(others), f"{len(told)} strips; guests came while it was encoded and while it was decoded"
+    assert all(torch.equal(latent, first) for latent in others)
 
 
 def test_what_was_done_otherwise_than_planned_is_told_by_what(sr: StableSR) -> None:
