@@ -171,7 +171,7 @@ def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: S
     assert torch.equal(upscaled(guest), alone)
     [between] = [n for n, latent in enumerate(stepped_in) if not latent.numel()]
     first, *others = stepped_in[:between] + stepped_in[between + 1 :]
-    assert 0 < between < len(others), f"{len(told)} strips; guests came while it was encoded and while it was decoded"
+    assert 0 < between < len(others), f"{len(told)} strips; guests came in both stages"
     assert all(torch.equal(latent, first) for latent in others)
 
 

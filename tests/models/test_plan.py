@@ -23,7 +23,7 @@ from models.memory import Memory
 from models.networks.bundle import Networks
 from models.options import Options
 from models.pieces import Pieces
-from models.plan import Plan, Resources, further, needs_offload, plan
+from models.plan import Plan, Resources, further, needs_offload, plan, steps_in
 from models.presets import get_preset
 
 GB = 10**9
@@ -174,6 +174,31 @@ def test_a_small_image_does_not_make_the_calls_of_others_small() -> None:
     more = small.encode.device - planned(128, PLENTY).peaks.encode.device
     # Whole tiles, and what a call's kernels take beside those of the image's own.
     assert 8 * tile <= more < 10 * tile
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "small"),
+    [(128, 128, 4.0, True), (1, 1, 1.0, True), (128, 256, 4.0, True), (128, 257, 4.0, False)],
+)
+def test_an_image_of_two_native_canvases_at_most_steps_in(
+    height: int, width: int, scale: float, small: bool
+) -> None:
+    assert steps_in(height, width, Options(scale=scale), PRESET) is small
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_only_a_large_image_counts_one_that_steps_in(device: str) -> None:
+    def more(side: int, stage: str) -> int:
+        alone = planned(side, PLENTY, device).peaks
+        beside = planned(side, PLENTY, device, shared=True, shared_batch=8).peaks
+        return sum(getattr(beside, stage)) - sum(getattr(alone, stage))
+
+    for stage in ("encode", "decode"):
+        guest = more(2048, stage) - more(512, stage)
+        # What encoding or decoding 512 x 1024 takes beside the weights: maps of 128 channels.
+        assert 2 * 128 * 512 * 1024 * 2 <= guest <= 1.5 * GB
+    # The guest's own network calls are counted already.
+    assert more(2048, "denoise") <= more(512, "denoise")
 
 
 def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
