@@ -27,7 +27,7 @@ from models.geometry import output_size
 from models.memory import free_memory, trim
 from models.networks.bundle import Networks
 from models.options import Options
-from models.plan import Plan, Resources, needs_offload
+from models.plan import Plan, Resources, needs_offload, steps_in
 from models.planner import Planner
 from models.prepared import Prepared
 from models.presets import Preset, get_preset
@@ -187,6 +187,20 @@ class StableSR:
         """Compiles network calls of every size before the first image comes, if any are to be."""
         if self.denoiser.wanted:
             self.denoiser.warm(self.tile_batch, self.preset.tile)
+
+    def steps_in(self, image: Tensor, options: Options) -> bool:
+        """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
+        strips of a larger one, where `tell` is called.
+
+        None is where networks take turns on the device: the larger one keeps its own there, and
+        who waits for others to be brought is let in first.
+
+        Raises:
+            InvalidOption: the canvas would be too large.
+        """
+        if self.planner.resources.offload:
+            return False
+        return steps_in(image.shape[2], image.shape[3], options, self.preset)
 
     @torch.inference_mode()
     def prepare(

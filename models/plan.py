@@ -157,7 +157,7 @@ def plan(
         )
 
     guest = _NOBODY
-    if given.shared and not steps_in(height, width, options, preset):
+    if given.shared and not offload and not steps_in(height, width, options, preset):
         guest = _guest(estimate, preset)
 
     def peaks_of(pieces: Pieces, batch: int) -> Peaks:
@@ -187,7 +187,7 @@ def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
     """Whether an image of these sides (px) is small: its canvas is two native ones at most.
 
     It may be encoded and decoded between the strips of an image that is not; plans of those count
-    on one such guest at a time.
+    on one such guest at a time, unless networks take turns on the device.
 
     Raises:
         InvalidOption: the canvas would be too large.

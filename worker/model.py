@@ -41,6 +41,10 @@ class Upscaler(Protocol):
         """How often it has gone another way than planned since it was loaded, by what: strips or
         calls made smaller, maps kept further away, calls not compiled."""
 
+    def steps_in(self, image: Tensor, options: Options) -> bool:
+        """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
+        strips of a larger one, where `tell` is called."""
+
     # Any: what it returns is handed back as it is, to methods that know more of it.
     def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Any:
         """Upsample, pad and encode (1, 3, H, W) in [0, 1]; a PreparedImage.

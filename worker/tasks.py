@@ -46,8 +46,6 @@ from models.errors import (
     ScratchFull,
 )
 from models.geometry import output_size
-from models.plan import steps_in
-from models.presets import get_preset
 from worker.context import Run, current_run
 from worker.errors import (
     Canceled,
@@ -199,8 +197,7 @@ def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
     with report.stage("load"), watch("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
         _check_output(source, job.parameters, process.settings.max_output_pixels)
-    height, width = source.rgb.shape[-2:]
-    small = steps_in(height, width, options, get_preset(process.settings.preset))
+    small = model.steps_in(source.rgb, options)
     turn = partial(process.turns.turn, small=small, poll=report.poll)
     with torch.inference_mode(), ExitStack() as held:
         with report.stage("encode"), turn() as between, watch("encode") as renew:

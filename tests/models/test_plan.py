@@ -191,7 +191,7 @@ def test_only_a_large_image_counts_one_that_steps_in(device: str) -> None:
     def more(side: int, stage: str) -> int:
         alone = planned(side, PLENTY, device).peaks
         beside = planned(side, PLENTY, device, shared=True, shared_batch=8).peaks
-        return sum(getattr(beside, stage)) - sum(getattr(alone, stage))
+        return int(sum(getattr(beside, stage)) - sum(getattr(alone, stage)))
 
     for stage in ("encode", "decode"):
         guest = more(2048, stage) - more(512, stage)

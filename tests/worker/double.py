@@ -66,6 +66,9 @@ class Double:
     def departures(self) -> Mapping[str, int]:
         return {"rows": 2}
 
+    def steps_in(self, image: Tensor, options: Options) -> bool:
+        return False
+
     def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Prepared:
         return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
 

@@ -55,6 +55,9 @@ class Model:
         """Tiles of each call so far."""
         return [sum(len(request) for request in batch) for batch in self.batches]
 
+    def steps_in(self, image: Tensor, options: object) -> bool:
+        raise NotImplementedError
+
     def prepare(self, image: Tensor, options: object, tell: Callable[[float], None]) -> object:
         raise NotImplementedError
 
