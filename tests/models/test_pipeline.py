@@ -178,7 +178,7 @@ def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: S
 def test_nobody_steps_in_where_networks_take_turns_on_the_device(sr: StableSR) -> None:
     small, options = picture(32, 40), Options()
     assert sr.steps_in(small, options)
-    assert not sr.steps_in(picture(160, 200), options)
+    assert not sr.steps_in(picture(200, 260), options)
     moving = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, Resources(offload=True))
     assert not moving.steps_in(small, options)
 
