@@ -2,4 +2,6 @@
 
 from cli.main import app
 
-app(prog_name="stablesr")
+# Processes of further devices import this module and are not commands.
+if __name__ == "__main__":
+    app(prog_name="stablesr")

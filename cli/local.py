@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from pydantic import ValidationError
 
@@ -56,8 +57,7 @@ def run(source: Path, target: Path, choices: Choices) -> None:
     settings = load(preset=choices.preset, **choices.host())
     parameters = parameters_of(settings, choices, output_format)
     started = monotonic()
-    with ProgressView("loading") as view:
-        model = LocalModel(settings)
+    with ProgressView("loading") as view, LocalModel(settings) as model:
         written = model.upscale(source, target, parameters, view.show)
     console.print(
         f"{target}: {written.width} x {written.height} pixels, {written.bytes} bytes, "
@@ -96,22 +96,33 @@ class LocalModel:
 
     def __init__(self, settings: Settings) -> None:
         from models.errors import ModelError
-        from models.pipeline import StableSR
-        from worker.device import choose_device, choose_dtype, compiling_of, resources_of
         from worker.errors import NotStarted
+        from worker.loading import load as load_model
 
         self._settings = settings
         try:
-            self.device = choose_device(settings.device)
-            dtype = choose_dtype(settings.dtype, self.device)
-            resources = resources_of(settings, jobs=1)
-            self._sr = StableSR.from_preset(
-                settings.preset, self.device, dtype, resources, compiling=compiling_of(settings)
-            )
+            self._loaded = load_model(settings, jobs=1)
         except NotStarted as error:
             raise BadSettings(str(error)) from error
         except ModelError as error:
             raise JobFailed(str(error)) from error
+        self._sr = self._loaded.sr
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return ", ".join(self._loaded.devices)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loaded.close()
 
     def upscale(
         self, source: Path, target: Path, parameters: Parameters, show: Callable[[Moment], None]

@@ -23,6 +23,7 @@ from cli.options import (
     Compile,
     Data,
     DecodeTile,
+    Devices,
     Eta,
     FidelityWeight,
     Format,
@@ -182,6 +183,7 @@ def upscale(
     tile_batch: TileBatch = None,
     decode_tile: DecodeTile = None,
     compile_: Compile = None,
+    devices: Devices = None,
 ) -> None:
     """Upscale one image, or all images of a folder into another."""
     from cli import upscale as work
@@ -202,6 +204,7 @@ def upscale(
         tile_batch=tile_batch,
         decode_tile=decode_tile,
         compile=compile_,
+        devices=devices,
     )
     work.run(
         source,

@@ -22,6 +22,7 @@ __all__ = [
     "Compile",
     "Data",
     "DecodeTile",
+    "Devices",
     "Eta",
     "FidelityWeight",
     "FolderFormat",
@@ -236,6 +237,15 @@ Parallel = Annotated[
         rich_help_panel=FOLDERS,
     ),
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Several devices for every network call, such as cuda:0,cuda:1.",
+        show_default="the best one",
+        rich_help_panel=MEMORY,
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -264,6 +274,7 @@ class Choices:
     tile_batch: int | None = None
     decode_tile: int | None = None
     compile: bool | None = None
+    devices: str | None = None
 
     def given(self) -> dict[str, float | int | str]:
         """Only what was chosen, but for what this machine alone can be told."""
@@ -278,4 +289,5 @@ class Choices:
             "tile_batch": self.tile_batch,
             "decode_tile": self.decode_tile,
             "compile": compiling,
+            "devices": self.devices,
         }

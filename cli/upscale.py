@@ -39,7 +39,8 @@ def run(
     """
     if server is not None and any(value is not None for value in choices.host().values()):
         raise BadSettings(
-            "--tile-batch, --decode-tile and --compile are for this machine, not for a server."
+            "--tile-batch, --decode-tile, --compile and --devices are for this machine, not for a "
+            "server."
         )
     if source.is_dir():
         _folder(source, target, choices, server, api_key, seeds, folders)

@@ -119,6 +119,8 @@ class Settings(BaseSettings):
     result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
 
     device: str = "auto"
+    # Several, by commas, in place of one: every network call's tiles are spread over them.
+    devices: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2

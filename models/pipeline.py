@@ -16,7 +16,7 @@ from torch import Tensor
 from models.autoencoding import AutoencoderAtWork, Changes
 from models.calls import Calls
 from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
-from models.compiled import Compiling, Denoiser
+from models.compiled import Compiling, Denoiser, Denoises
 from models.config import ModelConfig
 from models.diffusion import add_noise, make_stepper
 from models.errors import InvalidOption
@@ -82,7 +82,10 @@ class StableSR:
         self.changes = Changes()
         """Of plans, because memory ran out."""
         # Before the residency, which notes where the weights lie.
-        self.denoiser = Denoiser(networks, device, compiling or Compiling(), offloaded=offload)
+        self.denoiser: Denoises = Denoiser(
+            networks, device, compiling or Compiling(), offloaded=offload
+        )
+        """Who makes network calls; may be exchanged before the first image."""
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
         self.planner = Planner(
@@ -93,7 +96,7 @@ class StableSR:
             Weights.of(networks, dtype),
             replace(given, offload=offload),
             self.residency,
-            self.denoiser.room,
+            lambda tiles: self.denoiser.room(tiles),
         )
 
     @classmethod

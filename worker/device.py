@@ -15,6 +15,7 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "compiling_of",
+    "devices_of",
     "memory_in_use",
     "named_device",
     "resources_of",
@@ -41,6 +42,24 @@ def choose_device(name: str) -> torch.device:
             "auto, cpu or cuda:N can."
         ) from error
     return device
+
+
+def devices_of(settings: Settings) -> list[str]:
+    """The names of the devices that one image's network calls are spread over; mostly one.
+
+    Raises:
+        NotStarted: a GPU is named twice.
+    """
+    if settings.devices is None:
+        return [settings.device]
+    names = [name.strip() for name in settings.devices.split(",")]
+    twice = {name for name in names if name.startswith("cuda") and names.count(name) > 1}
+    if twice:
+        raise NotStarted(
+            f"STABLESR_DEVICES is {settings.devices!r}, but has {', '.join(sorted(twice))} twice; "
+            "each GPU can be there once, as in cuda:0,cuda:1."
+        )
+    return names
 
 
 def named_device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ WorkerError
 
 from __future__ import annotations
 
+from models.errors import PeerLost
 from models.memory import is_out_of_memory
 
 __all__ = [
@@ -66,7 +67,7 @@ def is_device_lost(error: BaseException) -> bool:
     After an asynchronous device error (an illegal access, a failed assertion, a bus fault) the
     context is gone for good and only a new process gets another.
     """
-    if isinstance(error, EngineBroken):
+    if isinstance(error, EngineBroken | PeerLost):
         return True
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False

@@ -9,15 +9,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import structlog
 
 from jobs.errors import JobsError
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.errors import CheckpointError, ModelError, WeightsNotFound
-from models.pipeline import StableSR
-from worker.device import choose_device, choose_dtype, compiling_of, resources_of
+from worker.device import choose_device, devices_of
 from worker.errors import NotStarted
+from worker.loading import load as load_model
 from worker.model import Upscaler
 from worker.stand_in import StandIn
 from worker.supervisor import Supervisor
@@ -38,20 +40,20 @@ def main(settings: Settings) -> int:
 
 
 def _serve(settings: Settings, stand_in: StandIn | None = None) -> int:
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.dtype, device)
+    device = choose_device(devices_of(settings)[0])
 
     def load() -> Upscaler:
-        resources = resources_of(settings, jobs=settings.slots)
-        sr = StableSR.from_preset(
-            settings.preset, device, dtype, resources, compiling=compiling_of(settings)
-        )
+        loaded = load_model(settings, jobs=settings.slots)
+        # Ends the processes of further devices; where this process does not get there, they hear
+        # that it is gone.
+        held.callback(loaded.close)
         # Here, where no watchdog takes minutes of compiling for a device that hangs.
-        sr.warm()
-        return sr
+        loaded.sr.warm()
+        return loaded.sr
 
     try:
-        return Supervisor(settings, load, device=str(device), stand_in=stand_in).run()
+        with ExitStack() as held:
+            return Supervisor(settings, load, device=str(device), stand_in=stand_in).run()
     except (WeightsNotFound, CheckpointError) as error:
         if settings.fallback is None:
             raise

@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from models.compiled.buckets import bucket_of, padded, room
 from models.compiled.compiling import Compiling, Mode
-from models.compiled.denoiser import Denoiser
+from models.compiled.denoiser import Denoiser, Denoises
 
-__all__ = ["Compiling", "Denoiser", "Mode", "bucket_of", "padded", "room"]
+__all__ = ["Compiling", "Denoiser", "Denoises", "Mode", "bucket_of", "padded", "room"]

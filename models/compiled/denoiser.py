@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FunctionType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,38 @@ from models.compiled.compiling import Compiling
 from models.memory import is_out_of_memory
 from models.networks.bundle import Networks
 
-__all__ = ["Denoiser", "channels_last"]
+__all__ = ["Denoiser", "Denoises", "channels_last"]
 
 log = logging.getLogger(__name__)
 
 _Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Denoises(Protocol):
+    """Who makes network calls: a `Denoiser`, or several devices together (`models.spread`)."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether calls are to be compiled."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+
+    @property
+    def eager_calls(self) -> Counter[str]:
+        """Calls that were to be compiled and were not, by reason: offload, prompt or failure."""
+
+    def room(self, tiles: int) -> int:
+        """Tiles of a call where a device's memory has room for so many."""
+
+    def warm(self, tiles: int, side: int) -> None:
+        """Compiles every size of call, up to `tiles` tiles of `side` cells, before it is needed."""
+
+    def __call__(
+        self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int], context: Tensor | None
+    ) -> Tensor:
+        """As `Networks.predict`, but float32: of any number of tiles."""
 
 
 class Denoiser:
@@ -59,7 +86,6 @@ class Denoiser:
         self._failed: set[tuple[int, int, int]] = set()
         self._told: set[str] = set()
         self.eager_calls: Counter[str] = Counter()
-        """Calls that were to be compiled and were not, by reason: offload, prompt or failure."""
         self.wanted = compiling.wanted(device)
         """Whether calls are to be compiled."""
         self._offloaded = offloaded
@@ -73,6 +99,11 @@ class Denoiser:
             for part in (networks.unet, networks.encoder):
                 channels_last(part)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self._networks.context.dtype
+
     def room(self, tiles: int) -> int:
         """Tiles of a call where memory has room for so many."""
         if self._fixed is not None:
@@ -84,10 +115,9 @@ class Denoiser:
         if not self.wanted or self._offloaded:
             return
         channels = self._networks.config.unet.in_channels
-        dtype = self._networks.context.dtype
         for size in [self._fixed] if self._fixed is not None else buckets(tiles):
             began = time.monotonic()
-            tile = torch.zeros((size, channels, side, side), device=self._device, dtype=dtype)
+            tile = torch.zeros((size, channels, side, side), device=self._device, dtype=self.dtype)
             self(tile, tile, [0] * size, None)
             log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - began)
 

@@ -8,7 +8,7 @@ import torch
 from jobs.settings import Settings
 from models.compiled import Compiling
 from models.plan import Resources
-from worker.device import compiling_of, named_device, resources_of
+from worker.device import compiling_of, devices_of, named_device, resources_of
 from worker.errors import NotStarted, is_device_lost
 
 
@@ -34,6 +34,13 @@ def test_what_the_settings_decide_of_compiling_reaches_the_network_calls(tmp_pat
     assert (given.mode, given.fixed_batch) == ("off", None)
     assert given.cache is not None
     assert given.cache.name == "compiled"
+
+
+def test_one_image_goes_over_one_device_or_those_that_are_named() -> None:
+    assert devices_of(Settings(device="cuda:1")) == ["cuda:1"]
+    assert devices_of(Settings(devices="cuda:0, cuda:2")) == ["cuda:0", "cuda:2"]
+    with pytest.raises(NotStarted, match="has cuda:0 twice"):
+        devices_of(Settings(devices="cuda:0,cuda:1,cuda:0"))
 
 
 def test_a_device_can_be_named_that_is_not_here() -> None:

@@ -16,6 +16,8 @@ from worker.errors import Canceled, EngineBroken
 
 Predict = Callable[[StepRequest], Tensor]
 
+PATIENCE_S = 60.0
+
 
 def alone(sampler: Sampler) -> Tensor:
     """What a plain loop makes of a sampler."""
@@ -114,7 +116,7 @@ def test_jobs_at_different_timesteps_in_one_batch_give_what_they_give_alone() ->
 
 
 def test_two_jobs_share_their_calls_instead_of_taking_turns() -> None:
-    both_asked = threading.Barrier(2, timeout=10)
+    both_asked = threading.Barrier(2, timeout=PATIENCE_S)
 
     def at_first_wait(step: Step) -> None:
         if step.step == 0:
@@ -132,7 +134,7 @@ def test_two_jobs_share_their_calls_instead_of_taking_turns() -> None:
             for seed in (1, 2)
         ]
         for job in jobs:
-            job.result(timeout=20)
+            job.result(timeout=PATIENCE_S)
     shared = sum(len(batch) == 2 for batch in model.batches)
     assert shared >= 15, f"{shared} of 20 steps were made together"
 
@@ -170,19 +172,19 @@ def test_a_small_job_waits_one_call_and_not_a_whole_step_of_a_large_one() -> Non
     def predict(request: StepRequest) -> Tensor:
         if not arrived.is_set():
             arrived.set()
-            release.wait(10)
+            release.wait(PATIENCE_S)
         return network(request)
 
     model = Model(predict)
     with running(model, max_tiles=4) as engine, ThreadPoolExecutor(2) as pool:
         large = pool.submit(engine.run, sampler(1, tiles=40, steps=1))
-        assert arrived.wait(10)
+        assert arrived.wait(PATIENCE_S)
         small = pool.submit(engine.run, sampler(2, tiles=1, steps=1))
         while len(engine._waiting) < 2:
             threading.Event().wait(0.001)
         release.set()
-        small.result(timeout=10)
-        large.result(timeout=10)
+        small.result(timeout=PATIENCE_S)
+        large.result(timeout=PATIENCE_S)
     order = [tuple(len(request) for request in batch) for batch in model.batches]
     assert order[:2] == [(4,), (3, 1)]
 
@@ -197,13 +199,13 @@ def test_only_the_guilty_job_fails_when_a_shared_call_fails() -> None:
         guilty = pool.submit(engine.run, sampler(1, steps=13))
         others = [pool.submit(engine.run, sampler(seed, steps=6)) for seed in (2, 3)]
         with pytest.raises(ValueError, match="cannot be predicted"):
-            guilty.result(timeout=10)
+            guilty.result(timeout=PATIENCE_S)
         for seed, other in zip((2, 3), others, strict=True):
-            assert torch.equal(other.result(timeout=10), alone(sampler(seed, steps=6)))
+            assert torch.equal(other.result(timeout=PATIENCE_S), alone(sampler(seed, steps=6)))
 
 
 def test_a_failed_shared_call_is_counted() -> None:
-    asked = threading.Barrier(2, timeout=10)
+    asked = threading.Barrier(2, timeout=PATIENCE_S)
 
     class Failing(Model):
         def predict(
@@ -219,7 +221,7 @@ def test_a_failed_shared_call_is_counted() -> None:
             pool.submit(engine.run, sampler(s, steps=9), on_step=lambda r: _meet(asked, r))
             for s in (1, 2)
         ]
-        latents = [job.result(timeout=10) for job in jobs]
+        latents = [job.result(timeout=PATIENCE_S) for job in jobs]
     assert torch.equal(latents[0], alone(sampler(1, steps=9)))
     assert torch.equal(latents[1], alone(sampler(2, steps=9)))
     assert engine.failed_batches >= 1
@@ -259,7 +261,7 @@ def test_what_a_failed_call_computed_is_freed_before_its_tiles_are_asked_for_aga
             computed.append(weakref.ref(activations))
             if not arrived.is_set():
                 arrived.set()
-                release.wait(10)
+                release.wait(PATIENCE_S)
             if len(requests) > 1:
                 try:
                     raise ValueError("what the library said first")
@@ -269,13 +271,15 @@ def test_what_a_failed_call_computed_is_freed_before_its_tiles_are_asked_for_aga
 
     with running(OneTile()) as engine, ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(engine.run, sampler(1, tiles=1, steps=1))]
-        assert arrived.wait(10)
+        assert arrived.wait(PATIENCE_S)
         jobs += [pool.submit(engine.run, sampler(seed, tiles=1, steps=1)) for seed in (2, 3)]
         while len(engine._waiting) < 2:
             threading.Event().wait(0.001)
         release.set()
         for seed, job in zip((1, 2, 3), jobs, strict=True):
-            assert torch.equal(job.result(timeout=10), alone(sampler(seed, tiles=1, steps=1)))
+            assert torch.equal(
+                job.result(timeout=PATIENCE_S), alone(sampler(seed, tiles=1, steps=1))
+            )
     assert engine.failed_batches == 1
     assert alive == [0, 0, 0, 0]
 
@@ -319,7 +323,7 @@ def test_a_job_that_waits_for_its_predictions_can_be_stopped() -> None:
 
     def hang(request: StepRequest) -> Tensor:
         arrived.set()
-        release.wait(10)
+        release.wait(PATIENCE_S)
         return network(request)
 
     def poll() -> None:

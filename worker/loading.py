@@ -1,0 +1,68 @@
+"""The model that the settings name, on its device or over several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from jobs.settings import Settings
+from models.compiled import Compiling, Denoises
+from models.pipeline import StableSR
+from models.spread import Peers, Spread, start
+from worker.device import choose_device, choose_dtype, compiling_of, devices_of, resources_of
+from worker.errors import NotStarted
+
+__all__ = ["Loaded", "load"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and the processes of further devices that make its network calls with it."""
+
+    sr: StableSR
+    peers: Peers | None
+    """None where there is one device"""
+
+    @property
+    def devices(self) -> list[str]:
+        """Where it computes."""
+        return [str(self.sr.device), *(self.peers.names if self.peers is not None else ())]
+
+    def close(self) -> None:
+        """Ends these processes."""
+        if self.peers is not None:
+            self.peers.close()
+
+
+def load(settings: Settings, *, jobs: int) -> Loaded:
+    """Loads the weights for so many jobs at once; compiles nothing yet.
+
+    Raises:
+        NotStarted: there is no such device, or it cannot be used so.
+        ModelError: the weights are not here, or cannot be used.
+    """
+    first, *others = map(choose_device, devices_of(settings))
+    dtype = choose_dtype(settings.dtype, first)
+    compiling = compiling_of(settings)
+    resources = resources_of(settings, jobs=jobs)
+    sr = StableSR.from_preset(settings.preset, first, dtype, resources, compiling=compiling)
+    if not others:
+        return Loaded(sr, None)
+    if sr.planner.resources.offload:
+        raise NotStarted(
+            "Networks that take turns on the device (offload) cannot be spread over several: "
+            "set STABLESR_OFFLOAD=off, or name one device."
+        )
+    load_there = partial(_denoiser, settings.preset, dtype, compiling)
+    peers = start([str(device) for device in others], load_there)
+    sr.denoiser = Spread(sr.denoiser, peers)
+    return Loaded(sr, peers)
+
+
+def _denoiser(
+    preset: str, dtype: torch.dtype, compiling: Compiling, device: torch.device
+) -> Denoises:
+    sr = StableSR.from_preset(preset, device, dtype, compiling=compiling)
+    return sr.denoiser
