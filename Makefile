@@ -43,8 +43,8 @@ types: $(STAMP)  ## mypy --strict
 walls: $(STAMP)  ## import-linter: which folder may import which
 	$(BIN)/lint-imports
 
-tests: $(STAMP)  ## pytest
-	$(BIN)/pytest
+tests: $(STAMP)  ## pytest, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 parity: $(STAMP)  ## the numbers of this implementation against the reference values in tests/
 	$(BIN)/python -m tests.parity

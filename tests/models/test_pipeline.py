@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.checkpoints.folder import random_networks
 from models.errors import InvalidOption, UnknownPreset, WeightsNotFound
 from models.options import Options
 from models.pipeline import Progress, StableSR, output_size
 from models.plan import Resources
 from models.sampling import Sampler, Step, drive
+from tests.models import narrow
 
 FEW = 3
 
 
 @pytest.fixture(scope="module")
 def sr() -> StableSR:
-    return StableSR.from_preset("tiny")
+    cpu, dtype = torch.device("cpu"), torch.float32
+    return StableSR(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -31,7 +34,7 @@ def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("height", "width", "scale"),
-    [(100, 131, 4.0), (130, 257, 1.5)],
+    [(25, 33, 4.0), (33, 65, 1.5)],
 )
 def test_the_result_has_exactly_the_size_asked(
     sr: StableSR, height: int, width: int, scale: float
@@ -44,7 +47,7 @@ def test_the_result_has_exactly_the_size_asked(
 
 
 def test_the_same_seed_gives_the_same_image_and_another_seed_another(sr: StableSR) -> None:
-    image = picture(64, 64)
+    image = picture(16, 16)
     first = sr.upscale(image, Options(steps=FEW, seed=5, fidelity_weight=0.0))
     again = sr.upscale(image, Options(steps=FEW, seed=5, fidelity_weight=0.0))
     other = sr.upscale(image, Options(steps=FEW, seed=6, fidelity_weight=0.0))
@@ -53,7 +56,7 @@ def test_the_same_seed_gives_the_same_image_and_another_seed_another(sr: StableS
 
 
 def test_the_fidelity_weight_changes_the_image(sr: StableSR) -> None:
-    image = picture(64, 64)
+    image = picture(16, 16)
     loose = sr.upscale(image, Options(steps=FEW, fidelity_weight=0.0))
     close = sr.upscale(image, Options(steps=FEW, fidelity_weight=1.0))
     assert float((loose - close).abs().mean()) > 1e-3
@@ -71,7 +74,7 @@ def test_jobs_of_different_sizes_and_timesteps_in_one_batch_give_what_they_give_
 ) -> None:
     small = Options(steps=2, seed=1)
     large = Options(steps=4, seed=2)
-    jobs = [(picture(64, 64, 1), small), (picture(128, 200, 2), large)]
+    jobs = [(picture(16, 16, 1), small), (picture(32, 50, 2), large)]
     prepared = [sr.prepare(image, options) for image, options in jobs]
     alone = [
         drive(sr.sample(p, o), lambda step: sr.predict([step.part(0, len(step))])[0])
@@ -80,7 +83,7 @@ def test_jobs_of_different_sizes_and_timesteps_in_one_batch_give_what_they_give_
     running = {i: sr.sample(p, o) for i, (p, (_, o)) in enumerate(zip(prepared, jobs, strict=True))}
     together = run_together(sr, running)
     for i, latent in enumerate(alone):
-        torch.testing.assert_close(together[i], latent, rtol=0, atol=1e-5)
+        assert float((together[i] - latent).norm() / latent.norm()) < 1e-5
 
 
 def run_together(sr: StableSR, running: dict[int, Sampler]) -> dict[int, torch.Tensor]:
@@ -138,13 +141,13 @@ def test_an_image_of_another_shape_is_refused(sr: StableSR) -> None:
 
 
 def test_a_strip_that_needs_a_gigantic_canvas_is_refused_at_once(sr: StableSR) -> None:
-    with pytest.raises(InvalidOption, match=r"100000 x 1 pixels .* canvas of 51200000 x 512"):
+    with pytest.raises(InvalidOption, match=r"100000 x 1 pixels .* canvas of 6400000 x 64"):
         sr.prepare(torch.rand(1, 3, 1, 100_000), Options())
 
 
 def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: StableSR) -> None:
-    strips = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, Resources(decode_tile=64))
-    large, small = picture(160, 200), picture(32, 40, seed=1)
+    strips = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, Resources(decode_tile=16))
+    large, small = picture(40, 50), picture(8, 10, seed=1)
     options = Options(steps=1, seed=3)
     stepped_in: list[torch.Tensor] = []
 
@@ -176,9 +179,9 @@ def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: S
 
 
 def test_nobody_steps_in_where_networks_take_turns_on_the_device(sr: StableSR) -> None:
-    small, options = picture(32, 40), Options()
+    small, options = picture(16, 20), Options()
     assert sr.steps_in(small, options)
-    assert not sr.steps_in(picture(200, 260), options)
+    assert not sr.steps_in(picture(50, 60), options)
     moving = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, Resources(offload=True))
     assert not moving.steps_in(small, options)
 

@@ -1,4 +1,4 @@
-"""Several seeds of one image at once, on the embedded weights."""
+"""Several seeds of one image at once."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.checkpoints.folder import random_networks
 from models.options import Options
 from models.pipeline import Progress, StableSR
+from tests.models import narrow
 
 SEEDS = (11, 5)
 
 
 @pytest.fixture(scope="module")
 def sr() -> StableSR:
-    return StableSR.from_preset("tiny")
+    cpu, dtype = torch.device("cpu"), torch.float32
+    return StableSR(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
 
 
 def test_each_result_is_that_of_its_seed_alone(sr: StableSR) -> None:
@@ -25,7 +28,7 @@ def test_each_result_is_that_of_its_seed_alone(sr: StableSR) -> None:
     results = list(sr.upscale_seeds(image, options, SEEDS))
     for seed, result in zip(SEEDS, results, strict=True):
         alone = sr.upscale(image, replace(options, seed=seed))
-        torch.testing.assert_close(result, alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(result, alone, rtol=0, atol=1e-4)
     assert float((results[0] - results[1]).abs().mean()) > 1e-3
 
 
