@@ -155,7 +155,7 @@ class LocalModel:
 
         try:
             picture = decode(_read(source), self._settings.max_input_pixels)
-            options = options_of(parameters)
+            options = options_of(parameters, reuse_every=self._settings.reuse_every)
             width, height = (round(side * options.scale) for side in picture.size)
             check_side(width, height, parameters.output_format)
             written = []

@@ -143,6 +143,10 @@ class Settings(BaseSettings):
     # not even in its last bit, on what other jobs' tiles shared its calls.
     fixed_batch: Annotated[int, Field(ge=1)] | None = None
 
+    # An approximation, off by itself: steps that share what the UNet's coarse levels compute
+    # (docs/performance.md says what it costs).
+    reuse_every: Annotated[int, Field(ge=1)] = 1
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 

@@ -133,6 +133,8 @@ class Estimate:
     """Whether the decoder reads the encoder's taps"""
     unified: bool
     """Whether the device computes in the host's memory: then only `host` is counted"""
+    reused: int = 0
+    """Tiles, both contexts' with guidance, whose deep features wait for the next steps"""
 
     def peaks(
         self,
@@ -176,7 +178,9 @@ class Estimate:
                 guest,
             ),
             denoise=self._sum(
-                Memory(denoiser + call + self._latents(), waiting + source + reference, 0), taps
+                Memory(denoiser + call + self._latents(), waiting + source + reference, 0),
+                Memory(self._deep(), 0, 0),
+                taps,
             ),
             decode=self._sum(
                 Memory(autoencoder + self._latents(), waiting + source + reference + result, 0),
@@ -221,6 +225,11 @@ class Estimate:
         cells = _area(self.layout.padded)
         size = (half * cells // 4 + quarter * cells // 16) * self.dtype.itemsize * self.fusion
         return Memory(*(size * (pieces.keep == place) for place in ("device", "host", "disk")))
+
+    def _deep(self) -> int:
+        """Of features that several steps share."""
+        cells = self.layout.grid.tile_height * self.layout.grid.tile_width // 4
+        return self.reused * self.config.unet.widths[1] * cells * self.dtype.itemsize
 
     def _latents(self) -> int:
         cells = self.layout.grid.height * self.layout.grid.width

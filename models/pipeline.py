@@ -34,6 +34,7 @@ from models.presets import Preset, get_preset
 from models.prompts.contexts import check_prompts, contexts
 from models.residency import Offloaded, Residency, Resident
 from models.resize import upsampled
+from models.reuse import predict_reusing
 from models.sampling import Sampler, StepRequest, drive_all, sample
 from models.tiling import TileGrid
 
@@ -181,8 +182,8 @@ class StableSR:
     @property
     def departures(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: tile_batch,
-        rows or keep, because memory ran out; a call computed eagerly, eager_offload, eager_prompt
-        or eager_failure."""
+        rows or keep, because memory ran out; a call computed eagerly, eager_offload, eager_prompt,
+        eager_reuse or eager_failure."""
         eager = {f"eager_{why}": n for why, n in self.denoiser.eager_calls.items()}
         return {**self.changes.counts, **eager}
 
@@ -274,7 +275,9 @@ class StableSR:
         # The networks know the empty prompt's context.
         if options.prompt or scale != 1:
             wanted, unwanted = contexts(self.networks, options, preset.name, latent.device)
-        return sample(start, latent, stepper, grid, noise, wanted, unwanted, scale)
+        return sample(
+            start, latent, stepper, grid, noise, wanted, unwanted, scale, options.reuse_every
+        )
 
     @torch.inference_mode()
     def predict(
@@ -285,15 +288,26 @@ class StableSR:
         All tiles must have one shape. Returns float32 predictions, one tensor a request. `poll`
         is called while the networks are awaited, where they are not on the device (offload).
         """
-        timesteps = [r.timestep for r in requests for _ in range(len(r))]
+        predictions: dict[int, Tensor] = {}
         with self.residency.holding("denoiser", poll):
-            out = self.denoiser(
-                torch.cat([r.noisy for r in requests]).to(self.dtype),
-                torch.cat([r.lr for r in requests]).to(self.dtype),
-                timesteps,
-                self.contexts(requests),
-            )
-        return list(torch.split(out, [len(r) for r in requests]))
+            for alike in _alike(requests):
+                out = self._call([requests[index] for index in alike])
+                sizes = [len(requests[index]) for index in alike]
+                predictions.update(zip(alike, torch.split(out, sizes), strict=True))
+        return [predictions[index] for index in range(len(requests))]
+
+    def _call(self, requests: Sequence[StepRequest]) -> Tensor:
+        """Of requests that all compute everything, or share deep features alike."""
+        noisy = torch.cat([r.noisy for r in requests]).to(self.dtype)
+        lr = torch.cat([r.lr for r in requests]).to(self.dtype)
+        timesteps = [r.timestep for r in requests for _ in range(len(r))]
+        context = self.contexts(requests)
+        shares = [r.share for r in requests if r.share is not None]
+        if not shares:
+            return self.denoiser(noisy, lr, timesteps, context)
+        if self.denoiser.wanted:
+            self.denoiser.eager_calls["reuse"] += 1
+        return predict_reusing(self.networks, self.device, noisy, lr, timesteps, context, shares)
 
     def contexts(self, requests: Sequence[StepRequest]) -> Tensor | None:
         """Of all tiles; None if every one has the empty prompt's."""
@@ -397,6 +411,15 @@ class StableSR:
             for latent in drive_all(samplers, calls, max_tiles=calls.limit):
                 tell(Progress("decode", 0, 1))
                 yield self.rows(prepared, latent, options)
+
+
+def _alike(requests: Sequence[StepRequest]) -> list[list[int]]:
+    """Which of them go together in one call: mostly all, as none shares deep features."""
+    groups: dict[bool | None, list[int]] = {}
+    for index, request in enumerate(requests):
+        kind = None if request.share is None else request.share.full
+        groups.setdefault(kind, []).append(index)
+    return list(groups.values())
 
 
 def _offload(

@@ -146,8 +146,9 @@ def plan(
     layout = Layout.of(config, preset, height, width, options)
     unified = device.type != "cuda"
     fusion = options.fidelity_weight > 0
-    estimate = Estimate(config, layout, weights, dtype, fusion, unified)
     tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
+    reused = tiles if options.reuse_every > 1 else 0
+    estimate = Estimate(config, layout, weights, dtype, fusion, unified, reused)
     cells = _STRIP_CELLS.get(device.type, _STRIP_CELLS_ELSEWHERE)
     rows = given.decode_tile or max(1, min(cells // layout.padded[1], layout.padded[0]))
     offload = given.offload

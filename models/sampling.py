@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion import Stepper
+from models.reuse import DeepFeatures, Share
 from models.tiling import TileGrid
 
 __all__ = [
@@ -70,6 +71,8 @@ class StepRequest:
     step: int
     """0-based"""
     steps: int
+    share: Share | None = None
+    """Of the job's deep features, where steps share them"""
 
     def __len__(self) -> int:
         return int(self.noisy.shape[0])
@@ -78,7 +81,8 @@ class StepRequest:
         """Tiles `start` to `stop`, as views."""
         cut = slice(start, stop)
         context = None if self.context is None else self.context[cut]
-        return replace(self, noisy=self.noisy[cut], lr=self.lr[cut], context=context)
+        share = None if self.share is None else self.share.part(start, stop)
+        return replace(self, noisy=self.noisy[cut], lr=self.lr[cut], context=context, share=share)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,8 @@ class CanvasStep:
     """Each (1, tokens, width); None is the empty prompt's, and stands alone"""
     step: int
     steps: int
+    share: Share | None = None
+    """All tiles', where steps share deep features"""
 
     def __len__(self) -> int:
         return len(self.contexts) * len(self.grid)
@@ -112,6 +118,7 @@ class CanvasStep:
             torch.cat(given) if given else None,
             self.step,
             self.steps,
+            None if self.share is None else self.share.part(start, stop),
         )
 
 
@@ -129,6 +136,7 @@ def sample(
     context: Tensor | None,
     negative_context: Tensor | None = None,
     guidance_scale: float = 1.0,
+    reuse_every: int = 1,
 ) -> Sampler:
     """Denoises one canvas with aggregation (paper, section 3.4).
 
@@ -141,6 +149,7 @@ def sample(
         context: (1, tokens, width), or None for the empty prompt's; not with a negative one.
         negative_context: with it, classifier-free guidance of `guidance_scale` (arXiv
             2207.12598) at twice the cost.
+        reuse_every: steps that share deep features (`models.reuse`), the first one computing them.
 
     Returns:
         The clean canvas, still scaled, through StopIteration.
@@ -148,8 +157,13 @@ def sample(
     canvas = start
     contexts = (context,) if negative_context is None else (context, negative_context)
     steps = len(stepper.timesteps)
+    features = DeepFeatures() if reuse_every > 1 else None
     for index, timestep in enumerate(stepper.timesteps):
-        tiles = iter((yield CanvasStep(grid, canvas, lr, timestep, contexts, index, steps)))
+        share = None
+        if features is not None:
+            share = Share(features, index % reuse_every == 0, 0, len(contexts) * len(grid))
+        step = CanvasStep(grid, canvas, lr, timestep, contexts, index, steps, share)
+        tiles = iter((yield step))
         predicted = grid.join(tiles)
         if negative_context is not None:
             unwanted = grid.join(tiles)

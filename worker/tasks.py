@@ -192,7 +192,8 @@ def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
     What the decoder reads is freed however this ends, and the result goes to its file, and from
     there to the store, a few rows at a time.
     """
-    process, options = run.process, options_of(job.parameters)
+    process = run.process
+    options = options_of(job.parameters, reuse_every=process.settings.reuse_every)
     watch, model = process.watchdog.watch, process.model
     with report.stage("load"), watch("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)

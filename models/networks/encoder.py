@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -101,10 +102,7 @@ class TimeAwareEncoder(nn.Module):
         Returns:
             One (n, feature_width, h / 2^i, w / 2^i) a level.
         """
-        if self.time_table is not None:
-            temb = self.time_table(timestep)
-        else:
-            temb = self.time_embedding(self.time_proj(timestep).to(latent.dtype))
+        temb = self._embedding(timestep, latent.dtype)
         x = self.conv_in(latent)
         seen = []
         for level in cast("Iterable[_Level]", self.levels):
@@ -115,3 +113,14 @@ class TimeAwareEncoder(nn.Module):
                 x = level.downsampler(x)
         seen.append(self.middle(x, temb))
         return [tap(s, temb) for tap, s in zip(self.taps, seen, strict=True)]
+
+    def finest(self, latent: Tensor, timestep: Tensor) -> Tensor:
+        """The first of the features alone."""
+        temb = self._embedding(timestep, latent.dtype)
+        seen = self.levels[0](self.conv_in(latent), temb)
+        return cast("Tensor", self.taps[0](seen, temb))
+
+    def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.time_table is not None:
+            return cast("Tensor", self.time_table(timestep))
+        return cast("Tensor", self.time_embedding(self.time_proj(timestep).to(dtype)))
