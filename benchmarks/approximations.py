@@ -122,7 +122,8 @@ def measure(sr: StableSR, photographs: dict[str, Pixels], steps: int) -> list[Ro
 
 def line(row: Row) -> str:
     scores = "".join(f"{value:9.3f}" for value in row.scores.values())
-    return f"{row.group:10}{row.name:24}{row.seconds:8.2f}{row.ratio:7.2f}{scores}{row.difference:8.2f}"
+    seconds = f"{row.seconds:8.2f}{row.ratio:7.2f}"
+    return f"{row.group:10}{row.name:24}{seconds}{scores}{row.difference:8.2f}"
 
 
 def share_of_arithmetic() -> float:
