@@ -44,6 +44,11 @@ def load(settings: Settings, *, jobs: int) -> Loaded:
         ModelError: the weights are not here, or cannot be used.
     """
     first, *others = map(choose_device, devices_of(settings))
+    if others and settings.reuse_every > 1:
+        raise NotStarted(
+            f"STABLESR_REUSE_EVERY is {settings.reuse_every}, but must be 1 with several devices: "
+            "deep features stay where they were computed."
+        )
     dtype = choose_dtype(settings.dtype, first)
     compiling = compiling_of(settings)
     resources = resources_of(settings, jobs=jobs)
