@@ -1,4 +1,4 @@
-"""Loading a model over several devices: what does not go with it is said before anything is read."""
+"""Loading a model over several devices: what cannot go together is said before weights are read."""
 
 from __future__ import annotations
 
