@@ -115,6 +115,8 @@ def test_tiles_of_one_call_are_predicted_as_alone(sr: StableSR) -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
+# torch's own compiler warns of parts of torch that are going to be dropped.
+@pytest.mark.filterwarnings("default::DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
     dtype: torch.dtype, tmp_path: Path

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.checkpoints.folder import random_networks
 from models.compiled import Compiling, Denoiser, bucket_of, padded, room
@@ -228,3 +229,13 @@ def test_auto_compiles_on_a_gpu_only() -> None:
     assert not Compiling("off").wanted(torch.device("cuda"))
     with pytest.raises(InvalidOption, match="fixed_batch is 0"):
         Compiling(fixed_batch=0)
+
+
+def test_attention_is_fused_where_kernels_are_laid_out_channels_last() -> None:
+    networks = fold(small.made(torch.float32))
+    denoiser = Denoiser(networks, CPU, ON, offloaded=False)
+    assert denoiser.wanted
+    tile = torch.zeros(1, 4, 8, 8)
+    # Whatever this backend cannot do is an error here.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        networks.predict(tile, tile, [500], None)
