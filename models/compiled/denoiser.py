@@ -228,7 +228,7 @@ class Denoiser:
 
 
 def channels_last(part: nn.Module) -> None:
-    """Lays the kernels of convolutions, all that has four dimensions, out so; their results follow."""
+    """Lays kernels of convolutions, all that has four dimensions, out so; results follow."""
     for parameter in part.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
