@@ -29,14 +29,11 @@ class CrossAttention(nn.Module):
         self.to_out = attention.to_out
         self.keys = self._constant(self.to_k, context)
         self.values = self._constant(self.to_v, context)
-        """Like the keys (heads, tokens, channels of a head): three dimensions, as whoever lays
-        kernels out channels-last takes four for a kernel's, and attention of keys so laid out
-        is none of the fused ones."""
+        """Like the keys (1, heads, tokens, channels of a head)."""
 
     def _constant(self, layer: nn.Linear, context: Tensor) -> nn.Parameter:
         bias = None if layer.bias is None else wide(layer.bias)
-        [heads] = self._heads(F.linear(context, wide(layer.weight), bias))
-        return constant(heads, layer.weight)
+        return constant(self._heads(F.linear(context, wide(layer.weight), bias)), layer.weight)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
