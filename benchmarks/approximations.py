@@ -32,6 +32,7 @@ from models.config import ModelConfig
 from models.evaluation.figures.variants import with_tile
 from models.evaluation.metrics import BORDER, offline_scores
 from models.evaluation.pictures import Pixels, degraded, pixels_of, read, tensor_of
+from models.flops import tile_flops
 from models.networks.bundle import Networks
 from models.options import Options
 from models.pipeline import Progress, StableSR
@@ -129,17 +130,14 @@ def line(row: Row) -> str:
 def share_of_arithmetic() -> float:
     """Of a full step, that one takes which reuses deep features; full size, a 64 x 64 tile."""
     config = ModelConfig()
-    with torch.device("meta"):
+    with torch.device("meta"), torch.inference_mode():
         networks = Networks(config)
         tile = torch.empty(1, config.unet.in_channels, 64, 64)
         deep = torch.empty(1, config.unet.widths[1], 32, 32)
-        t = torch.zeros(1, dtype=torch.long)
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as whole:
-            networks.denoise(tile, tile, t, None)
         with FlopCounterMode(display=False) as finest:
-            networks.denoise_finest(tile, tile, t, None, deep)
-    return float(finest.get_total_flops() / whole.get_total_flops())
+            networks.denoise_finest(tile, tile, torch.empty(1), None, deep)
+    whole = tile_flops(config.unet, config.encoder, config.context_tokens, 64, 64)
+    return float(finest.get_total_flops() / whole)
 
 
 def main() -> None:
