@@ -201,7 +201,7 @@ class Denoiser:
         return self._made(run, noisy, lr, t)
 
     def _first(self, key: tuple[int, int, int], *arguments: Tensor) -> Tensor | None:
-        run = _callable(self._networks, self._device, key[0])
+        run = _callable(self._networks, self._device, self.dtype, key[0])
         try:
             out = self._made(run, *arguments)
         # torch raises errors of many kinds for a missing compiler, a full disk, a bug of its own.
@@ -252,11 +252,14 @@ def _keep_in(folder: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
-def _callable(networks: Networks, device: torch.device, size: int) -> _Run:
+def _callable(networks: Networks, device: torch.device, dtype: torch.dtype, size: int) -> _Run:
     """Compiled for one size of call."""
+    best = arithmetic(device, dtype)
 
     def run(noisy: Tensor, lr: Tensor, t: Tensor) -> Tensor:
-        return networks.denoise(noisy, lr, t, None)
+        # Within, so that the graph has it.
+        with best:
+            return networks.denoise(noisy, lr, t, None)
 
     # Of one piece of code torch compiles 8 sizes, then no more: each gets a piece of its own.
     own = FunctionType(

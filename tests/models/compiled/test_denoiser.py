@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import models.arithmetic
 from models.checkpoints.folder import random_networks
-from models.compiled import Compiling, Denoiser, bucket_of, padded, room
+from models.compiled import Compiling, Denoiser, Mode, bucket_of, padded, room
 from models.errors import InvalidOption
 from models.folding import fold
 from models.networks.bundle import Networks
@@ -25,6 +26,7 @@ from tests.models.folding import small
 
 CPU = torch.device("cpu")
 ON = Compiling("on")
+MODES: tuple[Mode, Mode] = ("on", "off")
 Run = Callable[..., Tensor]
 
 
@@ -118,6 +120,44 @@ def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
         torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)
     assert graphs == 1
     assert not denoiser.eager_calls
+
+
+def test_a_graph_computes_products_in_float32_where_halves_would_be_emulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2\n")
+    monkeypatch.setattr(models.arithmetic, "_CPUINFO", tmp_path / "cpuinfo")
+    models.arithmetic._flags.cache_clear()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Run:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+
+    def traced(run: Run, **options: Any) -> Run:
+        return compile_(run, backend=backend, fullgraph=True, dynamic=False)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    try:
+        halves = fold(small.made(torch.bfloat16))
+        noisy, lr = (tile.bfloat16() for tile in tiles(2))
+        found = [
+            Denoiser(halves, CPU, Compiling(mode), offloaded=False)(noisy, lr, [3, 900], None)
+            for mode in MODES
+        ]
+    finally:
+        models.arithmetic._flags.cache_clear()
+    assert torch.equal(*found)
+    [graph] = graphs
+    products = [
+        node.meta["example_value"].dtype
+        for node in graph.graph.nodes
+        if node.target in (torch.conv2d, torch.nn.functional.linear)
+    ]
+    assert len(products) > 100
+    assert set(products) == {torch.float32}
 
 
 def test_what_cannot_be_compiled_is_computed_said_and_counted(
