@@ -10,6 +10,9 @@ stand the processor's, divided by the threads: on a machine that others use as w
 
 `--compare eager` is the optimised call, folded and compiled, against the same networks without
 either, in float32 and with float32 weights under bfloat16 autocast, at batch 1 and 4.
+
+A way whose call takes longer than `--limit` is ended, and stands in the table as slower than that:
+a processor without instructions for bfloat16 is a hundred times as slow at autocast's convolutions.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -65,6 +69,18 @@ class Task:
     batch: int
     repeats: int
     threads: int
+    limit: float
+    """Seconds that one call may take"""
+
+
+@dataclass(frozen=True)
+class Endless:
+    """A way of which one call took longer than it may."""
+
+    way: str
+    batch: int
+    limit: float
+    """Seconds; the call took more"""
 
 
 @dataclass(frozen=True)
@@ -99,8 +115,9 @@ def load(task: Task, preset: Preset) -> StableSR:
     return StableSR.from_preset(preset.name, task.device, dtype, fold=way.fold, compiling=compiling)
 
 
-def measure(task: Task) -> Measured:
-    """Runs one way in this process; the first call is not counted."""
+def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
+    """Runs one way in this process; the first call is not counted. `called` hears of each end, and
+    before the first call that everything is loaded."""
     torch.set_num_threads(task.threads)
     preset = PRESETS[task.preset]
     sr = load(task, preset)
@@ -111,6 +128,7 @@ def measure(task: Task) -> Measured:
     taken, worked = [], []
     for _ in range(task.repeats + 1):
         synchronize(sr.device)
+        called()
         began, busy = time.perf_counter(), time.process_time()
         with torch.autocast(sr.device.type, torch.bfloat16) if task.way.autocast else nullcontext():
             sr.predict([request])
@@ -134,18 +152,58 @@ def measure(task: Task) -> Measured:
     )
 
 
-def table(results: list[Measured], preset: Preset) -> str:
+def _child(task: Task, parent: Connection) -> None:
+    parent.send(measure(task, lambda: parent.send(None)))
+
+
+def measured(task: Task) -> Measured | Endless:
+    """`measure` in a process of its own, which is ended with a call that takes too long.
+
+    Raises:
+        ChildProcessError: it ended without a result; it has printed why.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(task, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        # Loading may take what it takes.
+        result, limit = None, None
+        while result is None:
+            if not ours.poll(limit):
+                return Endless(task.way.name, task.batch, task.limit)
+            result, limit = ours.recv(), task.limit
+        assert isinstance(result, Measured)
+        return result
+    except EOFError:
+        raise ChildProcessError(f"{task.way.name} at batch {task.batch} did not end.") from None
+    finally:
+        process.kill()
+        process.join()
+
+
+def table(results: list[Measured | Endless], preset: Preset) -> str:
     """The results for a person, ratios against the first way at the same batch."""
-    first = results[0]
+    known = [r for r in results if isinstance(r, Measured)]
     lines = [
-        first.machine,
-        f"{preset.name}: one {preset.tile} x {preset.tile} tile and step, encoder and UNet, "
-        f"{first.parameters / 1e6:.0f} M parameters",
+        f"{preset.name}: one {preset.tile} x {preset.tile} tile and step, encoder and UNet",
         f"{'':24}{'batch':>6}{'median s':>10}{'min s':>9}{'max s':>9}{'ratio':>7}"
         f"{'CPU s':>9}{'ratio':>7}{'first s':>9}{'peak GB':>9}",
     ]
+    if known:
+        lines[0] += f", {known[0].parameters / 1e6:.0f} M parameters"
+        lines.insert(0, known[0].machine)
     against: dict[int, Measured] = {}
     for r in results:
+        base = against.get(r.batch)
+        if isinstance(r, Endless):
+            least = r.limit / r.batch
+            line = f"{r.way:24}{r.batch:6}{f'> {least:.4g}':>10}"
+            if base is not None:
+                line += f"{f'< {base.seconds_per_tile_step / least:.2f}':>25}"
+            lines.append(line)
+            continue
         base = against.setdefault(r.batch, r)
         lines.append(
             f"{r.way:24}{r.batch:6}{r.seconds_per_tile_step:10.4f}{r.fastest:9.4f}{r.slowest:9.4f}"
@@ -175,28 +233,33 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, help="1, or 1 4 where it compares")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--limit", type=float, default=900, help="seconds that a call may take")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     a = parser.parse_args()
     if a.preset == "tiny" and a.weights == "random":
         parser.error("tiny comes with its weights: use --weights preset.")
     compare = a.compare is not None
     compile_: Mode = a.compile or ("on" if compare else "off")
-    context = multiprocessing.get_context("spawn")
-    results = []
+    results: list[Measured | Endless] = []
     for batch in a.batch or ([1, 4] if compare else [1]):
         for way in ways(a.dtypes, compile_, compare=compare):
-            task = Task(way, a.preset, a.weights, a.device, batch, a.repeats, a.threads)
-            with context.Pool(1) as pool:
-                results.append(pool.apply(measure, (task,)))
+            task = Task(way, a.preset, a.weights, a.device, batch, a.repeats, a.threads, a.limit)
+            results.append(measured(task))
             if not a.json:
-                print(
-                    f"{way.name}, batch {batch}: {results[-1].seconds_per_tile_step:.4f} s",
-                    flush=True,
-                )
+                print(said(results[-1]), flush=True)
     if a.json:
         print(json.dumps([asdict(r) for r in results], indent=2))
     else:
         print(table(results, PRESETS[a.preset]))
+
+
+def said(result: Measured | Endless) -> str:
+    """One line, while the others are still to come."""
+    if isinstance(result, Endless):
+        took = f"a call took longer than {result.limit:g} s"
+    else:
+        took = f"{result.seconds_per_tile_step:.4f} s a tile"
+    return f"{result.way}, batch {result.batch}: {took}"
 
 
 if __name__ == "__main__":
