@@ -4,9 +4,11 @@
     python -m benchmarks.folds --upsampling
 
 The time is that of encoder and UNet for one batch of tiles: the networks with a fold against those
-without, by turns in one process, as the ratio of medians and of the least processor time. The
-error is that of float64 networks of small widths. `--upsampling` times the decoder's and the UNet's
-upsamplers alone: nearest neighbours and a convolution, four phases, a transposed convolution.
+without, by turns in one process, as the ratio of medians and of the least processor time. On a
+processor, in float32, all folds with convolutions in another basis (`models.folding.winograd`) come
+last. The error is that of float64 networks of small widths. `--upsampling` times the decoder's and
+the UNet's upsamplers alone: nearest neighbours and a convolution, four phases, a transposed
+convolution.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from models.checkpoints.folder import random_networks
 from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, UNetConfig
 from models.folding import FOLDS, fold
 from models.folding.upsampling import PhaseUpsample
+from models.folding.winograd import fold_convolutions, is_worthwhile
 from models.networks.bundle import Networks
 
 CPU = torch.device("cpu")
@@ -38,6 +41,7 @@ SMALL = ModelConfig(
     autoencoder=AutoencoderConfig(widths=(16, 32, 32, 32), layers=1, groups=8),
     context_tokens=7,
 )
+WINOGRAD = "all, in another basis"
 # Channels and side of the map that is doubled: UNet, then decoder.
 UPSAMPLERS = ((1280, 8), (1280, 16), (640, 32), (512, 64), (256, 128))
 
@@ -103,28 +107,39 @@ def noise(config: ModelConfig, batch: int, side: int, like: Tensor) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
-def error_of(names: list[str]) -> float:
+def changed(networks: Networks, names: list[str], *, winograd: bool) -> Networks:
+    """With these folds, in place."""
+    fold(networks, names)
+    if winograd:
+        fold_convolutions(networks)
+    return networks
+
+
+def error_of(names: list[str], *, winograd: bool) -> float:
     """Relative error of small float64 networks with these folds."""
     plain, folded = (random_networks(SMALL, CPU, torch.float64) for _ in range(2))
-    fold(folded, names)
+    changed(folded, names, winograd=winograd)
     tiles = noise(SMALL, 2, 16, plain.context)
     right, ours = prediction(plain, tiles)(), prediction(folded, tiles)()
     return float((ours - right).norm() / right.norm())
 
 
 def folds(a: argparse.Namespace) -> list[Measured]:
-    """Each fold alone, then all."""
+    """Each fold alone, then all, then convolutions in another basis as well."""
     device, dtype = torch.device(a.device), getattr(torch, a.dtype)
     config = ModelConfig()
     plain = random_networks(config, device, dtype)
     tiles = noise(config, a.batch, a.side, plain.context)
     results = []
-    for names in [[name] for name in FOLDS] + [list(FOLDS)]:
-        folded = fold(copy.deepcopy(plain), names)
+    ways = {name: [name] for name in FOLDS} | {"all": list(FOLDS)}
+    if is_worthwhile(device, dtype):
+        ways[WINOGRAD] = list(FOLDS)
+    for name, names in ways.items():
+        winograd = name == WINOGRAD
+        folded = changed(copy.deepcopy(plain), names, winograd=winograd)
         calls: list[Callable[[], object]] = [prediction(plain, tiles), prediction(folded, tiles)]
         base, times = timed(calls, device, a.repeats)
-        name = names[0] if len(names) == 1 else "all"
-        results.append(compared(name, base, times, error_of(names)))
+        results.append(compared(name, base, times, error_of(names, winograd=winograd)))
     return results
 
 

@@ -11,6 +11,9 @@ stand the processor's, divided by the threads: on a machine that others use as w
 `--compare eager` is the optimised call, folded and compiled, against the same networks without
 either, in float32 and with float32 weights under bfloat16 autocast, at batch 1 and 4.
 
+`--ahead` adds the calls of few tiles whose encoder computes several steps at once; a call's seconds
+are then the mean over those steps.
+
 A way whose call takes longer than `--limit` is ended, and stands in the table as slower than that:
 a processor without instructions for bfloat16 is a hundred times as slow at autocast's convolutions.
 """
@@ -24,18 +27,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from multiprocessing.connection import Connection
 
 import torch
 
 from benchmarks.machine import describe, peak_memory, synchronize
-from models.compiled import Compiling, Mode
+from models.ahead import Ahead, Foreseen
+from models.compiled import FEW_TILES, Compiling, Mode
 from models.config import ModelConfig
 from models.pipeline import StableSR
 from models.presets import PRESETS, Preset
 from models.sampling import StepRequest
 
+AHEAD = 8
+"""Rows of an encoder's call ahead."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -50,6 +57,8 @@ class Way:
     compile: Mode = "off"
     autocast: bool = False
     """Whether what can be is computed in bfloat16 all the same"""
+    ahead: bool = False
+    """Whether the encoder is called once for several steps (`models.ahead`)"""
 
 
 EAGER = (
@@ -107,7 +116,7 @@ class Measured:
 def load(task: Task, preset: Preset) -> StableSR:
     """The preset's weights, or networks of its size with random ones."""
     way, dtype = task.way, DTYPES[task.way.dtype]
-    compiling = Compiling(way.compile)
+    compiling = Compiling(way.compile, ahead=AHEAD if way.ahead else 0)
     if task.weights == "random":
         return StableSR.with_random_weights(
             ModelConfig(), preset, task.device, dtype, fold=way.fold, compiling=compiling
@@ -124,17 +133,31 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
     channels, side = sr.networks.config.unet.in_channels, preset.tile
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randn(2, task.batch, channels, side, side, generator=generator).to(sr.device)
-    request = StepRequest(tiles[0], tiles[1], 500, None, 0, 1)
+    steps = AHEAD // task.batch if task.way.ahead else 1
+    foreseen = Foreseen(range(999, 999 - steps * (task.repeats + 1), -1))
+    turns = iter(
+        StepRequest(
+            tiles[0],
+            tiles[1],
+            timestep,
+            None,
+            step,
+            1,
+            ahead=Ahead(foreseen, step, tuple(range(task.batch))),
+        )
+        for step, timestep in enumerate(foreseen.timesteps)
+    )
     taken, worked = [], []
     for _ in range(task.repeats + 1):
         synchronize(sr.device)
         called()
         began, busy = time.perf_counter(), time.process_time()
         with torch.autocast(sr.device.type, torch.bfloat16) if task.way.autocast else nullcontext():
-            sr.predict([request])
+            for request in islice(turns, steps):
+                sr.predict([request])
         synchronize(sr.device)
-        taken.append((time.perf_counter() - began) / task.batch)
-        worked.append((time.process_time() - busy) / task.batch / task.threads)
+        taken.append((time.perf_counter() - began) / task.batch / steps)
+        worked.append((time.process_time() - busy) / task.batch / steps / task.threads)
     counted = taken[1:]
     networks = (sr.networks.unet, sr.networks.encoder)
     return Measured(
@@ -144,7 +167,7 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
         fastest=min(counted),
         slowest=max(counted),
         processor_seconds=min(worked[1:]),
-        first_seconds=taken[0] * task.batch,
+        first_seconds=taken[0] * task.batch * steps,
         eager_calls=sum(sr.denoiser.eager_calls.values()),
         peak_memory_bytes=peak_memory(sr.device),
         parameters=sum(p.numel() for n in networks for p in n.parameters()),
@@ -222,6 +245,11 @@ def ways(dtypes: Iterable[str], compile_: Mode, *, compare: bool) -> list[Way]:
     return [*EAGER, *(Way(f"optimised {dtype}", dtype, compile=compile_) for dtype in dtypes)]
 
 
+def encoding_ahead(ways_: list[Way]) -> list[Way]:
+    """The optimised ones with the encoder ahead."""
+    return [replace(w, name=f"{w.name}, ahead", ahead=True) for w in ways_ if w not in EAGER]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", choices=tuple(PRESETS), default="stablesr-512")
@@ -231,6 +259,9 @@ def main() -> None:
     parser.add_argument("--compare", choices=("eager",), help="against the plain networks")
     parser.add_argument("--compile", choices=("auto", "on", "off"), help="on where it compares")
     parser.add_argument("--batch", nargs="+", type=int, help="1, or 1 4 where it compares")
+    parser.add_argument(
+        "--ahead", action="store_true", help="with the encoder ahead too, where calls are small"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--limit", type=float, default=900, help="seconds that a call may take")
@@ -242,7 +273,10 @@ def main() -> None:
     compile_: Mode = a.compile or ("on" if compare else "off")
     results: list[Measured | Endless] = []
     for batch in a.batch or ([1, 4] if compare else [1]):
-        for way in ways(a.dtypes, compile_, compare=compare):
+        taken = ways(a.dtypes, compile_, compare=compare)
+        if a.ahead and batch <= FEW_TILES:
+            taken += encoding_ahead(taken)
+        for way in taken:
             task = Task(way, a.preset, a.weights, a.device, batch, a.repeats, a.threads, a.limit)
             results.append(measured(task))
             if not a.json:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from models.arithmetic import is_widened
+from models.compiled.compiling import ROWS_AHEAD
 from models.config import ModelConfig, UNetConfig
 from models.geometry import canvas_size, output_size, padded_size
 from models.memory import Memory
@@ -179,7 +180,7 @@ class Estimate:
             ),
             denoise=self._sum(
                 Memory(denoiser + call + self._latents(), waiting + source + reference, 0),
-                Memory(self._deep(), 0, 0),
+                Memory(self._deep() + self._foreseen(), 0, 0),
                 taps,
             ),
             decode=self._sum(
@@ -230,6 +231,15 @@ class Estimate:
         """Of features that several steps share."""
         cells = self.layout.grid.tile_height * self.layout.grid.tile_width // 4
         return self.reused * self.config.unet.widths[1] * cells * self.dtype.itemsize
+
+    def _foreseen(self) -> int:
+        """Of the encoder's features at steps to come (`models.ahead`), which a GPU may hold."""
+        if self.unified:
+            return 0
+        cells = self.layout.grid.tile_height * self.layout.grid.tile_width
+        # Of each level a quarter of the finer one's cells.
+        row = self.config.encoder.feature_width * cells * 4 // 3
+        return ROWS_AHEAD * row * self.dtype.itemsize
 
     def _latents(self) -> int:
         cells = self.layout.grid.height * self.layout.grid.width

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.ahead import Foreseeing
 from models.autoencoding import AutoencoderAtWork, Changes
 from models.calls import Calls
 from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
@@ -22,19 +23,19 @@ from models.diffusion import add_noise, make_stepper
 from models.errors import InvalidOption
 from models.estimate import Weights
 from models.finishing import check_finite, finished_rows, joined
-from models.folding import fold as folded
+from models.folding import for_inference
 from models.geometry import output_size
-from models.memory import free_memory, trim
+from models.memory import trim
 from models.networks.bundle import Networks
 from models.options import Options
-from models.plan import Plan, Resources, needs_offload, steps_in
-from models.planner import Planner
+from models.plan import Plan, Resources, steps_in
+from models.planner import Planner, room_to_grow, takes_turns
 from models.prepared import Prepared
 from models.presets import Preset, get_preset
 from models.prompts.contexts import check_prompts, contexts
 from models.residency import Offloaded, Residency, Resident
 from models.resize import upsampled
-from models.reuse import predict_reusing
+from models.reuse import alike, predict_reusing
 from models.sampling import Sampler, StepRequest, drive_all, sample
 from models.tiling import TileGrid
 
@@ -87,6 +88,9 @@ class StableSR:
             networks, device, compiling or Compiling(), offloaded=offload
         )
         """Who makes network calls; may be exchanged before the first image."""
+        self._foreseeing = Foreseeing(
+            lambda: self.denoiser, lambda: self.planner.tile_batch, self.changes
+        )
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
         self.planner = Planner(
@@ -140,10 +144,12 @@ class StableSR:
         given = resources or Resources()
         if given.offload is None:
             empty, _ = open_folder(folder)
-            given = replace(given, offload=_offload(empty, preset, device, dtype, given))
+            offload = takes_turns(empty, preset, device, dtype, given)
+            given = replace(given, offload=offload)
         place = torch.device("cpu") if given.offload else device
         networks = load_folder(folder, place, dtype)
-        networks = folded(networks) if fold else networks
+        if fold:
+            for_inference(networks, device, dtype, room_to_grow(device, given))
         return cls(networks, preset, device, dtype, given, compiling)
 
     @classmethod
@@ -162,7 +168,8 @@ class StableSR:
         device = torch.device(device)
         place = torch.device("cpu") if resources and resources.offload else device
         networks = random_networks(config, place, dtype)
-        networks = folded(networks) if fold else networks
+        if fold:
+            for_inference(networks, device, dtype, room_to_grow(device, resources or Resources()))
         return cls(networks, preset, device, dtype, resources, compiling)
 
     def plan(self, height: int, width: int, options: Options) -> Plan:
@@ -290,10 +297,10 @@ class StableSR:
         """
         predictions: dict[int, Tensor] = {}
         with self.residency.holding("denoiser", poll):
-            for alike in _alike(requests):
-                out = self._call([requests[index] for index in alike])
-                sizes = [len(requests[index]) for index in alike]
-                predictions.update(zip(alike, torch.split(out, sizes), strict=True))
+            for together in alike([request.share for request in requests]):
+                out = self._call([requests[index] for index in together])
+                sizes = [len(requests[index]) for index in together]
+                predictions.update(zip(together, torch.split(out, sizes), strict=True))
         return [predictions[index] for index in range(len(requests))]
 
     def _call(self, requests: Sequence[StepRequest]) -> Tensor:
@@ -304,7 +311,10 @@ class StableSR:
         context = self.contexts(requests)
         shares = [r.share for r in requests if r.share is not None]
         if not shares:
-            return self.denoiser(noisy, lr, timesteps, context)
+            out = None
+            if context is None:
+                out = self._foreseeing([r.ahead for r in requests], noisy, lr, timesteps)
+            return self.denoiser(noisy, lr, timesteps, context) if out is None else out
         if self.denoiser.wanted:
             self.denoiser.eager_calls["reuse"] += 1
         return predict_reusing(self.networks, self.device, noisy, lr, timesteps, context, shares)
@@ -411,30 +421,3 @@ class StableSR:
             for latent in drive_all(samplers, calls, max_tiles=calls.limit):
                 tell(Progress("decode", 0, 1))
                 yield self.rows(prepared, latent, options)
-
-
-def _alike(requests: Sequence[StepRequest]) -> list[list[int]]:
-    """Which of them go together in one call: mostly all, as none shares deep features."""
-    groups: dict[bool | None, list[int]] = {}
-    for index, request in enumerate(requests):
-        kind = None if request.share is None else request.share.full
-        groups.setdefault(kind, []).append(index)
-    return list(groups.values())
-
-
-def _offload(
-    networks: Networks,
-    preset: Preset,
-    device: torch.device,
-    dtype: torch.dtype,
-    given: Resources,
-) -> bool:
-    """Whether networks that are about to be loaded have to take turns on the device."""
-    return needs_offload(
-        networks.config,
-        preset,
-        dtype=dtype,
-        device=device,
-        memory=free_memory(device, given.scratch, given.memory_limit),
-        weights=Weights.of(networks, dtype),
-    )

@@ -1,4 +1,7 @@
-"""Plans of a loaded model: for its networks where they lie, with what memory is free now."""
+"""Plans of a loaded model: for its networks where they lie, with what memory is free now.
+
+And what is decided of memory while it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,21 @@ from models.config import ModelConfig
 from models.errors import NotEnoughMemory
 from models.estimate import Weights
 from models.memory import Memory, free_memory
+from models.networks.bundle import Networks
 from models.options import Options
 from models.pieces import Pieces
-from models.plan import Plan, Resources, plan
+from models.plan import Plan, Resources, needs_offload, plan
 from models.prepared import Prepared
 from models.presets import Preset
 from models.residency import Residency
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "room_to_grow", "takes_turns"]
 
 log = logging.getLogger(__name__)
 
 _NOTHING = Memory(0, 0, 0)
+# Of what is free beside the weights: the rest is for images.
+_GROWTH = 1 / 3
 
 
 @dataclass(eq=False)
@@ -104,3 +110,26 @@ class Planner:
             return Memory(0, host + weights + text + held.device + held.host, disk + held.disk)
         waiting = self.weights.all if given.offload else 0
         return Memory(device + weights + held.device, host + waiting + held.host, disk + held.disk)
+
+
+def takes_turns(
+    empty: Networks, preset: Preset, device: torch.device, dtype: torch.dtype, given: Resources
+) -> bool:
+    """Whether networks that are about to be loaded must take turns on the device (offload).
+
+    `empty`: of their sizes; what values they have does not matter.
+    """
+    return needs_offload(
+        empty.config,
+        preset,
+        dtype=dtype,
+        device=device,
+        memory=free_memory(device, given.scratch, given.memory_limit),
+        weights=Weights.of(empty, dtype),
+    )
+
+
+def room_to_grow(device: torch.device, given: Resources) -> int:
+    """Bytes that loaded weights may take more of, where that makes them faster."""
+    free = free_memory(device, given.scratch, given.memory_limit)
+    return max(0, int((free.host if device.type == "cpu" else free.device) * _GROWTH))

@@ -20,7 +20,7 @@ from torch import Tensor
 from models.arithmetic import arithmetic
 from models.networks.bundle import Networks
 
-__all__ = ["DeepFeatures", "Share", "predict_reusing"]
+__all__ = ["DeepFeatures", "Share", "alike", "predict_reusing"]
 
 
 class DeepFeatures:
@@ -52,6 +52,15 @@ class Share:
     def part(self, start: int, stop: int) -> Share:
         """Of these tiles, counted within the share."""
         return replace(self, start=self.start + start, stop=self.start + stop)
+
+
+def alike(shares: Sequence[Share | None]) -> list[list[int]]:
+    """Numbers of the requests with these shares that go together in one call: mostly all, as none
+    shares deep features."""
+    groups: dict[bool | None, list[int]] = {}
+    for index, share in enumerate(shares):
+        groups.setdefault(None if share is None else share.full, []).append(index)
+    return list(groups.values())
 
 
 @torch.inference_mode()

@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from models.ahead import Ahead, Foreseen
+from models.compiled import FEW_TILES
 from models.diffusion import Stepper
 from models.reuse import DeepFeatures, Share
 from models.tiling import TileGrid
@@ -73,6 +75,8 @@ class StepRequest:
     steps: int
     share: Share | None = None
     """Of the job's deep features, where steps share them"""
+    ahead: Ahead | None = None
+    """What is known of the encoder's features, where tiles are those of a canvas"""
 
     def __len__(self) -> int:
         return int(self.noisy.shape[0])
@@ -80,9 +84,14 @@ class StepRequest:
     def part(self, start: int, stop: int) -> StepRequest:
         """Tiles `start` to `stop`, as views."""
         cut = slice(start, stop)
-        context = None if self.context is None else self.context[cut]
-        share = None if self.share is None else self.share.part(start, stop)
-        return replace(self, noisy=self.noisy[cut], lr=self.lr[cut], context=context, share=share)
+        return replace(
+            self,
+            noisy=self.noisy[cut],
+            lr=self.lr[cut],
+            context=None if self.context is None else self.context[cut],
+            share=None if self.share is None else self.share.part(start, stop),
+            ahead=None if self.ahead is None else self.ahead.part(start, stop),
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,8 @@ class CanvasStep:
     """Each (1, tokens, width); None is the empty prompt's, and stands alone"""
     step: int
     steps: int
+    foreseen: Foreseen | None = None
+    """The job's, where it has few tiles"""
     share: Share | None = None
     """All tiles', where steps share deep features"""
 
@@ -108,7 +119,8 @@ class CanvasStep:
     def part(self, start: int, stop: int) -> StepRequest:
         """Tiles `start` to `stop`, cut from the canvas now."""
         tiles = len(self.grid)
-        origins = [self.grid.origins[i % tiles] for i in range(start, stop)]
+        numbers = tuple(i % tiles for i in range(start, stop))
+        origins = [self.grid.origins[number] for number in numbers]
         contexts = [self.contexts[i // tiles] for i in range(start, stop)]
         given = [context for context in contexts if context is not None]
         return StepRequest(
@@ -119,6 +131,7 @@ class CanvasStep:
             self.step,
             self.steps,
             None if self.share is None else self.share.part(start, stop),
+            None if self.foreseen is None else Ahead(self.foreseen, self.step, numbers),
         )
 
 
@@ -158,11 +171,12 @@ def sample(
     contexts = (context,) if negative_context is None else (context, negative_context)
     steps = len(stepper.timesteps)
     features = DeepFeatures() if reuse_every > 1 else None
+    foreseen = Foreseen(stepper.timesteps) if len(grid) <= FEW_TILES else None
     for index, timestep in enumerate(stepper.timesteps):
         share = None
         if features is not None:
             share = Share(features, index % reuse_every == 0, 0, len(contexts) * len(grid))
-        step = CanvasStep(grid, canvas, lr, timestep, contexts, index, steps, share)
+        step = CanvasStep(grid, canvas, lr, timestep, contexts, index, steps, foreseen, share)
         tiles = iter((yield step))
         predicted = grid.join(tiles)
         if negative_context is not None:

@@ -9,6 +9,16 @@ from __future__ import annotations
 
 from models.compiled.buckets import bucket_of, padded, room
 from models.compiled.compiling import Compiling, Mode
-from models.compiled.denoiser import Denoiser, Denoises
+from models.compiled.denoiser import FEW_TILES, Apart, Denoiser, Denoises
 
-__all__ = ["Compiling", "Denoiser", "Denoises", "Mode", "bucket_of", "padded", "room"]
+__all__ = [
+    "FEW_TILES",
+    "Apart",
+    "Compiling",
+    "Denoiser",
+    "Denoises",
+    "Mode",
+    "bucket_of",
+    "padded",
+    "room",
+]

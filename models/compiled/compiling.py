@@ -10,7 +10,10 @@ import torch
 
 from models.errors import InvalidOption
 
-__all__ = ["Compiling", "Mode"]
+__all__ = ["ROWS_AHEAD", "Compiling", "Mode"]
+
+ROWS_AHEAD = 8
+"""As many as an encoder's call fills a GPU with."""
 
 Mode = Literal["auto", "on", "off"]
 """`auto`: where the device is a GPU."""
@@ -21,7 +24,7 @@ class Compiling:
     """Whether network calls are compiled, and of which sizes they are.
 
     Raises:
-        InvalidOption: `fixed_batch` is below 1.
+        InvalidOption: `fixed_batch` is below 1, or `ahead` below 0.
     """
 
     mode: Mode = "off"
@@ -30,11 +33,26 @@ class Compiling:
     fixed_batch: int | None = None
     """Every call has so many tiles, the missing ones being filled up. A tile is then computed by
     the same kernels whatever else is in the call, so its result does not depend on that."""
+    ahead: int | None = None
+    """Rows, each a tile at a timestep, that a call of the encoder computes for steps to come where
+    network calls have few tiles; 0 is none, None is what suits the device. With a fixed batch there
+    are none."""
 
     def __post_init__(self) -> None:
         if self.fixed_batch is not None and self.fixed_batch < 1:
             raise InvalidOption(f"fixed_batch is {self.fixed_batch}, but must be at least 1.")
+        if self.ahead is not None and self.ahead < 0:
+            raise InvalidOption(f"ahead is {self.ahead}, but must be at least 0.")
 
     def wanted(self, device: torch.device) -> bool:
         """Whether calls on that device are to be compiled."""
         return self.mode == "on" or (self.mode == "auto" and device.type == "cuda")
+
+    def rows_ahead(self, device: torch.device) -> int:
+        """Rows of the encoder's calls ahead on that device; 0 is none."""
+        if self.fixed_batch is not None:
+            return 0
+        if self.ahead is not None:
+            return self.ahead
+        # A processor is busy with one tile.
+        return ROWS_AHEAD if device.type == "cuda" else 0

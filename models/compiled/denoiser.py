@@ -15,10 +15,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FunctionType
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +24,36 @@ from torch import Tensor, nn
 from models.arithmetic import arithmetic
 from models.compiled.buckets import bucket_of, buckets, padded, room
 from models.compiled.compiling import Compiling
-from models.memory import is_out_of_memory
+from models.compiled.graphs import Graphs
 from models.networks.bundle import Networks
 
-__all__ = ["Denoiser", "Denoises", "channels_last"]
+__all__ = ["FEW_TILES", "Apart", "Denoiser", "Denoises", "channels_last"]
 
 log = logging.getLogger(__name__)
 
-_Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+FEW_TILES = 2
+"""Of calls that are worth an encoder's call ahead of them."""
+
+_LAST = torch.channels_last
+_Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Apart(Protocol):
+    """Makes calls of the encoder for tiles at steps to come, and calls of the UNet with those."""
+
+    rows_ahead: int
+    """Of an encoder's call, each a tile at a timestep"""
+
+    def encode(self, lr: Tensor, timesteps: Sequence[int], size: int) -> list[Tensor]:
+        """The encoder alone: its features, finest first, of the weights' dtype.
+
+        `size`: rows of the call where it is compiled, the missing ones being filled up.
+        """
+
+    def denoise(
+        self, noisy: Tensor, timesteps: Sequence[int], features: Sequence[Tensor]
+    ) -> Tensor:
+        """The UNet alone, of few tiles with the empty prompt and these features; float32."""
 
 
 class Denoises(Protocol):
@@ -50,6 +70,10 @@ class Denoises(Protocol):
     @property
     def eager_calls(self) -> Counter[str]:
         """Calls that were to be compiled and were not, by reason: offload, prompt or failure."""
+
+    @property
+    def apart(self) -> Apart | None:
+        """Encoder and UNet in calls of their own, where that may be faster."""
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where a device's memory has room for so many."""
@@ -82,17 +106,15 @@ class Denoiser:
         self._networks, self._device = networks, device
         self._fixed = compiling.fixed_batch
         self._lock = threading.Lock()
-        self._compiled: dict[tuple[int, int, int], _Run] = {}
-        self._failed: set[tuple[int, int, int]] = set()
         self._told: set[str] = set()
         self.eager_calls: Counter[str] = Counter()
         self.wanted = compiling.wanted(device)
         """Whether calls are to be compiled."""
         self._offloaded = offloaded
-        # CUDA graphs belong to the thread that recorded them.
-        self._thread = (
-            ThreadPoolExecutor(1, "denoiser") if self.wanted and device.type == "cuda" else None
-        )
+        self.rows_ahead = 0 if offloaded else compiling.rows_ahead(device)
+        """As of `Apart`; 0 is none."""
+        self._graphs = Graphs(device)
+        self._whole, self._encode, self._denoise = _functions(networks, device)
         if self.wanted:
             if compiling.cache is not None:
                 _keep_in(compiling.cache)
@@ -103,6 +125,11 @@ class Denoiser:
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return self._networks.context.dtype
+
+    @property
+    def apart(self) -> Denoiser | None:
+        """Itself, where the encoder may go ahead."""
+        return self if self.rows_ahead else None
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where memory has room for so many."""
@@ -115,11 +142,23 @@ class Denoiser:
         if not self.wanted or self._offloaded:
             return
         channels = self._networks.config.unet.in_channels
+
+        def blank(rows: int) -> Tensor:
+            return torch.zeros((rows, channels, side, side), device=self._device, dtype=self.dtype)
+
+        ahead = min(self.rows_ahead, room(tiles))
+        features: list[Tensor] = []
+        if ahead > FEW_TILES:
+            began = time.monotonic()
+            features = self.encode(blank(ahead), [0] * ahead, ahead)
+            _ready("the encoder's calls of %d rows", ahead, began)
         for size in [self._fixed] if self._fixed is not None else buckets(tiles):
             began = time.monotonic()
-            tile = torch.zeros((size, channels, side, side), device=self._device, dtype=self.dtype)
-            self(tile, tile, [0] * size, None)
-            log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - began)
+            if features and size <= FEW_TILES:
+                self.denoise(blank(size), [0] * size, [f[:size] for f in features])
+            else:
+                self(blank(size), blank(size), [0] * size, None)
+            _ready("calls of %d tiles", size, began)
 
     @torch.inference_mode()
     def __call__(
@@ -135,28 +174,65 @@ class Denoiser:
             parts.append(self._call(noisy[cut], lr[cut], timesteps[cut], text))
         return torch.cat(parts)
 
+    @torch.inference_mode()
+    def encode(self, lr: Tensor, timesteps: Sequence[int], size: int) -> list[Tensor]:
+        """As of `Apart`."""
+        rows = len(lr)
+        size = size if self.wanted else rows
+        made = self._made("encode", self._encode, padded(lr, size), self._times(timesteps, size))
+        return [feature[:rows] for feature in made]
+
+    @torch.inference_mode()
+    def denoise(
+        self, noisy: Tensor, timesteps: Sequence[int], features: Sequence[Tensor]
+    ) -> Tensor:
+        """As of `Apart`."""
+        tiles = len(noisy)
+        size = bucket_of(tiles) if self.wanted else tiles
+        given = [padded(feature, size) for feature in features]
+        times = self._times(timesteps, size)
+        [out] = self._made("denoise", self._denoise, padded(noisy, size), times, *given)
+        return out[:tiles]
+
     def _call(
         self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int], context: Tensor | None
     ) -> Tensor:
         tiles = len(noisy)
-        reason = self._reason(context)
         size = tiles
         if self._fixed is not None:
             size = self._fixed
-        elif self.wanted and reason is None:
+        elif self.wanted and self._reason(context) is None:
             size = bucket_of(tiles)
-        times = [*timesteps, *[timesteps[-1]] * (size - tiles)]
-        noisy, lr = padded(noisy, size), padded(lr, size)
+        times = self._times(timesteps, size)
+        given = padded(noisy, size), padded(lr, size), times
+        if context is None:
+            [out] = self._made("whole", self._whole, *given)
+            return out[:tiles]
+        self._count(self._reason(context))
+        with arithmetic(self._device, noisy.dtype):
+            text = padded(context, size)
+            return self._networks.denoise(*given, text)[:tiles].float()
+
+    def _times(self, timesteps: Sequence[int], size: int) -> Tensor:
+        missing = size - len(timesteps)
+        return torch.tensor([*timesteps, *[timesteps[-1]] * missing], device=self._device)
+
+    def _made(self, name: str, function: _Function, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """By a compiled callable, or eagerly."""
+        reason = self._reason(None)
         if self.wanted and reason is None:
-            out = self._run(noisy, lr, times)
+            # Another layout would be another graph.
+            laid = (x.contiguous(memory_format=_LAST) if x.ndim == 4 else x for x in arguments)
+            out = self._graphs(name, function, *laid)
             if out is not None:
-                return out[:tiles]
+                return out
             reason = "failure"
+        self._count(reason)
+        return function(*arguments)
+
+    def _count(self, reason: str | None) -> None:
         if reason is not None:
             self.eager_calls[reason] += 1
-        context = None if context is None else padded(context, size)
-        with arithmetic(self._device, noisy.dtype):
-            return self._networks.predict(noisy, lr, times, context)[:tiles].float()
 
     def _reason(self, context: Tensor | None) -> str | None:
         """Why a call that was to be compiled is not."""
@@ -178,53 +254,29 @@ class Denoiser:
         if not known:
             log.warning("calls are not compiled: %s; they are computed eagerly", why)
 
-    def _run(self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int]) -> Tensor | None:
-        """By a compiled callable; None if there is none of this size."""
-        t = torch.tensor(timesteps, device=noisy.device)
-        # Another layout would be another graph.
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        lr = lr.contiguous(memory_format=torch.channels_last)
-        if self._thread is not None:
-            return self._thread.submit(self._run_here, noisy, lr, t).result()
-        return self._run_here(noisy, lr, t)
 
-    @torch.inference_mode()
-    def _run_here(self, noisy: Tensor, lr: Tensor, t: Tensor) -> Tensor | None:
-        key = (noisy.shape[0], noisy.shape[2], noisy.shape[3])
-        with self._lock:
-            if key in self._failed:
-                return None
-            run = self._compiled.get(key)
-            # Compiling is not for two threads at once.
-            if run is None:
-                return self._first(key, noisy, lr, t)
-        return self._made(run, noisy, lr, t)
+def _functions(networks: Networks, device: torch.device) -> tuple[_Function, _Function, _Function]:
+    """What can be compiled: encoder and UNet, and each alone."""
+    # Entered within, so that graphs have it.
+    best = arithmetic(device, networks.context.dtype)
 
-    def _first(self, key: tuple[int, int, int], *arguments: Tensor) -> Tensor | None:
-        run = _callable(self._networks, self._device, self.dtype, key[0])
-        try:
-            out = self._made(run, *arguments)
-        # torch raises errors of many kinds for a missing compiler, a full disk, a bug of its own.
-        # Where it is none of these but the device's, the eager call meets it too, and raises it.
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self._failed.add(key)
-            log.warning(
-                "calls of %d tiles could not be compiled; they are computed eagerly: %s",
-                key[0],
-                str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
-                exc_info=log.isEnabledFor(logging.DEBUG),
-            )
-            return None
-        self._compiled[key] = run
-        return out
+    def whole(noisy: Tensor, lr: Tensor, t: Tensor) -> tuple[Tensor]:
+        with best:
+            return (networks.denoise(noisy, lr, t, None).float(),)
 
-    def _made(self, run: _Run, *arguments: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # has none
-        # The next call writes over what a CUDA graph returns.
-        return run(*arguments).to(torch.float32, copy=True)
+    def encode(lr: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        with best:
+            return tuple(networks.encoder(lr, t))
+
+    def denoise(noisy: Tensor, t: Tensor, *features: Tensor) -> tuple[Tensor]:
+        with best:
+            return (networks.denoise_guided(noisy, t, None, features).float(),)
+
+    return whole, encode, denoise
+
+
+def _ready(what: str, size: int, began: float) -> None:
+    log.info(what + " are ready after %.1f s", size, time.monotonic() - began)
 
 
 def channels_last(part: nn.Module) -> None:
@@ -250,27 +302,3 @@ def _keep_in(folder: Path) -> None:
         )
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-
-
-def _callable(networks: Networks, device: torch.device, dtype: torch.dtype, size: int) -> _Run:
-    """Compiled for one size of call."""
-    best = arithmetic(device, dtype)
-
-    def run(noisy: Tensor, lr: Tensor, t: Tensor) -> Tensor:
-        # Within, so that the graph has it.
-        with best:
-            return networks.denoise(noisy, lr, t, None)
-
-    # Of one piece of code torch compiles 8 sizes, then no more: each gets a piece of its own.
-    own = FunctionType(
-        run.__code__.replace(co_name=f"denoise_{size}"),
-        run.__globals__,
-        f"denoise_{size}",
-        None,
-        run.__closure__,
-    )
-    options: dict[str, str | int | bool | Callable[..., Any]] = {}
-    if device.type == "cuda":
-        options["triton.cudagraphs"] = True
-    # Not typed beyond "a callable".
-    return cast("_Run", torch.compile(own, fullgraph=True, dynamic=False, options=options or None))

@@ -10,6 +10,9 @@ state dict is no longer that of a checkpoint, and what a fold has made superfluo
     modulation   two convolutions and an affine become one, first convolutions are joined
     attention    queries, keys and values come from one product
 
+Where that is faster, convolutions are then taken to another basis (`models.folding.winograd`):
+last, because folds read kernels. `for_inference` does all that suits a device.
+
 New weights are computed in float64 and rounded once to the dtype of those that they replace.
 """
 
@@ -18,11 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 
+import torch
+
 from models.folding.attention import fold_attention
 from models.folding.context import fold_context
 from models.folding.modulation import fold_modulation
 from models.folding.times import fold_times
 from models.folding.upsampling import fold_upsampling
+from models.folding.winograd import fold_convolutions, is_worthwhile
 from models.networks.bundle import Networks
 
 __all__ = [
@@ -30,9 +36,11 @@ __all__ = [
     "fold",
     "fold_attention",
     "fold_context",
+    "fold_convolutions",
     "fold_modulation",
     "fold_times",
     "fold_upsampling",
+    "for_inference",
 ]
 
 FOLDS = MappingProxyType[str, Callable[[Networks], None]](
@@ -54,4 +62,17 @@ def fold(networks: Networks, names: Iterable[str] = tuple(FOLDS)) -> Networks:
     """
     for name in names:
         FOLDS[name](networks)
+    return networks
+
+
+def for_inference(
+    networks: Networks, device: torch.device, dtype: torch.dtype, room: int
+) -> Networks:
+    """All folds, and whatever else makes networks of this dtype faster on this device, in place.
+
+    `room`: bytes of memory that weights may grow by.
+    """
+    fold(networks)
+    if is_worthwhile(device, dtype):
+        fold_convolutions(networks, room)
     return networks

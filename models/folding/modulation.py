@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.folding.weights import constant, wide
+from models.folding.weights import convolution, wide
 from models.networks.bundle import Networks
 from models.networks.modulation import FeatureModulation, ModulatedResnetBlock2D
 from models.networks.unet import ModulatedUNet
@@ -28,13 +28,16 @@ class JoinedConv(nn.Module):
 
     def __init__(self, convs: list[nn.Conv2d]) -> None:
         super().__init__()
-        weight = convs[0].weight
-        self.weight = constant(torch.cat([wide(c.weight) for c in convs]), weight)
-        self.bias = constant(torch.cat([wide(c.bias) for c in convs]), weight)
+        self.conv = convolution(
+            torch.cat([wide(c.weight) for c in convs]),
+            torch.cat([wide(c.bias) for c in convs]),
+            convs[0].weight,
+        )
 
     def forward(self, feature: Tensor) -> Tensor:
         """(n, feature_width, h, w) -> (n, blocks * hidden, h, w)."""
-        return F.relu(F.conv2d(feature, self.weight, self.bias, padding=1))
+        out: Tensor = F.relu(self.conv(feature))
+        return out
 
 
 class FoldedModulation(nn.Module):
@@ -57,15 +60,15 @@ class FoldedModulation(nn.Module):
             kernel_b * wide(gamma.weight) + wide(beta.weight),
         ]
         biases = [w + w * wide(gamma.bias), b + b * wide(gamma.bias) + wide(beta.bias)]
-        self.weight = constant(torch.cat(weights), gamma.weight)
-        """(2 * channels, hidden, 3, 3): the scale's, then the shift's."""
-        self.bias = constant(torch.cat(biases), gamma.weight)
+        self.conv = convolution(torch.cat(weights), torch.cat(biases), gamma.weight)
+        """hidden to 2 * channels: the scale's, then the shift's."""
 
     def forward(self, hidden: Tensor, joined: Tensor) -> Tensor:
         """hidden (n, channels, h, w), joined (n, blocks * hidden, h, w) -> like hidden."""
         activations = joined[:, self.start : self.stop]
-        scale, shift = F.conv2d(activations, self.weight, self.bias, padding=1).chunk(2, dim=1)
-        return F.group_norm(hidden, self.groups, eps=self.eps) * scale + shift
+        scale, shift = self.conv(activations).chunk(2, dim=1)
+        out: Tensor = F.group_norm(hidden, self.groups, eps=self.eps) * scale + shift
+        return out
 
 
 @torch.inference_mode(False)

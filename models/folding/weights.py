@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["constant", "wide"]
+__all__ = ["constant", "convolution", "wide"]
 
 
 def wide(tensor: Tensor | None) -> Tensor:
@@ -22,3 +22,11 @@ def constant(values: Tensor, like: Tensor) -> nn.Parameter:
     """
     rounded = values.to(device=like.device, dtype=like.dtype)
     return nn.Parameter(rounded.contiguous(), requires_grad=False)
+
+
+def convolution(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Conv2d:
+    """A 3x3 convolution with padding 1 of this kernel (out, in, 3, 3), as `constant`."""
+    out, channels = weight.shape[:2]
+    made = nn.Conv2d(channels, out, 3, padding=1, device="meta")
+    made.weight, made.bias = constant(weight, like), constant(bias, like)
+    return made

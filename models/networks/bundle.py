@@ -61,6 +61,13 @@ class Networks(nn.Module):
         out: Tensor = self.unet(noisy, t, self._context(noisy, context), self.encoder(lr, t))
         return out
 
+    def denoise_guided(
+        self, noisy: Tensor, t: Tensor, context: Tensor | None, features: Sequence[Tensor]
+    ) -> Tensor:
+        """`denoise` with what the encoder says of the LR tiles at these timesteps."""
+        out: Tensor = self.unet(noisy, t, self._context(noisy, context), features)
+        return out
+
     def denoise_keeping(
         self, noisy: Tensor, lr: Tensor, t: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.folding.upsampling import PhaseUpsample
+from models.folding.winograd import WinogradConv2d
 from models.networks.fusion import RESIDUAL_SCALE, DenseBlock
 from models.pieces.executor import Executor, Pass, Read, Result, Source, Write
 from models.pieces.statistics import Normalization
 from models.pieces.store import FeatureMap
-from models.pieces.strips import Span, Strip, convolve, downsample, join, upsample
+from models.pieces.strips import Convolution, Span, Strip, convolve, downsample, join, upsample
 
 __all__ = [
     "conv_flops",
@@ -43,12 +44,15 @@ def layers(modules: nn.Module | nn.Sequential, kind: type[_Layer]) -> list[_Laye
     return cast("list[_Layer]", found)
 
 
-def conv_flops(conv: nn.Conv2d | PhaseUpsample, cells: int) -> int:
-    """Of a convolution with so many cells of output; a product and a sum are two."""
+def conv_flops(conv: Convolution | PhaseUpsample, cells: int) -> int:
+    """Of a convolution with so many cells of output; a product and a sum are two. One that was
+    taken to another basis is counted as what it was: others are weighed against it."""
+    if isinstance(conv, WinogradConv2d):
+        return 2 * 9 * conv.in_channels * conv.out_channels * cells
     return 2 * conv.weight.numel() * cells
 
 
-def entered(run: Executor, source: Source, convs: Sequence[nn.Conv2d]) -> FeatureMap:
+def entered(run: Executor, source: Source, convs: Sequence[Convolution]) -> FeatureMap:
     """A source through a network's first convolutions, between which nothing stands."""
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
@@ -176,7 +180,7 @@ def dense_block(
         onto: the result is `onto + 0.2 * block(x)` instead; `onto` is freed.
         normalized: whether a group norm reads the result.
     """
-    convs = layers(block.convs, nn.Conv2d)
+    convs = cast("list[Convolution]", list(block.convs))
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
         seen = strips[0]
@@ -206,7 +210,7 @@ def dense_block(
     )
 
 
-def upsampled(run: Executor, x: FeatureMap, sampler: nn.Conv2d | PhaseUpsample) -> FeatureMap:
+def upsampled(run: Executor, x: FeatureMap, sampler: Convolution | PhaseUpsample) -> FeatureMap:
     """Twice the size: nearest neighbours and a convolution, or what that was folded into."""
     height, width = 2 * x.height, 2 * x.width
     folded = isinstance(sampler, PhaseUpsample)
@@ -245,7 +249,7 @@ def head(
     run: Executor,
     x: FeatureMap,
     norm: nn.GroupNorm,
-    convs: Sequence[nn.Conv2d],
+    convs: Sequence[Convolution],
     write: Write,
 ) -> None:
     """A network's end, norm, SiLU and convolutions, its rows handed to `write`."""

@@ -17,6 +17,7 @@ from models.pieces.blocks import dense_block, entered, head, layers, resnet, ups
 from models.pieces.encoder import TapMaps, middle
 from models.pieces.executor import Executor, Source, Write
 from models.pieces.store import FeatureMap
+from models.pieces.strips import Convolution
 
 __all__ = ["run_decoder"]
 
@@ -59,7 +60,7 @@ def run_decoder(
         if block.upsamplers is not None:
             (sampler,) = block.upsamplers
             conv = sampler.conv if isinstance(sampler, Upsample2D) else sampler
-            x = upsampled(run, x, cast("nn.Conv2d | PhaseUpsample", conv))
+            x = upsampled(run, x, cast("Convolution | PhaseUpsample", conv))
     head(run, x, cast(nn.GroupNorm, decoder.conv_norm_out), [decoder.conv_out], write)
 
 

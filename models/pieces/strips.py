@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.folding.upsampling import PhaseUpsample
+from models.folding.winograd import WinogradConv2d
 
-__all__ = ["Span", "Strip", "convolve", "downsample", "join", "upsample"]
+__all__ = ["Convolution", "Span", "Strip", "convolve", "downsample", "join", "upsample"]
+
+Convolution = nn.Conv2d | WinogradConv2d
+"""Without stride."""
 
 
 class Span(NamedTuple):
@@ -54,7 +58,7 @@ def join(strips: Sequence[Strip]) -> Strip:
     return first._replace(rows=torch.cat([s.rows for s in strips], dim=1))
 
 
-def convolve(strip: Strip, conv: nn.Conv2d) -> Strip:
+def convolve(strip: Strip, conv: Convolution) -> Strip:
     """A 3x3 convolution with padding 1, or a 1x1 one."""
     radius = conv.kernel_size[0] // 2
     above = radius if strip.top == 0 else 0
@@ -62,11 +66,14 @@ def convolve(strip: Strip, conv: nn.Conv2d) -> Strip:
     rows, padding = strip.rows, above
     if above != below:
         rows, padding = F.pad(rows, (0, 0, above, below)), 0
-    out = F.conv2d(rows, conv.weight, conv.bias, padding=(padding, radius))
+    if isinstance(conv, WinogradConv2d):
+        out = conv.rows(rows, padding=padding)
+    else:
+        out = F.conv2d(rows, conv.weight, conv.bias, padding=(padding, radius))
     return Strip(out, strip.top + radius - above, strip.height)
 
 
-def upsample(strip: Strip, sampler: nn.Conv2d | PhaseUpsample, span: Span) -> Strip:
+def upsample(strip: Strip, sampler: Convolution | PhaseUpsample, span: Span) -> Strip:
     """Each cell doubled both ways, then a 3x3 convolution; `span` is of the result.
 
     `sampler` is that convolution, or what it was folded into.

@@ -27,6 +27,8 @@ class Spread:
         self._own, self._wire, self._peers = own, peers.wire, peers.names
         self.wanted = own.wanted
         """Whether calls are to be compiled."""
+        self.apart = None
+        """Each device encodes its own tiles, with each call."""
 
     @property
     def dtype(self) -> torch.dtype:

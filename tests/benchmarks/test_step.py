@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.step import Endless, Measured, Task, Way, measured, said, table
+from benchmarks.step import (
+    EAGER,
+    Endless,
+    Measured,
+    Task,
+    Way,
+    encoding_ahead,
+    measured,
+    said,
+    table,
+)
 from models.presets import get_preset
 
 TINY = Task(Way("fp32", "fp32"), "tiny", "preset", "cpu", batch=2, repeats=1, threads=1, limit=300)
@@ -20,6 +30,17 @@ def test_a_way_is_measured_in_a_process_of_its_own() -> None:
     assert found.batch == 2
     assert 0 < found.fastest <= found.seconds_per_tile_step <= found.slowest
     assert found.peak_memory_bytes > 1e8
+
+
+def test_with_the_encoder_ahead_a_call_is_the_mean_of_its_steps() -> None:
+    way = Way("ahead", "fp32", ahead=True)
+    found = measured(Task(way, "tiny", "preset", "cpu", 1, 1, 1, limit=300))
+    assert isinstance(found, Measured)
+    # Eight steps in a call that is not counted.
+    assert found.first_seconds > 4 * found.fastest
+    assert encoding_ahead([*EAGER, Way("optimised", "bf16")]) == [
+        Way("optimised, ahead", "bf16", ahead=True)
+    ]
 
 
 def test_a_call_that_takes_too_long_ends_its_way_and_not_the_others() -> None:

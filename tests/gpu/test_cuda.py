@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.compiled import Compiling
+from models.compiled import Compiling, Mode
 from models.config import ModelConfig
 from models.options import Options
 from models.pieces import Pieces
@@ -137,6 +137,24 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
         [wanted] = eager.predict(request(n, t))
         error = float((got - wanted).norm() / wanted.norm())
         assert error < (1e-4 if dtype == torch.float32 else 3e-2), (n, t, error)
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_with_the_encoder_ahead_an_image_is_the_same(mode: Mode, tmp_path: Path) -> None:
+    given = Resources(tile_batch=8)
+    image, options = picture(128, 128), Options(steps=11, seed=2)
+
+    def latent(ahead: int) -> Tensor:
+        compiling = Compiling(mode, tmp_path, ahead=ahead)
+        made = StableSR.from_preset("tiny", CUDA, resources=given, compiling=compiling)
+        with made.prepare(image, options) as prepared:
+            sampler = made.sample(prepared, options)
+            found = drive(sampler, lambda step: made.predict([step.part(0, 1)])[0])
+        assert not made.denoiser.eager_calls
+        return found
+
+    assert float((latent(8) - latent(0)).abs().max()) < 1e-2
 
 
 def test_half_precision_is_close_to_float32(sr: StableSR) -> None:

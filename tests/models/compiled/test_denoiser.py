@@ -27,7 +27,7 @@ from tests.models.folding import small
 CPU = torch.device("cpu")
 ON = Compiling("on")
 MODES: tuple[Mode, Mode] = ("on", "off")
-Run = Callable[..., Tensor]
+Run = Callable[..., tuple[Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ class Compiler:
         assert options["dynamic"] is False
         self.made.append(run.__code__.co_name)
 
-        def compiled(noisy: Tensor, lr: Tensor, t: Tensor) -> Tensor:
-            self.sizes.append(len(noisy))
+        def compiled(*arguments: Tensor) -> tuple[Tensor, ...]:
+            self.sizes.append(len(arguments[0]))
             if self.error is not None:
                 raise self.error
-            assert len(lr) == len(t) == len(noisy)
-            return run(noisy, lr, t)
+            assert {len(argument) for argument in arguments} == {len(arguments[0])}
+            return run(*arguments)
 
         return compiled
 
@@ -91,7 +91,7 @@ def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
         out = denoiser(*tiles(n), list(range(n)), None)
         torch.testing.assert_close(out, plain(networks, n), rtol=1e-4, atol=1e-5)
     assert compiler.sizes == [1, 4, 4, 2, 4]
-    assert compiler.made == ["denoise_1", "denoise_4", "denoise_2"]
+    assert compiler.made == ["whole_1", "whole_4", "whole_2"]
     assert not denoiser.eager_calls
 
 
@@ -213,6 +213,41 @@ def test_every_bucket_up_to_the_room_there_is_is_warmed(
     Denoiser(networks, CPU, Compiling("on", fixed_batch=3), offloaded=False).warm(6, 8)
     Denoiser(networks, CPU, Compiling("off"), offloaded=False).warm(6, 8)
     assert compiler.sizes == [1, 2, 4, 3]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_encoder_and_unet_apart_give_what_they_give_together(
+    networks: Networks, compiler: Compiler, mode: Mode
+) -> None:
+    apart = Denoiser(networks, CPU, Compiling(mode, ahead=8), offloaded=False).apart
+    assert apart is not None
+    assert apart.rows_ahead == 8
+    noisy, lr = tiles(3)
+    features = apart.encode(lr, [0, 1, 2], 8)
+    assert [len(feature) for feature in features] == [3] * 4
+    out = apart.denoise(noisy, [0, 1, 2], features)
+    torch.testing.assert_close(out, plain(networks, 3), rtol=1e-4, atol=1e-5)
+    assert compiler.made == (["encode_8", "denoise_4"] if mode == "on" else [])
+
+
+def test_what_goes_apart_is_warmed_apart(networks: Networks, compiler: Compiler) -> None:
+    Denoiser(networks, CPU, Compiling("on", ahead=8), offloaded=False).warm(6, 8)
+    assert compiler.made == ["encode_4", "denoise_1", "denoise_2", "whole_4"]
+    compiler.made.clear()
+    # Two rows are no more than calls have tiles.
+    Denoiser(networks, CPU, Compiling("on", ahead=8), offloaded=False).warm(2, 8)
+    assert compiler.made == ["whole_1", "whole_2"]
+
+
+def test_the_encoder_goes_ahead_on_gpus_and_not_with_a_fixed_batch(networks: Networks) -> None:
+    cuda = torch.device("cuda")
+    assert Compiling().rows_ahead(cuda) == 8
+    assert Compiling().rows_ahead(CPU) == 0
+    assert Compiling(ahead=0).rows_ahead(cuda) == 0
+    assert Compiling(fixed_batch=2, ahead=8).rows_ahead(cuda) == 0
+    assert Denoiser(networks, CPU, Compiling(ahead=8), offloaded=True).apart is None
+    with pytest.raises(InvalidOption, match="ahead is -1"):
+        Compiling(ahead=-1)
 
 
 @pytest.mark.parametrize("mode", ["on", "off"])

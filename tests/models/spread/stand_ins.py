@@ -31,6 +31,7 @@ class Arithmetic:
     """In a denoiser's place: tells which tiles it had, and fails for some timesteps."""
 
     wanted = False
+    apart = None
     dtype = torch.bfloat16
 
     def __init__(self) -> None:

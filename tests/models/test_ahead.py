@@ -1,0 +1,188 @@
+"""The encoder ahead of the UNet: whose features are whose, and when it goes with the UNet."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.ahead import Ahead, Foreseen
+from models.checkpoints.folder import random_networks
+from models.compiled import Compiling
+from models.options import Options
+from models.pipeline import StableSR
+from models.plan import Resources
+from models.sampling import drive_all
+from tests.models import narrow
+
+CPU = torch.device("cpu")
+SMALL = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+LARGE = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(4))
+
+
+def made(ahead: int, *, tile_batch: int = 8, fixed: int | None = None) -> StableSR:
+    """The same random numbers at every call."""
+    torch.manual_seed(7)
+    networks = random_networks(narrow.CONFIG, CPU, torch.float32)
+    compiling = Compiling("off", fixed_batch=fixed, ahead=ahead)
+    given = Resources(tile_batch=tile_batch, offload=False)
+    return StableSR(networks, narrow.PRESET, CPU, torch.float32, given, compiling)
+
+
+class Watched:
+    """Rows of the encoder's calls, and tiles of the UNet's."""
+
+    def __init__(self, sr: StableSR) -> None:
+        self.rows: list[int] = []
+        self.tiles: list[int] = []
+        self.timesteps: list[list[int]] = []
+        sr.networks.encoder.register_forward_hook(self._encoded)
+        sr.networks.unet.register_forward_hook(self._denoised)
+
+    def _encoded(self, module: object, arguments: Sequence[Tensor], out: object) -> None:
+        self.rows.append(len(arguments[0]))
+        self.timesteps.append(arguments[1].tolist())
+
+    def _denoised(self, module: object, arguments: Sequence[Tensor], out: object) -> None:
+        self.tiles.append(len(arguments[0]))
+
+
+def latents(sr: StableSR, jobs: Sequence[tuple[Tensor, Options]], most: int = 8) -> list[Tensor]:
+    """Of jobs that go together."""
+    samplers = []
+    for image, options in jobs:
+        with sr.prepare(image, options) as prepared:
+            samplers.append(sr.sample(prepared, options))
+    return drive_all(samplers, sr.predict, max_tiles=most)
+
+
+def test_steps_of_a_single_tile_have_the_encoder_called_once_for_several() -> None:
+    plain, ours = made(0), made(8)
+    seen, options = Watched(ours), Options(steps=11, seed=1)
+    [right] = latents(plain, [(SMALL, options)])
+    [found] = latents(ours, [(SMALL, options)])
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    assert seen.rows == [8, 3]
+    assert seen.tiles == [1] * 11
+    every = [t for call in seen.timesteps for t in call]
+    assert every == sorted(set(every), reverse=True)
+
+
+def test_full_calls_have_the_encoder_with_the_unet() -> None:
+    plain, ours = made(0), made(8)
+    seen, options = Watched(ours), Options(steps=2)
+    [right], [found] = (latents(sr, [(LARGE, options)]) for sr in (plain, ours))
+    assert torch.equal(found, right)
+    assert seen.rows == seen.tiles
+    assert max(seen.rows) > 2
+
+
+def test_jobs_that_share_a_call_have_features_of_their_own() -> None:
+    jobs = [(SMALL, Options(steps=3, seed=1)), (SMALL.flip(3), Options(steps=7, seed=2))]
+    alone = [latents(made(0), [job])[0] for job in jobs]
+    ours = made(8)
+    seen = Watched(ours)
+    for found, right in zip(latents(ours, jobs), alone, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    # Both ask at first: four steps of the one that has as many, three of the other.
+    assert seen.rows == [7, 3]
+    assert seen.tiles == [2] * 3 + [1] * 4
+
+
+def test_a_call_of_a_tile_that_is_known_and_one_that_is_not_computes_the_other() -> None:
+    ours = made(8)
+    seen = Watched(ours)
+    first, late = Options(steps=6, seed=1), Options(steps=6, seed=2)
+    with ours.prepare(SMALL, first) as a, ours.prepare(SMALL.flip(2), late) as b:
+        one, other = ours.sample(a, first), ours.sample(b, late)
+        step = next(one)
+        step = one.send(iter(ours.predict([step.part(0, 1)])[0]))
+        ours.predict([step.part(0, 1), next(other).part(0, 1)])
+    assert seen.rows == [6, 6]
+
+
+def test_a_tile_with_a_prompt_has_the_encoder_with_the_unet() -> None:
+    ours = made(8)
+    seen, options = Watched(ours), Options(steps=5)
+    with ours.prepare(SMALL, options) as prepared:
+        request = next(ours.sample(prepared, options)).part(0, 1)
+    prompt = ours.networks.context + 1
+    ours.predict([replace(request, context=prompt)])
+    ours.predict([request])
+    assert seen.rows == [1, 5]
+
+
+def test_there_is_none_with_a_fixed_batch_or_without_room() -> None:
+    options = Options(steps=3)
+    for sr in (made(8, fixed=2), made(8, tile_batch=2)):
+        seen = Watched(sr)
+        latents(sr, [(SMALL, options)])
+        assert seen.rows == seen.tiles
+        assert len(seen.rows) == 3
+    few = made(8, tile_batch=4)
+    seen = Watched(few)
+    latents(few, [(SMALL, Options(steps=5))])
+    assert seen.rows == [4, 1]
+
+
+def test_when_memory_runs_out_fewer_steps_are_computed_ahead_and_it_is_counted() -> None:
+    ours = made(8)
+
+    def full(module: object, arguments: Sequence[Tensor]) -> None:
+        if len(arguments[0]) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ours.networks.encoder.register_forward_pre_hook(full)
+    seen, options = Watched(ours), Options(steps=9, seed=1)
+    [found] = latents(ours, [(SMALL, options)])
+    [right] = latents(made(0), [(SMALL, options)])
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    # The first step goes with the UNet, and four at once follow.
+    assert seen.rows == [1, 4, 4]
+    assert ours.departures == {"ahead": 1}
+
+
+def test_another_error_of_the_encoder_is_not_taken_for_it() -> None:
+    ours = made(8)
+
+    def broken(module: object, arguments: Sequence[Tensor]) -> None:
+        raise RuntimeError("a fault")
+
+    ours.networks.encoder.register_forward_pre_hook(broken)
+    with pytest.raises(RuntimeError, match="a fault"):
+        latents(ours, [(SMALL, Options(steps=2))])
+    assert not ours.departures
+
+
+def test_features_go_when_their_steps_are_over() -> None:
+    foreseen = Foreseen([900, 500, 100])
+    features = [(torch.zeros(1),) for _ in range(3)]
+    for step, known in enumerate(features):
+        foreseen.keep(0, step, known)
+    foreseen.forget(1)
+    assert [foreseen.of(0, step) is not None for step in range(3)] == [False, True, True]
+    assert foreseen.of(1, 1) is None
+    assert Ahead(foreseen, 1, (4, 5, 6)).part(1, 3).tiles == (5, 6)
+
+
+def test_features_go_with_a_job_that_is_ended() -> None:
+    ours, options = made(8), Options(steps=5)
+    with ours.prepare(SMALL, options) as prepared:
+        sampler = ours.sample(prepared, options)
+        step = next(sampler)
+        ours.predict([step.part(0, 1)])
+        request = step.part(0, 1)
+        assert request.ahead is not None
+        known = request.ahead.foreseen
+        assert known.of(0, 4) is not None
+        held = weakref.ref(known)
+        del step, request, known
+        sampler.close()
+        del sampler
+    gc.collect()
+    assert held() is None
