@@ -113,15 +113,15 @@ class Measured:
     machine: str
 
 
-def load(task: Task, preset: Preset) -> StableSR:
+def load(way: Way, preset: Preset, weights: str, device: str) -> StableSR:
     """The preset's weights, or networks of its size with random ones."""
-    way, dtype = task.way, DTYPES[task.way.dtype]
+    dtype = DTYPES[way.dtype]
     compiling = Compiling(way.compile, ahead=AHEAD if way.ahead else 0)
-    if task.weights == "random":
+    if weights == "random":
         return StableSR.with_random_weights(
-            ModelConfig(), preset, task.device, dtype, fold=way.fold, compiling=compiling
+            ModelConfig(), preset, device, dtype, fold=way.fold, compiling=compiling
         )
-    return StableSR.from_preset(preset.name, task.device, dtype, fold=way.fold, compiling=compiling)
+    return StableSR.from_preset(preset.name, device, dtype, fold=way.fold, compiling=compiling)
 
 
 def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
@@ -129,7 +129,7 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
     before the first call that everything is loaded."""
     torch.set_num_threads(task.threads)
     preset = PRESETS[task.preset]
-    sr = load(task, preset)
+    sr = load(task.way, preset, task.weights, task.device)
     channels, side = sr.networks.config.unet.in_channels, preset.tile
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randn(2, task.batch, channels, side, side, generator=generator).to(sr.device)

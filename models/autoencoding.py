@@ -30,7 +30,7 @@ class Changes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
-        """By what was changed: tile_batch, rows or keep."""
+        """By what was changed: tile_batch, rows, keep or ahead."""
 
     def note(self, what: str, before: object, after: object) -> None:
         with self._lock:

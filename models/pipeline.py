@@ -189,8 +189,8 @@ class StableSR:
     @property
     def departures(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: tile_batch,
-        rows or keep, because memory ran out; a call computed eagerly, eager_offload, eager_prompt,
-        eager_reuse or eager_failure."""
+        rows, keep or ahead, because memory ran out; a call computed eagerly, eager_offload,
+        eager_prompt, eager_reuse or eager_failure."""
         eager = {f"eager_{why}": n for why, n in self.denoiser.eager_calls.items()}
         return {**self.changes.counts, **eager}
 

@@ -1,0 +1,210 @@
+"""Seconds of one image, stage by stage: encoding, network calls, decoding, the file.
+
+    python -m benchmarks.image --sizes 512 1024
+    python -m benchmarks.image --preset stablesr-512 --weights random --steps 4 --compare plain
+
+A picture made of the test photographs is upscaled four times to each size, alone, by the calls that
+a worker makes, and written as PNG. Stages that a worker overlaps, with each other or with other
+jobs', follow one another here, each waited for. Decoding includes the colour correction. Every way
+and size runs in a process of its own, so that its peak memory is its own; there the first image,
+which compiles and fills caches, is not counted.
+
+`--compare plain` adds the same networks neither folded nor compiled, as the first way; ratios are
+to the first way with the same size and fidelity weight, in one invocation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.encoders import mosaic
+from benchmarks.machine import describe, peak_memory, synchronize
+from benchmarks.step import DTYPES, Way, load
+from models.compiled import Mode
+from models.evaluation.pictures import tensor_of
+from models.options import Options
+from models.pipeline import StableSR
+from models.presets import PRESETS
+from models.sampling import StepRequest, drive_all
+from worker.images.writing import write
+
+SCALE = 4
+STAGES = ("encode", "denoise", "decode", "file")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way at one size."""
+
+    way: Way
+    preset: str
+    weights: str
+    device: str
+    size: int
+    """Side of the result, px"""
+    fidelities: tuple[float, ...]
+    steps: int | None
+    repeats: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One way at one size with one fidelity weight."""
+
+    way: str
+    size: int
+    fidelity_weight: float
+    seconds: dict[str, float]
+    """Of each stage, medians"""
+    calls: int
+    """Network calls"""
+    tiles: int
+    """Of all of them"""
+    first_seconds: float
+    """Of the process's first image; not in the others"""
+    peak_memory_bytes: int
+    """Of the process until then"""
+    machine: str
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+class Timed:
+    """Upscales an image, and notes what each stage takes."""
+
+    def __init__(self, sr: StableSR, folder: Path) -> None:
+        self._sr, self._file = sr, folder / "result.png"
+        self.calls = self.tiles = 0
+
+    def __call__(self, image: Tensor, options: Options) -> dict[str, float]:
+        sr, at = self._sr, [time.perf_counter()]
+
+        def ended() -> None:
+            synchronize(sr.device)
+            at.append(time.perf_counter())
+
+        self.calls = self.tiles = 0
+        with sr.prepare(image, options) as prepared:
+            ended()
+            sampler = sr.sample(prepared, options)
+            [latent] = drive_all([sampler], self._predict, max_tiles=sr.tile_batch)
+            ended()
+            rows = list(sr.rows(prepared, latent, options))
+            ended()
+        height, width = prepared.plan.layout.size
+        write(self._file, rows, width=width, height=height, channels=3, format="png", depth=8)
+        ended()
+        return {
+            stage: end - begin for stage, begin, end in zip(STAGES, at[:-1], at[1:], strict=True)
+        }
+
+    def _predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        self.calls += 1
+        self.tiles += sum(len(request) for request in requests)
+        return self._sr.predict(requests)
+
+
+def measure(task: Task) -> list[Measured]:
+    """Runs one way at one size in this process."""
+    torch.set_num_threads(task.threads)
+    sr = load(task.way, PRESETS[task.preset], task.weights, task.device)
+    image = tensor_of(mosaic(task.size // SCALE))
+    found: list[Measured] = []
+    first: float | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        timed = Timed(sr, Path(folder))
+        for fidelity in task.fidelities:
+            options = Options(scale=SCALE, fidelity_weight=fidelity, steps=task.steps)
+            rounds = [timed(image, options) for _ in range(task.repeats + 1)]
+            first = sum(rounds[0].values()) if first is None else first
+            found.append(
+                Measured(
+                    task.way.name,
+                    task.size,
+                    fidelity,
+                    {s: statistics.median(r[s] for r in rounds[1:]) for s in STAGES},
+                    timed.calls,
+                    timed.tiles,
+                    first,
+                    peak_memory(sr.device),
+                    describe(sr.device),
+                )
+            )
+    return found
+
+
+def table(results: Sequence[Measured], preset: str) -> str:
+    """For a person."""
+    lines = [
+        f"{preset}, one image alone, seconds; {results[0].machine}",
+        f"{'':24}{'size':>6}{'w':>6}"
+        + "".join(f"{stage:>9}" for stage in STAGES)
+        + f"{'all':>9}{'ratio':>7}{'calls':>7}{'a call':>9}{'first':>8}{'peak GB':>9}",
+    ]
+    against: dict[tuple[int, float], Measured] = {}
+    for r in results:
+        base = against.setdefault((r.size, r.fidelity_weight), r)
+        stages = "".join(f"{r.seconds[stage]:9.3f}" for stage in STAGES)
+        lines.append(
+            f"{r.way:24}{r.size:6}{r.fidelity_weight:6g}{stages}{r.total:9.3f}"
+            f"{base.total / r.total:7.2f}{r.calls:7}{r.seconds['denoise'] / r.calls:9.4f}"
+            f"{r.first_seconds:8.1f}{r.peak_memory_bytes / 1e9:9.2f}"
+        )
+        share = "".join(f"{r.seconds[stage] / r.total:9.0%}" for stage in STAGES)
+        lines.append(f"{'':36}{share}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny")
+    parser.add_argument("--weights", choices=("random", "preset"), default="preset")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[512], help="sides of results, px")
+    parser.add_argument("--w", nargs="+", type=float, default=[0.0, 0.5], help="fidelity weights")
+    parser.add_argument("--steps", type=int, help="the preset's, if not given")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="off")
+    parser.add_argument("--compare", choices=("plain",), help="with the plain networks")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    a = parser.parse_args()
+    if wrong := [size for size in a.sizes if size % SCALE]:
+        parser.error(f"sizes must be multiples of {SCALE}, but {wrong[0]} is not.")
+    dtype = a.dtype or ("fp32" if a.device == "cpu" else "bf16")
+    compile_: Mode = a.compile
+    ways = [Way(dtype, dtype, compile=compile_)]
+    if a.compare is not None:
+        ways.insert(0, Way(f"plain {dtype}", dtype, fold=False))
+    context = multiprocessing.get_context("spawn")
+    results: list[Measured] = []
+    for size in a.sizes:
+        for way in ways:
+            task = Task(
+                way, a.preset, a.weights, a.device, size, tuple(a.w), a.steps, a.repeats, a.threads
+            )
+            with context.Pool(1) as pool:
+                results += pool.apply(measure, (task,))
+    if a.json:
+        print(json.dumps([asdict(r) | {"all": r.total} for r in results], indent=2))
+    else:
+        print(table(results, a.preset))
+
+
+if __name__ == "__main__":
+    main()
