@@ -1,0 +1,200 @@
+"""From the start of a process to its first picture.
+
+    python -m benchmarks.cold_start
+    python -m benchmarks.cold_start --compile --tiles 2
+
+A new interpreter imports, loads and folds the weights, compiles network calls where asked, and
+upscales one image twice: what a worker does before its first job ends, without queue and files.
+With `--compile` three processes follow one another: one that does not compile, one that compiles
+with nothing kept from before, and one that finds what that one has kept. `--tiles` bounds the sizes
+of calls that are compiled, which are the powers of two up to it.
+
+What is kept lies in a temporary folder, and nothing that torch has kept elsewhere is found. Files
+that were read before are in the system's memory: how fast a disk is does not show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import describe, synchronize
+from benchmarks.step import DTYPES
+from models.compiled import Compiling
+from models.config import ModelConfig
+from models.options import Options
+from models.pipeline import StableSR
+from models.plan import Resources
+from models.presets import PRESETS
+
+IMPORTED = time.time()
+PHASES = ("start", "load", "compile", "first image", "second image")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One process."""
+
+    name: str
+    preset: str
+    weights: str
+    device: str
+    dtype: str
+    compile: bool
+    cache: str
+    """Folder for what is compiled"""
+    tiles: int
+    size: int
+    """Side of the result, px"""
+    steps: int | None
+    started: float = 0.0
+    """Seconds since the epoch"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process took."""
+
+    name: str
+    seconds: dict[str, float]
+    """Of each phase"""
+    eager_calls: int
+    """That were to be compiled and were not"""
+    machine: str
+
+    @property
+    def to_first_image(self) -> float:
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != PHASES[-1])
+
+
+def load(task: Task) -> StableSR:
+    """As a worker does it."""
+    preset, dtype = PRESETS[task.preset], DTYPES[task.dtype]
+    given = Resources(tile_batch=task.tiles)
+    compiling = Compiling("on" if task.compile else "off", Path(task.cache))
+    if task.weights == "random":
+        return StableSR.with_random_weights(
+            ModelConfig(), preset, task.device, dtype, given, compiling=compiling
+        )
+    return StableSR.from_preset(preset.name, task.device, dtype, given, compiling=compiling)
+
+
+def measure(task: Task) -> Measured:
+    """In a process that was started for it."""
+    at = [task.started, IMPORTED]
+    sr = load(task)
+
+    def ended() -> None:
+        synchronize(sr.device)
+        at.append(time.time())
+
+    ended()
+    sr.warm()
+    ended()
+    side = task.size // 4
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        sr.upscale(image, Options(scale=4, steps=task.steps))
+        ended()
+    phases = zip(PHASES, at[:-1], at[1:], strict=True)
+    return Measured(
+        task.name,
+        {phase: end - begin for phase, begin, end in phases},
+        sum(sr.denoiser.eager_calls.values()),
+        describe(sr.device),
+    )
+
+
+def measured(task: Task) -> Measured:
+    """`measure` in a new interpreter.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; it has said why.
+    """
+    elsewhere = {
+        "TORCHINDUCTOR_CACHE_DIR": task.cache,
+        "TRITON_CACHE_DIR": str(Path(task.cache) / "triton"),
+    }
+    given = asdict(task) | {"started": time.time()}
+    command = [sys.executable, "-m", "benchmarks.cold_start", "--child", json.dumps(given)]
+    out = subprocess.run(
+        command, env=os.environ | elsewhere, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return Measured(**json.loads(out.stdout.splitlines()[-1]))
+
+
+def table(results: Sequence[Measured]) -> str:
+    """For a person; ratios of all until the first picture, to the first way that compiles."""
+    lines = [
+        results[0].machine,
+        f"{'seconds':32}" + "".join(f"{phase:>14}" for phase in PHASES) + f"{'to the first':>14}",
+    ]
+    lines += [
+        f"{r.name:32}"
+        + "".join(f"{r.seconds[phase]:14.2f}" for phase in PHASES)
+        + f"{r.to_first_image:14.2f}"
+        + (f"  {r.eager_calls} calls not compiled" if r.eager_calls else "")
+        for r in results
+    ]
+    if len(results) == 3:
+        ratio = results[1].to_first_image / results[2].to_first_image
+        lines.append(f"A restart that finds what was compiled is {ratio:.2f} times as fast.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny")
+    parser.add_argument("--weights", choices=("random", "preset"), default="preset")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--compile", action="store_true", help="compiled too, twice")
+    parser.add_argument("--tiles", type=int, default=8, help="of a network call, at most")
+    parser.add_argument("--size", type=int, default=512, help="side of the result, px")
+    parser.add_argument("--steps", type=int, help="the preset's, if not given")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.child is not None:
+        print(json.dumps(asdict(measure(Task(**json.loads(a.child))))))
+        return
+    dtype = a.dtype or ("fp32" if a.device == "cpu" else "bf16")
+    names = ["not compiled"]
+    if a.compile:
+        names += ["compiled, nothing kept", "compiled, restarted"]
+    with tempfile.TemporaryDirectory() as cache:
+        results = [
+            measured(
+                Task(
+                    name,
+                    a.preset,
+                    a.weights,
+                    a.device,
+                    dtype,
+                    name != names[0],
+                    cache,
+                    a.tiles,
+                    a.size,
+                    a.steps,
+                )
+            )
+            for name in names
+        ]
+    if a.json:
+        print(json.dumps([asdict(r) for r in results], indent=2))
+    else:
+        print(table(results))
+
+
+if __name__ == "__main__":
+    main()
