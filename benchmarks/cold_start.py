@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe, synchronize
-from benchmarks.step import DTYPES
+from benchmarks.options import DTYPES, add_model, dtype_of
 from models.compiled import Compiling
 from models.config import ModelConfig
 from models.options import Options
@@ -154,21 +154,16 @@ def table(results: Sequence[Measured]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny")
-    parser.add_argument("--weights", choices=("random", "preset"), default="preset")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="fp32 on a CPU, bf16 on a GPU")
+    add_model(parser)
     parser.add_argument("--compile", action="store_true", help="compiled too, twice")
     parser.add_argument("--tiles", type=int, default=8, help="of a network call, at most")
     parser.add_argument("--size", type=int, default=512, help="side of the result, px")
-    parser.add_argument("--steps", type=int, help="the preset's, if not given")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.child is not None:
         print(json.dumps(asdict(measure(Task(**json.loads(a.child))))))
         return
-    dtype = a.dtype or ("fp32" if a.device == "cpu" else "bf16")
+    dtype = dtype_of(a)
     names = ["not compiled"]
     if a.compile:
         names += ["compiled, nothing kept", "compiled, restarted"]

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from benchmarks.encoders import mosaic
 from benchmarks.machine import describe, peak_memory, synchronize
-from benchmarks.step import DTYPES, Way, load
+from benchmarks.options import add_model, dtype_of
+from benchmarks.step import Way, load
 from models.compiled import Mode
 from models.evaluation.pictures import tensor_of
 from models.options import Options
@@ -171,22 +172,17 @@ def table(results: Sequence[Measured], preset: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny")
-    parser.add_argument("--weights", choices=("random", "preset"), default="preset")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="fp32 on a CPU, bf16 on a GPU")
+    add_model(parser)
     parser.add_argument("--sizes", nargs="+", type=int, default=[512], help="sides of results, px")
     parser.add_argument("--w", nargs="+", type=float, default=[0.0, 0.5], help="fidelity weights")
-    parser.add_argument("--steps", type=int, help="the preset's, if not given")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="off")
     parser.add_argument("--compare", choices=("plain",), help="with the plain networks")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     a = parser.parse_args()
     if wrong := [size for size in a.sizes if size % SCALE]:
         parser.error(f"sizes must be multiples of {SCALE}, but {wrong[0]} is not.")
-    dtype = a.dtype or ("fp32" if a.device == "cpu" else "bf16")
+    dtype = dtype_of(a)
     compile_: Mode = a.compile
     ways = [Way(dtype, dtype, compile=compile_)]
     if a.compare is not None:

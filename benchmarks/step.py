@@ -34,6 +34,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from benchmarks.machine import describe, peak_memory, synchronize
+from benchmarks.options import DTYPES
 from models.ahead import Ahead, Foreseen
 from models.compiled import FEW_TILES, Compiling, Mode
 from models.config import ModelConfig
@@ -43,7 +44,6 @@ from models.sampling import StepRequest
 
 AHEAD = 8
 """Rows of an encoder's call ahead."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
