@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import describe, peak_memory, synchronize
-from benchmarks.step import DTYPES
+from benchmarks.options import DTYPES
 from models.checkpoints.folder import load_folder, preset_folder
 from models.config import AutoencoderConfig
 from models.networks.autoencoder import Autoencoder

@@ -11,8 +11,8 @@ stand the processor's, divided by the threads: on a machine that others use as w
 `--compare eager` is the optimised call, folded and compiled, against the same networks without
 either, in float32 and with float32 weights under bfloat16 autocast, at batch 1 and 4.
 
-`--ahead` adds the calls of few tiles whose encoder computes several steps at once; a call's seconds
-are then the mean over those steps.
+`--ahead` adds, at batch 1, calls whose encoder computes several steps at once (`models.ahead`); a
+call's seconds are then the mean over those steps.
 
 A way whose call takes longer than `--limit` is ended, and stands in the table as slower than that:
 a processor without instructions for bfloat16 is a hundred times as slow at autocast's convolutions.
@@ -36,7 +36,7 @@ import torch
 from benchmarks.machine import describe, peak_memory, synchronize
 from benchmarks.options import DTYPES
 from models.ahead import Ahead, Foreseen
-from models.compiled import FEW_TILES, Compiling, Mode
+from models.compiled import Compiling, Mode
 from models.config import ModelConfig
 from models.pipeline import StableSR
 from models.presets import PRESETS, Preset
@@ -133,7 +133,7 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
     channels, side = sr.networks.config.unet.in_channels, preset.tile
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randn(2, task.batch, channels, side, side, generator=generator).to(sr.device)
-    steps = AHEAD // task.batch if task.way.ahead else 1
+    steps = AHEAD if task.way.ahead else 1
     foreseen = Foreseen(range(999, 999 - steps * (task.repeats + 1), -1))
     turns = iter(
         StepRequest(
@@ -143,7 +143,7 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
             None,
             step,
             1,
-            ahead=Ahead(foreseen, step, tuple(range(task.batch))),
+            ahead=Ahead(foreseen, step),
         )
         for step, timestep in enumerate(foreseen.timesteps)
     )
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--compile", choices=("auto", "on", "off"), help="on where it compares")
     parser.add_argument("--batch", nargs="+", type=int, help="1, or 1 4 where it compares")
     parser.add_argument(
-        "--ahead", action="store_true", help="with the encoder ahead too, where calls are small"
+        "--ahead", action="store_true", help="at batch 1 with the encoder ahead too"
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -274,7 +274,7 @@ def main() -> None:
     results: list[Measured | Endless] = []
     for batch in a.batch or ([1, 4] if compare else [1]):
         taken = ways(a.dtypes, compile_, compare=compare)
-        if a.ahead and batch <= FEW_TILES:
+        if a.ahead and batch == 1:
             taken += encoding_ahead(taken)
         for way in taken:
             task = Task(way, a.preset, a.weights, a.device, batch, a.repeats, a.threads, a.limit)

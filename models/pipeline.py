@@ -313,7 +313,7 @@ class StableSR:
         if not shares:
             out = None
             if context is None:
-                out = self._foreseeing([r.ahead for r in requests], noisy, lr, timesteps)
+                out = self._foreseeing([r.ahead for r in requests], noisy, lr)
             return self.denoiser(noisy, lr, timesteps, context) if out is None else out
         if self.denoiser.wanted:
             self.denoiser.eager_calls["reuse"] += 1

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from models.ahead import Ahead, Foreseen
-from models.compiled import FEW_TILES
 from models.diffusion import Stepper
 from models.reuse import DeepFeatures, Share
 from models.tiling import TileGrid
@@ -76,7 +75,7 @@ class StepRequest:
     share: Share | None = None
     """Of the job's deep features, where steps share them"""
     ahead: Ahead | None = None
-    """What is known of the encoder's features, where tiles are those of a canvas"""
+    """What is known of the encoder's features, where the job has a single tile"""
 
     def __len__(self) -> int:
         return int(self.noisy.shape[0])
@@ -90,7 +89,6 @@ class StepRequest:
             lr=self.lr[cut],
             context=None if self.context is None else self.context[cut],
             share=None if self.share is None else self.share.part(start, stop),
-            ahead=None if self.ahead is None else self.ahead.part(start, stop),
         )
 
 
@@ -109,7 +107,7 @@ class CanvasStep:
     step: int
     steps: int
     foreseen: Foreseen | None = None
-    """The job's, where it has few tiles"""
+    """The job's, where it has a single tile"""
     share: Share | None = None
     """All tiles', where steps share deep features"""
 
@@ -119,8 +117,7 @@ class CanvasStep:
     def part(self, start: int, stop: int) -> StepRequest:
         """Tiles `start` to `stop`, cut from the canvas now."""
         tiles = len(self.grid)
-        numbers = tuple(i % tiles for i in range(start, stop))
-        origins = [self.grid.origins[number] for number in numbers]
+        origins = [self.grid.origins[i % tiles] for i in range(start, stop)]
         contexts = [self.contexts[i // tiles] for i in range(start, stop)]
         given = [context for context in contexts if context is not None]
         return StepRequest(
@@ -131,7 +128,7 @@ class CanvasStep:
             self.step,
             self.steps,
             None if self.share is None else self.share.part(start, stop),
-            None if self.foreseen is None else Ahead(self.foreseen, self.step, numbers),
+            None if self.foreseen is None else Ahead(self.foreseen, self.step),
         )
 
 
@@ -171,7 +168,7 @@ def sample(
     contexts = (context,) if negative_context is None else (context, negative_context)
     steps = len(stepper.timesteps)
     features = DeepFeatures() if reuse_every > 1 else None
-    foreseen = Foreseen(stepper.timesteps) if len(grid) <= FEW_TILES else None
+    foreseen = Foreseen(stepper.timesteps) if len(grid) == 1 else None
     for index, timestep in enumerate(stepper.timesteps):
         share = None
         if features is not None:

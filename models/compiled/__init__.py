@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from models.compiled.buckets import bucket_of, padded, room
 from models.compiled.compiling import Compiling, Mode
-from models.compiled.denoiser import FEW_TILES, Apart, Denoiser, Denoises
+from models.compiled.denoiser import Apart, Denoiser, Denoises
 
 __all__ = [
-    "FEW_TILES",
     "Apart",
     "Compiling",
     "Denoiser",

@@ -34,9 +34,8 @@ class Compiling:
     """Every call has so many tiles, the missing ones being filled up. A tile is then computed by
     the same kernels whatever else is in the call, so its result does not depend on that."""
     ahead: int | None = None
-    """Rows, each a tile at a timestep, that a call of the encoder computes for steps to come where
-    network calls have few tiles; 0 is none, None is what suits the device. With a fixed batch there
-    are none."""
+    """Steps of a tile that a call of the encoder computes at once where a network call has no other
+    tile; 0 is none, None is what suits the device. With a fixed batch there are none."""
 
     def __post_init__(self) -> None:
         if self.fixed_batch is not None and self.fixed_batch < 1:

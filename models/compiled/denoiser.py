@@ -27,19 +27,16 @@ from models.compiled.compiling import Compiling
 from models.compiled.graphs import Graphs
 from models.networks.bundle import Networks
 
-__all__ = ["FEW_TILES", "Apart", "Denoiser", "Denoises", "channels_last"]
+__all__ = ["Apart", "Denoiser", "Denoises", "channels_last"]
 
 log = logging.getLogger(__name__)
-
-FEW_TILES = 2
-"""Of calls that are worth an encoder's call ahead of them."""
 
 _LAST = torch.channels_last
 _Function = Callable[..., tuple[Tensor, ...]]
 
 
 class Apart(Protocol):
-    """Makes calls of the encoder for tiles at steps to come, and calls of the UNet with those."""
+    """Makes calls of the encoder for steps to come, and calls of the UNet with its features."""
 
     rows_ahead: int
     """Of an encoder's call, each a tile at a timestep"""
@@ -53,7 +50,7 @@ class Apart(Protocol):
     def denoise(
         self, noisy: Tensor, timesteps: Sequence[int], features: Sequence[Tensor]
     ) -> Tensor:
-        """The UNet alone, of few tiles with the empty prompt and these features; float32."""
+        """The UNet alone, with the empty prompt and these features; float32."""
 
 
 class Denoises(Protocol):
@@ -146,19 +143,20 @@ class Denoiser:
         def blank(rows: int) -> Tensor:
             return torch.zeros((rows, channels, side, side), device=self._device, dtype=self.dtype)
 
-        ahead = min(self.rows_ahead, room(tiles))
-        features: list[Tensor] = []
-        if ahead > FEW_TILES:
-            began = time.monotonic()
-            features = self.encode(blank(ahead), [0] * ahead, ahead)
-            _ready("the encoder's calls of %d rows", ahead, began)
         for size in [self._fixed] if self._fixed is not None else buckets(tiles):
             began = time.monotonic()
-            if features and size <= FEW_TILES:
-                self.denoise(blank(size), [0] * size, [f[:size] for f in features])
-            else:
-                self(blank(size), blank(size), [0] * size, None)
-            _ready("calls of %d tiles", size, began)
+            self(blank(size), blank(size), [0] * size, None)
+            log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - began)
+        ahead = min(self.rows_ahead, room(tiles))
+        if ahead > 1:
+            began = time.monotonic()
+            features = self.encode(blank(ahead), [0] * ahead, ahead)
+            self.denoise(blank(1), [0], [feature[:1] for feature in features])
+            log.info(
+                "the encoder's calls of %d steps are ready after %.1f s",
+                ahead,
+                time.monotonic() - began,
+            )
 
     @torch.inference_mode()
     def __call__(
@@ -273,10 +271,6 @@ def _functions(networks: Networks, device: torch.device) -> tuple[_Function, _Fu
             return (networks.denoise_guided(noisy, t, None, features).float(),)
 
     return whole, encode, denoise
-
-
-def _ready(what: str, size: int, began: float) -> None:
-    log.info(what + " are ready after %.1f s", size, time.monotonic() - began)
 
 
 def channels_last(part: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The encoder ahead of the UNet: whose features are whose, and when it goes with the UNet."""
+"""The encoder ahead of the UNet: what it saves, and when it goes with the UNet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.ahead import Ahead, Foreseen
+from models.ahead import Foreseen
 from models.checkpoints.folder import random_networks
 from models.compiled import Compiling
 from models.options import Options
@@ -82,28 +82,30 @@ def test_full_calls_have_the_encoder_with_the_unet() -> None:
     assert max(seen.rows) > 2
 
 
-def test_jobs_that_share_a_call_have_features_of_their_own() -> None:
+def test_jobs_that_share_calls_have_the_encoder_with_the_unet_until_one_is_left() -> None:
     jobs = [(SMALL, Options(steps=3, seed=1)), (SMALL.flip(3), Options(steps=7, seed=2))]
     alone = [latents(made(0), [job])[0] for job in jobs]
     ours = made(8)
     seen = Watched(ours)
     for found, right in zip(latents(ours, jobs), alone, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
-    # Both ask at first: four steps of the one that has as many, three of the other.
-    assert seen.rows == [7, 3]
     assert seen.tiles == [2] * 3 + [1] * 4
+    assert seen.rows == [2] * 3 + [4]
 
 
-def test_a_call_of_a_tile_that_is_known_and_one_that_is_not_computes_the_other() -> None:
+def test_what_was_known_before_another_job_came_is_used_when_it_is_gone() -> None:
     ours = made(8)
     seen = Watched(ours)
-    first, late = Options(steps=6, seed=1), Options(steps=6, seed=2)
-    with ours.prepare(SMALL, first) as a, ours.prepare(SMALL.flip(2), late) as b:
-        one, other = ours.sample(a, first), ours.sample(b, late)
+    options = Options(steps=6, seed=1)
+    with ours.prepare(SMALL, options) as prepared:
+        one, other = (ours.sample(prepared, options) for _ in range(2))
         step = next(one)
         step = one.send(iter(ours.predict([step.part(0, 1)])[0]))
-        ours.predict([step.part(0, 1), next(other).part(0, 1)])
-    assert seen.rows == [6, 6]
+        both = ours.predict([step.part(0, 1), next(other).part(0, 1)])
+        step = one.send(iter(both[0]))
+        ours.predict([step.part(0, 1)])
+    assert seen.rows == [6, 2]
+    assert seen.tiles == [1, 2, 1]
 
 
 def test_a_tile_with_a_prompt_has_the_encoder_with_the_unet() -> None:
@@ -119,7 +121,7 @@ def test_a_tile_with_a_prompt_has_the_encoder_with_the_unet() -> None:
 
 def test_there_is_none_with_a_fixed_batch_or_without_room() -> None:
     options = Options(steps=3)
-    for sr in (made(8, fixed=2), made(8, tile_batch=2)):
+    for sr in (made(8, fixed=2), made(8, tile_batch=1)):
         seen = Watched(sr)
         latents(sr, [(SMALL, options)])
         assert seen.rows == seen.tiles
@@ -161,13 +163,10 @@ def test_another_error_of_the_encoder_is_not_taken_for_it() -> None:
 
 def test_features_go_when_their_steps_are_over() -> None:
     foreseen = Foreseen([900, 500, 100])
-    features = [(torch.zeros(1),) for _ in range(3)]
-    for step, known in enumerate(features):
-        foreseen.keep(0, step, known)
+    for step in range(3):
+        foreseen.keep(step, [torch.zeros(1)])
     foreseen.forget(1)
-    assert [foreseen.of(0, step) is not None for step in range(3)] == [False, True, True]
-    assert foreseen.of(1, 1) is None
-    assert Ahead(foreseen, 1, (4, 5, 6)).part(1, 3).tiles == (5, 6)
+    assert [foreseen.of(step) is not None for step in range(3)] == [False, True, True]
 
 
 def test_features_go_with_a_job_that_is_ended() -> None:
@@ -179,7 +178,7 @@ def test_features_go_with_a_job_that_is_ended() -> None:
         request = step.part(0, 1)
         assert request.ahead is not None
         known = request.ahead.foreseen
-        assert known.of(0, 4) is not None
+        assert known.of(4) is not None
         held = weakref.ref(known)
         del step, request, known
         sampler.close()
