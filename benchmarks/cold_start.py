@@ -9,7 +9,8 @@ With `--compile` three processes follow one another: one that does not compile, 
 with nothing kept from before, and one that finds what that one has kept. `--tiles` bounds the sizes
 of calls that are compiled, which are the powers of two up to it.
 
-What is kept lies in a temporary folder, and nothing that torch has kept elsewhere is found. Files
+What is kept lies in temporary folders. Nothing that torch, Triton or CUDA's driver has kept elsewhere
+is found or changed, and what the environment says of torch's and Triton's caches does not hold. Files
 that were read before are in the system's memory: how fast a disk is does not show.
 """
 
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,26 +116,44 @@ def measure(task: Task) -> Measured:
     )
 
 
+def environment(given: Mapping[str, str], cache: str) -> dict[str, str]:
+    """With every cache in that folder. Variables may also name a remote one, or turn one off."""
+    own = {
+        name: value
+        for name, value in given.items()
+        if not (name.startswith(("TORCH", "TRITON")) and "CACHE" in name)
+    }
+    return own | {
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "TRITON_CACHE_DIR": str(Path(cache) / "triton"),
+        "CUDA_CACHE_PATH": str(Path(cache) / "driver"),
+    }
+
+
 def measured(task: Task) -> Measured:
     """`measure` in a new interpreter.
 
     Raises:
         subprocess.CalledProcessError: it failed; it has said why.
     """
-    elsewhere = {
-        "TORCHINDUCTOR_CACHE_DIR": task.cache,
-        "TRITON_CACHE_DIR": str(Path(task.cache) / "triton"),
-    }
     given = asdict(task) | {"started": time.time()}
     command = [sys.executable, "-m", "benchmarks.cold_start", "--child", json.dumps(given)]
     out = subprocess.run(
-        command, env=os.environ | elsewhere, stdout=subprocess.PIPE, text=True, check=True
+        command, env=environment(os.environ, task.cache), stdout=subprocess.PIPE, text=True, check=True
     )
     return Measured(**json.loads(out.stdout.splitlines()[-1]))
 
 
+def ratios(results: Sequence[Measured]) -> list[float | None]:
+    """Of each, how many times as fast its first picture is there as after the first start that
+    compiles; None of all where nothing is compiled."""
+    if len(results) < 2:
+        return [None] * len(results)
+    return [results[1].to_first_image / r.to_first_image for r in results]
+
+
 def table(results: Sequence[Measured]) -> str:
-    """For a person; ratios of all until the first picture, to the first way that compiles."""
+    """For a person."""
     lines = [
         results[0].machine,
         f"{'seconds':32}" + "".join(f"{phase:>14}" for phase in PHASES) + f"{'to the first':>14}",
@@ -147,7 +166,7 @@ def table(results: Sequence[Measured]) -> str:
         for r in results
     ]
     if len(results) == 3:
-        ratio = results[1].to_first_image / results[2].to_first_image
+        ratio = ratios(results)[2]
         lines.append(f"A restart that finds what was compiled is {ratio:.2f} times as fast.")
     return "\n".join(lines)
 
@@ -163,11 +182,15 @@ def main() -> None:
     if a.child is not None:
         print(json.dumps(asdict(measure(Task(**json.loads(a.child))))))
         return
+    if (a.preset, a.weights) == ("tiny", "random"):
+        parser.error("tiny comes with its weights: use --weights preset.")
+    if a.tiles < 1 or a.size < 4 or a.size % 4:
+        parser.error("a call must have a tile, and the size be a multiple of 4.")
     dtype = dtype_of(a)
     names = ["not compiled"]
     if a.compile:
         names += ["compiled, nothing kept", "compiled, restarted"]
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as folder:
         results = [
             measured(
                 Task(
@@ -177,7 +200,8 @@ def main() -> None:
                     a.device,
                     dtype,
                     name != names[0],
-                    cache,
+                    # Eager kernels of torch may be Triton's and be kept as well.
+                    str(Path(folder) / ("eager" if name == names[0] else "compiled")),
                     a.tiles,
                     a.size,
                     a.steps,
@@ -186,7 +210,11 @@ def main() -> None:
             for name in names
         ]
     if a.json:
-        print(json.dumps([asdict(r) for r in results], indent=2))
+        figures = [
+            asdict(r) | {"to_first_image": r.to_first_image, "ratio": ratio}
+            for r, ratio in zip(results, ratios(results), strict=True)
+        ]
+        print(json.dumps(figures, indent=2))
     else:
         print(table(results))
 

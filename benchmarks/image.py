@@ -10,7 +10,8 @@ and size runs in a process of its own, so that its peak memory is its own; there
 which compiles and fills caches, is not counted.
 
 `--compare plain` adds the same networks neither folded nor compiled, as the first way; ratios are
-to the first way with the same size and fidelity weight, in one invocation.
+to the first way with the same size and fidelity weight, in one invocation. Below each row stand the
+stages' shares, and beside them how many times the seconds decoding takes that it takes at w = 0.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -148,6 +150,29 @@ def measure(task: Task) -> list[Measured]:
     return found
 
 
+def measured(task: Task) -> list[Measured]:
+    """`measure` in a process of its own.
+
+    Raises:
+        BrokenProcessPool: it was killed, for want of memory as a rule.
+    """
+    # Not a multiprocessing.Pool, which waits for ever for what a killed process was to answer.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, task).result()
+
+
+def decoding(results: Sequence[Measured]) -> list[float | None]:
+    """Of each, decoding's seconds divided by those of the same way and size at w = 0; None at w = 0
+    and where that was not measured."""
+    short = {(r.way, r.size): r.seconds["decode"] for r in results if not r.fidelity_weight}
+    return [
+        r.seconds["decode"] / short[r.way, r.size]
+        if r.fidelity_weight and (r.way, r.size) in short
+        else None
+        for r in results
+    ]
+
+
 def table(results: Sequence[Measured], preset: str) -> str:
     """For a person."""
     lines = [
@@ -157,7 +182,7 @@ def table(results: Sequence[Measured], preset: str) -> str:
         + f"{'all':>9}{'ratio':>7}{'calls':>7}{'a call':>9}{'first':>8}{'peak GB':>9}",
     ]
     against: dict[tuple[int, float], Measured] = {}
-    for r in results:
+    for r, times in zip(results, decoding(results), strict=True):
         base = against.setdefault((r.size, r.fidelity_weight), r)
         stages = "".join(f"{r.seconds[stage]:9.3f}" for stage in STAGES)
         lines.append(
@@ -166,7 +191,7 @@ def table(results: Sequence[Measured], preset: str) -> str:
             f"{r.first_seconds:8.1f}{r.peak_memory_bytes / 1e9:9.2f}"
         )
         share = "".join(f"{r.seconds[stage] / r.total:9.0%}" for stage in STAGES)
-        lines.append(f"{'':36}{share}")
+        lines.append(f"{'':36}{share}" + (f"   decode {times:.2f} x w = 0" if times else ""))
     return "\n".join(lines)
 
 
@@ -182,22 +207,28 @@ def main() -> None:
     a = parser.parse_args()
     if wrong := [size for size in a.sizes if size % SCALE]:
         parser.error(f"sizes must be multiples of {SCALE}, but {wrong[0]} is not.")
+    if (a.preset, a.weights) == ("tiny", "random"):
+        parser.error("tiny comes with its weights: use --weights preset.")
+    if a.repeats < 1:
+        parser.error("there must be a repeat: the first image is not counted.")
     dtype = dtype_of(a)
     compile_: Mode = a.compile
     ways = [Way(dtype, dtype, compile=compile_)]
     if a.compare is not None:
         ways.insert(0, Way(f"plain {dtype}", dtype, fold=False))
-    context = multiprocessing.get_context("spawn")
     results: list[Measured] = []
     for size in a.sizes:
         for way in ways:
             task = Task(
                 way, a.preset, a.weights, a.device, size, tuple(a.w), a.steps, a.repeats, a.threads
             )
-            with context.Pool(1) as pool:
-                results += pool.apply(measure, (task,))
+            results += measured(task)
     if a.json:
-        print(json.dumps([asdict(r) | {"all": r.total} for r in results], indent=2))
+        figures = [
+            asdict(r) | {"all": r.total, "decode_ratio": times}
+            for r, times in zip(results, decoding(results), strict=True)
+        ]
+        print(json.dumps(figures, indent=2))
     else:
         print(table(results, a.preset))
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.cold_start import PHASES, Measured, Task, measured, table
+import pytest
+
+from benchmarks import cold_start
+from benchmarks.cold_start import PHASES, Measured, Task, environment, main, measured, table
 
 
 def test_every_phase_of_a_new_process_is_timed_from_its_start(tmp_path: Path) -> None:
@@ -29,3 +34,57 @@ def test_a_restart_is_compared_with_the_start_that_found_nothing() -> None:
     assert lines[4].endswith("2 calls not compiled")
     assert lines[5].endswith("10.00 times as fast.")
     assert len(table([plain]).splitlines()) == 3
+
+
+def test_no_cache_of_the_environment_reaches_a_new_process() -> None:
+    given = {
+        "PATH": "/bin",
+        "CUDA_CACHE_PATH": "/home/driver",
+        "TORCHINDUCTOR_CACHE_DIR": "/home/torch",
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE": "1",
+        "TRITON_CACHE_DIR": "/home/triton",
+        "TRITON_CACHE_MANAGER": "another",
+    }
+    assert environment(given, "/empty") == {
+        "PATH": "/bin",
+        "CUDA_CACHE_PATH": "/empty/driver",
+        "TORCHINDUCTOR_CACHE_DIR": "/empty",
+        "TRITON_CACHE_DIR": "/empty/triton",
+    }
+
+
+def test_the_restart_alone_finds_what_another_process_has_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks: list[Task] = []
+
+    def noted(task: Task) -> Measured:
+        tasks.append(task)
+        return Measured(task.name, dict.fromkeys(PHASES, 4.0 - len(tasks)), 0, "a machine")
+
+    monkeypatch.setattr(cold_start, "measured", noted)
+    monkeypatch.setattr(sys, "argv", "cold_start --compile --tiles 2 --json".split())
+    main()
+    plain, first, again = tasks
+    assert [task.compile for task in tasks] == [False, True, True]
+    assert [task.tiles for task in tasks] == [2, 2, 2]
+    assert plain.cache != first.cache == again.cache
+    # Gone with the folder that it was in.
+    assert not Path(first.cache).parent.exists()
+    figures = json.loads(capsys.readouterr().out)
+    assert [figure["to_first_image"] for figure in figures] == [12.0, 8.0, 4.0]
+    assert figures[2]["ratio"] == 2.0
+
+
+@pytest.mark.parametrize("given", ["--tiles 0", "--size 66", "--weights random"])
+def test_what_cannot_be_measured_is_refused_before_a_process_starts(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(task: Task) -> Measured:
+        raise AssertionError(task)
+
+    monkeypatch.setattr(cold_start, "measured", none)
+    monkeypatch.setattr(sys, "argv", ["cold_start", *given.split()])
+    with pytest.raises(SystemExit):
+        main()

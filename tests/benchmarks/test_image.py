@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
-from benchmarks.image import STAGES, Measured, Task, measure, table
+import pytest
+
+from benchmarks import image
+from benchmarks.image import STAGES, Measured, Task, decoding, main, measure, measured, table
 from benchmarks.step import Way
 
 TASK = Task(Way("fp32", "fp32"), "tiny", "preset", "cpu", 64, (0.0, 0.5), 2, 1, 1)
@@ -34,3 +40,41 @@ def test_ratios_are_to_the_first_way_of_the_same_size_and_weight() -> None:
     assert shares == ["10%", "50%", "30%", "10%"]
     assert quick[8] == "2.50"
     assert alone[8] == "1.00"
+
+
+def test_decoding_is_compared_with_that_of_the_same_way_and_size_at_w_0() -> None:
+    short = Measured("quick", 64, 0.0, dict.fromkeys(STAGES, 2.0), 2, 2, 11.0, 10**9, "a machine")
+    long = replace(short, fidelity_weight=0.5, seconds=dict.fromkeys(STAGES, 5.0))
+    elsewhere = replace(long, size=128)
+    assert decoding([short, long, elsewhere]) == [None, 2.5, None]
+    [_, _, _, first, _, second, _, third] = table([short, long, elsewhere], "tiny").splitlines()
+    assert second.endswith("decode 2.50 x w = 0")
+    assert first.endswith("%")
+    assert third.endswith("%")
+
+
+def die(task: Task) -> list[Measured]:
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "measure", die)
+    with pytest.raises(BrokenProcessPool):
+        measured(TASK)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--sizes 64 66", "66 is not"),
+        ("--repeats 0", "there must be a repeat"),
+        ("--weights random", "tiny comes with its weights"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_at_once(
+    given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["image", *given.split()])
+    with pytest.raises(SystemExit):
+        main()
+    assert said in capsys.readouterr().err
