@@ -9,9 +9,9 @@ With `--compile` three processes follow one another: one that does not compile, 
 with nothing kept from before, and one that finds what that one has kept. `--tiles` bounds the sizes
 of calls that are compiled, which are the powers of two up to it.
 
-What is kept lies in temporary folders. Nothing that torch, Triton or CUDA's driver has kept elsewhere
-is found or changed, and what the environment says of torch's and Triton's caches does not hold. Files
-that were read before are in the system's memory: how fast a disk is does not show.
+What is kept lies in temporary folders. Nothing that torch, Triton or CUDA's driver has kept
+elsewhere is found or changed, and what the environment says of torch's and Triton's caches does not
+hold. Files that were read before are in the system's memory: how fast a disk is does not show.
 """
 
 from __future__ import annotations
@@ -139,7 +139,11 @@ def measured(task: Task) -> Measured:
     given = asdict(task) | {"started": time.time()}
     command = [sys.executable, "-m", "benchmarks.cold_start", "--child", json.dumps(given)]
     out = subprocess.run(
-        command, env=environment(os.environ, task.cache), stdout=subprocess.PIPE, text=True, check=True
+        command,
+        env=environment(os.environ, task.cache),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
     return Measured(**json.loads(out.stdout.splitlines()[-1]))
 

@@ -64,7 +64,7 @@ def test_the_restart_alone_finds_what_another_process_has_kept(
         return Measured(task.name, dict.fromkeys(PHASES, 4.0 - len(tasks)), 0, "a machine")
 
     monkeypatch.setattr(cold_start, "measured", noted)
-    monkeypatch.setattr(sys, "argv", "cold_start --compile --tiles 2 --json".split())
+    monkeypatch.setattr(sys, "argv", ["cold_start", "--compile", "--tiles", "2", "--json"])
     main()
     plain, first, again = tasks
     assert [task.compile for task in tasks] == [False, True, True]
