@@ -10,13 +10,13 @@ Whose tile it is at which step is the sampler's to know: a `StepRequest` carries
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from models.autoencoding import Changes
-from models.compiled import Apart, Denoises
+from models.compiled import Apart
 from models.memory import is_out_of_memory
 
 __all__ = ["Ahead", "Foreseeing", "Foreseen"]
@@ -61,22 +61,21 @@ class Foreseeing:
     """Makes network calls of a single tile with the encoder ahead.
 
     Args:
-        denoiser: says who makes them, at every call.
-        room: tiles that a network call has memory for.
         changes: noted where memory ran out.
     """
 
-    def __init__(
-        self, denoiser: Callable[[], Denoises], room: Callable[[], int], changes: Changes
-    ) -> None:
-        self._denoiser, self._room, self._changes = denoiser, room, changes
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
         self._most: int | None = None
 
-    def __call__(self, aheads: Sequence[Ahead | None], noisy: Tensor, lr: Tensor) -> Tensor | None:
+    def __call__(
+        self, apart: Apart | None, aheads: Sequence[Ahead | None], noisy: Tensor, lr: Tensor
+    ) -> Tensor | None:
         """The float32 prediction of a tile with the empty prompt; None where the encoder is better
         computed with the UNet.
 
         Args:
+            apart: who makes these calls.
             aheads: of a call's requests.
             noisy: (n, c, h, w), all their tiles
             lr: (n, c, h, w)
@@ -84,10 +83,9 @@ class Foreseeing:
         for ahead in aheads:
             if ahead is not None:
                 ahead.foreseen.forget(ahead.step)
-        apart = self._denoiser().apart
         if apart is None or len(noisy) != 1 or aheads[0] is None:
             return None
-        rows = self._rows(apart)
+        rows = apart.rows_ahead if self._most is None else self._most
         if rows == 1:
             return None
         foreseen, step = aheads[0].foreseen, aheads[0].step
@@ -102,12 +100,7 @@ class Foreseeing:
             self._most = rows // 2
             self._changes.note("ahead", rows, self._most)
             return None
-        return apart.denoise(noisy, [foreseen.timesteps[step]], features)
-
-    def _rows(self, apart: Apart) -> int:
-        """Of an encoder's call: a row of it takes less memory than a tile of a network call."""
-        rows = min(apart.rows_ahead, self._room())
-        return rows if self._most is None else min(rows, self._most)
+        return apart.denoise(noisy, foreseen.timesteps[step], features)
 
 
 def _foresee(apart: Apart, foreseen: Foreseen, step: int, lr: Tensor, rows: int) -> list[Tensor]:

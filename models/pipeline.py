@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.ahead import Foreseeing
 from models.autoencoding import AutoencoderAtWork, Changes
 from models.calls import Calls
 from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
@@ -30,12 +29,12 @@ from models.networks.bundle import Networks
 from models.options import Options
 from models.plan import Plan, Resources, steps_in
 from models.planner import Planner, room_to_grow, takes_turns
+from models.predicting import Predicting
 from models.prepared import Prepared
 from models.presets import Preset, get_preset
 from models.prompts.contexts import check_prompts, contexts
 from models.residency import Offloaded, Residency, Resident
 from models.resize import upsampled
-from models.reuse import alike, predict_reusing
 from models.sampling import Sampler, StepRequest, drive_all, sample
 from models.tiling import TileGrid
 
@@ -84,13 +83,8 @@ class StableSR:
         self.changes = Changes()
         """Of plans, because memory ran out."""
         # Before the residency, which notes where the weights lie.
-        self.denoiser: Denoises = Denoiser(
-            networks, device, compiling or Compiling(), offloaded=offload
-        )
-        """Who makes network calls; may be exchanged before the first image."""
-        self._foreseeing = Foreseeing(
-            lambda: self.denoiser, lambda: self.planner.tile_batch, self.changes
-        )
+        denoiser = Denoiser(networks, device, compiling or Compiling(), offloaded=offload)
+        self._predicting = Predicting(networks, device, denoiser, self.changes)
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
         self.planner = Planner(
@@ -180,6 +174,15 @@ class StableSR:
             NotEnoughMemory: nothing fits.
         """
         return self.planner.plan(height, width, options)
+
+    @property
+    def denoiser(self) -> Denoises:
+        """Who makes network calls; may be exchanged before the first image."""
+        return self._predicting.denoiser
+
+    @denoiser.setter
+    def denoiser(self, other: Denoises) -> None:
+        self._predicting.denoiser = other
 
     @property
     def tile_batch(self) -> int:
@@ -295,37 +298,8 @@ class StableSR:
         All tiles must have one shape. Returns float32 predictions, one tensor a request. `poll`
         is called while the networks are awaited, where they are not on the device (offload).
         """
-        predictions: dict[int, Tensor] = {}
         with self.residency.holding("denoiser", poll):
-            for together in alike([request.share for request in requests]):
-                out = self._call([requests[index] for index in together])
-                sizes = [len(requests[index]) for index in together]
-                predictions.update(zip(together, torch.split(out, sizes), strict=True))
-        return [predictions[index] for index in range(len(requests))]
-
-    def _call(self, requests: Sequence[StepRequest]) -> Tensor:
-        """Of requests that all compute everything, or share deep features alike."""
-        noisy = torch.cat([r.noisy for r in requests]).to(self.dtype)
-        lr = torch.cat([r.lr for r in requests]).to(self.dtype)
-        timesteps = [r.timestep for r in requests for _ in range(len(r))]
-        context = self.contexts(requests)
-        shares = [r.share for r in requests if r.share is not None]
-        if not shares:
-            out = None
-            if context is None:
-                out = self._foreseeing([r.ahead for r in requests], noisy, lr)
-            return self.denoiser(noisy, lr, timesteps, context) if out is None else out
-        if self.denoiser.wanted:
-            self.denoiser.eager_calls["reuse"] += 1
-        return predict_reusing(self.networks, self.device, noisy, lr, timesteps, context, shares)
-
-    def contexts(self, requests: Sequence[StepRequest]) -> Tensor | None:
-        """Of all tiles; None if every one has the empty prompt's."""
-        if all(r.context is None for r in requests):
-            return None
-        known = self.networks.context
-        parts = [known.expand(len(r), -1, -1) if r.context is None else r.context for r in requests]
-        return torch.cat([part.to(self.device, self.dtype) for part in parts])
+            return self._predicting(requests)
 
     def rows(
         self,

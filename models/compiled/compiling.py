@@ -53,5 +53,5 @@ class Compiling:
             return 0
         if self.ahead is not None:
             return self.ahead
-        # A processor is busy with one tile.
-        return ROWS_AHEAD if device.type == "cuda" else 0
+        # A processor is busy with one tile. Uncompiled, no one has seen to it that memory has room.
+        return ROWS_AHEAD if device.type == "cuda" and self.wanted(device) else 0

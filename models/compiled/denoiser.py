@@ -39,7 +39,7 @@ class Apart(Protocol):
     """Makes calls of the encoder for steps to come, and calls of the UNet with its features."""
 
     rows_ahead: int
-    """Of an encoder's call, each a tile at a timestep"""
+    """Of an encoder's call, each the tile at a timestep"""
 
     def encode(self, lr: Tensor, timesteps: Sequence[int], size: int) -> list[Tensor]:
         """The encoder alone: its features, finest first, of the weights' dtype.
@@ -47,10 +47,8 @@ class Apart(Protocol):
         `size`: rows of the call where it is compiled, the missing ones being filled up.
         """
 
-    def denoise(
-        self, noisy: Tensor, timesteps: Sequence[int], features: Sequence[Tensor]
-    ) -> Tensor:
-        """The UNet alone, with the empty prompt and these features; float32."""
+    def denoise(self, noisy: Tensor, timestep: int, features: Sequence[Tensor]) -> Tensor:
+        """The UNet alone, of one tile with the empty prompt and these features; float32."""
 
 
 class Denoises(Protocol):
@@ -109,7 +107,7 @@ class Denoiser:
         """Whether calls are to be compiled."""
         self._offloaded = offloaded
         self.rows_ahead = 0 if offloaded else compiling.rows_ahead(device)
-        """As of `Apart`; 0 is none."""
+        """As of `Apart`; none below 2."""
         self._graphs = Graphs(device)
         self._whole, self._encode, self._denoise = _functions(networks, device)
         if self.wanted:
@@ -126,7 +124,7 @@ class Denoiser:
     @property
     def apart(self) -> Denoiser | None:
         """Itself, where the encoder may go ahead."""
-        return self if self.rows_ahead else None
+        return self if self.rows_ahead > 1 else None
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where memory has room for so many."""
@@ -147,14 +145,15 @@ class Denoiser:
             began = time.monotonic()
             self(blank(size), blank(size), [0] * size, None)
             log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - began)
-        ahead = min(self.rows_ahead, room(tiles))
-        if ahead > 1:
-            began = time.monotonic()
-            features = self.encode(blank(ahead), [0] * ahead, ahead)
-            self.denoise(blank(1), [0], [feature[:1] for feature in features])
+        # A row of the encoder takes less memory than a tile of a call, for which there is room.
+        self.rows_ahead = min(self.rows_ahead, room(tiles))
+        if self.rows_ahead > 1:
+            began, rows = time.monotonic(), self.rows_ahead
+            features = self.encode(blank(rows), [0] * rows, rows)
+            self.denoise(blank(1), 0, [feature[:1] for feature in features])
             log.info(
                 "the encoder's calls of %d steps are ready after %.1f s",
-                ahead,
+                rows,
                 time.monotonic() - began,
             )
 
@@ -181,16 +180,10 @@ class Denoiser:
         return [feature[:rows] for feature in made]
 
     @torch.inference_mode()
-    def denoise(
-        self, noisy: Tensor, timesteps: Sequence[int], features: Sequence[Tensor]
-    ) -> Tensor:
+    def denoise(self, noisy: Tensor, timestep: int, features: Sequence[Tensor]) -> Tensor:
         """As of `Apart`."""
-        tiles = len(noisy)
-        size = bucket_of(tiles) if self.wanted else tiles
-        given = [padded(feature, size) for feature in features]
-        times = self._times(timesteps, size)
-        [out] = self._made("denoise", self._denoise, padded(noisy, size), times, *given)
-        return out[:tiles]
+        [out] = self._made("denoise", self._denoise, noisy, self._times([timestep], 1), *features)
+        return out
 
     def _call(
         self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int], context: Tensor | None

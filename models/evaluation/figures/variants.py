@@ -18,6 +18,7 @@ from models.evaluation.methods import Predict
 from models.networks.modulation import FeatureModulation
 from models.networks.unet import ModulatedUNet
 from models.pipeline import StableSR
+from models.predicting import contexts_of
 from models.sampling import StepRequest
 
 __all__ = ["encoder_at", "modulations", "with_tile", "without_modulation"]
@@ -35,7 +36,7 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
             lr = torch.cat([r.lr for r in requests]).to(sr.dtype)
             features = sr.networks.encoder(lr, told)
             noisy = torch.cat([r.noisy for r in requests]).to(sr.dtype)
-            context = sr.contexts(requests)
+            context = contexts_of(sr.networks, requests)
             if context is None:
                 context = sr.networks.context.expand(len(true), -1, -1)
             out: Tensor = sr.networks.unet(noisy, true.to(sr.device), context, features)

@@ -225,25 +225,31 @@ def test_encoder_and_unet_apart_give_what_they_give_together(
     noisy, lr = tiles(3)
     features = apart.encode(lr, [0, 1, 2], 8)
     assert [len(feature) for feature in features] == [3] * 4
-    out = apart.denoise(noisy, [0, 1, 2], features)
-    torch.testing.assert_close(out, plain(networks, 3), rtol=1e-4, atol=1e-5)
-    assert compiler.made == (["encode_8", "denoise_4"] if mode == "on" else [])
+    found = [apart.denoise(noisy[i : i + 1], i, [f[i : i + 1] for f in features]) for i in range(3)]
+    torch.testing.assert_close(torch.cat(found), plain(networks, 3), rtol=1e-4, atol=1e-5)
+    assert compiler.made == (["encode_8", "denoise_1"] if mode == "on" else [])
 
 
 def test_what_goes_apart_is_warmed_as_well(networks: Networks, compiler: Compiler) -> None:
-    Denoiser(networks, CPU, Compiling("on", ahead=8), offloaded=False).warm(6, 8)
+    denoiser = Denoiser(networks, CPU, Compiling("on", ahead=8), offloaded=False)
+    denoiser.warm(6, 8)
+    # There is room for calls of four.
+    assert denoiser.rows_ahead == 4
     whole = ["whole_1", "whole_2", "whole_4"]
     assert compiler.made == [*whole, "encode_4", "denoise_1"]
     compiler.made.clear()
-    Denoiser(networks, CPU, Compiling("on", ahead=8), offloaded=False).warm(1, 8)
-    assert compiler.made == ["whole_1"]
+    denoiser.warm(1, 8)
+    assert denoiser.apart is None
+    assert compiler.made == []
 
 
-def test_the_encoder_goes_ahead_on_gpus_and_not_with_a_fixed_batch(networks: Networks) -> None:
+def test_the_encoder_goes_ahead_in_compiled_calls_of_a_gpu_and_not_with_a_fixed_batch(
+    networks: Networks,
+) -> None:
     cuda = torch.device("cuda")
-    assert Compiling().rows_ahead(cuda) == 8
-    assert Compiling().rows_ahead(CPU) == 0
-    assert Compiling(ahead=0).rows_ahead(cuda) == 0
+    assert Compiling("auto").rows_ahead(cuda) == 8
+    assert Compiling("off").rows_ahead(cuda) == Compiling("on").rows_ahead(CPU) == 0
+    assert Compiling("auto", ahead=0).rows_ahead(cuda) == 0
     assert Compiling(fixed_batch=2, ahead=8).rows_ahead(cuda) == 0
     assert Denoiser(networks, CPU, Compiling(ahead=8), offloaded=True).apart is None
     with pytest.raises(InvalidOption, match="ahead is -1"):
