@@ -30,13 +30,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe, synchronize
-from benchmarks.options import DTYPES, add_model, dtype_of
+from benchmarks.model import DTYPES, add_model, check_model, dtype_of, load
 from models.compiled import Compiling
-from models.config import ModelConfig
 from models.options import Options
-from models.pipeline import StableSR
 from models.plan import Resources
-from models.presets import PRESETS
 
 IMPORTED = time.time()
 PHASES = ("start", "load", "compile", "first image", "second image")
@@ -78,22 +75,17 @@ class Measured:
         return sum(seconds for phase, seconds in self.seconds.items() if phase != PHASES[-1])
 
 
-def load(task: Task) -> StableSR:
-    """As a worker does it."""
-    preset, dtype = PRESETS[task.preset], DTYPES[task.dtype]
-    given = Resources(tile_batch=task.tiles)
-    compiling = Compiling("on" if task.compile else "off", Path(task.cache))
-    if task.weights == "random":
-        return StableSR.with_random_weights(
-            ModelConfig(), preset, task.device, dtype, given, compiling=compiling
-        )
-    return StableSR.from_preset(preset.name, task.device, dtype, given, compiling=compiling)
-
-
 def measure(task: Task) -> Measured:
     """In a process that was started for it."""
     at = [task.started, IMPORTED]
-    sr = load(task)
+    sr = load(
+        task.preset,
+        task.weights,
+        task.device,
+        DTYPES[task.dtype],
+        Resources(tile_batch=task.tiles),
+        compiling=Compiling("on" if task.compile else "off", Path(task.cache)),
+    )
 
     def ended() -> None:
         synchronize(sr.device)
@@ -148,14 +140,6 @@ def measured(task: Task) -> Measured:
     return Measured(**json.loads(out.stdout.splitlines()[-1]))
 
 
-def ratios(results: Sequence[Measured]) -> list[float | None]:
-    """Of each, how many times as fast its first picture is there as after the first start that
-    compiles; None of all where nothing is compiled."""
-    if len(results) < 2:
-        return [None] * len(results)
-    return [results[1].to_first_image / r.to_first_image for r in results]
-
-
 def table(results: Sequence[Measured]) -> str:
     """For a person."""
     lines = [
@@ -170,7 +154,7 @@ def table(results: Sequence[Measured]) -> str:
         for r in results
     ]
     if len(results) == 3:
-        ratio = ratios(results)[2]
+        ratio = results[1].to_first_image / results[2].to_first_image
         lines.append(f"A restart that finds what was compiled is {ratio:.2f} times as fast.")
     return "\n".join(lines)
 
@@ -186,8 +170,7 @@ def main() -> None:
     if a.child is not None:
         print(json.dumps(asdict(measure(Task(**json.loads(a.child))))))
         return
-    if (a.preset, a.weights) == ("tiny", "random"):
-        parser.error("tiny comes with its weights: use --weights preset.")
+    check_model(parser, a)
     if a.tiles < 1 or a.size < 4 or a.size % 4:
         parser.error("a call must have a tile, and the size be a multiple of 4.")
     dtype = dtype_of(a)
@@ -214,10 +197,7 @@ def main() -> None:
             for name in names
         ]
     if a.json:
-        figures = [
-            asdict(r) | {"to_first_image": r.to_first_image, "ratio": ratio}
-            for r, ratio in zip(results, ratios(results), strict=True)
-        ]
+        figures = [asdict(r) | {"to_first_image": r.to_first_image} for r in results]
         print(json.dumps(figures, indent=2))
     else:
         print(table(results))

@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,13 +30,12 @@ from torch import Tensor
 
 from benchmarks.encoders import mosaic
 from benchmarks.machine import describe, peak_memory, synchronize
-from benchmarks.options import add_model, dtype_of
-from benchmarks.step import Way, load
+from benchmarks.model import add_model, alone, check_model, dtype_of
+from benchmarks.step import Way, loaded
 from models.compiled import Mode
 from models.evaluation.pictures import tensor_of
 from models.options import Options
 from models.pipeline import StableSR
-from models.presets import PRESETS
 from models.sampling import StepRequest, drive_all
 from worker.images.writing import write
 
@@ -124,7 +121,7 @@ class Timed:
 def measure(task: Task) -> list[Measured]:
     """Runs one way at one size in this process."""
     torch.set_num_threads(task.threads)
-    sr = load(task.way, PRESETS[task.preset], task.weights, task.device)
+    sr = loaded(task.way, task.preset, task.weights, task.device)
     image = tensor_of(mosaic(task.size // SCALE))
     found: list[Measured] = []
     first: float | None = None
@@ -148,17 +145,6 @@ def measure(task: Task) -> list[Measured]:
                 )
             )
     return found
-
-
-def measured(task: Task) -> list[Measured]:
-    """`measure` in a process of its own.
-
-    Raises:
-        BrokenProcessPool: it was killed, for want of memory as a rule.
-    """
-    # Not a multiprocessing.Pool, which waits for ever for what a killed process was to answer.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, task).result()
 
 
 def decoding(results: Sequence[Measured]) -> list[float | None]:
@@ -207,8 +193,7 @@ def main() -> None:
     a = parser.parse_args()
     if wrong := [size for size in a.sizes if size % SCALE]:
         parser.error(f"sizes must be multiples of {SCALE}, but {wrong[0]} is not.")
-    if (a.preset, a.weights) == ("tiny", "random"):
-        parser.error("tiny comes with its weights: use --weights preset.")
+    check_model(parser, a)
     if a.repeats < 1:
         parser.error("there must be a repeat: the first image is not counted.")
     dtype = dtype_of(a)
@@ -222,7 +207,7 @@ def main() -> None:
             task = Task(
                 way, a.preset, a.weights, a.device, size, tuple(a.w), a.steps, a.repeats, a.threads
             )
-            results += measured(task)
+            results += alone(measure, task)
     if a.json:
         figures = [
             asdict(r) | {"all": r.total, "decode_ratio": times}

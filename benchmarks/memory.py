@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import shutil
 import tempfile
 import time
@@ -32,12 +31,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe, synchronize
+from benchmarks.model import alone, load
 from jobs.settings import parse_bytes
-from models.config import ModelConfig
 from models.estimate import Layout
 from models.memory import resident, trim
 from models.options import Options
-from models.pipeline import StableSR
 from models.plan import Resources
 from models.presets import PRESETS
 from models.sampling import Step, drive
@@ -137,10 +135,7 @@ def measure(task: Task) -> Measured:
     torch.set_num_threads(task.threads)
     device, dtype = torch.device(task.device), DTYPES[task.dtype]
     preset = PRESETS[task.preset]
-    if task.weights == "random":
-        sr = StableSR.with_random_weights(ModelConfig(), preset, device, dtype)
-    else:
-        sr = StableSR.from_preset(preset.name, device, dtype)
+    sr = load(task.preset, task.weights, device, dtype)
     options = Options(steps=task.steps, tile_overlap=task.overlap)
     side = round(task.size / options.scale)
     folder = Path(tempfile.mkdtemp(prefix="stablesr-memory-"))
@@ -264,7 +259,6 @@ def main() -> None:
     dtype = a.dtype or ("float32" if a.preset == "tiny" else "bfloat16")
     file = json.loads(a.json.read_text()) if a.json and a.json.exists() else []
     results: dict[int, Measured] = {}
-    context = multiprocessing.get_context("spawn")
     for size in a.sizes:
         task = Task(
             size,
@@ -282,8 +276,7 @@ def main() -> None:
         if done:
             results[size] = done[-1]
             continue
-        with context.Pool(1) as pool:
-            results[size] = pool.apply(measure, (task,))
+        results[size] = alone(measure, task)
         file.append({"task": asdict(task), "measured": asdict(results[size])})
         if a.json:
             a.json.write_text(json.dumps(file, indent=2) + "\n")

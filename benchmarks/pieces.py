@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import describe, peak_memory, synchronize
-from benchmarks.options import DTYPES
+from benchmarks.model import DTYPES, alone
 from models.checkpoints.folder import load_folder, preset_folder
 from models.config import AutoencoderConfig
 from models.networks.autoencoder import Autoencoder
@@ -158,13 +157,11 @@ def code(task: Task, autoencoder: Autoencoder) -> tuple[Tensor, float, float]:
 
 def compare(task: Task, pieces: Pieces) -> Compared:
     """Both ways, one after the other."""
-    context = multiprocessing.get_context("spawn")
     measured, images = [], []
     with tempfile.TemporaryDirectory() as folder:
         for way in (None, pieces):
             one = replace(task, pieces=way, result=str(Path(folder) / "image.pt"))
-            with context.Pool(1) as pool:
-                measured.append(pool.apply(measure, (one,)))
+            measured.append(alone(measure, one))
             images.append(torch.load(one.result))
     whole, cut = images
     difference = (whole - cut).abs()[0].amax(dim=(0, 2))

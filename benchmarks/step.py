@@ -34,10 +34,9 @@ from multiprocessing.connection import Connection
 import torch
 
 from benchmarks.machine import describe, peak_memory, synchronize
-from benchmarks.options import DTYPES
+from benchmarks.model import DTYPES, check_model, load
 from models.ahead import Ahead, Foreseen
 from models.compiled import Compiling, Mode
-from models.config import ModelConfig
 from models.pipeline import StableSR
 from models.presets import PRESETS, Preset
 from models.sampling import StepRequest
@@ -113,15 +112,10 @@ class Measured:
     machine: str
 
 
-def load(way: Way, preset: Preset, weights: str, device: str) -> StableSR:
-    """The preset's weights, or networks of its size with random ones."""
-    dtype = DTYPES[way.dtype]
+def loaded(way: Way, preset: str, weights: str, device: str) -> StableSR:
+    """The model that computes so."""
     compiling = Compiling(way.compile, ahead=AHEAD if way.ahead else 0)
-    if weights == "random":
-        return StableSR.with_random_weights(
-            ModelConfig(), preset, device, dtype, fold=way.fold, compiling=compiling
-        )
-    return StableSR.from_preset(preset.name, device, dtype, fold=way.fold, compiling=compiling)
+    return load(preset, weights, device, DTYPES[way.dtype], fold=way.fold, compiling=compiling)
 
 
 def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
@@ -129,7 +123,7 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
     before the first call that everything is loaded."""
     torch.set_num_threads(task.threads)
     preset = PRESETS[task.preset]
-    sr = load(task.way, preset, task.weights, task.device)
+    sr = loaded(task.way, task.preset, task.weights, task.device)
     channels, side = sr.networks.config.unet.in_channels, preset.tile
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randn(2, task.batch, channels, side, side, generator=generator).to(sr.device)
@@ -267,8 +261,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=900, help="seconds that a call may take")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     a = parser.parse_args()
-    if a.preset == "tiny" and a.weights == "random":
-        parser.error("tiny comes with its weights: use --weights preset.")
+    check_model(parser, a)
     compare = a.compare is not None
     compile_: Mode = a.compile or ("on" if compare else "off")
     results: list[Measured | Endless] = []

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from benchmarks.model import load
 from benchmarks.pictures import Pixels, decoded, picture
 from benchmarks.rounds import Done, Round
 from benchmarks.service import (
@@ -236,13 +237,7 @@ def in_engine(workload: Workload) -> Iterator[InEngine]:
     dtype = choose_dtype(settings.dtype, device)
     resources = resources_of(settings, jobs=settings.slots)
     compiling = compiling_of(settings)
-    preset = get_preset(workload.preset)
-    if workload.weights == "random":
-        sr = StableSR.with_random_weights(
-            ModelConfig(), preset, device, dtype, resources, compiling=compiling
-        )
-    else:
-        sr = StableSR.from_preset(preset.name, device, dtype, resources, compiling=compiling)
+    sr = load(workload.preset, workload.weights, device, dtype, resources, compiling=compiling)
     sr.warm()
     engine = Engine(sr, max_tiles=sr.tile_batch)
     engine.start()

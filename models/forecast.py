@@ -11,10 +11,12 @@ from models.checkpoints.folder import preset_folder
 from models.config import ModelConfig
 from models.estimate import Weights
 from models.flops import Flops, image_flops
+from models.folding import fold_convolutions, is_worthwhile
 from models.memory import Memory, free_memory, resident
 from models.networks.bundle import Networks
 from models.options import Options
 from models.plan import Plan, Resources, plan
+from models.planner import room_to_grow
 from models.presets import Preset
 
 __all__ = ["Forecast", "forecast"]
@@ -52,8 +54,12 @@ def forecast(
     """
     config = _config(preset)
     with torch.device("meta"):
-        weights = Weights.of(Networks(config), dtype)
+        networks = Networks(config)
     memory = _memory(device, resources)
+    if is_worthwhile(device, dtype):
+        left = memory.host - Weights.of(networks, dtype).all
+        fold_convolutions(networks, room_to_grow(resources, left))
+    weights = Weights.of(networks, dtype)
     chosen = plan(
         config,
         preset,

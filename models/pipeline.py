@@ -143,7 +143,7 @@ class StableSR:
         place = torch.device("cpu") if given.offload else device
         networks = load_folder(folder, place, dtype)
         if fold:
-            for_inference(networks, device, dtype, room_to_grow(device, given))
+            for_inference(networks, device, dtype, lambda: room_to_grow(given))
         return cls(networks, preset, device, dtype, given, compiling)
 
     @classmethod
@@ -163,7 +163,7 @@ class StableSR:
         place = torch.device("cpu") if resources and resources.offload else device
         networks = random_networks(config, place, dtype)
         if fold:
-            for_inference(networks, device, dtype, room_to_grow(device, resources or Resources()))
+            for_inference(networks, device, dtype, lambda: room_to_grow(resources or Resources()))
         return cls(networks, preset, device, dtype, resources, compiling)
 
     def plan(self, height: int, width: int, options: Options) -> Plan:

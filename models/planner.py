@@ -129,7 +129,11 @@ def takes_turns(
     )
 
 
-def room_to_grow(device: torch.device, given: Resources) -> int:
-    """Bytes that loaded weights may take more of, where that makes them faster."""
-    free = free_memory(device, given.scratch, given.memory_limit)
-    return max(0, int((free.host if device.type == "cpu" else free.device) * _GROWTH))
+def room_to_grow(given: Resources, free: int | None = None) -> int:
+    """Bytes of the host's memory that loaded weights may take besides, where it makes them faster.
+
+    `free`: what is left beside them; what is free now, if not given.
+    """
+    if free is None:
+        free = free_memory(torch.device("cpu"), given.scratch, given.memory_limit).host
+    return max(0, int(free * _GROWTH))

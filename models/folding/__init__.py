@@ -41,6 +41,7 @@ __all__ = [
     "fold_times",
     "fold_upsampling",
     "for_inference",
+    "is_worthwhile",
 ]
 
 FOLDS = MappingProxyType[str, Callable[[Networks], None]](
@@ -66,13 +67,12 @@ def fold(networks: Networks, names: Iterable[str] = tuple(FOLDS)) -> Networks:
 
 
 def for_inference(
-    networks: Networks, device: torch.device, dtype: torch.dtype, room: int
-) -> Networks:
+    networks: Networks, device: torch.device, dtype: torch.dtype, room: Callable[[], int]
+) -> None:
     """All folds, and whatever else makes networks of this dtype faster on this device, in place.
 
-    `room`: bytes of memory that weights may grow by.
+    `room` says how many bytes their weights may grow by, asked when they are folded.
     """
     fold(networks)
     if is_worthwhile(device, dtype):
-        fold_convolutions(networks, room)
-    return networks
+        fold_convolutions(networks, room())

@@ -13,6 +13,7 @@ other basis would cost the few digits that there are, and GPUs compute in half p
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -100,39 +101,71 @@ class WinogradConv2d(nn.Module):
         `padding` is 1 where zeros stand above and below the rows, 0 where the first and the last
         are only read.
         """
-        m, channels = self.results, self.out_channels
-        n, _, rows, width = x.shape
-        height = rows + 2 * padding - 2
-        down, across = -(-height // m), -(-width // m)
-        cells = x.permute(0, 2, 3, 1)
-        out = x.new_empty((n, down, m, across, m, channels))
-        for top, bottom in self._bands(n, down, across):
-            first, end = m * top - padding, m * bottom + 2 - padding
-            beyond = (1, m * across + 1 - width), (max(-first, 0), max(end - rows, 0))
-            read = F.pad(cells[:, max(first, 0) : end], (0, 0, *beyond[0], *beyond[1]))
-            made = self._squares(read).view(m, m, n, bottom - top, across, channels)
-            out[:, top:bottom] = made.permute(2, 3, 0, 4, 1, 5)
-        whole = out.view(n, m * down, m * across, channels)
-        return whole[:, :height, :width].permute(0, 3, 1, 2)
+        out: Tensor = _convolved(x, self.weight, self.forth, self.back, self.bias, padding)
+        return out
 
-    def _bands(self, n: int, down: int, across: int) -> Iterator[tuple[int, int]]:
-        """Rows of squares that are computed at once, all about as many."""
-        numbers = (self.results + 2) ** 2 * (2 * self.in_channels + self.out_channels)
-        row = numbers * n * across * self.weight.element_size()
-        bands = min(max(1, -(-row * down // _BAND_BYTES)), down)
-        for band in range(bands):
-            yield band * down // bands, (band + 1) * down // bands
 
-    def _squares(self, read: Tensor) -> Tensor:
-        """(n, m k + 2, m l + 2, in) -> (m^2, n k l * out): places of a square first."""
-        side = self.results + 2
-        squares = read.unfold(1, side, self.results).unfold(2, side, self.results)
-        places = squares.permute(4, 5, 0, 1, 2, 3).reshape(side**2, -1)
-        products = torch.bmm((self.forth @ places).view(side**2, -1, self.in_channels), self.weight)
-        made = self.back @ products.view(side**2, -1)
-        if self.bias is not None:
-            made.view(-1, self.out_channels).add_(self.bias)
-        return made
+# One operator for torch's compiler too: it would take minutes over the pieces, and win nothing.
+@torch.library.custom_op("stablesr::winograd", mutates_args=())
+def _convolved(
+    x: Tensor, weight: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: int
+) -> Tensor:
+    m, rows = math.isqrt(len(back)), x.shape[2]
+    out, height = _new(x, weight, m, padding)
+    n, down, _, across, _, channels = out.shape
+    width = x.shape[3]
+    cells = x.permute(0, 2, 3, 1)
+    for top, bottom in _bands(weight, n, down, across):
+        first, end = m * top - padding, m * bottom + 2 - padding
+        beyond = (1, m * across + 1 - width), (max(-first, 0), max(end - rows, 0))
+        read = F.pad(cells[:, max(first, 0) : end], (0, 0, *beyond[0], *beyond[1]))
+        made = _squares(read, weight, forth, back)
+        if bias is not None:
+            made.view(-1, channels).add_(bias)
+        made = made.view(m, m, n, bottom - top, across, channels)
+        out[:, top:bottom] = made.permute(2, 3, 0, 4, 1, 5)
+    return _cropped(out, height, width)
+
+
+@_convolved.register_fake
+def _(
+    x: Tensor, weight: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: int
+) -> Tensor:
+    out, height = _new(x, weight, math.isqrt(len(back)), padding)
+    return _cropped(out, height, x.shape[3])
+
+
+def _new(x: Tensor, weight: Tensor, m: int, padding: int) -> tuple[Tensor, int]:
+    """Room for the results, (n, squares down, m, squares across, m, out), and their height."""
+    n, _, rows, width = x.shape
+    height = rows + 2 * padding - 2
+    return x.new_empty((n, -(-height // m), m, -(-width // m), m, weight.shape[2])), height
+
+
+def _cropped(out: Tensor, height: int, width: int) -> Tensor:
+    """Whole squares -> (n, out, height, width)."""
+    n, down, m, across, _, channels = out.shape
+    whole = out.view(n, m * down, m * across, channels)
+    return whole[:, :height, :width].permute(0, 3, 1, 2)
+
+
+def _bands(weight: Tensor, n: int, down: int, across: int) -> Iterator[tuple[int, int]]:
+    """Rows of squares that are computed at once, all about as many."""
+    places, inputs, outputs = weight.shape
+    row = places * (2 * inputs + outputs) * n * across * weight.element_size()
+    bands = min(max(1, -(-row * down // _BAND_BYTES)), down)
+    for band in range(bands):
+        yield band * down // bands, (band + 1) * down // bands
+
+
+def _squares(read: Tensor, weight: Tensor, forth: Tensor, back: Tensor) -> Tensor:
+    """(n, m k + 2, m l + 2, in) -> (m^2, n k l * out): places of a square first."""
+    places, inputs, _ = weight.shape
+    side, m = math.isqrt(places), math.isqrt(len(back))
+    squares = read.unfold(1, side, m).unfold(2, side, m)
+    numbers = squares.permute(4, 5, 0, 1, 2, 3).reshape(places, -1)
+    products = torch.bmm((forth @ numbers).view(places, -1, inputs), weight)
+    return back @ products.view(places, -1)
 
 
 def is_worthwhile(device: torch.device, dtype: torch.dtype) -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import pytest
 
-from benchmarks import image
-from benchmarks.image import STAGES, Measured, Task, decoding, main, measure, measured, table
+from benchmarks.image import STAGES, Measured, Task, decoding, main, measure, table
 from benchmarks.step import Way
 
 TASK = Task(Way("fp32", "fp32"), "tiny", "preset", "cpu", 64, (0.0, 0.5), 2, 1, 1)
@@ -51,16 +48,6 @@ def test_decoding_is_compared_with_that_of_the_same_way_and_size_at_w_0() -> Non
     assert second.endswith("decode 2.50 x w = 0")
     assert first.endswith("%")
     assert third.endswith("%")
-
-
-def die(task: Task) -> list[Measured]:
-    os._exit(9)
-
-
-def test_a_process_that_is_killed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "measure", die)
-    with pytest.raises(BrokenProcessPool):
-        measured(TASK)
 
 
 @pytest.mark.parametrize(

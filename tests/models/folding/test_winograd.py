@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 import models.folding.winograd
 from models.folding import FOLDS, fold, for_inference
 from models.folding.winograd import WinogradConv2d, fold_convolutions, is_worthwhile
+from models.forecast import forecast
+from models.options import Options
 from models.pieces import Pieces, decode, encode
+from models.plan import Resources
+from models.presets import get_preset
 from tests.models.folding import small
 
 TOLERANCE = 1e-12
@@ -78,13 +83,13 @@ def test_a_large_map_is_computed_in_bands_with_the_same_result(
     ours, x = WinogradConv2d(conv(3, 5)), drawn(2, 3, 23, 10)
     whole = ours(x)
     seen: list[int] = []
-    read = ours._squares
+    read = models.folding.winograd._squares
 
-    def watched(rows: Tensor) -> Tensor:
-        seen.append(rows.shape[2] - 2)
-        return read(rows)
+    def watched(rows: Tensor, *basis: Tensor) -> Tensor:
+        seen.append(rows.shape[1] - 2)
+        return read(rows, *basis)
 
-    monkeypatch.setattr(ours, "_squares", watched)
+    monkeypatch.setattr(models.folding.winograd, "_squares", watched)
     monkeypatch.setattr(models.folding.winograd, "_BAND_BYTES", 4000)
     assert error(ours(x), whole) < TOLERANCE
     assert len(seen) > 3
@@ -178,7 +183,9 @@ def test_only_wide_convolutions_without_stride_change_their_basis(
 def test_it_is_for_float32_on_processors(device: str, dtype: torch.dtype, wanted: bool) -> None:
     place = torch.device(device)
     assert is_worthwhile(place, dtype) == wanted
-    assert (count(for_inference(small.made(dtype), place, dtype, 2**30)) > 0) == wanted
+    networks = small.made(dtype)
+    for_inference(networks, place, dtype, lambda: 2**30)
+    assert (count(networks) > 0) == wanted
 
 
 @pytest.mark.usefixtures("all_widths")
@@ -202,11 +209,36 @@ def test_networks_that_there_is_no_room_for_stay_as_they_are_and_the_log_says_so
     assert "convolutions of the UNet are computed as they are" in said
 
 
-@torch.inference_mode()
-def test_a_compiled_convolution_is_one_graph_with_the_same_result(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(models.folding.winograd, "_BAND_BYTES", 4000)
-    ours, x = WinogradConv2d(conv(3, 5)), drawn(2, 3, 23, 10)
-    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True, dynamic=False)
-    assert error(compiled(x), ours(x)) < TOLERANCE
+@pytest.mark.parametrize("padding", [0, 1])
+def test_to_the_compiler_a_convolution_is_one_operator(results: int, padding: int) -> None:
+    ours = WinogradConv2d(conv(3, 5))
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    def run(x: Tensor) -> Tensor:
+        return ours.rows(x, padding=padding)
+
+    compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
+    x = drawn(2, 3, 23, 10)
+    assert torch.equal(compiled(x), run(x))
+    [graph] = graphs
+    assert [n.op for n in graph.graph.nodes].count("call_function") == 1
+    arguments = x, ours.weight, ours.forth, ours.back, ours.bias, padding
+    torch.library.opcheck(models.folding.winograd._convolved, arguments)
+
+
+def test_a_forecast_counts_the_kernels_as_they_will_be(caplog: pytest.LogCaptureFixture) -> None:
+    def weights(gigabytes: int, dtype: torch.dtype = torch.float32) -> int:
+        given = Resources(memory_limit=gigabytes * 10**9)
+        made = forecast(
+            get_preset("stablesr-512"), 64, 64, Options(), dtype=dtype, device=CPU, resources=given
+        )
+        return made.weights.all
+
+    plain = weights(8)
+    assert "convolutions of the UNet are computed as they are" in caplog.text
+    assert 1.8 < weights(64) / plain < 2.2
+    assert weights(64, torch.bfloat16) < plain
