@@ -176,7 +176,7 @@ def is_worthwhile(device: torch.device, dtype: torch.dtype) -> bool:
 @torch.inference_mode(False)
 @torch.no_grad()
 def fold_convolutions(networks: Networks, room: int | None = None) -> None:
-    """All wide 3x3 convolutions without stride, network by network while the room lasts.
+    """Wide 3x3 convolutions without stride, as far as there is room.
 
     After all folds: they read the kernels.
 
@@ -184,29 +184,29 @@ def fold_convolutions(networks: Networks, room: int | None = None) -> None:
         networks: in place.
         room: bytes that their weights may grow by; as many as it takes, if not given.
     """
-    # What saves most time for a byte comes first.
-    parts = {
-        "autoencoder": networks.autoencoder,
-        "first stage": networks.first_stage,
-        "time-aware encoder": networks.encoder,
-        "UNet": networks.unet,
-    }
-    for name, part in parts.items():
-        found = list(_plain(part)) if part is not None else []
-        more = sum(_growth(conv) for _, _, conv in found)
-        if room is not None and more > room:
-            log.warning(
-                "convolutions of the %s are computed as they are: in another basis they would be "
-                "faster and take %s more memory, of which %s may be taken",
-                name,
-                in_words(more),
-                in_words(room),
-            )
-            continue
-        if room is not None:
-            room -= more
-        for owner, child, conv in found:
+    parts = networks.autoencoder, networks.first_stage, networks.encoder, networks.unet
+    found = 0
+    left: list[int] = []
+    # What saves most time for a byte comes first: the autoencoder's maps are large, and a network's
+    # largest are those with the fewest channels.
+    for part in filter(None, parts):
+        for owner, child, conv in sorted(_plain(part), key=lambda where: _growth(where[2])):
+            found, more = found + 1, _growth(conv)
+            if room is not None:
+                if more > room:
+                    left.append(more)
+                    continue
+                room -= more
             owner.register_module(child, WinogradConv2d(conv))
+    if left:
+        log.warning(
+            "%d of %d wide convolutions are computed as they are: in another basis they would be "
+            "faster and take %s more memory, of which %s may be taken",
+            len(left),
+            found,
+            in_words(sum(left)),
+            in_words(room or 0),
+        )
 
 
 def _plain(part: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d]]:

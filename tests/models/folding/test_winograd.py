@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TypeGuard
 
 import pytest
 import torch
@@ -188,25 +189,43 @@ def test_it_is_for_float32_on_processors(device: str, dtype: torch.dtype, wanted
     assert (count(networks) > 0) == wanted
 
 
+def grown(part: nn.Module) -> int:
+    """Bytes that the kernels have become larger by."""
+    return sum(
+        8 * (m.weight.numel() - 9 * m.in_channels * m.out_channels)
+        for m in part.modules()
+        if isinstance(m, WinogradConv2d)
+    )
+
+
 @pytest.mark.usefixtures("all_widths")
-def test_networks_that_there_is_no_room_for_stay_as_they_are_and_the_log_says_so(
+def test_convolutions_that_there_is_no_room_for_stay_as_they_are_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    names = ("autoencoder", "encoder", "unet")
     all_, some = small.made(), small.made()
     fold_convolutions(all_)
-    most = {
-        name: sum(
-            8 * (m.weight.numel() - 9 * m.in_channels * m.out_channels)
-            for m in all_.get_submodule(name).modules()
-            if isinstance(m, WinogradConv2d)
-        )
-        for name in names
-    }
-    fold_convolutions(some, room=most["autoencoder"] + most["encoder"])
-    assert [count(some.get_submodule(name)) > 0 for name in names] == [True, True, False]
+    rest = grown(all_.unet) // 2
+    room = grown(all_) - grown(all_.unet) + rest
+    fold_convolutions(some, room=room)
+    # All of the others, and of the UNet what has the fewest channels.
+    assert count(some.autoencoder) == count(all_.autoencoder)
+    assert count(some.encoder) == count(all_.encoder)
+    assert 0 < count(some.unet) < count(all_.unet)
+    assert 0.9 * room < grown(some) <= room
+    changed = [m for m in some.unet.modules() if isinstance(m, WinogradConv2d)]
+    kept = [m for m in some.unet.modules() if is_wide(m)]
+    assert max(m.in_channels * m.out_channels for m in changed) <= min(
+        m.in_channels * m.out_channels for m in kept
+    )
     [said] = caplog.messages
-    assert "convolutions of the UNet are computed as they are" in said
+    assert said.startswith(f"{len(kept)} of {count(all_)} wide convolutions are computed as they")
+
+
+def is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether it would be changed."""
+    return (
+        isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1)
+    )
 
 
 @pytest.mark.parametrize("padding", [0, 1])
@@ -238,7 +257,10 @@ def test_a_forecast_counts_the_kernels_as_they_will_be(caplog: pytest.LogCapture
         )
         return made.weights.all
 
-    plain = weights(8)
-    assert "convolutions of the UNet are computed as they are" in caplog.text
-    assert 1.8 < weights(64) / plain < 2.2
-    assert weights(64, torch.bfloat16) < plain
+    plain = 2 * weights(64, torch.bfloat16)
+    assert not caplog.messages
+    all_, some = weights(64), weights(8)
+    assert 1.8 < all_ / plain < 2.2
+    assert plain < some < all_
+    [said] = caplog.messages
+    assert "wide convolutions are computed as they are" in said
