@@ -16,6 +16,7 @@ from models.memory import free_memory, is_out_of_memory, trim
 from models.networks.bundle import Networks
 from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, TapMaps, decode, encode
 from models.plan import further
+from models.whole import Whole
 
 __all__ = ["AutoencoderAtWork", "Changes", "Encoding"]
 
@@ -30,7 +31,7 @@ class Changes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
-        """By what was changed: tile_batch, rows, keep or ahead."""
+        """By what was changed: tile_batch, rows, keep, ahead or image."""
 
     def note(self, what: str, before: object, after: object) -> None:
         with self._lock:
@@ -62,23 +63,33 @@ class Encoding:
 
 
 class AutoencoderAtWork:
-    """Encodes and decodes. Strips shrink when memory runs out; when the smallest does not help,
-    feature maps move from the device to the host to the disk, and the work begins anew."""
+    """Encodes and decodes: images of a single tile at once where that is compiled, others in
+    strips. These shrink when memory runs out; when the smallest does not help, feature maps move
+    from the device to the host to the disk, and the work begins anew."""
 
     def __init__(
-        self, networks: Networks, device: torch.device, dtype: torch.dtype, changes: Changes
+        self,
+        networks: Networks,
+        device: torch.device,
+        dtype: torch.dtype,
+        changes: Changes,
+        whole: Whole,
     ) -> None:
         self._networks, self._device, self._dtype = networks, device, dtype
-        self._changes = changes
+        self._changes, self._whole = changes, whole
 
     def encode(
         self, image: Tensor, pieces: Pieces, *, taps: bool, tell: Callable[[float], None]
     ) -> Encoding:
         """(1, 3, H, W) in [-1, 1] on the host; `tell` hears the fraction that is done."""
-        networks = self._networks
+        networks, whole = self._networks, self._whole
+        sides = image.shape[2], image.shape[3]
         share = 1.0 if networks.first_stage is None else 0.5
 
         def first(pieces: Pieces) -> EncodedPieces:
+            made = self._at_once(sides, pieces, lambda: whole.encode(image, taps=taps))
+            if made is not None:
+                return made
             return encode(
                 networks.autoencoder,
                 image,
@@ -91,6 +102,9 @@ class AutoencoderAtWork:
 
         def second(pieces: Pieces) -> Tensor:
             assert networks.first_stage is not None
+            made = self._at_once(sides, pieces, lambda: whole.moments(image))
+            if made is not None:
+                return made
             with encode(
                 networks.first_stage,
                 image,
@@ -123,9 +137,15 @@ class AutoencoderAtWork:
         tell: Callable[[float], None],
     ) -> Tensor:
         """A scaled latent -> (1, 3, H, W) in [-1, 1] or so, float32 on the host."""
-        unscaled = latent / self._networks.config.autoencoder.scaling_factor
+        config, whole = self._networks.config.autoencoder, self._whole
+        unscaled = latent / config.scaling_factor
+        height, width = (config.downscale * side for side in latent.shape[2:])
+        sides = height, width
 
         def run(pieces: Pieces) -> Tensor:
+            made = self._at_once(sides, pieces, lambda: whole.decode(unscaled, taps, fidelity))
+            if made is not None:
+                return made
             return decode(
                 self._networks.autoencoder,
                 unscaled,
@@ -139,6 +159,22 @@ class AutoencoderAtWork:
 
         image, _ = self._spilling(pieces, run)
         return image
+
+    def _at_once(
+        self, sides: tuple[int, int], pieces: Pieces, run: Callable[[], T | None]
+    ) -> T | None:
+        """What `run` gives; None where the image must go in strips."""
+        if not self._whole.takes(*sides, pieces):
+            return None
+        try:
+            return run()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here: the error held what was computed so far.
+        trim()
+        self._changes.note("image", "whole", "in strips")
+        return None
 
     def _callbacks(self, pieces: Pieces, tell: Callable[[float], None]) -> Callbacks:
         rows = pieces.rows

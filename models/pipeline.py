@@ -37,6 +37,7 @@ from models.residency import Offloaded, Residency, Resident
 from models.resize import upsampled
 from models.sampling import Sampler, StepRequest, drive_all, sample
 from models.tiling import TileGrid
+from models.whole import Whole
 
 __all__ = ["Prepared", "Progress", "StableSR", "output_size"]
 
@@ -83,9 +84,13 @@ class StableSR:
         self.changes = Changes()
         """Of plans, because memory ran out."""
         # Before the residency, which notes where the weights lie.
-        denoiser = Denoiser(networks, device, compiling or Compiling(), offloaded=offload)
+        compiling = compiling or Compiling()
+        denoiser = Denoiser(networks, device, compiling, offloaded=offload)
         self._predicting = Predicting(networks, device, denoiser, self.changes)
-        self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes)
+        self._whole = Whole(
+            networks, device, denoiser.graphs, compiling, preset.native, offloaded=offload
+        )
+        self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes, self._whole)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
         self.planner = Planner(
             networks.config,
@@ -192,15 +197,17 @@ class StableSR:
     @property
     def departures(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: tile_batch,
-        rows, keep or ahead, because memory ran out; a call computed eagerly, eager_offload,
+        rows, keep, ahead or image, because memory ran out; a call computed eagerly, eager_offload,
         eager_prompt, eager_reuse or eager_failure."""
-        eager = {f"eager_{why}": n for why, n in self.denoiser.eager_calls.items()}
+        calls = self.denoiser.eager_calls + self._whole.eager_calls
+        eager = {f"eager_{why}": n for why, n in calls.items()}
         return {**self.changes.counts, **eager}
 
     def warm(self) -> None:
-        """Compiles network calls of every size before the first image comes, if any are to be."""
+        """Compiles calls of every size before the first image comes, if any are to be."""
         if self.denoiser.wanted:
             self.denoiser.warm(self.tile_batch, self.preset.tile)
+        self._whole.warm()
 
     def steps_in(self, image: Tensor, options: Options) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the

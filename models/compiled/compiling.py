@@ -36,6 +36,10 @@ class Compiling:
     ahead: int | None = None
     """Steps of a tile that a call of the encoder computes at once where a network call has no other
     tile; 0 is none, None is what suits the device. With a fixed batch there are none."""
+    whole: bool | None = None
+    """Whether images of a single tile are encoded and decoded by compiled calls, where network
+    calls are compiled; None is what suits the device. With a fixed batch they are not: whether an
+    image has room to go whole depends on others."""
 
     def __post_init__(self) -> None:
         if self.fixed_batch is not None and self.fixed_batch < 1:
@@ -55,3 +59,10 @@ class Compiling:
             return self.ahead
         # A processor is busy with one tile. Uncompiled, no one has seen to it that memory has room.
         return ROWS_AHEAD if device.type == "cuda" and self.wanted(device) else 0
+
+    def whole_images(self, device: torch.device) -> bool:
+        """Whether images of a single tile go through the autoencoder by compiled calls."""
+        if self.fixed_batch is not None or not self.wanted(device):
+            return False
+        # A processor is busy with a strip, and says between two how far it is.
+        return device.type == "cuda" if self.whole is None else self.whole

@@ -108,7 +108,8 @@ class Denoiser:
         self._offloaded = offloaded
         self.rows_ahead = 0 if offloaded else compiling.rows_ahead(device)
         """As of `Apart`; none below 2."""
-        self._graphs = Graphs(device)
+        self.graphs = Graphs(device)
+        """What calls are compiled by"""
         self._whole, self._encode, self._denoise = _functions(networks, device)
         if self.wanted:
             if compiling.cache is not None:
@@ -214,7 +215,7 @@ class Denoiser:
         if self.wanted and reason is None:
             # Another layout would be another graph.
             laid = (x.contiguous(memory_format=_LAST) if x.ndim == 4 else x for x in arguments)
-            out = self._graphs(name, function, *laid)
+            out = self.graphs(name, function, *laid)
             if out is not None:
                 return out
             reason = "failure"

@@ -76,8 +76,9 @@ class Graphs:
                 raise
             self._failed.add(key)
             log.warning(
-                "calls of %d tiles could not be compiled; they are computed eagerly: %s",
+                "calls of %d tiles could not be compiled (%s); they are computed eagerly: %s",
                 rows,
+                name,
                 str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
                 exc_info=log.isEnabledFor(logging.DEBUG),
             )

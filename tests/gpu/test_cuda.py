@@ -157,6 +157,21 @@ def test_with_the_encoder_ahead_an_image_is_the_same(mode: Mode, tmp_path: Path)
     assert float((latent(8) - latent(0)).abs().max()) < 1e-2
 
 
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+@pytest.mark.parametrize("fidelity", [0.0, 0.5])
+def test_an_image_of_a_single_tile_is_the_same_whole_and_in_strips(
+    sr: StableSR, fidelity: float, tmp_path: Path
+) -> None:
+    image, options = picture(128, 128), Options(steps=FEW, fidelity_weight=fidelity, seed=4)
+    wanted = sr.upscale(image, options)
+    made = StableSR.from_preset("tiny", CUDA, compiling=Compiling("on", tmp_path))
+    for _ in range(2):
+        found = made.upscale(image, options)
+        assert float((found - wanted).abs().max()) < 2 / 255
+        assert float((found - wanted).abs().mean()) < 2e-4
+    assert not made.departures
+
+
 def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
     half = StableSR.from_preset("tiny", CUDA, torch.bfloat16)
     options = Options(steps=FEW, fidelity_weight=1.0)

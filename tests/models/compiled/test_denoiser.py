@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +21,17 @@ from models.pipeline import StableSR
 from models.plan import Resources
 from models.sampling import StepRequest
 from tests.models import narrow
+from tests.models.compiler import Compiler, Run
 from tests.models.folding import small
 
 CPU = torch.device("cpu")
 ON = Compiling("on")
 MODES: tuple[Mode, Mode] = ("on", "off")
-Run = Callable[..., tuple[Tensor, ...]]
 
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
     return fold(small.made(torch.float32))
-
-
-class Compiler:
-    """Stands for torch.compile, which takes minutes: notes the sizes that are called."""
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.made: list[str] = []
-        self.sizes: list[int] = []
-
-    def __call__(self, run: Run, **options: Any) -> Run:
-        assert options["fullgraph"]
-        assert options["dynamic"] is False
-        self.made.append(run.__code__.co_name)
-
-        def compiled(*arguments: Tensor) -> tuple[Tensor, ...]:
-            self.sizes.append(len(arguments[0]))
-            if self.error is not None:
-                raise self.error
-            assert {len(argument) for argument in arguments} == {len(arguments[0])}
-            return run(*arguments)
-
-        return compiled
 
 
 @pytest.fixture
@@ -173,7 +149,7 @@ def test_what_cannot_be_compiled_is_computed_said_and_counted(
     assert compiler.sizes == [2]  # it is not tried again
     assert denoiser.eager_calls == {"failure": 3}
     [said] = caplog.messages
-    assert "calls of 2 tiles could not be compiled" in said
+    assert "calls of 2 tiles could not be compiled (whole)" in said
     assert "no working C++ compiler found" in said
 
 

@@ -1,0 +1,171 @@
+"""Images of a single tile through the autoencoder at once, by compiled callables.
+
+In pieces (`models.pieces`) the host has much to launch beside the products: statistics of norms,
+strips, copies. For an image as small as this a GPU would wait for that; as one graph it need not.
+The same arithmetic, so exact but for rounding. Larger images go in pieces, where memory is bounded
+and launches matter little.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from models.arithmetic import arithmetic
+from models.compiled import Compiling, Graphs, channels_last
+from models.networks.autoencoder import Autoencoder, Taps
+from models.networks.bundle import Networks
+from models.pieces import EncodedPieces, Pieces, TapMaps
+from models.pieces.store import FeatureMap, MapStore
+
+__all__ = ["Whole"]
+
+log = logging.getLogger(__name__)
+
+_LAST = torch.channels_last
+_Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Whole:
+    """Encodes and decodes images of one size; several threads may.
+
+    Args:
+        networks: on the device.
+        device: where they compute.
+        graphs: that compile and call; of the denoiser, so that their memory is shared.
+        compiling: whether and how.
+        side: px of these images, which are square.
+        offloaded: whether the networks leave the device, which a compiled call does not survive.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        device: torch.device,
+        graphs: Graphs,
+        compiling: Compiling,
+        side: int,
+        *,
+        offloaded: bool,
+    ) -> None:
+        self._device, self._dtype = device, networks.context.dtype
+        self._graphs, self._side = graphs, side
+        self.wanted = compiling.whole_images(device) and not offloaded
+        self.eager_calls: Counter[str] = Counter()
+        """That were to be compiled and were not: failure is the only reason."""
+        autoencoder, first_stage = networks.autoencoder, networks.first_stage
+        best = arithmetic(device, self._dtype)
+        self._encode = _encoding(autoencoder, best)
+        self._first = None if first_stage is None else _encoding(first_stage, best)
+        self._decode, self._fuse = _decoding(autoencoder, best)
+        if self.wanted:
+            for part in (autoencoder, first_stage):
+                if part is not None:
+                    channels_last(part)
+
+    def takes(self, height: int, width: int, pieces: Pieces) -> bool:
+        """Whether images of these sides (px) go at once, where the plan would have such pieces."""
+        square = height == width == self._side
+        return self.wanted and square and pieces.rows >= height and pieces.keep == "device"
+
+    def warm(self) -> None:
+        """Compiles all before it is needed."""
+        if not self.wanted:
+            return
+        began = time.monotonic()
+        image = torch.zeros((1, 3, self._side, self._side))
+        encoded = self.encode(image, taps=True)
+        if self._first is not None:
+            self.moments(image)
+        if encoded is not None:
+            with encoded:
+                latent = torch.zeros_like(encoded.moments).chunk(2, dim=1)[0]
+                self.decode(latent, None, 0.0)
+                self.decode(latent, encoded.taps, 1.0)
+        log.info("images of %d px are ready after %.1f s", self._side, time.monotonic() - began)
+
+    @torch.inference_mode()
+    def encode(self, image: Tensor, *, taps: bool) -> EncodedPieces | None:
+        """(1, 3, H, W) in [-1, 1], anywhere -> as `models.pieces.encode`; None where it cannot be
+        compiled."""
+        made = self._made("encode_image", self._encode, image)
+        if made is None:
+            return None
+        moments, *features = made
+        store = MapStore("device", self._device, self._dtype, self._side, None)
+        try:
+            maps = TapMaps(*(_kept(store, feature) for feature in features)) if taps else None
+        except BaseException:
+            store.close()
+            raise
+        return EncodedPieces(moments, maps, store)
+
+    def moments(self, image: Tensor) -> Tensor | None:
+        """The first stage's, float32 (1, 2 c, h, w); None where it cannot be compiled."""
+        assert self._first is not None, "there is no first stage"
+        made = self._made("first_stage", self._first, image)
+        return None if made is None else made[0]
+
+    @torch.inference_mode()
+    def decode(self, latent: Tensor, taps: TapMaps | None, fidelity: float) -> Tensor | None:
+        """An unscaled latent -> (1, 3, H, W), float32 on the host; None where it cannot be
+        compiled. `taps` and `fidelity` as of `models.pieces.decode`."""
+        if taps is None or fidelity == 0:
+            made = self._made("decode_image", self._decode, latent)
+        else:
+            features = [tap.read(0, tap.height) for tap in taps]
+            weight = torch.tensor([fidelity])
+            made = self._made("fuse_image", self._fuse, latent, weight, *features)
+        return None if made is None else made[0].cpu()
+
+    @torch.inference_mode()
+    def _made(
+        self, name: str, function: _Function, *arguments: Tensor
+    ) -> tuple[Tensor, ...] | None:
+        laid = [x.to(self._device, self._dtype) for x in arguments]
+        # Another layout would be another graph.
+        laid = [x.contiguous(memory_format=_LAST) if x.ndim == 4 else x for x in laid]
+        made = self._graphs(name, function, *laid)
+        if made is None:
+            self.eager_calls["failure"] += 1
+        return made
+
+
+def _kept(store: MapStore, feature: Tensor) -> FeatureMap:
+    """A map that decoding in pieces can read as well."""
+    made = store.new(*feature.shape[1:], normalized=True)
+    made.write(0, feature)
+    made.count(made.counted(feature))
+    return made
+
+
+# `best` is entered within, so that graphs have it.
+def _encoding(autoencoder: Autoencoder, best: AbstractContextManager[object]) -> _Function:
+    def encode(image: Tensor) -> tuple[Tensor, ...]:
+        with best:
+            moments, taps = autoencoder.encode(image)
+            return moments.float(), *taps
+
+    return encode
+
+
+def _decoding(
+    autoencoder: Autoencoder, best: AbstractContextManager[object]
+) -> tuple[_Function, _Function]:
+    """Plainly, and with the encoder's features fused in."""
+
+    def decode(latent: Tensor) -> tuple[Tensor]:
+        with best:
+            return (autoencoder.decode(latent).float(),)
+
+    def fuse(latent: Tensor, weight: Tensor, half: Tensor, quarter: Tensor) -> tuple[Tensor]:
+        with best:
+            return (autoencoder.decode(latent, Taps(half, quarter), weight).float(),)
+
+    return decode, fuse

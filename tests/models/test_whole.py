@@ -1,0 +1,181 @@
+"""Images of a single tile through the autoencoder at once, against the same in strips."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.checkpoints.folder import random_networks
+from models.compiled import Compiling
+from models.folding import fold
+from models.networks.bundle import Networks
+from models.options import Options
+from models.pieces import Pieces
+from models.pipeline import StableSR
+from models.plan import Resources
+from tests.models import narrow
+from tests.models.compiler import Compiler, Run
+
+CPU = torch.device("cpu")
+WHOLE = Compiling("on", whole=True)
+SMALL = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+LARGE = torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    found = Compiler()
+    monkeypatch.setattr(torch, "compile", found)
+    return found
+
+
+def made(
+    compiling: Compiling | None = None,
+    resources: Resources | None = None,
+    *,
+    first_stage: bool = False,
+    offload: bool = False,
+) -> StableSR:
+    """The same random numbers at every call."""
+    torch.manual_seed(7)
+    networks = random_networks(narrow.CONFIG, CPU, torch.float32)
+    if first_stage:
+        other = Networks(narrow.CONFIG, first_stage="encoder").eval()
+        networks.first_stage = other.first_stage
+    given = resources or Resources(offload=offload)
+    return StableSR(fold(networks), narrow.PRESET, CPU, torch.float32, given, compiling)
+
+
+@pytest.mark.parametrize("first_stage", [False, True], ids=["", "own first stage"])
+@pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
+def test_an_image_is_the_same_whole_and_in_strips(
+    compiler: Compiler, fidelity: float, first_stage: bool
+) -> None:
+    options = Options(fidelity_weight=fidelity, color_fix="none")
+    wanted = made(first_stage=first_stage).upscale(SMALL, options)
+    ours = made(WHOLE, first_stage=first_stage)
+    assert float((ours.upscale(SMALL, options) - wanted).abs().max()) < 1e-5
+    decoded = "fuse_image_1" if fidelity else "decode_image_1"
+    called = [name for name in compiler.made if name != "whole_1"]
+    assert called == ["encode_image_1", *["first_stage_1"] * first_stage, decoded]
+    assert not ours.departures
+
+
+@pytest.mark.parametrize(
+    ("image", "resources"),
+    [
+        pytest.param(LARGE, None, id="larger"),
+        pytest.param(SMALL, Resources(decode_tile=16), id="strips were asked for"),
+    ],
+)
+def test_other_images_go_in_strips(
+    compiler: Compiler, image: Tensor, resources: Resources | None
+) -> None:
+    ours = made(WHOLE, resources)
+    wanted = made(None, resources).upscale(image)
+    assert float((ours.upscale(image) - wanted).abs().max()) < 1e-5
+    assert all(name.startswith("whole_") for name in compiler.made)
+
+
+def test_what_was_encoded_whole_can_be_decoded_in_strips(
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Options(fidelity_weight=1.0)
+    plain, ours = made(), made(WHOLE)
+    with plain.prepare(SMALL, options) as right, ours.prepare(SMALL, options) as prepared:
+        assert prepared.encoding.held == right.encoding.held > 0
+        latent = torch.zeros_like(prepared.latent)
+        # Others have taken the memory meanwhile.
+        monkeypatch.setattr(ours.planner, "pieces_now", lambda *_: Pieces(rows=8))
+        wanted = plain.decode(right, latent, options)
+        assert float((ours.decode(prepared, latent, options) - wanted).abs().max()) < 1e-5
+    assert compiler.made == ["encode_image_1"]
+    assert prepared.encoding.held == 0
+
+
+def test_what_cannot_be_compiled_goes_in_strips_is_said_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch, "compile", Compiler(RuntimeError("no working C++ compiler found")))
+    ours = made(WHOLE)
+    options = Options(steps=1, fidelity_weight=1.0)
+    wanted = made().upscale(SMALL, options)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert float((ours.upscale(SMALL, options) - wanted).abs().max()) < 1e-5
+    # Of each image the encoding, one step and the decoding.
+    assert ours.departures == {"eager_failure": 6}
+    assert [m for m in caplog.messages if "(fuse_image)" in m and "no working C++" in m]
+    assert len(caplog.messages) == 3
+
+
+def test_where_memory_runs_out_an_image_goes_in_strips(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = made().upscale(SMALL)
+    compiler = Compiler()
+    monkeypatch.setattr(torch, "compile", compiler)
+    ours = made(WHOLE)
+    with ours.prepare(SMALL, Options()) as prepared:
+        compiler.error = torch.OutOfMemoryError("CUDA out of memory")
+        latent = torch.zeros_like(prepared.latent)
+        found = ours.decode(prepared, latent, Options())
+        compiler.error = None
+        again = ours.decode(prepared, latent, Options())
+    assert float((found - again).abs().max()) < 1e-5
+    assert ours.departures == {"image": 1}
+    assert "image was whole and is in strips now" in caplog.text
+    assert float((ours.upscale(SMALL) - wanted).abs().max()) < 1e-5
+
+
+def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    compile_ = torch.compile
+
+    def traced(run: Run, **options: Any) -> Run:
+        return compile_(run, backend=backend, fullgraph=True, dynamic=False)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    ours = made(WHOLE, first_stage=True)
+    ours._whole.warm()
+    assert graphs == 4
+    for fidelity in (0.0, 0.3, 1.0):
+        with ours.prepare(SMALL, Options(fidelity_weight=fidelity)) as prepared:
+            ours.decode(prepared, prepared.latent, Options(fidelity_weight=fidelity))
+    assert graphs == 4
+    assert not ours.departures
+
+
+def test_all_is_compiled_before_the_first_image(compiler: Compiler) -> None:
+    ours = made(WHOLE, Resources(tile_batch=1), first_stage=True)
+    ours.warm()
+    images = ["encode_image_1", "first_stage_1", "decode_image_1", "fuse_image_1"]
+    assert compiler.made == ["whole_1", *images]
+    for fidelity in (0.0, 1.0):
+        ours.upscale(SMALL, Options(fidelity_weight=fidelity))
+    assert len(compiler.made) == 5
+    compiler.made.clear()
+    made(Compiling("on"), Resources(tile_batch=1)).warm()
+    assert compiler.made == ["whole_1"]
+
+
+def test_images_go_whole_where_calls_are_compiled_for_a_gpu() -> None:
+    cuda = torch.device("cuda")
+    assert Compiling("auto").whole_images(cuda)
+    assert not Compiling("off").whole_images(cuda)
+    assert not Compiling("on").whole_images(CPU)
+    assert Compiling("on", whole=True).whole_images(CPU)
+    assert not Compiling("auto", whole=False).whole_images(cuda)
+    assert not Compiling("auto", fixed_batch=2, whole=True).whole_images(cuda)
+    assert not made(WHOLE, offload=True)._whole.wanted
