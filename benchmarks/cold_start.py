@@ -5,9 +5,11 @@
 
 A new interpreter imports, loads and folds the weights, compiles network calls where asked, and
 upscales one image twice: what a worker does before its first job ends, without queue and files.
-With `--compile` three processes follow one another: one that does not compile, one that compiles
-with nothing kept from before, and one that finds what that one has kept. `--tiles` bounds the sizes
-of calls that are compiled, which are the powers of two up to it.
+With `--compile` four processes follow one another: one that does not compile, one that compiles
+with nothing kept from before, one that finds what that one has kept, and one that begins with
+nothing again, but has another process compile beside the first image, as a worker does
+(`worker.aside`). Of this one "compile" is what passes from the first image until compiled calls are
+used. `--tiles` bounds the sizes of calls that are compiled, which are the powers of two up to it.
 
 What is kept lies in temporary folders. Nothing that torch, Triton or CUDA's driver has kept
 elsewhere is found or changed, and what the environment says of torch's and Triton's caches does not
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,12 +34,24 @@ import torch
 
 from benchmarks.machine import describe, synchronize
 from benchmarks.model import DTYPES, add_model, check_model, dtype_of, load
+from jobs.settings import Settings
 from models.compiled import Compiling
 from models.options import Options
+from models.pipeline import StableSR
 from models.plan import Resources
+from worker.aside import Aside
+from worker.gate import Gate
 
 IMPORTED = time.time()
 PHASES = ("start", "load", "compile", "first image", "second image")
+BESIDE = "compiled beside"
+# Of each process's caches. Eager kernels of torch may be Triton's and be kept as well.
+FOLDERS = {
+    "not compiled": "eager",
+    "compiled, nothing kept": "compiled",
+    "compiled, restarted": "compiled",
+    BESIDE: "beside",
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +87,12 @@ class Measured:
 
     @property
     def to_first_image(self) -> float:
-        return sum(seconds for phase, seconds in self.seconds.items() if phase != PHASES[-1])
+        later = {PHASES[-1], "compile"} if self.name == BESIDE else {PHASES[-1]}
+        return sum(seconds for phase, seconds in self.seconds.items() if phase not in later)
 
 
 def measure(task: Task) -> Measured:
     """In a process that was started for it."""
-    at = [task.started, IMPORTED]
     sr = load(
         task.preset,
         task.weights,
@@ -86,26 +101,54 @@ def measure(task: Task) -> Measured:
         Resources(tile_batch=task.tiles),
         compiling=Compiling("on" if task.compile else "off", Path(task.cache)),
     )
+    seconds = {"start": IMPORTED - task.started}
+    at = IMPORTED
 
-    def ended() -> None:
+    def ended(phase: str) -> None:
+        nonlocal at
         synchronize(sr.device)
-        at.append(time.time())
+        before, at = at, time.time()
+        seconds[phase] = at - before
 
-    ended()
-    sr.warm()
-    ended()
+    ended("load")
     side = task.size // 4
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    for _ in range(2):
-        sr.upscale(image, Options(scale=4, steps=task.steps))
-        ended()
-    phases = zip(PHASES, at[:-1], at[1:], strict=True)
-    return Measured(
-        task.name,
-        {phase: end - begin for phase, begin, end in phases},
-        sum(sr.denoiser.eager_calls.values()),
-        describe(sr.device),
+    options = Options(scale=4, steps=task.steps)
+    if task.name == BESIDE:
+        aside, gate = beside(sr, task), Gate()
+        aside.start(gate, print)
+        with gate.enter(alone=False, poll=lambda: None):
+            sr.upscale(image, options)
+        ended("first image")
+        aside.ended(timeout_s=math.inf)
+        ended("compile")
+    else:
+        sr.warm()
+        ended("compile")
+        sr.upscale(image, options)
+        ended("first image")
+    sr.upscale(image, options)
+    ended("second image")
+    # Of a worker that compiles beside, before that was done, it is all calls.
+    eager = {what: n for what, n in sr.denoiser.eager_calls.items() if what != "compiling"}
+    return Measured(task.name, seconds, sum(eager.values()), describe(sr.device))
+
+
+def beside(sr: StableSR, task: Task) -> Aside:
+    """Who has all compiled by another process, as a worker has it."""
+    sr.defer()
+    names = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+    settings = Settings.model_validate(
+        {
+            "preset": task.preset,
+            "device": task.device,
+            "dtype": names[DTYPES[task.dtype]],
+            "compile": "on",
+            "compile_cache": Path(task.cache),
+            "log_level": "WARNING",
+        }
     )
+    return Aside(sr, settings, Path(task.cache) / "complete")
 
 
 def environment(given: Mapping[str, str], cache: str) -> dict[str, str]:
@@ -153,16 +196,19 @@ def table(results: Sequence[Measured]) -> str:
         + (f"  {r.eager_calls} calls not compiled" if r.eager_calls else "")
         for r in results
     ]
-    if len(results) == 3:
-        ratio = results[1].to_first_image / results[2].to_first_image
-        lines.append(f"A restart that finds what was compiled is {ratio:.2f} times as fast.")
+    times = [results[1].to_first_image / r.to_first_image for r in results[2:]]
+    said = (
+        "A restart that finds what was compiled is {:.2f} times as fast.",
+        "With another process compiling the first image comes {:.2f} times as soon.",
+    )
+    lines += [sentence.format(ratio) for sentence, ratio in zip(said, times, strict=False)]
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model(parser)
-    parser.add_argument("--compile", action="store_true", help="compiled too, twice")
+    parser.add_argument("--compile", action="store_true", help="compiled too, in three ways")
     parser.add_argument("--tiles", type=int, default=8, help="of a network call, at most")
     parser.add_argument("--size", type=int, default=512, help="side of the result, px")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -174,9 +220,10 @@ def main() -> None:
     if a.tiles < 1 or a.size < 4 or a.size % 4:
         parser.error("a call must have a tile, and the size be a multiple of 4.")
     dtype = dtype_of(a)
-    names = ["not compiled"]
-    if a.compile:
-        names += ["compiled, nothing kept", "compiled, restarted"]
+    names = list(FOLDERS) if a.compile else ["not compiled"]
+    if a.compile and a.weights == "random":
+        # A worker's other process loads a preset's weights.
+        names.remove(BESIDE)
     with tempfile.TemporaryDirectory() as folder:
         results = [
             measured(
@@ -186,9 +233,8 @@ def main() -> None:
                     a.weights,
                     a.device,
                     dtype,
-                    name != names[0],
-                    # Eager kernels of torch may be Triton's and be kept as well.
-                    str(Path(folder) / ("eager" if name == names[0] else "compiled")),
+                    name != "not compiled",
+                    str(Path(folder) / FOLDERS[name]),
                     a.tiles,
                     a.size,
                     a.steps,

@@ -134,9 +134,9 @@ class Settings(BaseSettings):
     memory_limit: Annotated[int, Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
     scratch: Path | None = None
-    # Network calls of fixed sizes, compiled before the first job; auto is on a GPU. Off by itself,
-    # for it takes minutes, which one image is not worth; the compose file sets auto. What was
-    # compiled is kept in the folder, for the next start.
+    # Network calls of fixed sizes, compiled; auto is on a GPU. Off by itself, for it takes minutes,
+    # which one image is not worth; the compose file sets auto. What was compiled is kept in the
+    # folder, for the next start.
     compile: Literal["auto", "on", "off"] = "off"
     compile_cache: Path = Field(default_factory=lambda: _state() / "compiled")
     # Tiles in every network call, the missing ones being filled up: then a result does not depend,

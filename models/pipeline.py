@@ -86,9 +86,10 @@ class StableSR:
         # Before the residency, which notes where the weights lie.
         compiling = compiling or Compiling()
         denoiser = Denoiser(networks, device, compiling, offloaded=offload)
+        self._graphs = denoiser.graphs
         self._predicting = Predicting(networks, device, denoiser, self.changes)
         self._whole = Whole(
-            networks, device, denoiser.graphs, compiling, preset.native, offloaded=offload
+            networks, device, self._graphs, compiling, preset.native, offloaded=offload
         )
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes, self._whole)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
@@ -198,13 +199,18 @@ class StableSR:
     def departures(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: tile_batch,
         rows, keep, ahead or image, because memory ran out; a call computed eagerly, eager_offload,
-        eager_prompt, eager_reuse or eager_failure."""
+        eager_compiling, eager_prompt, eager_reuse or eager_failure."""
         calls = self.denoiser.eager_calls + self._whole.eager_calls
         eager = {f"eager_{why}": n for why, n in calls.items()}
         return {**self.changes.counts, **eager}
 
+    def defer(self) -> None:
+        """Whatever is to be compiled is computed eagerly until `warm`."""
+        self._graphs.deferred = True
+
     def warm(self) -> None:
-        """Compiles calls of every size before the first image comes, if any are to be."""
+        """Compiles calls of every size, if any are to be: while there is no image here."""
+        self._graphs.deferred = False
         if self.denoiser.wanted:
             self.denoiser.warm(self.tile_batch, self.preset.tile)
         self._whole.warm()

@@ -71,8 +71,10 @@ class Whole:
 
     def takes(self, height: int, width: int, pieces: Pieces) -> bool:
         """Whether images of these sides (px) go at once, where the plan would have such pieces."""
+        if not self.wanted or self._graphs.deferred:
+            return False
         square = height == width == self._side
-        return self.wanted and square and pieces.rows >= height and pieces.keep == "device"
+        return square and pieces.rows >= height and pieces.keep == "device"
 
     def warm(self) -> None:
         """Compiles all before it is needed."""

@@ -10,6 +10,7 @@ wait, or it would be in the process when the first one kills it: it is refused a
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,14 +37,19 @@ class Gate:
         return not self._alone
 
     @contextmanager
-    def enter(self, *, alone: bool, poll: Callable[[], None]) -> Iterator[None]:
+    def enter(
+        self, *, alone: bool, poll: Callable[[], None], patience_s: float = 0.0
+    ) -> Iterator[None]:
         """Wait for the turn, then hold it; what `poll` raises while waiting is raised here.
+
+        `patience_s`: for so long who must be alone keeps nobody out, but waits for a moment when
+        nobody is inside.
 
         Raises:
             GateTaken: this job must be alone, and another one that must be is inside or waits.
         """
         if alone:
-            with self._entered_alone(poll):
+            with self._entered_alone(poll, patience_s):
                 yield
             return
         with self._changed:
@@ -58,8 +64,11 @@ class Gate:
                 self._changed.notify_all()
 
     @contextmanager
-    def _entered_alone(self, poll: Callable[[], None]) -> Iterator[None]:
+    def _entered_alone(self, poll: Callable[[], None], patience_s: float) -> Iterator[None]:
+        deadline = time.monotonic() + patience_s
         with self._changed:
+            while self._inside and time.monotonic() < deadline:
+                self._wait(poll)
             if self._alone:
                 raise GateTaken
             self._alone += 1

@@ -17,6 +17,7 @@ from jobs.errors import JobsError
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.errors import CheckpointError, ModelError, WeightsNotFound
+from worker.aside import Aside, warmed
 from worker.device import choose_device, devices_of
 from worker.errors import NotStarted
 from worker.loading import load as load_model
@@ -42,14 +43,13 @@ def main(settings: Settings) -> int:
 def _serve(settings: Settings, stand_in: StandIn | None = None) -> int:
     device = choose_device(devices_of(settings)[0])
 
-    def load() -> Upscaler:
+    def load() -> tuple[Upscaler, Aside | None]:
         loaded = load_model(settings, jobs=settings.slots)
         # Ends the processes of further devices; where this process does not get there, they hear
         # that it is gone.
         held.callback(loaded.close)
         # Here, where no watchdog takes minutes of compiling for a device that hangs.
-        loaded.sr.warm()
-        return loaded.sr
+        return loaded.sr, warmed(loaded, settings)
 
     try:
         with ExitStack() as held:

@@ -33,6 +33,7 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
 from jobs.workers import WorkerInfo, Workers, WorkerState
+from worker.aside import Aside
 from worker.context import Process
 from worker.device import memory_in_use
 from worker.engine import Engine
@@ -61,7 +62,8 @@ log = structlog.get_logger(__name__)
 
 
 class Supervisor:
-    """Runs `settings.slots` jobs at once on the model that `load` returns.
+    """Runs `settings.slots` jobs at once on the model that `load` returns, and has it compiled
+    beside them where that is still to be done.
 
     `device` is what the model runs on, for the register of workers; `stand_in` says what it is a
     substitute for, if it is one.
@@ -70,7 +72,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[], Upscaler],
+        load: Callable[[], tuple[Upscaler, Aside | None]],
         *,
         device: str,
         stand_in: StandIn | None = None,
@@ -92,6 +94,7 @@ class Supervisor:
         self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
         self._figures = Figures()
         self._model: Upscaler | None = None
+        self._aside: Aside | None = None
         self._departed: Counter[str] = Counter()
         self._state: WorkerState = "starting"
         self._info = WorkerInfo(
@@ -117,7 +120,8 @@ class Supervisor:
         pulse = Repeating("pulse", self._settings.heartbeat_s, self._beats)
         pulse.start()
         try:
-            model = self._model = self._load()
+            model, self._aside = self._load()
+            self._model = model
             self._state = "idle"
             if self._ends.empty():
                 self._work(model, store)
@@ -166,9 +170,13 @@ class Supervisor:
         for slot in self._slots:
             slot.thread.start()
         upkeep.start()
+        if self._aside is not None:
+            self._aside.start(process.gate, self._on_device_lost)
         self._attempt("register", self._register)
         log.info("worker ready", name=self._info.name, device=self._info.device)
         reason = self._ends.get()
+        if self._aside is not None:
+            self._aside.stop()
         self._leave(reason)
         upkeep.stop()
         engine.stop()
@@ -200,7 +208,8 @@ class Supervisor:
 
     def _busy_threads(self) -> bool:
         engine = self._engine is not None and not self._engine.ended(timeout_s=1.0)
-        return engine or any(slot.thread.is_alive() for slot in self._slots)
+        aside = self._aside is not None and not self._aside.ended(timeout_s=1.0)
+        return engine or aside or any(slot.thread.is_alive() for slot in self._slots)
 
     # Ends
 

@@ -64,7 +64,8 @@ class Denoises(Protocol):
 
     @property
     def eager_calls(self) -> Counter[str]:
-        """Calls that were to be compiled and were not, by reason: offload, prompt or failure."""
+        """Calls that were to be compiled and were not, by reason: offload, compiling (not yet),
+        prompt or failure."""
 
     @property
     def apart(self) -> Apart | None:
@@ -125,7 +126,7 @@ class Denoiser:
     @property
     def apart(self) -> Denoiser | None:
         """Itself, where the encoder may go ahead."""
-        return self if self.rows_ahead > 1 else None
+        return self if self.rows_ahead > 1 and not self.graphs.deferred else None
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where memory has room for so many."""
@@ -233,6 +234,8 @@ class Denoiser:
         if self._offloaded:
             self._tell("offload", "the networks do not stay on the device")
             return "offload"
+        if self.graphs.deferred:
+            return "compiling"
         if context is not None:
             # A graph for each would double what is compiled for the few calls that need it.
             self._tell("prompt", "a tile has a prompt")

@@ -30,6 +30,8 @@ class Graphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.deferred = False
+        """Whether nothing is compiled or called yet; to be changed between calls only."""
         self._lock = threading.Lock()
         self._compiled: dict[tuple[str, int, int, int], _Run] = {}
         self._failed: set[tuple[str, int, int, int]] = set()
@@ -37,7 +39,7 @@ class Graphs:
         self._thread = ThreadPoolExecutor(1, "denoiser") if device.type == "cuda" else None
 
     def __call__(self, name: str, function: _Run, *arguments: Tensor) -> _Made | None:
-        """The function's results, the caller's own; None if there is no callable for this size.
+        """The function's results, the caller's own; None if this size could not be compiled.
 
         Args:
             name: of the function.

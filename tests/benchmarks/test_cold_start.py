@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cold_start
-from benchmarks.cold_start import PHASES, Measured, Task, environment, main, measured, table
+from benchmarks.cold_start import BESIDE, PHASES, Measured, Task, environment, main, measured, table
 
 
 def test_every_phase_of_a_new_process_is_timed_from_its_start(tmp_path: Path) -> None:
@@ -24,15 +24,20 @@ def test_every_phase_of_a_new_process_is_timed_from_its_start(tmp_path: Path) ->
     assert found.to_first_image > found.seconds["start"] + found.seconds["first image"]
 
 
-def test_a_restart_is_compared_with_the_start_that_found_nothing() -> None:
+def test_others_are_compared_with_the_start_that_found_nothing() -> None:
     plain = Measured("plain", dict.fromkeys(PHASES, 1.0), 0, "a machine")
     first = replace(plain, name="first", seconds=plain.seconds | {"compile": 97.0})
     again = replace(plain, name="again", seconds=plain.seconds | {"compile": 7.0}, eager_calls=2)
-    lines = table([plain, first, again]).splitlines()
+    # What comes after its first image does not delay that.
+    beside = replace(plain, name=BESIDE, seconds=first.seconds | {"load": 2.0})
+    lines = table([plain, first, again, beside]).splitlines()
     assert lines[0] == "a machine"
-    assert [line.split()[6] for line in lines[2:5]] == ["4.00", "100.00", "10.00"]
+    totals = [line.removesuffix("2 calls not compiled").split()[-1] for line in lines[2:6]]
+    assert totals == ["4.00", "100.00", "10.00", "4.00"]
     assert lines[4].endswith("2 calls not compiled")
-    assert lines[5].endswith("10.00 times as fast.")
+    assert lines[6].endswith("10.00 times as fast.")
+    assert lines[7].endswith("25.00 times as soon.")
+    assert len(table([plain, first, again]).splitlines()) == 6
     assert len(table([plain]).splitlines()) == 3
 
 
@@ -61,19 +66,20 @@ def test_the_restart_alone_finds_what_another_process_has_kept(
 
     def noted(task: Task) -> Measured:
         tasks.append(task)
-        return Measured(task.name, dict.fromkeys(PHASES, 4.0 - len(tasks)), 0, "a machine")
+        return Measured(task.name, dict.fromkeys(PHASES, 5.0 - len(tasks)), 0, "a machine")
 
     monkeypatch.setattr(cold_start, "measured", noted)
     monkeypatch.setattr(sys, "argv", ["cold_start", "--compile", "--tiles", "2", "--json"])
     main()
-    plain, first, again = tasks
-    assert [task.compile for task in tasks] == [False, True, True]
-    assert [task.tiles for task in tasks] == [2, 2, 2]
+    plain, first, again, beside = tasks
+    assert [task.compile for task in tasks] == [False, True, True, True]
+    assert [task.tiles for task in tasks] == [2, 2, 2, 2]
     assert plain.cache != first.cache == again.cache
+    assert beside.cache not in (plain.cache, first.cache)
     # Gone with the folder that it was in.
     assert not Path(first.cache).parent.exists()
     figures = json.loads(capsys.readouterr().out)
-    assert [figure["to_first_image"] for figure in figures] == [12.0, 8.0, 4.0]
+    assert [figure["to_first_image"] for figure in figures] == [16.0, 12.0, 8.0, 3.0]
 
 
 @pytest.mark.parametrize("given", ["--tiles 0", "--size 66", "--weights random"])

@@ -131,8 +131,8 @@ def main(settings: Settings, *, step_s: float, load_s: float) -> int:
     """A worker whose model takes `load_s` to load and `step_s` for a call."""
     configure_logging(settings)
 
-    def load() -> Double:
+    def load() -> tuple[Double, None]:
         time.sleep(load_s)
-        return Double(step_s=step_s, marks=settings.blob_root.parent)
+        return Double(step_s=step_s, marks=settings.blob_root.parent), None
 
     return Supervisor(settings, load, device="double").run()

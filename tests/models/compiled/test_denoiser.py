@@ -117,7 +117,7 @@ def test_a_graph_computes_products_in_float32_where_halves_would_be_emulated(
 
     monkeypatch.setattr(torch, "compile", traced)
     try:
-        halves = fold(small.made(torch.bfloat16))
+        halves = fold(random_networks(narrow.CONFIG, CPU, torch.bfloat16))
         noisy, lr = (tile.bfloat16() for tile in tiles(2))
         found = [
             Denoiser(halves, CPU, Compiling(mode), offloaded=False)(noisy, lr, [3, 900], None)
