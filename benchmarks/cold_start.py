@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -120,7 +119,7 @@ def measure(task: Task) -> Measured:
         with gate.enter(alone=False, poll=lambda: None):
             sr.upscale(image, options)
         ended("first image")
-        aside.ended(timeout_s=math.inf)
+        aside.ended(timeout_s=None)
         ended("compile")
     else:
         sr.warm()

@@ -9,6 +9,7 @@ jobs: while it reads, it cannot serve.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -16,8 +17,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -41,10 +42,10 @@ __all__ = ["Aside", "warmed"]
 PATIENCE_S = 600.0
 # Until another attempt, where a job must be alone.
 AGAIN_S = 1.0
-# What the other process takes at most: its weights, its calls and a context; on a processor also
-# what weights grow by, as far as a third of what is free beside them.
-_WEIGHTS = {"cuda": 3}
-_WEIGHTS_ELSEWHERE = 4
+# What the other process takes at most, as multiples of its weights: on a GPU these, its calls and a
+# context, and on the host while it loads them; on a processor also what weights grow by, as far as
+# a third of what is free beside them.
+_GPU, _GPU_HOST, _PROCESSOR = 3, 2, 4
 _NICE = 10
 _INCOMPLETE = 3
 """The other process's exit code where something could not be compiled; the log has said what."""
@@ -63,19 +64,29 @@ def warmed(loaded: Loaded, settings: Settings) -> Aside | None:
         return None
     done = _mark(sr, settings)
     if not (done.exists() or settings.fixed_batch is not None or loaded.peers is not None):
-        needed = sr.planner.weights.all * _WEIGHTS.get(sr.device.type, _WEIGHTS_ELSEWHERE)
-        free = free_memory(sr.device, settings.scratch, settings.memory_limit)
-        there = free.device if sr.device.type == "cuda" else free.host
-        if there >= needed:
+        short = _short(sr, settings)
+        if short is None:
             sr.defer()
             return Aside(sr, settings, done)
         log.warning(
-            "compiling before the first job: memory is too short to do it beside jobs",
-            needed=in_words(needed),
-            free=in_words(there),
+            "compiling before the first job: memory is too short to do it beside jobs", reason=short
         )
     sr.warm()
     _note(sr, done)
+    return None
+
+
+def _short(sr: StableSR, settings: Settings) -> str | None:
+    """What the other process would lack, in words."""
+    weights = sr.planner.weights.all
+    free = free_memory(sr.device, settings.scratch, settings.memory_limit)
+    if sr.device.type == "cuda":
+        needs = [(_GPU, free.device, "the device's"), (_GPU_HOST, free.host, "the host's")]
+    else:
+        needs = [(_PROCESSOR, free.host, "the host's")]
+    for times, there, whose in needs:
+        if there < times * weights:
+            return f"{in_words(times * weights)} of {whose} needed, {in_words(there)} free"
     return None
 
 
@@ -121,8 +132,9 @@ class Aside:
             if self._process.pid is not None:
                 self._process.kill()
 
-    def ended(self, *, timeout_s: float) -> bool:
-        """Whether there is nothing more to come, after waiting so long for it at most."""
+    def ended(self, *, timeout_s: float | None) -> bool:
+        """Whether there is nothing more to come, after waiting so long for it at most; None is as
+        long as it takes."""
         if self._thread is None:
             return True
         self._thread.join(timeout_s)
@@ -184,10 +196,25 @@ def _compile(settings: Settings, done: Path) -> None:
     os.nice(_NICE)
     configure_logging(settings)
     structlog.contextvars.bind_contextvars(process="compiling")
-    sr = load(settings, jobs=1).sr
-    sr.warm()
-    if not _note(sr, done):
-        sys.exit(_INCOMPLETE)
+    with _alone(done):
+        sr = load(settings, jobs=1).sr
+        sr.warm()
+        if not _note(sr, done):
+            sys.exit(_INCOMPLETE)
+
+
+@contextmanager
+def _alone(done: Path) -> Iterator[None]:
+    """Of the processes of several workers that share the cache one after the other: what the first
+    has compiled the next one finds."""
+    try:
+        lock = done.with_suffix(".lock").open("a")
+    except OSError:  # There is no cache to share, which loading will say.
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _note(sr: StableSR, done: Path) -> bool:

@@ -3,25 +3,79 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import cold_start
-from benchmarks.cold_start import BESIDE, PHASES, Measured, Task, environment, main, measured, table
+from benchmarks.cold_start import (
+    BESIDE,
+    PHASES,
+    Measured,
+    Task,
+    environment,
+    main,
+    measure,
+    measured,
+    table,
+)
+from models.pipeline import StableSR
+from tests.models import narrow
+from tests.models.compiler import Compiler
+from tests.worker import compiling
+from worker.aside import Aside
 
 
-def test_every_phase_of_a_new_process_is_timed_from_its_start(tmp_path: Path) -> None:
-    task = Task("plain", "tiny", "preset", "cpu", "fp32", False, str(tmp_path), 1, 64, 1)
-    found = measured(task)
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """Of networks that take no time, as if this process had been started just now."""
+
+    def load(preset: str, *given: Any, **more: Any) -> StableSR:
+        weights = narrow.CONFIG, narrow.PRESET, *given[1:]
+        return StableSR.with_random_weights(*weights, **more)
+
+    monkeypatch.setattr(cold_start, "load", load)
+    monkeypatch.setattr(cold_start, "IMPORTED", time.time())
+    started = time.time() - 3
+    return Task("plain", "tiny", "preset", "cpu", "fp32", False, str(tmp_path), 2, 64, 1, started)
+
+
+def test_every_phase_is_timed_from_the_start_of_the_process(task: Task) -> None:
+    found = measure(task)
     assert found.name == "plain"
     assert tuple(found.seconds) == PHASES
-    # Importing torch takes a second or so; nothing is to be compiled.
-    assert found.seconds["start"] > 0.2
+    assert 2 < found.seconds["start"] < 4
+    # Nothing is to be compiled.
     assert found.seconds["compile"] < 0.1
     assert found.to_first_image > found.seconds["start"] + found.seconds["first image"]
+
+
+def test_what_another_process_compiles_is_used_from_the_second_image(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = Compiler()
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(cold_start, "Aside", partial(Aside, compile_=compiling.waits))
+    (Path(task.cache) / "go").touch()
+    found = measure(replace(task, name=BESIDE, compile=True))
+    assert set(found.seconds) == set(PHASES)
+    assert found.seconds["compile"] > 0.1
+    # A call for each size, and that of the second image.
+    assert compiler.sizes == [1, 2, 1]
+    assert found.eager_calls == 0
+
+
+def test_a_process_that_fails_is_an_error(tmp_path: Path) -> None:
+    task = Task("plain", "tiny", "preset", "nowhere", "fp32", False, str(tmp_path), 1, 64, 1)
+    with pytest.raises(subprocess.CalledProcessError):
+        measured(task)
 
 
 def test_others_are_compared_with_the_start_that_found_nothing() -> None:

@@ -7,13 +7,20 @@ from dataclasses import replace
 
 import pytest
 
+import benchmarks.image
 from benchmarks.image import STAGES, Measured, Task, decoding, main, measure, table
 from benchmarks.step import Way
+from models.pipeline import StableSR
+from tests.models import narrow
 
 TASK = Task(Way("fp32", "fp32"), "tiny", "preset", "cpu", 64, (0.0, 0.5), 2, 1, 1)
 
 
-def test_every_stage_of_an_image_is_timed_with_each_fidelity_weight() -> None:
+def test_every_stage_of_an_image_is_timed_with_each_fidelity_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sr = StableSR.with_random_weights(narrow.CONFIG, narrow.PRESET)
+    monkeypatch.setattr(benchmarks.image, "loaded", lambda *_: sr)
     found = measure(TASK)
     assert [m.fidelity_weight for m in found] == [0.0, 0.5]
     for one in found:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import benchmarks.step
 from benchmarks.step import (
+    AHEAD,
     EAGER,
     Endless,
     Measured,
@@ -15,7 +17,10 @@ from benchmarks.step import (
     said,
     table,
 )
+from models.compiled import Compiling
+from models.pipeline import StableSR
 from models.presets import get_preset
+from tests.models import narrow
 
 TINY = Task(Way("fp32", "fp32"), "tiny", "preset", "cpu", batch=2, repeats=1, threads=1, limit=300)
 
@@ -32,11 +37,25 @@ def test_a_way_is_measured_in_a_process_of_its_own() -> None:
     assert found.peak_memory_bytes > 1e8
 
 
-def test_with_the_encoder_ahead_a_call_is_the_mean_of_its_steps() -> None:
+def test_with_the_encoder_ahead_a_call_is_the_mean_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sr = StableSR.with_random_weights(
+        narrow.CONFIG, narrow.PRESET, compiling=Compiling(ahead=AHEAD)
+    )
+    calls = {"encoder": 0, "unet": 0}
+    for name in calls:
+
+        def count(*_: object, name: str = name) -> None:
+            calls[name] += 1
+
+        getattr(sr.networks, name).register_forward_hook(count)
+    monkeypatch.setattr(benchmarks.step, "loaded", lambda *_: sr)
+    monkeypatch.setattr(benchmarks.step, "PRESETS", {"tiny": narrow.PRESET})
     way = Way("ahead", "fp32", ahead=True)
-    found = measured(Task(way, "tiny", "preset", "cpu", 1, 1, 1, limit=300))
-    assert isinstance(found, Measured)
-    # Eight steps in a call that is not counted.
+    found = benchmarks.step.measure(Task(way, "tiny", "preset", "cpu", 1, 1, 1, limit=300))
+    # Eight steps in a call that is not counted, and eight in one that is.
+    assert calls == {"encoder": 2, "unet": 2 * AHEAD}
     assert found.first_seconds > 4 * found.fastest
     assert encoding_ahead([*EAGER, Way("optimised", "bf16")]) == [
         Way("optimised, ahead", "bf16", ahead=True)

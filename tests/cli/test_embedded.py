@@ -15,7 +15,7 @@ from tests.cli.up import STABLESR, up
 # Whole processes that import torch; on a busy machine with two cores that takes its time.
 pytestmark = pytest.mark.timeout(600)
 
-OPTIONS = ("--steps", "2", "--seed", "3", "--scale", "2")
+OPTIONS = ("--steps", "2", "--seed", "3", "--scale", "2", "--fidelity-weight", "0")
 
 
 @pytest.fixture(scope="module")

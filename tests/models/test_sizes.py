@@ -86,6 +86,7 @@ def sizes(draw: st.DrawFn) -> tuple[int, int, float]:
 @example((400, 4, 15.7), "wavelet")
 @example((399, 377, 1.0), "adain")
 @example((39, 38, 15.9), "wavelet")
+@example((480, 270, 4.0), "adain")
 def test_every_size_scale_and_aspect_comes_out_exactly(
     quick: StableSR, size: tuple[int, int, float], fix: str
 ) -> None:
@@ -102,7 +103,7 @@ def test_every_size_scale_and_aspect_comes_out_exactly(
 
 @pytest.mark.parametrize(
     ("width", "height", "scale"),
-    [(1, 1, 4.0), (1, 3, 2.0), (37, 23, 1.37), (480, 270, 4.0)],
+    [(1, 1, 4.0), (37, 23, 1.37), (240, 135, 4.0)],
 )
 def test_the_embedded_weights_give_exactly_that_size(width: int, height: int, scale: float) -> None:
     sr = StableSR.from_preset("tiny")

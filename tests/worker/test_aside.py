@@ -277,9 +277,30 @@ def test_where_memory_is_short_the_first_start_compiles_before_the_first_job_and
         assert warmed(Loaded(sr, None), settings) is None
     assert compiler.made == ["whole_1", "whole_2"]
     assert said[0]["event"].startswith("compiling before the first job")
+    assert said[0]["reason"].endswith("free")
     # The next start finds it.
     monkeypatch.setattr(worker.aside, "free_memory", lambda *_: FREE)
     assert warmed(Loaded(model(), None), settings) is None
+
+
+def test_workers_that_share_a_cache_compile_one_after_the_other(done: Path) -> None:
+    other_is_in, order = threading.Event(), []
+
+    def other() -> None:
+        with worker.aside._alone(done):
+            other_is_in.set()
+            order.append("second")
+
+    with worker.aside._alone(done):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not other_is_in.wait(0.3)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+    # Without a cache there is nothing to wait for.
+    with worker.aside._alone(done / "missing"):
+        pass
 
 
 def test_with_a_fixed_batch_all_jobs_are_computed_alike(
