@@ -60,7 +60,8 @@ def warmed(loaded: Loaded, settings: Settings) -> Aside | None:
     is compiled when (a fixed batch); over several devices; and where memory is short.
     """
     sr = loaded.sr
-    if not sr.denoiser.wanted:
+    # Of networks that take turns on the device nothing is compiled.
+    if not sr.denoiser.wanted or sr.planner.resources.offload:
         return None
     done = _mark(sr, settings)
     if not (done.exists() or settings.fixed_batch is not None or loaded.peers is not None):

@@ -126,6 +126,9 @@ class Supervisor:
             if self._ends.empty():
                 self._work(model, store)
         finally:
+            # Python would wait for the process that compiles.
+            if self._aside is not None:
+                self._aside.stop()
             pulse.stop()
             self._attempt("tell figures", self._tell_figures)
             self._attempt("unregister", lambda: self._registry.unregister(self._info.name))

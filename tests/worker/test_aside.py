@@ -54,10 +54,10 @@ def done(settings: Settings) -> Path:
     return settings.compile_cache / "complete"
 
 
-def model(mode: str = "on") -> StableSR:
+def model(mode: str = "on", *, offload: bool = False) -> StableSR:
     networks = fold(random_networks(narrow.CONFIG, CPU, torch.float32))
     wanted = Compiling("on" if mode == "on" else "off")
-    given = Resources(tile_batch=2, offload=False)
+    given = Resources(tile_batch=2, offload=offload)
     return StableSR(networks, narrow.PRESET, CPU, torch.float32, given, wanted)
 
 
@@ -251,6 +251,7 @@ def test_at_the_first_start_compiling_is_left_to_another_process(
     assert sr.departures == {"eager_compiling": 1}
     assert compiler.made == []
     assert warmed(Loaded(model("off"), None), settings) is None
+    assert warmed(Loaded(model(offload=True), None), settings) is None
 
 
 def test_what_was_compiled_once_is_read_before_the_first_job(
