@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["Compiler", "Run"]
+__all__ = ["Compiler", "Run", "Tracer"]
 
 Run = Callable[..., tuple[Tensor, ...]]
 
@@ -37,3 +38,19 @@ class Compiler:
             return run(*arguments)
 
         return compiled
+
+
+class Tracer:
+    """Traces as torch's compiler does, and then runs the graph as it is. To be made while
+    `torch.compile` is torch's own."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+        self._compile = torch.compile
+
+    def __call__(self, run: Run, **options: Any) -> Run:
+        return self._compile(run, backend=self._take, fullgraph=True, dynamic=False)
+
+    def _take(self, graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        self.graphs.append(graph)
+        return graph.forward

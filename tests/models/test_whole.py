@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ from models.pieces import Pieces
 from models.pipeline import StableSR
 from models.plan import Resources
 from tests.models import narrow
-from tests.models.compiler import Compiler, Run
+from tests.models.compiler import Compiler, Tracer
 
 CPU = torch.device("cpu")
 WHOLE = Compiling("on", whole=True)
@@ -134,26 +132,15 @@ def test_where_memory_runs_out_an_image_goes_in_strips(
 
 
 def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = 0
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
-    compile_ = torch.compile
-
-    def traced(run: Run, **options: Any) -> Run:
-        return compile_(run, backend=backend, fullgraph=True, dynamic=False)
-
-    monkeypatch.setattr(torch, "compile", traced)
+    tracer = Tracer()
+    monkeypatch.setattr(torch, "compile", tracer)
     ours = made(WHOLE, first_stage=True)
     ours._whole.warm()
-    assert graphs == 4
+    assert len(tracer.graphs) == 4
     for fidelity in (0.0, 0.3, 1.0):
         with ours.prepare(SMALL, Options(fidelity_weight=fidelity)) as prepared:
             ours.decode(prepared, prepared.latent, Options(fidelity_weight=fidelity))
-    assert graphs == 4
+    assert len(tracer.graphs) == 4
     assert not ours.departures
 
 

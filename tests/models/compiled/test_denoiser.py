@@ -21,7 +21,7 @@ from models.pipeline import StableSR
 from models.plan import Resources
 from models.sampling import StepRequest
 from tests.models import narrow
-from tests.models.compiler import Compiler, Run
+from tests.models.compiler import Compiler, Tracer
 from tests.models.folding import small
 
 CPU = torch.device("cpu")
@@ -75,26 +75,15 @@ def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     networks = fold(random_networks(narrow.CONFIG, CPU, torch.float32))
-    graphs = 0
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> Run:
-        nonlocal graphs
-        graphs += 1
-        return graph.forward
-
-    compile_ = torch.compile
-
-    def traced(run: Run, **options: Any) -> Run:
-        return compile_(run, backend=backend, fullgraph=True, dynamic=False)
-
-    monkeypatch.setattr(torch, "compile", traced)
+    tracer = Tracer()
+    monkeypatch.setattr(torch, "compile", tracer)
     denoiser = Denoiser(networks, CPU, ON, offloaded=False)
     for timesteps in ([7, 7], [0, 999]):
         out = denoiser(*tiles(2), timesteps, None)
         with torch.inference_mode():
             right = networks.predict(*tiles(2), timesteps, None)
         torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)
-    assert graphs == 1
+    assert len(tracer.graphs) == 1
     assert not denoiser.eager_calls
 
 
@@ -104,18 +93,8 @@ def test_a_graph_computes_products_in_float32_where_halves_would_be_emulated(
     (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2\n")
     monkeypatch.setattr(models.arithmetic, "_CPUINFO", tmp_path / "cpuinfo")
     models.arithmetic._flags.cache_clear()
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> Run:
-        graphs.append(graph)
-        return graph.forward
-
-    compile_ = torch.compile
-
-    def traced(run: Run, **options: Any) -> Run:
-        return compile_(run, backend=backend, fullgraph=True, dynamic=False)
-
-    monkeypatch.setattr(torch, "compile", traced)
+    tracer = Tracer()
+    monkeypatch.setattr(torch, "compile", tracer)
     try:
         halves = fold(random_networks(narrow.CONFIG, CPU, torch.bfloat16))
         noisy, lr = (tile.bfloat16() for tile in tiles(2))
@@ -126,7 +105,7 @@ def test_a_graph_computes_products_in_float32_where_halves_would_be_emulated(
     finally:
         models.arithmetic._flags.cache_clear()
     assert torch.equal(*found)
-    [graph] = graphs
+    [graph] = tracer.graphs
     products = [
         node.meta["example_value"].dtype
         for node in graph.graph.nodes

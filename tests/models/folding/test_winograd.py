@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TypeGuard
 
 import pytest
@@ -18,6 +17,7 @@ from models.options import Options
 from models.pieces import Pieces, decode, encode
 from models.plan import Resources
 from models.presets import get_preset
+from tests.models.compiler import Tracer
 from tests.models.folding import small
 
 TOLERANCE = 1e-12
@@ -231,19 +231,13 @@ def is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 @pytest.mark.parametrize("padding", [0, 1])
 def test_to_the_compiler_a_convolution_is_one_operator(results: int, padding: int) -> None:
     ours = WinogradConv2d(conv(3, 5))
-    graphs: list[torch.fx.GraphModule] = []
+    tracer, x = Tracer(), drawn(2, 3, 23, 10)
 
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
-        graphs.append(graph)
-        return graph.forward
+    def run(x: Tensor) -> tuple[Tensor]:
+        return (ours.rows(x, padding=padding),)
 
-    def run(x: Tensor) -> Tensor:
-        return ours.rows(x, padding=padding)
-
-    compiled = torch.compile(run, backend=backend, fullgraph=True, dynamic=False)
-    x = drawn(2, 3, 23, 10)
-    assert torch.equal(compiled(x), run(x))
-    [graph] = graphs
+    assert torch.equal(tracer(run)(x)[0], run(x)[0])
+    [graph] = tracer.graphs
     assert [n.op for n in graph.graph.nodes].count("call_function") == 1
     arguments = x, ours.weight, ours.forth, ours.back, ours.bias, padding
     torch.library.opcheck(models.folding.winograd._convolved, arguments)
