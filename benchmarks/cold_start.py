@@ -136,12 +136,11 @@ def measure(task: Task) -> Measured:
 def beside(sr: StableSR, task: Task) -> Aside:
     """Who has all compiled by another process, as a worker has it."""
     sr.defer()
-    names = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
     settings = Settings.model_validate(
         {
             "preset": task.preset,
             "device": task.device,
-            "dtype": names[DTYPES[task.dtype]],
+            "dtype": str(sr.dtype).removeprefix("torch."),
             "compile": "on",
             "compile_cache": Path(task.cache),
             "log_level": "WARNING",

@@ -139,8 +139,7 @@ class AutoencoderAtWork:
         """A scaled latent -> (1, 3, H, W) in [-1, 1] or so, float32 on the host."""
         config, whole = self._networks.config.autoencoder, self._whole
         unscaled = latent / config.scaling_factor
-        height, width = (config.downscale * side for side in latent.shape[2:])
-        sides = height, width
+        sides = config.downscale * latent.shape[2], config.downscale * latent.shape[3]
 
         def run(pieces: Pieces) -> Tensor:
             made = self._at_once(sides, pieces, lambda: whole.decode(unscaled, taps, fidelity))

@@ -7,7 +7,7 @@ The stages are separate calls, because in the worker they run beside those of ot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from models.options import Options
 from models.plan import Plan, Resources, steps_in
 from models.planner import Planner, room_to_grow, takes_turns
 from models.predicting import Predicting
-from models.prepared import Prepared
+from models.prepared import Prepared, Progress
 from models.presets import Preset, get_preset
 from models.prompts.contexts import check_prompts, contexts
 from models.residency import Offloaded, Residency, Resident
@@ -44,16 +44,6 @@ __all__ = ["Prepared", "Progress", "StableSR", "output_size"]
 
 def _silent(fraction: float) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an image is."""
-
-    stage: str
-    """encode, denoise or decode"""
-    step: int
-    steps: int
 
 
 class StableSR:
@@ -279,9 +269,7 @@ class StableSR:
             self.networks.config.prediction,
             options.eta,
         )
-        overlap = options.tile_overlap
-        if overlap is None:
-            overlap = preset.tile // 2
+        overlap = preset.tile // 2 if options.tile_overlap is None else options.tile_overlap
         latent = prepared.latent
         grid = TileGrid(latent.shape[2], latent.shape[3], preset.tile, overlap)
         generator = torch.Generator().manual_seed(options.seed)

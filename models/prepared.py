@@ -11,7 +11,7 @@ from models.autoencoding import Encoding
 from models.memory import Memory
 from models.plan import Plan
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "Progress"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,13 @@ class Prepared:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an image is that is upscaled alone."""
+
+    stage: str
+    """encode, denoise or decode"""
+    step: int
+    steps: int
