@@ -29,11 +29,11 @@ import torch
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.memory import free_memory, in_words
+from models.parent import end_with_parent
 from models.pipeline import StableSR
 from worker.errors import Interrupted, is_device_lost
 from worker.gate import Gate, GateTaken
 from worker.loading import Loaded, load
-from worker.watchdog import end_with_parent
 
 __all__ = ["Aside", "warmed"]
 

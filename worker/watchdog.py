@@ -1,4 +1,4 @@
-"""Ends the process when something it waits for does not come back, or who started it is gone.
+"""Ends the process when something it waits for does not come back.
 
 A hung device call cannot be interrupted from Python: no signal handler and no exception in
 another thread gets between its bytecodes. What can be done is to end the process, whose jobs the
@@ -8,7 +8,6 @@ queue then gives to another worker, or to this one after its restart.
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import sys
 import threading
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-__all__ = ["EXIT_STALLED", "Watchdog", "end_process", "end_with_parent"]
+__all__ = ["EXIT_STALLED", "Watchdog", "end_process"]
 
 EXIT_STALLED = 70
 """The exit code of a process that its watchdog ended."""
@@ -41,19 +40,6 @@ def end_process(what: str, seconds: float) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EXIT_STALLED)
-
-
-def end_with_parent() -> None:
-    """From now on a process that another one started ends when that one does, however it does."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise ValueError("No process of this program started this one.")
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 class Watchdog:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.compiled import Denoises
 from models.errors import ModelError, PeerLost
+from models.parent import end_with_parent
 from models.spread.wire import Order, Wire, store
 
 __all__ = ["Load", "Peers", "start"]
@@ -87,8 +88,8 @@ def start(devices: Sequence[str], load: Load) -> Peers:
         pipes = []
         for rank, device in enumerate(devices, 1):
             ours, theirs = context.Pipe(duplex=False)
-            # Daemons end with this process, whatever ends it in an orderly way; the connection's
-            # end tells them of the rest.
+            # Daemons end with this process where it ends in an orderly way, and see to the rest
+            # themselves.
             process = context.Process(
                 target=_serve, args=(device, rank, world, found.port, load, theirs), daemon=True
             )
@@ -98,7 +99,7 @@ def start(devices: Sequence[str], load: Load) -> Peers:
             pipes.append(ours)
         for peer, pipe in zip(peers, pipes, strict=True):
             _await_loaded(peer, pipe)
-        return Peers(peers, Wire(found, 0, world))
+        return Peers(peers, Wire(found, 0, dict(enumerate(devices, 1))))
     except BaseException:
         _end(peers, 0.0)
         raise
@@ -126,6 +127,7 @@ def _serve(device: str, rank: int, world: int, port: int, load: Load, said: Conn
     """A peer's life."""
     # Ctrl-C reaches all processes of a terminal; the first one says what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     try:
         denoiser = load(torch.device(device))
     # Told to the first process, in whose terminal it belongs.
@@ -133,9 +135,9 @@ def _serve(device: str, rank: int, world: int, port: int, load: Load, said: Conn
         said.send(str(error).strip() or repr(error))
         return
     said.send(None)
-    wire = Wire(store(port, world, first=False), rank, world)
     # The first process is gone, or asked to end: either way there is nothing more to do.
     with suppress(PeerLost):
+        wire = Wire(store(port, world, first=False), rank, {0: "the first device"})
         while (order := wire.next_order(denoiser.dtype)) is not None:
             wire.answer(partial(_obey, denoiser, device, order))
 

@@ -24,7 +24,8 @@ class Spread:
     """
 
     def __init__(self, own: Denoises, peers: Peers) -> None:
-        self._own, self._wire, self._peers = own, peers.wire, peers.names
+        self._own, self._wire = own, peers.wire
+        self._others = range(1, 1 + len(peers.names))
         self.wanted = own.wanted
         """Whether calls are to be compiled."""
         self.apart = None
@@ -42,16 +43,16 @@ class Spread:
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where each device has room for so many."""
-        return self._own.room(tiles) * (1 + len(self._peers))
+        return self._own.room(tiles) * (1 + len(self._others))
 
     def warm(self, tiles: int, side: int) -> None:
         """Compiles on every device what calls of up to so many tiles in all need there."""
-        each = -(-tiles // (1 + len(self._peers)))
-        for number, _ in enumerate(self._peers, 1):
+        each = -(-tiles // (1 + len(self._others)))
+        for number in self._others:
             self._wire.order_warm(number, each, side)
         self._own.warm(each, side)
-        for number, name in enumerate(self._peers, 1):
-            self._wire.await_answer(number, (0,), name)
+        for number in self._others:
+            self._wire.await_answer(number, (0,))
 
     def __call__(
         self, noisy: Tensor, lr: Tensor, timesteps: Sequence[int], context: Tensor | None
@@ -62,7 +63,7 @@ class Spread:
             PeerLost: a process is gone.
             MemoryError, RuntimeError: what happened on any of the devices.
         """
-        cuts = split(len(noisy), 1 + len(self._peers))
+        cuts = split(len(noisy), 1 + len(self._others))
         asked = [(n, cut) for n, cut in enumerate(cuts) if n and cut.stop > cut.start]
         for number, cut in asked:
             text = None if context is None else context[cut]
@@ -78,7 +79,7 @@ class Spread:
             errors.append(error)
         for number, cut in asked:
             try:
-                found = self._wire.await_answer(number, noisy[cut].shape, self._peers[number - 1])
+                found = self._wire.await_answer(number, noisy[cut].shape)
                 parts.append(found.to(noisy.device))
             except (MemoryError, RuntimeError) as error:
                 errors.append(error)

@@ -7,7 +7,7 @@ how it ended and how many bytes follow: a prediction as float32, or an error's w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -21,6 +21,8 @@ from models.memory import is_out_of_memory
 
 __all__ = ["Order", "Wire", "store"]
 
+# Once weights are loaded, for two processes to find each other.
+CONNECT = timedelta(seconds=60)
 # A peer has nothing to do while an image is decoded; one that is gone is noticed at once.
 IDLE = timedelta(days=7)
 
@@ -48,14 +50,30 @@ def store(port: int, world: int, *, first: bool) -> Any:
 
 
 class Wire:
-    """One process' end: a group of its own, beside whatever else uses torch.distributed."""
+    """One process' end of its connections: the first one's to all others, theirs to the first.
 
-    def __init__(self, store: Any, rank: int, world: int) -> None:
+    Each connection is a group of two, so that no process waits for one that it has nothing to say
+    to; they stand beside whatever else uses torch.distributed.
+
+    Args:
+        store: where they find each other.
+        rank: this process' number.
+        others: whom to connect to, by number, as errors name them.
+
+    Raises:
+        PeerLost: a process is gone before it has connected.
+    """
+
+    def __init__(self, store: Any, rank: int, others: Mapping[int, str]) -> None:
         # On hosts whose own name leads nowhere, gloo would find no interface.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        # Without a default group, of which a process has one; torch.distributed.send and recv call
-        # the same methods.
-        self._group: Any = dist.ProcessGroupGloo(store, rank, world, IDLE)
+        # In a group the first process is 0, the other one 1.
+        self._there = 0 if rank else 1
+        self._names = dict(others)
+        self._groups = {
+            other: _group(f"{max(rank, other)}", store, min(rank, 1), name)
+            for other, name in others.items()
+        }
 
     # The first process
 
@@ -84,7 +102,7 @@ class Wire:
         """Raises PeerLost."""
         self._send(peer, torch.tensor([END, 0, 0, 0, 0, 0, 0]))
 
-    def await_answer(self, peer: int, shape: Sequence[int], name: str) -> Tensor:
+    def await_answer(self, peer: int, shape: Sequence[int]) -> Tensor:
         """A peer's prediction, float32 on the host.
 
         Raises:
@@ -92,14 +110,13 @@ class Wire:
             RuntimeError: its networks failed.
             PeerLost: it is gone.
         """
-        told, size = self._receive(peer, (2,), torch.long, name).tolist()
-        body = self._receive(peer, (size,), torch.uint8, name)
+        told, size = self._receive(peer, (2,), torch.long).tolist()
+        body = self._receive(peer, (size,), torch.uint8)
         if told == GOOD:
             return body.view(torch.float32).reshape(tuple(shape))
         words = bytes(body.tolist()).decode()
-        if told == MEMORY:
-            raise MemoryError(f"{name}: {words}")
-        raise RuntimeError(f"{name}: {words}")
+        kind = MemoryError if told == MEMORY else RuntimeError
+        raise kind(f"{self._names[peer]}: {words}")
 
     # The others
 
@@ -136,22 +153,36 @@ class Wire:
         # As bytes: gloo does not know every dtype.
         body = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         if body.numel():
-            _done(lambda: self._group.send([body], peer, 0), f"process {peer}")
+            group = self._groups[peer]
+            _done(lambda: group.send([body], self._there, 0), self._names[peer])
 
-    def _receive(
-        self, peer: int, shape: tuple[int, ...], dtype: torch.dtype, name: str | None = None
-    ) -> Tensor:
+    def _receive(self, peer: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         found = torch.empty(shape, dtype=dtype)
         if found.numel():
             body = found.flatten().view(torch.uint8)
-            _done(lambda: self._group.recv([body], peer, 0), name or f"process {peer}")
+            group = self._groups[peer]
+            _done(lambda: group.recv([body], self._there, 0), self._names[peer])
             found = body.view(dtype).reshape(shape)
         return found
 
 
+def _group(key: str, store: Any, place: int, name: str) -> Any:
+    """Of two processes. Not the default group, of which a process has one; torch.distributed.send
+    and recv call the same methods of that."""
+    prefixed = dist.PrefixStore  # type: ignore[attr-defined]  # as TCPStore
+    try:
+        return dist.ProcessGroupGloo(prefixed(key, store), place, 2, CONNECT)
+    except RuntimeError as error:
+        raise _lost(name, error) from error
+
+
 def _done(begin: Callable[[], Any], name: str) -> None:
     try:
-        begin().wait()
+        begin().wait(IDLE)
     # gloo raises nothing more special; a connection is all that can fail here.
     except RuntimeError as error:
-        raise PeerLost(f"The process of {name} is gone: {str(error).splitlines()[0]}") from error
+        raise _lost(name, error) from error
+
+
+def _lost(name: str, error: RuntimeError) -> PeerLost:
+    return PeerLost(f"The process of {name} is gone: {str(error).splitlines()[0]}")

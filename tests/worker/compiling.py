@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from jobs.settings import Settings
-from worker.watchdog import end_with_parent
+from models.parent import end_with_parent
 
 __all__ = ["fails", "in_another_process", "stays", "waits"]
 

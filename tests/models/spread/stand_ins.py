@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,9 +13,18 @@ from torch import Tensor
 from models.checkpoints.folder import random_networks
 from models.compiled import Denoises
 from models.pipeline import StableSR
+from models.spread import wire
 from tests.models import narrow
 
-__all__ = ["Arithmetic", "arithmetic", "narrow_sr", "no_weights", "of_narrow"]
+__all__ = [
+    "Arithmetic",
+    "arithmetic",
+    "leaves",
+    "narrow_sr",
+    "never_loaded",
+    "no_weights",
+    "of_narrow",
+]
 
 
 def narrow_sr(device: torch.device) -> StableSR:
@@ -59,6 +70,23 @@ class Arithmetic:
 
 def arithmetic(device: torch.device) -> Denoises:
     return Arithmetic()
+
+
+def leaves(device: torch.device) -> Denoises:
+    """Loads, and its process is gone before it has connected."""
+
+    def gone(*_: object, **__: object) -> None:
+        os._exit(3)
+
+    wire.Wire.__init__ = gone  # type: ignore[method-assign]  # that of a process made for it
+    return Arithmetic()
+
+
+def never_loaded(device: torch.device) -> Denoises:
+    """Says which process it is, and loads until that is ended."""
+    print(os.getpid(), flush=True)
+    threading.Event().wait()
+    raise AssertionError("nobody ends the waiting")
 
 
 def no_weights(device: torch.device) -> Denoises:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from models.spread.spread import split
 from tests.models.spread.stand_ins import (
     Arithmetic,
     arithmetic,
+    leaves,
     narrow_sr,
     no_weights,
     of_narrow,
@@ -129,21 +132,35 @@ def test_a_process_that_is_killed_ends_the_call_and_not_the_waiting() -> None:
             Call(2).by(spread)
 
 
-HOST = """
+def test_a_process_that_is_gone_before_it_has_connected_is_not_awaited_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("models.spread.wire.CONNECT", timedelta(seconds=2))
+    with pytest.raises(PeerLost, match=r"The process of cpu is gone"):
+        start(["cpu"], leaves)
+
+
+STARTED = """
 import sys
 from models.spread import start
 from tests.models.spread.stand_ins import arithmetic
 if __name__ == "__main__":
     peers = start(["cpu", "cpu"], arithmetic)
-    print(*peers.pids, flush=True)
+    print(*peers.pids, sep="\\n", flush=True)
     sys.stdin.read()
+"""
+STARTING = """
+from models.spread import start
+from tests.models.spread.stand_ins import never_loaded
+if __name__ == "__main__":
+    start(["cpu", "cpu"], never_loaded)
 """
 
 
-def test_the_others_end_when_the_first_process_is_killed(tmp_path: os.PathLike[str]) -> None:
-    script = os.path.join(tmp_path, "host.py")
-    with open(script, "w", encoding="utf-8") as file:
-        file.write(HOST)
+@pytest.mark.parametrize("host", [STARTED, STARTING], ids=["at rest", "while they load"])
+def test_the_others_end_when_the_first_process_is_killed(host: str, tmp_path: Path) -> None:
+    script = tmp_path / "host.py"
+    script.write_text(host)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [sys.executable, script],
@@ -151,12 +168,10 @@ def test_the_others_end_when_the_first_process_is_killed(tmp_path: os.PathLike[s
         stdout=subprocess.PIPE,
         text=True,
         env=env,
-    ) as host:
-        assert host.stdout is not None
-        pids = [int(word) for word in host.stdout.readline().split()]
-        assert len(pids) == 2
-        ends = [os.pidfd_open(pid) for pid in pids]
-        host.kill()
+    ) as first:
+        assert first.stdout is not None
+        ends = [os.pidfd_open(int(first.stdout.readline())) for _ in range(2)]
+        first.kill()
         for end in ends:
             assert select.select([end], [], [], PATIENCE_S)[0], "a process was left behind"
             os.close(end)
