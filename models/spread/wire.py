@@ -21,9 +21,10 @@ from models.memory import is_out_of_memory
 
 __all__ = ["Order", "Wire", "store"]
 
-# Once weights are loaded, for two processes to find each other.
+# For the first process to connect to one whose weights are loaded.
 CONNECT = timedelta(seconds=60)
-# A peer has nothing to do while an image is decoded; one that is gone is noticed at once.
+# A peer has nothing to do while another one loads or an image is decoded: it ends when the first
+# process does, and not by time. One that is gone after it has connected is noticed at once.
 IDLE = timedelta(days=7)
 
 END, WARM, PREDICT = range(3)
@@ -70,8 +71,9 @@ class Wire:
         # In a group the first process is 0, the other one 1.
         self._there = 0 if rank else 1
         self._names = dict(others)
+        limit = IDLE if rank else CONNECT
         self._groups = {
-            other: _group(f"{max(rank, other)}", store, min(rank, 1), name)
+            other: _group(f"{max(rank, other)}", store, min(rank, 1), limit, name)
             for other, name in others.items()
         }
 
@@ -166,12 +168,12 @@ class Wire:
         return found
 
 
-def _group(key: str, store: Any, place: int, name: str) -> Any:
+def _group(key: str, store: Any, place: int, limit: timedelta, name: str) -> Any:
     """Of two processes. Not the default group, of which a process has one; torch.distributed.send
     and recv call the same methods of that."""
     prefixed = dist.PrefixStore  # type: ignore[attr-defined]  # as TCPStore
     try:
-        return dist.ProcessGroupGloo(prefixed(key, store), place, 2, CONNECT)
+        return dist.ProcessGroupGloo(prefixed(key, store), place, 2, limit)
     except RuntimeError as error:
         raise _lost(name, error) from error
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ __all__ = [
     "never_loaded",
     "no_weights",
     "of_narrow",
+    "one_late",
 ]
 
 
@@ -79,6 +82,15 @@ def leaves(device: torch.device) -> Denoises:
         os._exit(3)
 
     wire.Wire.__init__ = gone  # type: ignore[method-assign]  # that of a process made for it
+    return Arithmetic()
+
+
+def one_late(device: torch.device) -> Denoises:
+    """On cpu:0 it takes longer than processes have for connecting, here and on the other device."""
+    wire.CONNECT = timedelta(seconds=1)
+    if device.index == 0:
+        # Time itself is what the other one must bear.
+        time.sleep(3)
     return Arithmetic()
 
 

@@ -26,6 +26,7 @@ from tests.models.spread.stand_ins import (
     narrow_sr,
     no_weights,
     of_narrow,
+    one_late,
 )
 
 CPU = torch.device("cpu")
@@ -138,6 +139,12 @@ def test_a_process_that_is_gone_before_it_has_connected_is_not_awaited_for_ever(
     monkeypatch.setattr("models.spread.wire.CONNECT", timedelta(seconds=2))
     with pytest.raises(PeerLost, match=r"The process of cpu is gone"):
         start(["cpu"], leaves)
+
+
+def test_a_process_that_has_loaded_awaits_one_that_takes_longer() -> None:
+    with start(["cpu", "cpu:0"], one_late) as peers:
+        call = Call(6)
+        assert torch.equal(call.by(Spread(Arithmetic(), peers)), call.by(Arithmetic()))
 
 
 STARTED = """
