@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
+
 import pytest
 
 import benchmarks.step
@@ -13,6 +16,7 @@ from benchmarks.step import (
     Task,
     Way,
     encoding_ahead,
+    limits,
     measured,
     said,
     table,
@@ -65,6 +69,12 @@ def test_with_the_encoder_ahead_a_call_is_the_mean_of_its_steps(
 def test_a_call_that_takes_too_long_ends_its_way_and_not_the_others() -> None:
     limited = Task(Way("slow", "fp32"), "tiny", "preset", "cpu", 2, 1, 1, limit=1e-4)
     assert measured(limited) == Endless("slow", 2, 1e-4)
+
+
+def test_loading_and_compiling_may_take_longer_than_a_call() -> None:
+    compiled = replace(TINY, way=replace(TINY.way, compile="on"))
+    assert list(islice(limits(TINY), 3)) == [None, 300, 300]
+    assert list(islice(limits(compiled), 4)) == [None, None, 300, 300]
 
 
 def test_a_way_that_breaks_is_an_error() -> None:
