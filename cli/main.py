@@ -226,7 +226,7 @@ def plan(
     fidelity_weight: FidelityWeight = None,
     overlap: Annotated[
         int | None,
-        typer.Option(min=0, help="Of tiles, in latent cells.", show_default="half a tile"),
+        typer.Option(min=0, help="Of tiles, in latent cells.", show_default="the preset's"),
     ] = None,
     device: Annotated[
         str | None,

@@ -50,9 +50,9 @@ def run(stage: Stage, options: TrainOptions) -> None:
     """
     require_training()
     from models.errors import ModelError
-    from models.training.config import STAGES, read_settings
-    from models.training.errors import InvalidRun, NoPhotographs, RunExists
-    from models.training.run import train, train_all
+    from training.config import STAGES, read_settings
+    from training.errors import InvalidRun, NoPhotographs, RunExists
+    from training.run import train, train_all
 
     out = options.out or Path("runs") / options.config.stem
     try:

@@ -14,7 +14,8 @@ from torch import Tensor
 from models.arithmetic import arithmetic
 from models.memory import free_memory, is_out_of_memory, trim
 from models.networks.bundle import Networks
-from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, TapMaps, decode, encode
+from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, decode, encode
+from models.pieces.store import FeatureMap
 from models.plan import further
 from models.whole import Whole
 
@@ -50,8 +51,8 @@ class Encoding:
         self._encoded = encoded
 
     @property
-    def taps(self) -> TapMaps | None:
-        return self._encoded.taps
+    def features(self) -> tuple[FeatureMap, ...]:
+        return self._encoded.features
 
     @property
     def held(self) -> int:
@@ -79,7 +80,7 @@ class AutoencoderAtWork:
         self._changes, self._whole = changes, whole
 
     def encode(
-        self, image: Tensor, pieces: Pieces, *, taps: bool, tell: Callable[[float], None]
+        self, image: Tensor, pieces: Pieces, *, features: bool, tell: Callable[[float], None]
     ) -> Encoding:
         """(1, 3, H, W) in [-1, 1] on the host; `tell` hears the fraction that is done."""
         networks, whole = self._networks, self._whole
@@ -87,7 +88,7 @@ class AutoencoderAtWork:
         share = 1.0 if networks.first_stage is None else 0.5
 
         def first(pieces: Pieces) -> EncodedPieces:
-            made = self._at_once(sides, pieces, lambda: whole.encode(image, taps=taps))
+            made = self._at_once(sides, pieces, lambda: whole.encode(image, features=features))
             if made is not None:
                 return made
             return encode(
@@ -96,7 +97,7 @@ class AutoencoderAtWork:
                 pieces,
                 device=self._device,
                 dtype=self._dtype,
-                taps=taps,
+                features=features,
                 callbacks=self._callbacks(pieces, lambda done: tell(share * done)),
             )
 
@@ -111,7 +112,7 @@ class AutoencoderAtWork:
                 pieces,
                 device=self._device,
                 dtype=self._dtype,
-                taps=False,
+                features=False,
                 callbacks=self._callbacks(pieces, lambda done: tell(share + share * done)),
             ) as encoded:
                 return encoded.moments
@@ -120,7 +121,7 @@ class AutoencoderAtWork:
         try:
             moments = encoded.moments
             if networks.first_stage is not None:
-                # The taps come from the CFW file's encoder, the latent from the diffusion file's.
+                # Features come from the CFW file's encoder, the latent from the diffusion file's.
                 moments, _ = self._spilling(pieces, second)
             return Encoding(networks.autoencoder.latent(moments), encoded, pieces.keep)
         except BaseException:
@@ -130,7 +131,7 @@ class AutoencoderAtWork:
     def decode(
         self,
         latent: Tensor,
-        taps: TapMaps | None,
+        features: tuple[FeatureMap, ...],
         fidelity: float,
         pieces: Pieces,
         *,
@@ -138,17 +139,17 @@ class AutoencoderAtWork:
     ) -> Tensor:
         """A scaled latent -> (1, 3, H, W) in [-1, 1] or so, float32 on the host."""
         config, whole = self._networks.config.autoencoder, self._whole
-        unscaled = latent / config.scaling_factor
+        unscaled = self._networks.autoencoder.unscaled(latent)
         sides = config.downscale * latent.shape[2], config.downscale * latent.shape[3]
 
         def run(pieces: Pieces) -> Tensor:
-            made = self._at_once(sides, pieces, lambda: whole.decode(unscaled, taps, fidelity))
+            made = self._at_once(sides, pieces, lambda: whole.decode(unscaled, features, fidelity))
             if made is not None:
                 return made
             return decode(
                 self._networks.autoencoder,
                 unscaled,
-                taps,
+                features,
                 fidelity,
                 pieces,
                 device=self._device,

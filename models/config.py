@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 __all__ = [
     "AutoencoderConfig",
+    "CompactConfig",
     "EncoderConfig",
     "ModelConfig",
     "Prediction",
@@ -77,6 +78,48 @@ class AutoencoderConfig:
         """Side of one latent cell in pixels."""
         return int(2 ** (len(self.widths) - 1))
 
+    @property
+    def feature_widths(self) -> tuple[tuple[int, int], ...]:
+        """Of the encoder features that the decoder's fusion reads: channels, and how much smaller
+        than the image."""
+        return (self.widths[1], 2), (self.widths[2], 4)
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """Compact autoencoder with controllable feature wrapping: no norms, no attention, and most of
+    its arithmetic at a quarter of the image's size (`models.networks.compact`)."""
+
+    kind: Literal["compact"] = "compact"
+    latent_channels: int = 16
+    """The first twelve are the image at a quarter of its size, in a Haar basis."""
+    latent_scale: tuple[float, ...] = (1.0,) * 16
+    """What each channel is multiplied with, so that all have a deviation of about one."""
+    quarter_width: int = 64
+    eighth_width: int = 128
+    encoder_blocks: tuple[int, int] = (2, 1)
+    """Residual blocks at a quarter and at an eighth of the size."""
+    decoder_blocks: int = 1
+    """Residual blocks at an eighth of the size."""
+    layers: int = 32
+    """Convolutions of the decoder at a quarter of the size, after the first."""
+    head_widths: tuple[int, int, int] = (48, 24, 16)
+    """Channels at a quarter, at half and at all of the size, at the decoder's end."""
+    fused_after: tuple[int, ...] = (16, 32)
+    """Layers at a quarter of the size after which encoder features are fused in."""
+    growth: int = 16
+    fusion_blocks: int = 1
+
+    @property
+    def downscale(self) -> int:
+        """Side of one latent cell in pixels."""
+        return 8
+
+    @property
+    def feature_widths(self) -> tuple[tuple[int, int], ...]:
+        """As of `AutoencoderConfig`."""
+        return ((self.quarter_width, 4),)
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -96,10 +139,16 @@ class ModelConfig:
 
     unet: UNetConfig = field(default_factory=UNetConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    autoencoder: AutoencoderConfig | CompactConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig | None = None
     prediction: Prediction = "epsilon"
     context_tokens: int = 77
+
+    @property
+    def released_autoencoder(self) -> AutoencoderConfig:
+        """For what is about released files alone, whose autoencoder it is."""
+        assert isinstance(self.autoencoder, AutoencoderConfig)
+        return self.autoencoder
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -110,7 +159,9 @@ class ModelConfig:
         values = dict(data)
         values["unet"] = UNetConfig(**_tuples(values["unet"]))
         values["encoder"] = EncoderConfig(**_tuples(values["encoder"]))
-        values["autoencoder"] = AutoencoderConfig(**_tuples(values["autoencoder"]))
+        compact = values["autoencoder"].get("kind") == "compact"
+        kind = CompactConfig if compact else AutoencoderConfig
+        values["autoencoder"] = kind(**_tuples(values["autoencoder"]))
         if values.get("text") is not None:
             values["text"] = TextConfig(**values["text"])
         return cls(**values)

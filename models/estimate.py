@@ -103,7 +103,7 @@ class Layout:
         canvas = canvas_size(height, width, options.scale, preset.native)
         padded = padded_size(canvas, config.autoencoder.downscale)
         rows, columns = (side // config.autoencoder.downscale for side in padded)
-        overlap = preset.tile // 2 if options.tile_overlap is None else options.tile_overlap
+        overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
         return cls(
             (height, width),
             output_size(height, width, options.scale),
@@ -131,7 +131,7 @@ class Estimate:
     weights: Weights
     dtype: torch.dtype
     fusion: bool
-    """Whether the decoder reads the encoder's taps"""
+    """Whether the decoder reads the encoder's features"""
     unified: bool
     """Whether the device computes in the host's memory: then only `host` is counted"""
     reused: int = 0
@@ -169,19 +169,19 @@ class Estimate:
         source = 3 * _FLOAT * _area(self.layout.source)
         # The canvas is made a channel at a time.
         made = source + reference + _FLOAT * _area(self.layout.canvas)
-        taps = self._taps(pieces)
+        features = self._features(pieces)
         result = _SAMPLES * _area(self.layout.size) + _ROWS
         return Peaks(
             load=self._sum(Memory(denoiser, waiting, 0)),
             encode=self._sum(
                 Memory(autoencoder, waiting + max(made, source + reference), 0),
-                self._encoding(pieces, taps),
+                self._encoding(pieces, features),
                 guest,
             ),
             denoise=self._sum(
                 Memory(denoiser + call + self._latents(), waiting + source + reference, 0),
                 Memory(self._deep() + self._foreseen(), 0, 0),
-                taps,
+                features,
             ),
             decode=self._sum(
                 Memory(autoencoder + self._latents(), waiting + source + reference + result, 0),
@@ -193,14 +193,14 @@ class Estimate:
     def autoencoding(self, pieces: Pieces) -> Memory:
         """At most, of encoding or decoding alone: maps, strips, and the image itself."""
         image = Memory(0, (3 * _FLOAT + _SAMPLES) * _area(self.layout.padded), 0)
-        stages = self._encoding(pieces, self._taps(pieces)), self._peak(pieces, decode=True)
+        stages = self._encoding(pieces, self._features(pieces)), self._peak(pieces, decode=True)
         return self._sum(Memory(*map(max, *stages)), image)
 
-    def _encoding(self, pieces: Pieces, taps: Memory) -> Memory:
+    def _encoding(self, pieces: Pieces, features: Memory) -> Memory:
         first = self._peak(pieces, decode=False)
         if not self.weights.two_encoders:
             return first
-        second = self._sum(self._peak(pieces, decode=False, fusion=False), taps)
+        second = self._sum(self._peak(pieces, decode=False, fusion=False), features)
         return Memory(*map(max, first, second))
 
     def _peak(self, pieces: Pieces, *, decode: bool, fusion: bool | None = None) -> Memory:
@@ -220,11 +220,12 @@ class Estimate:
     def _widened(self) -> bool:
         return self.unified and is_widened(torch.device("cpu"), self.dtype)
 
-    def _taps(self, pieces: Pieces) -> Memory:
+    def _features(self, pieces: Pieces) -> Memory:
         """Of the encoder's features between encode and decode, where they are kept."""
-        _, half, quarter, *_ = self.config.autoencoder.widths
         cells = _area(self.layout.padded)
-        size = (half * cells // 4 + quarter * cells // 16) * self.dtype.itemsize * self.fusion
+        widths = self.config.autoencoder.feature_widths
+        numbers = sum(channels * cells // smaller**2 for channels, smaller in widths)
+        size = numbers * self.dtype.itemsize * self.fusion
         return Memory(*(size * (pieces.keep == place) for place in ("device", "host", "disk")))
 
     def _deep(self) -> int:

@@ -43,7 +43,7 @@ class Options:
     color_fix: ColorFix = "adain"
     seed: int = 0
     tile_overlap: int | None = None
-    """Latent cells; None: half a tile"""
+    """Latent cells; None: the preset's"""
     reuse_every: int = 1
     """Steps that share deep features, an approximation (`models.reuse`); 1: none do"""
 

@@ -247,7 +247,9 @@ class StableSR:
             layout = chosen.layout
             reference = upsampled(image, layout.canvas, layout.padded)
             fusion = options.fidelity_weight > 0
-            encoding = self._autoencoder.encode(reference, chosen.pieces, taps=fusion, tell=tell)
+            encoding = self._autoencoder.encode(
+                reference, chosen.pieces, features=fusion, tell=tell
+            )
         trim()
         return Prepared(chosen, reference, encoding)
 
@@ -269,7 +271,7 @@ class StableSR:
             self.networks.config.prediction,
             options.eta,
         )
-        overlap = preset.tile // 2 if options.tile_overlap is None else options.tile_overlap
+        overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
         latent = prepared.latent
         grid = TileGrid(latent.shape[2], latent.shape[3], preset.tile, overlap)
         generator = torch.Generator().manual_seed(options.seed)
@@ -329,7 +331,7 @@ class StableSR:
             with self.residency.holding("autoencoder", lambda: tell(0.0)):
                 image = self._autoencoder.decode(
                     latent,
-                    prepared.encoding.taps,
+                    prepared.encoding.features,
                     options.fidelity_weight,
                     self.planner.pieces_now(prepared, options),
                     tell=tell,

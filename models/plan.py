@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from models.config import ModelConfig
+from models.config import CompactConfig, ModelConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, Layout, Peaks, Weights
 from models.geometry import canvas_size
@@ -48,6 +48,9 @@ _GUEST = 2
 # equal cells take equal memory, however wide the image.
 _STRIP_CELLS = {"cuda": 2**18}
 _STRIP_CELLS_ELSEWHERE = 2**17
+# The compact autoencoder has a tenth of the channels at the image's size, and computes eight rows
+# twice at each border of a strip: larger strips take less time and no more memory.
+_STRIP_CELLS_COMPACT = 2**19
 
 _NOBODY = Memory(0, 0, 0)
 
@@ -149,7 +152,7 @@ def plan(
     tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
     reused = tiles if options.reuse_every > 1 else 0
     estimate = Estimate(config, layout, weights, dtype, fusion, unified, reused)
-    cells = _STRIP_CELLS.get(device.type, _STRIP_CELLS_ELSEWHERE)
+    cells = _strip_cells(config, device)
     rows = given.decode_tile or max(1, min(cells // layout.padded[1], layout.padded[0]))
     offload = given.offload
     if offload is None:
@@ -184,6 +187,12 @@ def plan(
     )
 
 
+def _strip_cells(config: ModelConfig, device: torch.device) -> int:
+    if isinstance(config.autoencoder, CompactConfig):
+        return _STRIP_CELLS_COMPACT
+    return _STRIP_CELLS.get(device.type, _STRIP_CELLS_ELSEWHERE)
+
+
 def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
     """Whether an image of these sides (px) is small: its canvas is two native ones at most.
 
@@ -202,7 +211,8 @@ def _guest(estimate: Estimate, preset: Preset) -> Memory:
     sides = (preset.native, _GUEST * preset.native)
     layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
     guest = replace(estimate, layout=layout, fusion=True)
-    return guest.autoencoding(Pieces(rows=_STRIP_CELLS_ELSEWHERE // sides[1]))
+    cells = _strip_cells(estimate.config, torch.device("cpu"))
+    return guest.autoencoding(Pieces(rows=cells // sides[1]))
 
 
 def needs_offload(

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from models.arithmetic import arithmetic
-from models.compiled import Compiling, Graphs, channels_last
-from models.networks.autoencoder import Autoencoder, Taps
-from models.networks.bundle import Networks
-from models.pieces import EncodedPieces, Pieces, TapMaps
+from models.compiled import Compiling, Graphs
+from models.networks.bundle import AnyAutoencoder, Networks
+from models.networks.layout import channels_last
+from models.pieces import EncodedPieces, Pieces
 from models.pieces.store import FeatureMap, MapStore
 
 __all__ = ["Whole"]
@@ -60,6 +60,7 @@ class Whole:
         self.eager_calls: Counter[str] = Counter()
         """That were to be compiled and were not: failure is the only reason."""
         autoencoder, first_stage = networks.autoencoder, networks.first_stage
+        self._autoencoder = autoencoder
         best = arithmetic(device, self._dtype)
         self._encode = _encoding(autoencoder, best)
         self._first = None if first_stage is None else _encoding(first_stage, best)
@@ -82,27 +83,27 @@ class Whole:
             return
         began = time.monotonic()
         image = torch.zeros((1, 3, self._side, self._side))
-        encoded = self.encode(image, taps=True)
+        encoded = self.encode(image, features=True)
         if self._first is not None:
             self.moments(image)
         if encoded is not None:
             with encoded:
-                latent = torch.zeros_like(encoded.moments).chunk(2, dim=1)[0]
-                self.decode(latent, None, 0.0)
-                self.decode(latent, encoded.taps, 1.0)
+                latent = torch.zeros_like(self._autoencoder.latent(encoded.moments))
+                self.decode(latent, (), 0.0)
+                self.decode(latent, encoded.features, 1.0)
         log.info("images of %d px are ready after %.1f s", self._side, time.monotonic() - began)
 
     @torch.inference_mode()
-    def encode(self, image: Tensor, *, taps: bool) -> EncodedPieces | None:
+    def encode(self, image: Tensor, *, features: bool) -> EncodedPieces | None:
         """(1, 3, H, W) in [-1, 1], anywhere -> as `models.pieces.encode`; None where it cannot be
         compiled."""
         made = self._made("encode_image", self._encode, image)
         if made is None:
             return None
-        moments, *features = made
+        moments, *seen = made
         store = MapStore("device", self._device, self._dtype, self._side, None)
         try:
-            maps = TapMaps(*(_kept(store, feature) for feature in features)) if taps else None
+            maps = tuple(_kept(store, feature) for feature in seen) if features else ()
         except BaseException:
             store.close()
             raise
@@ -115,15 +116,17 @@ class Whole:
         return None if made is None else made[0]
 
     @torch.inference_mode()
-    def decode(self, latent: Tensor, taps: TapMaps | None, fidelity: float) -> Tensor | None:
+    def decode(
+        self, latent: Tensor, features: tuple[FeatureMap, ...], fidelity: float
+    ) -> Tensor | None:
         """An unscaled latent -> (1, 3, H, W), float32 on the host; None where it cannot be
-        compiled. `taps` and `fidelity` as of `models.pieces.decode`."""
-        if taps is None or fidelity == 0:
+        compiled. `features` and `fidelity` as of `models.pieces.decode`."""
+        if not features or fidelity == 0:
             made = self._made("decode_image", self._decode, latent)
         else:
-            features = [tap.read(0, tap.height) for tap in taps]
+            seen = [feature.read(0, feature.height) for feature in features]
             weight = torch.tensor([fidelity])
-            made = self._made("fuse_image", self._fuse, latent, weight, *features)
+            made = self._made("fuse_image", self._fuse, latent, weight, *seen)
         return None if made is None else made[0].cpu()
 
     @torch.inference_mode()
@@ -148,17 +151,17 @@ def _kept(store: MapStore, feature: Tensor) -> FeatureMap:
 
 
 # `best` is entered within, so that graphs have it.
-def _encoding(autoencoder: Autoencoder, best: AbstractContextManager[object]) -> _Function:
+def _encoding(autoencoder: AnyAutoencoder, best: AbstractContextManager[object]) -> _Function:
     def encode(image: Tensor) -> tuple[Tensor, ...]:
         with best:
-            moments, taps = autoencoder.encode(image)
-            return moments.float(), *taps
+            moments, features = autoencoder.encode(image)
+            return moments.float(), *features
 
     return encode
 
 
 def _decoding(
-    autoencoder: Autoencoder, best: AbstractContextManager[object]
+    autoencoder: AnyAutoencoder, best: AbstractContextManager[object]
 ) -> tuple[_Function, _Function]:
     """Plainly, and with the encoder's features fused in."""
 
@@ -166,8 +169,8 @@ def _decoding(
         with best:
             return (autoencoder.decode(latent).float(),)
 
-    def fuse(latent: Tensor, weight: Tensor, half: Tensor, quarter: Tensor) -> tuple[Tensor]:
+    def fuse(latent: Tensor, weight: Tensor, *features: Tensor) -> tuple[Tensor]:
         with best:
-            return (autoencoder.decode(latent, Taps(half, quarter), weight).float(),)
+            return (autoencoder.decode(latent, features, weight).float(),)
 
     return decode, fuse

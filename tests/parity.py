@@ -108,7 +108,7 @@ class Golden:
         networks = Networks(config, first_stage="whole")
         tensors: dict[str, Tensor] = {}
         entries = [(e, diffusion) for e in diffusion_entries(config)]
-        entries += [(e, autoencoder) for e in autoencoder_entries(config.autoencoder)]
+        entries += [(e, autoencoder) for e in autoencoder_entries(config.released_autoencoder)]
         unread = (diffusion.keys() - SCHEDULE_KEYS) | autoencoder.keys()
         for entry, shapes in entries:
             drawn = draw_weight(self.salt, entry.released, shapes[entry.released])
@@ -148,10 +148,10 @@ def _autoencoders(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
     yield "first_stage_moments", networks.first_stage.encode(image).moments
     encoded = networks.autoencoder.encode(image)
     yield "vae_moments", encoded.moments
-    yield "vae_feature_half", encoded.taps.half_size[:, ::4]
-    yield "vae_feature_quarter", encoded.taps.quarter_size[:, ::4]
+    yield "vae_feature_half", encoded.features[0][:, ::4]
+    yield "vae_feature_quarter", encoded.features[1][:, ::4]
     for w in (0.0, 0.5, 1.0):
-        decoded = networks.autoencoder.decode(latent, encoded.taps, torch.tensor(w))
+        decoded = networks.autoencoder.decode(latent, encoded.features, torch.tensor(w))
         yield f"cfw_decoded_w{w}", decoded
 
 
@@ -247,8 +247,8 @@ def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
     sampled = drive(sampler, golden.predict)
     yield "image_sampled_latent", sampled
     w = torch.tensor(float(golden.arrays["image_fidelity"]))
-    scale = networks.config.autoencoder.scaling_factor
-    decoded = networks.autoencoder.decode(sampled / scale, networks.autoencoder.encode(up).taps, w)
+    features = networks.autoencoder.encode(up).features
+    decoded = networks.autoencoder.decode(networks.autoencoder.unscaled(sampled), features, w)
     for name, fix in (("adain", adain), ("wavelet", wavelet)):
         image = (fix(decoded, up)[0].permute(1, 2, 0) + 1) / 2
         yield f"image_sr_{name}", (image.clamp(0, 1) * 255).to(torch.uint8)

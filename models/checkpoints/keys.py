@@ -275,8 +275,9 @@ def _text_block(released: str, ours: str) -> Iterator[Entry]:
 def diffusion_entries(config: ModelConfig) -> list[Entry]:
     """Every tensor of a released diffusion file, but for the schedule's tables."""
     entries = [*_unet(config.unet), *_encoder(config.encoder)]
+    own = config.released_autoencoder
     entries += autoencoder_entries(
-        config.autoencoder, fusion=False, prefix="first_stage_model.", network="first_stage"
+        own, fusion=False, prefix="first_stage_model.", network="first_stage"
     )
     if config.text is not None:
         entries += _text(config.text.layers)

@@ -97,7 +97,7 @@ def open_sources(sources: Sources, prediction: Prediction) -> Opened:
             pieces |= base.pieces(ours)
         else:
             pieces |= released_pieces(base, rest, ours, heads)
-    wrapped = list(autoencoder_entries(config.autoencoder))
+    wrapped = list(autoencoder_entries(config.released_autoencoder))
     pieces |= released_pieces(autoencoder, wrapped, ours, heads)
 
     read = [diffusion, autoencoder, *([base] if isinstance(base, Checkpoint) else [])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from models.compiled.buckets import bucket_of, padded, room
 from models.compiled.compiling import Compiling, Mode
-from models.compiled.denoiser import Apart, Denoiser, Denoises, channels_last
+from models.compiled.denoiser import Apart, Denoiser, Denoises
 from models.compiled.graphs import Graphs
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Graphs",
     "Mode",
     "bucket_of",
-    "channels_last",
     "padded",
     "room",
 ]

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.arithmetic import arithmetic
 from models.compiled.buckets import bucket_of, buckets, padded, room
 from models.compiled.compiling import Compiling
 from models.compiled.graphs import Graphs
 from models.networks.bundle import Networks
+from models.networks.layout import channels_last
 
-__all__ = ["Apart", "Denoiser", "Denoises", "channels_last"]
+__all__ = ["Apart", "Denoiser", "Denoises"]
 
 log = logging.getLogger(__name__)
 
@@ -268,17 +269,6 @@ def _functions(networks: Networks, device: torch.device) -> tuple[_Function, _Fu
             return (networks.denoise_guided(noisy, t, None, features).float(),)
 
     return whole, encode, denoise
-
-
-def channels_last(part: nn.Module) -> None:
-    """Lays the kernels of convolutions out so; their results follow.
-
-    A kernel is a `weight` of four dimensions. Keys and values of the constant context have four as
-    well, and attention of keys so laid out is none of the fused ones.
-    """
-    for name, parameter in part.named_parameters():
-        if parameter.ndim == 4 and name.endswith(".weight"):
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _keep_in(folder: Path) -> None:

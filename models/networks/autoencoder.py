@@ -1,4 +1,4 @@
-"""SD's KL autoencoder, its encoder tapped and its decoder wrapped (paper, section 3.3).
+"""SD's KL autoencoder, its encoder's features kept and its decoder wrapped (paper, section 3.3).
 
 Built from diffusers' `Encoder` and `Decoder`; their modules and names are unchanged, only the
 forward passes differ, and `decoder.fusion` is new.
@@ -6,7 +6,7 @@ forward passes differ, and `decoder.fusion` is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 from diffusers.models.autoencoders.vae import Decoder, Encoder
@@ -16,28 +16,22 @@ from torch import Tensor, nn
 from models.config import AutoencoderConfig
 from models.networks.fusion import FusionLayer
 
-__all__ = ["Autoencoder", "Encoded", "Taps"]
-
-
-class Taps(NamedTuple):
-    """Encoder features that the decoder's fusion layers read."""
-
-    half_size: Tensor
-    """(n, widths[1], H/2, W/2)"""
-    quarter_size: Tensor
-    """(n, widths[2], H/4, W/4)"""
+__all__ = ["Autoencoder", "Encoded"]
 
 
 class Encoded(NamedTuple):
-    """What the encoder says of an image."""
+    """What an encoder says of an image."""
 
     moments: Tensor
-    """Mean and log-variance of the posterior, unscaled: (n, 2 * latent_channels, H/8, W/8)."""
-    taps: Taps
+    """Unscaled: mean and log-variance of the posterior, (n, 2 * latent_channels, H/8, W/8); of the
+    compact autoencoder the latent itself."""
+    features: tuple[Tensor, ...]
+    """What the decoder's fusion layers read, the finest first: (n, width, H/2, W/2) and
+    (n, width, H/4, W/4); of the compact autoencoder the latter alone."""
 
 
-class _TappedEncoder(Encoder):
-    def forward(self, sample: Tensor) -> Encoded:  # type: ignore[override]  # the base has no taps
+class _FeatureEncoder(Encoder):
+    def forward(self, sample: Tensor) -> Encoded:  # type: ignore[override]  # the base gives no features
         sample = self.conv_in(sample)
         seen = []
         for block in cast("Iterable[DownEncoderBlock2D]", self.down_blocks):
@@ -48,11 +42,11 @@ class _TappedEncoder(Encoder):
                 sample = block.downsamplers[0](sample)
         sample = self.mid_block(sample)
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
-        return Encoded(sample, Taps(half_size=seen[1], quarter_size=seen[2]))
+        return Encoded(sample, (seen[1], seen[2]))
 
 
 class _WrappedDecoder(Decoder):
-    """Decoder whose quarter- and half-size levels add `fidelity * fusion(tap, feature)`."""
+    """Decoder whose quarter- and half-size levels add `fidelity * fusion(encoded, decoded)`."""
 
     def __init__(self, config: AutoencoderConfig, *, fusion: bool) -> None:
         super().__init__(
@@ -76,18 +70,24 @@ class _WrappedDecoder(Decoder):
             else None
         )
 
-    def forward(  # type: ignore[override]  # the base takes no taps
-        self, sample: Tensor, taps: Taps | None = None, fidelity: Tensor | None = None
+    def forward(  # type: ignore[override]  # the base takes no features
+        self,
+        sample: Tensor,
+        features: Sequence[Tensor] | None = None,
+        fidelity: Tensor | None = None,
     ) -> Tensor:
         sample = self.mid_block(self.conv_in(sample))
         # Deepest level first: of four levels the second is a quarter of the image's size.
-        at = {len(self.up_blocks) - 3: "quarter_size", len(self.up_blocks) - 2: "half_size"}
+        at = {
+            len(self.up_blocks) - 3: ("quarter_size", 1),
+            len(self.up_blocks) - 2: ("half_size", 0),
+        }
         for i, block in enumerate(cast("Iterable[UpDecoderBlock2D]", self.up_blocks)):
             for resnet in block.resnets:
                 sample = resnet(sample, None)
-            if taps is not None and fidelity is not None and self.fusion is not None and i in at:
-                tap = getattr(taps, at[i])
-                sample = sample + fidelity * self.fusion[at[i]](tap, sample)
+            if features is not None and self.fusion is not None and i in at:
+                name, place = at[i]
+                sample = sample + fidelity * self.fusion[name](features[place], sample)
             if block.upsamplers is not None:
                 sample = block.upsamplers[0](sample)
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
@@ -109,7 +109,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         latent = config.latent_channels
-        self.encoder = _TappedEncoder(
+        self.encoder = _FeatureEncoder(
             in_channels=3,
             out_channels=latent,
             down_block_types=("DownEncoderBlock2D",) * len(config.widths),
@@ -123,9 +123,9 @@ class Autoencoder(nn.Module):
             self.decoder = _WrappedDecoder(config, fusion=fusion)
 
     def encode(self, image: Tensor) -> Encoded:
-        """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> posterior moments and taps."""
-        moments, taps = self.encoder(image)
-        return Encoded(self.quant_conv(moments), taps)
+        """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> posterior moments, features."""
+        moments, features = self.encoder(image)
+        return Encoded(self.quant_conv(moments), features)
 
     def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latent of the posterior: its mean, or a sample where `noise` is given."""
@@ -134,15 +134,22 @@ class Autoencoder(nn.Module):
             mean = mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * noise
         return mean * self.config.scaling_factor
 
+    def unscaled(self, latent: Tensor) -> Tensor:
+        """What `decode` takes, of what the sampler gives."""
+        return latent / self.config.scaling_factor
+
     def decode(
-        self, latent: Tensor, taps: Taps | None = None, fidelity: Tensor | None = None
+        self,
+        latent: Tensor,
+        features: Sequence[Tensor] | None = None,
+        fidelity: Tensor | None = None,
     ) -> Tensor:
         """Unscaled latent (n, c, h, w) -> image (n, 3, 8h, 8w), nominally in [-1, 1].
 
         Args:
-            latent: what the sampler returned, divided by the scaling factor.
-            taps: the encoder's features of the upsampled LR image; None decodes plainly.
-            fidelity: scalar tensor w in [0, 1] (eq. 5); None decodes plainly, as w = 0 does.
+            latent: what the sampler returned, `unscaled`.
+            features: the encoder's, of the upsampled LR image; None decodes plainly.
+            fidelity: with features: scalar tensor w in [0, 1] (eq. 5). 0 is as without them.
         """
-        out: Tensor = self.decoder(self.post_quant_conv(latent), taps, fidelity)
+        out: Tensor = self.decoder(self.post_quant_conv(latent), features, fidelity)
         return out

@@ -8,13 +8,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.config import ModelConfig
+from models.config import AutoencoderConfig, CompactConfig, ModelConfig
 from models.networks.autoencoder import Autoencoder
+from models.networks.compact import CompactAutoencoder
 from models.networks.encoder import TimeAwareEncoder
 from models.networks.text import TextTower
 from models.networks.unet import ModulatedUNet
 
-__all__ = ["Networks"]
+__all__ = ["AnyAutoencoder", "Networks", "make_autoencoder"]
+
+AnyAutoencoder = Autoencoder | CompactAutoencoder
+"""One protocol: `encode` with features, `latent` and back, `decode` with a fidelity weight."""
+
+
+def make_autoencoder(
+    config: AutoencoderConfig | CompactConfig, *, fusion: bool = True, decoder: bool = True
+) -> AnyAutoencoder:
+    """The autoencoder of a configuration; arguments as of `Autoencoder`."""
+    if isinstance(config, CompactConfig):
+        return CompactAutoencoder(config, fusion=fusion, decoder=decoder)
+    return Autoencoder(config, fusion=fusion, decoder=decoder)
 
 
 class Networks(nn.Module):
@@ -34,9 +47,9 @@ class Networks(nn.Module):
         self.config = config
         self.unet = ModulatedUNet(config.unet)
         self.encoder = TimeAwareEncoder(config.encoder)
-        self.autoencoder = Autoencoder(config.autoencoder)
+        self.autoencoder = make_autoencoder(config.autoencoder)
         self.first_stage = (
-            Autoencoder(config.autoencoder, fusion=False, decoder=first_stage == "whole")
+            make_autoencoder(config.autoencoder, fusion=False, decoder=first_stage == "whole")
             if first_stage is not None
             else None
         )

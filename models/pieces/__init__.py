@@ -14,10 +14,10 @@ computed twice but the few rows by which a dense block's convolutions reach into
 
 Memory: a map is freed block by block while the pass that reads it last goes over it, and that
 pass's result takes its place. At no time are more held than two maps of the finest level's width
-(of the released size: 512 bytes a pixel in bfloat16) and a few blocks, beside the encoder's taps
-(192 bytes a pixel); at work are the strips and, in the middle, the attention's keys and values
-(`attention`). `cost` says beforehand how much that is. Where memory runs out nevertheless, strips
-are halved and the strip that failed is done again.
+(of the released size: 512 bytes a pixel in bfloat16) and a few blocks, beside the encoder's
+features (192 bytes a pixel); at work are the strips and, in the middle, the attention's keys and
+values (`attention`). `cost` says beforehand how much that is. Where memory runs out nevertheless,
+strips are halved and the strip that failed is done again.
 
 The result differs from the whole image's by rounding alone, in float32 by less than 1e-5 of it;
 another height of strips changes it as little, but not by nothing. Above `Pieces.attention_keys`
@@ -26,7 +26,7 @@ latent cells the attention is an approximation, the same for any strips.
 
 from models.pieces.coding import decode, encode
 from models.pieces.cost import flops, peak_bytes
-from models.pieces.encoder import EncodedPieces, TapMaps
+from models.pieces.encoder import EncodedPieces
 from models.pieces.settings import Callbacks, Keep, Memory, Pieces
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "Keep",
     "Memory",
     "Pieces",
-    "TapMaps",
     "decode",
     "encode",
     "flops",

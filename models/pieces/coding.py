@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from models.folding.upsampling import upsamplers_folded
-from models.networks.autoencoder import Autoencoder
+from models.networks.bundle import AnyAutoencoder
+from models.networks.compact import ANCHORED, CompactAutoencoder, anchored, quarter
+from models.pieces.compact import run_compact_decoder, run_compact_encoder
 from models.pieces.cost import decode_cost, encode_cost
 from models.pieces.decoder import run_decoder
-from models.pieces.encoder import EncodedPieces, TapMaps, run_encoder
+from models.pieces.encoder import EncodedPieces, run_encoder
 from models.pieces.executor import Executor, TensorSource, Write
 from models.pieces.settings import Callbacks, Pieces
-from models.pieces.store import MapStore
+from models.pieces.store import FeatureMap, MapStore
 
 __all__ = ["decode", "encode"]
 
 
 @torch.inference_mode()
 def encode(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     image: Tensor,
     pieces: Pieces,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    taps: bool = True,
+    features: bool = True,
     callbacks: Callbacks | None = None,
 ) -> EncodedPieces:
     """`autoencoder.encode`, in pieces.
@@ -36,7 +40,7 @@ def encode(
         pieces: size of the strips and where maps are kept.
         device: of the network.
         dtype: of the network and of the maps.
-        taps: whether the decoder's fusion will want them; they stay until `close()`.
+        features: whether the decoder's fusion will want them; they stay until `close()`.
         callbacks: told and asked between strips.
 
     Raises:
@@ -45,37 +49,52 @@ def encode(
     """
     config = autoencoder.config
     height, width = image.shape[2:]
-    flops = encode_cost(config, height, width, pieces, dtype, taps=taps).flops
-    cells = (height // config.downscale, width // config.downscale)
-    moments = torch.empty((1, 2 * config.latent_channels, *cells), device=device)
+    flops = encode_cost(config, height, width, pieces, dtype, features=features).flops
+    moments = _room_for_moments(autoencoder, image, device)
     store = MapStore(pieces.keep, device, dtype, pieces.rows, pieces.scratch)
     try:
         run = Executor(store, pieces.rows, flops, callbacks or Callbacks())
-        kept = run_encoder(
-            run,
-            autoencoder,
-            TensorSource(image, device, dtype),
-            pieces.attention_keys,
-            taps=taps,
-            write=_into(moments),
-        )
+        source = TensorSource(image, device, dtype)
+        if isinstance(autoencoder, CompactAutoencoder):
+            write = _into(moments[:, ANCHORED:])
+            kept = run_compact_encoder(run, autoencoder, source, features=features, write=write)
+        else:
+            kept = run_encoder(
+                run,
+                autoencoder,
+                source,
+                pieces.attention_keys,
+                features=features,
+                write=_into(moments),
+            )
     except BaseException:
         store.close()
         raise
     return EncodedPieces(moments, kept, store)
 
 
+def _room_for_moments(autoencoder: AnyAutoencoder, image: Tensor, device: torch.device) -> Tensor:
+    """Of the compact autoencoder with the channels in it that are the image itself."""
+    config = autoencoder.config
+    cells = [side // config.downscale for side in image.shape[2:]]
+    if not isinstance(autoencoder, CompactAutoencoder):
+        return torch.empty((1, 2 * config.latent_channels, *cells), device=device)
+    moments = torch.empty((1, config.latent_channels, *cells), device=device)
+    moments[:, :ANCHORED] = anchored(quarter(image))
+    return moments
+
+
 @torch.inference_mode()
 def decode(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     latent: Tensor,
-    taps: TapMaps | None,
+    features: Sequence[FeatureMap],
     fidelity: float,
     pieces: Pieces,
     *,
     device: torch.device,
     dtype: torch.dtype,
-    free_taps: bool = False,
+    free_features: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Tensor:
     """`autoencoder.decode`, in pieces.
@@ -83,12 +102,12 @@ def decode(
     Args:
         autoencoder: on `device`, in `dtype`.
         latent: unscaled, (1, c, h, w), anywhere and of any dtype.
-        taps: of `encode`; None decodes plainly, as fidelity 0 does.
+        features: of `encode`; without them it decodes plainly, as with fidelity 0.
         fidelity: weight of the fusion in [0, 1] (eq. 5).
         pieces: size of the strips and where maps are kept.
         device: of the network.
         dtype: of the network and of the maps.
-        free_taps: free each tap as it is read for the last time, not with `EncodedPieces`.
+        free_features: free each as it is read for the last time, not with `EncodedPieces`.
         callbacks: told and asked between strips.
 
     Returns:
@@ -98,7 +117,7 @@ def decode(
         ScratchFull: maps are kept on disk and it has no room.
         torch.OutOfMemoryError: there is no memory for strips of one row either.
     """
-    taps = taps if fidelity > 0 else None
+    wanted = features if fidelity > 0 and features else None
     config = autoencoder.config
     height, width = (config.downscale * side for side in latent.shape[2:])
     flops = decode_cost(
@@ -107,23 +126,35 @@ def decode(
         width,
         pieces,
         dtype,
-        fusion=taps is not None,
-        free_taps=free_taps,
+        fusion=wanted is not None,
+        free_features=free_features,
         folded=upsamplers_folded(autoencoder),
     ).flops
     image = torch.empty((1, 3, height, width))
     with MapStore(pieces.keep, device, dtype, pieces.rows, pieces.scratch) as store:
         run = Executor(store, pieces.rows, flops, callbacks or Callbacks())
-        run_decoder(
-            run,
-            autoencoder,
-            TensorSource(latent, device, dtype),
-            pieces.attention_keys,
-            taps,
-            fidelity,
-            free_taps=free_taps,
-            write=_into(image),
-        )
+        source, write = TensorSource(latent, device, dtype), _into(image)
+        if isinstance(autoencoder, CompactAutoencoder):
+            run_compact_decoder(
+                run,
+                autoencoder,
+                source,
+                wanted,
+                fidelity,
+                free_features=free_features,
+                write=write,
+            )
+        else:
+            run_decoder(
+                run,
+                autoencoder,
+                source,
+                pieces.attention_keys,
+                wanted,
+                fidelity,
+                free_features=free_features,
+                write=write,
+            )
     return image
 
 

@@ -12,11 +12,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from models.config import AutoencoderConfig
+from models.config import AutoencoderConfig, CompactConfig
 from models.folding.upsampling import fold_upsamplers
-from models.networks.autoencoder import Autoencoder
+from models.networks.bundle import AnyAutoencoder, make_autoencoder
+from models.networks.compact import CompactAutoencoder
+from models.pieces.compact import run_compact_decoder, run_compact_encoder
 from models.pieces.decoder import run_decoder
-from models.pieces.encoder import TapMaps, run_encoder
+from models.pieces.encoder import run_encoder
 from models.pieces.executor import Executor, Pass, TensorSource, Write
 from models.pieces.settings import Callbacks, Memory, Pieces
 from models.pieces.statistics import GPU_CHUNK
@@ -25,6 +27,7 @@ from models.pieces.store import FeatureMap, MapStore
 __all__ = ["Cost", "decode_cost", "encode_cost", "flops", "peak_bytes"]
 
 _META = torch.device("meta")
+_Config = AutoencoderConfig | CompactConfig
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,9 @@ class _Rehearsal(Executor):
 
 
 @lru_cache
-def _autoencoder(config: AutoencoderConfig, *, folded: bool = False) -> Autoencoder:
+def _autoencoder(config: _Config, *, folded: bool = False) -> AnyAutoencoder:
     with _META:
-        made = Autoencoder(config)
+        made = make_autoencoder(config)
     if folded:
         fold_upsamplers(made)
     return made
@@ -107,62 +110,73 @@ def _autoencoder(config: AutoencoderConfig, *, folded: bool = False) -> Autoenco
 
 @lru_cache(maxsize=256)
 def encode_cost(
-    config: AutoencoderConfig,
+    config: _Config,
     height: int,
     width: int,
     pieces: Pieces,
     dtype: torch.dtype,
     *,
-    taps: bool,
+    features: bool,
 ) -> Cost:
-    """Of `encode`; sides in px. The taps count as maps."""
+    """Of `encode`; sides in px. The features count as maps."""
     run = _Rehearsal(pieces, dtype)
     image = TensorSource(torch.empty((1, 3, height, width), device=_META), _META, dtype)
-    run_encoder(run, _autoencoder(config), image, pieces.attention_keys, taps=taps, write=_nowhere)
+    autoencoder = _autoencoder(config)
+    if isinstance(autoencoder, CompactAutoencoder):
+        run_compact_encoder(run, autoencoder, image, features=features, write=_nowhere)
+    else:
+        keys = pieces.attention_keys
+        run_encoder(run, autoencoder, image, keys, features=features, write=_nowhere)
     return run.cost
 
 
 @lru_cache(maxsize=256)
 def decode_cost(
-    config: AutoencoderConfig,
+    config: _Config,
     height: int,
     width: int,
     pieces: Pieces,
     dtype: torch.dtype,
     *,
     fusion: bool,
-    free_taps: bool = False,
+    free_features: bool = False,
     folded: bool = False,
 ) -> Cost:
-    """Of `decode`; sides of the image in px. The taps count as maps while they are there.
+    """Of `decode`; sides of the image in px. The features count as maps while they are there.
 
     `folded`: whether the upsamplers are (`models.folding`). That takes less arithmetic, and no more
     memory.
     """
     run = _Rehearsal(pieces, dtype)
-    taps = None
+    features = None
     if fusion:
-        half, quarter = (
-            run.hold(config.widths[level], height >> level, width >> level) for level in (1, 2)
-        )
-        taps = TapMaps(half, quarter)
+        features = [
+            run.hold(channels, height // smaller, width // smaller)
+            for channels, smaller in config.feature_widths
+        ]
     shape = (1, config.latent_channels, height // config.downscale, width // config.downscale)
     latent = TensorSource(torch.empty(shape, device=_META), _META, dtype)
-    run_decoder(
-        run,
-        _autoencoder(config, folded=folded),
-        latent,
-        pieces.attention_keys,
-        taps,
-        1.0,
-        free_taps=free_taps,
-        write=_nowhere,
-    )
+    autoencoder = _autoencoder(config, folded=folded)
+    if isinstance(autoencoder, CompactAutoencoder):
+        run_compact_decoder(
+            run, autoencoder, latent, features, 1.0, free_features=free_features, write=_nowhere
+        )
+    else:
+        run_decoder(
+            run,
+            autoencoder,
+            latent,
+            pieces.attention_keys,
+            features,
+            1.0,
+            free_features=free_features,
+            write=_nowhere,
+        )
     return run.cost
 
 
 def flops(
-    config: AutoencoderConfig,
+    config: _Config,
     height: int,
     width: int,
     pieces: Pieces,
@@ -175,7 +189,7 @@ def flops(
 
 
 def peak_bytes(
-    config: AutoencoderConfig,
+    config: _Config,
     height: int,
     width: int,
     pieces: Pieces,
@@ -183,17 +197,24 @@ def peak_bytes(
     *,
     decode: bool,
     fusion: bool,
-    free_taps: bool = False,
+    free_features: bool = False,
     widened: bool = False,
 ) -> Memory:
     """Held at most while an image of these sides (px) is encoded or decoded.
 
     `widened`: whether products are computed in float32 copies (`models.arithmetic`).
-    Includes the taps, where there is fusion, and the decoded image. The weights and the image
+    Includes the features, where there is fusion, and the decoded image. The weights and the image
     that is encoded are the caller's. Where the device is the processor, add device and host.
     """
     cost = _cost(
-        config, height, width, pieces, dtype, decode=decode, fusion=fusion, free_taps=free_taps
+        config,
+        height,
+        width,
+        pieces,
+        dtype,
+        decode=decode,
+        fusion=fusion,
+        free_features=free_features,
     )
     image = 3 * height * width * torch.float32.itemsize if decode else 0
     working = cost.working + cost.copies * widened
@@ -205,7 +226,7 @@ def peak_bytes(
 
 
 def _cost(
-    config: AutoencoderConfig,
+    config: _Config,
     height: int,
     width: int,
     pieces: Pieces,
@@ -213,11 +234,13 @@ def _cost(
     *,
     decode: bool,
     fusion: bool,
-    free_taps: bool = False,
+    free_features: bool = False,
 ) -> Cost:
     if decode:
-        return decode_cost(config, height, width, pieces, dtype, fusion=fusion, free_taps=free_taps)
-    return encode_cost(config, height, width, pieces, dtype, taps=fusion)
+        return decode_cost(
+            config, height, width, pieces, dtype, fusion=fusion, free_features=free_features
+        )
+    return encode_cost(config, height, width, pieces, dtype, features=fusion)
 
 
 def _nowhere(top: int, rows: Tensor) -> None:

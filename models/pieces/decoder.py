@@ -1,7 +1,8 @@
-"""The decoder in passes: a latent and, where wanted, the encoder's taps to an image."""
+"""The released decoder in passes: a latent and, where wanted, encoder features to an image."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from models.folding.upsampling import PhaseUpsample
 from models.networks.autoencoder import Autoencoder
 from models.networks.fusion import DenseBlock, FusionLayer, ResidualInResidual
 from models.pieces.blocks import dense_block, entered, head, layers, resnet, upsampled
-from models.pieces.encoder import TapMaps, middle
+from models.pieces.encoder import middle
 from models.pieces.executor import Executor, Source, Write
 from models.pieces.store import FeatureMap
 from models.pieces.strips import Convolution
@@ -27,10 +28,10 @@ def run_decoder(
     autoencoder: Autoencoder,
     latent: Source,
     keys: int,
-    taps: TapMaps | None,
+    features: Sequence[FeatureMap] | None,
     fidelity: float,
     *,
-    free_taps: bool,
+    free_features: bool,
     write: Write,
 ) -> None:
     """Passes from an unscaled latent to the image's rows.
@@ -40,9 +41,9 @@ def run_decoder(
         autoencoder: whose decoder.
         latent: (c, h, w)
         keys: the attention's bound.
-        taps: the encoder's, or None to decode plainly.
+        features: the encoder's, or None to decode plainly.
         fidelity: weight of the fusion in [0, 1].
-        free_taps: whether this is the last use of the taps.
+        free_features: whether this is the last use of the features.
         write: takes the image's first row and rows (1, 3, n, W) at a time.
     """
     decoder = autoencoder.decoder
@@ -50,13 +51,15 @@ def run_decoder(
     x = entered(run, latent, [autoencoder.post_quant_conv, decoder.conv_in])
     x = middle(run, x, decoder.mid_block, keys)
     # Deepest level first: of four levels the second is a quarter of the image's size.
-    at = {len(decoder.up_blocks) - 3: "quarter_size", len(decoder.up_blocks) - 2: "half_size"}
+    last = len(decoder.up_blocks) - 1
+    at = {last - 2: ("quarter_size", 1), last - 1: ("half_size", 0)}
     for level, block in enumerate(layers(decoder.up_blocks, UpDecoderBlock2D)):
         for residual in layers(block.resnets, ResnetBlock2D):
             x = resnet(run, [x], residual)
-        if taps is not None and decoder.fusion is not None and level in at:
-            fusion = cast(FusionLayer, decoder.fusion[at[level]])
-            x = _fused(run, getattr(taps, at[level]), x, fusion, weight, free_taps)
+        if features is not None and decoder.fusion is not None and level in at:
+            name, place = at[level]
+            fusion = cast(FusionLayer, decoder.fusion[name])
+            x = _fused(run, features[place], x, fusion, weight, free_features)
         if block.upsamplers is not None:
             (sampler,) = block.upsamplers
             conv = sampler.conv if isinstance(sampler, Upsample2D) else sampler
@@ -65,10 +68,15 @@ def run_decoder(
 
 
 def _fused(
-    run: Executor, tap: FeatureMap, x: FeatureMap, fusion: FusionLayer, weight: Tensor, free: bool
+    run: Executor,
+    feature: FeatureMap,
+    x: FeatureMap,
+    fusion: FusionLayer,
+    weight: Tensor,
+    free: bool,
 ) -> FeatureMap:
-    """`x + weight * fusion(tap, x)` (paper, eq. 5); `x` is freed, and the tap where `free`."""
-    r = resnet(run, [tap, x], fusion.enter, last=[free, False])
+    """`x + weight * fusion(feature, x)` (paper, eq. 5); `x` is freed, and the feature if `free`."""
+    r = resnet(run, [feature, x], fusion.enter, last=[free, False])
     blocks = layers(fusion.dense, ResidualInResidual)
     for block in blocks:
         entry = r

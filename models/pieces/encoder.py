@@ -1,9 +1,8 @@
-"""The encoder in passes: an image to posterior moments and, where asked, the decoder's taps."""
+"""The released encoder in passes: an image to posterior moments and the decoder's features."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NamedTuple
 
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
@@ -17,36 +16,26 @@ from models.pieces.blocks import downsampled, entered, head, layers, resnet
 from models.pieces.executor import Executor, Source, Write
 from models.pieces.store import FeatureMap, MapStore
 
-__all__ = ["EncodedPieces", "TapMaps", "middle", "run_encoder"]
-
-
-class TapMaps(NamedTuple):
-    """Encoder features that the decoder's fusion layers read, as maps."""
-
-    half_size: FeatureMap
-    """(widths[1], H/2, W/2)"""
-    quarter_size: FeatureMap
-    """(widths[2], H/4, W/4)"""
+__all__ = ["EncodedPieces", "middle", "run_encoder"]
 
 
 class EncodedPieces:
     """What the encoder says of an image. Holds memory or files until it is closed."""
 
-    def __init__(self, moments: Tensor, taps: TapMaps | None, store: MapStore) -> None:
+    def __init__(self, moments: Tensor, features: tuple[FeatureMap, ...], store: MapStore) -> None:
         self.moments = moments
-        """Mean and log-variance of the posterior, unscaled, float32 on the network's device:
-        (1, 2 * latent_channels, H/8, W/8)."""
-        self.taps = taps
-        """None if they were not asked for."""
+        """As of `Encoded`, float32 on the network's device."""
+        self.features = features
+        """As of `Encoded`; none if they were not asked for."""
         self._store = store
 
     @property
     def held(self) -> int:
-        """Bytes of the taps that are not freed yet."""
+        """Bytes of the features that are not freed yet."""
         return self._store.held
 
     def close(self) -> None:
-        """Frees the taps; the moments stay."""
+        """Frees the features; the moments stay."""
         self._store.close()
 
     def __enter__(self) -> EncodedPieces:
@@ -67,34 +56,34 @@ def run_encoder(
     image: Source,
     keys: int,
     *,
-    taps: bool,
+    features: bool,
     write: Write,
-) -> TapMaps | None:
-    """Passes from an image to the moments' rows and, where asked, the taps.
+) -> tuple[FeatureMap, ...]:
+    """Passes from an image to the moments' rows and, where asked, the decoder's features.
 
     Args:
         run: runs them.
         autoencoder: whose encoder.
         image: (3, H, W)
         keys: the attention's bound.
-        taps: whether to keep them.
+        features: whether to keep them.
         write: takes the moments' first row and rows (1, 2 * latent_channels, n, W/8) at a time.
     """
     encoder = autoencoder.encoder
     x = entered(run, image, [encoder.conv_in])
-    kept: dict[int, FeatureMap] = {}
+    kept: list[FeatureMap] = []
     for level, block in enumerate(layers(encoder.down_blocks, DownEncoderBlock2D)):
         for residual in layers(block.resnets, ResnetBlock2D):
             x = resnet(run, [x], residual)
-        tapped = taps and level in (1, 2)
-        if tapped:
-            kept[level] = x
+        wanted = features and level in (1, 2)
+        if wanted:
+            kept.append(x)
         if block.downsamplers is not None:
             (sampler,) = layers(block.downsamplers, Downsample2D)
-            x = downsampled(run, x, sampler.conv, last=not tapped)
+            x = downsampled(run, x, sampler.conv, last=not wanted)
     x = middle(run, x, encoder.mid_block, keys)
     head(run, x, encoder.conv_norm_out, [encoder.conv_out, autoencoder.quant_conv], write)
-    return TapMaps(kept[1], kept[2]) if taps else None
+    return tuple(kept)
 
 
 def middle(run: Executor, x: FeatureMap, block: UNetMidBlock2D, keys: int) -> FeatureMap:

@@ -82,7 +82,7 @@ class Small(Asked):
 def test_jobs_in_the_engine_give_what_they_give_one_at_a_time() -> None:
     # Tiles of 16 latent cells instead of 64, which is 16 times faster.
     tiny = get_preset("tiny")
-    small = replace(tiny, native=128, tile=16)
+    small = replace(tiny, native=128, tile=16, overlap=8)
     sr = StableSR.from_folder(preset_folder(tiny), small)
     engine = Engine(sr, max_tiles=4)
     engine.start()

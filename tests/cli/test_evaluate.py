@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from models.evaluation.pictures import write
+from evaluation.pictures import write
 from models.pipeline import StableSR
-from tests.models.evaluation.conftest import NARROWER, NATIVE, crop, write_originals
+from tests.evaluation.conftest import NARROWER, NATIVE, crop, write_originals
 
 runner = CliRunner()
 WIDE = {"COLUMNS": "200"}
@@ -73,7 +73,7 @@ def test_programs_get_the_scores_as_json_on_the_standard_output(
         ("--hr {hr} --lr {hr} --degrade paper", 2, "either --lr or --degrade"),
         ("--lr {hr}", 2, "Give --hr"),
         ("--hr {hr}/absent --degrade paper", 3, "There is no folder"),
-        ("--hr {hr} --degrade bicubic --baseline nearest", 2, "neither bicubic nor"),
+        ("--hr {hr} --degrade bicubic --baseline nearest", 2, "is none of bicubic"),
         ("tally {hr}/petra.png --key {hr}/absent.json", 3, "absent.json cannot be read"),
         ("figures", 2, "Give --hr"),
     ],

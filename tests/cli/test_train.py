@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from tests.models.training.small_run import base_weights, write_photographs
+from tests.training.small_run import base_weights, write_photographs
 
 runner = CliRunner()
 

@@ -24,7 +24,12 @@ from models.pipeline import StableSR
 from models.plan import Resources
 from models.presets import PRESETS
 from models.sampling import StepRequest, drive
-from tests.models.pieces.pictures import decode_pieces, encode_pieces, relative_error
+from tests.models.pieces.pictures import (
+    decode_pieces,
+    encode_pieces,
+    latent_of,
+    relative_error,
+)
 from tests.parity import Golden, comparisons
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -96,16 +101,19 @@ def test_coding_in_pieces_is_coding_whole(sr: StableSR, tmp_path: Path, keep: st
         encoded = encode_pieces(autoencoder, image.cpu(), pieces, device=CUDA)
         with encoded:
             assert relative_error(encoded.moments.cpu(), whole.moments.cpu()) < 1e-5
-            latent = torch.randn(whole.moments[:, :8].shape, device=CUDA)
+            latent = torch.randn_like(latent_of(autoencoder, whole.moments))
             for fidelity in (0.0, 1.0):
-                wanted = autoencoder.decode(latent, whole.taps, torch.tensor(fidelity, device=CUDA))
-                taps = encoded.taps if fidelity else None
-                found = decode_pieces(autoencoder, latent, taps, fidelity, pieces, device=CUDA)
+                wanted = autoencoder.decode(
+                    latent, whole.features, torch.tensor(fidelity, device=CUDA)
+                )
+                features = encoded.features if fidelity else ()
+                found = decode_pieces(autoencoder, latent, features, fidelity, pieces, device=CUDA)
                 assert relative_error(found.cpu(), wanted.cpu()) < 1e-5
 
 
 def test_tiles_of_one_call_are_predicted_as_alone(sr: StableSR) -> None:
-    tiles = torch.randn(2, 5, 8, 64, 64, device=CUDA)
+    channels = sr.networks.config.unet.in_channels
+    tiles = torch.randn(2, 5, channels, 64, 64, device=CUDA)
     requests = [
         StepRequest(tiles[0, i : i + 1], tiles[1, i : i + 1], t, None, 0, 1)
         for i, t in enumerate((999, 500, 1, 250, 0))
@@ -124,7 +132,8 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
     eager = StableSR.from_preset("tiny", CUDA, dtype)
     quick = StableSR.from_preset("tiny", CUDA, dtype, compiling=Compiling("on", tmp_path))
     quick.denoiser.warm(2, 64)
-    tiles = torch.randn(2, 4, 8, 64, 64, device=CUDA)
+    channels = eager.networks.config.unet.in_channels
+    tiles = torch.randn(2, 4, channels, 64, 64, device=CUDA)
 
     def request(n: int, t: int) -> list[StepRequest]:
         return [StepRequest(tiles[0, :n], tiles[1, :n], t, None, 0, 1)]

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, UNetConfig
+from dataclasses import replace
+
+from models.config import AutoencoderConfig, CompactConfig, EncoderConfig, ModelConfig, UNetConfig
 from models.presets import Preset
 
-__all__ = ["CONFIG", "PRESET"]
+__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT"]
+
+AUTOENCODER = AutoencoderConfig(widths=(8, 8, 8, 8), layers=1, groups=4, growth=4)
+COMPACT = CompactConfig(
+    quarter_width=8,
+    eighth_width=8,
+    encoder_blocks=(1, 1),
+    layers=2,
+    head_widths=(8, 8, 8),
+    fused_after=(1, 2),
+    growth=4,
+)
 
 CONFIG = ModelConfig(
     unet=UNetConfig(widths=(8, 8, 8, 8), layers=1, head_channels=8, context_width=8, groups=4),
     encoder=EncoderConfig(widths=(8, 8, 8, 8), layers=1, groups=4),
-    autoencoder=AutoencoderConfig(widths=(8, 8, 8, 8), layers=1, groups=4, growth=4),
+    autoencoder=AUTOENCODER,
     context_tokens=2,
 )
-PRESET = Preset("narrow", native=64, tile=8, steps=2, fidelity_weight=0.5)
+"""With the released kind of autoencoder."""
+WITH_COMPACT = replace(
+    CONFIG,
+    unet=replace(CONFIG.unet, in_channels=16, out_channels=16),
+    encoder=replace(CONFIG.encoder, in_channels=16),
+    autoencoder=COMPACT,
+)
+PRESET = Preset("narrow", native=64, tile=8, overlap=4, steps=2, fidelity_weight=0.5)

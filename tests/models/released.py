@@ -65,7 +65,10 @@ def _released(config: ModelConfig, seed: int) -> tuple[Tensors, Tensors]:
     tensors, heads = ours(config, seed), config.encoder.heads
     diffusion, wrapped = (
         {e.released: to_released(e, tensors, heads) for e in entries if e.ours}
-        for entries in (diffusion_entries(config), list(autoencoder_entries(config.autoencoder)))
+        for entries in (
+            diffusion_entries(config),
+            list(autoencoder_entries(config.released_autoencoder)),
+        )
     )
     for entry in diffusion_entries(config):
         if not entry.ours:

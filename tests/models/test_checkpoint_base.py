@@ -87,8 +87,8 @@ def diffusers_models() -> tuple[Any, Any]:
     autoencoder = kinds[1](
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=config.autoencoder.widths,
-        layers_per_block=config.autoencoder.layers,
+        block_out_channels=config.released_autoencoder.widths,
+        layers_per_block=config.released_autoencoder.layers,
         latent_channels=4,
     )
     for model, prefix in ((unet, "unet."), (autoencoder, "first_stage.")):

@@ -32,7 +32,7 @@ class Coder:
     def decode(self, latent: Tensor, *given: object, **more: object) -> Tensor:
         return F.interpolate(self.latent[:, :3], scale_factor=8.0)
 
-    taps, held, keep = None, 0, "device"
+    features, held, keep = None, 0, "device"
 
     def close(self) -> None:
         pass

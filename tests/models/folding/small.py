@@ -24,7 +24,7 @@ CONFIG = ModelConfig(
         groups=4,
     ),
     encoder=EncoderConfig(widths=(8, 16, 24, 24), layers=2, heads=2, feature_width=12, groups=4),
-    autoencoder=narrow.CONFIG.autoencoder,
+    autoencoder=narrow.AUTOENCODER,
     context_tokens=3,
 )
 

@@ -59,9 +59,9 @@ def test_an_image_is_encoded_and_decoded_the_same(plain: Networks, names: list[s
         ours = folded.encode(image)
         assert error(ours.moments, right.moments) < TOLERANCE
         latent = drawn(1, 4, height, width, seed=1)
-        for taps, fidelity in ((None, None), (right.taps, w)):
-            wanted = plain.autoencoder.decode(latent, taps, fidelity)
-            assert error(folded.decode(latent, taps, fidelity), wanted) < TOLERANCE
+        for features, fidelity in ((None, None), (right.features, w)):
+            wanted = plain.autoencoder.decode(latent, features, fidelity)
+            assert error(folded.decode(latent, features, fidelity), wanted) < TOLERANCE
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ def test_the_golden_figures_of_the_networks_are_reproduced_with_all_folds() -> N
 def test_the_decoder_in_strips_gives_the_whole_decoders_image(rows: int) -> None:
     plain, folded = small.made().autoencoder, fold(small.made()).autoencoder
     latent = torch.randn(1, 4, 5, 3, dtype=torch.float64)
-    ours = decode(folded, latent, None, 0, Pieces(rows), device=CPU, dtype=torch.float64)
+    ours = decode(folded, latent, (), 0, Pieces(rows), device=CPU, dtype=torch.float64)
     torch.testing.assert_close(ours, plain.decode(latent).float(), rtol=1e-6, atol=1e-6)
 
 
@@ -92,9 +92,9 @@ def test_without_fidelity_nothing_is_fused_and_no_features_are_kept() -> None:
     options = Options(fidelity_weight=0, steps=1)
     fusion = sr.networks.autoencoder.decoder.fusion
     assert fusion is not None
-    for layer in fusion.values():
+    for layer in fusion.children():
         layer.register_forward_hook(lambda *_: pytest.fail("a fusion layer was called"))
     with sr.prepare(torch.rand(1, 3, 16, 16), options) as prepared:
-        assert prepared.encoding.taps is None
+        assert prepared.encoding.features == ()
         assert prepared.encoding.held == 0
         assert sr.decode(prepared, prepared.latent, options).isfinite().all()

@@ -120,7 +120,7 @@ def test_networks_give_the_same_with_all_folds_and_without_any() -> None:
     right = plain.predict(noisy, lr, [3, 700], None)
     encoded = plain.autoencoder.encode(image)
     latent = encoded.moments[:, :4]
-    decoded = plain.autoencoder.decode(latent, encoded.taps, w)
+    decoded = plain.autoencoder.decode(latent, encoded.features, w)
     for names in ([], list(FOLDS)):
         ours = fold(small.made(), names)
         fold_convolutions(ours)
@@ -128,7 +128,7 @@ def test_networks_give_the_same_with_all_folds_and_without_any() -> None:
         assert error(ours.predict(noisy, lr, [3, 700], None), right) < TOLERANCE
         found = ours.autoencoder.encode(image)
         assert error(found.moments, encoded.moments) < TOLERANCE
-        assert error(ours.autoencoder.decode(latent, found.taps, w), decoded) < TOLERANCE
+        assert error(ours.autoencoder.decode(latent, found.features, w), decoded) < TOLERANCE
 
 
 def count(part: nn.Module) -> int:
@@ -147,8 +147,10 @@ def test_an_image_goes_in_strips_as_it_does_whole(rows: int) -> None:
     with encode(ours.autoencoder, image, pieces, device=CPU, dtype=double) as found:
         torch.testing.assert_close(found.moments, right.moments.float(), rtol=1e-5, atol=1e-5)
         latent = right.moments[:, :4]
-        made = decode(ours.autoencoder, latent, found.taps, 0.7, pieces, device=CPU, dtype=double)
-    wanted = plain.autoencoder.decode(latent, right.taps, torch.tensor(0.7, dtype=double))
+        made = decode(
+            ours.autoencoder, latent, found.features, 0.7, pieces, device=CPU, dtype=double
+        )
+    wanted = plain.autoencoder.decode(latent, right.features, torch.tensor(0.7, dtype=double))
     torch.testing.assert_close(made, wanted.float(), rtol=1e-5, atol=1e-5)
 
 

@@ -10,6 +10,7 @@ import torch
 from models.checkpoints.folder import load_folder, preset_folder
 from models.config import AutoencoderConfig
 from models.networks.autoencoder import Autoencoder
+from models.networks.bundle import AnyAutoencoder
 from models.presets import get_preset
 
 SMALL = AutoencoderConfig(
@@ -28,7 +29,7 @@ def make_small() -> Autoencoder:
     return autoencoder.eval().requires_grad_(False)
 
 
-def make_tiny() -> Autoencoder:
+def make_tiny() -> AnyAutoencoder:
     """The embedded weights."""
     folder = preset_folder(get_preset("tiny"))
     return load_folder(folder, torch.device("cpu"), torch.float32).autoencoder

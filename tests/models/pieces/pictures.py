@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.networks.autoencoder import Autoencoder, Encoded
-from models.pieces import Callbacks, EncodedPieces, Pieces, TapMaps, decode, encode
+from models.networks.autoencoder import Encoded
+from models.networks.bundle import AnyAutoencoder
+from models.pieces import Callbacks, EncodedPieces, Pieces, decode, encode
+from models.pieces.store import FeatureMap
 
 CPU = torch.device("cpu")
 
@@ -26,54 +28,69 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     return float((found.float() - wanted.float()).norm() / wanted.float().norm())
 
 
+def dtype_of(autoencoder: AnyAutoencoder) -> torch.dtype:
+    return next(autoencoder.parameters()).dtype
+
+
+def latent_of(autoencoder: AnyAutoencoder, moments: Tensor) -> Tensor:
+    """The unscaled latent: the released autoencoder's mean, or all that the compact one gives."""
+    return moments[:, : autoencoder.config.latent_channels]
+
+
 def encode_pieces(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     image: Tensor,
     pieces: Pieces,
     *,
-    taps: bool = True,
+    features: bool = True,
     callbacks: Callbacks | None = None,
     device: torch.device = CPU,
 ) -> EncodedPieces:
-    dtype = autoencoder.quant_conv.weight.dtype
+    dtype = dtype_of(autoencoder)
     return encode(
-        autoencoder, image, pieces, device=device, dtype=dtype, taps=taps, callbacks=callbacks
+        autoencoder,
+        image,
+        pieces,
+        device=device,
+        dtype=dtype,
+        features=features,
+        callbacks=callbacks,
     )
 
 
 def decode_pieces(
-    autoencoder: Autoencoder,
+    autoencoder: AnyAutoencoder,
     latent: Tensor,
-    taps: TapMaps | None,
+    features: tuple[FeatureMap, ...],
     fidelity: float,
     pieces: Pieces,
     *,
-    free_taps: bool = False,
+    free_features: bool = False,
     callbacks: Callbacks | None = None,
     device: torch.device = CPU,
 ) -> Tensor:
-    dtype = autoencoder.quant_conv.weight.dtype
+    dtype = dtype_of(autoencoder)
     return decode(
         autoencoder,
         latent,
-        taps,
+        features,
         fidelity,
         pieces,
         device=device,
         dtype=dtype,
-        free_taps=free_taps,
+        free_features=free_features,
         callbacks=callbacks,
     )
 
 
 def coded_whole(
-    autoencoder: Autoencoder, image: Tensor, fidelity: float
+    autoencoder: AnyAutoencoder, image: Tensor, fidelity: float
 ) -> tuple[Encoded, Tensor, Tensor, Tensor]:
     """What encoding says, the latent, and it decoded with and without fusion."""
-    dtype = autoencoder.quant_conv.weight.dtype
+    dtype = dtype_of(autoencoder)
     encoded = autoencoder.encode(image.to(dtype))
-    latent = encoded.moments.chunk(2, dim=1)[0]
-    wrapped = autoencoder.decode(latent, encoded.taps, torch.tensor(fidelity, dtype=dtype))
+    latent = latent_of(autoencoder, encoded.moments)
+    wrapped = autoencoder.decode(latent, encoded.features, torch.tensor(fidelity, dtype=dtype))
     return encoded, latent, wrapped, autoencoder.decode(latent)
 
 

@@ -16,7 +16,7 @@ from models.pieces import Callbacks, Pieces
 from models.pieces.attention import attended, averaging
 from models.pieces.executor import Executor
 from models.pieces.store import MapStore
-from tests.models.pieces.conftest import make_tiny
+from tests.models.pieces.conftest import make_small
 from tests.models.pieces.pictures import CPU, decode_pieces, encode_pieces, relative_error
 
 
@@ -92,8 +92,8 @@ def test_queries_in_chunks_see_all_keys(
     assert relative_error(in_pieces(attention, x, keys=70), attention(x)) < 1e-6
 
 
-def test_averaging_changes_a_photograph_by_less_than_can_be_seen() -> None:
-    autoencoder = make_tiny()
+def test_averaging_changes_a_photograph_by_less_than_a_hundredth() -> None:
+    autoencoder = make_small()
     path = Path(__file__).parents[2] / "photographs" / "kitten.webp"
     small = Image.open(path).convert("RGB").resize((128, 128), Image.Resampling.BICUBIC)
     image = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -102,6 +102,6 @@ def test_averaging_changes_a_photograph_by_less_than_can_be_seen() -> None:
         pieces = Pieces(attention_keys=keys)
         with encode_pieces(autoencoder, image, pieces) as found:
             latent = found.moments.chunk(2, dim=1)[0]
-            results.append(decode_pieces(autoencoder, latent, found.taps, 0.5, pieces))
+            results.append(decode_pieces(autoencoder, latent, found.features, 0.5, pieces))
     exact, averaged_keys = results
     assert 1e-5 < relative_error(averaged_keys, exact) < 1e-2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.networks.autoencoder import Autoencoder
+from models.networks.bundle import AnyAutoencoder
 from models.pieces import Keep, Pieces
 from tests.models.pieces.conftest import make_small, make_tiny
 from tests.models.pieces.pictures import (
@@ -38,20 +39,20 @@ SEAMLESS = 1.5
 def test_pieces_give_the_whole_images_result(
     small: Autoencoder, weights: str, height: int, width: int
 ) -> None:
-    autoencoder = small if weights == "small" else make_tiny()
+    autoencoder: AnyAutoencoder = small if weights == "small" else make_tiny()
     image = picture(height, width)
     encoded, latent, wrapped, plain = coded_whole(autoencoder, image, FIDELITY)
     pieces = Pieces(rows=24)
     with encode_pieces(autoencoder, image, pieces) as found:
-        assert found.taps is not None
+        assert found.features is not None
         assert relative_error(found.moments, encoded.moments) < EXACT
-        for tap, wanted in zip(found.taps, encoded.taps, strict=True):
-            assert relative_error(tap.read(0, tap.height), wanted) < EXACT
-        fused = decode_pieces(autoencoder, latent, found.taps, FIDELITY, pieces)
+        for feature, wanted in zip(found.features, encoded.features, strict=True):
+            assert relative_error(feature.read(0, feature.height), wanted) < EXACT
+        fused = decode_pieces(autoencoder, latent, found.features, FIDELITY, pieces)
     assert fused.shape == image.shape
     assert fused.dtype == torch.float32
     assert relative_error(fused, wrapped) < EXACT
-    unfused = decode_pieces(autoencoder, latent, None, FIDELITY, pieces)
+    unfused = decode_pieces(autoencoder, latent, (), FIDELITY, pieces)
     assert relative_error(unfused, plain) < EXACT
 
 
@@ -62,7 +63,7 @@ def test_the_height_of_strips_does_not_matter(small: Autoencoder, rows: int) -> 
     pieces = Pieces(rows=rows)
     with encode_pieces(small, image, pieces) as found:
         assert relative_error(found.moments.chunk(2, dim=1)[0], latent) < EXACT
-        out = decode_pieces(small, latent, found.taps, FIDELITY, pieces)
+        out = decode_pieces(small, latent, found.features, FIDELITY, pieces)
     assert float((out - wrapped).abs().max()) < 1e-5 * float(wrapped.abs().max())
 
 
@@ -75,7 +76,7 @@ def test_where_maps_are_kept_changes_not_one_bit(
     for pieces in (Pieces(rows=16), Pieces(rows=16, keep=keep, scratch=tmp_path)):
         with encode_pieces(small, image, pieces) as found:
             latent = found.moments.chunk(2, dim=1)[0]
-            results.append(decode_pieces(small, latent, found.taps, 1.0, pieces))
+            results.append(decode_pieces(small, latent, found.features, 1.0, pieces))
             assert bool(open_files(tmp_path)) == (pieces.keep == "disk")
     assert torch.equal(*results)
     assert not list(tmp_path.iterdir())
@@ -88,7 +89,7 @@ def test_the_same_image_gives_the_same_bits_again(small: Autoencoder) -> None:
     for _ in range(2):
         with encode_pieces(small, image, pieces) as found:
             latent = found.moments.chunk(2, dim=1)[0]
-            results.append(decode_pieces(small, latent, found.taps, 1.0, pieces))
+            results.append(decode_pieces(small, latent, found.features, 1.0, pieces))
     assert torch.equal(*results)
 
 
@@ -97,7 +98,7 @@ def test_there_is_no_seam_where_strips_meet(small: Autoencoder) -> None:
     image = picture(192, 64)
     _, latent, wrapped, _ = coded_whole(small, image, 1.0)
     with encode_pieces(small, image, Pieces(rows)) as found:
-        out = decode_pieces(small, latent, found.taps, 1.0, Pieces(rows))
+        out = decode_pieces(small, latent, found.features, 1.0, Pieces(rows))
     difference = (out - wrapped).abs()[0].mean(dim=(0, 2))
     line = torch.arange(192)
     beside = (line % rows == 0) | (line % rows == rows - 1)
@@ -113,11 +114,11 @@ def test_the_largest_difference_at_a_border_is_no_larger_than_elsewhere(
     small: Autoencoder, weights: str, height: int, width: int, rows: int, fidelity: float
 ) -> None:
     """Neither height is a multiple of the strip's, and the last strip is a shorter one."""
-    autoencoder = small if weights == "small" else make_tiny()
+    autoencoder: AnyAutoencoder = small if weights == "small" else make_tiny()
     image = picture(height, width)
     _, latent, wrapped, plain = coded_whole(autoencoder, image, fidelity)
     with encode_pieces(autoencoder, image, Pieces(rows)) as found:
-        out = decode_pieces(autoencoder, latent, found.taps, fidelity, Pieces(rows))
+        out = decode_pieces(autoencoder, latent, found.features, fidelity, Pieces(rows))
     wanted = wrapped if fidelity else plain
     difference = (out - wanted).abs()[0].amax(dim=(0, 2))
     line = torch.arange(height)
@@ -129,26 +130,26 @@ def test_the_largest_difference_at_a_border_is_no_larger_than_elsewhere(
     assert difference.max() < 1e-5 * wanted.abs().max()
 
 
-def test_fidelity_0_decodes_plainly_and_taps_need_not_be_kept(small: Autoencoder) -> None:
+def test_fidelity_0_decodes_plainly_and_features_need_not_be_kept(small: Autoencoder) -> None:
     image, pieces = picture(64, 72), Pieces(rows=16)
     _, latent, _, plain = coded_whole(small, image, 0.0)
-    with encode_pieces(small, image, pieces, taps=False) as without:
-        assert without.taps is None
+    with encode_pieces(small, image, pieces, features=False) as without:
+        assert without.features == ()
     with encode_pieces(small, image, pieces) as found:
         assert torch.equal(found.moments, without.moments)
-        out = decode_pieces(small, latent, found.taps, 0.0, pieces)
+        out = decode_pieces(small, latent, found.features, 0.0, pieces)
     assert relative_error(out, plain) < EXACT
 
 
-def test_taps_can_be_read_again_unless_they_are_to_be_freed(small: Autoencoder) -> None:
+def test_features_can_be_read_again_unless_they_are_to_be_freed(small: Autoencoder) -> None:
     image, pieces = picture(72, 64), Pieces(rows=16)
     with encode_pieces(small, image, pieces) as found:
         latent = found.moments.chunk(2, dim=1)[0]
-        assert found.taps is not None
-        kept = found.taps.half_size.read(0, 36).clone()
-        first = decode_pieces(small, latent, found.taps, 1.0, pieces)
-        assert torch.equal(found.taps.half_size.read(0, 36), kept)
-        last = decode_pieces(small, latent, found.taps, 1.0, pieces, free_taps=True)
+        assert found.features is not None
+        kept = found.features[0].read(0, 36).clone()
+        first = decode_pieces(small, latent, found.features, 1.0, pieces)
+        assert torch.equal(found.features[0].read(0, 36), kept)
+        last = decode_pieces(small, latent, found.features, 1.0, pieces, free_features=True)
         assert torch.equal(first, last)
         assert found.held == 0
 
@@ -158,11 +159,11 @@ def test_in_half_precision_pieces_are_no_worse_than_the_whole(dtype: torch.dtype
     image = picture(72, 64)
     _, latent, exact, _ = coded_whole(make_small(), image, 1.0)
     half = make_small().to(dtype)
-    taps = half.encode(image.to(dtype)).taps
-    whole = half.decode(latent.to(dtype), taps, torch.tensor(1.0, dtype=dtype))
+    features = half.encode(image.to(dtype)).features
+    whole = half.decode(latent.to(dtype), features, torch.tensor(1.0, dtype=dtype))
     pieces = Pieces(rows=16)
     with encode_pieces(half, image, pieces) as found:
-        cut = decode_pieces(half, latent, found.taps, 1.0, pieces)
+        cut = decode_pieces(half, latent, found.features, 1.0, pieces)
     assert relative_error(cut, exact) < 1.2 * relative_error(whole, exact)
 
 

@@ -27,11 +27,11 @@ def counted(autoencoder: Autoencoder, *, decode: bool, fusion: bool) -> int:
     """By torch, over the whole image."""
     image = picture(HEIGHT, WIDTH)
     encoded, latent, _, _ = coded_whole(autoencoder, image, 1.0)
-    taps = encoded.taps if fusion else None
+    features = encoded.features if fusion else None
     # The counter does not know the processor's fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         if decode:
-            autoencoder.decode(latent, taps, torch.tensor(1.0))
+            autoencoder.decode(latent, features, torch.tensor(1.0))
         else:
             autoencoder.encode(image)
     return int(counter.get_total_flops())
@@ -69,20 +69,20 @@ def test_maps_take_what_was_said(
     pieces = Pieces(rows)
     sizes = (small.config, HEIGHT, WIDTH, pieces, torch.float32)
     said = [
-        encode_cost(*sizes, taps=fusion).maps,
-        decode_cost(*sizes, fusion=fusion, free_taps=True).maps,
+        encode_cost(*sizes, features=fusion).maps,
+        decode_cost(*sizes, fusion=fusion, free_features=True).maps,
     ]
     monkeypatch.setattr(stores.MapStore, "__init__", seen)
-    with encode_pieces(small, picture(HEIGHT, WIDTH), pieces, taps=fusion) as found:
+    with encode_pieces(small, picture(HEIGHT, WIDTH), pieces, features=fusion) as found:
         latent = found.moments.chunk(2, dim=1)[0]
         held: list[int] = []
         decode_pieces(
             small,
             latent,
-            found.taps,
+            found.features,
             1.0,
             pieces,
-            free_taps=True,
+            free_features=True,
             callbacks=Callbacks(lambda _: held.append(sum(s.held for s in opened))),
         )
     encoding, decoding = opened
@@ -99,7 +99,7 @@ def test_memory_is_counted_where_maps_are_kept(keep: Keep) -> None:
     # Two maps of the widest level, as wide as an image row has pixels.
     maps = 2 * 128 * 2 * size[0] * size[1]
     said = peak_bytes(
-        config, *size, Pieces(64, keep), dtype, decode=True, fusion=True, free_taps=True
+        config, *size, Pieces(64, keep), dtype, decode=True, fusion=True, free_features=True
     )
     in_maps = {"device": said.device, "host": said.host - image, "disk": said.disk}[keep]
     assert maps <= in_maps < 1.5 * maps

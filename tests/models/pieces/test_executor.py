@@ -42,7 +42,13 @@ def code(autoencoder: Autoencoder, pieces: Pieces, callbacks: Callbacks | None =
     with encode_pieces(autoencoder, image, pieces, callbacks=callbacks) as found:
         latent = found.moments.chunk(2, dim=1)[0]
         return decode_pieces(
-            autoencoder, latent, found.taps, 1.0, pieces, free_taps=True, callbacks=callbacks
+            autoencoder,
+            latent,
+            found.features,
+            1.0,
+            pieces,
+            free_features=True,
+            callbacks=callbacks,
         )
 
 
@@ -164,7 +170,9 @@ def test_progress_rises_to_1(small: Autoencoder) -> None:
         assert told == sorted(told)
         del told[:]
         latent = found.moments.chunk(2, dim=1)[0]
-        decode_pieces(small, latent, found.taps, 1.0, Pieces(16), callbacks=Callbacks(told.append))
+        decode_pieces(
+            small, latent, found.features, 1.0, Pieces(16), callbacks=Callbacks(told.append)
+        )
     assert told[-1] == pytest.approx(1.0)
     assert told[0] < 0.05
     assert told == sorted(told)

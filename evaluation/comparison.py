@@ -1,0 +1,173 @@
+"""Methods over pairs of pictures: every result written, scored and timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from evaluation.errors import BadPictures
+from evaluation.learned import Learned
+from evaluation.methods import Method
+from evaluation.metrics import BORDER, METRICS, offline_scores
+from evaluation.pictures import Pair, pixels_of, read, tensor_of, write
+from evaluation.published import PUBLISHED
+
+__all__ = ["Comparison", "Row", "compare", "result_path", "write_json", "write_text"]
+
+Tell = Callable[[str, str], None]
+"""Hears the picture and the method that were just done."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result."""
+
+    picture: str
+    method: str
+    seconds: float
+    scores: dict[str, float]
+    """By the names of METRICS."""
+
+
+@dataclass
+class Comparison:
+    """All results, and what could not be measured."""
+
+    methods: list[str]
+    rows: list[Row] = field(default_factory=list)
+    sets: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Scores of a method's whole set, such as FID."""
+    unavailable: dict[str, str] = field(default_factory=dict)
+    """Why a score is missing."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Their names, in order."""
+        return list(dict.fromkeys(row.picture for row in self.rows))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those that every method has, in the tables' order."""
+        return [name for name in METRICS if all(name in self.means(m) for m in self.methods)]
+
+    def of(self, method: str) -> list[Row]:
+        """Its rows."""
+        return [row for row in self.rows if row.method == method]
+
+    def means(self, method: str) -> dict[str, float]:
+        """Mean of each score over the pictures, where all of them have it; a set's own scores."""
+        rows = self.of(method)
+        shared = [n for n in METRICS if rows and all(n in r.scores for r in rows)]
+        means = {n: statistics.fmean(r.scores[n] for r in rows) for n in shared}
+        return means | self.sets.get(method, {})
+
+    def seconds(self, method: str) -> float:
+        """Median of a picture; what was loaded and warmed up in the first does not count."""
+        return statistics.median(row.seconds for row in self.of(method))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "settings": self.settings,
+            "methods": {
+                m: {"mean": self.means(m), "seconds": self.seconds(m)} for m in self.methods
+            },
+            "pictures": [asdict(row) for row in self.rows],
+            "unavailable": self.unavailable,
+            "paper": {name: dict(scores) for name, scores in PUBLISHED.items()},
+        }
+
+
+def result_path(out: Path, method: str, picture: str) -> Path:
+    """Where a result is kept."""
+    return out / "results" / method.replace(" ", "-") / f"{picture}.png"
+
+
+def compare(
+    pairs: Sequence[Pair],
+    methods: Sequence[Method],
+    out: Path,
+    learned: Learned | None = None,
+    border: int = BORDER,
+    tell: Tell = lambda picture, method: None,
+) -> Comparison:
+    """Enlarges every input by every method, writes the results under `out`, and scores them.
+
+    Results are rounded to 8 bits before anything is measured. A picture that is too small for the
+    scores is refused before any work.
+
+    Raises:
+        BadPictures: two methods share a name.
+        EvaluationError: a picture is too small, or a method cannot enlarge by its scale.
+    """
+    names = [name for method in methods for name in method.names]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise BadPictures(f"Two methods are called {', '.join(sorted(twice))}.")
+    learned = learned or Learned()
+    for pair in pairs:
+        original = read(pair.hr)
+        offline_scores(original, original, border)
+    for name in names:
+        # A set's score is of a whole folder: nothing of an earlier comparison may lie in it.
+        shutil.rmtree(result_path(out, name, "").parent, ignore_errors=True)
+    found = Comparison(names)
+    for pair in pairs:
+        lr, original = pair.pixels()
+        for method in methods:
+            for result in method.enlarge(tensor_of(lr), pair.scale):
+                pixels = pixels_of(result.image)
+                write(result_path(out, result.method, pair.name), pixels)
+                scores = offline_scores(pixels, original, border)
+                scores |= learned.scores(pixels, original)
+                found.rows.append(Row(pair.name, result.method, result.seconds, scores))
+                tell(pair.name, result.method)
+    with _together(pairs) as originals:
+        for name in names:
+            results = result_path(out, name, "").parent
+            found.sets[name] = learned.folder_scores(results, originals)
+    found.unavailable = dict(learned.unavailable)
+    return found
+
+
+@contextmanager
+def _together(pairs: Sequence[Pair]) -> Iterator[Path]:
+    """A folder with the originals of these pairs alone."""
+    with TemporaryDirectory(prefix="originals-") as folder:
+        for pair in pairs:
+            (Path(folder) / pair.hr.name).symlink_to(pair.hr.resolve())
+        yield Path(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text, aside first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(text, "utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, aside first; what is not finite becomes null, which JSON has in its place."""
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

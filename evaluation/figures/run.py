@@ -1,0 +1,288 @@
+"""All figures and the page about them, in one run."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation.errors import BadPictures
+from evaluation.figures import plots
+from evaluation.figures.ablations import ABLATED_TIME, ablations
+from evaluation.figures.page import write_page
+from evaluation.figures.seams import NEAR, profile, seam_ratio, tiles_alone
+from evaluation.figures.similarity import signal_to_noise, similarity
+from evaluation.figures.subject import SCALE, SHOWN, Subject
+from evaluation.figures.variants import encoder_at
+from evaluation.methods import bicubic, sampled
+from evaluation.metrics import BORDER, offline_scores
+from evaluation.pictures import Pixels, degraded, listed, pixels_of, read, tensor_of, write
+from evaluation.sheets import Cell, contact_sheet
+from models.color import ColorFix
+from models.options import Options
+from models.pipeline import StableSR
+
+__all__ = ["draw"]
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STEPS = (4, 10, 25, 50, 100, 200)
+TIMES = (0, ABLATED_TIME, 999)
+POINTS = 26
+"""Timesteps at which features are compared."""
+_FEW = 2
+"""Pictures of the experiments that take long."""
+
+
+@dataclass(frozen=True)
+class _Studio:
+    sr: StableSR
+    pictures: list[Subject]
+    options: Options
+    images: Path
+
+    @property
+    def native(self) -> list[Subject]:
+        """Those that are one canvas of the preset's native size, and so can share a call."""
+        side = self.sr.preset.native
+        return [p for p in self.pictures if p.original.shape[:2] == (side, side)]
+
+    def decoded(
+        self, latent_options: Options, picture: Subject, weights: Sequence[float]
+    ) -> list[Pixels]:
+        """One sampling, decoded at each weight."""
+        options = replace(latent_options, fidelity_weight=max(weights))
+        with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
+            latent = sampled(self.sr, prepared, options)
+            chosen = [replace(options, fidelity_weight=w) for w in weights]
+            return [pixels_of(self.sr.decode(prepared, latent, o)) for o in chosen]
+
+    def guidance(self) -> None:
+        """Cosine similarity over timesteps, as it is and with the encoder told one timestep."""
+        pictures = self.native
+        if not pictures:
+            raise BadPictures(
+                f"No picture has {self.sr.preset.native} x {self.sr.preset.native} pixels, which "
+                "the comparison of features asks for."
+            )
+        with ExitStack() as stack, torch.inference_mode():
+            lr = [
+                stack.enter_context(self.sr.prepare(tensor_of(p.lr), self.options)).latent
+                for p in pictures
+            ]
+            same = replace(self.options, scale=1, fidelity_weight=0)
+            clean = [
+                stack.enter_context(self.sr.prepare(tensor_of(p.original), same)).latent
+                for p in pictures
+            ]
+            timesteps = [round(t) for t in np.linspace(0, 999, POINTS)]
+            batch = torch.cat(clean), torch.cat(lr)
+            aware = similarity(self.sr, *batch, timesteps)
+            told = encoder_at(self.sr, ABLATED_TIME)
+            constant = similarity(self.sr, *batch, timesteps, told)
+        lines = {"time-aware": aware.mean, f"encoder told t = {ABLATED_TIME}": constant.mean}
+        snr = signal_to_noise(timesteps)
+        plots.draw_guidance(self.images / "guidance.svg", timesteps, lines, aware.by_size, snr)
+
+    def time_awareness(self) -> None:
+        """One picture at w = 0, the encoder told the true timestep or one for all."""
+        picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
+        results = []
+        with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
+            for told in (*TIMES, None):
+                predict = None if told is None else encoder_at(self.sr, told)
+                latent = sampled(self.sr, prepared, options, predict)
+                title = "time-aware" if told is None else f"told t = {told}"
+                results.append((title, pixels_of(self.sr.decode(prepared, latent, options))))
+        write(self.images / "time-awareness.png", picture.sheet(results))
+
+    def color_correction(self) -> None:
+        """One picture at w = 0 with each correction."""
+        picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
+        fixes: tuple[ColorFix, ...] = ("none", "wavelet", "adain")
+        with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
+            latent = sampled(self.sr, prepared, options)
+            results = [
+                (fix, pixels_of(self.sr.decode(prepared, latent, replace(options, color_fix=fix))))
+                for fix in fixes
+            ]
+        write(self.images / "color-correction.png", picture.sheet(results))
+
+    def fidelity(self, tell: Callable[[str], None]) -> None:
+        """The fidelity weight from 0 to 1: one picture, and curves over all of them."""
+        scores: list[list[dict[str, float]]] = []
+        for picture in self.pictures:
+            results = self.decoded(self.options, picture, WEIGHTS)
+            scores.append([offline_scores(r, picture.original, BORDER) for r in results])
+            if picture is self.pictures[0]:
+                titles = [f"w = {w:g}" for w in WEIGHTS]
+                write(
+                    self.images / "fidelity.png",
+                    picture.sheet(list(zip(titles, results, strict=True))),
+                )
+            tell(f"fidelity weight: {picture.name}")
+        plain = self.bicubic_scores()
+        panels = [
+            plots.Panel(label, {"": _means(scores, name)}, plain[name])
+            for name, label in (("psnr", "PSNR in dB"), ("ssim", "SSIM"), ("niqe", "NIQE"))
+        ]
+        plots.draw_panels(self.images / "fidelity.svg", "fidelity weight w", WEIGHTS, panels)
+
+    def bicubic_scores(self) -> dict[str, float]:
+        found = []
+        for p in self.pictures:
+            result = pixels_of(bicubic(tensor_of(p.lr), SCALE))
+            found.append(offline_scores(result, p.original, BORDER))
+        return {name: statistics.fmean(f[name] for f in found) for name in found[0]}
+
+    def steps(self, longest: int, tell: Callable[[str], None]) -> None:
+        """More steps: one picture at w = 0, and curves of scores and seconds."""
+        counts = [n for n in STEPS if n <= longest]
+        usual = self.options.fidelity_weight
+        scores: list[list[list[dict[str, float]]]] = []
+        seconds = []
+        shown = []
+        for picture in self.pictures[:_FEW]:
+            rows = []
+            for n in counts:
+                began = time.perf_counter()
+                results = self.decoded(replace(self.options, steps=n), picture, (0.0, usual))
+                seconds.append((n, time.perf_counter() - began))
+                rows.append([offline_scores(r, picture.original, BORDER) for r in results])
+                if picture is self.pictures[0]:
+                    shown.append((f"{n} steps", results[0]))
+                tell(f"{n} steps: {picture.name}")
+            scores.append(rows)
+        write(self.images / "steps.png", self.pictures[0].sheet(shown))
+        lines = {
+            name: {
+                f"w = {w:g}": _means([[r[i] for r in rows] for rows in scores], name)
+                for i, w in enumerate((0.0, usual))
+            }
+            for name in ("psnr", "niqe")
+        }
+        took = [statistics.fmean(s for m, s in seconds if m == n) for n in counts]
+        panels = [
+            plots.Panel("PSNR in dB", lines["psnr"]),
+            plots.Panel("NIQE", lines["niqe"]),
+            plots.Panel("seconds a picture", {"": took}),
+        ]
+        plots.draw_panels(self.images / "steps.svg", "steps", counts, panels, log=True)
+
+    def aggregation(self, tell: Callable[[str], None]) -> list[tuple[str, float, float]]:
+        """Tiles upscaled alone, tiles that touch, and tiles that overlap, at twice the native size.
+
+        Returns each one's name, mean seam ratio and median seconds.
+        """
+        native = self.sr.preset.native
+        side = native // SCALE
+        names = ("tiles alone", "one canvas, no overlap", "one canvas, half overlapping")
+        ratios: list[list[float]] = [[] for _ in names]
+        profiles: list[list[np.ndarray[tuple[int], np.dtype[np.float64]]]] = [[] for _ in names]
+        took: list[list[float]] = [[] for _ in names]
+        shown = []
+        for picture in self.pictures[:_FEW]:
+            # Half the original's size, so that four times as large is twice the native size.
+            lr = tensor_of(degraded(picture.original, picture.name, 2, "mild", self.options.seed))
+            plain = pixels_of(bicubic(lr, SCALE))
+            for at, name in enumerate(names):
+                began = time.perf_counter()
+                if at == 0:
+                    result = tiles_alone(self.sr, lr, self.options, side)
+                else:
+                    overlap = 0 if at == 1 else self.sr.preset.tile // 2
+                    result = self.sr.upscale(lr, replace(self.options, tile_overlap=overlap))
+                took[at].append(time.perf_counter() - began)
+                pixels = pixels_of(result)
+                rows, columns = (list(range(native, n, native)) for n in pixels.shape[:2])
+                ratios[at].append(seam_ratio(pixels, plain, rows, columns))
+                profiles[at].append(profile(pixels, rows, columns))
+                if picture is self.pictures[0]:
+                    low, high = native - SHOWN // 2, native + SHOWN // 2
+                    cut = pixels[low:high, low:high]
+                    shown.append(Cell(cut, name, f"seam ratio {ratios[at][0]:.2f}"))
+                tell(f"{name}: {picture.name}")
+        write(self.images / "aggregation.png", contact_sheet([shown]))
+        curves = {n: [*np.mean(p, axis=0)] for n, p in zip(names, profiles, strict=True)}
+        plots.draw_profiles(self.images / "seams.svg", NEAR, curves)
+        return [
+            (name, statistics.fmean(r), statistics.median(s))
+            for name, r, s in zip(names, ratios, took, strict=True)
+        ]
+
+
+def _means(scores: Sequence[Sequence[dict[str, float]]], name: str) -> list[float]:
+    """Over the pictures, at each place of the row."""
+    return [statistics.fmean(s[name] for s in column) for column in zip(*scores, strict=True)]
+
+
+def _chosen(names: Sequence[str], count: int, shown: str | None) -> list[str]:
+    """That many names, evenly from all, the shown one first."""
+    if shown is not None and shown not in names:
+        raise BadPictures(f"There is no picture called {shown!r}, but {', '.join(names)}.")
+    others = [name for name in names if name != shown]
+    count = min(count, len(names)) - (shown is not None)
+    even = [others[i * len(others) // count] for i in range(count)]
+    return even if shown is None else [shown, *even]
+
+
+def draw(
+    sr: StableSR,
+    hr: Path,
+    out: Path,
+    *,
+    count: int = 4,
+    longest: int = 200,
+    shown: str | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Draws every figure into `out/images` and writes `out/figures.md`.
+
+    Args:
+        sr: the model.
+        hr: folder of originals; their sides must be multiples of 4.
+        out: folder of the page.
+        count: pictures that are used, evenly chosen in the order of their names.
+        longest: the most steps that are tried.
+        shown: name of the picture in the sheets, one more if need be; the first when None.
+        seed: of degradation and noise.
+        tell: hears what was just done.
+
+    Raises:
+        BadPictures: of the originals.
+    """
+    files = listed(hr)
+    pictures = []
+    for name in _chosen(list(files), count, shown):
+        original = read(files[name])
+        pictures.append(Subject(name, degraded(original, name, SCALE, "paper", seed), original))
+    options = Options(scale=SCALE, seed=seed, fidelity_weight=sr.preset.fidelity_weight)
+    began = time.perf_counter()
+    studio = _Studio(sr, pictures, options, out / "images")
+    studio.guidance()
+    tell("guidance over timesteps")
+    studio.time_awareness()
+    tell("time awareness")
+    studio.color_correction()
+    tell("colour correction")
+    studio.fidelity(tell)
+    seams = studio.aggregation(tell)
+    studio.steps(longest, tell)
+    found = ablations(sr, [(p.name, p.lr, p.original) for p in pictures], options, tell)
+    write_page(
+        out / "figures.md",
+        preset=sr.preset,
+        pictures=[p.name for p in pictures],
+        few=len(pictures[:_FEW]),
+        ablations=found,
+        seams=seams,
+        date=datetime.date.today(),
+        minutes=(time.perf_counter() - began) / 60,
+    )

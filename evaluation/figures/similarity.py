@@ -1,0 +1,105 @@
+"""How much the modulation changes the UNet's features over the timesteps: paper, figure 3."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from evaluation.figures.variants import modulations
+from evaluation.methods import Predict
+from models.diffusion import add_noise, alphas_cumprod
+from models.networks.modulation import FeatureModulation
+from models.networks.unet import ModulatedUNet
+from models.pipeline import StableSR
+from models.sampling import StepRequest
+
+__all__ = ["Similarity", "signal_to_noise", "similarity"]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Cosine similarity at each timestep, mean over pictures and residual blocks."""
+
+    timesteps: list[int]
+    by_size: dict[int, list[float]]
+    """By the side of the feature map as a fraction of the latent's: 1, 2, 4, 8 for 1/1 to 1/8"""
+
+    @property
+    def mean(self) -> list[float]:
+        """Over the sizes."""
+        columns = zip(*self.by_size.values(), strict=True)
+        return [sum(values) / len(self.by_size) for values in columns]
+
+
+def signal_to_noise(timesteps: Sequence[int]) -> list[float]:
+    """Of the diffusion at these timesteps: a / (1 - a) for the cumulative signal fraction a."""
+    a = alphas_cumprod()[list(timesteps)]
+    return [float(value) for value in a / (1 - a)]
+
+
+def similarity(
+    sr: StableSR,
+    clean: Tensor,
+    lr: Tensor,
+    timesteps: Sequence[int],
+    predict: Predict | None = None,
+    seed: int = 0,
+) -> Similarity:
+    """Cosine of every residual block's features before and after the modulation.
+
+    Before is what the modulation's group norm gives, so that a modulation that does nothing has
+    exactly 1, whatever the norm's own scale is.
+
+    Args:
+        sr: whose UNet is looked at.
+        clean: scaled latents of the originals (n, c, h, w), noised here to each timestep.
+        lr: scaled latents of the inputs, like it.
+        timesteps: of the full schedule.
+        predict: a network call in place of the model's own.
+        seed: of the noise, which is the same at all timesteps.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    context = sr.networks.context.expand(len(clean), -1, -1)
+    by_size: dict[int, list[float]] = defaultdict(list)
+    for at, timestep in enumerate(timesteps):
+        noisy = add_noise(clean, noise, timestep)
+        request = StepRequest(noisy, lr, timestep, context, at, len(timesteps))
+        with _observed(sr.networks.unet, clean.shape[-1]) as seen:
+            (predict or sr.predict)([request])
+        for size, values in sorted(seen.items()):
+            by_size[size].append(sum(values) / len(values))
+    return Similarity(list(timesteps), dict(by_size))
+
+
+@contextmanager
+def _observed(unet: ModulatedUNet, side: int) -> Iterator[dict[int, list[float]]]:
+    """While it lasts, each modulation adds its cosine under how much smaller its map is."""
+    seen: dict[int, list[float]] = defaultdict(list)
+    normed: dict[nn.Module, Tensor] = {}
+    handles: list[RemovableHandle] = []
+
+    def before(norm: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        normed[norm] = out
+
+    def after(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        assert isinstance(module, FeatureModulation)
+        flat = [x.detach().flatten(1).float() for x in (normed.pop(module.norm), out)]
+        cosine = float(F.cosine_similarity(flat[0], flat[1]).mean())
+        seen[side // int(out.shape[-1])].append(cosine)
+
+    try:
+        for module in modulations(unet):
+            handles.append(module.norm.register_forward_hook(before))
+            handles.append(module.register_forward_hook(after))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,213 @@
+"""Pictures to evaluate on: low-resolution inputs and their originals, matched by name.
+
+A picture is 8-bit RGB, (height, width, 3) uint8, upright. Other kinds are refused, not converted:
+a silent conversion would be measured as an error of the method.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from evaluation.errors import BadPictures
+from training.degradation import MILD, PAPER, degrade
+
+__all__ = [
+    "DEGRADATIONS",
+    "Degradation",
+    "Pair",
+    "Pixels",
+    "degraded",
+    "listed",
+    "matched",
+    "pixels_of",
+    "read",
+    "tensor_of",
+    "write",
+    "write_degraded",
+]
+
+Pixels = npt.NDArray[np.uint8]
+"""(height, width, 3), RGB."""
+
+Degradation = Literal["paper", "mild", "bicubic"]
+
+_SUFFIXES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An input and its original, `scale` times as large in both directions."""
+
+    name: str
+    """What both files are called, without suffix."""
+    lr: Path
+    hr: Path
+    scale: int
+
+    def pixels(self) -> tuple[Pixels, Pixels]:
+        """The input and the original."""
+        return read(self.lr), read(self.hr)
+
+
+def read(path: Path) -> Pixels:
+    """A file's pixels, turned upright.
+
+    Raises:
+        BadPictures: it cannot be read, or is not 8-bit RGB without transparency.
+    """
+    try:
+        with Image.open(path) as opened:
+            mode, transparent = opened.mode, opened.has_transparency_data
+            if transparent or mode not in ("RGB", "L", "P"):
+                raise BadPictures(
+                    f"{path} has mode {mode}{' with transparency' if transparent else ''}, but "
+                    "pictures to compare must be RGB with 8 bits a channel, without transparency."
+                )
+            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), np.uint8)
+    except UnidentifiedImageError:
+        raise BadPictures(f"{path} is not an image that can be read.") from None
+    except OSError as error:
+        raise BadPictures(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def write(path: Path, pixels: Pixels) -> None:
+    """Writes a PNG, aside first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        Image.fromarray(pixels).save(aside, format="PNG")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def tensor_of(pixels: Pixels) -> Tensor:
+    """Pixels -> (1, 3, height, width), float32 in [0, 1]."""
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]
+
+
+def pixels_of(image: Tensor) -> Pixels:
+    """(1, 3, height, width) in [0, 1] -> pixels, rounded to 8 bits as a file would hold them."""
+    levels = (image[0].detach().float().clamp(0, 1) * 255).round().byte()
+    return levels.permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def listed(folder: Path) -> dict[str, Path]:
+    """The images of a folder by their names without suffix, sorted.
+
+    Raises:
+        BadPictures: there is no such folder or no image in it, or two images share a name.
+    """
+    if not folder.is_dir():
+        raise BadPictures(f"There is no folder {folder}.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise BadPictures(
+                f"{found[path.stem].name} and {path.name} in {folder} share a name, but pictures "
+                "are matched by their names without suffix."
+            )
+        found[path.stem] = path
+    if not found:
+        raise BadPictures(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
+    return found
+
+
+def matched(lr: Path, hr: Path) -> list[Pair]:
+    """Pairs inputs and originals of two folders by name; every file must have its other.
+
+    Raises:
+        BadPictures: one has no other, or sides differ by no whole factor, or not by one factor.
+    """
+    inputs, originals = listed(lr), listed(hr)
+    for ours, theirs, folder in ((inputs, originals, hr), (originals, inputs, lr)):
+        alone = [name for name in ours if name not in theirs]
+        if alone:
+            raise BadPictures(
+                f"{folder} has no picture called {_some(alone)}, of which the other folder has one."
+            )
+    pairs = [_pair(name, inputs[name], originals[name]) for name in inputs]
+    scales = {pair.scale for pair in pairs}
+    if len(scales) > 1:
+        first, other = pairs[0], next(p for p in pairs if p.scale != pairs[0].scale)
+        raise BadPictures(
+            f"{first.name} has to be enlarged by {first.scale} and {other.name} by {other.scale}, "
+            "but all pictures of one comparison must have the same scale."
+        )
+    return pairs
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _pair(name: str, lr: Path, hr: Path) -> Pair:
+    (height, width), (full_height, full_width) = read(lr).shape[:2], read(hr).shape[:2]
+    scale = full_width // width
+    if scale < 1 or (full_height, full_width) != (scale * height, scale * width):
+        raise BadPictures(
+            f"{lr} has {width} x {height} pixels and {hr} has {full_width} x {full_height}, but "
+            "both sides of the original must be the same whole number of times larger."
+        )
+    return Pair(name, lr, hr, scale)
+
+
+def _bicubic(image: Tensor, scale: int, generator: torch.Generator) -> Tensor:
+    small = F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True)
+    return (small.clamp(0, 1) * 255).round() / 255
+
+
+DEGRADATIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = MappingProxyType(
+    {
+        "paper": lambda i, s, g: degrade(i, s, generator=g, settings=PAPER),
+        "mild": lambda i, s, g: degrade(i, s, generator=g, settings=MILD),
+        "bicubic": _bicubic,
+    }
+)
+
+
+def degraded(original: Pixels, name: str, scale: int, kind: Degradation, seed: int) -> Pixels:
+    """An input made from an original; seed and name alone decide what is drawn for it.
+
+    So a picture gets the same input whatever others are evaluated with it.
+
+    Raises:
+        BadPictures: its sides are no multiples of the scale.
+    """
+    height, width = original.shape[:2]
+    if height % scale or width % scale:
+        raise BadPictures(
+            f"{name} has {width} x {height} pixels, but both sides must be multiples of the "
+            f"scale {scale} to be degraded."
+        )
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+    return pixels_of(DEGRADATIONS[kind](tensor_of(original), scale, generator))
+
+
+def write_degraded(hr: Path, lr: Path, scale: int, kind: Degradation, seed: int) -> list[Pair]:
+    """Makes the inputs of a folder of originals and pairs them.
+
+    Raises:
+        BadPictures: of the originals, as above.
+    """
+    pairs = []
+    for name, path in listed(hr).items():
+        write(lr / f"{name}.png", degraded(read(path), name, scale, kind, seed))
+        pairs.append(Pair(name, lr / f"{name}.png", path, scale))
+    return pairs

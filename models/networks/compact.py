@@ -1,0 +1,247 @@
+"""The compact autoencoder: a latent that holds the image at a quarter of its size.
+
+Sixteen channels at an eighth. Twelve are the image at a quarter, the four pixels of a cell in a
+Haar basis and their colours as brightness and two differences: nothing is learned there, so the
+latent of a small image is that image. Four more carry what the decoder needs beside it. In flat
+places all but one are zero, so what a sampler gets wrong there makes no pattern of cells.
+
+No norms and no attention: a part of an image is computed as the whole is, and strips need no
+statistics (`models.pieces`). The decoder's middle is the compact network of Real-ESRGAN (arXiv
+2107.10833, section 4: SRVGGNet), its end doubles the size twice by interpolation and convolutions,
+as ESRGAN's does (arXiv 1809.00219): interleaved channels would leave a lattice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import CompactConfig
+from models.networks.autoencoder import Encoded
+from models.networks.fusion import ResidualInResidual
+
+__all__ = [
+    "ANCHORED",
+    "CompactAutoencoder",
+    "CompactDecoder",
+    "CompactEncoder",
+    "CompactFusion",
+    "ResidualBlock",
+    "anchored",
+    "enlarged",
+    "picture",
+    "quarter",
+    "repeated",
+]
+
+ANCHORED = 12
+"""Channels of the latent that are the image at a quarter of its size."""
+
+
+@lru_cache
+def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Orthonormal (12, 12): colour basis times the Haar basis of 2 x 2 pixels."""
+    colors = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colors = colors / colors.norm(dim=1, keepdim=True)
+    haar = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    return torch.kron(colors, haar.double()).to(device, dtype)
+
+
+def quarter(image: Tensor) -> Tensor:
+    """(n, 3, H, W) -> (n, 3, H/4, W/4), bicubically reduced with antialiasing, in float32."""
+    return F.interpolate(image.float(), scale_factor=0.25, mode="bicubic", antialias=True)
+
+
+def anchored(small: Tensor) -> Tensor:
+    """The image at a quarter of its size (n, 3, 2h, 2w) -> latent channels (n, 12, h, w)."""
+    basis = _basis(small.device, small.dtype)
+    return F.conv2d(F.pixel_unshuffle(small, 2), basis[:, :, None, None])
+
+
+def picture(latent: Tensor) -> Tensor:
+    """Inverse of `anchored`; reads the first twelve channels."""
+    basis = _basis(latent.device, latent.dtype)
+    cells = F.conv2d(latent[:, :ANCHORED], basis.t()[:, :, None, None].contiguous())
+    return F.pixel_shuffle(cells, 2)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each after SiLU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.conv2(F.silu(self.conv1(F.silu(x))))
+        return out
+
+
+class CompactEncoder(nn.Module):
+    """What the four free channels hold, and the features of a quarter of the size."""
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        fine, coarse = config.quarter_width, config.eighth_width
+        self.conv_in = nn.Conv2d(48, fine, 3, padding=1)
+        self.fine = nn.Sequential(*(ResidualBlock(fine) for _ in range(config.encoder_blocks[0])))
+        # Padded right and below, as the released encoder's.
+        self.down = nn.Conv2d(fine, coarse, 3, stride=2)
+        self.coarse = nn.Sequential(
+            *(ResidualBlock(coarse) for _ in range(config.encoder_blocks[1]))
+        )
+        self.conv_out = nn.Conv2d(coarse, config.latent_channels - ANCHORED, 3, padding=1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 3, H, W) -> free channels (n, c - 12, H/8, W/8), features (n, 64, H/4, W/4)."""
+        feature = self.fine(self.conv_in(F.pixel_unshuffle(image, 4)))
+        x = self.coarse(self.down(F.pad(feature, (0, 1, 0, 1))))
+        return self.conv_out(F.silu(x)), feature
+
+
+class CompactFusion(nn.Module):
+    """What the decoder's feature lacks, told from the encoder's: eq. 5 without norms."""
+
+    def __init__(self, width: int, growth: int, blocks: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(2 * width, width, 3, padding=1)
+        self.dense = nn.Sequential(*(ResidualInResidual(width, growth) for _ in range(blocks)))
+        self.leave = nn.Conv2d(width, width, 3, padding=1)
+        # At first the decoder is as it was without.
+        nn.init.zeros_(self.leave.weight)
+        assert self.leave.bias is not None
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
+        """Both (n, width, h, w) -> the residual that the fidelity weight scales."""
+        x = self.enter(torch.cat([encoded, decoded], dim=1))
+        out: Tensor = self.leave(self.dense(x))
+        return out
+
+
+class CompactHead(nn.Module):
+    """From features at a quarter of the size to what the image is beside its enlarged quarter."""
+
+    def __init__(self, config: CompactConfig) -> None:
+        super().__init__()
+        quarter_, half, full = config.head_widths
+        middle = (quarter_ + half) // 2 // 8 * 8
+        self.conv1 = nn.Conv2d(config.quarter_width, quarter_, 3, padding=1)
+        self.conv2 = nn.Conv2d(quarter_, middle, 3, padding=1)
+        self.conv3 = nn.Conv2d(middle, half, 3, padding=1)
+        self.conv4 = nn.Conv2d(half, full, 3, padding=1)
+        self.conv5 = nn.Conv2d(full, full, 3, padding=1)
+        self.conv_out = nn.Conv2d(full, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 64, h, w) -> (n, 3, 4h, 4w)."""
+        x = F.leaky_relu(self.conv1(x), 0.2)
+        x = F.leaky_relu(self.conv2(repeated(x)), 0.2)
+        x = F.leaky_relu(self.conv3(x), 0.2)
+        x = F.leaky_relu(self.conv4(repeated(x)), 0.2)
+        x = F.leaky_relu(self.conv5(x), 0.2)
+        out: Tensor = self.conv_out(x)
+        return out
+
+
+def repeated(x: Tensor) -> Tensor:
+    """Twice the size, every cell four times."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def enlarged(small: Tensor) -> Tensor:
+    """The image at a quarter of its size (n, 3, h, w) -> (n, 3, 4h, 4w), bilinearly."""
+    return F.interpolate(small, scale_factor=4.0, mode="bilinear")
+
+
+class CompactDecoder(nn.Module):
+    """Deep layers at an eighth of the size, the compact network at a quarter, and the head."""
+
+    def __init__(self, config: CompactConfig, *, fusion: bool = True) -> None:
+        super().__init__()
+        fine, coarse = config.quarter_width, config.eighth_width
+        self.conv_in = nn.Conv2d(config.latent_channels, coarse, 3, padding=1)
+        self.coarse = nn.Sequential(*(ResidualBlock(coarse) for _ in range(config.decoder_blocks)))
+        self.rise = nn.Conv2d(coarse, 4 * fine, 1)
+        self.picture_in = nn.Conv2d(3, fine, 3, padding=1)
+        self.activation = nn.PReLU(fine)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"conv": nn.Conv2d(fine, fine, 3, padding=1), "act": nn.PReLU(fine)})
+            for _ in range(config.layers)
+        )
+        self.fused_after = config.fused_after
+        self.fusion = (
+            nn.ModuleList(
+                CompactFusion(fine, config.growth, config.fusion_blocks) for _ in config.fused_after
+            )
+            if fusion
+            else None
+        )
+        self.head = CompactHead(config)
+
+    def forward(
+        self, latent: Tensor, features: Sequence[Tensor] | None, fidelity: Tensor | None
+    ) -> Tensor:
+        small = picture(latent)
+        # The compact network reads images in [0, 1].
+        x = self.picture_in(small * 0.5 + 0.5)
+        x = x + F.pixel_shuffle(self.rise(self.coarse(self.conv_in(latent))), 2)
+        x = self.activation(x)
+        for number, layer in enumerate(self.layers, 1):
+            assert isinstance(layer, nn.ModuleDict)
+            x = layer["act"](layer["conv"](x))
+            if features is not None and self.fusion is not None and number in self.fused_after:
+                fusion = self.fusion[self.fused_after.index(number)]
+                x = x + fidelity * fusion(features[0], x)
+        out: Tensor = enlarged(small) + self.head(x)
+        return out
+
+
+class CompactAutoencoder(nn.Module):
+    """Pixels in [-1, 1] to latents and back; the protocol of `Autoencoder`.
+
+    Args:
+        config: widths and scaling.
+        fusion: whether the decoder has fusion layers; the plain first stage has none.
+        decoder: whether there is a decoder; without one it only encodes.
+    """
+
+    def __init__(self, config: CompactConfig, *, fusion: bool = True, decoder: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = CompactEncoder(config)
+        if decoder:
+            self.decoder = CompactDecoder(config, fusion=fusion)
+
+    def encode(self, image: Tensor) -> Encoded:
+        """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> unscaled latent and features."""
+        free, feature = self.encoder(image)
+        small = anchored(quarter(image)).to(free.dtype)
+        return Encoded(torch.cat([small, free], dim=1), (feature,))
+
+    def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latent of what `encode` gave. There is no posterior: `noise` changes nothing."""
+        return moments * self._scale(moments)
+
+    def unscaled(self, latent: Tensor) -> Tensor:
+        """Inverse of `latent`."""
+        return latent / self._scale(latent)
+
+    def decode(
+        self,
+        latent: Tensor,
+        features: Sequence[Tensor] | None = None,
+        fidelity: Tensor | None = None,
+    ) -> Tensor:
+        """Unscaled latent (n, c, h, w) -> image (n, 3, 8h, 8w), nominally in [-1, 1]; arguments as
+        of `Autoencoder.decode`."""
+        out: Tensor = self.decoder(latent, features, fidelity)
+        return out
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.config.latent_scale).view(1, -1, 1, 1).to(like)

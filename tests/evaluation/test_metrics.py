@@ -1,0 +1,117 @@
+"""PSNR and SSIM on luma, NIQE, and the scores that networks give."""
+
+from __future__ import annotations
+
+import math
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from evaluation.errors import EvaluationError
+from evaluation.learned import LEARNED, load
+from evaluation.metrics import luma, offline_scores, psnr, ssim
+from evaluation.niqe import niqe
+from evaluation.pictures import Pixels
+from tests.evaluation.conftest import crop
+
+
+def noisy(picture: Pixels, strength: float) -> Pixels:
+    noise = np.random.default_rng(0).normal(0, strength, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+def blurred(picture: Pixels) -> Pixels:
+    soft: Pixels = gaussian_filter(picture.astype(np.float64), (2, 2, 0)).astype(np.uint8)
+    return soft
+
+
+def test_luma_runs_from_16_to_235() -> None:
+    colors = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0]]], np.uint8)
+    np.testing.assert_allclose(luma(colors), [[16, 235, 16 + 65.481]])
+
+
+def test_psnr_is_that_of_a_known_error() -> None:
+    original = np.full((64, 64, 3), 100, np.uint8)
+    # One level in all channels is 219 / 255 of a level of luma.
+    expected = 20 * math.log10(255 / (219 / 255))
+    assert psnr(original + np.uint8(1), original) == pytest.approx(expected)
+    assert psnr(original, original) == math.inf
+
+
+def test_the_border_does_not_count_and_the_pixel_within_it_does() -> None:
+    original = crop("petra", 64, 64)
+    spoiled = original.copy()
+    spoiled[:4] = 0
+    spoiled[:, -4:] = 0
+    assert psnr(spoiled, original, 4) == math.inf
+    assert ssim(spoiled, original, 4) == 1
+    assert psnr(spoiled, original, 3) < 40
+
+
+def test_ssim_falls_with_noise_and_with_blur() -> None:
+    original = crop("petra", 128, 128)
+    assert 1 > ssim(noisy(original, 5), original) > ssim(noisy(original, 20), original) > 0
+    assert ssim(blurred(original), original) < 0.9
+
+
+def test_results_of_another_size_and_tiny_ones_are_refused() -> None:
+    with pytest.raises(EvaluationError, match="64 x 32 pixels, but the original has 64 x 64"):
+        psnr(crop("petra", 32, 64), crop("petra", 64, 64))
+    with pytest.raises(EvaluationError, match="too small for a border of 4"):
+        psnr(crop("petra", 18, 64), crop("petra", 18, 64))
+
+
+def test_niqe_prefers_a_photograph_to_its_blurred_and_its_noisy_self() -> None:
+    original = crop("kitten", 288, 288)
+    clean = niqe(original)
+    assert 2 < clean < 6
+    assert niqe(blurred(original)) > clean + 1
+    assert niqe(noisy(original, 30)) > clean + 1
+
+
+def test_niqe_needs_two_patches() -> None:
+    assert niqe(crop("petra", 96, 192)) > 0
+    with pytest.raises(EvaluationError, match="two patches of 96 x 96"):
+        niqe(crop("petra", 191, 96))
+    with pytest.raises(EvaluationError, match="with texture"):
+        niqe(np.full((192, 192, 3), 7, np.uint8))
+
+
+def test_without_pyiqa_every_learned_score_says_why_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    loaded = load()
+    assert set(loaded.unavailable) == set(LEARNED)
+    assert "pip install pyiqa" in loaded.unavailable["lpips"]
+    assert loaded.scores(crop("petra", 32, 32), crop("petra", 32, 32)) == {}
+
+
+def test_a_score_whose_weights_cannot_be_fetched_is_named_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    def create_metric(name: str, device: object) -> Any:
+        def late(*given: Any) -> float:
+            raise ConnectionError("no such host\nmore")
+
+        if name == "lpips":
+            raise OSError("no route to the hub")
+        return {"clipiqa": late, "musiq": lambda image: 50.0, "fid": lambda a, b: 7.0}[name]
+
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
+    loaded = load()
+    assert loaded.unavailable == {"lpips": "OSError: no route to the hub"}
+    picture = crop("petra", 32, 32)
+    assert loaded.scores(picture, picture) == {"musiq": 50.0}
+    assert loaded.unavailable["clipiqa"] == "ConnectionError: no such host"
+    assert loaded.folder_scores(tmp_path, tmp_path) == {"fid": 7.0}
+
+
+def test_the_scores_that_run_offline_are_five() -> None:
+    original = crop("petra", 192, 192)
+    found = offline_scores(noisy(original, 5), original, 4)
+    assert set(found) == {"psnr", "ssim", "niqe", "lattice", "phase"}

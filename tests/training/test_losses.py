@@ -1,0 +1,109 @@
+"""Pixel and adversarial terms; sharpening of targets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.networks.autoencoder import Autoencoder
+from tests.models.narrow import AUTOENCODER
+from tests.training.small_run import CPU
+from training.config import ImageLossSettings
+from training.critic import PatchCritic, adaptive_weight, critic_loss, fooling_loss
+from training.image_loss import ImageLoss, gradient_loss, hue_loss, phase_loss
+from training.sharpening import sharpen
+
+
+def image(seed: int, side: int = 64) -> Tensor:
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def autoencoder() -> Autoencoder:
+    torch.manual_seed(0)
+    return Autoencoder(AUTOENCODER).requires_grad_(False)
+
+
+def test_the_critic_learns_to_tell_two_kinds_of_images_apart() -> None:
+    torch.manual_seed(0)
+    critic = PatchCritic(4)
+    optimizer = torch.optim.AdamW(critic.parameters(), 2e-3)
+    first = last = 0.0
+    for step in range(25):
+        real, fake = image(step), image(100 + step) * 0.2
+        loss = critic_loss(critic(real), critic(fake))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch declares no types here
+        optimizer.step()
+        first, last = first or float(loss.detach()), float(loss.detach())
+    assert last < first / 2
+    with torch.no_grad():
+        assert fooling_loss(critic(image(0) * 0.2)) > fooling_loss(critic(image(0)))
+
+
+def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer() -> None:
+    layer = nn.Linear(3, 1, bias=False)
+    made = layer(torch.ones(1, 3)).sum()
+    weight = adaptive_weight(6 * made, 2 * made, list(layer.parameters()))
+    assert float(weight) == pytest.approx(3, rel=1e-3)
+    assert not weight.requires_grad
+
+
+def test_terms_are_weighted_and_those_without_weight_are_left_out() -> None:
+    settings = ImageLossSettings(l1=2, gradient=0.5, phase=3)
+    terms = ImageLoss(settings, autoencoder(), seed=0, device=CPU).terms(image(0), image(1), 0)
+    assert set(terms) == {"l1", "gradient", "phase"}
+    torch.testing.assert_close(terms["l1"], 2 * (image(0) - image(1)).abs().mean())
+    torch.testing.assert_close(terms["phase"], 3 * phase_loss(image(0) - image(1)))
+    torch.testing.assert_close(terms["gradient"], 0.5 * gradient_loss(image(0), image(1)))
+
+
+def test_hue_is_what_the_channels_do_not_share() -> None:
+    brighter = torch.full((1, 3, 4, 4), 0.3)
+    assert float(hue_loss(brighter)) == pytest.approx(0, abs=1e-6)
+    redder = brighter * torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
+    assert float(hue_loss(redder)) > 0.1
+
+
+def test_an_error_that_is_the_same_everywhere_has_no_phase_and_a_lattice_has() -> None:
+    shifted = torch.tensor([0.3, -0.1, 0.2]).view(1, 3, 1, 1).expand(2, 3, 16, 24)
+    assert float(phase_loss(shifted)) == pytest.approx(0, abs=1e-7)
+    lattice = shifted.clone()
+    lattice[:, :, 5::8, 2::8] += 0.64
+    # One place of 64 is 0.63 too bright then, and each of the others 0.01 too dark.
+    assert float(phase_loss(lattice)) == pytest.approx(2 * 63 * 0.01 / 64, rel=1e-4)
+
+
+def test_what_differs_from_cell_to_cell_has_no_phase() -> None:
+    cells = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    blocks = cells.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert float(phase_loss(blocks)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_step_decides_which_part_is_compared_perceptually() -> None:
+    settings = ImageLossSettings(l1=1, perceptual=1, perceptual_side=24)
+    loss = ImageLoss(settings, autoencoder(), seed=0, device=CPU)
+    terms = [loss.terms(image(0), image(1), step) for step in (0, 1, 0)]
+    assert float(terms[0]["perceptual"]) == float(terms[2]["perceptual"])
+    assert float(terms[0]["perceptual"]) != float(terms[1]["perceptual"])
+    assert float(terms[0]["l1"]) == float(terms[1]["l1"])
+
+
+def test_a_part_larger_than_the_image_is_the_image() -> None:
+    given = {"l1": 0.0, "perceptual": 1.0}
+    whole, part = (
+        ImageLoss(settings, autoencoder(), seed=0, device=CPU).terms(image(0), image(1), 0)
+        for settings in (ImageLossSettings(**given), ImageLossSettings(**given, perceptual_side=96))
+    )
+    assert torch.equal(whole["perceptual"], part["perceptual"])
+
+
+def test_sharpening_steepens_edges_and_leaves_flat_places_and_grain_alone() -> None:
+    step = torch.full((1, 3, 96, 96), 0.3)
+    step[..., 48:] = 0.7
+    grain = torch.randn(step.shape, generator=torch.Generator().manual_seed(0)) / 255
+    sharp = sharpen(step + grain)
+    assert float(sharp[..., 48:52].mean()) > 0.73
+    assert float(sharp[..., 44:48].mean()) < 0.27
+    flat = torch.full((1, 3, 96, 96), 0.5) + grain
+    torch.testing.assert_close(sharpen(flat), flat, atol=1e-6, rtol=0)

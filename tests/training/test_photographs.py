@@ -1,0 +1,316 @@
+"""The list of photographs, the way out of their packages, and the crops."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from training import photographs as module
+from training.photographs import (
+    CROP,
+    PhotographCrops,
+    PhotographsUnavailable,
+    main,
+    photographs,
+)
+
+SHIPPED = 4  # version of the weights in the package
+KEPT = Path(__file__).parents[1] / "photographs"
+FREE = {
+    "BSD-2-Clause",
+    "CC-BY-2.0",
+    "CC-BY-3.0",
+    "CC-BY-4.0",
+    "CC-BY-SA-3.0",
+    "CC-BY-SA-4.0",
+    "CC0-1.0",
+    "GPL-2.0-or-later",
+    "LGPL-3.0",
+    "public-domain",
+}
+
+
+def test_no_source_that_is_judged_by_is_trained_on() -> None:
+    sources = {
+        role: {(p.package, p.path, p.member) for p in photographs() if p.role == role}
+        for role in ("train", "validation", "held-out")
+    }
+    assert len(sources["train"]) >= 100
+    assert len(sources["validation"]) >= 8
+    assert len(sources["held-out"]) >= 30
+    assert len(set.union(*sources.values())) == sum(map(len, sources.values()))
+    addresses = [p.source for p in photographs() if p.source]
+    assert len(addresses) == len(set(addresses)), "one photograph under two names"
+
+
+def test_every_name_is_used_once_and_every_licence_is_free() -> None:
+    chosen = photographs()
+    assert len({p.name for p in chosen}) == len(chosen)
+    assert {p.licence for p in chosen} <= FREE
+    assert all(p.author for p in chosen)
+
+
+def test_the_kept_crops_are_those_held_out_from_the_first() -> None:
+    held_out = {p.name for p in photographs() if p.role == "held-out" and not p.seen}
+    assert {p.stem for p in KEPT.glob("*.webp")} == held_out
+    licences = (KEPT / "LICENCES.md").read_text(encoding="utf-8")
+    for name in held_out:
+        assert f"`{name}.webp`" in licences
+        with Image.open(KEPT / f"{name}.webp") as opened:
+            assert (opened.size, opened.mode) == ((CROP, CROP), "RGB")
+
+
+def test_the_origin_of_the_weights_names_every_photograph_trained_on_and_no_other() -> None:
+    origin = Path(models.__file__).parent / "weights" / "tiny" / "ORIGIN.md"
+    rows = {
+        line.split("`")[1]
+        for line in origin.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    }
+    assert rows == {p.name for p in photographs() if p.role == "train" or SHIPPED in p.seen}
+
+
+def package(folder: Path, name: str, files: dict[str, bytes]) -> None:
+    """Build a real Debian package."""
+    root = folder / f"{name}.root"
+    for path, content in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    (root / "DEBIAN").mkdir()
+    (root / "DEBIAN" / "control").write_text(
+        f"Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: A <a@example.org>\n"
+        "Description: photographs\n"
+    )
+    command = ["dpkg-deb", "--root-owner-group", "-b", str(root), str(folder / f"{name}_1_all.deb")]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def png(width: int, height: int) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def qt_resource(folder: str, name: str, content: bytes) -> bytes:
+    """A version 1 resource file with one folder that holds one file."""
+    names, offsets = b"", []
+    for text in (folder, name):
+        offsets.append(len(names))
+        names += struct.pack(">HI", len(text), 0) + text.encode("utf-16-be")
+    tree = struct.pack(">IHII", 0, 2, 1, 1)  # the root: one child, at node 1
+    tree += struct.pack(">IHII", offsets[0], 2, 1, 2)
+    tree += struct.pack(">IHHHI", offsets[1], 0, 0, 0, 0)
+    payload = struct.pack(">I", len(content)) + content
+    start = 20
+    ends = start + len(tree), start + len(tree) + len(names)
+    header = struct.pack(">4s4I", b"qres", 1, start, ends[1], ends[0])
+    return header + tree + names + payload
+
+
+def eet_archive(entries: dict[str, bytes]) -> bytes:
+    """An archive of Enlightenment's: a header, the directory, the names, then the data."""
+    directory, names, data = b"", b"", b""
+    names_at = 12 + 24 * len(entries)
+    data_at = names_at + sum(len(name) + 1 for name in entries)
+    for name, content in entries.items():
+        place = (data_at + len(data), len(content), 0, names_at + len(names), len(name) + 1, 0)
+        directory += struct.pack(">6I", *place)
+        names += name.encode() + b"\0"
+        data += content
+    return struct.pack(">3I", 0x1EE70F42, len(entries), 0) + directory + names + data
+
+
+@pytest.fixture
+def small_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two packages with a photograph each, and a list that names them."""
+    whole, *_ = (p for p in photographs() if p.role == "train")
+    kept, *_ = (p for p in photographs() if p.role == "held-out")
+    chosen = [
+        replace(whole, name="a", package="plain", path="usr/a.png", member="", side=100),
+        replace(kept, name="b", package="packed", path="usr/b.rcc", member="in/b.png", crop=(8, 4)),
+    ]
+    monkeypatch.setattr(module, "photographs", lambda: chosen)
+    package(tmp_path, "plain", {"usr/a.png": png(200, 120)})
+    package(tmp_path, "packed", {"usr/b.rcc": qt_resource("in", "b.png", png(600, 540))})
+    return tmp_path
+
+
+def test_photographs_come_out_of_packages_and_of_qt_resource_files(small_list: Path) -> None:
+    assert main([str(small_list / "out"), "--packages-dir", str(small_list)]) == 0
+    with Image.open(small_list / "out" / "train" / "a.png") as opened:
+        assert opened.size == (100, 60)
+    with Image.open(small_list / "out" / "held-out" / "b.webp") as opened:
+        assert opened.size == (CROP, CROP)
+        whole = Image.open(io.BytesIO(png(600, 540)))
+        assert opened.convert("RGB").tobytes() == whole.crop((8, 4, 520, 516)).tobytes()
+    assert not list((small_list / "out").rglob(".*"))
+
+
+def test_photographs_to_choose_by_have_a_folder_of_their_own(
+    small_list: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = [replace(p, role="validation") for p in module.photographs() if p.crop is not None]
+    monkeypatch.setattr(module, "photographs", lambda: chosen)
+    assert module.write_photographs(small_list / "out", small_list) == {"validation": 1}
+    with Image.open(small_list / "out" / "validation" / "b.webp") as opened:
+        assert opened.size == (CROP, CROP)
+    assert [p.name for p in (small_list / "out").iterdir()] == ["validation"]
+
+
+def test_a_role_that_does_not_exist_and_a_crop_in_the_wrong_place_are_refused() -> None:
+    whole = next(p for p in photographs() if p.role == "train")
+    with pytest.raises(ValueError, match="role is 'test'; it must be train, validation or held-"):
+        replace(whole, role="test")
+    with pytest.raises(ValueError, match=f"{whole.name}: a train photograph has no crop"):
+        replace(whole, crop=(0, 0))
+    for role in ("validation", "held-out"):
+        with pytest.raises(ValueError, match="every other has one"):
+            replace(whole, role=role)
+
+
+def archived(small_list: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """A list whose one photograph lies in a theme with this content."""
+    [photograph] = [p for p in module.photographs() if p.name == "a"]
+    wanted = replace(photograph, package="theme", path="usr/a.edj", member="edje/images/0")
+    package(small_list, "theme", {"usr/a.edj": content})
+    monkeypatch.setattr(module, "photographs", lambda: [wanted])
+
+
+def test_photographs_come_out_of_eet_archives(
+    small_list: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {"edje/images/1": png(7, 7), "edje/images/0": png(80, 50), "edje/file": b"groups"}
+    archived(small_list, monkeypatch, eet_archive(others))
+    module.write_photographs(small_list / "out", small_list)
+    with Image.open(small_list / "out" / "train" / "a.png") as opened:
+        assert opened.convert("RGB").tobytes() == Image.open(io.BytesIO(png(80, 50))).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (eet_archive({"edje/file": b""}), "The EET archive has no entry edje/images/0"),
+        (b"ZIP!", "hold edje/images/0 is neither a Qt resource file nor an EET archive"),
+    ],
+    ids=["member", "archive"],
+)
+def test_an_unknown_archive_and_a_missing_member_are_named(
+    small_list: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    archived(small_list, monkeypatch, content)
+    with pytest.raises(PhotographsUnavailable, match=said):
+        module.write_photographs(small_list / "out", small_list)
+
+
+def test_a_missing_package_or_file_ends_in_a_sentence_that_names_it(
+    small_list: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_list / "plain_1_all.deb").unlink()
+    arguments = [str(small_list / "out"), "--packages-dir", str(small_list)]
+    assert main(arguments) == 1
+    assert "plain_*.deb" in capsys.readouterr().err
+    (small_list / "plain.root" / "DEBIAN" / "control").unlink()
+    (small_list / "plain.root" / "DEBIAN").rmdir()
+    (small_list / "plain.root" / "usr" / "a.png").unlink()
+    package(small_list, "plain", {"usr/other.png": png(10, 10)})
+    assert main(arguments) == 1
+    assert "usr/a.png is not in this version of plain" in capsys.readouterr().err
+
+
+def test_without_apt_get_the_command_says_what_to_do(
+    small_list: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(small_list))
+    with pytest.raises(PhotographsUnavailable, match=r"packed, plain.*--packages-dir"):
+        module.write_photographs(small_list / "out")
+
+
+def marked(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """An image that tells every pixel's place in its channels."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y, x, np.full_like(x, 7)], -1).astype(np.uint8)
+
+
+def test_crops_are_seeded_and_of_the_asked_shape_and_range() -> None:
+    images = [marked(80, 100), marked(64, 64)]
+    crops = PhotographCrops(images, 64, seed=3)
+    batch = crops.sample(6)
+    assert batch.shape == (6, 3, 64, 64)
+    assert batch.dtype == torch.float32
+    assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
+    assert not torch.equal(batch, crops.sample(6))
+    assert torch.equal(batch, PhotographCrops(images, 64, seed=3).sample(6))
+    assert not torch.equal(batch, PhotographCrops(images, 64, seed=4).sample(6))
+
+
+def test_crops_are_contiguous_pieces_in_all_eight_orientations_from_border_to_border() -> None:
+    batch = (PhotographCrops([marked(12, 10)], 8, seed=0).sample(400) * 255).round().int()
+    orientations = set()
+    rows, columns = set(), set()
+    for crop in batch:
+        y, x = crop[0], crop[1]
+        orientations.add((int(y[1, 0] - y[0, 0]), int(y[0, 1] - y[0, 0]), int(x[1, 1] - x[0, 0])))
+        rows |= set(y.flatten().tolist())
+        columns |= set(x.flatten().tolist())
+        assert int(y.max() - y.min()) == int(x.max() - x.min()) == 7
+        assert bool((crop[2] == 7).all())
+    assert len(orientations) == 8
+    assert rows == set(range(12))
+    assert columns == set(range(10))
+
+
+def test_with_candidates_the_crop_with_more_detail_is_kept() -> None:
+    half = np.zeros((64, 256, 3), np.uint8)
+    half[:, 128:] = np.random.default_rng(0).integers(0, 256, (64, 128, 3))
+    plain = PhotographCrops([half], 32, seed=1).sample(64)
+    choosy = PhotographCrops([half], 32, seed=1, candidates=4).sample(64)
+
+    def flat(batch: torch.Tensor) -> int:
+        return int((batch.flatten(1).std(1) == 0).sum())
+
+    assert flat(plain) > 15
+    assert flat(choosy) < flat(plain) / 3
+
+
+def test_a_folder_is_read_by_name_and_photographs_too_small_are_left_out(tmp_path: Path) -> None:
+    Image.fromarray(marked(40, 50)).save(tmp_path / "b.png")
+    Image.fromarray(marked(90, 90)).save(tmp_path / "a.webp", lossless=True)
+    (tmp_path / ".c.png").write_bytes(b"half written")
+    assert len(PhotographCrops.from_folder(tmp_path, 32)) == 2
+    assert len(PhotographCrops.from_folder(tmp_path, 64)) == 1
+    with pytest.raises(ValueError, match="no photograph of at least 128 x 128"):
+        PhotographCrops.from_folder(tmp_path, 128)
+
+
+def test_a_photograph_is_learned_from_at_every_size_that_a_crop_fits_into(tmp_path: Path) -> None:
+    grey = np.full((64, 96, 3), 90, np.uint8)
+    grey[:, 48:] = 200
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    alone = PhotographCrops.from_folder(tmp_path, 32)
+    several = PhotographCrops.from_folder(tmp_path, 32, sizes=(1.0, 0.5, 0.4))
+    # At two fifths it is 38 x 26 pixels, too small.
+    assert (len(alone), len(several)) == (1, 2)
+    # A crop of 32 out of 48 x 32 always shows both halves of the photograph.
+    halves = PhotographCrops.from_folder(tmp_path, 32, sizes=(0.5,)).sample(20)
+    assert bool((halves.flatten(1).std(1) > 0.1).all())
+    with pytest.raises(ValueError, match="no photograph of at least 32 x 32"):
+        PhotographCrops.from_folder(tmp_path, 32, sizes=(0.4,))
+
+
+def test_images_that_cannot_be_cropped_are_refused_with_their_shape() -> None:
+    with pytest.raises(ValueError, match="100 x 20 pixels; crops of 32"):
+        PhotographCrops([marked(20, 100)], 32)
+    with pytest.raises(ValueError, match="at least one"):
+        PhotographCrops([], 32)
+    with pytest.raises(ValueError, match="float64"):
+        PhotographCrops([marked(64, 64) / 255], 32)

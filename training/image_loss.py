@@ -1,0 +1,124 @@
+"""What an image that a stage makes is worth: pixel, perceptual and adversarial terms."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.networks.bundle import AnyAutoencoder
+from training.config import ImageLossSettings
+from training.critic import PatchCritic, adaptive_weight, fooling_loss
+from training.perceptual import Perceptual, autoencoder_distance, vgg_distance
+
+__all__ = ["ImageLoss", "gradient_loss", "hue_loss", "phase_loss"]
+
+
+def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
+    """L1 of horizontal and vertical differences at three sizes: keeps edges from smearing."""
+    total = image.new_zeros(())
+    for _ in range(3):
+        for dim in (2, 3):
+            total = total + (image.diff(dim=dim) - target.diff(dim=dim)).abs().mean()
+        image, target = F.avg_pool2d(image, 2), F.avg_pool2d(target, 2)
+    return total
+
+
+def hue_loss(error: Tensor) -> Tensor:
+    """Mean absolute error of what the channels (dimension 1) do not share."""
+    return (error - error.mean(dim=1, keepdim=True)).abs().mean()
+
+
+def phase_loss(error: Tensor, side: int = 8) -> Tensor:
+    """How far the mean error of each place of a `side` x `side` cell is from that of all places.
+
+    What a decoder adds at the same place of every cell is a lattice. Error (n, c, H, W), sides
+    multiples of `side`.
+    """
+    n, c, height, width = error.shape
+    places = error.reshape(n, c, height // side, side, width // side, side).mean(dim=(2, 4))
+    return (places - places.mean(dim=(2, 3), keepdim=True)).abs().mean()
+
+
+def _part(image: Tensor, target: Tensor, side: int, step: int) -> tuple[Tensor, Tensor]:
+    """The same place of both, of any phase of a latent pixel."""
+    draw = random.Random(step)
+    top, left = (draw.randrange(max(1, n - side + 1)) for n in image.shape[2:])
+    rows, columns = slice(top, top + side), slice(left, left + side)
+    return image[:, :, rows, columns], target[:, :, rows, columns]
+
+
+class ImageLoss:
+    """The weighted terms of one stage.
+
+    Args:
+        settings: the weights.
+        autoencoder: its frozen encoder is the default perceptual network.
+        seed: of the critic's random start.
+        device: where all of it runs.
+    """
+
+    def __init__(
+        self,
+        settings: ImageLossSettings,
+        autoencoder: AnyAutoencoder,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.settings = settings
+        self._perceptual: Perceptual | None = None
+        if settings.perceptual and settings.perceptual_network is not None:
+            self._perceptual = vgg_distance(
+                settings.perceptual_network,
+                settings.perceptual_heads,
+                device,
+                settings.perceptual_blocks,
+            )
+        elif settings.perceptual:
+            self._perceptual = autoencoder_distance(autoencoder)
+        self.critic: PatchCritic | None = None
+        if settings.adversarial:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.critic = PatchCritic(settings.critic_width).to(device)
+
+    def terms(self, image: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
+        """All but the adversarial term, weighted; images (n, 3, H, W) in [-1, 1].
+
+        `step` decides which part is compared perceptually.
+        """
+        s = self.settings
+        error = image - target
+        terms = {}
+        if s.l1:
+            terms["l1"] = s.l1 * error.abs().mean()
+        if s.hue:
+            terms["hue"] = s.hue * hue_loss(error)
+        if s.gradient:
+            terms["gradient"] = s.gradient * gradient_loss(image, target)
+        if s.phase:
+            terms["phase"] = s.phase * phase_loss(error)
+        if self._perceptual is not None:
+            if s.perceptual_side is not None:
+                image, target = _part(image, target, s.perceptual_side, step)
+            terms["perceptual"] = s.perceptual * self._perceptual(image, target)
+        return terms
+
+    def adversarial(self, image: Tensor, rest: Tensor, last: nn.Module) -> Tensor:
+        """The weighted adversarial term.
+
+        Args:
+            image: (n, 3, H, W) in [-1, 1].
+            rest: sum of the other terms.
+            last: the last layer that learns, for the adaptive weight.
+        """
+        critic = self.critic
+        assert critic is not None  # the caller asks only where there is one
+        critic.requires_grad_(False)
+        fooling = fooling_loss(critic(image))
+        critic.requires_grad_(True)
+        weight = adaptive_weight(rest, fooling, list(last.parameters()))
+        return self.settings.adversarial * weight * fooling

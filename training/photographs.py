@@ -1,0 +1,376 @@
+"""Free photographs to train and to judge on, taken from Debian packages.
+
+`photographs.json` lists every photograph: the package and the file in it (and, for a Qt
+resource file or an EET archive, the member), the longer side after reduction in pixels, the author,
+the licence, and the role. "train" photographs are written whole; the others are not trained on, and
+only the crop to judge by is written: "validation" ones choose between variants, "held-out" ones are
+measured once, at the end. Sources are reduced by Lanczos until they are sharp pixel by
+pixel: a blurred target would teach blur.
+
+    python -m training.photographs OUT_DIR [--packages-dir DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from models.errors import ModelError
+
+__all__ = [
+    "CROP",
+    "LIST",
+    "Photograph",
+    "PhotographCrops",
+    "PhotographsUnavailable",
+    "main",
+    "photographs",
+    "write_photographs",
+]
+
+LIST = Path(__file__).with_name("photographs.json")
+CROP = 512  # side of a held-out crop, in pixels
+_MOST_ON_DEVICE = 4 * 10**9  # bytes
+_EET = bytes.fromhex("1ee70f42")
+
+
+class PhotographsUnavailable(ModelError):
+    """A package or a photograph in it cannot be had; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One line of the list. `side` is the longer side in pixels that it is reduced to."""
+
+    name: str
+    package: str
+    path: str
+    side: int
+    role: str
+    author: str
+    licence: str
+    source: str = ""
+    member: str = ""
+    crop: tuple[int, int] | None = None
+    seen: tuple[int, ...] = ()
+    """Versions of the shipped weights that learned from it before it was held out."""
+
+    def __post_init__(self) -> None:
+        if self.role not in ("train", "validation", "held-out"):
+            raise ValueError(
+                f"{self.name}: role is {self.role!r}; it must be train, validation or held-out"
+            )
+        if (self.crop is None) != (self.role == "train"):
+            raise ValueError(f"{self.name}: a train photograph has no crop, every other has one")
+
+
+def photographs(path: Path = LIST) -> list[Photograph]:
+    """The committed list, in its order."""
+    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    for entry in entries:
+        for name in ("crop", "seen"):
+            if name in entry:
+                entry[name] = tuple(entry[name])  # JSON has no tuples
+    return [Photograph(**entry) for entry in entries]
+
+
+def write_photographs(out: Path, packages_dir: Path | None = None) -> dict[str, int]:
+    """Write `out/train/NAME.png`, `out/validation/NAME.webp` and `out/held-out/NAME.webp`; returns
+    how many of each role.
+
+    `packages_dir` holds the packages as `NAME_VERSION_ARCH.deb`; without it they are fetched with
+    `apt-get download`. Raises PhotographsUnavailable.
+    """
+    chosen = photographs()
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="photographs-") as scratch:
+        names = sorted({p.package for p in chosen})
+        if packages_dir is None:
+            packages_dir = Path(scratch) / "packages"
+            _fetch(names, packages_dir)
+        roots = {n: _unpack(n, packages_dir, Path(scratch) / n) for n in names}
+        for photograph in chosen:
+            image = _reduced(photograph, roots[photograph.package])
+            folder = out / photograph.role
+            folder.mkdir(parents=True, exist_ok=True)
+            if photograph.crop is None:
+                _save(image, folder / f"{photograph.name}.png")
+            else:
+                x, y = photograph.crop
+                if x + CROP > image.width or y + CROP > image.height:
+                    raise PhotographsUnavailable(
+                        f"The crop of {photograph.name} at {x},{y} leaves the image, which is "
+                        f"{image.width} x {image.height} here: the package has another version."
+                    )
+                _save(image.crop((x, y, x + CROP, y + CROP)), folder / f"{photograph.name}.webp")
+            counts[photograph.role] = counts.get(photograph.role, 0) + 1
+    return counts
+
+
+def _fetch(names: Sequence[str], folder: Path) -> None:
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise PhotographsUnavailable(
+            "apt-get is not on this machine: fetch the Debian 12 packages "
+            f"{', '.join(names)} elsewhere and name their folder with --packages-dir."
+        )
+    folder.mkdir(parents=True)
+    done = subprocess.run([apt, "download", *names], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise PhotographsUnavailable(f"apt-get download failed: {done.stderr.strip()}")
+
+
+def _unpack(name: str, packages: Path, target: Path) -> Path:
+    found = sorted(packages.glob(f"{name}_*.deb"))
+    if len(found) != 1:
+        raise PhotographsUnavailable(
+            f"{packages} holds {len(found)} files {name}_*.deb; it must hold exactly one."
+        )
+    tool = shutil.which("dpkg-deb")
+    if tool is None:
+        raise PhotographsUnavailable("dpkg-deb is not on this machine; it comes with dpkg.")
+    done = subprocess.run([tool, "-x", found[0], target], capture_output=True, text=True)
+    if done.returncode:
+        raise PhotographsUnavailable(f"{found[0].name} cannot be unpacked: {done.stderr.strip()}")
+    return target
+
+
+def _reduced(photograph: Photograph, root: Path) -> Image.Image:
+    path = root / photograph.path
+    if not path.is_file():
+        raise PhotographsUnavailable(
+            f"{photograph.path} is not in this version of {photograph.package}; "
+            "the list was made with Debian 12's."
+        )
+    data = path.read_bytes()
+    if photograph.member:
+        data = _member(data, photograph.member)
+    with Image.open(io.BytesIO(data)) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    ratio = photograph.side / max(image.size)
+    if ratio >= 1:
+        return image
+    size = (round(image.width * ratio), round(image.height * ratio))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _member(data: bytes, member: str) -> bytes:
+    """The bytes of one member of an archive, told by its first bytes."""
+    if data[:4] == b"qres":
+        return _resource(data, member)
+    if data[:4] == _EET:
+        return _entry(data, member)
+    raise PhotographsUnavailable(
+        f"The file that should hold {member} is neither a Qt resource file nor an EET archive."
+    )
+
+
+def _entry(data: bytes, member: str) -> bytes:
+    """The bytes of one entry of an EET archive (Enlightenment's themes).
+
+    A header of three numbers (magic, entries, dictionaries), then six for each entry: offset and
+    size of the data, flags, offset and length of the name, and a hash; all big-endian.
+    """
+    (entries,) = struct.unpack_from(">I", data, 4)
+    for at in range(entries):
+        offset, size, _, name, length = struct.unpack_from(">5I", data, 12 + 24 * at)
+        if data[name : name + length].rstrip(b"\0") == member.encode():
+            return data[offset : offset + size]
+    raise PhotographsUnavailable(f"The EET archive has no entry {member}.")
+
+
+def _resource(data: bytes, member: str) -> bytes:
+    """The bytes of one member of a compiled Qt resource file (versions 1 to 3).
+
+    A tree of fixed-size nodes (name offset, flags, then children or a data offset), a table of
+    UTF-16 names, and length-prefixed data; all numbers big-endian.
+    """
+    version, tree, payload, names = struct.unpack_from(">4I", data, 4)
+    width = 14 if version < 2 else 22
+
+    def name(node: int) -> str:
+        offset = names + struct.unpack_from(">I", data, tree + node * width)[0]
+        length = struct.unpack_from(">H", data, offset)[0]
+        return data[offset + 6 : offset + 6 + 2 * length].decode("utf-16-be")
+
+    node, flags = 0, 2
+    for part in member.split("/"):
+        count, first = struct.unpack_from(">II", data, tree + node * width + 6)
+        children = {name(n): n for n in range(first, first + count)} if flags & 2 else {}
+        if part not in children:
+            raise PhotographsUnavailable(f"The Qt resource file has no member {member}.")
+        node = children[part]
+        flags = struct.unpack_from(">H", data, tree + node * width + 4)[0]
+    start = payload + struct.unpack_from(">I", data, tree + node * width + 10)[0]
+    length = struct.unpack_from(">I", data, start)[0]
+    content = data[start + 4 : start + 4 + length]
+    return zlib.decompress(content[4:]) if flags & 1 else content
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    aside = path.with_name(f".{path.name}")
+    if path.suffix == ".webp":
+        image.save(aside, "WEBP", lossless=True, method=6)
+    else:
+        image.save(aside, "PNG")
+    aside.replace(path)
+
+
+class PhotographCrops:
+    """Random square crops of photographs, flipped and turned at random, from memory.
+
+    An image is drawn with a chance proportional to its number of pixels, so every place is about
+    equally likely. Of `candidates` places the one with the most detail is kept: with 2 or more,
+    skies and blurred backgrounds become rarer. The same images, arguments and seed give the same
+    crops in the same order.
+    """
+
+    def __init__(
+        self,
+        images: Iterable[np.ndarray[Any, Any]],
+        size: int,
+        seed: int = 0,
+        *,
+        candidates: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        """`images`: uint8 (H, W, 3), at least `size` a side; ValueError names one that is not.
+
+        `device`: where they are cut, if they do not take too much of it; else on the host.
+        """
+        self._images = [torch.from_numpy(np.ascontiguousarray(i)) for i in images]
+        if not self._images:
+            raise ValueError("no photographs to crop from; at least one is needed")
+        for at, image in enumerate(self._images):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8:
+                raise ValueError(
+                    f"photograph {at} is {image.dtype} {tuple(image.shape)}; uint8 (H, W, 3) needed"
+                )
+            if min(image.shape[:2]) < size:
+                raise ValueError(
+                    f"photograph {at} is {image.shape[1]} x {image.shape[0]} pixels; "
+                    f"crops of {size} need at least {size} a side"
+                )
+        if candidates < 1:
+            raise ValueError(f"candidates is {candidates}; at least 1 place is needed")
+        self.size = size
+        self.candidates = candidates
+        self._area = torch.tensor([float(i.shape[0] * i.shape[1]) for i in self._images])
+        if device is not None and sum(i.nbytes for i in self._images) <= _MOST_ON_DEVICE:
+            self._images = [i.to(device) for i in self._images]
+        self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        size: int,
+        seed: int = 0,
+        *,
+        candidates: int = 1,
+        sizes: Sequence[float] = (1.0,),
+        device: torch.device | None = None,
+    ) -> PhotographCrops:
+        """All PNG, JPEG and WebP files of a folder, by name; ones smaller than `size` left out.
+
+        `sizes`: fractions that each is reduced to.
+        """
+        paths = sorted(
+            p
+            for p in folder.glob("*")
+            if p.suffix in (".png", ".jpg", ".webp") and not p.name.startswith(".")
+        )
+        images = []
+        for path in paths:
+            with Image.open(path) as opened:
+                for fraction in sizes:
+                    sides = round(opened.width * fraction), round(opened.height * fraction)
+                    if min(sides) >= size:
+                        image = opened.convert("RGB")
+                        if sides != image.size:
+                            image = image.resize(sides, Image.Resampling.LANCZOS)
+                        images.append(np.array(image))
+        if not images:
+            raise ValueError(f"{folder} holds no photograph of at least {size} x {size} pixels")
+        return cls(images, size, seed, candidates=candidates, device=device)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def at(self, step: int, batch: int) -> Tensor:
+        """The crops of one training step: they follow from seed and step alone, so that a
+        resumed run sees what an uninterrupted one sees."""
+        # One of its own: steps may be drawn on several threads.
+        return self._drawn(batch, torch.Generator().manual_seed(self._seed * 1_000_003 + step))
+
+    def sample(self, batch: int) -> Tensor:
+        """The next `batch` crops: float32 (batch, 3, size, size) in [0, 1]."""
+        return self._drawn(batch, self._generator)
+
+    def _drawn(self, batch: int, generator: torch.Generator) -> Tensor:
+        places = batch * self.candidates
+        chosen = torch.multinomial(self._area, places, replacement=True, generator=generator)
+        corners = torch.rand(places, 2, generator=generator).tolist()
+        turns = torch.randint(0, 8, (batch,), generator=generator).tolist()
+        crops = torch.stack(
+            [self._crop(i, y, x) for i, (y, x) in zip(chosen.tolist(), corners, strict=True)]
+        )
+        if self.candidates > 1:
+            best = _detail(crops).view(batch, self.candidates).argmax(dim=1)
+            first = torch.arange(0, places, self.candidates, device=best.device)
+            crops = crops[first + best]
+        crops = crops.permute(0, 3, 1, 2).float() / 255
+        turned = torch.empty_like(crops, memory_format=torch.contiguous_format)
+        for turn in set(turns):
+            at = [i for i, other in enumerate(turns) if other == turn]
+            group = crops[at].rot90(turn % 4, (2, 3))
+            turned[at] = group.flip(3) if turn >= 4 else group
+        return turned
+
+    def _crop(self, index: int, y: float, x: float) -> Tensor:
+        image = self._images[index]
+        top = int(y * (image.shape[0] - self.size + 1))
+        left = int(x * (image.shape[1] - self.size + 1))
+        return image[top : top + self.size, left : left + self.size]
+
+
+def _detail(crops: Tensor) -> Tensor:
+    """Mean difference between neighbours in the green channel, on every fourth row, of each."""
+    rows = crops[:, ::4, :, 1].short()
+    return (rows[..., 1:] - rows[..., :-1]).abs().float().mean(dim=(1, 2))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m training.photographs")
+    parser.add_argument("out", type=Path, metavar="OUT_DIR")
+    parser.add_argument("--packages-dir", type=Path, help="folder of packages already fetched")
+    parsed = parser.parse_args(arguments)
+    try:
+        counts = write_photographs(parsed.out, parsed.packages_dir)
+    except PhotographsUnavailable as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    print(", ".join(f"{count} {role}" for role, count in sorted(counts.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""What the stages learn from: images, latents, the teacher's pairs, sampled latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from models.networks.bundle import Networks
+from training.cfw import sampled_batch
+from training.config import DenoisingSettings, RunSettings, StageName, VaeSettings
+from training.denoising import Latents
+from training.objective import Batch
+from training.pairs import Pairs, enlarged, stream
+from training.shards import Shards
+from training.starting import fingerprint
+from training.teacher import TAUGHT, taught, teacher_shards
+
+__all__ = ["Sources"]
+
+# Spreads what is drawn a share of the time evenly over the numbers of the batches.
+_GOLDEN = (5**0.5 - 1) / 2
+_FIRST_STAGE = ("autoencoder.encoder.", "autoencoder.quant_conv.", "first_stage.")
+
+
+class Sources:
+    """Of one stage.
+
+    Args:
+        settings: of the run.
+        folder: of the stage; what is made once lies in it, and the teacher's pairs beside it.
+        accelerator: of the stage.
+        say: hears what is being made.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        folder: Path,
+        accelerator: Accelerator,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings, self._folder = settings, folder
+        self._accelerator, self._say = accelerator, say
+        self._device, self._rank = accelerator.device, accelerator.process_index
+
+    def taught(self) -> Shards:
+        """The teacher's pairs, all of them made."""
+        settings = self._settings
+        assert settings.teacher is not None  # the settings refuse that
+        shards = teacher_shards(
+            settings.teacher, settings.data, settings.seed, self._folder.parent, self._device
+        )
+        return self._made(shards)
+
+    def images(self, table: VaeSettings | DenoisingSettings, seed: int) -> Callable[[int], Tensor]:
+        """Number of a batch -> photographs, or what the teacher made of them."""
+        pairs = self._pairs_of(table, seed)
+        if not table.teacher_share:
+            return pairs.high
+        shards = self.taught()
+
+        def images(number: int) -> Tensor:
+            if not _is_taught(number, table.teacher_share):
+                return pairs.high(number)
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            [image] = taught(shards, (TAUGHT,), table.loop.batch, table.crop, generator)
+            return image.to(self._device)
+
+        return images
+
+    def pairs(self, table: DenoisingSettings, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """Number of a batch -> images, some the teacher's, and what they are to be restored from,
+        enlarged."""
+        pairs = self._pairs_of(table, seed)
+        if not table.teacher_share:
+            return pairs.at
+        shards = self.taught()
+
+        def both(number: int) -> tuple[Tensor, Tensor]:
+            if not _is_taught(number, table.teacher_share):
+                return pairs.at(number)
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            names = (TAUGHT, "low")
+            image, low = taught(shards, names, table.loop.batch, table.crop, generator)
+            scale = self._settings.data.scale
+            return image.to(self._device), enlarged(low, scale).to(self._device)
+
+        return both
+
+    def latents(self, stage: StageName, networks: Networks) -> Latents:
+        """Latents of images and, for the guidance, of degraded photographs."""
+        settings = self._settings
+        table = settings.prior if stage == "prior" else settings.encoder
+        assert table is not None  # the caller looked
+        seed = stream(settings.seed, f"{stage}/pairs", 0 if table.cached else self._rank)
+        first_stage = networks.first_stage or networks.autoencoder
+
+        def encoded(image: Tensor) -> Tensor:
+            with torch.no_grad(), self._accelerator.autocast():
+                moments = first_stage.encode(image * 2 - 1).moments
+            # Contiguous: torch 2.13's group norm of a channels-last input crashes in the backward
+            # pass under autocast when its own weights are frozen.
+            return first_stage.latent(moments.float()).contiguous()
+
+        if stage == "prior":
+            images = self.images(table, seed)
+
+            def batch(number: int) -> Batch:
+                return {"high": encoded(images(number))}
+
+        else:
+            pairs = self.pairs(table, seed)
+
+            def batch(number: int) -> Batch:
+                high, low = pairs(number)
+                return {"high": encoded(high), "low": encoded(low)}
+
+        if not table.cached:
+            return lambda number, generator: batch(number)
+        shards = Shards(
+            self._folder / "latents",
+            batch,
+            table.cached,
+            self._follows_from(
+                networks,
+                lambda name: name.startswith(_FIRST_STAGE),
+                crop=table.crop,
+                batch=table.loop.batch,
+                seed=seed,
+                teacher_share=table.teacher_share,
+            ),
+        )
+        processes = self._accelerator.num_processes
+
+        def picked(number: int, generator: torch.Generator) -> Batch:
+            mine = number * processes + self._rank
+            if mine < table.cached:  # the first time round each is new, and made now
+                return {k: v.to(self._device) for k, v in shards.whole(mine).items()}
+            entries = shards.pick(table.loop.batch, generator)
+            return {k: torch.stack([e[k] for e in entries]).to(self._device) for k in entries[0]}
+
+        return picked
+
+    def sampled(self, networks: Networks) -> Shards:
+        """What the model makes of degraded photographs: the fusion layers have to mend that."""
+        table = self._settings.cfw
+        assert table is not None  # the caller looked
+        seed = stream(self._settings.seed, "cfw/pairs")
+        pairs = Pairs(
+            self._settings.data,
+            crop=table.crop,
+            batch=table.sampled_batch,
+            seed=seed,
+            device=self._device,
+        )
+
+        def batch(number: int) -> Batch:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            with self._accelerator.autocast():
+                return sampled_batch(
+                    networks, pairs.at(number), steps=table.sampling_steps, generator=generator
+                )
+
+        shards = Shards(
+            self._folder / "sampled",
+            batch,
+            table.sampled,
+            self._follows_from(
+                networks,
+                lambda name: ".fusion." not in name,
+                crop=table.crop,
+                batch=table.sampled_batch,
+                seed=seed,
+                steps=table.sampling_steps,
+            ),
+        )
+        return self._made(shards)
+
+    def _pairs_of(self, table: VaeSettings | DenoisingSettings, seed: int) -> Pairs:
+        return Pairs(
+            self._settings.data,
+            crop=table.crop,
+            batch=table.loop.batch,
+            seed=seed,
+            device=self._device,
+        )
+
+    def _made(self, shards: Shards) -> Shards:
+        """Each process makes its share of what is missing, and waits for the others."""
+        processes = self._accelerator.num_processes
+        shards.make(self._say, rank=self._rank, processes=processes)
+        self._accelerator.wait_for_everyone()
+        return shards
+
+    def _follows_from(
+        self, networks: Networks, of: Callable[[str], bool], **values: object
+    ) -> dict[str, object]:
+        """What kept tensors were made from: `values`, the data, and the weights that `of` names."""
+        data = self._settings.data.model_dump(mode="json")
+        return {"data": data, "weights": fingerprint(networks, of=of), **values}
+
+
+def _is_taught(number: int, share: float) -> bool:
+    """Whether the batch of this number is the teacher's, a share of all being so."""
+    return (number * _GOLDEN) % 1 < share

@@ -1,0 +1,150 @@
+"""The networks a stage starts from, and how new ones are put into them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from models.checkpoints.folder import load_folder, preset_folder
+from models.checkpoints.places import CONFIG
+from models.config import CompactConfig, ModelConfig
+from models.networks.bundle import Networks
+from models.networks.compact import CompactAutoencoder
+from models.presets import PRESETS
+from training.config import STAGES, RunSettings, StageName
+from training.denoising import Guidance, Prior, open_modulation
+from training.errors import InvalidRun
+from training.realesrgan import CompactNet, start_decoder
+from training.sizes import SIZES
+
+__all__ = ["WEIGHTS_FOLDER", "fingerprint", "starting_networks"]
+
+WEIGHTS_FOLDER = "weights"
+"""Below a stage's folder: what it hands on."""
+
+
+def starting_networks(
+    stage: StageName, settings: RunSettings, out: Path, seed: int, say: Callable[[str], None]
+) -> Networks:
+    """What the stage before this one wrote in `out`; else the base; for the first, random numbers.
+
+    Float32, on the CPU; which it was is said. Where the stage is `fresh`, its own part is random.
+
+    Raises:
+        InvalidRun: there is nothing to start from, or it does not fit the sizes.
+        ModelError: the weights cannot be read.
+    """
+    fresh = getattr(getattr(settings, stage), "fresh", False)
+    torch.manual_seed(seed)
+    if stage == STAGES[0] and (fresh or settings.base is None):
+        say(f"{stage}: starting from random numbers, sizes {settings.sizes}")
+        networks = Networks(SIZES[settings.sizes])
+        if settings.vae is not None and settings.vae.decoder_from is not None:
+            say(f"{stage}: the decoder starts from {settings.vae.decoder_from}")
+            network = CompactNet.from_model(settings.vae.decoder_from)
+            start_decoder(_compact(networks, stage).decoder, network)
+        return networks
+    folder = _folder(stage, settings, out)
+    say(f"{stage}: starting from {folder}" + (", its own part from random numbers" * fresh))
+    networks = load_folder(folder, torch.device("cpu"), torch.float32)
+    if stage in ("vae", "distill"):
+        _compact(networks, stage)
+    if fresh:
+        networks = _renewed(stage, networks, SIZES[settings.sizes])
+        start = getattr(getattr(settings, stage), "start", None)
+        if start is not None:
+            _borrow(stage, networks, start, say)
+    return networks
+
+
+def _compact(networks: Networks, stage: StageName) -> CompactAutoencoder:
+    if not isinstance(networks.autoencoder, CompactAutoencoder):
+        raise InvalidRun(
+            f"The stage {stage} trains the compact autoencoder, but these weights have the "
+            "released one: leave the stage out, or start from others."
+        )
+    return networks.autoencoder
+
+
+@torch.no_grad()
+def _borrow(stage: StageName, networks: Networks, folder: Path, say: Callable[[str], None]) -> None:
+    """Tensors of the stage's own part from other weights, where name and shape agree."""
+    theirs = load_folder(folder, torch.device("cpu"), torch.float32).state_dict()
+    own = {n: p for n, p in networks.state_dict().items() if _is_fresh(stage, n)}
+    fitting = [n for n, p in own.items() if n in theirs and theirs[n].shape == p.shape]
+    for name in fitting:
+        own[name].copy_(theirs[name])
+    say(f"{stage}: {len(fitting)} of {len(own)} tensors start from {folder}")
+
+
+def _folder(stage: StageName, settings: RunSettings, out: Path) -> Path:
+    at = STAGES.index(stage)
+    if at and (out / STAGES[at - 1] / WEIGHTS_FOLDER / CONFIG).is_file():
+        return out / STAGES[at - 1] / WEIGHTS_FOLDER
+    if settings.base is None:
+        raise InvalidRun(
+            f"The stage {stage} starts from {STAGES[at - 1]}, which has no weights in {out}: train "
+            "that first, or name weights to start from as `base`."
+        )
+    if settings.base in PRESETS:
+        return preset_folder(PRESETS[settings.base])
+    return Path(settings.base)
+
+
+def _is_fresh(stage: StageName, name: str) -> bool:
+    if stage == "prior":
+        return Prior.trainable(name)
+    if stage == "encoder":
+        return Guidance.trainable(name) and ".modulation.norm." not in name
+    return ".fusion." in name
+
+
+def _renewed(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
+    config = old.config
+    if stage == "prior":
+        config = dataclasses.replace(
+            config,
+            unet=sizes.unet,
+            prediction=sizes.prediction,
+            context_tokens=sizes.context_tokens,
+        )
+    elif stage == "encoder":
+        config = dataclasses.replace(config, encoder=sizes.encoder)
+    elif stage == "cfw":
+        wrapped = dataclasses.replace(
+            config.autoencoder,
+            growth=sizes.autoencoder.growth,
+            fusion_blocks=sizes.autoencoder.fusion_blocks,
+        )
+        if isinstance(wrapped, CompactConfig) and isinstance(sizes.autoencoder, CompactConfig):
+            wrapped = dataclasses.replace(wrapped, fused_after=sizes.autoencoder.fused_after)
+        config = dataclasses.replace(config, autoencoder=wrapped)
+    networks = Networks(config, first_stage=None if old.first_stage is None else "encoder")
+    if stage == "prior":
+        torch.nn.init.normal_(networks.context)
+    kept = {k: v for k, v in old.state_dict().items() if not _is_fresh(stage, k)}
+    wanted = networks.state_dict()
+    for name, tensor in kept.items():
+        if name in wanted and wanted[name].shape != tensor.shape:
+            raise InvalidRun(
+                f"{name} is {tuple(tensor.shape)} in the weights to start from and "
+                f"{tuple(wanted[name].shape)} in the configured sizes: they must agree."
+            )
+    networks.load_state_dict(kept, strict=False)
+    if stage in ("prior", "encoder"):
+        open_modulation(networks.unet)
+    return networks
+
+
+def fingerprint(networks: Networks, *, of: Callable[[str], bool]) -> str:
+    """A digest of the tensors whose names `of` accepts."""
+    digest = hashlib.sha256()
+    for name, tensor in networks.state_dict().items():
+        if of(name):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
