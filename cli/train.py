@@ -19,10 +19,11 @@ __all__ = ["Stage", "TrainOptions", "run"]
 class Stage(StrEnum):
     """What is trained."""
 
-    ENCODER = "encoder"
-    CFW = "cfw"
-    PRIOR = "prior"
     VAE = "vae"
+    PRIOR = "prior"
+    ENCODER = "encoder"
+    DISTILL = "distill"
+    CFW = "cfw"
     ALL = "all"
 
 

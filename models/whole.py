@@ -77,6 +77,7 @@ class Whole:
         square = height == width == self._side
         return square and pieces.rows >= height and pieces.keep == "device"
 
+    @torch.inference_mode()
     def warm(self) -> None:
         """Compiles all before it is needed."""
         if not self.wanted:

@@ -43,10 +43,11 @@ def starting_networks(
     if stage == STAGES[0] and (fresh or settings.base is None):
         say(f"{stage}: starting from random numbers, sizes {settings.sizes}")
         networks = Networks(SIZES[settings.sizes])
+        autoencoder = _compact(networks, stage)
         if settings.vae is not None and settings.vae.decoder_from is not None:
             say(f"{stage}: the decoder starts from {settings.vae.decoder_from}")
             network = CompactNet.from_model(settings.vae.decoder_from)
-            start_decoder(_compact(networks, stage).decoder, network)
+            start_decoder(autoencoder.decoder, network)
         return networks
     folder = _folder(stage, settings, out)
     say(f"{stage}: starting from {folder}" + (", its own part from random numbers" * fresh))
@@ -82,12 +83,14 @@ def _borrow(stage: StageName, networks: Networks, folder: Path, say: Callable[[s
 
 
 def _folder(stage: StageName, settings: RunSettings, out: Path) -> Path:
-    at = STAGES.index(stage)
-    if at and (out / STAGES[at - 1] / WEIGHTS_FOLDER / CONFIG).is_file():
-        return out / STAGES[at - 1] / WEIGHTS_FOLDER
+    before = STAGES[: STAGES.index(stage)]
+    # The nearest that was run: not every configuration has all of them.
+    for name in reversed(before):
+        if (out / name / WEIGHTS_FOLDER / CONFIG).is_file():
+            return out / name / WEIGHTS_FOLDER
     if settings.base is None:
         raise InvalidRun(
-            f"The stage {stage} starts from {STAGES[at - 1]}, which has no weights in {out}: train "
+            f"The stage {stage} starts from {before[-1]}, which has no weights in {out}: train "
             "that first, or name weights to start from as `base`."
         )
     if settings.base in PRESETS:

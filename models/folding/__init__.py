@@ -30,6 +30,8 @@ from models.folding.times import fold_times
 from models.folding.upsampling import fold_upsampling
 from models.folding.winograd import fold_convolutions, is_worthwhile
 from models.networks.bundle import Networks
+from models.networks.compact import CompactAutoencoder
+from models.networks.layout import channels_last
 
 __all__ = [
     "FOLDS",
@@ -74,5 +76,8 @@ def for_inference(
     `room` says how many bytes their weights may grow by, asked when they are folded.
     """
     fold(networks)
+    if isinstance(networks.autoencoder, CompactAutoencoder):
+        # As its strips lie: else each convolution would lay its kernel out anew at every call.
+        channels_last(networks.autoencoder)
     if is_worthwhile(device, dtype):
         fold_convolutions(networks, room())

@@ -43,6 +43,7 @@ ANCHORED = 12
 
 
 @lru_cache
+@torch.inference_mode(False)  # kept, and so for calls with gradients too
 def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Orthonormal (12, 12): colour basis times the Haar basis of 2 x 2 pixels."""
     colors = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)

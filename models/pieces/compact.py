@@ -70,6 +70,7 @@ def run_compact_encoder(
             start,
             flops=sum(conv_flops(conv, height * width) for conv in convs),
             temporaries=encoder.conv_in.in_channels + 4 * encoder.conv_in.out_channels,
+            halo=len(convs),
         )
     )
     coarse = layers(encoder.coarse, ResidualBlock)
@@ -92,6 +93,7 @@ def run_compact_encoder(
             finish,
             flops=sum(conv_flops(conv, height * width) for conv in (encoder.down, *after)),
             temporaries=8 * encoder.down.in_channels + 4 * encoder.down.out_channels,
+            halo=len(after),
         ),
         write,
     )
@@ -172,6 +174,7 @@ def _entered(run: Executor, autoencoder: CompactAutoencoder, latent: Source) -> 
             compute,
             flops=flops + conv_flops(cast("Convolution", decoder.picture_in), 4 * cells),
             temporaries=decoder.conv_in.out_channels + 5 * decoder.picture_in.out_channels,
+            halo=2 * len(convs),
         )
     )
 
@@ -210,6 +213,7 @@ def _fused(
             lambda span, strips: [convolve(join(strips), enter)],
             flops=conv_flops(enter, x.height * x.width),
             temporaries=2 * enter.in_channels + enter.out_channels,
+            halo=1,
         )
     )
     for block in layers(fusion.dense, ResidualInResidual):
@@ -263,6 +267,7 @@ def _headed(run: Executor, latent: Source, x: FeatureMap, head: CompactHead, wri
             flops=sum(conv_flops(c, area // s) for c, s in zip(convs, sizes, strict=True))
             + conv_flops(last, area),
             temporaries=convs[3].in_channels + 2 * convs[3].out_channels + 9,
+            halo=12,
         ),
         write,
     )
@@ -288,6 +293,7 @@ def _over(
             compute,
             flops=sum(conv_flops(conv, x.height * x.width) for conv in convs),
             temporaries=temporaries,
+            halo=len(convs),
         )
     )
 

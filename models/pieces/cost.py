@@ -81,7 +81,7 @@ class _Rehearsal(Executor):
         self.flops += step.flops
         rows = min(max(1, self.rows // step.coarsest), step.height)
         cells = rows * step.width
-        elements = cells * step.temporaries
+        elements = min(rows + 2 * step.halo, step.height) * step.width * step.temporaries
         for read in step.reads:
             source = read.source
             strip = min(-(-rows * read.stride // 1) + 2 * read.halo, source.height)

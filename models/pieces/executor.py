@@ -107,6 +107,8 @@ class Pass:
     temporaries: int
     """Channels of the results' size that `compute` holds at most, its results counted and what
     it reads not."""
+    halo: int = 0
+    """Rows of the results' size that `temporaries` have beyond a strip, on either side."""
     resident: int = 0
     """Bytes on the device that are there during the whole pass, beside maps and strips."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from evaluation.errors import EvaluationError
-from evaluation.learned import LEARNED, load
+from evaluation.learned import LEARNED, Learned, add_vgg, load
 from evaluation.metrics import luma, offline_scores, psnr, ssim
 from evaluation.niqe import niqe
 from evaluation.pictures import Pixels
 from tests.evaluation.conftest import crop
+from tests.training.vgg_files import vgg_file
 
 
 def noisy(picture: Pixels, strength: float) -> Pixels:
@@ -109,6 +111,15 @@ def test_a_score_whose_weights_cannot_be_fetched_is_named_and_the_others_are_mea
     assert loaded.scores(picture, picture) == {"musiq": 50.0}
     assert loaded.unavailable["clipiqa"] == "ConnectionError: no such host"
     assert loaded.folder_scores(tmp_path, tmp_path) == {"fid": 7.0}
+
+
+def test_a_vgg_16_from_a_file_scores_how_far_a_picture_is_from_its_original(tmp_path: Path) -> None:
+    loaded = Learned()
+    add_vgg(loaded, vgg_file(tmp_path / "vgg16.pth"))
+    original = crop("petra", 32, 32)
+    assert loaded.scores(original, original) == {"vgg": 0}
+    near, far = (loaded.scores(noisy(original, n), original)["vgg"] for n in (2, 20))
+    assert 0 < near < far
 
 
 def test_the_scores_that_run_offline_are_five() -> None:

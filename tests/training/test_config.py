@@ -67,6 +67,29 @@ def test_a_degradation_of_ones_own_is_a_table_with_the_papers_defaults(tmp_path:
             ("[encoder]", "[data.degradations.a.first]\nblur = 2\n[encoder]"),
             "blur is 2.0; a chance is from 0 to 1",
         ),
+        (("crop = 64", "crop = 64\nteacher_share = 0.5"), "teacher_share need a table [teacher]"),
+        (
+            (
+                "[encoder]",
+                "[distill]\nloss = {}\nloop = {steps = 1, batch = 1}\ncrop = 64\n[encoder]",
+            ),
+            "distill and teacher_share need a table [teacher]",
+        ),
+        (
+            ("[data]", '[teacher]\nnetwork = "t"\ncrop = 60\nbatches = 1\n[data]'),
+            "teacher: crop is 60; it must be a multiple of 64",
+        ),
+        (
+            (
+                "[encoder]\ncrop = 64",
+                "[vae]\ncrop = 60\n[vae.loop]\nsteps = 1\nbatch = 1\n[encoder]",
+            ),
+            "vae: crop is 60; it must be a multiple of 8",
+        ),
+        (
+            ("steps = 3", 'steps = 3\nfactors = {"unet." = 0}'),
+            "loop.factors.unet.: Input should be",
+        ),
         (("[data]", "[data"), "is not TOML"),
     ],
 )

