@@ -142,6 +142,11 @@ class ModelConfig:
     autoencoder: AutoencoderConfig | CompactConfig = field(default_factory=AutoencoderConfig)
     text: TextConfig | None = None
     prediction: Prediction = "epsilon"
+    first_timestep: int = 999
+    """Where the sampler `ddpm` begins from the LR latent."""
+    noised_start: bool = True
+    """Whether that latent is noised as far as the first timestep, as in the paper; weights that
+    were distilled to few steps may take it as it is."""
     context_tokens: int = 77
 
     @property

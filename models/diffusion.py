@@ -42,22 +42,22 @@ def alphas_cumprod() -> npt.NDArray[np.float64]:
     return np.cumprod(1.0 - betas).astype(np.float64)
 
 
-def respaced_timesteps(steps: int) -> list[int]:
-    """`steps` timesteps of the full schedule, ascending, both ends included.
+def respaced_timesteps(steps: int, first: int = TRAINING_STEPS - 1) -> list[int]:
+    """`steps` timesteps of the full schedule, ascending from 0 to `first`, both included.
 
     Raises:
-        InvalidOption: steps outside 1..1000.
+        InvalidOption: more steps than timesteps, or none.
     """
-    check_steps(steps)
+    check_steps(steps, first)
     if steps == 1:
-        return [TRAINING_STEPS - 1]
-    return [round(i * (TRAINING_STEPS - 1) / (steps - 1)) for i in range(steps)]
+        return [first]
+    return [round(i * first / (steps - 1)) for i in range(steps)]
 
 
-def check_steps(steps: int) -> None:
-    """Raises InvalidOption for steps outside 1..1000."""
-    if not 1 <= steps <= TRAINING_STEPS:
-        raise InvalidOption(f"steps is {steps}, but must be between 1 and {TRAINING_STEPS}.")
+def check_steps(steps: int, first: int = TRAINING_STEPS - 1) -> None:
+    """Raises InvalidOption for no steps, and for more than there are timesteps up to `first`."""
+    if not 1 <= steps <= first + 1:
+        raise InvalidOption(f"steps is {steps}, but must be between 1 and {first + 1}.")
 
 
 def add_noise(latent: Tensor, noise: Tensor, timestep: int) -> Tensor:
@@ -86,10 +86,12 @@ class Stepper(Protocol):
 class DDPM:
     """Ancestral sampling over respaced timesteps, variance "fixed small", x0 not clipped."""
 
-    def __init__(self, steps: int, prediction: Prediction = "epsilon") -> None:
-        kept = respaced_timesteps(steps)
+    def __init__(
+        self, steps: int, prediction: Prediction = "epsilon", first: int = TRAINING_STEPS - 1
+    ) -> None:
+        kept = respaced_timesteps(steps, first)
         # The networks see ascending timesteps twice when several round to the same one: never,
-        # since steps <= 1000.
+        # since there are as many as steps.
         self.timesteps = kept[::-1]
         self._prediction = prediction
         self._alphas = alphas_cumprod()[self.timesteps]
@@ -150,15 +152,20 @@ def _clean(sample: Tensor, prediction: Tensor, a: float, kind: Prediction) -> Te
 
 
 def make_stepper(
-    name: SamplerName, steps: int, prediction: Prediction, eta: float | None = None
+    name: SamplerName,
+    steps: int,
+    prediction: Prediction,
+    eta: float | None = None,
+    first: int = TRAINING_STEPS - 1,
 ) -> Stepper:
-    """The sampler of that name, for one canvas; `eta` is DDIM's, 1 when None.
+    """The sampler of that name, for one canvas; `eta` is DDIM's, 1 when None; `first` is the
+    timestep that DDPM begins at.
 
     Raises:
-        InvalidOption: an unknown name, or steps outside 1..1000.
+        InvalidOption: an unknown name, no steps, or more than there are timesteps.
     """
     if name == "ddpm":
-        return DDPM(steps, prediction)
+        return DDPM(steps, prediction, first)
     if name == "ddim":
         return DDIM(steps, prediction, 1.0 if eta is None else eta)
     if name in get_args(SamplerName):

@@ -18,7 +18,7 @@ from models.calls import Calls
 from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
 from models.compiled import Compiling, Denoiser, Denoises
 from models.config import ModelConfig
-from models.diffusion import add_noise, make_stepper
+from models.diffusion import TRAINING_STEPS, add_noise, make_stepper
 from models.errors import InvalidOption
 from models.estimate import Weights
 from models.finishing import check_finite, finished_rows, joined
@@ -264,12 +264,15 @@ class StableSR:
                 first step.
             MissingTextTower: there is a prompt, and the weights hold no text tower; at once too.
         """
-        preset = self.preset
+        preset, config = self.preset, self.networks.config
+        # What weights were distilled to is of DDPM from the LR latent alone.
+        distilled = options.sampler == "ddpm" and options.start == "lr"
         stepper = make_stepper(
             options.sampler,
             preset.steps if options.steps is None else options.steps,
-            self.networks.config.prediction,
+            config.prediction,
             options.eta,
+            config.first_timestep if distilled else TRAINING_STEPS - 1,
         )
         overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
         latent = prepared.latent
@@ -280,7 +283,9 @@ class StableSR:
             return torch.randn(latent.shape, generator=generator).to(latent.device)
 
         start = noise()
-        if options.start == "lr":
+        if distilled and not config.noised_start:
+            start = latent
+        elif options.start == "lr":
             start = add_noise(latent, start, stepper.timesteps[0])
         scale = options.guidance_scale
         wanted: Tensor | None = None

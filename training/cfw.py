@@ -38,12 +38,13 @@ def sampled_batch(
     config = networks.config
     first_stage = networks.first_stage or networks.autoencoder
     lr = first_stage.latent(first_stage.encode(low * 2 - 1).moments)
-    stepper = DDPM(steps, config.prediction)
+    stepper = DDPM(steps, config.prediction, config.first_timestep)
 
     def noise() -> Tensor:
         return torch.randn(lr.shape, generator=generator).to(lr.device)
 
-    canvas = add_noise(lr, noise(), stepper.timesteps[0])
+    begin = noise()
+    canvas = add_noise(lr, begin, stepper.timesteps[0]) if config.noised_start else lr
     context = networks.context.expand(len(lr), -1, -1)
     for index, timestep in enumerate(stepper.timesteps):
         predicted = networks.predict(canvas, lr, [timestep] * len(lr), context)

@@ -72,11 +72,12 @@ class Distillation(ImageObjective):
         """As the pipeline samples; gradients go through the last two steps."""
         networks, noise = self.networks, list(batch["noise"])
         steps = len(noise) - 1
-        stepper = DDPM(steps, networks.config.prediction)
+        config = networks.config
+        stepper = DDPM(steps, config.prediction, config.first_timestep)
         with torch.no_grad():
             lr = networks.autoencoder.latent(networks.autoencoder.encode(batch["low"]).moments)
         context = networks.context.expand(len(lr), -1, -1)
-        canvas = add_noise(lr, noise[0], stepper.timesteps[0])
+        canvas = add_noise(lr, noise[0], stepper.timesteps[0]) if config.noised_start else lr
         for index, timestep in enumerate(stepper.timesteps):
             # The last of several steps is at t = 0 and changes next to nothing: what it is given
             # has to learn as well.

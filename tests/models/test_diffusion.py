@@ -34,6 +34,14 @@ def test_respaced_timesteps_rise_from_the_first_to_the_last(steps: int) -> None:
     assert all(a < b for a, b in pairwise(kept))
 
 
+def test_sampling_may_begin_at_a_lower_timestep() -> None:
+    assert DDPM(1, first=250).timesteps == [250]
+    assert DDPM(3, first=250).timesteps == [250, 125, 0]
+    assert make_stepper("ddpm", 2, "epsilon", first=10).timesteps == [10, 0]
+    with pytest.raises(InvalidOption, match="steps is 12, but must be between 1 and 11"):
+        DDPM(12, first=10)
+
+
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_an_impossible_number_of_steps_is_refused_with_the_range(steps: int) -> None:
     with pytest.raises(InvalidOption, match=rf"{steps}.*between 1 and 1000"):

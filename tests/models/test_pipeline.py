@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,26 @@ def test_the_same_seed_gives_the_same_image_and_another_seed_another(sr: StableS
     other = sr.upscale(image, Options(steps=FEW, seed=6, fidelity_weight=0.0))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_distilled_weights_begin_at_the_latent_of_the_input_and_one_step_draws_no_noise() -> None:
+    cpu, dtype = torch.device("cpu"), torch.float32
+    config = replace(narrow.CONFIG, first_timestep=120, noised_start=False)
+    sr = StableSR(random_networks(config, cpu, dtype), narrow.PRESET, cpu, dtype)
+    image = picture(16, 16)
+    with sr.prepare(image, Options()) as prepared:
+        step = next(sr.sample(prepared, Options(steps=1)))
+        begin = step.part(0, 1)
+        assert begin.timestep == 120
+        assert torch.equal(begin.noisy, prepared.latent)
+        for other in (Options(steps=1, start="noise"), Options(steps=1, sampler="unipc")):
+            begin = next(sr.sample(prepared, other)).part(0, 1)
+            assert begin.timestep == 999
+            assert not torch.equal(begin.noisy, prepared.latent)
+    one, two = (sr.upscale(image, Options(steps=1, seed=seed)) for seed in (1, 2))
+    assert torch.equal(one, two)
+    one, two = (sr.upscale(image, Options(steps=3, seed=seed)) for seed in (1, 2))
+    assert not torch.equal(one, two)
 
 
 def test_the_fidelity_weight_changes_the_image(sr: StableSR) -> None:
