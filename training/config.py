@@ -292,6 +292,27 @@ class RunSettings(_Table):
         shares = [s.teacher_share for s in (self.vae, self.prior, self.encoder) if s is not None]
         if self.teacher is None and (self.distill is not None or any(shares)):
             raise ValueError("distill and teacher_share need a table [teacher]")
+        if self.teacher is None:
+            return self
+        if self.data.scale != 4:
+            raise ValueError(f"data.scale is {self.data.scale}; the teacher enlarges by 4")
+        stages = (self.vae, self.prior, self.encoder)
+        crops = [s.crop for s in stages if s is not None and s.teacher_share]
+        crops += [self.distill.crop] if self.distill is not None else []
+        if max(crops, default=0) > self.teacher.crop:
+            raise ValueError(
+                f"a crop is {max(crops)}; the teacher's images have {self.teacher.crop} a side"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _started(self) -> Self:
+        for stage in (self.prior, self.encoder):
+            if stage is not None and stage.start is not None and not stage.fresh:
+                raise ValueError("start needs fresh = true beside it")
+        vae = self.vae
+        if vae is not None and vae.decoder_from is not None and not (vae.fresh or not self.base):
+            raise ValueError("decoder_from needs fresh = true beside it")
         return self
 
     @property

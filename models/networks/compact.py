@@ -3,7 +3,8 @@
 Sixteen channels at an eighth. Twelve are the image at a quarter, the four pixels of a cell in a
 Haar basis and their colours as brightness and two differences: nothing is learned there, so the
 latent of a small image is that image. Four more carry what the decoder needs beside it. In flat
-places all but one are zero, so what a sampler gets wrong there makes no pattern of cells.
+places only the means of a cell are not zero, so that a sampler's small errors there make no
+pattern of cells. What the deep layers add is interleaved; the loss `phase` keeps it from being one.
 
 No norms and no attention: a part of an image is computed as the whole is, and strips need no
 statistics (`models.pieces`). The decoder's middle is the compact network of Real-ESRGAN (arXiv
