@@ -60,7 +60,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 title="Tiny, in the package; runs on any CPU",
                 licence="Apache-2.0",
                 licence_url="https://www.apache.org/licenses/LICENSE-2.0",
-                steps=4,
+                steps=1,
                 embedded=True,
                 prompts=False,
             ),

@@ -114,7 +114,7 @@ _FACE = Release(
 
 
 _ALL = (
-    Preset("tiny", native=512, tile=64, steps=4, fidelity_weight=0.5, embedded=True),
+    Preset("tiny", native=512, tile=64, overlap=8, steps=1, fidelity_weight=0.5, embedded=True),
     Preset("stablesr-512", native=512, tile=64, steps=200, fidelity_weight=0.5, release=_512),
     Preset("stablesr-turbo", native=512, tile=64, steps=4, fidelity_weight=0.5, release=_TURBO),
     Preset(

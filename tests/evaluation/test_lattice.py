@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from evaluation.lattice import lattice, phase
-from evaluation.pictures import Pixels, read
+from evaluation.methods import OursAtWeights
+from evaluation.pictures import Pixels, degraded, pixels_of, read, tensor_of
+from models.options import Options
+from models.pipeline import StableSR
 
 PHOTOGRAPH = Path(__file__).parents[1] / "photographs" / "red_panda.webp"
 
@@ -62,3 +65,18 @@ def test_a_flat_picture_has_neither() -> None:
     flat = np.full((64, 64, 3), 128, np.uint8)
     assert lattice(flat) == 0
     assert phase(flat) == 0
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_embedded_weights_leave_no_lattice(weight: float) -> None:
+    """Version 3 left lines of 5 dB at w = 0."""
+    sr = StableSR.from_preset("tiny")
+    found = []
+    for path in sorted(PHOTOGRAPH.parent.glob("*.webp"))[:6]:
+        low = tensor_of(degraded(read(path), path.stem, 4, "paper", 0))
+        [result] = OursAtWeights(sr, [weight], Options()).enlarge(low, 4)
+        picture = pixels_of(result.image)
+        found.append((lattice(picture), phase(picture)))
+    lines, phases = zip(*found, strict=True)
+    assert np.mean(lines) < 2.0
+    assert np.mean(phases) < 0.08

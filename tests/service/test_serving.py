@@ -48,7 +48,7 @@ def test_a_request_that_names_no_preset_gets_the_one_that_is_served(
 ) -> None:
     job = upload(client, PNG).json()
     assert job["preset"] == job["parameters"]["preset"] == "tiny"
-    assert job["parameters"]["steps"] == 4
+    assert job["parameters"]["steps"] == 1
 
 
 def test_a_repeated_request_gets_its_job_whatever_is_served_by_now(
