@@ -7,11 +7,13 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from models.checkpoints.folder import random_networks
 from models.diffusion import add_noise
 from models.errors import InvalidOption
 from models.options import Options, Start
 from models.pipeline import StableSR
 from models.sampling import CanvasStep
+from tests.models import narrow
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,8 @@ def test_an_option_out_of_range_or_without_effect_is_refused(
 
 
 def test_sampling_starts_at_the_noised_input_or_at_the_noise_alone() -> None:
-    sr = StableSR.from_preset("tiny")
+    cpu, dtype = torch.device("cpu"), torch.float32
+    sr = StableSR(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
     image = torch.rand(1, 3, 32, 32)
     canvases = {}
     for start in get_args(Start):
