@@ -130,6 +130,11 @@ def decode(
         free_features=free_features,
         folded=upsamplers_folded(autoencoder),
     ).flops
+    if isinstance(autoencoder, CompactAutoencoder) and pieces.rows >= height:
+        image = _decoded_whole(autoencoder, latent, wanted, fidelity, device, dtype, callbacks)
+        for feature in features if free_features else ():
+            feature.free()
+        return image
     image = torch.empty((1, 3, height, width))
     with MapStore(pieces.keep, device, dtype, pieces.rows, pieces.scratch) as store:
         run = Executor(store, pieces.rows, flops, callbacks or Callbacks())
@@ -155,6 +160,26 @@ def decode(
                 free_features=free_features,
                 write=write,
             )
+    return image
+
+
+def _decoded_whole(
+    autoencoder: CompactAutoencoder,
+    latent: Tensor,
+    features: Sequence[FeatureMap] | None,
+    fidelity: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    callbacks: Callbacks | None,
+) -> Tensor:
+    """A strip of full height needs no maps between passes, whose copies take time."""
+    told = callbacks or Callbacks()
+    told.check()
+    seen = None if features is None else [x.read(0, x.height) for x in features]
+    weight = torch.tensor(fidelity, device=device, dtype=dtype)
+    laid = latent.to(device, dtype).contiguous(memory_format=torch.channels_last)
+    image = autoencoder.decode(laid, seen, weight).float().cpu()
+    told.progress(1.0)
     return image
 
 
