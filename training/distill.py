@@ -1,6 +1,6 @@
 """Distillation: guidance and decoder learn through a sampler of few steps and the image it ends in.
 
-The paper names fast sampling as what is missing (section 5). The prior stays frozen; what guides it
+The paper names fast sampling as what is missing. The prior stays frozen; what guides it
 learns that few steps end where another network, or the same one in many steps, ends. The decoder
 learns along, because what it reads then is sampled and not encoded.
 """

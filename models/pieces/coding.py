@@ -120,6 +120,13 @@ def decode(
     wanted = features if fidelity > 0 and features else None
     config = autoencoder.config
     height, width = (config.downscale * side for side in latent.shape[2:])
+    # Kept further away, memory was short: strips can shrink, the whole cannot.
+    at_once = pieces.rows >= height and pieces.keep == "device"
+    if isinstance(autoencoder, CompactAutoencoder) and at_once:
+        image = _decoded_whole(autoencoder, latent, wanted, fidelity, device, dtype, callbacks)
+        for feature in features if free_features else ():
+            feature.free()
+        return image
     flops = decode_cost(
         config,
         height,
@@ -130,11 +137,6 @@ def decode(
         free_features=free_features,
         folded=upsamplers_folded(autoencoder),
     ).flops
-    if isinstance(autoencoder, CompactAutoencoder) and pieces.rows >= height:
-        image = _decoded_whole(autoencoder, latent, wanted, fidelity, device, dtype, callbacks)
-        for feature in features if free_features else ():
-            feature.free()
-        return image
     image = torch.empty((1, 3, height, width))
     with MapStore(pieces.keep, device, dtype, pieces.rows, pieces.scratch) as store:
         run = Executor(store, pieces.rows, flops, callbacks or Callbacks())
