@@ -245,3 +245,20 @@ def test_an_image_takes_a_fraction_of_the_released_autoencoders_memory() -> None
         for config in (CompactConfig(), AutoencoderConfig())
     )
     assert ours < released / 8
+
+
+def test_where_memory_was_short_the_whole_image_is_not_decoded_at_once(
+    compact: CompactAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = Pieces(4096, "disk")
+    with encode_pieces(compact, picture(64, 32), pieces) as found:
+        wanted = compact.decode(found.moments)
+
+        def fails(*given: object) -> Tensor:
+            raise torch.OutOfMemoryError("out of memory")
+
+        monkeypatch.setattr(compact, "decode", fails)
+        made = decode_pieces(compact, found.moments, (), 0.0, pieces)
+        assert relative_error(made, wanted) < 1e-5
+        with pytest.raises(torch.OutOfMemoryError):
+            decode_pieces(compact, found.moments, (), 0.0, Pieces(4096))
