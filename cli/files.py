@@ -11,7 +11,7 @@ from pathlib import Path
 from cli.errors import InputError
 from client.image import format_of
 from jobs.errors import ImageError
-from jobs.image_file import examine
+from jobs.formats import examine
 
 __all__ = ["check_input", "check_output", "write_aside"]
 
@@ -24,7 +24,7 @@ def check_input(path: Path) -> tuple[int, int]:
     """
     try:
         with path.open("rb") as file:
-            return examine(file.read(), file, sys.maxsize).upright
+            return examine(file.read(), sys.maxsize).upright
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
     except ImageError as error:

@@ -1,98 +1,67 @@
-"""Image files as both sides judge them: what is taken in, and what a result's format can hold."""
+"""Image files as both sides describe them: what a header says, what a result's file can hold."""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import IO
+from typing import Literal
 
-from .errors import (
-    ImageAnimated,
-    ImageError,
-    ImageTooLarge,
-    ImageTruncated,
-    OutputTooLarge,
-    UnsupportedFormat,
-)
-from .formats import (
-    FORMATS,
-    Bytes,
-    FileFault,
-    Header,
-    TruncatedFile,
-    UnsupportedPixels,
-    read_header,
-    sniff,
-)
+from .errors import OutputTooLarge
 from .schema import OutputFormat
 
-__all__ = ["RESULT_TYPES", "check_side", "examine"]
+__all__ = ["MAX_PARTS", "RESULT_TYPES", "Bytes", "Header", "Mode", "check_side"]
+
+Bytes = bytes | mmap.mmap
+
+Mode = Literal["L", "LA", "RGB", "RGBA", "CMYK", "CMYKA", "YCbCr"]
+"""The channels that a decoder gives: palettes are spread out and a colour key becomes alpha.
+
+YCbCr only where it is stored bare; a JPEG is RGB, whatever it has inside.
+"""
+
+MAX_PARTS = 65_536
+"""Chunks, segments, boxes or strips of one file: reading more would take seconds, and no program
+writes so many."""
 
 RESULT_TYPES: Mapping[OutputFormat, str] = MappingProxyType(
     {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "tiff": "image/tiff"}
 )
 """Media types of results."""
 
-LONGEST_SIDE: Mapping[OutputFormat, int] = MappingProxyType(
+MAX_SIDE: Mapping[OutputFormat, int] = MappingProxyType(
     {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_535, "tiff": 2**32 - 1}
 )
 """What a format can state in its header, in pixels."""
 
 # TIFF's offsets have 32 bits; four channels of 16 bits are the most that is written, and the
 # compression may not help.
-MOST_TIFF_PIXELS = 2**32 // 8 - 2**20
+MAX_TIFF_PIXELS = 2**32 // 8 - 2**20
 
 
-def examine(data: Bytes, file: IO[bytes], max_pixels: int) -> Header:
-    """The header of a whole image file of at most `max_pixels`, without decoding anything.
+@dataclass(frozen=True)
+class Header:
+    """What a file's header says, before decoding.
 
-    `file` holds the same bytes as `data` and is seekable.
-
-    Raises:
-        UnsupportedFormat: none of `FORMATS`, or pixels of a kind that is not read.
-        ImageTruncated: it ends too early.
-        ImageAnimated: it has more than one frame.
-        ImageTooLarge: it has too many pixels.
-        ImageError: it is broken.
+    `width` and `height` are in pixels as stored; `orientation` is the EXIF value 1..8 and 5 to 8
+    swap the sides. `frames` is 1 for a still image and more for anything else. `depth` is the bits
+    of a channel, of a palette's colours where there is one.
     """
-    name = sniff(data[:32])
-    if name is None:
-        allowed = ", ".join(FORMATS)
-        raise UnsupportedFormat(
-            f"The file is none of {allowed}; its content decides, not its name.",
-            allowed=list(FORMATS),
-        )
-    file.seek(0)
-    try:
-        header = read_header(name, data, file)
-    except TruncatedFile as error:
-        raise ImageTruncated(f"The {name} file is cut short: {error}.") from error
-    except UnsupportedPixels as error:
-        raise UnsupportedFormat(f"The {name} file is of a kind not read: {error}.") from error
-    except FileFault as error:
-        raise ImageError(f"The {name} file cannot be read: {error}.") from error
-    if header.frames != 1:
-        raise ImageAnimated(f"The {name} file has more than one frame; a still image is needed.")
-    if header.width < 1 or header.height < 1:
-        raise ImageError(
-            f"The {name} file says it has {header.width} x {header.height} pixels; "
-            "each side must be at least 1."
-        )
-    _check_pixels(header, max_pixels)
-    return header
 
+    format: str
+    width: int
+    height: int
+    frames: int = 1
+    orientation: int = 1
+    mode: Mode = "RGB"
+    depth: int = 8
 
-def _check_pixels(header: Header, limit: int) -> None:
-    width, height = header.upright
-    if width * height > limit:
-        raise ImageTooLarge(
-            f"The image has {width} x {height} = {width * height} pixels; "
-            f"at most {limit} are taken.",
-            width=width,
-            height=height,
-            pixels=width * height,
-            max_input_pixels=limit,
-        )
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(width, height) in pixels once the orientation is applied."""
+        sides = self.width, self.height
+        return sides[::-1] if self.orientation >= 5 else sides
 
 
 def check_side(width: int, height: int, format: OutputFormat) -> None:
@@ -102,21 +71,19 @@ def check_side(width: int, height: int, format: OutputFormat) -> None:
         OutputTooLarge: a side of `width` x `height` pixels is longer than `format` can state, or
             the file may not fit into the 4 GiB of a TIFF.
     """
-    said = f"the result would be {width} x {height}"
-    longest = LONGEST_SIDE[format]
+    end = f"the result would be {width} x {height}. A smaller scale or output_format=png would do."
+    longest = MAX_SIDE[format]
     if max(width, height) > longest:
         raise OutputTooLarge(
-            f"A {format} file has at most {longest} pixels a side; {said}. "
-            "A smaller scale or output_format=png would do.",
+            f"A {format} file has at most {longest} pixels a side; {end}",
             max_side=longest,
             width=width,
             height=height,
         )
-    if format == "tiff" and width * height > MOST_TIFF_PIXELS:
+    if format == "tiff" and width * height > MAX_TIFF_PIXELS:
         raise OutputTooLarge(
-            f"A tiff file has at most {MOST_TIFF_PIXELS} pixels, for its 4 GiB; {said}. "
-            "A smaller scale or output_format=png would do.",
-            max_pixels=MOST_TIFF_PIXELS,
+            f"A tiff file has at most {MAX_TIFF_PIXELS} pixels, for its 4 GiB; {end}",
+            max_pixels=MAX_TIFF_PIXELS,
             width=width,
             height=height,
         )

@@ -61,7 +61,7 @@ CASES: dict[str, tuple[bytes, tuple[int, int], str, int]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_kind_of_picture_is_taken_and_described(case: str) -> None:
+def test_every_kind_of_image_is_taken_and_described(case: str) -> None:
     data, size, mode, depth = CASES[case]
     found = inspected(data)
     assert (found.width, found.height) == size

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from jobs.errors import OutputTooLarge
-from jobs.image_file import MOST_TIFF_PIXELS
+from jobs.image_file import MAX_TIFF_PIXELS
 from jobs.schema import OutputFormat
 from tests.worker.image_files import ramp16, tiff_of
 from worker.images import MEDIA_TYPES, Depth, Picture, check_side, decode, write
@@ -239,13 +239,13 @@ def test_the_memory_of_a_streamed_file_does_not_grow_with_its_height(
 def test_a_result_too_large_for_its_format_is_refused_before_it_is_computed(path: Path) -> None:
     check_side(16_383, 10, "webp")
     check_side(16_384, 10, "png")
-    check_side(MOST_TIFF_PIXELS // 4, 4, "tiff")
+    check_side(MAX_TIFF_PIXELS // 4, 4, "tiff")
     with pytest.raises(OutputTooLarge, match="webp file has at most 16383"):
         check_side(16_384, 10, "webp")
     with pytest.raises(OutputTooLarge, match="jpeg file has at most 65535"):
         check_side(10, 65_536, "jpeg")
     with pytest.raises(OutputTooLarge, match="4 GiB"):
-        check_side(MOST_TIFF_PIXELS // 4 + 1, 4, "tiff")
+        check_side(MAX_TIFF_PIXELS // 4 + 1, 4, "tiff")
     with pytest.raises(OutputTooLarge):
         write(path, [], width=16_384, height=1, channels=3, format="webp", depth=8)
     assert not path.exists()

@@ -1,12 +1,10 @@
 """From an image file to a `Picture`: upright, sRGB, free of metadata.
 
-The header is walked first (`jobs.image_file.examine`), so the decoder only ever sees a whole file
+The header is walked first (`jobs.formats.examine`), so the decoder only ever sees a whole file
 of an allowed kind and size. It must then find what the header says, or the file is refused.
 """
 
 from __future__ import annotations
-
-import io
 
 import numpy as np
 import pyvips
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor
 
 from jobs.errors import ImageTruncated, UnsupportedFormat
-from jobs.formats import Header
-from jobs.image_file import examine
+from jobs.formats import examine
+from jobs.image_file import Header
 
 from . import jpeg
 from .library import LOADERS, PROFILE, image_of, levels_of
@@ -60,7 +58,7 @@ def decode(data: bytes, max_pixels: int) -> Picture:
         ImageError: not an image, cut off, animated, more than `max_pixels`, or of a kind that has
             no clear meaning as RGB.
     """
-    header = examine(data, io.BytesIO(data), max_pixels)
+    header = examine(data, max_pixels)
     try:
         image, levels = _read_jpeg(data, header) if header.format == "JPEG" else _read(data, header)
     except pyvips.Error as error:

@@ -1,0 +1,211 @@
+"""TIFF's directories of tags (TIFF 6.0 and BigTIFF), of a file's pixels and in EXIF blocks.
+
+Pillow's reader will not do: it opens neither 16 bits in planes nor 16-bit greyscale with opacity,
+and it reads the values of every tag, all of them, where a small file can claim any amount. Here
+only the values that are asked for are read, and of those only whole numbers and no more than make
+sense.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import islice
+
+from .errors import ImageError, ImageTruncated, UnsupportedFormat
+from .image_file import MAX_PARTS, Bytes, Header, Mode
+
+__all__ = ["SIGNATURES", "orientation_in", "read_tiff"]
+
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BIG = (b"+\0", b"\0+")
+MAX_ENTRIES = 4096
+"""Of one directory; cameras write some dozens."""
+MAX_PAGES = 64
+NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+"""Types of whole numbers, as `struct` names them."""
+
+# Tags (TIFF 6.0, appendix A).
+SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+ORIENTATION, CHANNELS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 274, 277, 332, 338, 339
+STRIPS, TILES = (273, 279), (324, 325)
+"""The tags of the offsets and of the byte counts."""
+
+MODES: dict[int, Mode] = {0: "L", 1: "L", 2: "RGB", 3: "RGB", 5: "CMYK", 6: "YCbCr"}
+"""By PhotometricInterpretation: white or black is zero, RGB, palette, inks, YCbCr."""
+PALETTE = 3
+WITH_ALPHA: dict[Mode, Mode] = {"L": "LA", "RGB": "RGBA", "CMYK": "CMYKA"}
+JPEG = 7
+COMPRESSIONS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946}
+"""None, CCITT, LZW, JPEG, deflate, PackBits: what libvips' wheel was built with."""
+UNSIGNED, UNDEFINED = 1, 4
+REDUCED = 1
+# An extra channel of no stated kind (0) is some selection or mask of an editor, not opacity.
+ALPHA = {1, 2}
+
+EXIF_PREFIX = b"Exif\0\0"
+MAX_EXIF = 64 * 1024
+"""What a JPEG can hold; in other formats as much of a longer block is looked at."""
+
+
+class Directory:
+    """The tags of one directory of `data`, which starts at byte `start`.
+
+    Raises:
+        ImageTruncated: it, or values that are asked for, lie behind the last byte.
+        ImageError: it has too many entries or values, or values of another type.
+        struct.error: it ends inside a number.
+    """
+
+    def __init__(self, data: Bytes, start: int) -> None:
+        order = "<" if data[:2] == b"II" else ">"
+        count, entry, offset = ("Q", "HHQ8s", "Q") if data[2:4] in BIG else ("H", "HHI4s", "I")
+        if start >= len(data):
+            raise ImageTruncated("The TIFF file is cut short: its directory lies behind its end.")
+        entries = struct.unpack_from(order + count, data, start)[0]
+        if entries > MAX_ENTRIES:
+            raise ImageError(
+                f"The TIFF file cannot be read: its directory has {entries} entries; "
+                f"at most {MAX_ENTRIES} are read."
+            )
+        # Type, number of values, and the values or where they are.
+        self._entries: dict[int, tuple[int, int, bytes]] = {}
+        position = start + struct.calcsize(order + count)
+        for _ in range(entries):
+            tag, *rest = struct.unpack_from(order + entry, data, position)
+            self._entries.setdefault(tag, (rest[0], rest[1], rest[2]))
+            position += struct.calcsize(order + entry)
+        self._data, self._order, self._offset = data, order, order + offset
+        self.next: int = struct.unpack_from(self._offset, data, position)[0]
+        """Where the next directory starts; 0 after the last."""
+
+    def values(self, tag: int) -> tuple[int, ...]:
+        """The numbers of a tag; none where there is no such tag."""
+        kind, count, place = self._entries.get(tag, (1, 0, b""))
+        if kind not in NUMBERS or count > MAX_PARTS:
+            raise ImageError(
+                f"The TIFF file cannot be read: its tag {tag} has {count} values of type {kind}; "
+                f"at most {MAX_PARTS} whole numbers are read."
+            )
+        layout = f"{self._order}{count}{NUMBERS[kind]}"
+        size = struct.calcsize(layout)
+        if size <= len(place):
+            return struct.unpack(layout, place[:size])
+        start = struct.unpack(self._offset, place)[0]
+        if start + size > len(self._data):
+            raise ImageTruncated(
+                f"The TIFF file is cut short: the values of its tag {tag} lie behind its end."
+            )
+        return struct.unpack_from(layout, self._data, start)
+
+    def value(self, tag: int, default: int | None = None) -> int:
+        """The first number of a tag; without a default it has to be there."""
+        values = self.values(tag) or (default,)
+        if values[0] is None:
+            raise ImageError(f"The TIFF file cannot be read: its directory has no tag {tag}.")
+        return values[0]
+
+    @property
+    def orientation(self) -> int:
+        """1 (upright) where it is not one of 1 to 8."""
+        value = self.value(ORIENTATION, 1)
+        return value if 1 <= value <= 8 else 1
+
+
+def _directories(data: Bytes) -> Iterator[Directory]:
+    """In their order, at least one, and without end where they go round."""
+    layout, position = ("Q", 8) if data[2:4] in BIG else ("I", 4)
+    order = "<" if data[:2] == b"II" else ">"
+    directory = Directory(data, struct.unpack_from(order + layout, data, position)[0])
+    yield directory
+    while directory.next:
+        directory = Directory(data, directory.next)
+        yield directory
+
+
+def orientation_in(exif: bytes) -> int:
+    """The orientation in an EXIF block (CIPA DC-008), 1 (upright) when it has none or is broken."""
+    block = exif[:MAX_EXIF].removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
+    if not block.startswith(SIGNATURES[:2]):
+        return 1
+    try:
+        return next(_directories(block)).orientation
+    # A camera's broken EXIF block does not make its image unreadable.
+    except (ImageError, struct.error):
+        return 1
+
+
+def read_tiff(data: Bytes) -> Header:
+    """The header of a whole file's first page.
+
+    Raises as Directory does, and UnsupportedFormat.
+    """
+    pages = islice(_directories(data), 1 + MAX_PAGES)
+    first = next(pages)
+    parts = [
+        (offset, count)
+        for offsets, counts in (STRIPS, TILES)
+        for offset, count in zip(first.values(offsets), first.values(counts), strict=False)
+    ]
+    mode, depth = _pixels(first)
+    header = Header(
+        "TIFF",
+        width=first.value(WIDTH),
+        height=first.value(HEIGHT),
+        # Pages, and not previews of the first one.
+        frames=1 + sum(not page.value(SUBFILE, 0) & REDUCED for page in pages),
+        orientation=first.orientation,
+        mode=mode,
+        depth=depth,
+    )
+    if not parts:
+        raise ImageError("The TIFF file cannot be read: it has no image data.")
+    if any(offset + count > len(data) for offset, count in parts):
+        raise ImageTruncated("The TIFF file is cut short: its image data ends behind its end.")
+    return header
+
+
+def _pixels(tags: Directory) -> tuple[Mode, int]:
+    """The mode, and the bits of a channel (TIFF 6.0, sections 3 to 8, 18 to 23)."""
+    compression = tags.value(COMPRESSION, 1)
+    if compression not in COMPRESSIONS:
+        raise _unsupported(
+            f"it is compressed by method {compression}; none, CCITT, LZW, JPEG, deflate and "
+            "PackBits are read"
+        )
+    photometric = tags.value(PHOTOMETRIC)
+    mode = MODES.get(photometric)
+    if mode is None or (mode == "CMYK" and tags.value(INK_SET, 1) != 1):
+        raise _unsupported(
+            f"its pixels are of the photometric kind {photometric}; "
+            "greyscale, RGB, palette, CMYK and YCbCr are read"
+        )
+    palette = photometric == PALETTE
+    bits = set(tags.values(BITS)) or {1}
+    kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED}
+    depth = max(bits)
+    allowed = {8} if palette or mode == "YCbCr" else {8, 16}
+    if palette or mode == "L":
+        allowed |= {1, 2, 4}
+    if kinds - {UNSIGNED} or len(bits) > 1 or depth not in allowed:
+        raise _unsupported(
+            f"its channels are of {depth} bits and sample format {sorted(kinds)}; unsigned whole "
+            "numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel"
+        )
+    colours = 1 if palette or mode == "L" else 4 if mode == "CMYK" else 3
+    channels, extra = tags.value(CHANNELS, 1), tags.values(EXTRA_SAMPLES)
+    if channels < colours:
+        raise ImageError(
+            f"The TIFF file cannot be read: it has {channels} channels and its kind of pixels has "
+            f"{colours}."
+        )
+    # The decoder of JPEG gives RGB.
+    if mode == "YCbCr" and compression == JPEG:
+        mode = "RGB"
+    if channels > colours and extra and extra[0] in ALPHA:
+        mode = WITH_ALPHA.get(mode, mode)
+    return mode, 8 if palette else depth
+
+
+def _unsupported(reason: str) -> UnsupportedFormat:
+    return UnsupportedFormat(f"The TIFF file is of a kind not read: {reason}.")
