@@ -32,8 +32,8 @@ from pyvips.enums import ForeignPngFilter
 
 from benchmarks.machine import describe
 from benchmarks.pictures import Pixels, decoded
-from worker.images import png, tiff
-from worker.images.picture import STRIP
+from worker.images import writing
+from worker.images.image import STRIP
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "tests" / "photographs"
 
@@ -67,14 +67,14 @@ def mosaic(side: int) -> Pixels:
     return np.ascontiguousarray(np.concatenate(lines)[:side, :side])
 
 
-def streamed(writer: ModuleType, picture: Pixels, library: ModuleType, level: int) -> bytes:
+def streamed(format: str, picture: Pixels, library: ModuleType, level: int) -> bytes:
     """By this project's writer with another library in the place of its own."""
     file = io.BytesIO()
     height, width, channels = picture.shape
     strips = (picture[top : top + STRIP] for top in range(0, height, STRIP))
-    write = writer.write_png if writer is png else writer.write_tiff
-    with patch.object(writer, "isal_zlib", library), patch.object(writer, "LEVEL", level):
-        write(file, strips, width=width, height=height, channels=channels)
+    write = writing.write_png if format == "png" else writing.write_tiff
+    with patch.object(writing, "isal_zlib", library), patch.object(writing, "LEVEL", level):
+        write(file, strips, (height, width, channels))
     return file.getvalue()
 
 
@@ -94,11 +94,11 @@ def by_pillow(picture: Pixels, level: int) -> bytes:
 def ways(picture: Pixels) -> list[tuple[str, str, int, Callable[[], bytes], bool]]:
     """Format, name and level of each, and whether the worker does it so."""
     found: list[tuple[str, str, int, Callable[[], bytes], bool]] = []
-    for format, writer in (("png", png), ("tiff", tiff)):
+    for format in ("png", "tiff"):
         for name, (library, levels) in LIBRARIES.items():
             for level in levels:
-                run = partial(streamed, writer, picture, library, level)
-                own = library is isal_zlib and level == writer.LEVEL
+                run = partial(streamed, format, picture, library, level)
+                own = library is isal_zlib and level == writing.LEVEL
                 found.append((format, name, level, run, own))
     for level in (1, 3, 6):
         found.append(("png", "libvips", level, partial(by_libvips, picture, level), False))

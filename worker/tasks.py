@@ -1,4 +1,4 @@
-"""The one thing a worker does: upscale the picture of a job.
+"""The one thing a worker does: upscale the image of a job.
 
 A run may happen twice (a worker was lost, or the queue only thought so), so it is idempotent: the
 result's key follows from the job's id, its bytes follow from the parameters and their seed, and
@@ -56,7 +56,7 @@ from worker.errors import (
     is_out_of_memory,
 )
 from worker.gate import GateTaken
-from worker.images import MEDIA_TYPES, Picture, check_side, decode, rows_of, write
+from worker.images import MEDIA_TYPES, DecodedImage, check_side, decode, rows_of, write
 from worker.options import options_of
 from worker.progress import Reporter
 from worker.turns import Between
@@ -218,7 +218,7 @@ def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
 def _telling(
     report: Reporter, renew: Callable[[], None], between: Between
 ) -> Callable[[float], None]:
-    """Notes how far a stage is, for the client and for the watchdog, and lets small pictures in."""
+    """Notes how far a stage is, for the client and for the watchdog, and lets small images in."""
 
     def waiting() -> None:
         renew()
@@ -232,7 +232,7 @@ def _telling(
     return tell
 
 
-def _check_output(source: Picture, parameters: Parameters, max_pixels: int) -> None:
+def _check_output(source: DecodedImage, parameters: Parameters, max_pixels: int) -> None:
     columns, rows = source.size
     height, width = output_size(rows, columns, parameters.scale)
     if width * height > max_pixels:
@@ -245,9 +245,9 @@ def _check_output(source: Picture, parameters: Parameters, max_pixels: int) -> N
 
 
 def _save(
-    run: Run, job: Job, source: Picture, rows: Iterable[Tensor], report: Reporter
+    run: Run, job: Job, source: DecodedImage, rows: Iterable[Tensor], report: Reporter
 ) -> ResultInfo:
-    """Write the picture's rows to a file of its own and that into the store."""
+    """Write the image's rows to a file of its own and that into the store."""
     width, height = output_size(*source.size, job.parameters.scale)
     settings = run.process.settings
     with report.stage("save"), run.process.watchdog.watch("save") as renew:

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from tests.cli.up import up
 from tests.worker.image_files import file_of, png_of, tiff_of
-from worker.images import Picture, decode
+from worker.images import DecodedImage, decode
 
 # Whole processes that import torch; on a busy machine with two cores that takes its time.
 pytestmark = pytest.mark.timeout(600)
@@ -69,7 +69,7 @@ def levels(pixels: Tensor, top: int) -> np.ndarray[tuple[int, ...], np.dtype[np.
     return (pixels.permute(1, 2, 0) * top).round().numpy().astype(np.uint16)
 
 
-def off(result: Picture, source: Tensor) -> float:
+def off(result: DecodedImage, source: Tensor) -> float:
     """The mean distance of a result's colours from its input's, bicubic, without fine detail."""
     wanted = interpolate(source[None], OUT[::-1], mode="bicubic").clamp(0, 1)
     return float((avg_pool2d(result.rgb, 8) - avg_pool2d(wanted, 8)).abs().mean())

@@ -1,4 +1,4 @@
-"""Pictures as people have them: what every kind of file is decoded to, value by value."""
+"""Images as people have them: what every kind of file is decoded to, value by value."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from tests.worker.image_files import file_of, gradient, grey_profile, png_of, ramp16, tiff_of
-from worker.images import Picture, decode
+from worker.images import DecodedImage, decode
 
 LIMIT = 1_000_000
 
 
-def levels(picture: Picture) -> NDArray[np.uint8]:
+def levels(image: DecodedImage) -> NDArray[np.uint8]:
     """(H, W, 3) of 0 to 255, exact when decoding was."""
-    return (picture.rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    return (image.rgb[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
 
 
-def levels16(picture: Picture) -> NDArray[np.int32]:
+def levels16(image: DecodedImage) -> NDArray[np.int32]:
     """(H, W, C) of 0 to 65535, the opacity last."""
-    planes = [picture.rgb[0, :1] if picture.grey else picture.rgb[0]]
-    if picture.alpha is not None:
-        planes.append(picture.alpha[0])
+    planes = [image.rgb[0, :1] if image.grey else image.rgb[0]]
+    if image.alpha is not None:
+        planes.append(image.alpha[0])
     return (torch.cat(planes).permute(1, 2, 0) * 65535).round().to(torch.int32).numpy()
 
 
@@ -40,12 +40,12 @@ def vips_profile(name: str) -> bytes:
 
 
 def test_rgb_is_read_exactly() -> None:
-    picture = decode(file_of(Image.fromarray(gradient())), LIMIT)
-    assert picture.rgb.shape == (1, 3, 8, 12)
-    assert picture.rgb.dtype == torch.float32
-    assert picture.alpha is None
-    assert (picture.size, picture.channels, picture.depth) == ((12, 8), 3, 8)
-    assert np.array_equal(levels(picture), gradient())
+    image = decode(file_of(Image.fromarray(gradient())), LIMIT)
+    assert image.rgb.shape == (1, 3, 8, 12)
+    assert image.rgb.dtype == torch.float32
+    assert image.alpha is None
+    assert (image.size, image.channels, image.depth) == ((12, 8), 3, 8)
+    assert np.array_equal(levels(image), gradient())
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -54,20 +54,20 @@ def test_a_png_of_16_bits_keeps_them_all(channels: int, interlaced: bool) -> Non
     values = ramp16(channels)
     if channels in (2, 4):
         values[..., -1] |= 1  # what is hidden may change
-    picture = decode(png_of(values, bits=16, interlaced=interlaced), LIMIT)
-    assert np.array_equal(levels16(picture), values)
-    assert (picture.channels, picture.depth) == (channels, 16)
-    assert picture.grey == (channels < 3)
+    image = decode(png_of(values, bits=16, interlaced=interlaced), LIMIT)
+    assert np.array_equal(levels16(image), values)
+    assert (image.channels, image.depth) == (channels, 16)
+    assert image.grey == (channels < 3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_few_bits_of_grey_reach_from_black_to_white(bits: int) -> None:
     top = 2**bits - 1
     values = (np.arange(40).reshape(5, 8, 1) % (top + 1)).astype(np.uint8)
-    picture = decode(png_of(values, bits=bits), LIMIT)
-    assert picture.grey
-    assert picture.depth == 8
-    assert np.allclose(picture.rgb[0, 1], values[..., 0] / top, atol=1e-6)
+    image = decode(png_of(values, bits=bits), LIMIT)
+    assert image.grey
+    assert image.depth == 8
+    assert np.allclose(image.rgb[0, 1], values[..., 0] / top, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -85,9 +85,9 @@ def test_a_tiff_of_16_bits_keeps_them_all(order: str, planes: int) -> None:
         order=order,
         planes=planes,
     )
-    picture = decode(data, LIMIT)
-    assert np.array_equal(levels16(picture), values)
-    assert (picture.channels, picture.depth) == (3, 16)
+    image = decode(data, LIMIT)
+    assert np.array_equal(levels16(image), values)
+    assert (image.channels, image.depth) == (3, 16)
 
 
 @pytest.mark.parametrize("photometric", [0, 1])
@@ -95,9 +95,9 @@ def test_a_grey_tiff_of_16_bits_stays_grey_and_the_right_way_round(photometric: 
     values = ramp16(1)
     stored = 65535 - values if photometric == 0 else values
     data = tiff_of(stored.astype("<u2").tobytes(), 21, 13, photometric=photometric, bits=(16,))
-    picture = decode(data, LIMIT)
-    assert picture.grey
-    assert np.array_equal(levels16(picture), values)
+    image = decode(data, LIMIT)
+    assert image.grey
+    assert np.array_equal(levels16(image), values)
 
 
 def test_opacity_that_is_multiplied_in_is_divided_out() -> None:
@@ -117,9 +117,9 @@ def test_opacity_that_stands_alone_is_read_as_it_is() -> None:
 def test_an_editors_mask_beside_the_colours_is_no_opacity() -> None:
     pixels = np.array([[9, 8, 7, 0]], np.uint8)
     data = tiff_of(pixels.tobytes(), 1, 1, photometric=2, bits=(8, 8, 8, 8), tags={338: (0,)})
-    picture = decode(data, LIMIT)
-    assert picture.alpha is None
-    assert levels(picture).tolist() == [[[9, 8, 7]]]
+    image = decode(data, LIMIT)
+    assert image.alpha is None
+    assert levels(image).tolist() == [[[9, 8, 7]]]
 
 
 # By the equations of Rec. ITU-R BT.601 for Y 100, Cb 90, Cr 200.
@@ -129,102 +129,102 @@ YCBCR, AS_RGB = (100, 90, 200), (200.9, 61.7, 32.7)
 def test_a_tiff_of_bare_ycbcr_becomes_rgb() -> None:
     pixels = bytes(YCBCR) * 8
     data = tiff_of(pixels, 4, 2, photometric=6, bits=(8, 8, 8), tags={530: (1, 1)})
-    picture = decode(data, LIMIT)
-    assert np.abs(picture.rgb[0, :, 1, 2].numpy() * 255 - AS_RGB).max() < 0.1
+    image = decode(data, LIMIT)
+    assert np.abs(image.rgb[0, :, 1, 2].numpy() * 255 - AS_RGB).max() < 0.1
 
 
 def test_a_tiff_of_ycbcr_with_colours_of_half_the_size_becomes_rgb() -> None:
     y, cb, cr = YCBCR
     pixels = bytes((y, y, y, y, cb, cr)) * 2
     data = tiff_of(pixels, 4, 2, photometric=6, bits=(8, 8, 8), tags={530: (2, 2)})
-    picture = decode(data, LIMIT)
-    assert picture.alpha is None
-    assert np.abs(picture.rgb[0, :, 1, 2].numpy() * 255 - AS_RGB).max() < 1
+    image = decode(data, LIMIT)
+    assert image.alpha is None
+    assert np.abs(image.rgb[0, :, 1, 2].numpy() * 255 - AS_RGB).max() < 1
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
 def test_every_lossless_packing_of_a_tiff_is_unpacked(mode: str, compression: str) -> None:
-    image = Image.fromarray(gradient()).convert(mode)
-    picture = decode(file_of(image, "TIFF", compression=compression), LIMIT)
-    assert np.array_equal(levels(picture), np.asarray(image.convert("RGB")))
-    assert picture.grey == (mode == "L")
-    assert (picture.alpha is not None) == (mode == "RGBA")
+    source = Image.fromarray(gradient()).convert(mode)
+    image = decode(file_of(source, "TIFF", compression=compression), LIMIT)
+    assert np.array_equal(levels(image), np.asarray(source.convert("RGB")))
+    assert image.grey == (mode == "L")
+    assert (image.alpha is not None) == (mode == "RGBA")
 
 
 def test_a_tiff_with_a_jpeg_inside_is_read() -> None:
     smooth = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
-    picture = decode(file_of(smooth, "TIFF", compression="jpeg", quality=95), LIMIT)
-    assert np.abs(levels(picture).astype(int) - np.asarray(smooth)).max() <= 4
+    image = decode(file_of(smooth, "TIFF", compression="jpeg", quality=95), LIMIT)
+    assert np.abs(levels(image).astype(int) - np.asarray(smooth)).max() <= 4
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_a_palette_is_spread_out(format: str) -> None:
-    image = Image.fromarray(gradient()).quantize(16)
-    picture = decode(file_of(image, format), LIMIT)
-    assert not picture.grey
-    assert np.array_equal(levels(picture), np.asarray(image.convert("RGB")))
+    source = Image.fromarray(gradient()).quantize(16)
+    image = decode(file_of(source, format), LIMIT)
+    assert not image.grey
+    assert np.array_equal(levels(image), np.asarray(source.convert("RGB")))
 
 
 @pytest.mark.parametrize(("transparency", "opacity"), [(1, [255, 0]), (bytes([9, 200]), [9, 200])])
 def test_a_palettes_transparency_becomes_opacity(transparency: Any, opacity: list[int]) -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putpixel((1, 0), 1)
-    picture = decode(file_of(image, transparency=transparency), LIMIT)
-    assert picture.alpha is not None
-    assert (picture.alpha.flatten() * 255).round().tolist() == opacity
-    assert picture.rgb[0, :, 0, 0].tolist() == [1.0, 0.0, 0.0]
+    source = Image.new("P", (2, 1))
+    source.putpalette([255, 0, 0, 0, 0, 255])
+    source.putpixel((1, 0), 1)
+    image = decode(file_of(source, transparency=transparency), LIMIT)
+    assert image.alpha is not None
+    assert (image.alpha.flatten() * 255).round().tolist() == opacity
+    assert image.rgb[0, :, 0, 0].tolist() == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_transparent_colour_becomes_opacity(mode: str) -> None:
-    image = Image.new(mode, (2, 1), "white")
+    source = Image.new(mode, (2, 1), "white")
     key = 77 if mode == "L" else (7, 8, 9)
-    image.putpixel((0, 0), key)
-    picture = decode(file_of(image, transparency=key), LIMIT)
-    assert picture.grey == (mode == "L")
-    assert picture.alpha is not None
-    assert picture.alpha.flatten().tolist() == [0.0, 1.0]
+    source.putpixel((0, 0), key)
+    image = decode(file_of(source, transparency=key), LIMIT)
+    assert image.grey == (mode == "L")
+    assert image.alpha is not None
+    assert image.alpha.flatten().tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_grey_files_are_known_as_such(mode: str, format: str) -> None:
-    image = Image.fromarray(gradient()).convert(mode)
-    picture = decode(file_of(image, format), LIMIT)
-    assert picture.grey
-    assert np.array_equal(levels(picture), np.asarray(image.convert("RGB")))
+    source = Image.fromarray(gradient()).convert(mode)
+    image = decode(file_of(source, format), LIMIT)
+    assert image.grey
+    assert np.array_equal(levels(image), np.asarray(source.convert("RGB")))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "AVIF"])
 def test_a_file_without_colour_planes_is_grey(format: str) -> None:
-    image = Image.linear_gradient("L").resize((32, 24))
-    picture = decode(file_of(image, format, quality=95), LIMIT)
-    assert picture.grey
-    assert np.abs(levels(picture)[..., 1].astype(int) - np.asarray(image)).max() <= 3
+    source = Image.linear_gradient("L").resize((32, 24))
+    image = decode(file_of(source, format, quality=95), LIMIT)
+    assert image.grey
+    assert np.abs(levels(image)[..., 1].astype(int) - np.asarray(source)).max() <= 3
 
 
 def test_opacity_is_kept_apart_from_the_colours() -> None:
     values = gradient(channels=4)
     values[..., 3] |= 1
     for format, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
-        picture = decode(file_of(Image.fromarray(values), format, **options), LIMIT)
-        assert np.array_equal(levels(picture), values[..., :3])
-        assert picture.alpha is not None
-        assert np.array_equal((picture.alpha[0, 0] * 255).round().numpy(), values[..., 3])
+        image = decode(file_of(Image.fromarray(values), format, **options), LIMIT)
+        assert np.array_equal(levels(image), values[..., :3])
+        assert image.alpha is not None
+        assert np.array_equal((image.alpha[0, 0] * 255).round().numpy(), values[..., 3])
 
 
 def test_opacity_that_is_full_everywhere_stays_a_channel() -> None:
-    picture = decode(file_of(Image.new("RGBA", (3, 2), "red")), LIMIT)
-    assert picture.channels == 4
+    image = decode(file_of(Image.new("RGBA", (3, 2), "red")), LIMIT)
+    assert image.channels == 4
 
 
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF"])
 def test_lossy_files_come_close(format: str) -> None:
     smooth = Image.merge("RGB", [Image.linear_gradient("L").resize((32, 32))] * 3)
-    picture = decode(file_of(smooth, format, quality=95), LIMIT)
-    assert np.abs(levels(picture).astype(int) - np.asarray(smooth)).max() <= 5
+    image = decode(file_of(smooth, format, quality=95), LIMIT)
+    assert np.abs(levels(image).astype(int) - np.asarray(smooth)).max() <= 5
 
 
 def test_a_progressive_jpeg_is_the_same_as_a_plain_one() -> None:
@@ -236,11 +236,11 @@ def test_a_progressive_jpeg_is_the_same_as_a_plain_one() -> None:
 @pytest.mark.parametrize("depth", [10, 12])
 def test_an_avif_of_more_than_8_bits_reaches_white(depth: int) -> None:
     values = np.full((16, 16, 3), 65535, np.uint16)
-    image = pyvips.Image.new_from_array(values, interpretation="rgb16")
-    data = image.heifsave_buffer(compression="av1", bitdepth=depth, lossless=True)
-    picture = decode(data, LIMIT)
-    assert picture.depth == 16
-    assert picture.rgb.min() > 0.9999
+    source = pyvips.Image.new_from_array(values, interpretation="rgb16")
+    data = source.heifsave_buffer(compression="av1", bitdepth=depth, lossless=True)
+    image = decode(data, LIMIT)
+    assert image.depth == 16
+    assert image.rgb.min() > 0.9999
 
 
 # Inks are stored inverted in a JPEG with Adobe's mark, as Pillow writes it.
@@ -262,12 +262,12 @@ def test_inks_without_a_profile_are_shown_as_browsers_do(format: str) -> None:
 
 def test_inks_of_16_bits_keep_their_precision() -> None:
     pixels = np.array([[0, 1000, 65535, 100]], np.uint16).tobytes()
-    picture = decode(tiff_of(pixels, 1, 1, photometric=5, bits=(16,) * 4), LIMIT)
+    image = decode(tiff_of(pixels, 1, 1, photometric=5, bits=(16,) * 4), LIMIT)
     red = (65535 - 100) / 65535
     assert torch.allclose(
-        picture.rgb.flatten(), torch.tensor([red, red * 64535 / 65535, 0]), atol=1e-6
+        image.rgb.flatten(), torch.tensor([red, red * 64535 / 65535, 0]), atol=1e-6
     )
-    assert picture.depth == 16
+    assert image.depth == 16
 
 
 INTENT: dict[str, Any] = {"intent": "relative", "black_point_compensation": True}
@@ -331,16 +331,16 @@ def test_colours_are_converted_from_the_files_profile_to_srgb() -> None:
     swapped = swapped.replace(b"____", b"bXYZ", 1)
     values = np.zeros((4, 4, 4), np.uint8)
     values[..., 0], values[..., 3] = 255, 99
-    picture = decode(file_of(Image.fromarray(values), icc_profile=swapped), LIMIT)
-    assert levels(picture)[0, 0].tolist() == [0, 0, 255]
-    assert picture.alpha is not None
-    assert torch.equal(picture.alpha, torch.full((1, 1, 4, 4), 99 / 255))
+    image = decode(file_of(Image.fromarray(values), icc_profile=swapped), LIMIT)
+    assert levels(image)[0, 0].tolist() == [0, 0, 255]
+    assert image.alpha is not None
+    assert torch.equal(image.alpha, torch.full((1, 1, 4, 4), 99 / 255))
 
 
 def test_an_srgb_profile_changes_nothing_that_can_be_seen() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = decode(file_of(Image.fromarray(gradient()), icc_profile=profile), LIMIT)
-    assert np.array_equal(levels(picture), gradient())
+    image = decode(file_of(Image.fromarray(gradient()), icc_profile=profile), LIMIT)
+    assert np.array_equal(levels(image), gradient())
 
 
 def test_an_srgb_profile_costs_16_bits_nothing() -> None:
@@ -358,12 +358,12 @@ def test_an_srgb_profile_costs_16_bits_nothing() -> None:
 def test_grey_levels_are_converted_by_their_profile_and_stay_grey(bits: int) -> None:
     top = 2**bits - 1
     values = np.array([[0, top // 4, top // 2, top]]).astype(np.uint8 if bits == 8 else np.uint16)
-    image = pyvips.Image.new_from_array(values, interpretation="b-w" if bits == 8 else "grey16")
-    picture = decode(_labelled(image, grey_profile(1.0)).tiffsave_buffer(), LIMIT)
-    assert picture.grey
-    assert torch.equal(picture.rgb[0, 0], picture.rgb[0, 2])
+    source = pyvips.Image.new_from_array(values, interpretation="b-w" if bits == 8 else "grey16")
+    image = decode(_labelled(source, grey_profile(1.0)).tiffsave_buffer(), LIMIT)
+    assert image.grey
+    assert torch.equal(image.rgb[0, 0], image.rgb[0, 2])
     wanted = encoded(values[0] / top)
-    assert np.abs(picture.rgb[0, 0, 0].numpy() - wanted).max() * 255 < 0.5
+    assert np.abs(image.rgb[0, 0, 0].numpy() - wanted).max() * 255 < 0.5
 
 
 def test_a_profile_that_is_damaged_or_for_other_colours_is_ignored() -> None:
@@ -384,11 +384,11 @@ def test_every_exif_orientation_is_applied(orientation: int, format: str) -> Non
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = file_of(Image.fromarray(quarters), format, exif=exif)
-    picture = decode(data, LIMIT)
-    with Image.open(io.BytesIO(data)) as image:
-        wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    assert picture.size == (wanted.shape[1], wanted.shape[0])
+    image = decode(data, LIMIT)
+    with Image.open(io.BytesIO(data)) as source:
+        wanted = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
+    assert image.size == (wanted.shape[1], wanted.shape[0])
     # In the middle of each quarter, where no compression blurs.
     rows, columns = wanted.shape[0] // 4, wanted.shape[1] // 4
-    found = levels(picture)[rows :: 2 * rows, columns :: 2 * columns].astype(int)
+    found = levels(image)[rows :: 2 * rows, columns :: 2 * columns].astype(int)
     assert np.abs(found - wanted[rows :: 2 * rows, columns :: 2 * columns]).max() <= 12

@@ -19,7 +19,7 @@ from jobs.errors import OutputTooLarge
 from jobs.image_file import MAX_TIFF_PIXELS
 from jobs.schema import OutputFormat
 from tests.worker.image_files import ramp16, tiff_of
-from worker.images import MEDIA_TYPES, Depth, Picture, check_side, decode, write
+from worker.images import MEDIA_TYPES, DecodedImage, Depth, check_side, decode, write
 
 LIMIT = 1_000_000
 EVERY: tuple[OutputFormat, ...] = ("png", "webp", "jpeg", "tiff")
@@ -34,17 +34,17 @@ def path(tmp_path: Path) -> Path:
 def written(
     path: Path, pixels: Tensor, format: OutputFormat, depth: Depth = 8, *, strip: int = 50
 ) -> bytes:
-    """The file of a (C, H, W) picture that comes in strips."""
+    """The file of a (C, H, W) image that comes in strips."""
     channels, height, width = pixels.shape
     rows = (pixels[:, top : top + strip] for top in range(0, height, strip))
     write(path, rows, width=width, height=height, channels=channels, format=format, depth=depth)
     return path.read_bytes()
 
 
-def planes(picture: Picture) -> Tensor:
+def planes(image: DecodedImage) -> Tensor:
     """(C, H, W), the opacity last."""
-    colours = picture.rgb[0, :1] if picture.grey else picture.rgb[0]
-    return colours if picture.alpha is None else torch.cat([colours, picture.alpha[0]])
+    colours = image.rgb[0, :1] if image.grey else image.rgb[0]
+    return colours if image.alpha is None else torch.cat([colours, image.alpha[0]])
 
 
 def smooth(channels: int, height: int = 48, width: int = 64) -> Tensor:
@@ -73,9 +73,9 @@ def test_lossless_files_give_back_every_level(
     if channels in (2, 4):
         levels[-1].clamp_(min=1)  # what is hidden may change
     data = written(path, levels / top, format, depth, strip=strip)
-    picture = decode(data, LIMIT)
-    assert (picture.channels, picture.depth, picture.size) == (channels, depth, (width, height))
-    assert torch.equal((planes(picture) * top).round().long(), levels)
+    image = decode(data, LIMIT)
+    assert (image.channels, image.depth, image.size) == (channels, depth, (width, height))
+    assert torch.equal((planes(image) * top).round().long(), levels)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -105,19 +105,19 @@ def test_every_output_format_is_one_that_is_read(
     path: Path, format: OutputFormat, channels: int
 ) -> None:
     pixels = smooth(channels)
-    picture = decode(written(path, pixels, format), LIMIT)
+    image = decode(written(path, pixels, format), LIMIT)
     wanted = pixels
     if format == "jpeg" and channels in (2, 4):
         wanted = pixels[:-1] * pixels[-1:] + 1 - pixels[-1:]
     if format == "webp" and channels < 3:  # has no grey
         wanted = torch.cat([pixels[:1].expand(3, -1, -1), pixels[1:]])
-    found = planes(picture)
+    found = planes(image)
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("format", ["webp", "jpeg"])
-def test_formats_of_8_bits_take_pictures_of_16(path: Path, format: OutputFormat) -> None:
+def test_formats_of_8_bits_take_images_of_16(path: Path, format: OutputFormat) -> None:
     assert decode(written(path, smooth(3), format, 16), LIMIT).depth == 8
 
 
@@ -125,21 +125,21 @@ def test_formats_of_8_bits_take_pictures_of_16(path: Path, format: OutputFormat)
 def test_values_are_rounded_to_the_nearest_level_and_clamped(path: Path, depth: Depth) -> None:
     top = 2**depth - 1
     values = torch.tensor([-3 * top, 0.45, 0.55, top - 0.55, top - 0.45, 7 * top]) / top
-    picture = decode(written(path, values.expand(3, 1, 6), "png", depth), LIMIT)
-    found = (picture.rgb[0, 0, 0] * top).round().long().tolist()
+    image = decode(written(path, values.expand(3, 1, 6), "png", depth), LIMIT)
+    found = (image.rgb[0, 0, 0] * top).round().long().tolist()
     assert found == [0, 0, 1, top - 1, top, top]
 
 
 def test_a_half_is_rounded_up(path: Path) -> None:
     values = torch.tensor([0.5, 1.5, 2.5]) / 255
-    picture = decode(written(path, values.expand(3, 1, 3), "png"), LIMIT)
-    assert (picture.rgb[0, 0, 0] * 255).round().tolist() == [1, 2, 3]
+    image = decode(written(path, values.expand(3, 1, 3), "png"), LIMIT)
+    assert (image.rgb[0, 0, 0] * 255).round().tolist() == [1, 2, 3]
 
 
 def test_transparent_pixels_are_white_in_a_jpeg(path: Path) -> None:
-    picture = decode(written(path, torch.zeros(4, 16, 16), "jpeg"), LIMIT)
-    assert picture.alpha is None
-    assert picture.rgb.min() > 0.99
+    image = decode(written(path, torch.zeros(4, 16, 16), "jpeg"), LIMIT)
+    assert image.alpha is None
+    assert image.rgb.min() > 0.99
 
 
 def chunks(png: bytes) -> Iterator[str]:

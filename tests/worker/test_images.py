@@ -133,7 +133,7 @@ def test_the_decoder_knows_no_other_format_and_opens_no_files(tmp_path: Path) ->
         pyvips.Image.rawload(str(path), 4, 4, 1)
 
 
-def test_the_decoder_keeps_no_picture_for_later() -> None:
+def test_the_decoder_keeps_no_image_for_later() -> None:
     decode(file_of(noise()), LIMIT)
     assert pyvips.cache_get_size() == 0
 
@@ -151,9 +151,9 @@ def test_an_animation_is_refused(format: str) -> None:
         decode(data, LIMIT)
 
 
-def test_the_first_picture_of_a_cameras_jpeg_is_taken() -> None:
-    pictures = [Image.new("RGB", (16, 16), (value, 0, 0)) for value in (200, 0)]
-    data = file_of(pictures[0], "MPO", save_all=True, append_images=pictures[1:])
+def test_the_first_image_of_a_cameras_jpeg_is_taken() -> None:
+    images = [Image.new("RGB", (16, 16), (value, 0, 0)) for value in (200, 0)]
+    data = file_of(images[0], "MPO", save_all=True, append_images=images[1:])
     assert decode(data, LIMIT).rgb[0, 0].mean() > 0.7
 
 
@@ -182,7 +182,7 @@ def test_a_tiff_packed_in_a_way_that_is_not_read_says_so() -> None:
         decode(data, LIMIT)
 
 
-def test_one_pixel_is_a_picture() -> None:
+def test_one_pixel_is_an_image() -> None:
     assert decode(png_of(gradient(1, 1), bits=8), LIMIT).size == (1, 1)
 
 
@@ -209,8 +209,8 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(data: st.DataObject,
         place = data.draw(st.integers(0, len(damaged) - 1))
         damaged[place] = data.draw(st.integers(0, 255))
     try:
-        picture = decode(bytes(damaged), LIMIT)
+        image = decode(bytes(damaged), LIMIT)
     except ImageError:
         return
-    width, height = picture.size
+    width, height = image.size
     assert width * height <= LIMIT

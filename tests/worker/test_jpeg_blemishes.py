@@ -12,7 +12,7 @@ from PIL import Image
 from jobs.errors import ImageTruncated
 from tests.worker.image_files import file_of
 from worker.images import decode
-from worker.images.jpeg import without_blemishes
+from worker.images.decoding import without_blemishes
 
 LIMIT = 1_000_000
 STRAY = b"\x12\x00\x34"

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tests.worker.image_files import file_of, gradient
-from worker.images import Picture, decode, rows_of
-from worker.images.transparency import fill_hidden
+from worker.images import DecodedImage, decode, rows_of
+from worker.images.image import fill_hidden
 
 LIMIT = 1_000_000
 ORANGE = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
@@ -28,50 +28,50 @@ def test_opacity_in_strips_is_the_opacity_resized_whole(
     size: tuple[int, int], wanted: tuple[int, int]
 ) -> None:
     alpha = noise(1, 1, *size)
-    picture = Picture(torch.zeros(1, 3, *size), alpha)
-    rows = list(rows_of(picture, [torch.zeros(3, *wanted)], *wanted))
+    image = DecodedImage(torch.zeros(1, 3, *size), alpha)
+    rows = list(rows_of(image, [torch.zeros(3, *wanted)], *wanted))
     whole = interpolate(alpha, wanted, mode="bicubic", align_corners=False).clamp(0, 1)
     assert len(rows) == -(-wanted[0] // 64)
     assert torch.allclose(torch.cat(rows, dim=1)[3:], whole[0], atol=2e-6)
 
 
-def test_rows_of_an_opaque_coloured_picture_are_handed_on_as_they_are() -> None:
+def test_rows_of_an_opaque_coloured_image_are_handed_on_as_they_are() -> None:
     rgb = noise(3, 4, 4)
-    (rows,) = rows_of(Picture(torch.zeros(1, 3, 2, 2)), [rgb], 4, 4)
+    (rows,) = rows_of(DecodedImage(torch.zeros(1, 3, 2, 2)), [rgb], 4, 4)
     assert torch.equal(rows, rgb)
 
 
 @pytest.mark.parametrize("strip", [1, 17, 64, 100, 160])
 def test_colours_and_opacity_meet_whatever_the_strips(strip: int) -> None:
     alpha, rgb = noise(1, 1, 40, 10), noise(3, 160, 40)
-    picture = Picture(torch.zeros(1, 3, 40, 10), alpha)
+    image = DecodedImage(torch.zeros(1, 3, 40, 10), alpha)
     rows = [rgb[:, top : top + strip] for top in range(0, 160, strip)]
-    found = torch.cat(list(rows_of(picture, rows, 160, 40)), dim=1)
+    found = torch.cat(list(rows_of(image, rows, 160, 40)), dim=1)
     assert torch.equal(found[:3], rgb)
     whole = interpolate(alpha, (160, 40), mode="bicubic", align_corners=False).clamp(0, 1)
     assert torch.allclose(found[3:], whole[0], atol=2e-6)
 
 
-def test_a_grey_picture_takes_the_brightness_of_what_comes() -> None:
-    picture = Picture(torch.zeros(1, 3, 2, 2), grey=True)
+def test_a_grey_image_takes_the_brightness_of_what_comes() -> None:
+    image = DecodedImage(torch.zeros(1, 3, 2, 2), grey=True)
     colours = torch.tensor([[1.0, 0, 0, 0.3], [0, 1, 0, 0.3], [0, 0, 1, 0.3]])[:, None]
-    (row,) = rows_of(picture, [colours], 1, 4)
+    (row,) = rows_of(image, [colours], 1, 4)
     assert torch.allclose(row, torch.tensor([[[0.2126, 0.7152, 0.0722, 0.3]]]))
 
 
 def test_every_grey_level_of_16_bits_stays_the_same_level() -> None:
-    picture = Picture(torch.zeros(1, 3, 2, 2), grey=True, depth=16)
+    image = DecodedImage(torch.zeros(1, 3, 2, 2), grey=True, depth=16)
     levels = torch.arange(65536)
-    rows = rows_of(picture, [(levels / 65535).expand(3, 1, -1)], 1, 65536)
+    rows = rows_of(image, [(levels / 65535).expand(3, 1, -1)], 1, 65536)
     found = torch.cat(list(rows), dim=1)
     assert torch.equal((found[0, 0] * 65535 + 0.5).floor().long(), levels)
 
 
 def test_grey_with_opacity_has_two_channels() -> None:
-    picture = Picture(torch.zeros(1, 3, 2, 2), noise(1, 1, 2, 2), grey=True)
-    (rows,) = rows_of(picture, [noise(3, 8, 8)], 8, 8)
+    image = DecodedImage(torch.zeros(1, 3, 2, 2), noise(1, 1, 2, 2), grey=True)
+    (rows,) = rows_of(image, [noise(3, 8, 8)], 8, 8)
     assert rows.shape == (2, 8, 8)
-    assert picture.channels == 2
+    assert image.channels == 2
 
 
 def disc(side: int = 64, *, edge: float) -> Image.Image:
@@ -88,9 +88,9 @@ def disc(side: int = 64, *, edge: float) -> Image.Image:
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 def test_an_upscaled_disc_has_no_dark_edge_over_white(format: str, edge: float) -> None:
     options = {"lossless": True} if format == "WEBP" else {}
-    picture = decode(file_of(disc(edge=edge), format, **options), LIMIT)
-    larger = interpolate(picture.rgb, scale_factor=4, mode="bicubic").clamp(0, 1)
-    found = torch.cat(list(rows_of(picture, [larger[0]], 256, 256)), dim=1)
+    image = decode(file_of(disc(edge=edge), format, **options), LIMIT)
+    larger = interpolate(image.rgb, scale_factor=4, mode="bicubic").clamp(0, 1)
+    found = torch.cat(list(rows_of(image, [larger[0]], 256, 256)), dim=1)
     colours, alpha = found[:3], found[3:]
     over_white = colours * alpha + 1 - alpha
     assert (over_white - (ORANGE * alpha + 1 - alpha)).abs().max() < 0.001
@@ -124,11 +124,11 @@ def test_filling_in_strips_leaves_no_seam() -> None:
     alpha[:, :, ::97] = 1
     tall = rgb.clone()
     fill_hidden(tall, alpha)
-    import worker.images.transparency as transparency
+    from worker.images import image
 
     whole = rgb.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transparency, "STRIP", 4096)
+        patch.setattr(image, "FILL_STRIP", 4096)
         fill_hidden(whole, alpha)
     assert torch.allclose(tall, whole, atol=1e-6)
 
@@ -145,8 +145,8 @@ def test_nearly_transparent_pixels_keep_their_colours() -> None:
     values = gradient(channels=4)
     values[..., 3] = 1
     values[0, 0, 3] = 0
-    picture = decode(file_of(Image.fromarray(values)), LIMIT)
-    found = (picture.rgb[0].permute(1, 2, 0) * 255).round()
+    image = decode(file_of(Image.fromarray(values)), LIMIT)
+    found = (image.rgb[0].permute(1, 2, 0) * 255).round()
     wanted = torch.from_numpy(values[..., :3]).float()
     assert torch.equal(found[1:], wanted[1:])
     assert not torch.equal(found[0, 0], wanted[0, 0])

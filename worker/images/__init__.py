@@ -1,6 +1,6 @@
 """Image files and tensors: decoding what was uploaded, writing what is handed back.
 
-A decoded picture is upright (EXIF orientation applied), sRGB (ICC profile applied) and free of
+A decoded image is upright (EXIF orientation applied), sRGB (ICC profile applied) and free of
 metadata. Its colours and its opacity are kept apart: only the colours go through the network.
 What the file was, grey or coloured, of 8 bits or 16, the result is again.
 """
@@ -11,7 +11,7 @@ from jobs.image_file import RESULT_TYPES as MEDIA_TYPES
 from jobs.image_file import check_side
 
 from .decoding import decode
-from .picture import Depth, Picture, rows_of
+from .image import DecodedImage, Depth, rows_of
 from .writing import write
 
-__all__ = ["MEDIA_TYPES", "Depth", "Picture", "check_side", "decode", "rows_of", "write"]
+__all__ = ["MEDIA_TYPES", "DecodedImage", "Depth", "check_side", "decode", "rows_of", "write"]

@@ -1,10 +1,17 @@
-"""From an image file to a `Picture`: upright, sRGB, free of metadata.
+"""From an image file to a `DecodedImage`: upright, sRGB, free of metadata.
 
-The header is walked first (`jobs.formats.examine`), so the decoder only ever sees a whole file
-of an allowed kind and size. It must then find what the header says, or the file is refused.
+The header is read first (`jobs.formats.examine`), so the decoder only ever sees a whole file of an
+allowed kind and size. It must then find what the header says, or the file is refused.
+
+libjpeg warns of blemishes that cost no pixel as it does of lost ones, and tells only the first
+warning of a file; so a file cannot just be read again with warnings allowed: the blemish would hide
+damage behind it. It is taken out instead, and the rest is read as strictly as before.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator
 
 import numpy as np
 import pyvips
@@ -16,24 +23,14 @@ from jobs.errors import ImageTruncated, UnsupportedFormat
 from jobs.formats import examine
 from jobs.image_file import Header
 
-from . import jpeg
-from .library import LOADERS, PROFILE, image_of, levels_of
-from .picture import Levels, Picture
-from .transparency import fill_hidden
+from .image import DecodedImage, fill_hidden
+from .vips import ICC_SPACES, LOADERS, PROFILE, Levels, levels_of, reason_of, to_srgb
 
-__all__ = ["decode"]
+__all__ = ["decode", "without_blemishes"]
 
 log = structlog.get_logger(__name__)
 
 COLOURS = {"L": 1, "RGB": 3, "CMYK": 4, "YCbCr": 3}
-ICC_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
-"""The colour space that a profile must state, in bytes 16 to 20 (ICC.1:2022, 7.2)."""
-
-INTERPRETATIONS = {1: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("cmyk", "cmyk")}
-"""libvips' names for colours, by channels: of 8 bits and of 16."""
-
-INTENT = "relative"
-"""With black point compensation, the darkest ink as black: what viewers and editors do."""
 
 TURNS: dict[int, tuple[bool, int]] = {
     1: (False, 0),
@@ -47,11 +44,21 @@ TURNS: dict[int, tuple[bool, int]] = {
 }
 """EXIF orientation: whether to mirror left and right, then quarter turns to the left."""
 
+# libjpeg's messages about what may cost no pixel.
+BLEMISH = re.compile(r"extraneous bytes before marker|unknown JFIF revision number")
+STRAY_END = re.compile(r"extraneous bytes before marker 0xd9$")
+# Markers (ITU-T T.81, annex B).
+MARKER = re.compile(rb"\xff[^\x00\xff]")
+AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+EOI, SOS, DRI, APP0 = 0xD9, 0xDA, 0xDD, 0xE0
+ALONE = {0x01, *range(0xD0, 0xDA)}
+"""Markers without a segment."""
 
-def decode(data: bytes, max_pixels: int) -> Picture:
+
+def decode(data: bytes, max_pixels: int) -> DecodedImage:
     """Read a PNG, JPEG, WebP, TIFF or AVIF file.
 
-    Of the several pictures in a camera's JPEG the first is taken; animations are refused. Colours
+    Of the several images in a camera's JPEG the first is taken; animations are refused. Colours
     under fully transparent pixels are replaced by those around.
 
     Raises:
@@ -62,10 +69,10 @@ def decode(data: bytes, max_pixels: int) -> Picture:
     try:
         image, levels = _read_jpeg(data, header) if header.format == "JPEG" else _read(data, header)
     except pyvips.Error as error:
-        raise ImageTruncated(f"The file is cut off or broken: {_reason(error)}.") from error
+        raise ImageTruncated(f"The file is cut off or broken: {reason_of(error)}.") from error
     profile = image.get(PROFILE) if PROFILE in image.get_fields() else None
     assert profile is None or isinstance(profile, bytes)
-    return _picture(levels, profile, header)
+    return _image(levels, profile, header)
 
 
 def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[pyvips.Image, Levels]:
@@ -73,7 +80,21 @@ def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[pyvips.
     its own, of a JPEG mostly that pixels are missing."""
     fail_on = "warning" if strict else "error"
     image = LOADERS[header.format](data, access="sequential", fail_on=fail_on)
-    _check(image, header)
+    # What the decoder is about to give, against what was promised.
+    size = header.upright if header.format == "AVIF" else (header.width, header.height)
+    if (image.width, image.height) != size:
+        raise ImageTruncated(
+            f"The file is broken: its header says {size[0]} x {size[1]} pixels "
+            f"and its data {image.width} x {image.height}."
+        )
+    if (
+        image.format not in ("uchar", "ushort")
+        or image.bands < COLOURS[header.mode.removesuffix("A")]
+    ):
+        raise UnsupportedFormat(
+            f"{image.bands} channels of the kind {image.format} are not read; "
+            "greyscale, RGB, palette and CMYK of 8 or 16 bits are."
+        )
     return image, levels_of(image)
 
 
@@ -81,44 +102,52 @@ def _read_jpeg(data: bytes, header: Header) -> tuple[pyvips.Image, Levels]:
     try:
         return _read(data, header, strict=True)
     except pyvips.Error as error:
-        reason = _reason(error)
-        if not jpeg.is_blemish(reason):
+        reason = reason_of(error)
+        if BLEMISH.search(reason) is None:
             raise
-    data = jpeg.without_blemishes(data)
+    data = without_blemishes(data)
     try:
-        read = _read(data, header, strict=True)
+        image = _read(data, header, strict=True)
     except pyvips.Error as error:
-        reason = _reason(error)
-        if not jpeg.ends_with_stray_bytes(reason, data):
+        reason = reason_of(error)
+        # Bytes between the last scan and the end are the last thing there is, so they hide nothing;
+        # but where a scan has intervals, they may be one whose marker was lost.
+        if not STRAY_END.search(reason) or any(marker == DRI for marker, _, _ in _segments(data)):
             raise
-        read = _read(data, header)
+        image = _read(data, header)
     log.warning("jpeg read in spite of a blemish", reason=reason)
-    return read
+    return image
 
 
-def _reason(error: pyvips.Error) -> str:
-    """The last line of libvips' messages: those above may be about earlier files."""
-    lines = [line.strip() for line in error.detail.splitlines() if line.strip()]
-    return (lines[-1] if lines else error.message).rstrip(".")
+def without_blemishes(data: bytes) -> bytes:
+    """A JPEG file without bytes between its segments, and with JFIF's revision 1 in place of
+    others, which mean the same to a decoder. What follows a scan stays as it is."""
+    clean, stop = bytearray(data[:2]), 2
+    for marker, start, stop in _segments(data):
+        segment = bytearray(data[start:stop])
+        if marker == APP0 and segment[2:7] == b"JFIF\0" and len(segment) > 7:
+            segment[7] = 1
+        clean += bytes((0xFF, marker)) + segment
+    return bytes(clean + data[stop:])
 
 
-def _check(image: pyvips.Image, header: Header) -> None:
-    """What the decoder is about to give, against what was promised."""
-    said = header.upright if header.format == "AVIF" else (header.width, header.height)
-    if (image.width, image.height) != said:
-        raise ImageTruncated(
-            f"The file is broken: its header says {said[0]} x {said[1]} pixels "
-            f"and its data {image.width} x {image.height}."
-        )
-    colours = COLOURS[header.mode.removesuffix("A")]
-    if image.format not in ("uchar", "ushort") or image.bands < colours:
-        raise UnsupportedFormat(
-            f"{image.bands} channels of the kind {image.format} are not read; "
-            "greyscale, RGB, palette and CMYK of 8 or 16 bits are."
-        )
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, and where what belongs to it begins and ends: of a scan up to the next marker."""
+    stop = 2
+    while (match := MARKER.search(data, stop)) is not None:
+        marker, start = data[match.end() - 1], match.end()
+        stop = start
+        if marker not in ALONE:
+            stop += int.from_bytes(data[start : start + 2], "big")
+        if marker == SOS:
+            behind = AFTER_SCAN.search(data, stop)
+            stop = behind.start() if behind is not None else len(data)
+        yield marker, start, stop
+        if marker == EOI:
+            return
 
 
-def _picture(levels: Levels, profile: bytes | None, header: Header) -> Picture:
+def _image(levels: Levels, profile: bytes | None, header: Header) -> DecodedImage:
     mode = header.mode.removesuffix("A")
     colours, bands = COLOURS[mode], levels.shape[2]
     if header.format == "AVIF":
@@ -134,7 +163,7 @@ def _picture(levels: Levels, profile: bytes | None, header: Header) -> Picture:
     rgb = _rgb(levels[:, :, :colours], mode, profile, header)
     if alpha is not None:
         fill_hidden(rgb, alpha)
-    return Picture(rgb, alpha, grey=mode == "L", depth=16 if levels.itemsize == 2 else 8)
+    return DecodedImage(rgb, alpha, grey=mode == "L", depth=16 if levels.itemsize == 2 else 8)
 
 
 def _full_range(levels: Levels, depth: int) -> Levels:
@@ -149,7 +178,7 @@ def _full_range(levels: Levels, depth: int) -> Levels:
 def _rgb(levels: Levels, mode: str, profile: bytes | None, header: Header) -> Tensor:
     """The colours, (1, 3, H, W). A file without a profile is taken to be sRGB already."""
     if profile is not None and mode in ICC_SPACES:
-        converted = _to_srgb(levels, mode, profile)
+        converted = to_srgb(levels, mode, profile)
         if converted is not None:
             levels, mode = converted, "RGB"
     planes = _unit(levels, header)
@@ -161,56 +190,9 @@ def _rgb(levels: Levels, mode: str, profile: bytes | None, header: Header) -> Te
     return planes if planes.shape[1] == 3 else planes.repeat(1, 3, 1, 1)
 
 
-def _to_srgb(levels: Levels, mode: str, profile: bytes) -> Levels | None:
-    """The levels in 16 bits of sRGB by the file's profile, or None where that is of no use."""
-    expected = b"RGB " if levels.shape[2] == 3 else ICC_SPACES[mode]
-    # A damaged profile, or one for another colour model: viewers ignore those, and refusing the
-    # picture for its label would help nobody.
-    if profile[36:40] != b"acsp" or profile[16:20] != expected:
-        log.warning("icc profile ignored", mode=mode, space=profile[16:20].hex())
-        return None
-    try:
-        if levels.shape[2] == 3 and _is_srgb(profile):
-            return None
-        converted = _transformed(levels, profile)
-    except pyvips.Error as error:
-        log.warning("icc profile ignored", mode=mode, reason=_reason(error))
-        return None
-    return converted[:, :, 1:2] if mode == "L" else converted
-
-
-def _is_srgb(profile: bytes) -> bool:
-    """Whether an RGB profile means sRGB, under whatever name, to half of one of 255 levels.
-
-    Most files have such a profile: they need no conversion, and one would cost 16 bits the last.
-    """
-    steps = np.linspace(0, 255, 17).astype(np.uint8)
-    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
-    moved = _transformed(colours, profile).astype(np.int32) - 257 * colours.astype(np.int32)
-    return bool(np.abs(moved).max() <= 128)
-
-
-def _transformed(levels: Levels, profile: bytes) -> Levels:
-    """From a profile's colours to 16 bits of sRGB."""
-    interpretation = INTERPRETATIONS[levels.shape[2]][levels.itemsize - 1]
-    image = image_of(levels, interpretation, profile)
-    if levels.itemsize == 1:
-        image = image.icc_transform(
-            "srgb", embedded=True, intent=INTENT, black_point_compensation=True, depth=16
-        )
-    else:
-        # From 16 bits to 16 the direct way is a table of 33 steps a side, some 12 levels of
-        # 255 off in the dark; through Lab in floating point it is as exact as from 8 bits.
-        image = image.icc_import(embedded=True, intent=INTENT, black_point_compensation=True)
-        image = image.icc_export(
-            output_profile="srgb", intent=INTENT, black_point_compensation=True, depth=16
-        )
-    return levels_of(image)
-
-
-def _from_ycbcr(levels: Tensor) -> Tensor:
+def _from_ycbcr(planes: Tensor) -> Tensor:
     """TIFF's bare YCbCr (TIFF 6.0, section 21): full range, the matrix of Rec. ITU-R BT.601."""
-    y, cb, cr = levels[:, 0], levels[:, 1] - 128 / 255, levels[:, 2] - 128 / 255
+    y, cb, cr = planes[:, 0], planes[:, 1] - 128 / 255, planes[:, 2] - 128 / 255
     red, blue = y + 1.402 * cr, y + 1.772 * cb
     green = (y - 0.299 * red - 0.114 * blue) / 0.587
     return torch.stack([red, green, blue], dim=1).clamp(0, 1)

@@ -1,0 +1,150 @@
+"""libvips, set up for files of strangers, and colours by ICC profiles.
+
+Of its decoders only those of the five formats exist for this process, and only from memory: a file
+can neither reach another one nor name a further file. No operation is kept for later (its cache
+holds whole images), and the warnings it logs are raised as errors where they matter.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pyvips
+import structlog
+from numpy.typing import NDArray
+from pyvips.voperation import concurrency_set
+
+__all__ = [
+    "ICC_SPACES",
+    "LOADERS",
+    "PROFILE",
+    "Levels",
+    "image_of",
+    "levels_of",
+    "reason_of",
+    "srgb_profile",
+    "to_srgb",
+]
+
+log = structlog.get_logger(__name__)
+
+pyvips.block_untrusted_set(True)
+pyvips.operation_block_set("VipsForeignLoad", True)
+for _format in ("Png", "Jpeg", "Webp", "Tiff", "Heif"):
+    pyvips.operation_block_set(f"VipsForeignLoad{_format}Buffer", False)
+pyvips.cache_set_max(0)
+# A second thread gains nothing at a colour transform and takes a core from another job.
+concurrency_set(1)
+logging.getLogger("pyvips").setLevel(logging.ERROR)
+
+Levels = NDArray[np.unsignedinteger[Any]]
+"""(rows, width, channels) of uint8 or uint16, as they are in files."""
+
+LOADERS: dict[str, Callable[..., pyvips.Image]] = {
+    "PNG": pyvips.Image.pngload_buffer,
+    "JPEG": pyvips.Image.jpegload_buffer,
+    "WEBP": pyvips.Image.webpload_buffer,
+    "TIFF": pyvips.Image.tiffload_buffer,
+    "AVIF": pyvips.Image.heifload_buffer,
+}
+
+PROFILE = "icc-profile-data"
+
+ICC_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
+"""The colour space that a profile must state, in bytes 16 to 20 (ICC.1:2022, 7.2)."""
+
+INTERPRETATIONS = {1: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("cmyk", "cmyk")}
+"""libvips' names for colours, by channels: of 8 bits and of 16."""
+
+INTENT = "relative"
+"""With black point compensation, the darkest ink as black: what viewers and editors do."""
+
+
+def image_of(levels: Levels, interpretation: str, profile: bytes | None) -> pyvips.Image:
+    """A libvips image of (H, W, C) levels, with an ICC profile where there is one."""
+    height, width, channels = levels.shape
+    kind = "uchar" if levels.itemsize == 1 else "ushort"
+    # A view of the same memory where it lies in one piece, which an image without opacity does.
+    data = np.ascontiguousarray(levels).data
+    image = pyvips.Image.new_from_memory(data, width, height, channels, kind)
+    image = image.copy(interpretation=interpretation)
+    if profile is not None:
+        blob: Any = profile  # the stub leaves out that a blob is bytes
+        image.set_type(pyvips.GValue.blob_type, PROFILE, blob)
+    return image
+
+
+def levels_of(image: pyvips.Image) -> Levels:
+    """Decodes all of an image of 8 or 16 bits."""
+    kind: type[np.unsignedinteger[Any]] = np.uint8 if image.format == "uchar" else np.uint16
+    levels = np.frombuffer(image.write_to_memory(), dtype=kind)
+    return levels.reshape(image.height, image.width, image.bands)
+
+
+def reason_of(error: pyvips.Error) -> str:
+    """The last line of libvips' messages: those above may be about earlier files."""
+    lines = [line.strip() for line in error.detail.splitlines() if line.strip()]
+    return (lines[-1] if lines else error.message).rstrip(".")
+
+
+@cache
+def srgb_profile() -> bytes:
+    """libvips' sRGB profile, some 500 bytes."""
+    black = pyvips.Image.black(1, 1, bands=3).copy(interpretation="srgb")
+    profile = black.icc_transform("srgb", input_profile="srgb").get(PROFILE)
+    assert isinstance(profile, bytes)
+    return profile
+
+
+def to_srgb(levels: Levels, mode: str, profile: bytes) -> Levels | None:
+    """The levels in 16 bits of sRGB by the file's profile, or None where that is of no use.
+
+    `mode` is one of `ICC_SPACES`; L comes back as one channel, the others as three.
+    """
+    expected = b"RGB " if levels.shape[2] == 3 else ICC_SPACES[mode]
+    # A damaged profile, or one for another colour model: viewers ignore those, and refusing the
+    # image for its label would be of no use.
+    if profile[36:40] != b"acsp" or profile[16:20] != expected:
+        log.warning("icc profile ignored", mode=mode, space=profile[16:20].hex())
+        return None
+    try:
+        if levels.shape[2] == 3 and _is_srgb(profile):
+            return None
+        converted = _transformed(levels, profile)
+    except pyvips.Error as error:
+        log.warning("icc profile ignored", mode=mode, reason=reason_of(error))
+        return None
+    return converted[:, :, 1:2] if mode == "L" else converted
+
+
+def _is_srgb(profile: bytes) -> bool:
+    """Whether an RGB profile means sRGB, under whatever name, to half of one of 255 levels.
+
+    Most files have such a profile: they need no conversion, and one would cost 16 bits the last.
+    """
+    steps = np.linspace(0, 255, 17).astype(np.uint8)
+    colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
+    error = _transformed(colours, profile).astype(np.int32) - 257 * colours.astype(np.int32)
+    return bool(np.abs(error).max() <= 128)
+
+
+def _transformed(levels: Levels, profile: bytes) -> Levels:
+    """From a profile's colours to 16 bits of sRGB."""
+    interpretation = INTERPRETATIONS[levels.shape[2]][levels.itemsize - 1]
+    image = image_of(levels, interpretation, profile)
+    if levels.itemsize == 1:
+        image = image.icc_transform(
+            "srgb", embedded=True, intent=INTENT, black_point_compensation=True, depth=16
+        )
+    else:
+        # From 16 bits to 16 the direct way is a table of 33 steps a side, some 12 levels of
+        # 255 off in the dark; through Lab in floating point it is as exact as from 8 bits.
+        image = image.icc_import(embedded=True, intent=INTENT, black_point_compensation=True)
+        image = image.icc_export(
+            output_profile="srgb", intent=INTENT, black_point_compensation=True, depth=16
+        )
+    return levels_of(image)
