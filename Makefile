@@ -24,10 +24,10 @@ help:  ## this list
 
 venv: $(STAMP)  ## .venv with everything that constraints.txt pins
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ./client --editable ".[$(EXTRAS)]"
 	@touch $@
 
 demo: $(STAMP)  ## upscale a photograph through the whole service (IMAGE=path for your own)
@@ -109,6 +109,6 @@ constraints: $(STAMP)  ## write constraints.txt anew from .venv
 	@mv constraints.new constraints.txt
 
 clean:  ## remove .venv, caches and what `make demo` wrote
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) {,client/}{build,dist,*.egg-info} .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	rm -f upscaled.png side-by-side.png
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

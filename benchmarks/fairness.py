@@ -25,8 +25,8 @@ from benchmarks.machine import describe
 from benchmarks.pictures import picture
 from benchmarks.rounds import percentile
 from benchmarks.service import House, ended
-from client import Client, Job
 from models.presets import PRESETS, get_preset
+from stablesr_client import Client, Job
 
 SCALE = 4
 

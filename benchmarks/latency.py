@@ -28,8 +28,8 @@ from benchmarks.machine import describe
 from benchmarks.pictures import picture
 from benchmarks.rounds import percentile
 from benchmarks.service import House
-from client import Client, Event, Job
 from models.presets import PRESETS
+from stablesr_client import Client, Event, Job
 
 SCALE = 4
 MOST_MS = 100.0

@@ -18,10 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.rounds import Done
 from cli.stack import Stack
-from client import Client, Job
 from jobs.settings import Settings
 from models.checkpoints.folder import random_networks, save_folder
 from models.config import ModelConfig
+from stablesr_client import Client, Job
 
 __all__ = ["Figures", "House", "done_of", "ended", "environment", "write_random_weights"]
 

@@ -17,7 +17,7 @@ from cli.remote import connected, follow
 from cli.stack import Stack
 from cli.up import ends_as_interrupt
 from cli.view import ProgressView, console
-from client import Job
+from stablesr_client import Job
 
 __all__ = ["run"]
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cli.errors import InputError
-from client.image import format_of
 from jobs.errors import ImageError
 from jobs.formats import examine
+from stablesr_client.files import format_of
 
 __all__ = ["check_input", "check_output", "write_aside"]
 

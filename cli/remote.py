@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
-import client
+import stablesr_client
 from cli.errors import CliError, InputError, JobFailed, Refused, Unreachable
 from cli.files import check_input, check_output
 from cli.options import Choices
 from cli.settings import BadSettings
 from cli.view import Moment, ProgressView, console
-from client import Client, ClientError, Job, Parameters
+from stablesr_client import Client, ClientError, Job, Parameters
 
 __all__ = ["as_cli_error", "cancel", "connected", "follow", "form", "moment_of", "run"]
 
@@ -48,14 +48,14 @@ def follow(http: Client, job: Job, view: ProgressView) -> Job:
     """Shows a job until it has ended, and gives it as it ended.
 
     Raises:
-        client.JobFailed: it has not succeeded.
+        stablesr_client.JobFailed: it has not succeeded.
     """
     view.show(moment_of(job))
     for event in http.events(job):
         job = event.job
         view.show(moment_of(job))
     if not job.succeeded:
-        raise client.JobFailed(job)
+        raise stablesr_client.JobFailed(job)
     return job
 
 
@@ -99,9 +99,9 @@ def connected(server: str, api_key: str | None) -> Iterator[Client]:
 def as_cli_error(error: ClientError) -> CliError:
     """What the command says and ends with after an error of the client."""
     match error:
-        case client.Unreachable():
+        case stablesr_client.Unreachable():
             return Unreachable(str(error))
-        case client.Refused() | client.UnexpectedAnswer():
+        case stablesr_client.Refused() | stablesr_client.UnexpectedAnswer():
             return Refused(str(error))
         case _:
             return JobFailed(str(error))

@@ -6,8 +6,10 @@ RUN python -m venv /opt/stablesr
 ENV PATH=/opt/stablesr/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 # The dependencies are a layer of their own: a change of the code does not install them anew.
+# The project's own client is no package of an index.
 COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > /tmp/base.txt \
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+  | grep -v '^stablesr-' > /tmp/base.txt \
  && pip install --quiet --constraint constraints.txt --requirement /tmp/base.txt
 COPY README.md LICENSE ./
 # Neither worker nor models: this image cannot run a network, not even by mistake.
@@ -15,7 +17,7 @@ COPY cli cli
 COPY client client
 COPY jobs jobs
 COPY service service
-RUN pip install --quiet --no-deps .
+RUN pip install --quiet --no-deps ./client .
 
 FROM python:3.11-slim-bookworm
 # One number for every image of the project: service and worker write to the same volume.

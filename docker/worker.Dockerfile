@@ -17,7 +17,8 @@ WORKDIR /src
 COPY --from=pins /torch.txt /tmp/
 RUN pip install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement /tmp/torch.txt
 COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["worker"], sep="\n")' > /tmp/worker.txt \
+RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["worker"], sep="\n")' \
+  | grep -v '^stablesr-' > /tmp/worker.txt \
  && pip install --quiet --constraint constraints.txt --requirement /tmp/worker.txt
 COPY README.md LICENSE ./
 COPY cli cli
@@ -25,7 +26,7 @@ COPY client client
 COPY jobs jobs
 COPY models models
 COPY worker worker
-RUN pip install --quiet --no-deps .
+RUN pip install --quiet --no-deps ./client .
 
 FROM python:3.11-slim-bookworm
 # torch.compile builds its launchers with it, at run time; without it calls are computed eagerly.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cli.errors import InputError
-from client.image import FORMATS
+from stablesr_client.files import FORMATS
 
 __all__ = ["SUFFIXES", "Fault", "Item", "Plan", "images", "make_plan", "printable"]
 

@@ -9,19 +9,26 @@ import uuid
 from collections.abc import Iterator
 from contextlib import aclosing
 
-import client
 from cli.folder.plan import Item
 from cli.folder.work import Work
 from cli.local import Written
 from cli.options import Choices
 from cli.remote import as_cli_error, connected, form, moment_of
 from cli.view import Moment
-from client import AsyncClient, ClientError, Job, Patience, Refused
+from stablesr_client import (
+    AsyncClient,
+    ClientError,
+    DownloadFailed,
+    Job,
+    JobFailed,
+    Refused,
+    RetryPolicy,
+)
 
 __all__ = ["default_preset", "upscale_all"]
 
 # A full queue is waited for as long as the server says; that is what a queue is for.
-PATIENCE = Patience(busy_s=math.inf)
+RETRY_POLICY = RetryPolicy(busy_s=math.inf)
 CANCEL_S = 10.0
 """How long an interrupted run spends on canceling its jobs."""
 
@@ -72,7 +79,7 @@ async def _all(
         asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     try:
         async with (
-            AsyncClient(server, api_key=api_key, patience=PATIENCE) as http,
+            AsyncClient(server, api_key=api_key, retry_policy=RETRY_POLICY) as http,
             asyncio.TaskGroup() as group,
         ):
             for _ in range(parallel):
@@ -87,7 +94,7 @@ async def _some(http: AsyncClient, work: Work, items: Iterator[Item], choices: C
     for item in items:
         try:
             await _one(http, work, item, choices)
-        except (client.JobFailed, client.DownloadFailed) as error:
+        except (JobFailed, DownloadFailed) as error:
             work.fail(item, str(error))
         except Refused as error:
             if not _is_of_image(error):
@@ -107,7 +114,7 @@ async def _one(http: AsyncClient, work: Work, item: Item, choices: Choices) -> N
                 job = event.job
                 work.moved(item, moment_of(job))
         if not job.succeeded:
-            raise client.JobFailed(job)
+            raise JobFailed(job)
         work.moved(item, Moment("downloading", 1.0))
         job = await http.download(job, item.target)
     except asyncio.CancelledError:

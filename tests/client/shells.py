@@ -8,7 +8,7 @@ from contextlib import aclosing
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from client import AsyncClient, Client, Event, Job, Models
+from stablesr_client import AsyncClient, Client, Event, Job, Models
 
 __all__ = ["AsyncShell", "FakeClock", "Shell", "SyncShell"]
 

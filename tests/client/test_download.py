@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from client import DownloadFailed, Job, JobFailed, NotFound, Result, TimedOut, Unreachable
+from stablesr_client import DownloadFailed, Job, JobFailed, NotFound, Result, TimedOut, Unreachable
 from tests.client.conftest import MakeClient
 from tests.client.shells import FakeClock, Shell
 from tests.scripted_server import DONE, IMAGE, JOB_ID, Answer, Script, job

@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 
-from client import Event, Job, JobFailed, NotFound, Patience, Refused, TimedOut, Unreachable
-from client.events import EventParser, ServerEvent
+from stablesr_client import (
+    Event,
+    Job,
+    JobFailed,
+    NotFound,
+    Refused,
+    RetryPolicy,
+    TimedOut,
+    Unreachable,
+)
+from stablesr_client.events import EventParser, ServerEvent
 from tests.client.conftest import MakeClient
 from tests.client.shells import AsyncShell, FakeClock, Shell
 from tests.scripted_server import DONE, IMAGE, JOB_ID, Script, job
@@ -89,14 +98,14 @@ def test_an_outage_that_lasts_ends_the_wait_with_what_was_last_wrong(
     assert len(script.calls(GET)) < 40
 
 
-def test_each_answer_makes_the_patience_new(
+def test_each_answer_begins_the_retries_anew(
     script: Script, make_client: MakeClient, clock: FakeClock
 ) -> None:
     for _ in range(10):
         script.reset(GET)
         script.add(GET, 200, job("processing"))
     script.add(GET, 200, job("succeeded", result=DONE))
-    client = make_client(script.url, patience=Patience(outage_s=1))
+    client = make_client(script.url, retry_policy=RetryPolicy(outage_s=1))
     script.add("GET /models", 200, {"models": []})
     assert client.models().models == ()
     assert client.wait(QUEUED).succeeded

@@ -11,11 +11,11 @@ import pytest
 import structlog
 from redis import Redis
 
-from client import Busy, Event, Job, JobFailed, NotFound, Refused, TimedOut, Unauthorized
 from jobs.errors import ImageTruncated
 from jobs.keys import Keys
 from jobs.schema import Progress
 from jobs.settings import Settings
+from stablesr_client import Busy, Event, Job, JobFailed, NotFound, Refused, TimedOut, Unauthorized
 from tests.client.conftest import MakeClient
 from tests.client.cuts import CutAsyncTransport, Cuts, CutTransport
 from tests.client.shells import FakeClock, Shell, SyncShell

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+from inspect import signature
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
 from cli.redis_server import free_port
-from client import Busy, Parameters, Patience, Refused, Unauthorized, UnexpectedAnswer, Unreachable
 from jobs.schema import Parameters as JobParameters
+from stablesr_client import (
+    AsyncClient,
+    Busy,
+    Client,
+    Parameters,
+    Refused,
+    RetryPolicy,
+    Unauthorized,
+    UnexpectedAnswer,
+    Unreachable,
+)
 from tests.client.conftest import MakeClient
 from tests.client.shells import FakeClock, Shell
 from tests.scripted_server import IMAGE, JOB_ID, Script, job
@@ -134,7 +145,7 @@ def test_a_busy_server_is_asked_again_when_it_says(
     assert clock.slept == [pytest.approx(17 * 1.05), pytest.approx(3 * 1.05)]
 
 
-def test_a_server_that_stays_busy_is_a_refusal_once_patience_is_over(
+def test_a_server_that_stays_busy_is_a_refusal_once_the_retries_are_over(
     script: Script, make_client: MakeClient, clock: FakeClock
 ) -> None:
     script.add(POST, 503, {"title": "The queue is full"}, Retry_After="40")
@@ -143,7 +154,7 @@ def test_a_server_that_stays_busy_is_a_refusal_once_patience_is_over(
     assert clock.slept == [40, 40, 40]
     assert caught.value.problem.retry_after == 40
     with pytest.raises(Busy):
-        make_client(script.url, patience=Patience(busy_s=39)).submit(IMAGE)
+        make_client(script.url, retry_policy=RetryPolicy(busy_s=39)).submit(IMAGE)
     assert clock.slept == [40, 40, 40]
 
 
@@ -236,3 +247,15 @@ def test_a_missing_file_is_the_systems_own_error(client: Shell, tmp_path: Path) 
 def test_the_client_knows_every_parameter_of_a_job_and_no_other() -> None:
     known = set(get_type_hints(Parameters))
     assert known - {"webhook_url"} == set(JobParameters.model_fields)
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    methods = [
+        {
+            name: list(signature(call).parameters.values())
+            for name, call in vars(kind).items()
+            if callable(call) and not name.startswith("__")
+        }
+        for kind in (Client, AsyncClient)
+    ]
+    assert methods[0] == methods[1]

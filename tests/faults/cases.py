@@ -20,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from client import Client
+from stablesr_client import Client
 from tests.faults.house import House, Job, png, until
 from tests.faults.worker import PLACES
 from tests.worker.double import CRASH, HANG_ONCE

@@ -1,16 +1,16 @@
-"""A client of the service: submit an image, wait for it, fetch the result.
+"""A client of the StableSR service: submit an image, wait for it, download the result.
 
-    from client import Client
+    from stablesr_client import Client
 
     with Client("http://127.0.0.1:8000") as client:
         client.upscale("in.png", "out.png", scale=2)
 
-`AsyncClient` has the same methods for asyncio. What calls can end with is in `client.errors`. It
-needs httpx and pydantic and nothing else of this project.
+`AsyncClient` has the same methods for asyncio. `stablesr_client.errors` has the tree of errors.
 """
 
-from client.aio import AsyncClient
-from client.errors import (
+from stablesr_client.async_client import AsyncClient
+from stablesr_client.client import Client
+from stablesr_client.errors import (
     Busy,
     ClientError,
     DownloadFailed,
@@ -22,8 +22,8 @@ from client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from client.retry import Patience
-from client.schema import (
+from stablesr_client.retry import RetryPolicy
+from stablesr_client.schema import (
     Event,
     Input,
     Job,
@@ -34,7 +34,6 @@ from client.schema import (
     Progress,
     Result,
 )
-from client.sync import Client
 
 __all__ = [
     "AsyncClient",
@@ -50,11 +49,11 @@ __all__ = [
     "Models",
     "NotFound",
     "Parameters",
-    "Patience",
     "Problem",
     "Progress",
     "Refused",
     "Result",
+    "RetryPolicy",
     "TimedOut",
     "Unauthorized",
     "UnexpectedAnswer",

@@ -1,34 +1,29 @@
-"""What the server tells, as frozen dataclasses.
+"""What the service sends, as frozen pydantic models.
 
-A newer server may say more: fields that are not known here are passed over. Times are aware
-datetimes in UTC, durations seconds, sides pixels, weights of files bytes.
+Fields that a newer server adds are ignored. Times are aware datetimes in UTC, durations seconds,
+sides pixels, file sizes bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, TypedDict
+from typing import Any, TypedDict
 
-from pydantic import BeforeValidator, ConfigDict
-from pydantic.dataclasses import dataclass
+from pydantic import BaseModel, model_validator
 
 __all__ = [
     "Event",
-    "Fallback",
     "Input",
     "Job",
+    "JobPage",
     "Model",
     "Models",
-    "Page",
     "Parameters",
     "Problem",
     "Progress",
     "Result",
 ]
-
-_LENIENT = ConfigDict(extra="ignore")
-_ENDED = frozenset({"succeeded", "failed", "canceled", "expired"})
 
 
 class Parameters(TypedDict, total=False):
@@ -51,36 +46,21 @@ class Parameters(TypedDict, total=False):
     webhook_url: str | None
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Problem:
-    """Problem details (RFC 9457). `members` has them all, also those without a field here."""
+class Problem(BaseModel, frozen=True):
+    """Problem details (RFC 9457). `members` has all of them, also those without a field here."""
 
-    title: str
+    title: str = ""
     detail: str = ""
     type: str = "about:blank"
     status: int | None = None
     retry_after: float | None = None
     """Seconds after which the server said to try again."""
-    members: Mapping[str, Any] | None = None
+    members: Mapping[str, Any] = {}
 
+    @model_validator(mode="before")
     @classmethod
-    def of(
-        cls,
-        members: Mapping[str, Any],
-        *,
-        title: str,
-        status: int | None = None,
-        retry_after: float | None = None,
-    ) -> Problem:
-        """The problem that a JSON object tells; `title` is for one that has none."""
-        return cls(
-            title=str(members.get("title") or title),
-            detail=str(members.get("detail") or ""),
-            type=str(members.get("type") or "about:blank"),
-            status=status,
-            retry_after=retry_after,
-            members=members,
-        )
+    def _keep_members(cls, value: Any) -> Any:
+        return {**value, "members": value} if isinstance(value, dict) else value
 
     @property
     def slug(self) -> str:
@@ -88,27 +68,20 @@ class Problem:
         return self.type.rpartition("/")[2] if "/" in self.type else ""
 
     def __str__(self) -> str:
-        """Title and detail, and the fields it names when there are several."""
-        said = f"{self.title}: {self.detail}" if self.detail else self.title
-        errors = (self.members or {}).get("errors")
+        """Title and detail, and the wrong fields when there are several."""
+        text = f"{self.title}: {self.detail}" if self.detail else self.title
+        errors = self.members.get("errors")
         if not isinstance(errors, list) or (self.detail and len(errors) < 2):
-            return said
+            return text
         faults = [
             ": ".join(str(error[key]) for key in ("field", "detail") if error.get(key))
             for error in errors
             if isinstance(error, dict)
         ]
-        return "\n".join([said, *(f"  {fault}" for fault in faults if fault)])
+        return "\n".join([text, *(f"  {fault}" for fault in faults if fault)])
 
 
-def _problem(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return Problem.of(value, title="The job failed")
-    return value
-
-
-@dataclass(frozen=True, config=_LENIENT)
-class Progress:
+class Progress(BaseModel, frozen=True):
     """How far a job is; `fraction` is 0 to 1, `eta_seconds` None while it is unknown."""
 
     stage: str
@@ -118,9 +91,8 @@ class Progress:
     eta_seconds: float | None = None
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Input:
-    """The image as the server found it."""
+class Input(BaseModel, frozen=True):
+    """The image as the server read it."""
 
     width: int
     height: int
@@ -129,9 +101,8 @@ class Input:
     filename: str | None = None
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Result:
-    """The result's file; it is gone at `expires_at`."""
+class Result(BaseModel, frozen=True):
+    """The result's file; the server deletes it at `expires_at`."""
 
     width: int
     height: int
@@ -141,8 +112,7 @@ class Result:
     expires_at: datetime | None = None
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Job:
+class Job(BaseModel, frozen=True):
     """A job at one moment.
 
     `state` is queued, processing, succeeded, failed, canceled or expired; `queue_position` 1 is
@@ -163,14 +133,14 @@ class Job:
     input: Input | None = None
     result: Result | None = None
     timings: Mapping[str, float | None] | None = None
-    error: Annotated[Problem | None, BeforeValidator(_problem)] = None
+    error: Problem | None = None
     attempt: int | None = None
     cancel_requested: bool = False
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to wait for."""
-        return self.state in _ENDED
+        """Whether its state is final."""
+        return self.state in ("succeeded", "failed", "canceled", "expired")
 
     @property
     def succeeded(self) -> bool:
@@ -178,20 +148,18 @@ class Job:
         return self.state == "succeeded"
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Page:
-    """Some of the jobs, and what to ask for the next ones with; None after the last."""
+class JobPage(BaseModel, frozen=True):
+    """A page of the list of jobs, and the cursor of the next page; None on the last."""
 
     jobs: tuple[Job, ...]
     next: str | None = None
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Event:
-    """Something that happened to a job: `name` is "state", "progress" or "end", the last one.
+class Event(BaseModel, frozen=True):
+    """A change of a job: `name` is "state", "progress" or "end", the last one.
 
-    `id` is what to give as `last_event_id` to be told only what came later; None where the
-    server has no events and was asked again and again instead.
+    `id` is what to pass as `last_event_id` to receive only later events; None where the server
+    has no events and was polled instead.
     """
 
     name: str
@@ -199,9 +167,8 @@ class Event:
     id: str | None = None
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Model:
-    """A preset; `available` says whether a worker serves it now, `reason` why one does not."""
+class Model(BaseModel, frozen=True):
+    """A preset; `available` is whether a worker serves it now, `reason` why none does."""
 
     name: str
     title: str = ""
@@ -217,21 +184,10 @@ class Model:
     licence_url: str = ""
 
 
-@dataclass(frozen=True, config=_LENIENT)
-class Fallback:
-    """The preset that was to be the default, the one that is, and a clause that says why."""
-
-    wanted: str
-    served: str
-    reason: str
-
-
-@dataclass(frozen=True, config=_LENIENT)
-class Models:
+class Models(BaseModel, frozen=True):
     """The presets, and what holds for all of them; limits in bytes and pixels."""
 
     models: tuple[Model, ...]
-    fallback: Fallback | None = None
     formats: tuple[str, ...] = ()
     max_upload_bytes: int | None = None
     max_input_pixels: int | None = None

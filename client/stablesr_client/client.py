@@ -1,0 +1,271 @@
+"""`Client`: the service for ordinary, blocking code."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+import httpx
+
+from stablesr_client import protocol
+from stablesr_client.errors import JobFailed, Refused, Unreachable
+from stablesr_client.events import EventParser
+from stablesr_client.files import Image, PartialDownload, format_of, image_file
+from stablesr_client.protocol import Call, Protocol
+from stablesr_client.retry import Polling, RetryPolicy
+from stablesr_client.schema import Event, Job, JobPage, Models, Parameters
+
+__all__ = ["Client"]
+
+
+class Client(Protocol):
+    """A client of one server; safe to share between threads, closed by its `with` block.
+
+    All calls raise Unreachable when no server answers and Refused when it refuses, for longer than
+    the retry policy allows; `stablesr_client.errors` has all errors. A job may be given by its id.
+
+    Args:
+        server: its address, such as "http://127.0.0.1:8000".
+        api_key: sent as `Authorization: Bearer`.
+        retry_policy: how long it tries again when the server is away or full.
+        transport: in place of the network; so are `sleep`, `now` and `chance`, for tests.
+
+    Raises:
+        ValueError: the address is none, or the key holds characters that cannot be sent.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        *,
+        api_key: str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(server, api_key, retry_policy, now, chance)
+        self._http: httpx.Client = httpx.Client(transport=transport, **self._options)
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def submit(
+        self,
+        image: Image,
+        *,
+        filename: str | None = None,
+        idempotency_key: str | None = None,
+        **parameters: Unpack[Parameters],
+    ) -> Job:
+        """Uploads an image as a new job.
+
+        It is sent again when the answer was lost or the server is full: the `Idempotency-Key`,
+        drawn for each call unless given, keeps that from making a second job.
+
+        Args:
+            image: a path, whose file is streamed from the disk; or the content; or an open file,
+                read from its beginning (and into memory, if it cannot be read twice).
+            filename: a name in place of the file's own; results are named after it.
+            parameters: as `POST /upscale` takes them.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        fields = {name: str(value) for name, value in parameters.items() if value is not None}
+        with image_file(image, filename) as file:
+            files = {"image": file}
+            response = self._send(protocol.SUBMIT, headers=headers, data=fields, files=files)
+        return self._read(Job, response)
+
+    def get(self, job: Job | str) -> Job:
+        """The job as it is now."""
+        return self._read(Job, self._send(protocol.GET, job))
+
+    def cancel(self, job: Job | str) -> Job:
+        """Cancels a job; a running one stops at its next step, one that has ended stays so."""
+        response = self._send(protocol.CANCEL, job)
+        return self.get(job) if response.status_code == 409 else self._read(Job, response)
+
+    def models(self) -> Models:
+        """The presets, their defaults, limits and licences, and which are served now."""
+        return self._read(Models, self._send(protocol.MODELS))
+
+    def jobs(self, state: str | None = None, limit: int | None = None) -> Iterator[Job]:
+        """The jobs of this key, newest first, requested page by page while they are read.
+
+        Args:
+            state: only those in it.
+            limit: at most so many.
+        """
+        left, page = sys.maxsize if limit is None else limit, None
+        while left > 0 and (page is None or page.next is not None):
+            response = self._send(protocol.LIST, params=protocol.list_params(state, left, page))
+            page = self._read(JobPage, response)
+            yield from page.jobs[:left]
+            left -= len(page.jobs)
+
+    def wait(
+        self,
+        job: Job | str,
+        on_progress: Callable[[Job], Any] | None = None,
+        timeout: float | None = None,
+    ) -> Job:
+        """Polls until a job has succeeded, as often as the server suggests.
+
+        Args:
+            on_progress: called with the job as it is at first and after every change.
+            timeout: seconds after which to give up waiting; the job goes on.
+
+        Raises:
+            JobFailed: it ended in any other way.
+            TimedOut: the timeout is over.
+        """
+        job = self.get(job) if isinstance(job, str) else job
+        if on_progress is not None:
+            on_progress(job)
+        polling = self._polling(job, timeout)
+        while not polling.job.ended:
+            if self._poll(polling) and on_progress is not None:
+                on_progress(polling.job)
+        if not polling.job.succeeded:
+            raise JobFailed(polling.job)
+        return polling.job
+
+    def events(self, job: Job | str, last_event_id: str | None = None) -> Iterator[Event]:
+        """The changes of a job, as they happen, until its end; a cut stream is resumed.
+
+        A server without events is polled instead. Events up to `last_event_id` are left out.
+        """
+        job = self.get(job) if isinstance(job, str) else job
+        parser, attempts = EventParser(last_event_id), self._attempts()
+        while True:
+            response = self._send(protocol.EVENTS, job, headers=parser.headers())
+            with closing(response):
+                if response.status_code in protocol.NO_EVENTS:
+                    break
+                if response.status_code == 204:  # the caller's last event was the end
+                    return
+                connected_at = self._clock.now()
+                parser.reconnected()
+                outage = Unreachable(f"{self._server} ended the events before the job's end.")
+                try:
+                    for chunk in response.iter_bytes():
+                        for event in self._read_events(parser, chunk, job):
+                            attempts.reset()
+                            yield event
+                            if event.name == "end":
+                                return
+                            job = event.job
+                except httpx.TransportError as error:
+                    outage = self._outage(error)
+            if self._clock.now() - connected_at > self._policy.longest_pause_s:
+                attempts.reset()
+            self._sleep(max(attempts.pause_after(outage), parser.retry_s))
+        polling = self._polling(self.get(job))
+        yield polling.event()
+        while not polling.job.ended:
+            if self._poll(polling):
+                yield polling.event()
+
+    def download(self, job: Job | str, path: Path | str) -> Job:
+        """Writes the result of a job that has succeeded to a file.
+
+        The file is written aside and renamed when it is complete and its sha256 is right; a cut
+        download resumes where it was cut.
+
+        Raises:
+            JobFailed: the job has no result.
+            DownloadFailed: other bytes arrive than the job announced, twice.
+            OSError: the file cannot be written.
+        """
+        job = self.get(job) if isinstance(job, str) or job.result is None else job
+        if job.result is None:
+            raise JobFailed(job)
+        attempts = self._attempts()
+        with PartialDownload(Path(path), job.result) as part:
+            while not part.complete():
+                try:
+                    response = self._send(protocol.RESULT, job, headers=part.headers())
+                    with closing(response):
+                        part.begin(response)
+                        for chunk in response.iter_bytes():
+                            if part.write(chunk):
+                                attempts.reset()
+                        part.end()
+                except httpx.TransportError as error:
+                    self._sleep(attempts.pause_after(self._outage(error)))
+            part.keep()
+        return job
+
+    def upscale(
+        self,
+        image: Image,
+        target: Path | str,
+        on_progress: Callable[[Job], Any] | None = None,
+        timeout: float | None = None,
+        **parameters: Unpack[Parameters],
+    ) -> Job:
+        """Submits an image, waits for it and writes the result to `target`.
+
+        The format is that of `target`'s suffix, unless `output_format` is given. When waiting ends
+        in any other way than with the job's own end, by Ctrl-C too, the job is canceled.
+
+        Raises:
+            ValueError: the suffix is none of a format.
+            ClientError, OSError: as `submit`, `wait` and `download`.
+        """
+        if parameters.get("output_format") is None:
+            parameters["output_format"] = format_of(Path(target))
+        job = self.submit(image, **parameters)
+        try:
+            job = self.wait(job, on_progress, timeout)
+        except (JobFailed, Unreachable):
+            raise
+        except BaseException:  # an interruption too: the result will not be fetched
+            with suppress(httpx.TransportError):
+                self._http.delete(protocol.CANCEL.path_of(job), timeout=protocol.CANCEL_S)
+            raise
+        return self.download(job, target)
+
+    def _poll(self, polling: Polling) -> bool:
+        """Asks for the job again, after a pause; whether it has changed."""
+        self._sleep(polling.pause())
+        response = self._send(protocol.POLL, polling.job, polling, headers=polling.headers())
+        return self._read_poll(response, polling)
+
+    def _send(
+        self, call: Call, job: Job | str = "", polling: Polling | None = None, **content: Any
+    ) -> httpx.Response:
+        """Sends a request until its answer is a success or accepted, or the polling times out."""
+        attempts = self._attempts(polling)
+        failure: Refused | Unreachable | None
+        while True:
+            request = self._request(call, job, polling, content)
+            try:
+                response = self._http.send(request, stream=call.stream)
+                if not response.is_success:
+                    response.read()
+            except httpx.TransportError as error:
+                failure = self._outage(error)
+            else:
+                failure = self._refusal(call, response)
+                if failure is None:
+                    return response
+            self._sleep(attempts.pause_after(failure))

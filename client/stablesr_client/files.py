@@ -1,0 +1,167 @@
+"""Image files: the one that is sent, in any form a caller has it, and the result's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import BinaryIO, Self
+
+import httpx
+
+from stablesr_client.errors import DownloadFailed
+from stablesr_client.schema import Result
+
+__all__ = ["FORMATS", "Image", "PartialDownload", "format_of", "image_file"]
+
+Image = Path | str | bytes | BinaryIO
+"""A file's path, a file's content, or an open binary file."""
+
+FORMATS: Mapping[str, str] = {
+    ".png": "png",
+    ".webp": "webp",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
+"""The format of a result by the suffix of its file's name."""
+
+
+def format_of(target: Path) -> str:
+    """The format that a file's name asks for.
+
+    Raises:
+        ValueError: its suffix is none of those known.
+    """
+    try:
+        return FORMATS[target.suffix.lower()]
+    except KeyError:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"{target}: the name must end in one of {known}.") from None
+
+
+@contextmanager
+def image_file(image: Image, filename: str | None) -> Iterator[tuple[str, BinaryIO]]:
+    """The image's name and a file that can be read more than once."""
+    if isinstance(image, bytes):
+        yield filename or "image", io.BytesIO(image)
+    elif isinstance(image, str | Path):
+        with open(image, "rb") as file:
+            yield _utf8(filename or Path(image).name), file
+    else:
+        path = getattr(image, "name", None)
+        name = filename or (PurePath(path).name if isinstance(path, str) else "image")
+        yield _utf8(name), image if image.seekable() else io.BytesIO(image.read())
+
+
+def _utf8(name: str) -> str:
+    """A file name as it can be sent; the server keeps it only to name the result."""
+    return name.encode("utf-8", "replace").decode()
+
+
+class PartialDownload:
+    """A result on its way to the disk: beside its target until it is complete, then renamed.
+
+    Nothing is left beside the target at the end of its `with` block.
+
+    Args:
+        target: the file that is replaced in the end.
+        result: what the job announced.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, target: Path, result: Result) -> None:
+        self._target = target
+        self._result = result
+        # Two downloads to one target do not meet, not even those of two threads.
+        self._path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        self._etag: str | None = None
+        self._furthest = 0
+        self._restarted = False
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb")
+        self._restart()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def headers(self) -> dict[str, str]:
+        """The headers of the next request: for the rest, if it can be continued.
+
+        With `If-Range` the server sends all of it when the file is another one by now.
+        """
+        # Compressed, a range would mean other bytes than those counted here.
+        headers = {"Accept": "image/*, application/problem+json", "Accept-Encoding": "identity"}
+        if self._size and self._etag is not None:
+            headers |= {"Range": f"bytes={self._size}-", "If-Range": self._etag}
+        return headers
+
+    def begin(self, response: httpx.Response) -> None:
+        """Reads the head of an answer, whose body continues the bytes so far or replaces them."""
+        match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        partial = response.status_code == httpx.codes.PARTIAL_CONTENT
+        if not (partial and match and int(match[1]) == self._size):
+            self._restart()
+        etag = response.headers.get("ETag")
+        # Only a strong one promises the same bytes.
+        self._etag = etag if etag and not etag.startswith("W/") else None
+
+    def write(self, chunk: bytes) -> bool:
+        """Appends the next bytes; whether it has got further than ever before."""
+        self._file.write(chunk)
+        self._hash.update(chunk)
+        self._size += len(chunk)
+        furthest, self._furthest = self._furthest, max(self._furthest, self._size)
+        return self._size > furthest
+
+    def end(self) -> None:
+        """The body has ended, and was not cut."""
+        self._ended = True
+
+    def complete(self) -> bool:
+        """Whether the bytes are those that were announced; wrong ones are dropped once.
+
+        Raises:
+            DownloadFailed: they are wrong for the second time.
+        """
+        digest = self._hash.hexdigest()
+        if self._size != self._result.bytes:
+            if not self._ended:
+                return False
+            fault = f"The result should have {self._result.bytes} bytes; {self._size} arrived."
+        elif self._result.sha256 in (None, digest):
+            return True
+        else:
+            fault = f"The result's sha256 should be {self._result.sha256}; it is {digest}."
+        # Once more from the start: the pieces may have been of two files.
+        if self._restarted:
+            raise DownloadFailed(fault)
+        self._restarted = True
+        self._restart()
+        return False
+
+    def keep(self) -> None:
+        """Makes it the target, on the disk before it has the target's name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._path.replace(self._target)
+
+    def _restart(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._etag = None
+        self._ended = False
