@@ -112,9 +112,8 @@ def _check_any_room(services: Services, origin: Origin, key: str | None) -> None
     if key is not None and services.idempotency.made(origin.owner, key):
         return
     queue.check_quota(origin)
-    serving = services.serving()
     full: QueueFull | None = None
-    for preset in serving.live | {serving.default}:
+    for preset in services.serving().live | {services.settings.preset}:
         try:
             queue.check_room(preset)
         except QueueFull as error:
