@@ -150,6 +150,9 @@ class Settings(BaseSettings):
     # (docs/performance.md says what it costs).
     reuse_every: Annotated[int, Field(ge=1)] = 1
 
+    # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 

@@ -27,7 +27,8 @@ def _key(name: str) -> str:
 class WorkerInfo(BaseModel):
     """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat.
 
-    `reason` is a clause that clients may read, for why it is not ready; None otherwise.
+    `reason` is a clause that clients may read, for why it is not ready; None otherwise. `memory` is
+    in bytes, by kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -39,6 +40,7 @@ class WorkerInfo(BaseModel):
     state: WorkerState = "starting"
     slots: int = 1
     running: int = 0
+    memory: dict[str, int] = {}
     hostname: str = ""
     pid: int = 0
     started_at: datetime | None = None

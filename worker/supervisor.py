@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +24,6 @@ from redis.exceptions import RedisError
 
 from jobs.connection import connect
 from jobs.errors import JobsError
-from jobs.figures import Figures
 from jobs.records import Records
 from jobs.recovery import Recovery
 from jobs.rq_job import open_queue
@@ -39,6 +37,7 @@ from worker.context import Process
 from worker.device import memory_in_use
 from worker.engine import Engine
 from worker.loading import reason_without_weights, weights_stamp
+from worker.metrics import WorkerMetrics
 from worker.model import Upscaler
 from worker.pulse import Repeating
 from worker.slot import Slot
@@ -89,10 +88,9 @@ class Supervisor:
         self._queue = open_queue(settings.preset, self._patient)
         self._registry = Workers(self._quick, ttl_s=settings.worker_ttl_s)
         self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
-        self._figures = Figures()
+        self._metrics = WorkerMetrics()
         self._model: Upscaler | None = None
         self._aside: Aside | None = None
-        self._departed: Counter[str] = Counter()
         self._state: WorkerState = "starting"
         self._info = WorkerInfo(
             name=f"{settings.preset}-{secrets.token_hex(4)}",
@@ -108,10 +106,11 @@ class Supervisor:
         """Work until a signal comes; returns the process's exit code.
 
         Raises:
-            What `load` raises, but for weights that are missing, and StoreUnavailable.
+            What `load` raises, but for weights that are missing, NotStarted and StoreUnavailable.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._metrics.serve(self._settings)
         store = BlobStore.open(self._settings)
         pulse = Repeating("pulse", self._settings.heartbeat_s, self._beats)
         pulse.start()
@@ -126,7 +125,6 @@ class Supervisor:
             if self._aside is not None:
                 self._aside.stop()
             pulse.stop()
-            self._attempt("tell figures", self._tell_figures)
             self._attempt("unregister", lambda: self._registry.unregister(self._info.name))
         log.info("worker ends", exit_code=self._exit_code)
         if self._busy_threads():
@@ -158,8 +156,9 @@ class Supervisor:
         settings = self._settings
         watchdog = Watchdog(settings.step_timeout_s, self._on_stall)
         engine = self._engine = Engine(
-            model, max_tiles=model.tile_batch, watch=watchdog.watch, figures=self._figures
+            model, max_tiles=model.tile_batch, watch=watchdog.watch, metrics=self._metrics
         )
+        self._metrics.watch_departures(lambda: {"tile_batch": engine.shrinks, **model.departures})
         process = Process(
             settings=settings,
             records=Records(self._patient),
@@ -167,6 +166,7 @@ class Supervisor:
             store=store,
             model=model,
             engine=engine,
+            metrics=self._metrics,
             watchdog=watchdog,
             leaving=self._leaving,
             lose=self._on_device_lost,
@@ -175,7 +175,7 @@ class Supervisor:
             Slot(process, self._queue, self._patient, f"{self._info.name}.{number}")
             for number in range(settings.slots)
         ]
-        rounds = Upkeep(settings, self._quick, store)
+        rounds = Upkeep(settings, self._quick, store, self._metrics.put_off)
         upkeep = Repeating("upkeep", settings.maintenance_s, lambda: [rounds.run])
         watchdog.start()
         engine.start()
@@ -197,8 +197,7 @@ class Supervisor:
     def _beats(self) -> list[Callable[[], object]]:
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         # Recovery comes last: a process that was suspended renews its own leases first.
-        beats = [self._register, *(worker.beat for worker in workers), self._recovery.run]
-        return [*beats, self._tell_figures]
+        return [self._register, *(worker.beat for worker in workers), self._recovery.run]
 
     def _register(self) -> None:
         running = sum(slot.busy for slot in self._slots)
@@ -206,19 +205,10 @@ class Supervisor:
         # Asked each time, because what keeps the weights away may change.
         missing = self._state == "not_ready"
         reason = reason_without_weights(self._settings.preset) if missing else None
-        now = {"state": state, "running": running, "reason": reason}
-        self._registry.heartbeat(self._info.model_copy(update=now))
-
-    def _tell_figures(self) -> None:
         # Before the model is loaded, asking a GPU would begin to use it, from this thread.
-        if self._model is not None:
-            for kind, size in memory_in_use(self._info.device).items():
-                self._figures.set("stablesr_worker_memory_bytes", size, kind=kind)
-            for what, times in self._model.departures.items():
-                more = times - self._departed[what]
-                self._departed[what] = times
-                self._figures.inc("stablesr_departures_total", more, what=what)
-        self._figures.flush(self._quick, self._info.name, ttl_s=self._settings.worker_ttl_s)
+        memory = memory_in_use(self._info.device) if self._model is not None else {}
+        now = {"state": state, "running": running, "reason": reason, "memory": memory}
+        self._registry.heartbeat(self._info.model_copy(update=now))
 
     def _busy_threads(self) -> bool:
         engine = self._engine is not None and not self._engine.ended(timeout_s=1.0)
