@@ -24,8 +24,17 @@ from .connection import queue_errors
 from .errors import JobEnded, JobNotFound, Problem, WrongState
 from .fields import fields_of_new, job_of, moment, record_key, text
 from .moves import CHANNEL, COUNTS_KEY, MOVE, count_new
-from .origin import Origin
-from .schema import ENDED, ImageInfo, Job, JobState, Parameters, Progress, ResultInfo, Timings
+from .schema import (
+    ENDED,
+    ImageInfo,
+    Job,
+    JobState,
+    Origin,
+    Parameters,
+    Progress,
+    ResultInfo,
+    Timings,
+)
 from .states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
 
 __all__ = [

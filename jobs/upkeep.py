@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry, Counter
 from redis import Redis
 from redis.exceptions import RedisError
 from redis.lock import Lock
-from rq.job import Job as RqJob
 
 from .connection import as_text, queue_errors
 from .errors import (
@@ -32,7 +31,7 @@ from .errors import (
 from .presets import PRESETS
 from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
 from .recovery import Recovery
-from .rq_job import open_queue
+from .rq_job import TaskJob, open_queue
 from .schema import Job, JobState
 from .settings import Settings
 from .store import BlobStore, input_key, result_key
@@ -150,7 +149,7 @@ def _look_at(
 
 def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
     """Why nobody will ever run the job, or None while somebody may."""
-    status: Any = connection.hget(RqJob.key_for(job.id), "status")
+    status: Any = connection.hget(TaskJob.key_for(job.id), "status")
     # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
     unmoved = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
     if job.state is JobState.QUEUED and (unmoved or (status is None and job.attempt == 0)):

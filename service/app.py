@@ -11,8 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from jobs.breaker import Breaker
-from jobs.connection import connect
+from jobs.connection import Breaker, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.queue import JobQueue

@@ -14,8 +14,7 @@ from typing import BinaryIO
 import structlog
 
 from jobs.errors import JobNotFound, QueueUnavailable, StoreUnavailable
-from jobs.origin import Claim, Origin
-from jobs.schema import ImageInfo, Job, Parameters, new_job_id
+from jobs.schema import Claim, ImageInfo, Job, Origin, Parameters, new_job_id
 from jobs.store import input_key
 from service.errors import InvalidParameters
 from service.images import inspect

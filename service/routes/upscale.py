@@ -6,7 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from jobs.errors import QueueFull
-from jobs.origin import Origin
+from jobs.schema import Origin
 from jobs.settings import Settings
 from service.admission import UploaderDep
 from service.answers import RETRY_AFTER, answer, root

@@ -14,11 +14,10 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.errors import QueueUnavailable, RecordUnreadable
-from jobs.origin import Origin
 from jobs.queue import JobQueue
 from jobs.records import AGENDA_KEY, Records, record_key
 from jobs.rq_job import TaskJob
-from jobs.schema import JobState, ResultInfo, Timings, new_job_id
+from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key, result_key
 from jobs.upkeep import Swept, Upkeep, put_off_counter, sweep
