@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.rounds import Done
+from cli.redis_server import free_port
 from cli.stack import Stack
 from jobs.settings import Settings
 from models.checkpoints.folder import random_networks, save_folder
@@ -25,10 +25,8 @@ from stablesr_client import Client, Job
 
 __all__ = ["Figures", "House", "done_of", "ended", "environment", "write_random_weights"]
 
-BEAT_S = 1.0
 READY_S = 3600.0
 """A worker that compiles its calls does so before it is ready."""
-FIGURES_S = 30.0
 
 UNLIMITED: Mapping[str, object] = {
     "uploads_per_minute": 0,
@@ -36,8 +34,6 @@ UNLIMITED: Mapping[str, object] = {
     "max_queued_each": 0,
     "max_transfers_each": 100,
     "max_streams_each": 500,
-    # How often the worker writes its figures down.
-    "heartbeat_s": BEAT_S,
 }
 
 
@@ -62,6 +58,8 @@ class House:
         checked = Settings(**{**UNLIMITED, **settings})
         given = checked.model_dump(mode="json", exclude_unset=True)
         told = {name: given[name] for name in (*UNLIMITED, *settings) if given[name] is not None}
+        self._metrics = f"http://127.0.0.1:{(port := free_port())}/metrics"
+        told["metrics_port"] = port
         self._env = {f"STABLESR_{name.upper()}": str(value) for name, value in told.items()}
         self._held = ExitStack()
         self.client: Client
@@ -90,32 +88,19 @@ class House:
         self._held.close()
 
     def figures(self) -> Figures:
-        """What the worker has written down; up to a heartbeat old."""
+        """What the worker has counted."""
         wanted = {
             "stablesr_batch_fill_count": 0.0,
             "stablesr_batch_fill_sum": 0.0,
             "stablesr_tiles_total": 0.0,
         }
-        answer = self._http.get("/metrics").raise_for_status()
+        answer = self._http.get(self._metrics).raise_for_status()
         for family in text_string_to_metric_families(answer.text):
             for sample in family.samples:
                 if sample.name in wanted:
                     wanted[sample.name] = sample.value
         calls, fills, tiles = wanted.values()
         return Figures(round(calls), round(tiles), fills)
-
-    def figures_at(self, tiles: int) -> Figures:
-        """What the worker has written down once it has predicted so many tiles in all.
-
-        Raises:
-            TimeoutError: it does not say so within some heartbeats.
-        """
-        deadline = time.monotonic() + FIGURES_S
-        while (now := self.figures()).tiles < tiles:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the worker has counted {now.tiles} tiles, not {tiles}")
-            time.sleep(BEAT_S / 4)
-        return now
 
     def result(self, job: Job) -> bytes:
         """The result's file."""

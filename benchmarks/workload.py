@@ -27,13 +27,8 @@ from benchmarks.service import (
 )
 from jobs.schema import Parameters
 from jobs.settings import Settings
-from models.checkpoints.description import describe
-from models.checkpoints.folder import preset_folder
-from models.config import ModelConfig
-from models.estimate import Layout
 from models.finishing import joined
 from models.pipeline import StableSR
-from models.presets import get_preset
 from worker.device import choose_device, choose_dtype, compiling_of, resources_of
 from worker.engine import Engine
 from worker.images import decode
@@ -112,8 +107,8 @@ class Runner(Protocol):
 class InService:
     """Through HTTP, the queue and a worker, each a process of its own."""
 
-    def __init__(self, house: House, preset: str, config: ModelConfig) -> None:
-        self._house, self._preset, self._config = house, preset, config
+    def __init__(self, house: House, preset: str) -> None:
+        self._house, self._preset = house, preset
         self._before = Figures(0, 0, 0.0)
 
     def run(self, jobs: Sequence[Asked], *, together: bool) -> tuple[Round, list[Pixels]]:
@@ -136,8 +131,8 @@ class InService:
             ]
             last += ended(client, submitted)
         seconds = time.perf_counter() - began
-        before, tiles = self._before, sum(map(self._tiles, jobs))
-        after = self._before = self._house.figures_at(before.tiles + tiles)
+        before = self._before
+        after = self._before = self._house.figures()
         calls = after.calls - before.calls
         done = Round(
             seconds,
@@ -147,13 +142,6 @@ class InService:
             (after.fills - before.fills) / calls,
         )
         return done, [decoded(self._house.result(job)) for job in last]
-
-    def _tiles(self, job: Asked) -> int:
-        """Predictions that the job takes, all its steps together."""
-        side = job.side // SCALE
-        options = options_of(job.parameters(self._preset))
-        layout = Layout.of(self._config, get_preset(self._preset), side, side, options)
-        return job.steps * len(layout.grid)
 
 
 class InEngine:
@@ -218,15 +206,12 @@ class InEngine:
 def in_service(workload: Workload) -> Iterator[InService]:
     """The processes, the model loaded; random weights lie in a folder as long as they run."""
     with ExitStack() as held:
-        told = workload.settings()
-        folder = preset_folder(get_preset(workload.preset))
         if workload.weights == "random":
             root = held.enter_context(tempfile.TemporaryDirectory(prefix="stablesr-weights-"))
             write_random_weights(Path(root), workload.preset)
-            folder = Path(root, workload.preset)
             held.enter_context(environment({"STABLESR_WEIGHTS": root}))
-        house = held.enter_context(House(**told))
-        yield InService(house, workload.preset, describe(folder).config)
+        house = held.enter_context(House(**workload.settings()))
+        yield InService(house, workload.preset)
 
 
 @contextmanager

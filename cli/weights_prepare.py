@@ -1,8 +1,8 @@
 """`stablesr weights prepare`: the weights of STABLESR_PRESET, fetched before a worker starts.
 
 For stacks that start without a person. Whatever keeps the weights away is a line in the log and a
-note for the worker (`models.checkpoints.absence`), not a failure: the worker serves another preset
-and repeats the reason to its clients, and the next start of the stack tries again.
+note for the worker (`models.checkpoints.absence`), not a failure: the worker is not ready and
+repeats the reason to its clients, and the next start of the stack tries again.
 """
 
 from __future__ import annotations

@@ -8,8 +8,17 @@ from typing import Any
 
 from .connection import as_text
 from .errors import Problem, RecordUnreadable
-from .origin import ANYONE, Origin
-from .schema import ImageInfo, Job, JobState, Parameters, Progress, ResultInfo, Timings
+from .schema import (
+    ANYONE,
+    ImageInfo,
+    Job,
+    JobState,
+    Origin,
+    Parameters,
+    Progress,
+    ResultInfo,
+    Timings,
+)
 
 __all__ = ["fields_of_new", "job_of", "moment", "record_key", "text"]
 

@@ -16,7 +16,7 @@ from redis import Redis
 
 from .connection import queue_errors
 from .errors import IdempotencyMismatch, IdempotencyPending
-from .origin import Claim
+from .schema import Claim
 
 __all__ = ["Idempotency"]
 

@@ -3,7 +3,7 @@
     stablesr:webhooks            sorted set: id of an ended job -> when to call its webhook
     stablesr:webhooks:attempts   id -> attempts begun
 
-`jobs.move` puts a job on the agenda in the same breath as it ends it, so that no call is lost.
+`jobs.moves` puts a job on the agenda in the same breath as it ends it, so that no call is lost.
 Several senders share the agenda: whoever takes a call has it for LEASE_S, and should it die in
 between, another one calls again. A receiver may so be called twice, never not at all.
 """

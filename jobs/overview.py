@@ -1,4 +1,4 @@
-"""How the whole service is at one moment: what waits, who works, and the figures so far."""
+"""How the whole service is at one moment: what waits, who works, and what became of the jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redis import Redis
 
 from .connection import as_text, queue_errors
 from .fields import record_key
-from .figures import FIGURES_KEY, gauges_of, minute_key
+from .moves import COUNT_FIELD, COUNTS_KEY, minute_key
 from .presets import PRESETS
 from .rq_job import open_queue
 from .settings import Settings
@@ -29,12 +29,11 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """`figures` and `gauges` are as `jobs.figures` writes them: field -> value, by worker."""
+    """`moves` are the jobs that ever came into each state, the others those of the last minute."""
 
     backlogs: Mapping[str, Backlog]
     workers: Sequence[WorkerInfo]
-    figures: Mapping[str, float]
-    gauges: Mapping[str, Mapping[str, float]]
+    moves: Mapping[str, float]
     moves_last_minute: Mapping[str, float]
 
 
@@ -44,11 +43,11 @@ def look_over(connection: Redis, settings: Settings) -> Overview:
     keys = [open_queue(preset, connection).key for preset in PRESETS]
     with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
         pipe.time()
-        pipe.hgetall(FIGURES_KEY)
+        pipe.hgetall(COUNTS_KEY)
         for key in keys:
             pipe.llen(key)
             pipe.lindex(key, 0)
-        (seconds, micros), raw, *queues = pipe.execute()
+        (seconds, micros), counts, *queues = pipe.execute()
     now = seconds + micros / 1e6
     waiting, heads = queues[::2], queues[1::2]
     return Overview(
@@ -57,8 +56,11 @@ def look_over(connection: Redis, settings: Settings) -> Overview:
             for preset, count, head in zip(PRESETS, waiting, heads, strict=True)
         },
         workers=workers,
-        figures=_numbers(raw),
-        gauges=gauges_of(connection, [worker.name for worker in workers]),
+        moves={
+            field.removeprefix(COUNT_FIELD): count
+            for field, count in _numbers(counts).items()
+            if field.startswith(COUNT_FIELD)
+        },
         moves_last_minute=_last_minute(connection, now),
     )
 

@@ -1,4 +1,4 @@
-"""The queue as the service sees it: submit, look, cancel. The one place there that touches RQ.
+"""The queue as the service sees it: submit, look, cancel.
 
 RQ only carries a job's id to a worker of its preset; the job's state is its record. A submission
 is one transaction, so a job either is recorded and queued or leaves nothing behind.
@@ -11,24 +11,18 @@ from typing import Any
 
 from redis import Redis
 from redis.exceptions import WatchError
-from rq import Callback, Queue, Retry
 
-from . import tasks
 from .connection import connect, queue_errors
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
 from .listing import Cursor, Page, read_page
-from .origin import ANYONE, Origin
 from .records import Records, record_key, unknown, waiting_key
-from .rq_job import open_queue
-from .schema import ImageInfo, Job, JobState, Parameters
+from .rq_job import Queue, enqueue, open_queue, withdraw
+from .schema import ANYONE, ImageInfo, Job, JobState, Origin, Parameters
 from .settings import Settings
 from .workers import WorkerInfo, Workers
 
-__all__ = ["ATTEMPTS", "JobQueue"]
+__all__ = ["JobQueue"]
 
-# A job whose worker was lost runs once more; a job whose image is bad never does.
-ATTEMPTS = 2
-CALLBACK_TIMEOUT_S = 30
 UNKNOWN_ORIGIN = Origin()
 
 
@@ -98,19 +92,7 @@ class JobQueue:
                 wait_s=settings.queue_ttl_s,
                 keep_s=settings.result_ttl_s,
             )
-            queue.enqueue_call(
-                tasks.UPSCALE,
-                args=(job_id,),
-                job_id=job_id,
-                timeout=settings.job_timeout_s,
-                ttl=settings.queue_ttl_s,
-                # RQ's own account of a job that went well is of no use to anybody.
-                result_ttl=0,
-                failure_ttl=settings.result_ttl_s,
-                retry=Retry(max=ATTEMPTS - 1, interval=0, enqueue_at_front=True),
-                on_failure=Callback(tasks.ON_FAILURE, timeout=CALLBACK_TIMEOUT_S),
-                pipeline=pipe,
-            )
+            enqueue(queue, pipe, job_id, settings)
             if claim is not None:
                 pipe.set(claim.key, claim.value, ex=claim.ttl_s)
             pipe.llen(queue.key)
@@ -207,12 +189,7 @@ class JobQueue:
     def _withdraw(self, queue: Queue, job_id: str) -> bool:
         """Takes a waiting job out of RQ; False when a worker has it already."""
         with queue_errors(self._connection):
-            if not self._connection.lrem(queue.key, 1, job_id):
-                return False
-            rq_job = queue.fetch_job(job_id)
-            if rq_job is not None:
-                rq_job.delete(remove_from_queue=False)
-        return True
+            return withdraw(queue, job_id)
 
     def _take_back(self, queue: Queue, job_id: str, origin: Origin) -> bool:
         if not self._withdraw(queue, job_id):

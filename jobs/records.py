@@ -13,7 +13,6 @@ server's, so that clocks of different hosts cannot disagree about a job.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -22,13 +21,20 @@ from redis import Redis
 from redis.client import Pipeline
 
 from .connection import queue_errors
-from .errors import JobEnded, JobNotFound, Problem, QueueUnavailable, WrongState
+from .errors import JobEnded, JobNotFound, Problem, WrongState
 from .fields import fields_of_new, job_of, moment, record_key, text
-from .figures import FIGURES_KEY, Observation, count_new, note
-from .move import MOVE
-from .moves import CHANNEL
-from .origin import Origin
-from .schema import ENDED, ImageInfo, Job, JobState, Parameters, Progress, ResultInfo, Timings
+from .moves import CHANNEL, COUNTS_KEY, MOVE, count_new
+from .schema import (
+    ENDED,
+    ImageInfo,
+    Job,
+    JobState,
+    Origin,
+    Parameters,
+    Progress,
+    ResultInfo,
+    Timings,
+)
 from .states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
 
 __all__ = [
@@ -42,8 +48,6 @@ __all__ = [
     "unknown",
     "waiting_key",
 ]
-
-logger = logging.getLogger(__name__)
 
 AGENDA_KEY = "stablesr:agenda"
 # Sorted set: id of an ended job whose webhook is to be called -> when.
@@ -150,8 +154,6 @@ class Records:
         job = self._apply(job_id, Event.START, {"worker": worker}, drop=("progress",))
         if job.state.ended:
             raise _ended(job)
-        if job.started_at is not None and job.attempt == 1:
-            self._note({"queue": (job.started_at - job.created_at).total_seconds()})
         return job
 
     def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
@@ -173,16 +175,12 @@ class Records:
         self, job_id: str, result: ResultInfo, timings: Timings, *, worker: str | None = None
     ) -> Job:
         """The result is in the store: the job is done, and its result's time starts to run."""
-        job = self._apply(
+        return self._apply(
             job_id,
             Event.SUCCEED,
             {"result": result.model_dump_json(), "timings": timings.model_dump_json()},
             worker=worker,
         )
-        if job.timings is not None:
-            # What a job waited was noted when it started.
-            self._note(job.timings.model_dump(exclude={"queue"}))
-        return job
 
     def fail(self, job_id: str, problem: Problem, *, worker: str | None = None) -> Job:
         """The job cannot succeed; the problem is what the client is shown."""
@@ -237,17 +235,6 @@ class Records:
             raise unknown(job_id)
         return job_of(job_id, text(raw)), moment(time)
 
-    def _note(self, seconds: Mapping[str, float]) -> None:
-        """Seconds of each part of a job's way, for the figures; a job does not fail for them."""
-        observations = [
-            Observation("stablesr_job_seconds", value, {"part": part})
-            for part, value in seconds.items()
-        ]
-        try:
-            note(self._connection, observations)
-        except QueueUnavailable as error:
-            logger.warning("Figures of a job were left out: %s", error.detail)
-
     def _apply(
         self,
         job_id: str,
@@ -271,7 +258,7 @@ class Records:
             CHANNEL,
             _WAITING,
         ]
-        keys = [record_key(job_id), AGENDA_KEY, FIGURES_KEY, WEBHOOKS_KEY]
+        keys = [record_key(job_id), AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY]
         with queue_errors(self._connection):
             answer: Any = self._move(keys=keys, args=arguments)
         moved = answer[0]

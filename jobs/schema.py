@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -19,13 +20,16 @@ from .presets import PRESETS, get_preset
 
 __all__ = [
     "ACTIVE",
+    "ANYONE",
     "ENDED",
     "PROMPT_MAX",
     "SEED_MAX",
+    "Claim",
     "ColorFix",
     "ImageInfo",
     "Job",
     "JobState",
+    "Origin",
     "OutputFormat",
     "Parameters",
     "Progress",
@@ -42,6 +46,9 @@ Start = Literal["lr", "noise"]
 ColorFix = Literal["adain", "wavelet", "none"]
 OutputFormat = Literal["png", "webp", "jpeg", "tiff"]
 Stage = Literal["load", "encode", "denoise", "decode", "save"]
+
+ANYONE = ""
+"""The owner of what is asked without a key."""
 
 # What torch.Generator.manual_seed takes and a JSON number keeps exactly in every client.
 SEED_MAX = 2**32 - 1
@@ -64,6 +71,42 @@ class JobState(StrEnum):
 
 ACTIVE = frozenset({JobState.QUEUED, JobState.PROCESSING})
 ENDED = frozenset(JobState) - ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who submitted a job and in which request: what its record keeps besides what is to be done.
+
+    owner is a key's id, or ANYONE; max_queued bounds the jobs that may wait of this owner, or of
+    this client (an address) where there is none;
+    request_id finds the request in the service's log; webhook_url is told of the job's end;
+    claim is the idempotency key (of `jobs.idempotency`) under which the job is to be found again.
+    """
+
+    owner: str = ANYONE
+    max_queued: int | None = None
+    request_id: str | None = None
+    webhook_url: str | None = None
+    claim: Claim | None = None
+    client: str = ""
+
+    @property
+    def counted(self) -> str:
+        """Whose waiting jobs its job is counted among."""
+        return self.owner or self.client
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A Redis key that holds `held` and is set to `value` together with the job's record.
+
+    Where it holds something else by then, there is no job either.
+    """
+
+    key: str
+    held: str
+    value: str
+    ttl_s: int
 
 
 def new_job_id() -> str:

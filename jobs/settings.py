@@ -23,6 +23,11 @@ MIB = 1024 * 1024
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 # Storage that several hosts can share, as obstore names it.
 _BLOB_SCHEMES = ("s3://", "gs://", "az://")
+# Settings that went away: the environment says nothing in vain.
+_REMOVED = {
+    "STABLESR_FALLBACK": "a worker without its weights is not ready; set STABLESR_PRESET to tiny "
+    "to serve that"
+}
 
 
 def parse_bytes(text: str) -> int:
@@ -60,8 +65,6 @@ class Settings(BaseSettings):
     blob_url: str | None = None
 
     preset: str = "tiny"
-    # What a worker serves when the weights of `preset` are not there; unset: it does not start.
-    fallback: str | None = None
     # The licence under which `stablesr weights prepare` may download weights, by its name.
     accept_licence: str | None = None
     host: str = "127.0.0.1"
@@ -147,10 +150,16 @@ class Settings(BaseSettings):
     # (docs/performance.md says what it costs).
     reuse_every: Annotated[int, Field(ge=1)] = 1
 
+    # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 
     def __init__(self, **values: Any) -> None:
+        for name, instead in _REMOVED.items():
+            if os.environ.get(name):
+                raise InvalidSettings(f"{name} is not a setting any more: {instead}.")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -189,10 +198,10 @@ class Settings(BaseSettings):
             raise ValueError(f"it must begin with one of {', '.join(_BLOB_SCHEMES)}")
         return value
 
-    @field_validator("preset", "fallback")
+    @field_validator("preset")
     @classmethod
-    def _known_preset(cls, value: str | None) -> str | None:
-        if value is not None and value not in PRESETS:
+    def _known_preset(cls, value: str) -> str:
+        if value not in PRESETS:
             raise ValueError(f"it must be one of {', '.join(PRESETS)}")
         return value
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter
 from redis import Redis
 from redis.exceptions import RedisError
 from redis.lock import Lock
-from rq.job import Job as RqJob
 
 from .connection import as_text, queue_errors
 from .errors import (
@@ -28,16 +28,15 @@ from .errors import (
     WorkerLost,
     WrongState,
 )
-from .figures import Figures
 from .presets import PRESETS
 from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
 from .recovery import Recovery
-from .rq_job import open_queue
+from .rq_job import TaskJob, open_queue
 from .schema import Job, JobState
 from .settings import Settings
 from .store import BlobStore, input_key, result_key
 
-__all__ = ["Swept", "Upkeep", "sweep"]
+__all__ = ["Swept", "Upkeep", "put_off_counter", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +89,6 @@ def sweep(connection: Redis, store: BlobStore, *, upload_grace_s: int) -> Swept:
             logger.warning("Files that nobody goes on writing are left: %s", error.detail)
     finally:
         _release(lock)
-    if swept.put_off:
-        figures = Figures()
-        figures.inc("stablesr_sweep_put_off_total", swept.put_off)
-        figures.flush(connection, "upkeep", ttl_s=_LOCK_S)
     return swept
 
 
@@ -154,7 +149,7 @@ def _look_at(
 
 def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
     """Why nobody will ever run the job, or None while somebody may."""
-    status: Any = connection.hget(RqJob.key_for(job.id), "status")
+    status: Any = connection.hget(TaskJob.key_for(job.id), "status")
     # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
     unmoved = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
     if job.state is JobState.QUEUED and (unmoved or (status is None and job.attempt == 0)):
@@ -168,15 +163,29 @@ def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
     return None
 
 
-class Upkeep:
-    """All that must happen, for every preset. Blocking; several processes may have one each."""
+def put_off_counter(registry: CollectorRegistry) -> Counter:
+    """What `Upkeep` counts, for a process's metrics."""
+    return Counter("stablesr_sweep_put_off", "Jobs put off by a sweep", registry=registry)
 
-    def __init__(self, settings: Settings, connection: Redis, store: BlobStore) -> None:
+
+class Upkeep:
+    """All that must happen, for every preset. Blocking; several processes may have one each.
+
+    `put_off` counts the jobs that a sweep of this process put off.
+    """
+
+    def __init__(
+        self, settings: Settings, connection: Redis, store: BlobStore, put_off: Counter
+    ) -> None:
+        def swept() -> None:
+            done = sweep(connection, store, upload_grace_s=settings.upload_grace_s)
+            put_off.inc(done.put_off)
+
         recoveries = [Recovery(open_queue(preset, connection), connection) for preset in PRESETS]
         self._steps: list[Callable[[], object]] = [
             *(recovery.run for recovery in recoveries),
             *(recovery.tidy for recovery in recoveries),
-            lambda: sweep(connection, store, upload_grace_s=settings.upload_grace_s),
+            swept,
         ]
 
     def run(self) -> None:

@@ -16,7 +16,7 @@ from .connection import as_text, queue_errors
 
 __all__ = ["WorkerInfo", "WorkerState", "Workers"]
 
-WorkerState = Literal["starting", "idle", "busy", "stopping"]
+WorkerState = Literal["starting", "not_ready", "idle", "busy", "stopping"]
 _NAMES_KEY = "stablesr:workers"
 
 
@@ -27,20 +27,20 @@ def _key(name: str) -> str:
 class WorkerInfo(BaseModel):
     """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat.
 
-    `instead_of` is the preset that it was to serve but cannot, for the `reason`, a clause that
-    clients may read; None when it serves what it was told to.
+    `reason` is a clause that clients may read, for why it is not ready; None otherwise. `memory` is
+    in bytes, by kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     preset: str
-    instead_of: str | None = None
     reason: str | None = None
     device: str
     state: WorkerState = "starting"
     slots: int = 1
     running: int = 0
+    memory: dict[str, int] = {}
     hostname: str = ""
     pid: int = 0
     started_at: datetime | None = None

@@ -11,8 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from jobs.breaker import Breaker
-from jobs.connection import connect
+from jobs.connection import Breaker, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.queue import JobQueue
@@ -23,7 +22,7 @@ from service import problems
 from service.auth import Authenticator
 from service.authority import KnownAuthority
 from service.listener import Listener
-from service.metrics import CountRequests, Requests, ServiceCollector
+from service.metrics import CountRequests, ServiceCollector, ServiceMetrics
 from service.middleware import (
     BoundedHead,
     CatchAll,
@@ -70,7 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.listener = Listener(settings)
-    app.state.requests = Requests()
+    app.state.metrics = ServiceMetrics()
     for routes in (upscale, jobs, result, events, models, metrics, health, about, page):
         app.include_router(routes.router)
     problems.install(app)
@@ -81,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BoundedHead)
     app.add_middleware(LingeringClose)
     app.add_middleware(SafeHeaders)
-    app.add_middleware(CountRequests, requests=app.state.requests)
+    app.add_middleware(CountRequests, metrics=app.state.metrics)
     app.add_middleware(RequestId)
     app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -106,10 +105,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             transfers=transfers(settings.max_transfers, settings.max_transfers_each),
             probe=StoreProbe(store),
         )
-        sender = Sender(connection, settings, app.root_path)
-        upkeep = Upkeep(settings, connection, store)
+        metrics: ServiceMetrics = app.state.metrics
+        sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
+        upkeep = Upkeep(settings, connection, store, metrics.put_off)
         collector = ServiceCollector(connection, settings, services.streams, services.transfers)
-        app.state.requests.registry.register(collector)
+        metrics.registry.register(collector)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(services.listener.run)
@@ -118,7 +118,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
                 yield State(services=services)
                 tasks.cancel_scope.cancel()
         finally:
-            app.state.requests.registry.unregister(collector)
+            metrics.registry.unregister(collector)
             await run_sync(connection.close)
 
     return lifespan

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 
 from jobs.errors import QueueUnavailable
 from jobs.keys import KeyInfo, Keys
-from jobs.origin import ANYONE
+from jobs.schema import ANYONE
 from service.errors import Unauthorized
 
 __all__ = ["NOBODY", "Authenticator", "Caller", "token_of"]

@@ -162,7 +162,7 @@ class TooManyTransfers(JobsError):
 
 
 class PresetNotServed(JobsError):
-    """A worker was to serve the preset but has no weights; `extra["served"]` lists what is served.
+    """The preset's workers have no weights for it; `extra["served"]` lists what is served.
 
     Without `retry_after`: the operator has to do something before trying again can help.
     """

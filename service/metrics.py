@@ -1,37 +1,32 @@
-"""What Prometheus is told: this process's requests, and the figures that lie in Redis."""
+"""What Prometheus is told: what this process counts, and how the queue is, out of Redis."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter as Tally
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import QueueUnavailable
-from jobs.figures import COUNTERS, HISTOGRAMS
 from jobs.overview import Overview, look_over
 from jobs.settings import Settings
+from jobs.upkeep import put_off_counter
 from service.places import Places
 
-__all__ = ["CountRequests", "Requests", "ServiceCollector"]
+__all__ = ["CountRequests", "ServiceCollector", "ServiceMetrics"]
 
 # A method is whatever a client writes, also on a path that there is; the others are one label.
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 30, 60)
 
 
-class Requests:
-    """The requests of this process; a registry of its own, so that two services can be in one."""
+class ServiceMetrics:
+    """What this process counts; a registry of its own, so that two services can be in one."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -48,8 +43,15 @@ class Requests:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.webhook_attempts = Counter(
+            "stablesr_webhook_attempts",
+            "Calls of webhooks, by how they ended",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.put_off = put_off_counter(self.registry)
 
-    def note(self, scope: Scope, status: int, seconds: float) -> None:
+    def note_request(self, scope: Scope, status: int, seconds: float) -> None:
         # Templates, not paths: what clients make up must not become a label.
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"]
@@ -62,9 +64,9 @@ class Requests:
 class CountRequests:
     """The middleware that notes every answer."""
 
-    def __init__(self, app: ASGIApp, requests: Requests) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self.app = app
-        self.requests = requests
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,11 +86,11 @@ class CountRequests:
         finally:
             # Afterwards, because the route is known to the scope only then.
             if answered is not None:
-                self.requests.note(scope, *answered)
+                self.metrics.note_request(scope, *answered)
 
 
 class ServiceCollector(Collector):
-    """The queue, the workers and their figures, read from Redis when they are asked for.
+    """The queue and the workers, read from Redis when asked for: the same at every process.
 
     Blocking. Without Redis only `stablesr_redis_up 0` and what this process knows is told.
     """
@@ -106,110 +108,71 @@ class ServiceCollector(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        yield _gauge(
-            "stablesr_streams_open",
-            "Open event streams and waiting uploads",
-            {(): float(self._streams.open)},
+        yield GaugeMetricFamily(
+            "stablesr_streams_open", "Open event streams and waiting uploads", self._streams.open
         )
-        yield _gauge(
+        yield GaugeMetricFamily(
             "stablesr_transfers_open",
             "Uploads that are received and results that are sent",
-            {(): float(self._transfers.open)},
+            self._transfers.open,
         )
         try:
             overview = look_over(self._connection, self._settings)
         except QueueUnavailable:
-            yield _gauge("stablesr_redis_up", "Whether Redis answers", {(): 0.0})
-            return
-        yield _gauge("stablesr_redis_up", "Whether Redis answers", {(): 1.0})
-        yield from _now(overview)
-        yield from _counters(overview.figures)
-        yield from _histograms(overview.figures)
+            overview = None
+        yield GaugeMetricFamily("stablesr_redis_up", "Whether Redis answers", overview is not None)
+        if overview is not None:
+            yield from _of(overview)
 
 
-def _now(overview: Overview) -> Iterator[Metric]:
-    backlogs = {(("preset", preset),): backlog for preset, backlog in overview.backlogs.items()}
+def _of(overview: Overview) -> Iterator[Metric]:
+    backlogs = overview.backlogs
     yield _gauge(
         "stablesr_queue_jobs",
         "Jobs that wait",
-        {labels: float(backlog.waiting) for labels, backlog in backlogs.items()},
+        ["preset"],
+        {(preset,): backlog.waiting for preset, backlog in backlogs.items()},
     )
     yield _gauge(
         "stablesr_queue_oldest_seconds",
         "How long the next job has waited",
-        {labels: backlog.oldest_s for labels, backlog in backlogs.items()},
+        ["preset"],
+        {(preset,): backlog.oldest_s for preset, backlog in backlogs.items()},
     )
-    workers: dict[Labels, float] = defaultdict(float)
-    running: dict[Labels, float] = defaultdict(float)
+    workers: Tally[tuple[str, ...]] = Tally()
+    running: Tally[tuple[str, ...]] = Tally()
     for worker in overview.workers:
-        workers[("preset", worker.preset), ("state", worker.state)] += 1
-        running[(("preset", worker.preset),)] += worker.running
-    yield _gauge("stablesr_workers", "Live workers", workers)
-    yield _gauge("stablesr_running_jobs", "Jobs that workers run", running)
+        workers[worker.preset, worker.state] += 1
+        running[(worker.preset,)] += worker.running
+    yield _gauge("stablesr_workers", "Live workers", ["preset", "state"], workers)
+    yield _gauge("stablesr_running_jobs", "Jobs that workers run", ["preset"], running)
+    yield _gauge(
+        "stablesr_worker_memory_bytes",
+        "Memory of each worker",
+        ["kind", "worker"],
+        {
+            (kind, worker.name): size
+            for worker in overview.workers
+            for kind, size in worker.memory.items()
+        },
+    )
+    came = "Jobs that came into each state"
     yield _gauge(
         "stablesr_job_moves_last_minute",
-        "Jobs that came into each state",
-        {(("state", state),): count for state, count in overview.moves_last_minute.items()},
+        came,
+        ["state"],
+        {(state,): count for state, count in overview.moves_last_minute.items()},
     )
-    told: dict[str, dict[Labels, float]] = defaultdict(dict)
-    for worker_name, gauges in overview.gauges.items():
-        for field, value in gauges.items():
-            name, labels = _parsed(field)
-            told[name][(*labels, ("worker", worker_name))] = value
-    for name, values in told.items():
-        yield _gauge(name, "Of each worker", values)
+    moves = CounterMetricFamily("stablesr_job_moves", came, labels=["state"])
+    for state, count in overview.moves.items():
+        moves.add_metric([state], count)
+    yield moves
 
 
-Labels = tuple[tuple[str, str], ...]
-
-
-def _gauge(name: str, help: str, values: Mapping[Labels, float]) -> Metric:
-    names = [label for label, _ in next(iter(values), ())]
-    family = GaugeMetricFamily(name, help, labels=names)
-    for labels, value in values.items():
-        family.add_metric([text for _, text in labels], value)
+def _gauge(
+    name: str, help: str, labels: list[str], values: Mapping[tuple[str, ...], float]
+) -> Metric:
+    family = GaugeMetricFamily(name, help, labels=labels)
+    for texts, value in values.items():
+        family.add_metric(texts, value)
     return family
-
-
-def _counters(figures: Mapping[str, float]) -> Iterator[Metric]:
-    for name, help in COUNTERS.items():
-        rows = [(_parsed(field)[1], value) for field, value in _of(figures, name)]
-        names = [label for label, _ in rows[0][0]] if rows else []
-        family = CounterMetricFamily(name, help, labels=names)
-        for labels, value in rows:
-            family.add_metric([text for _, text in labels], value)
-        yield family
-
-
-def _histograms(figures: Mapping[str, float]) -> Iterator[Metric]:
-    for name, histogram in HISTOGRAMS.items():
-        counts: dict[Labels, dict[str, float]] = defaultdict(dict)
-        sums: dict[Labels, float] = {}
-        for field, value in _of(figures, name):
-            head, _, last = field.rpartition("|")
-            if last == "sum":
-                sums[_parsed(head)[1]] = value
-            else:
-                counts[_parsed(head)[1]][last.removeprefix("le=")] = value
-        names = [label for label, _ in next(iter(counts), ())]
-        family = HistogramMetricFamily(name, histogram.help, labels=names)
-        for labels, by_bound in counts.items():
-            total = 0.0
-            buckets = []
-            for bound in (*(f"{bound:g}" for bound in histogram.bounds), "+Inf"):
-                total += by_bound.get(bound, 0.0)
-                buckets.append((str(float(bound)) if bound != "+Inf" else bound, total))
-            family.add_metric([text for _, text in labels], buckets, sums.get(labels, 0.0))
-        yield family
-
-
-def _of(figures: Mapping[str, float], name: str) -> Iterator[tuple[str, float]]:
-    for field in sorted(figures):
-        if field.partition("|")[0] == name:
-            yield field, figures[field]
-
-
-def _parsed(field: str) -> tuple[str, Labels]:
-    """`name|label=value|...` as the name and the labels."""
-    name, *labels = field.split("|")
-    return name, tuple((key, value) for key, _, value in (part.partition("=") for part in labels))

@@ -14,7 +14,6 @@ from jobs.schema import ImageInfo, Job, JobState, Parameters, Progress, Timings
 
 __all__ = [
     "ComponentView",
-    "FallbackView",
     "JobView",
     "JobsView",
     "Links",
@@ -205,21 +204,10 @@ class ModelView(BaseModel):
     licence_url: str
 
 
-class FallbackView(BaseModel):
-    """The preset that was to be the default, the one that is, and a clause that says why."""
-
-    wanted: str
-    served: str
-    reason: str
-
-
 class ModelsView(BaseModel):
     """The presets and what holds for all of them; limits in bytes and pixels."""
 
     models: list[ModelView]
-    fallback: FallbackView | None = Field(
-        description="What is served instead of the server's own default; null when that is"
-    )
     formats: list[str] = Field(description="Formats that are taken, recognised by content")
     max_upload_bytes: int
     max_input_pixels: int

@@ -1,8 +1,7 @@
-"""Which presets the live workers serve, and what a request gets that names none.
+"""Which presets the live workers serve, and why a preset is not served.
 
-A worker without the weights it was told to serve may serve another preset instead and says so in
-the register. Requests that name no preset follow it, so that a server without weights is of use;
-requests that name the missing one are refused, because nobody would ever run them.
+A worker without the weights of its preset is not ready and says why in the register. Requests for
+that preset are refused with the reason: waiting helps only once the operator has acted.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 
 from jobs.workers import WorkerInfo
 from service.errors import PresetNotServed
-from service.schema import FallbackView
 
 __all__ = ["Serving"]
 
@@ -21,52 +19,37 @@ __all__ = ["Serving"]
 class Serving:
     """The workers of one moment, by preset.
 
-    `configured` is the server's own default; `live` are the presets of all workers, `available`
-    of those that take jobs now; `fallbacks` has the presets that none of them serves although one
-    was to.
+    `live` are the presets of workers that take jobs, start or stop, `available` of those that take
+    jobs now; `reasons` has the presets all of whose workers are not ready.
     """
 
-    configured: str
     live: frozenset[str]
     available: frozenset[str]
-    fallbacks: Mapping[str, FallbackView]
+    reasons: Mapping[str, str]
 
     @classmethod
-    def of(cls, workers: Sequence[WorkerInfo], configured: str) -> Serving:
-        """What these workers serve, to a server whose own default is `configured`."""
+    def of(cls, workers: Sequence[WorkerInfo]) -> Serving:
+        """What these workers serve."""
         # A worker that starts or stops counts: jobs for its preset need only wait.
-        live = frozenset(worker.preset for worker in workers)
+        live = frozenset(worker.preset for worker in workers if worker.reason is None)
         return cls(
-            configured=configured,
             live=live,
             available=frozenset(worker.preset for worker in workers if worker.ready),
-            fallbacks={
-                worker.instead_of: FallbackView(
-                    wanted=worker.instead_of, served=worker.preset, reason=worker.reason or ""
-                )
+            reasons={
+                worker.preset: worker.reason
                 for worker in workers
-                if worker.instead_of is not None and worker.instead_of not in live
+                if worker.reason is not None and worker.preset not in live
             },
         )
 
-    @property
-    def fallback(self) -> FallbackView | None:
-        """What stands in for the server's own default; None when that stands for itself."""
-        return self.fallbacks.get(self.configured)
-
-    @property
-    def default(self) -> str:
-        """The preset of a request that names none."""
-        return self.configured if self.fallback is None else self.fallback.served
-
     def check(self, preset: str) -> None:
-        """Raises PresetNotServed when a worker was to serve the preset but cannot.
+        """Raises PresetNotServed when the preset's workers are not ready.
 
-        A preset that no worker speaks of passes: its worker may be starting again.
+        A preset without any worker passes: its worker may be starting again.
         """
-        if (fallback := self.fallbacks.get(preset)) is not None:
+        if (reason := self.reasons.get(preset)) is not None:
             raise PresetNotServed(
-                f"{fallback.served} is served instead of {preset}: {fallback.reason}.",
+                f"{preset} is not served: {reason}.",
                 preset=preset,
                 served=[*sorted(self.available)],
             )

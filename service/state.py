@@ -38,7 +38,7 @@ class Services:
 
     def serving(self) -> Serving:
         """What the workers serve now; raises QueueUnavailable."""
-        return Serving.of(self.queue.workers(), self.settings.preset)
+        return Serving.of(self.queue.workers())
 
 
 def _services(request: Request) -> Services:

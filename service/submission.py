@@ -14,8 +14,7 @@ from typing import BinaryIO
 import structlog
 
 from jobs.errors import JobNotFound, QueueUnavailable, StoreUnavailable
-from jobs.origin import Claim, Origin
-from jobs.schema import ImageInfo, Job, Parameters, new_job_id
+from jobs.schema import Claim, ImageInfo, Job, Origin, Parameters, new_job_id
 from jobs.store import input_key
 from service.errors import InvalidParameters
 from service.images import inspect
@@ -51,11 +50,10 @@ def submit(services: Services, upload: Upload, origin: Origin, key: str | None) 
 
 def _make(services: Services, upload: Upload, origin: Origin, job_id: str) -> Job:
     """The checked and stored job of an upload."""
-    serving = services.serving()
     fields = dict(upload.fields)
     origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
-    parameters = parse(fields, serving.default)
-    serving.check(parameters.preset)
+    parameters = parse(fields, services.settings.preset)
+    services.serving().check(parameters.preset)
     file: BinaryIO = upload.image.file
     image = inspect(file, upload.image.filename, parameters, services.settings)
     return _store(services, file, job_id, parameters, image, origin)

@@ -19,6 +19,7 @@ from jobs.store import BlobStore
 from worker.engine import Engine
 from worker.errors import Interrupted, LeaseLost, TimedOut
 from worker.gate import Gate
+from worker.metrics import WorkerMetrics
 from worker.model import Upscaler
 from worker.turns import Turns
 from worker.watchdog import Watchdog
@@ -44,6 +45,7 @@ class Process:
     store: BlobStore
     model: Upscaler
     engine: Engine
+    metrics: WorkerMetrics
     watchdog: Watchdog
     leaving: threading.Event
     lose: Callable[[str], None]

@@ -21,9 +21,9 @@ import structlog
 import torch
 from torch import Tensor
 
-from jobs.figures import Figures
 from models.sampling import Sampler, Step, StepRequest
 from worker.errors import EngineBroken, is_out_of_memory
+from worker.metrics import WorkerMetrics
 from worker.model import Upscaler
 
 __all__ = ["MAX_TILES", "Engine", "shares"]
@@ -87,8 +87,8 @@ class Engine:
 
     `max_tiles` bounds a call and shrinks by half when a call runs out of memory. `watch` is
     entered around every call (and every step of a sampler) with a name for it; what it yields is
-    called while a step awaits its predictions, since the calls are watched themselves. `figures`
-    is told how long steps and calls take and how full the calls are.
+    called while a step awaits its predictions, since the calls are watched themselves. `metrics`
+    has how long steps and calls take and how full the calls are.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class Engine:
         *,
         max_tiles: int = MAX_TILES,
         watch: Callable[[str], AbstractContextManager[Callable[[], None]]] = _unwatched,
-        figures: Figures | None = None,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         if max_tiles < 1:
             raise ValueError(f"max_tiles is {max_tiles}; a network call takes at least one tile")
         self._model = model
         self._watch = watch
-        self._figures = figures or Figures()
+        self._metrics = metrics or WorkerMetrics()
         self._ready = threading.Condition()
         self._waiting: deque[_Pending] = deque()
         self._running = 0
@@ -158,7 +158,7 @@ class Engine:
                 while True:
                     on_step(step)
                     with (
-                        self._figures.timed("stablesr_step_seconds"),
+                        self._metrics.step_seconds.time(),
                         self._watch("sample") as renew,
                         closing(self._predictions(step, poll, renew)) as predictions,
                     ):
@@ -289,9 +289,9 @@ class Engine:
         self._last_call_s = time.monotonic() - started
         self.calls += 1
         self.tiles += tiles
-        self._figures.inc("stablesr_tiles_total", tiles)
-        self._figures.observe("stablesr_network_call_seconds", self._last_call_s)
-        self._figures.observe("stablesr_batch_fill", tiles / self.max_tiles)
+        self._metrics.tiles.inc(tiles)
+        self._metrics.network_call_seconds.observe(self._last_call_s)
+        self._metrics.batch_fill.observe(tiles / self.max_tiles)
         for part, prediction in zip(batch, predictions, strict=True):
             part.pending.answers.put(prediction)
 
@@ -301,7 +301,6 @@ class Engine:
         if memory and tiles > 1:
             before, self.max_tiles = self.max_tiles, min(self.max_tiles, max(1, tiles // 2))
             self.shrinks += 1
-            self._figures.inc("stablesr_departures_total", what="tile_batch")
             log.warning(
                 "plan changed",
                 reason="out of memory",

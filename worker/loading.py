@@ -1,4 +1,4 @@
-"""The model that the settings name, on its device or over several."""
+"""The model that the settings name, on its device or over several; what is said without it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from functools import partial
 import torch
 
 from jobs.settings import Settings
+from models.checkpoints.absence import Absence
+from models.checkpoints.places import preset_folder
 from models.compiled import Compiling, Denoises
 from models.pipeline import StableSR
+from models.presets import get_preset
 from models.spread import Peers, Spread, start
 from worker.device import choose_device, choose_dtype, compiling_of, devices_of, resources_of
 from worker.errors import NotStarted
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "reason_without_weights", "weights_stamp"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,27 @@ def load(settings: Settings, *, jobs: int) -> Loaded:
     peers = start([str(device) for device in others], load_there)
     sr.denoiser = Spread(sr.denoiser, peers)
     return Loaded(sr, peers)
+
+
+def weights_stamp(preset: str) -> tuple[int, int] | None:
+    """Tells one set of weights from the next in the same place; None where there is none.
+
+    `config.json` is written last or comes with its folder, so the weights are whole once it is
+    there.
+    """
+    try:
+        status = (preset_folder(get_preset(preset)) / "config.json").stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
+def reason_without_weights(preset: str) -> str:
+    """Why a preset that could not be loaded is not served: a clause that clients may read."""
+    if weights_stamp(preset) is not None:
+        return "its weights on the worker's machine cannot be used"
+    absence = Absence.of(get_preset(preset))
+    return "its weights are not on the worker's machine" if absence is None else absence.reason
 
 
 def _denoiser(

@@ -4,7 +4,6 @@
 1   not started: the last log line says why
 70  a call stalled (`worker.watchdog`); start it again
 71  the device failed (`worker.supervisor`); start it again
-72  it served STABLESR_FALLBACK, and now the weights of STABLESR_PRESET have come; start it again
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ import structlog
 from jobs.errors import JobsError
 from jobs.logs import configure_logging
 from jobs.settings import Settings
-from models.errors import CheckpointError, ModelError, WeightsNotFound
+from models.errors import ModelError
 from worker.aside import Aside, warmed
 from worker.device import choose_device, devices_of
 from worker.errors import NotStarted
 from worker.loading import load as load_model
 from worker.model import Upscaler
-from worker.stand_in import StandIn
 from worker.supervisor import Supervisor
 
 __all__ = ["main"]
@@ -31,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 def main(settings: Settings) -> int:
-    """Serve `settings.preset`, or `settings.fallback` without weights, until SIGTERM or SIGINT."""
+    """Serve `settings.preset`, as soon as its weights are here, until SIGTERM or SIGINT."""
     configure_logging(settings)
     try:
         return _serve(settings)
@@ -40,7 +38,7 @@ def main(settings: Settings) -> int:
         return 1
 
 
-def _serve(settings: Settings, stand_in: StandIn | None = None) -> int:
+def _serve(settings: Settings) -> int:
     device = choose_device(devices_of(settings)[0])
 
     def load() -> tuple[Upscaler, Aside | None]:
@@ -51,19 +49,5 @@ def _serve(settings: Settings, stand_in: StandIn | None = None) -> int:
         # Here, where no watchdog takes minutes of compiling for a device that hangs.
         return loaded.sr, warmed(loaded, settings)
 
-    try:
-        with ExitStack() as held:
-            return Supervisor(settings, load, device=str(device), stand_in=stand_in).run()
-    except (WeightsNotFound, CheckpointError) as error:
-        if settings.fallback is None:
-            raise
-        stand_in = StandIn.after(error, settings.preset)
-        log.warning(
-            "serving another preset",
-            preset=settings.fallback,
-            instead_of=settings.preset,
-            reason=stand_in.reason(),
-            detail=str(error),
-        )
-    changed = {"preset": settings.fallback, "fallback": None}
-    return _serve(settings.model_copy(update=changed), stand_in)
+    with ExitStack() as held:
+        return Supervisor(settings, load, device=str(device)).run()

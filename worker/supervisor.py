@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +24,6 @@ from redis.exceptions import RedisError
 
 from jobs.connection import connect
 from jobs.errors import JobsError
-from jobs.figures import Figures
 from jobs.records import Records
 from jobs.recovery import Recovery
 from jobs.rq_job import open_queue
@@ -33,23 +31,23 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
 from jobs.workers import WorkerInfo, Workers, WorkerState
+from models.errors import CheckpointError, WeightsNotFound
 from worker.aside import Aside
 from worker.context import Process
 from worker.device import memory_in_use
 from worker.engine import Engine
+from worker.loading import reason_without_weights, weights_stamp
+from worker.metrics import WorkerMetrics
 from worker.model import Upscaler
 from worker.pulse import Repeating
 from worker.slot import Slot
-from worker.stand_in import StandIn
 from worker.watchdog import Watchdog, end_process
 from worker.worker import SlotWorker
 
-__all__ = ["EXIT_DEVICE_LOST", "EXIT_WEIGHTS_CAME", "Supervisor"]
+__all__ = ["EXIT_DEVICE_LOST", "Supervisor"]
 
 EXIT_DEVICE_LOST = 71
 """The exit code of a process whose device failed: a new process gets a new context."""
-EXIT_WEIGHTS_CAME = 72
-"""The exit code of a process that served another preset until the weights of its own came."""
 
 # How long the jobs in hand have to come to the end of their step before they are put back as they
 # are, how long that may take, and how long one that is being brought to its end. Together below
@@ -65,8 +63,8 @@ class Supervisor:
     """Runs `settings.slots` jobs at once on the model that `load` returns, and has it compiled
     beside them where that is still to be done.
 
-    `device` is what the model runs on, for the register of workers; `stand_in` says what it is a
-    substitute for, if it is one.
+    `device` is what the model runs on, for the register of workers. Where `load` finds no weights
+    that it can use, the process is not ready, says why, and looks for others.
     """
 
     def __init__(
@@ -75,11 +73,9 @@ class Supervisor:
         load: Callable[[], tuple[Upscaler, Aside | None]],
         *,
         device: str,
-        stand_in: StandIn | None = None,
     ) -> None:
         self._settings = settings
         self._load = load
-        self._stand_in = stand_in
         self._leaving = threading.Event()
         # Reasons to end. A signal handler may run while the main thread holds any lock, and putting
         # into a SimpleQueue is the one way to wake a thread that is safe there.
@@ -92,15 +88,13 @@ class Supervisor:
         self._queue = open_queue(settings.preset, self._patient)
         self._registry = Workers(self._quick, ttl_s=settings.worker_ttl_s)
         self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
-        self._figures = Figures()
+        self._metrics = WorkerMetrics()
         self._model: Upscaler | None = None
         self._aside: Aside | None = None
-        self._departed: Counter[str] = Counter()
         self._state: WorkerState = "starting"
         self._info = WorkerInfo(
             name=f"{settings.preset}-{secrets.token_hex(4)}",
             preset=settings.preset,
-            instead_of=stand_in.wanted.name if stand_in is not None else None,
             device=device,
             slots=settings.slots,
             hostname=socket.gethostname(),
@@ -112,15 +106,16 @@ class Supervisor:
         """Work until a signal comes; returns the process's exit code.
 
         Raises:
-            What `load` raises, and StoreUnavailable.
+            What `load` raises, but for weights that are missing, NotStarted and StoreUnavailable.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._metrics.serve(self._settings)
         store = BlobStore.open(self._settings)
         pulse = Repeating("pulse", self._settings.heartbeat_s, self._beats)
         pulse.start()
         try:
-            model, self._aside = self._load()
+            model, self._aside = self._loaded()
             self._model = model
             self._state = "idle"
             if self._ends.empty():
@@ -130,7 +125,6 @@ class Supervisor:
             if self._aside is not None:
                 self._aside.stop()
             pulse.stop()
-            self._attempt("tell figures", self._tell_figures)
             self._attempt("unregister", lambda: self._registry.unregister(self._info.name))
         log.info("worker ends", exit_code=self._exit_code)
         if self._busy_threads():
@@ -141,12 +135,30 @@ class Supervisor:
             os._exit(self._exit_code)
         return self._exit_code
 
+    def _loaded(self) -> tuple[Upscaler, Aside | None]:
+        """What `load` returns, once there are weights: others than those that it could not use."""
+        preset = self._settings.preset
+        while True:
+            stamp = weights_stamp(preset)
+            try:
+                return self._load()
+            except (WeightsNotFound, CheckpointError) as error:
+                reason = reason_without_weights(preset)
+                log.error("worker not ready", preset=preset, reason=reason, detail=str(error))
+            self._state = "not_ready"
+            self._attempt("register", self._register)
+            while weights_stamp(preset) in (None, stamp):
+                time.sleep(self._settings.maintenance_s)
+            log.info("weights have come", preset=preset)
+            self._state = "starting"
+
     def _work(self, model: Upscaler, store: BlobStore) -> None:
         settings = self._settings
         watchdog = Watchdog(settings.step_timeout_s, self._on_stall)
         engine = self._engine = Engine(
-            model, max_tiles=model.tile_batch, watch=watchdog.watch, figures=self._figures
+            model, max_tiles=model.tile_batch, watch=watchdog.watch, metrics=self._metrics
         )
+        self._metrics.watch_departures(lambda: {"tile_batch": engine.shrinks, **model.departures})
         process = Process(
             settings=settings,
             records=Records(self._patient),
@@ -154,6 +166,7 @@ class Supervisor:
             store=store,
             model=model,
             engine=engine,
+            metrics=self._metrics,
             watchdog=watchdog,
             leaving=self._leaving,
             lose=self._on_device_lost,
@@ -162,12 +175,8 @@ class Supervisor:
             Slot(process, self._queue, self._patient, f"{self._info.name}.{number}")
             for number in range(settings.slots)
         ]
-        rounds = Upkeep(settings, self._quick, store)
-        upkeep = Repeating(
-            "upkeep",
-            settings.maintenance_s,
-            lambda: [rounds.run, self._look_for_weights],
-        )
+        rounds = Upkeep(settings, self._quick, store, self._metrics.put_off)
+        upkeep = Repeating("upkeep", settings.maintenance_s, lambda: [rounds.run])
         watchdog.start()
         engine.start()
         for slot in self._slots:
@@ -188,26 +197,18 @@ class Supervisor:
     def _beats(self) -> list[Callable[[], object]]:
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         # Recovery comes last: a process that was suspended renews its own leases first.
-        beats = [self._register, *(worker.beat for worker in workers), self._recovery.run]
-        return [*beats, self._tell_figures]
+        return [self._register, *(worker.beat for worker in workers), self._recovery.run]
 
     def _register(self) -> None:
         running = sum(slot.busy for slot in self._slots)
         state = "busy" if running and self._state == "idle" else self._state
-        reason = self._stand_in.reason() if self._stand_in is not None else None
-        now = {"state": state, "running": running, "reason": reason}
-        self._registry.heartbeat(self._info.model_copy(update=now))
-
-    def _tell_figures(self) -> None:
+        # Asked each time, because what keeps the weights away may change.
+        missing = self._state == "not_ready"
+        reason = reason_without_weights(self._settings.preset) if missing else None
         # Before the model is loaded, asking a GPU would begin to use it, from this thread.
-        if self._model is not None:
-            for kind, size in memory_in_use(self._info.device).items():
-                self._figures.set("stablesr_worker_memory_bytes", size, kind=kind)
-            for what, times in self._model.departures.items():
-                more = times - self._departed[what]
-                self._departed[what] = times
-                self._figures.inc("stablesr_departures_total", more, what=what)
-        self._figures.flush(self._quick, self._info.name, ttl_s=self._settings.worker_ttl_s)
+        memory = memory_in_use(self._info.device) if self._model is not None else {}
+        now = {"state": state, "running": running, "reason": reason, "memory": memory}
+        self._registry.heartbeat(self._info.model_copy(update=now))
 
     def _busy_threads(self) -> bool:
         engine = self._engine is not None and not self._engine.ended(timeout_s=1.0)
@@ -218,7 +219,7 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._ends.put(signal.Signals(number).name)
-        if self._state == "starting":
+        if self._state in ("starting", "not_ready"):
             # Loading a model takes long and has nothing to save.
             raise SystemExit(0)
 
@@ -229,14 +230,6 @@ class Supervisor:
         log.critical("device lost, ending the process", reason=reason)
         self._exit_code = EXIT_DEVICE_LOST
         self._ends.put("device lost")
-
-    def _look_for_weights(self) -> None:
-        """End once there is something better to serve: a new process will load it."""
-        if self._stand_in is None or self._leaving.is_set():
-            return
-        if self._stand_in.over():
-            self._exit_code = EXIT_WEIGHTS_CAME
-            self._ends.put(f"the weights of {self._stand_in.wanted.name} have come")
 
     def _on_stall(self, what: str, seconds: float) -> None:
         """On the watchdog's thread: hand the jobs out at once, if Redis answers, and end."""

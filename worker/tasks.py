@@ -174,6 +174,9 @@ def _attempt(run: Run) -> None:
     run.start()
     job = _insist(run, lambda: process.records.start(run.job_id, run.worker))
     structlog.contextvars.bind_contextvars(request_id=job.request_id)
+    if job.started_at is not None and job.attempt == 1:
+        waited = (job.started_at - job.created_at).total_seconds()
+        process.metrics.observe_job({"queue": waited})
     log.info("job started", job=job.id, attempt=job.attempt, alone=run.alone)
     report = Reporter(process.quick_records, job.id, run.worker, run.check)
     result = _stored_result(run, job)
@@ -182,6 +185,9 @@ def _attempt(run: Run) -> None:
     _settle(run)
     records, timings = process.records, report.timings
     done = _insist(run, lambda: records.succeed(job.id, result, timings, worker=run.worker))
+    if done.timings is not None:
+        # What it waited was observed when it started.
+        process.metrics.observe_job(done.timings.model_dump(exclude={"queue"}))
     total = done.timings.total if done.timings else None
     log.info("job done", job=job.id, seconds=total, size=f"{result.width}x{result.height}")
 

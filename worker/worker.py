@@ -23,8 +23,7 @@ from rq.job_lifecycle import format_exc_info
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from jobs.queue import ATTEMPTS
-from jobs.rq_job import SERIALIZER, NoDeathPenalty, TaskJob, run_again
+from jobs.rq_job import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
 from worker.context import Process, Run, entered
 from worker.errors import LeaseLost
 

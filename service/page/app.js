@@ -111,10 +111,11 @@ $("preset").addEventListener("change", () => {
 async function greet() {
   catalogue = await api.models();
   const served = catalogue.models.filter((one) => one.available).map((one) => one.name);
-  $("served").textContent = served.length
-    ? `Ready: ${served.join(", ")}`
-    : "No worker is running: jobs wait until one does.";
-  if (catalogue.fallback) $("served").title = catalogue.fallback.reason;
+  const missing = catalogue.models.filter((one) => one.reason).map((one) => `${one.name}: ${one.reason}`);
+  const said = [];
+  if (served.length) said.push(`Ready: ${served.join(", ")}`);
+  if (missing.length) said.push(`Not ready: ${missing.join("; ")}`);
+  $("served").textContent = said.join(". ") || "No worker is running: jobs wait until one does.";
   const options = catalogue.models
     .filter((one) => one.available || one.default)
     .map((one) => new Option(one.title, one.name, one.default, one.default));

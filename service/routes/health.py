@@ -39,8 +39,7 @@ async def livez() -> LiveView:
     responses=problems(_503="Something is missing; `components` says what."),
 )
 def readyz(services: ServicesDep) -> ReadyView:
-    """Redis answers, the image store takes images, and a live worker serves the default preset, or
-    another instead of it."""
+    """Redis answers, the image store takes images, and a live worker serves the default preset."""
     components = _components(services)
     missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
     if missing:
@@ -63,16 +62,15 @@ def _components(services: Services) -> dict[str, ComponentView]:
             "store": store,
             "worker": ComponentView(ready=False, detail="is not known while Redis is away"),
         }
-    serving = Serving.of(workers, services.settings.preset)
-    preset, fallback = serving.default, serving.fallback
+    preset = services.settings.preset
     workers = [worker for worker in workers if worker.preset == preset]
     ready = sum(worker.ready for worker in workers)
     if ready:
         said = f"{ready} serving {preset}"
-        if fallback is not None:
-            said += f" instead of {fallback.wanted}: {fallback.reason}"
-    elif workers:
-        said = f"for {preset} is {workers[0].state}"
+    elif (reason := Serving.of(workers).reasons.get(preset)) is not None:
+        said = f"for {preset} is not ready: {reason}"
+    elif states := [worker.state for worker in workers if worker.reason is None]:
+        said = f"for {preset} is {states[0]}"
     else:
         said = f"for {preset} is missing: start one with `stablesr worker`"
     return {

@@ -35,5 +35,5 @@ def metrics(request: Request, caller: ReaderDep) -> Response:
 
     The queue and the workers' figures are the same at every process of the service.
     """
-    registry: CollectorRegistry = request.app.state.requests.registry
+    registry: CollectorRegistry = request.app.state.metrics.registry
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

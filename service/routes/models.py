@@ -22,18 +22,16 @@ def list_models(services: ServicesDep) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     settings = services.settings
     serving = services.serving()
-    fallbacks = serving.fallbacks
     return ModelsView(
         models=[
             ModelView(
                 **asdict(preset),
-                default=preset.name == serving.default,
+                default=preset.name == settings.preset,
                 available=preset.name in serving.available,
-                reason=fallbacks[preset.name].reason if preset.name in fallbacks else None,
+                reason=serving.reasons.get(preset.name),
             )
             for preset in PRESETS.values()
         ],
-        fallback=serving.fallback,
         formats=list(FORMATS),
         max_upload_bytes=settings.max_upload_bytes,
         max_input_pixels=settings.max_input_pixels,

@@ -6,7 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from jobs.errors import QueueFull
-from jobs.origin import Origin
+from jobs.schema import Origin
 from jobs.settings import Settings
 from service.admission import UploaderDep
 from service.answers import RETRY_AFTER, answer, root
@@ -112,9 +112,8 @@ def _check_any_room(services: Services, origin: Origin, key: str | None) -> None
     if key is not None and services.idempotency.made(origin.owner, key):
         return
     queue.check_quota(origin)
-    serving = services.serving()
     full: QueueFull | None = None
-    for preset in serving.live | {serving.default}:
+    for preset in services.serving().live | {services.settings.preset}:
         try:
             queue.check_room(preset)
         except QueueFull as error:

@@ -11,10 +11,10 @@ import anyio
 import httpx
 import structlog
 from anyio.to_thread import run_sync
+from prometheus_client import Counter as MetricCounter
 from redis import Redis
 
-from jobs.errors import JobNotFound, JobsError, KeyNotFound, QueueUnavailable
-from jobs.figures import Figures
+from jobs.errors import JobNotFound, KeyNotFound, QueueUnavailable
 from jobs.keys import Keys
 from jobs.outbox import Call, Outbox
 from jobs.records import Records
@@ -45,16 +45,20 @@ class Outcome(StrEnum):
 
 
 class Sender:
-    """One task that takes due calls and makes each in a task of its own."""
+    """One task that takes due calls and makes each in a task of its own.
 
-    def __init__(self, connection: Redis, settings: Settings, root: str) -> None:
-        self._connection = connection
+    `attempts` counts them by their outcome.
+    """
+
+    def __init__(
+        self, connection: Redis, settings: Settings, root: str, attempts: MetricCounter
+    ) -> None:
         self._settings = settings
         self._root = root
         self._outbox = Outbox(connection)
         self._records = Records(connection)
         self._keys = Keys(connection)
-        self._figures = Figures()
+        self._attempts = attempts
         self._tls = httpx.create_ssl_context()
         self._in_hand: Counter[str] = Counter()
         # Not the threads that requests need.
@@ -120,6 +124,7 @@ class Sender:
                 outcome = Outcome.GIVEN_UP
         else:
             await run_sync(self._outbox.done, call)
+        self._attempts.labels(outcome.value).inc()
         tell = log.info if outcome is Outcome.DELIVERED else log.warning
         tell(
             "webhook",
@@ -129,8 +134,6 @@ class Sender:
             outcome=outcome.value,
             reason=said,
         )
-        self._figures.inc("stablesr_webhook_attempts_total", outcome=outcome.value)
-        await run_sync(self._flush)
 
     async def _send(self, job: Job, secret: str) -> tuple[Outcome, str]:
         """Makes the call; how it ended, and in which words."""
@@ -188,9 +191,3 @@ class Sender:
         if secret is None:
             raise KeyNotFound("STABLESR_WEBHOOK_SECRET is not set any more.")
         return secret
-
-    def _flush(self) -> None:
-        try:
-            self._figures.flush(self._connection, "service", ttl_s=60)
-        except JobsError as error:
-            log.debug("figures wait", reason=error.detail)

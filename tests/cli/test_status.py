@@ -40,7 +40,7 @@ def test_workers_queue_and_jobs_are_shown(client: httpx.Client, settings: Settin
     jobs = [upload(client, picture("PNG")).json()["id"] for _ in range(3)]
     with Redis.from_url(settings.redis_url) as redis:
         worker = FakeWorker(redis, settings)
-        worker.appear(state="busy", running=1)
+        worker.appear(state="busy", running=1, memory={"allocated": 5 * 2**20})
         worker.start(jobs[0])
         worker.succeed(jobs[0], b"result")
         for job in jobs[:1]:
@@ -51,6 +51,7 @@ def test_workers_queue_and_jobs_are_shown(client: httpx.Client, settings: Settin
     assert "ready: redis answers, store takes images, worker 1 serving tiny" in shown.stdout
     assert "tiny: 1 busy" in shown.stdout
     assert "tiny: 2 jobs, the next one for" in shown.stdout
+    assert "memory    fake: allocated 5 MiB" in shown.stdout
     assert "since ever    3 queued, 1 processing, 1 succeeded" in shown.stdout
 
 

@@ -7,8 +7,7 @@ import threading
 import pytest
 from redis.exceptions import TimeoutError
 
-from jobs.breaker import Breaker, StillSilent
-from jobs.connection import connect, queue_errors
+from jobs.connection import Breaker, StillSilent, connect, queue_errors
 from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
 from tests.redis_server import RedisServer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry
 from redis import Redis
 from rq import Queue
 from rq.executions import Execution
@@ -16,7 +17,7 @@ from jobs.rq_job import TaskJob, open_queue
 from jobs.schema import ImageInfo, JobState, Parameters, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from jobs.upkeep import Upkeep
+from jobs.upkeep import Upkeep, put_off_counter
 
 from .conftest import Submit
 
@@ -227,7 +228,7 @@ def test_upkeep_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
 ) -> None:
     lost = open_queue(preset, connection)
     job_id = queue.submit(new_job_id(), Parameters(preset=preset), image).id
-    upkeep = Upkeep(settings, connection, store)
+    upkeep = Upkeep(settings, connection, store, put_off_counter(CollectorRegistry()))
     for state in (JobState.QUEUED, JobState.FAILED):
         begin(lost, job_id)
         expire_leases(lost)
@@ -246,7 +247,7 @@ def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
     job_id = submit()
     begin(rq, job_id)
     expire_leases(rq)
-    upkeep = Upkeep(settings, connection, store)
+    upkeep = Upkeep(settings, connection, store, put_off_counter(CollectorRegistry()))
     upkeep.run()
     assert queue.get(job_id).state is JobState.QUEUED
     # As much of its record's life is left as when it has not moved for queue_ttl_s.

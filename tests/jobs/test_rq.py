@@ -47,8 +47,8 @@ def worker(connection: Redis) -> Worker:
 
 def task(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = f"{fake_tasks.__name__}.{name}"
-    monkeypatch.setattr("jobs.tasks.UPSCALE", path)
-    monkeypatch.setattr("jobs.tasks.TASKS", frozenset({path}))
+    monkeypatch.setattr("jobs.rq_job.UPSCALE", path)
+    monkeypatch.setattr("jobs.rq_job.TASKS", frozenset({path}))
 
 
 def test_a_listed_task_runs_and_leaves_nothing_in_rq(

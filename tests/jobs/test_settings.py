@@ -32,11 +32,10 @@ def test_the_environment_sets_and_a_name_given_in_code_wins(
 def test_a_variable_that_is_set_to_nothing_counts_as_not_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("PORT", "FALLBACK", "ACCEPT_LICENCE"):
+    for name in ("PORT", "ACCEPT_LICENCE", "FALLBACK"):
         monkeypatch.setenv(f"STABLESR_{name}", "")
     settings = Settings()
     assert settings.port == 8000
-    assert settings.fallback is None
     assert settings.accept_licence is None
 
 
@@ -54,7 +53,6 @@ def test_a_log_level_is_taken_in_any_case() -> None:
         ({"port": 70000}, ["STABLESR_PORT", "70000", "65535"]),
         ({"max_queued": "many"}, ["STABLESR_MAX_QUEUED", "many", "integer"]),
         ({"preset": "huge"}, ["STABLESR_PRESET", "huge", "stablesr-512"]),
-        ({"fallback": "none"}, ["STABLESR_FALLBACK", "none", "tiny"]),
         ({"blob_url": "ftp://x/y"}, ["STABLESR_BLOB_URL", "s3://"]),
         ({"log_format": "xml"}, ["STABLESR_LOG_FORMAT", "xml", "json"]),
         ({"heartbeat_s": 40}, ["STABLESR_WORKER_TTL_S", "60", "heartbeat_s", "40"]),
@@ -78,6 +76,14 @@ def test_a_wrong_value_in_the_environment_is_said_the_same_way(
 ) -> None:
     monkeypatch.setenv("STABLESR_PORT", "http")
     with pytest.raises(InvalidSettings, match="STABLESR_PORT is wrong"):
+        Settings()
+
+
+def test_a_setting_that_went_away_is_refused_with_what_replaces_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STABLESR_FALLBACK", "tiny")
+    with pytest.raises(InvalidSettings, match=r"STABLESR_FALLBACK .*STABLESR_PRESET to tiny"):
         Settings()
 
 

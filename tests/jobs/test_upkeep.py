@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.errors import QueueUnavailable, RecordUnreadable
-from jobs.figures import FIGURES_KEY
-from jobs.origin import Origin
 from jobs.queue import JobQueue
 from jobs.records import AGENDA_KEY, Records, record_key
 from jobs.rq_job import TaskJob
-from jobs.schema import JobState, ResultInfo, Timings, new_job_id
+from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
+from jobs.settings import Settings
 from jobs.store import BlobStore, input_key, result_key
-from jobs.upkeep import Swept, sweep
+from jobs.upkeep import Swept, Upkeep, put_off_counter, sweep
 
 from .conftest import Submit
 
@@ -170,7 +170,19 @@ def test_a_blob_that_cannot_be_removed_is_put_off_and_keeps_no_other_from_its_tu
     shutil.rmtree(Path(store.place) / "results")
     due(connection, stuck)
     assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1)
-    assert connection.hget(FIGURES_KEY, "stablesr_sweep_put_off_total") == b"1"
+
+
+def test_jobs_that_are_put_off_are_counted(
+    settings: Settings, connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
+) -> None:
+    stuck = submit()
+    (Path(store.place) / result_key(stuck) / "in the way").mkdir(parents=True)
+    queue.cancel(stuck)
+    registry = CollectorRegistry()
+    upkeep = Upkeep(settings, connection, store, put_off_counter(registry))
+    for _ in range(2):
+        upkeep.run()
+    assert registry.get_sample_value("stablesr_sweep_put_off_total") == 1
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,12 @@ def test_a_worker_is_ready_once_its_model_is_loaded(workers: Workers) -> None:
     assert not TURBO.model_copy(update={"state": "stopping"}).ready
 
 
-def test_a_worker_tells_what_it_serves_instead_and_why(workers: Workers) -> None:
-    workers.register(TINY.model_copy(update={"instead_of": "stablesr-512", "reason": "no room"}))
+def test_a_worker_without_weights_is_not_ready_and_tells_why(workers: Workers) -> None:
+    workers.register(TINY.model_copy(update={"state": "not_ready", "reason": "no room"}))
     (info,) = workers.list("tiny")
-    assert (info.instead_of, info.reason) == ("stablesr-512", "no room")
+    assert (info.ready, info.reason) == (False, "no room")
     workers.heartbeat(TINY)
-    assert workers.list()[0].instead_of is None
+    assert workers.list()[0].reason is None
 
 
 def test_a_heartbeat_lets_the_worker_live_on(workers: Workers, connection: Redis) -> None:

@@ -9,9 +9,8 @@ import pytest
 from redis import Redis
 
 from jobs.listing import BATCH, MOST_READ, Cursor
-from jobs.origin import Origin
 from jobs.records import Records, owner_key, record_key
-from jobs.schema import ImageInfo, Job, Parameters, new_job_id
+from jobs.schema import ImageInfo, Job, Origin, Parameters, new_job_id
 from jobs.settings import Settings
 from tests.service.harness import FakeWorker, problem, upload
 from tests.service.pictures import picture

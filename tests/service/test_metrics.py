@@ -9,7 +9,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from jobs.figures import Figures
 from jobs.keys import Keys
 from jobs.settings import Settings
 from tests.redis_server import RedisServer
@@ -85,73 +84,35 @@ def test_jobs_are_counted_by_the_states_they_came_into(
         assert 0 < last_minute <= count
 
 
-def test_the_parts_of_a_jobs_way_are_histograms_up_to_half_an_hour(
-    client: httpx.Client, worker: FakeWorker, redis: Redis
+def test_workers_and_their_memory_are_told_while_they_live(
+    client: httpx.Client, worker: FakeWorker
 ) -> None:
-    job = upload(client, PNG).json()["id"]
-    redis.hset(f"stablesr:job:{job}", "created_at", str(redis.time()[0] - 1000))
-    worker.start(job)
-    worker.succeed(job, PNG)
-    scrape = Scrape(client)
-    name = "stablesr_job_seconds"
-    assert scrape.value(f"{name}_bucket", part="queue", le="600.0") == 0
-    assert scrape.value(f"{name}_bucket", part="queue", le="1200.0") == 1
-    assert scrape.value(f"{name}_bucket", part="queue", le="1800.0") == 1
-    assert scrape.value(f"{name}_bucket", part="denoise", le="1.0") == 0
-    assert scrape.value(f"{name}_bucket", part="denoise", le="2.0") == 1
-    assert scrape.value(f"{name}_sum", part="denoise") == 1.5
-    total = scrape.value(f"{name}_sum", part="total")
-    assert total is not None
-    assert total >= 1000
-    assert scrape.value(f"{name}_count", part="total") == 1
-
-
-def test_a_workers_figures_and_memory_are_told(
-    client: httpx.Client, worker: FakeWorker, redis: Redis
-) -> None:
-    worker.appear(state="busy", running=2)
-    figures = Figures()
-    figures.inc("stablesr_tiles_total", 6)
-    figures.observe("stablesr_batch_fill", 0.75)
-    figures.observe("stablesr_step_seconds", 0.04)
-    figures.set("stablesr_worker_memory_bytes", 123, kind="allocated")
-    figures.flush(redis, worker.info.name, ttl_s=60)
-    # What was told once is not told again.
-    figures.flush(redis, worker.info.name, ttl_s=60)
+    worker.appear(state="busy", running=2, memory={"allocated": 123})
     scrape = Scrape(client)
     assert scrape.value("stablesr_workers", preset="tiny", state="busy") == 1
     assert scrape.value("stablesr_running_jobs", preset="tiny") == 2
-    assert scrape.value("stablesr_tiles_total") == 6
-    assert scrape.value("stablesr_batch_fill_sum") == 0.75
-    assert scrape.value("stablesr_step_seconds_bucket", le="0.05") == 1
     memory = {"kind": "allocated", "worker": worker.info.name}
     assert scrape.value("stablesr_worker_memory_bytes", **memory) == 123
-
-
-def test_what_a_dead_worker_counted_stays_and_what_it_had_goes(
-    client: httpx.Client, worker: FakeWorker, redis: Redis
-) -> None:
-    worker.appear()
-    figures = Figures()
-    figures.inc("stablesr_tiles_total", 6)
-    figures.set("stablesr_worker_memory_bytes", 123, kind="allocated")
-    figures.flush(redis, worker.info.name, ttl_s=60)
     worker.leave()
     scrape = Scrape(client)
-    assert scrape.value("stablesr_tiles_total") == 6
+    assert scrape.value("stablesr_workers") is None
     assert scrape.value("stablesr_worker_memory_bytes") is None
 
 
-def test_figures_that_could_not_be_written_are_written_later(redis: Redis) -> None:
-    figures = Figures()
-    figures.inc("stablesr_tiles_total", 2)
-    with RedisServer() as server:
-        away = server.connect()
-    with away, pytest.raises(Exception, match="does not answer"):
-        figures.flush(away, "w", ttl_s=60)
-    figures.inc("stablesr_tiles_total", 3)
-    figures.flush(redis, "w", ttl_s=60)
-    assert redis.hget("stablesr:figures", "stablesr_tiles_total") == b"5"
+def test_every_process_tells_the_same_of_the_queue_and_only_its_own_requests(
+    settings: Settings, worker: FakeWorker
+) -> None:
+    worker.appear(state="busy", running=1)
+    with serving(settings) as first, serving(settings) as second:
+        upload(first, PNG)
+        for client in (first, second):
+            scrape = Scrape(client)
+            assert scrape.value("stablesr_queue_jobs", preset="tiny") == 1
+            assert scrape.value("stablesr_workers", preset="tiny") == 1
+            assert scrape.value("stablesr_running_jobs", preset="tiny") == 1
+            assert scrape.value("stablesr_job_moves_total", state="queued") == 1
+            own = scrape.value("stablesr_http_requests_total", route="/upscale")
+            assert own == (1 if client is first else None)
 
 
 def test_requests_are_counted_by_route_and_never_by_what_clients_make_up(

@@ -1,4 +1,4 @@
-"""A server whose own preset has no weights, and what it says of that."""
+"""A preset whose workers have no weights, and what the service says of that."""
 
 from __future__ import annotations
 
@@ -13,25 +13,22 @@ from tests.service.harness import FakeWorker, problem, serving, upload
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
-WANTED = "stablesr-512"
+PRESET = "stablesr-512"
 REASON = "the licence of its weights is not accepted"
 
 
 @pytest.fixture(scope="module")
 def service(service: tuple[Settings, httpx.Client]) -> Iterator[tuple[Settings, httpx.Client]]:
     """The same server with another preset of its own."""
-    settings = service[0].model_copy(update={"preset": WANTED})
+    settings = service[0].model_copy(update={"preset": PRESET})
     with serving(settings) as client:
         yield settings, client
 
 
 @pytest.fixture
-def stand_in(worker: FakeWorker) -> FakeWorker:
-    """A worker that serves tiny because it has no weights."""
-    worker.info = worker.info.model_copy(
-        update={"preset": "tiny", "instead_of": WANTED, "reason": REASON}
-    )
-    worker.appear()
+def unready(worker: FakeWorker) -> FakeWorker:
+    """A worker that has no weights."""
+    worker.appear(state="not_ready", reason=REASON)
     return worker
 
 
@@ -43,106 +40,94 @@ def second(settings: Settings, redis: Redis) -> FakeWorker:
     return worker
 
 
-def test_a_request_that_names_no_preset_gets_the_one_that_is_served(
-    client: httpx.Client, stand_in: FakeWorker
+@pytest.mark.parametrize("fields", [{}, {"preset": PRESET}])
+def test_a_request_for_the_preset_is_refused_with_the_reason(
+    client: httpx.Client, unready: FakeWorker, second: FakeWorker, fields: dict[str, str]
 ) -> None:
-    job = upload(client, PNG).json()
-    assert job["preset"] == job["parameters"]["preset"] == "tiny"
-    assert job["parameters"]["steps"] == 1
+    second.appear(preset="tiny")
+    answer = upload(client, PNG, **fields)
+    body = problem(answer, 503, "preset-not-served")
+    assert body["detail"] == f"{PRESET} is not served: {REASON}."
+    assert body["served"] == ["tiny"]
+    # Only the operator can change it, so a client is not told to wait.
+    assert "Retry-After" not in answer.headers
+    # The other preset is served, when it is named.
+    assert upload(client, PNG, preset="tiny").json()["preset"] == "tiny"
 
 
 def test_a_repeated_request_gets_its_job_whatever_is_served_by_now(
     client: httpx.Client, worker: FakeWorker
 ) -> None:
     files, headers = {"image": ("photo.png", PNG)}, {"Idempotency-Key": "k-1"}
-    fields = {"preset": WANTED, "scale": 2}
+    fields = {"preset": PRESET, "scale": 2}
 
     def post() -> httpx.Response:
         return client.post("/upscale", files=files, data=fields, headers=headers)
 
     first = post().json()
-    worker.info = worker.info.model_copy(
-        update={"preset": "tiny", "instead_of": WANTED, "reason": REASON}
-    )
-    worker.appear()
+    worker.appear(state="not_ready", reason=REASON)
     again = post()
     assert (again.status_code, again.json()["id"]) == (202, first["id"])
     assert again.headers["Idempotent-Replayed"] == "true"
 
 
-def test_a_request_for_the_missing_preset_is_refused_with_the_reason(
-    client: httpx.Client, stand_in: FakeWorker
-) -> None:
-    answer = upload(client, PNG, preset=WANTED)
-    body = problem(answer, 503, "preset-not-served")
-    assert body["detail"] == f"tiny is served instead of {WANTED}: {REASON}."
-    assert body["served"] == ["tiny"]
-    # Only the operator can change it, so a client is not told to wait.
-    assert "Retry-After" not in answer.headers
-
-
-def test_a_request_for_a_preset_that_no_worker_speaks_of_waits_for_one(
-    client: httpx.Client, stand_in: FakeWorker
+def test_a_request_for_a_preset_without_any_worker_waits_for_one(
+    client: httpx.Client, unready: FakeWorker
 ) -> None:
     assert upload(client, PNG, preset="stablesr-turbo").status_code == 202
 
 
-def test_the_models_say_what_is_served_instead_and_why(
-    client: httpx.Client, stand_in: FakeWorker
-) -> None:
-    body = client.get("/models").json()
-    assert body["fallback"] == {"wanted": WANTED, "served": "tiny", "reason": REASON}
-    models = {model["name"]: model for model in body["models"]}
-    assert [name for name, model in models.items() if model["default"]] == ["tiny"]
+def test_the_models_say_why(client: httpx.Client, unready: FakeWorker, second: FakeWorker) -> None:
+    second.appear(preset="tiny")
+    models = {model["name"]: model for model in client.get("/models").json()["models"]}
+    assert [name for name, model in models.items() if model["default"]] == [PRESET]
     assert [name for name, model in models.items() if model["available"]] == ["tiny"]
     reasons = {name: model["reason"] for name, model in models.items() if model["reason"]}
-    assert reasons == {WANTED: REASON}
+    assert reasons == {PRESET: REASON}
 
 
-def test_the_service_is_ready_and_says_with_what(
-    client: httpx.Client, stand_in: FakeWorker
-) -> None:
-    worker = client.get("/readyz").json()["components"]["worker"]
-    assert worker == {"ready": True, "detail": f"1 serving tiny instead of {WANTED}: {REASON}"}
-    stand_in.appear(state="starting")
+def test_the_service_is_not_ready_and_says_why(client: httpx.Client, unready: FakeWorker) -> None:
     body = problem(client.get("/readyz"), 503, "not-ready")
-    assert body["components"]["worker"]["detail"] == "for tiny is starting"
+    said = f"for {PRESET} is not ready: {REASON}"
+    assert body["components"]["worker"] == {"ready": False, "detail": said}
+    assert body["detail"] == f"worker {said}."
 
 
 @pytest.mark.parametrize("state", ["starting", "idle", "stopping"])
-def test_a_worker_of_the_servers_own_preset_ends_the_fallback(
-    client: httpx.Client, stand_in: FakeWorker, second: FakeWorker, state: str
+def test_a_worker_with_the_weights_takes_jobs_beside_one_without(
+    client: httpx.Client, unready: FakeWorker, second: FakeWorker, state: str
 ) -> None:
-    """Also before it is ready: what it will do soon is not done worse at once."""
+    """Also before it is ready: then jobs need only wait."""
     second.appear(state=state)
-    assert client.get("/models").json()["fallback"] is None
-    assert upload(client, PNG).json()["preset"] == WANTED
-    assert upload(client, PNG, preset=WANTED).status_code == 202
+    assert not any(model["reason"] for model in client.get("/models").json()["models"])
+    assert upload(client, PNG).json()["preset"] == PRESET
+    ready = client.get("/readyz").json()["components" if state == "idle" else "detail"]
+    assert (f"1 serving {PRESET}" if state == "idle" else f"for {PRESET} is {state}") in str(ready)
 
 
 def test_without_any_worker_jobs_wait_for_the_servers_own_preset(client: httpx.Client) -> None:
-    assert client.get("/models").json()["fallback"] is None
-    assert upload(client, PNG).json()["preset"] == WANTED
+    assert upload(client, PNG).json()["preset"] == PRESET
 
 
-def test_a_fallback_for_another_preset_is_not_the_servers(
+def test_missing_weights_of_another_preset_are_not_the_servers(
     client: httpx.Client, second: FakeWorker
 ) -> None:
-    second.appear(preset="tiny", instead_of="stablesr-turbo", reason=REASON)
-    body = client.get("/models").json()
-    assert body["fallback"] is None
-    assert [model["name"] for model in body["models"] if model["reason"]] == ["stablesr-turbo"]
-    assert upload(client, PNG).json()["preset"] == WANTED
+    second.appear(preset="stablesr-turbo", state="not_ready", reason=REASON)
+    models = client.get("/models").json()["models"]
+    assert [model["name"] for model in models if model["reason"]] == ["stablesr-turbo"]
+    assert upload(client, PNG).json()["preset"] == PRESET
     problem(upload(client, PNG, preset="stablesr-turbo"), 503, "preset-not-served")
 
 
-def test_a_full_queue_of_the_fallback_is_told_before_the_upload_is_read(
-    client: httpx.Client, settings: Settings, stand_in: FakeWorker
+def test_full_queues_of_all_that_is_served_are_told_before_the_upload_is_read(
+    client: httpx.Client, settings: Settings, second: FakeWorker
 ) -> None:
-    for _ in range(settings.max_queued):
-        assert upload(client, PNG).status_code == 202
+    second.appear(preset="tiny")
     # Were it read, this body would be refused as no form.
-    answer = client.post(
-        "/upscale", content=b"", headers={"Content-Type": "multipart/form-data; boundary=x"}
-    )
-    problem(answer, 503, "queue-full")
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for preset in ("tiny", PRESET):
+        answer = client.post("/upscale", content=b"", headers=form)
+        assert answer.status_code != 503, "one of the queues has room"
+        for _ in range(settings.max_queued):
+            assert upload(client, PNG, preset=preset).status_code == 202
+    problem(client.post("/upscale", content=b"", headers=form), 503, "queue-full")

@@ -1,4 +1,4 @@
-"""The program: what it says when it cannot start, what it serves without its weights, and the
+"""The program: what it says when it cannot start, what it does without its weights, and the
 embedded weights from end to end."""
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from tests.worker.processes import CONTEXT, House, png, wait_for
 from worker.device import choose_device, choose_dtype
 from worker.errors import NotStarted
 from worker.run import main
-from worker.supervisor import EXIT_WEIGHTS_CAME
 
-WANTED = "stablesr-512"
+PRESET = "stablesr-512"
 
 
 def _main(settings: dict[str, Any], log: Path, weights: Path | None = None) -> None:
@@ -41,7 +40,6 @@ def _main(settings: dict[str, Any], log: Path, weights: Path | None = None) -> N
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"preset": "stablesr-768v"}, "stablesr-768v"),
         ({"device": "cuda:7"}, "STABLESR_DEVICE is 'cuda:7'"),
         ({"blob_root": Path("/dev/null/blobs")}, "/dev/null/blobs"),
     ],
@@ -81,43 +79,74 @@ def test_a_worker_upscales_with_the_embedded_weights_and_ends_with_0(house: Hous
         process.join()
 
 
-def test_a_worker_without_its_weights_serves_the_fallback_until_they_come(
+def test_a_worker_without_its_weights_is_not_ready_until_they_come(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, log = tmp_path / "weights", house.folder / "log"
     monkeypatch.setenv("STABLESR_WEIGHTS", str(weights))
-    Absence.note(get_preset(WANTED), "nobody fetched them")
-    settings = house.settings.model_dump() | {"preset": WANTED, "fallback": "tiny"}
+    preset = get_preset(PRESET)
+    settings = house.settings.model_dump() | {"preset": PRESET}
+    process = CONTEXT.Process(target=_main, args=(settings, log, weights))
+    process.start()
 
-    def start() -> Any:
-        process = CONTEXT.Process(target=_main, args=(settings, log, weights))
-        process.start()
-        return process
+    def not_ready(reason: str) -> None:
+        wait_for(
+            lambda: [(w.state, w.reason) for w in house.queue.workers()] == [("not_ready", reason)],
+            f"the worker says that {reason}",
+            seconds=60,
+        )
 
-    process = start()
-    try:
-        house.ready()
-        [info] = house.queue.workers()
-        assert (info.preset, info.instead_of) == ("tiny", WANTED)
-        assert info.reason == "nobody fetched them"
-        assert info.name.startswith("tiny-")
-        [warning] = [line for line in _lines(log) if line["event"] == "serving another preset"]
-        assert warning["level"] == "warning"
-        assert warning["reason"] == "nobody fetched them"
-        assert (warning["preset"], warning["instead_of"]) == ("tiny", WANTED)
-        job = house.ended(house.submit(png(12, 8), steps=1), seconds=120)
-        assert job.state is JobState.SUCCEEDED, log.read_text()
-
+    def put() -> None:
         shutil.copytree(preset_folder(get_preset("tiny")), weights / "aside")
-        (weights / "aside").rename(weights / WANTED)
-        process.join(30)
-        assert process.exitcode == EXIT_WEIGHTS_CAME, log.read_text()
-        assert house.queue.workers() == []
+        (weights / "aside" / "config.json").touch()
+        (weights / "aside").rename(weights / PRESET)
 
-        process = start()
+    try:
+        not_ready("its weights are not on the worker's machine")
+        [line] = [line for line in _lines(log) if line["event"] == "worker not ready"]
+        assert (line["level"], line["preset"]) == ("error", PRESET)
+        assert line["reason"] == "its weights are not on the worker's machine"
+        assert str(weights) in line["detail"]
+        # What keeps them away is said as it is now, and not for weights that are there but unfit.
+        for reason in ("its licence is not accepted", "the hub does not answer"):
+            Absence.note(preset, reason)
+            not_ready(reason)
+        (weights / PRESET).mkdir(parents=True)
+        (weights / PRESET / "config.json").write_text("{}")
+        not_ready("its weights on the worker's machine cannot be used")
+
+        (weights / PRESET).rename(weights / "unfit")
+        put()
         house.ready()
         [info] = house.queue.workers()
-        assert (info.preset, info.instead_of, info.reason) == (WANTED, None, None)
+        assert (info.preset, info.reason) == (PRESET, None)
+        job = house.ended(house.submit(png(12, 8), steps=1, preset=PRESET), seconds=120)
+        assert job.state is JobState.SUCCEEDED, log.read_text()
+        process.terminate()
+        process.join(30)
+        assert process.exitcode == 0, log.read_text()
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_worker_that_waits_for_its_weights_ends_when_it_is_asked_to(
+    house: House, tmp_path: Path
+) -> None:
+    log = house.folder / "log"
+    settings = house.settings.model_dump() | {"preset": PRESET, "maintenance_s": 600}
+    process = CONTEXT.Process(target=_main, args=(settings, log, tmp_path / "weights"))
+    process.start()
+    try:
+        wait_for(
+            lambda: [worker.state for worker in house.queue.workers()] == ["not_ready"],
+            "the worker is not ready",
+            seconds=60,
+        )
+        process.terminate()
+        process.join(30)
+        assert process.exitcode == 0, log.read_text()
+        assert house.queue.workers() == []
     finally:
         process.kill()
         process.join()

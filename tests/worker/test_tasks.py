@@ -28,6 +28,7 @@ from tests.worker.processes import House, png
 from worker.context import Process, Run, entered
 from worker.engine import Engine
 from worker.errors import LeaseLost
+from worker.metrics import WorkerMetrics
 from worker.tasks import upscale
 from worker.watchdog import Watchdog
 
@@ -49,7 +50,8 @@ class serving:
     def __enter__(self) -> Process:
         self._connection = connect(self._settings)
         records = Records(self._connection)
-        self._engine = Engine(self._model)
+        self._metrics = WorkerMetrics()
+        self._engine = Engine(self._model, metrics=self._metrics)
         self._engine.start()
         return Process(
             settings=self._settings,
@@ -58,6 +60,7 @@ class serving:
             store=self._house.store,
             model=self._model,
             engine=self._engine,
+            metrics=self._metrics,
             watchdog=Watchdog(3600),
             leaving=threading.Event(),
             lose=lambda reason: None,

@@ -1,0 +1,90 @@
+"""What a worker process counts, and the port where Prometheus reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jobs.settings import Settings
+from jobs.upkeep import put_off_counter
+from worker.errors import NotStarted
+
+__all__ = ["WorkerMetrics"]
+
+TO_HALF_AN_HOUR = (0.3, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
+TO_A_MINUTE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)
+
+
+class WorkerMetrics:
+    """Counters and histograms in a registry of their own; safe to share between threads."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.job_seconds = Histogram(
+            "stablesr_job_seconds",
+            "Seconds that jobs spent in each part of their way",
+            ["part"],
+            buckets=TO_HALF_AN_HOUR,
+            registry=registry,
+        )
+        self.step_seconds = Histogram(
+            "stablesr_step_seconds",
+            "Seconds of one denoising step of one job",
+            buckets=TO_A_MINUTE,
+            registry=registry,
+        )
+        self.network_call_seconds = Histogram(
+            "stablesr_network_call_seconds",
+            "Seconds of one network call",
+            buckets=TO_A_MINUTE,
+            registry=registry,
+        )
+        self.batch_fill = Histogram(
+            "stablesr_batch_fill",
+            "Tiles in a network call / tiles that fit",
+            buckets=[n / 8 for n in range(1, 9)],
+            registry=registry,
+        )
+        self.tiles = Counter("stablesr_tiles", "Tiles predicted by the network", registry=registry)
+        self.put_off = put_off_counter(registry)
+
+    def observe_job(self, seconds: Mapping[str, float]) -> None:
+        """Seconds that a job spent in each of these parts."""
+        for part, value in seconds.items():
+            self.job_seconds.labels(part).observe(value)
+
+    def watch_departures(self, departures: Callable[[], Mapping[str, int]]) -> None:
+        """Shows what was done otherwise than planned so far, by what, as the function has it."""
+        self.registry.register(_Departures(departures))
+
+    def serve(self, settings: Settings) -> None:
+        """Answers at the settings' port, where one is set, for as long as the process lives.
+
+        Raises:
+            NotStarted: the port cannot be listened on.
+        """
+        if settings.metrics_port == 0:
+            return
+        try:
+            start_http_server(settings.metrics_port, settings.host, self.registry)
+        except OSError as error:
+            raise NotStarted(
+                f"STABLESR_METRICS_PORT is {settings.metrics_port}, which cannot be listened on at "
+                f"{settings.host}: {error}. Give each worker of a host a port of its own, or 0."
+            ) from error
+
+
+class _Departures(Collector):
+    def __init__(self, departures: Callable[[], Mapping[str, int]]) -> None:
+        self._departures = departures
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "stablesr_departures", "What was done otherwise than planned, by what", labels=["what"]
+        )
+        for what, times in self._departures().items():
+            family.add_metric([what], times)
+        yield family
