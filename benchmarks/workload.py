@@ -27,8 +27,7 @@ from benchmarks.service import (
 )
 from jobs.schema import Parameters
 from jobs.settings import Settings
-from models.checkpoints.description import describe
-from models.checkpoints.folder import preset_folder
+from models.checkpoints.folder import describe, preset_folder
 from models.config import ModelConfig
 from models.estimate import Layout
 from models.finishing import joined

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from models.checkpoints.absence import Absence
-from models.checkpoints.places import preset_folder
+from models.checkpoints.places import Absence, preset_folder
 from models.errors import ModelError, WeightsNotFound
 from models.presets import Preset, get_preset
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoints.absence import Absence
+from models.checkpoints.places import Absence
 from models.errors import CheckpointMismatch, WeightsNotFound
 from models.presets import get_preset
 from worker.stand_in import StandIn
