@@ -120,8 +120,8 @@ def _open_archive(path: Path) -> Checkpoint:
             packed = any(member.compress_type != ZIP_STORED for member in members)
             unpacked_bytes = sum(member.file_size for member in members) if packed else 0
             # Torch does not notice damage in what it unpacks.
-            if 0 < unpacked_bytes <= _MAX_UNPACKED_BYTES and (damaged := archive.testzip()):
-                raise BadZipFile(f"{damaged} is damaged")
+            if 0 < unpacked_bytes <= _MAX_UNPACKED_BYTES and (name := archive.testzip()):
+                raise BadZipFile(f"{name} is damaged")
     # What the zip module raises for a damaged file.
     except (
         BadZipFile,

@@ -9,7 +9,6 @@ has q, k and v apart, and lacks the last block, which Stable Diffusion 2 does no
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -26,7 +25,7 @@ from models.checkpoints.containers import (
     read_index,
 )
 from models.checkpoints.folder import check_names
-from models.checkpoints.inventory import Shapes, size, text_heads
+from models.checkpoints.inventory import count, size, text_config
 from models.config import Prediction, TextConfig, UNetConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable
 
@@ -98,7 +97,7 @@ class DiffusersFolder:
             CheckpointMismatch: a tensor that every UNet has is missing.
         """
         shapes = self.unet.shapes
-        levels = _count(shapes, r"down_blocks\.(\d+)\.")
+        levels = count(shapes, r"down_blocks\.(\d+)\.")
         context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
         widths = tuple(
             size(shapes, f"down_blocks.{i}.resnets.0.conv1.weight") for i in range(levels)
@@ -107,7 +106,7 @@ class DiffusersFolder:
             in_channels=size(shapes, "conv_in.weight", 1),
             out_channels=size(shapes, "conv_out.weight"),
             widths=widths,
-            layers=_count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
+            layers=count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
             attention=tuple(
                 any(name.startswith(f"down_blocks.{i}.attentions.") for name in shapes)
                 for i in range(levels)
@@ -127,21 +126,15 @@ class DiffusersFolder:
         if self.text is None:
             return None
         shapes = self.text.shapes
-        blocks = _count(shapes, r"encoder\.layers\.(\d+)\.")
-        positions = "embeddings.position_embedding.weight"
-        width = size(shapes, positions, 1)
-        if width == _VIT_H_WIDTH and blocks != _VIT_H_BLOCKS:
+        blocks = count(shapes, r"encoder\.layers\.(\d+)\.")
+        position, token = (f"embeddings.{kind}_embedding.weight" for kind in ("position", "token"))
+        config = text_config(shapes, position, token, blocks + 1)
+        if config.width == _VIT_H_WIDTH and blocks != _VIT_H_BLOCKS:
             raise CheckpointMismatch(
                 f"{self.text.path} has {blocks} blocks, and Stable Diffusion 2's text encoder has "
                 f"{_VIT_H_BLOCKS}."
             )
-        return TextConfig(
-            width=width,
-            layers=blocks + 1,
-            heads=text_heads(width),
-            tokens=size(shapes, positions),
-            vocabulary=size(shapes, "embeddings.token_embedding.weight"),
-        )
+        return config
 
     def tensors(self, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
         """Our tensors that the folder holds: UNet without modulation, first stage, text tower.
@@ -181,10 +174,6 @@ def _modern(name: str) -> str:
     return f"{start}{attention}{_OLD_ATTENTION[old]}.{kind}" if old in _OLD_ATTENTION else name
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
-
-
 def _by_name(part: Checkpoint, network: str, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """Tensors that have our name without the network's; the modulation is not among them."""
     expected = {
@@ -209,7 +198,7 @@ def _text_tensors(part: Checkpoint, ours: Mapping[str, Tensor]) -> dict[str, Laz
     }
     for leaf in ("weight", "bias"):
         sources[f"ln_final.{leaf}"] = [f"final_layer_norm.{leaf}"]
-        for i in range(_count(part.shapes, r"encoder\.layers\.(\d+)\.")):
+        for i in range(count(part.shapes, r"encoder\.layers\.(\d+)\.")):
             r, o = f"encoder.layers.{i}", f"blocks.{i}"
             sources[f"{o}.qkv.{leaf}"] = [f"{r}.self_attn.{x}_proj.{leaf}" for x in "qkv"]
             for name, our in _TEXT_LAYERS.items():

@@ -205,8 +205,8 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Netwo
         # Read, not mapped: mapped pages count as free memory, and plans add what is loaded.
         tensors[name] = lazy.read().to(device=device, dtype=dtype)
         # Conversion keeps what float16 cannot hold in float32.
-        narrowed = (lazy.dtype, dtype) == (torch.float32, torch.float16)
-        if narrowed and not is_finite(tensors[name]):
+        narrow = (lazy.dtype, dtype) == (torch.float32, torch.float16)
+        if narrow and not is_finite(tensors[name]):
             raise CheckpointMismatch(
                 f"{name} in {folder} has values that float16 cannot hold: use bfloat16 or float32."
             )

@@ -20,8 +20,8 @@ INDEX = f"{WEIGHTS}.index.json"
 
 def weights_root() -> Path:
     """Where pulled and converted weights live: STABLESR_WEIGHTS, else the user's data folder."""
-    configured = os.environ.get("STABLESR_WEIGHTS")
-    return Path(configured or Path.home() / ".local" / "share" / "stablesr" / "weights")
+    folder = os.environ.get("STABLESR_WEIGHTS")
+    return Path(folder or Path.home() / ".local" / "share" / "stablesr" / "weights")
 
 
 def preset_folder(preset: Preset, root: Path | None = None) -> Path:

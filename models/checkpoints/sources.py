@@ -136,16 +136,16 @@ def _released_tensors(
     Raises:
         CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
     """
-    used = [entry for entry in entries if entry.ours]
     ignored = {entry.released for entry in entries if not entry.ours} | _dropped(checkpoint).keys()
+    entries = [entry for entry in entries if entry.ours]
     check_names(
         checkpoint.path,
         {name: shape for name, shape in checkpoint.shapes.items() if name not in ignored},
-        {e.released: to_released(e, ours, heads).shape for e in used},
+        {e.released: to_released(e, ours, heads).shape for e in entries},
         others=(name for name in checkpoint.others if name not in ignored),
     )
     tensors: dict[str, LazyTensor] = {}
-    for entry in used:
+    for entry in entries:
         lazy = checkpoint.tensors[entry.released]
         for name in entry.ours:
             read = partial(_read, lazy, entry, name, heads)
