@@ -10,7 +10,7 @@ of diffusers or as one file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,8 +103,8 @@ def open_sources(sources: Sources, prediction: Prediction) -> SourceTensors:
         ) from error
 
     entries, heads = diffusion_entries(config), config.encoder.heads
-    guidance = [e for e in entries if e.released.startswith(_ENCODER) or _MODULATION in e.released]
-    rest = [entry for entry in entries if entry not in set(guidance)]
+    guidance = [entry for entry in entries if _is_guidance(entry.released)]
+    rest = [entry for entry in entries if not _is_guidance(entry.released)]
     match base:
         case None:
             tensors = _released_tensors(diffusion, entries, ours, heads)
@@ -122,8 +122,13 @@ def open_sources(sources: Sources, prediction: Prediction) -> SourceTensors:
     return SourceTensors(config, tensors, tuple(files), dropped, tuple(foreign))
 
 
+def _is_guidance(name: str) -> bool:
+    """Whether a released tensor is StableSR's own."""
+    return name.startswith(_ENCODER) or _MODULATION in name
+
+
 def _released_tensors(
-    checkpoint: Checkpoint, entries: Iterable[Entry], ours: Mapping[str, Tensor], heads: int
+    checkpoint: Checkpoint, entries: Sequence[Entry], ours: Mapping[str, Tensor], heads: int
 ) -> dict[str, LazyTensor]:
     """Our tensors that a file in the released naming holds.
 
