@@ -34,8 +34,8 @@ import torch
 
 from benchmarks.machine import describe
 from models.checkpoints.convert import convert
+from models.checkpoints.folder import verify
 from models.checkpoints.sources import Sources
-from models.checkpoints.verify import verify
 from models.checkpoints.writing import Form
 from models.presets import get_preset
 

@@ -20,7 +20,7 @@ from cli.view import console
 from cli.weights_view import WeightsView, as_text, readable
 
 if TYPE_CHECKING:
-    from models.checkpoints.description import Record
+    from models.checkpoints.folder import Record
     from models.checkpoints.writing import Form
     from models.presets import Preset
 
@@ -82,8 +82,7 @@ def list_weights() -> None:
 
 def _state(folder: Path) -> tuple[str, str, str]:
     """Whether there are weights, their size and their type."""
-    from models.checkpoints.description import describe
-    from models.checkpoints.folder import open_folder
+    from models.checkpoints.folder import describe, open_folder
     from models.errors import CheckpointError, WeightsNotFound
 
     try:
@@ -125,7 +124,7 @@ def pull(
                 preset,
                 root,
                 accept_licence=accepted,
-                progress=view,
+                on_progress=view,
                 form=_form(dtype, shard_size, text),
                 keep=keep,
                 again=again,
@@ -198,7 +197,7 @@ def convert(
             out or preset_folder(preset),
             _form(dtype, shard_size, text),
             replace_folder=again,
-            progress=view,
+            on_progress=view,
         )
     for what, count in done.dropped.items():
         console.print(f"Left out: {count} tensors, {what}.", soft_wrap=True)
@@ -219,20 +218,20 @@ def verify(
 ) -> None:
     """Read all of a folder of weights: every tensor there and finite, the files as written."""
     with _explained(), WeightsView() as view:
-        from models.checkpoints import verify as verifying
-        from models.checkpoints.places import preset_folder
+        from models.checkpoints import folder as folders
         from models.presets import PRESETS
 
-        folder = preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
-        seen = verifying.verify(folder, view)
-    types = ", ".join(f"{count} {name}" for name, count in sorted(seen.dtypes.items()))
+        folder = folders.preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
+        verification = folders.verify(folder, view)
+    types = ", ".join(f"{count} {name}" for name, count in sorted(verification.dtypes.items()))
     sums = (
         "the files are as they were written"
-        if seen.record
+        if verification.record
         else "no sums are recorded to compare the files with"
     )
     console.print(
-        f"{folder}: {readable(seen.bytes)}, tensors {types}, all finite; {sums}.", soft_wrap=True
+        f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.",
+        soft_wrap=True,
     )
 
 
@@ -263,7 +262,7 @@ def _form(dtype: DType, shard_size: int | None, text: bool) -> Form:
 
 def _report(folder: Path) -> None:
     """One line for what there is now, and what a person should know of it."""
-    from models.checkpoints.description import describe
+    from models.checkpoints.folder import describe
 
     record = describe(folder).record
     assert record is not None  # a conversion has just written it

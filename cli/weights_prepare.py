@@ -1,7 +1,7 @@
 """`stablesr weights prepare`: the weights of STABLESR_PRESET, fetched before a worker starts.
 
 For stacks that start without a person. Whatever keeps the weights away is a line in the log and a
-note for the worker (`models.checkpoints.absence`), not a failure: the worker is not ready and
+note for the worker (`models.checkpoints.places`), not a failure: the worker is not ready and
 repeats the reason to its clients, and the next start of the stack tries again.
 """
 
@@ -18,10 +18,9 @@ import structlog
 from jobs.logs import configure_logging
 from jobs.presets import PRESETS, Preset
 from jobs.settings import Settings
-from models.checkpoints.absence import Absence
+from models.checkpoints.files import WeightsProgress
 from models.checkpoints.folder import open_folder
-from models.checkpoints.places import weights_root
-from models.checkpoints.progress import WeightsProgress
+from models.checkpoints.places import Absence, weights_root
 from models.checkpoints.pull import pull
 from models.errors import (
     CheckpointError,
@@ -66,7 +65,7 @@ def _fetch(preset: Preset, settings: Settings) -> Path:
         get_preset(preset.name),
         weights_root(),
         accept_licence=_is_accepted(preset.licence, settings.accept_licence),
-        progress=_Progress(preset.name),
+        on_progress=_Progress(preset.name),
     )
     open_folder(folder)
     Absence.forget(get_preset(preset.name))

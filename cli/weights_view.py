@@ -18,7 +18,7 @@ from rich.table import Table
 from cli.view import console
 
 if TYPE_CHECKING:
-    from models.checkpoints.progress import WeightsProgress
+    from models.checkpoints.files import WeightsProgress
 
 __all__ = ["WeightsView", "as_text", "readable"]
 

@@ -108,7 +108,7 @@ class Golden:
         networks = Networks(config, first_stage="whole")
         tensors: dict[str, Tensor] = {}
         entries = [(e, diffusion) for e in diffusion_entries(config)]
-        entries += [(e, autoencoder) for e in autoencoder_entries(config.released_autoencoder)]
+        entries += [(e, autoencoder) for e in autoencoder_entries(config)]
         unread = (diffusion.keys() - SCHEDULE_KEYS) | autoencoder.keys()
         for entry, shapes in entries:
             drawn = draw_weight(self.salt, entry.released, shapes[entry.released])

@@ -8,8 +8,7 @@ from functools import partial
 import torch
 
 from jobs.settings import Settings
-from models.checkpoints.absence import Absence
-from models.checkpoints.places import preset_folder
+from models.checkpoints.places import Absence, preset_folder
 from models.compiled import Compiling, Denoises
 from models.pipeline import StableSR
 from models.presets import get_preset

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from models.checkpoints.description import Description, FileSum, Record, sum_of
-from models.checkpoints.empty_prompt import embed_empty_prompt
-from models.checkpoints.folder import UNUSED
-from models.checkpoints.leftovers import clear_leftovers
-from models.checkpoints.pieces import Piece
-from models.checkpoints.places import CONFIG
-from models.checkpoints.progress import Listener, ignore
-from models.checkpoints.sources import Opened, Sources, open_sources
-from models.checkpoints.writing import Form, folder_aside, write_tensors
-from models.config import ModelConfig
+from models.checkpoints.containers import LazyTensor
+from models.checkpoints.files import (
+    FileSum,
+    OnProgress,
+    clear_leftovers,
+    ignore,
+    replaced_folder,
+    sum_of,
+)
+from models.checkpoints.folder import UNUSED, Description, Record
+from models.checkpoints.sources import Sources, SourceTensors, open_sources
+from models.checkpoints.writing import Form, write_tensors
+from models.config import ModelConfig, TextConfig
 from models.errors import CheckpointMismatch, WeightsExist, WeightsNotFound
-from models.presets import PRESETS, Preset, Release
+from models.networks.text import TextTower
+from models.presets import PRESETS, Preset
 
-__all__ = ["Converted", "convert"]
+__all__ = ["Conversion", "convert"]
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Converted:
+class Conversion:
     """What a conversion did."""
 
     folder: Path
@@ -50,8 +55,8 @@ def convert(
     *,
     replace_folder: bool = False,
     sums: Mapping[Path, FileSum] | None = None,
-    progress: Listener = ignore,
-) -> Converted:
+    on_progress: OnProgress = ignore,
+) -> Conversion:
     """Writes `folder` from released files; it is complete, or it is not there.
 
     Args:
@@ -75,80 +80,103 @@ def convert(
     clear_leftovers(folder)
     if folder.exists() and not replace_folder:
         raise WeightsExist(f"{folder} is there already: remove it, or ask for it to be replaced.")
-    form = form or Form()
-    opened = open_sources(sources, preset.release.prediction)
-    if opened.foreign:
-        log.info("names in the files that were not executed: %s", ", ".join(opened.foreign))
-    origin = _sums(opened.files, sums or {}, progress)
+    form, sums = form or Form(), sums or {}
+    source = open_sources(sources, preset.release.prediction)
+    if source.foreign:
+        log.info("names in the files that were not executed: %s", ", ".join(source.foreign))
+    origin = tuple(sums.get(path) or sum_of(path, on_progress) for path in source.files)
     _check_origin(preset, origin)
-    config, pieces, shared = _contents(opened, form)
-    with folder_aside(folder) as aside:
-        written, kept = write_tensors(aside, pieces, form, progress)
+    config, tensors, shared = _contents(source, form)
+    with replaced_folder(folder) as new:
+        files, float32 = write_tensors(new, tensors, form, on_progress)
         record = Record(
             preset=preset.name,
             dtype=form.name,
-            float32=tuple(kept),
+            float32=tuple(float32),
             shared_encoder=shared,
             licence=preset.release.licence,
             licence_url=preset.release.licence_url,
             sources=origin,
-            files=_sums(written, {}, progress),
+            files=tuple(sum_of(path, on_progress) for path in files),
         )
-        described = Description(config, record).to_json()
-        (aside / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
+        Description(config, record).write(new)
     size = sum(file.bytes for file in record.files)
-    return Converted(folder, size, len(pieces), record, opened.dropped, opened.foreign)
-
-
-def _sums(
-    paths: tuple[Path, ...], known: Mapping[Path, FileSum], progress: Listener
-) -> tuple[FileSum, ...]:
-    return tuple(known.get(path) or sum_of(path, progress) for path in paths)
+    return Conversion(folder, size, len(tensors), record, source.dropped, source.foreign)
 
 
 def _check_origin(preset: Preset, origin: tuple[FileSum, ...]) -> None:
     """Whether a file is known to belong to another preset: their tensors have the same names."""
     for file in origin:
-        owners = [p for p in PRESETS.values() if p.release and file.sha256 in _known(p.release)]
-        if owners and preset.name not in (owner.name for owner in owners):
+        owners = [
+            p.name
+            for p in PRESETS.values()
+            if p.release
+            and file.sha256 in {f.sha256 for f in (*p.release.files, *p.release.alternatives)}
+        ]
+        if owners and preset.name not in owners:
             raise CheckpointMismatch(
-                f"{file.name} belongs to {owners[0].name}, by its sha256, and not to {preset.name}."
+                f"{file.name} belongs to {owners[0]}, by its sha256, and not to {preset.name}."
             )
 
 
-def _known(release: Release) -> set[str | None]:
-    return {file.sha256 for file in (*release.files, *release.alternatives)} - {None}
-
-
-def _contents(opened: Opened, form: Form) -> tuple[ModelConfig, dict[str, Piece], bool]:
+def _contents(source: SourceTensors, form: Form) -> tuple[ModelConfig, dict[str, LazyTensor], bool]:
     """Sizes of the networks, the tensors to write, and whether one VAE encoder serves both."""
-    config, pieces = opened.config, dict(opened.pieces)
+    config, tensors = source.config, dict(source.tensors)
     if config.text is None:
         raise CheckpointMismatch(
-            f"{opened.files[0]} comes without a text tower, which is needed once, for the "
+            f"{source.files[0]} comes without a text tower, which is needed once, for the "
             "embedding of the empty prompt: give a whole diffusion file, or a base that has "
             "text_encoder/ or cond_stage_model.*."
         )
-    context = embed_empty_prompt(config.text, pieces)
-    pieces["context"] = Piece(tuple(context.shape), lambda: context)
-    differing = list(_differing(pieces, form.dtype))
-    if differing:
+    context = _embed_empty_prompt(config.text, tensors)
+    tensors["context"] = LazyTensor(context.dtype, tuple(context.shape), lambda: context)
+    differences = list(_encoder_differences(tensors, form.dtype))
+    if differences:
         log.warning(
             "the VAE encoders of the two files differ in %d tensors (such as %s): both are kept",
-            len(differing),
-            differing[0],
+            *(len(differences), differences[0]),
         )
     if not form.text:
         config = replace(config, text=None)
-    left_out = (*(UNUSED if differing else ["first_stage."]), *([] if form.text else ["text."]))
-    kept = {name: piece for name, piece in sorted(pieces.items()) if not name.startswith(left_out)}
-    return config, kept, not differing
+    left_out = (*(UNUSED if differences else ["first_stage."]), *([] if form.text else ["text."]))
+    tensors = {name: t for name, t in sorted(tensors.items()) if not name.startswith(left_out)}
+    return config, tensors, not differences
 
 
-def _differing(pieces: Mapping[str, Piece], dtype: torch.dtype) -> Iterator[str]:
+def _encoder_differences(tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> Iterator[str]:
     """Tensors of the two files' VAE encoders that would not be written equal."""
-    for name, piece in pieces.items():
+    for name, lazy in tensors.items():
         if name.startswith(("first_stage.encoder.", "first_stage.quant_conv.")):
-            other = pieces[name.replace("first_stage.", "autoencoder.", 1)]
-            if not torch.equal(piece.read().to(dtype), other.read().to(dtype)):
+            other = tensors[name.replace("first_stage.", "autoencoder.", 1)]
+            if not torch.equal(lazy.read().to(dtype), other.read().to(dtype)):
                 yield name.removeprefix("first_stage.")
+
+
+@torch.inference_mode()
+def _embed_empty_prompt(config: TextConfig, tensors: Mapping[str, LazyTensor]) -> Tensor:
+    """What the text tower makes of "": (1, tokens, width), float32.
+
+    The tower of the released files takes 1.4 GB in float32; one block of it is in memory at a time.
+
+    Args:
+        tensors: of the tower, among others, named text.*.
+    """
+    with torch.device("meta"):
+        tower = TextTower(config)
+    # Start and end are the last two words of the vocabulary; OpenCLIP fills up with zeros.
+    tokens = torch.zeros(config.tokens, dtype=torch.long)
+    tokens[0], tokens[1] = config.vocabulary - 2, config.vocabulary - 1
+    words = tensors["text.token_embedding.weight"].read()[tokens].float()
+    state = words + tensors["text.positional_embedding"].read().float()
+    for i, block in enumerate(tower.blocks):
+        state = _loaded(block, f"text.blocks.{i}", tensors)(state[None])[0]
+    embedding: Tensor = _loaded(tower.ln_final, "text.ln_final", tensors)(state[None])
+    return embedding
+
+
+def _loaded(module: nn.Module, name: str, tensors: Mapping[str, LazyTensor]) -> nn.Module:
+    """A copy of a module on the meta device, with its numbers; the module stays without."""
+    numbers = {key: tensors[f"{name}.{key}"].read().float() for key in module.state_dict()}
+    copy = deepcopy(module)
+    copy.load_state_dict(numbers, assign=True)
+    return copy

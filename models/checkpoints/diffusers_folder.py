@@ -9,22 +9,23 @@ has q, k and v apart, and lacks the last block, which Stable Diffusion 2 does no
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.checkpoints.files import open_checkpoint
-from models.checkpoints.inventory import Shapes, size, text_heads
-from models.checkpoints.mismatch import check_names
-from models.checkpoints.pieces import Piece
-from models.checkpoints.shards import join, read_index
-from models.checkpoints.stored import Checkpoint, StoredTensor
+from models.checkpoints.containers import (
+    Checkpoint,
+    LazyTensor,
+    join,
+    open_checkpoint,
+    read_index,
+)
+from models.checkpoints.folder import check_names
+from models.checkpoints.inventory import count, size, text_config
 from models.config import Prediction, TextConfig, UNetConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable
 
@@ -69,7 +70,7 @@ class DiffusersFolder:
         parts = (self.unet, self.vae, self.text)
         return tuple(path for part in parts if part is not None for path in part.files)
 
-    def check_prediction(self, wanted: Prediction) -> None:
+    def check_prediction(self, expected: Prediction) -> None:
         """Whether the base predicts what the preset needs, where the folder says so.
 
         Raises:
@@ -82,11 +83,11 @@ class DiffusersFolder:
             predicts = json.loads(path.read_text()).get("prediction_type", "epsilon")
         except (ValueError, AttributeError) as error:
             raise CheckpointUnreadable(f"{path} is damaged: {error}.") from error
-        if predicts != wanted:
+        if predicts != expected:
             raise CheckpointMismatch(
                 f"{self.path} is another base: it predicts {predicts}, and this preset needs one "
-                f"that predicts {wanted}, Stable Diffusion "
-                f"{'2.1 (768 pixels)' if wanted == 'v_prediction' else '2.1-base (512 pixels)'}."
+                f"that predicts {expected}, Stable Diffusion "
+                f"{'2.1 (768 pixels)' if expected == 'v_prediction' else '2.1-base (512 pixels)'}."
             )
 
     def unet_config(self, feature_width: int, modulation_width: int) -> UNetConfig:
@@ -96,7 +97,7 @@ class DiffusersFolder:
             CheckpointMismatch: a tensor that every UNet has is missing.
         """
         shapes = self.unet.shapes
-        levels = _count(shapes, r"down_blocks\.(\d+)\.")
+        levels = count(shapes, r"down_blocks\.(\d+)\.")
         context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
         widths = tuple(
             size(shapes, f"down_blocks.{i}.resnets.0.conv1.weight") for i in range(levels)
@@ -105,7 +106,7 @@ class DiffusersFolder:
             in_channels=size(shapes, "conv_in.weight", 1),
             out_channels=size(shapes, "conv_out.weight"),
             widths=widths,
-            layers=_count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
+            layers=count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
             attention=tuple(
                 any(name.startswith(f"down_blocks.{i}.attentions.") for name in shapes)
                 for i in range(levels)
@@ -125,33 +126,25 @@ class DiffusersFolder:
         if self.text is None:
             return None
         shapes = self.text.shapes
-        blocks = _count(shapes, r"encoder\.layers\.(\d+)\.")
-        positions = "embeddings.position_embedding.weight"
-        width = size(shapes, positions, 1)
-        if width == _VIT_H_WIDTH and blocks != _VIT_H_BLOCKS:
+        blocks = count(shapes, r"encoder\.layers\.(\d+)\.")
+        position, token = (f"embeddings.{kind}_embedding.weight" for kind in ("position", "token"))
+        config = text_config(shapes, position, token, blocks + 1)
+        if config.width == _VIT_H_WIDTH and blocks != _VIT_H_BLOCKS:
             raise CheckpointMismatch(
                 f"{self.text.path} has {blocks} blocks, and Stable Diffusion 2's text encoder has "
                 f"{_VIT_H_BLOCKS}."
             )
-        return TextConfig(
-            width=width,
-            layers=blocks + 1,
-            heads=text_heads(width),
-            tokens=size(shapes, positions),
-            vocabulary=size(shapes, "embeddings.token_embedding.weight"),
-        )
+        return config
 
-    def pieces(self, ours: Mapping[str, Tensor]) -> dict[str, Piece]:
+    def tensors(self, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
         """Our tensors that the folder holds: UNet without modulation, first stage, text tower.
 
         Raises:
             CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
         """
-        pieces = _by_name(self.unet, "unet.", ours, but=".modulation.")
-        pieces |= _by_name(self.vae, "first_stage.", ours)
-        if self.text is not None:
-            pieces |= _text_pieces(self.text, ours)
-        return pieces
+        tensors = _by_name(self.unet, "unet.", ours)
+        tensors |= _by_name(self.vae, "first_stage.", ours)
+        return tensors if self.text is None else tensors | _text_tensors(self.text, ours)
 
 
 def _part(folder: Path) -> Checkpoint:
@@ -181,62 +174,52 @@ def _modern(name: str) -> str:
     return f"{start}{attention}{_OLD_ATTENTION[old]}.{kind}" if old in _OLD_ATTENTION else name
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
-
-
-def _by_name(
-    part: Checkpoint, network: str, ours: Mapping[str, Tensor], but: str | None = None
-) -> dict[str, Piece]:
-    """Tensors that have our name without the network's, save those with `but` in theirs."""
-    wanted = {
+def _by_name(part: Checkpoint, network: str, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+    """Tensors that have our name without the network's; the modulation is not among them."""
+    expected = {
         name.removeprefix(network): tuple(tensor.shape)
         for name, tensor in ours.items()
-        if name.startswith(network) and (but is None or but not in name)
+        if name.startswith(network) and ".modulation." not in name
     }
     # Projections of the autoencoder's attention are linear, but some files keep them as 1x1
     # convolutions.
-    found = {
-        name: shape[:2] if shape[2:] == (1, 1) and len(wanted.get(name, ())) == 2 else shape
+    shapes = {
+        name: shape[:2] if shape[2:] == (1, 1) and len(expected.get(name, ())) == 2 else shape
         for name, shape in part.shapes.items()
     }
-    check_names(part.path, found, wanted, others=part.others)
-    return {
-        f"{network}{name}": Piece(shape, partial(_reshaped, part.tensors[name], shape))
-        for name, shape in wanted.items()
-    }
+    check_names(part.path, shapes, expected, others=part.others)
+    return {f"{network}{n}": _stacked([part.tensors[n]], shape) for n, shape in expected.items()}
 
 
-def _reshaped(stored: StoredTensor, shape: tuple[int, ...]) -> Tensor:
-    return stored.read().reshape(shape)
-
-
-def _text_pieces(part: Checkpoint, ours: Mapping[str, Tensor]) -> dict[str, Piece]:
-    sources: dict[str, tuple[str, ...]] = {
-        "token_embedding.weight": ("embeddings.token_embedding.weight",),
-        "positional_embedding": ("embeddings.position_embedding.weight",),
+def _text_tensors(part: Checkpoint, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+    sources: dict[str, list[str]] = {
+        "token_embedding.weight": ["embeddings.token_embedding.weight"],
+        "positional_embedding": ["embeddings.position_embedding.weight"],
     }
     for leaf in ("weight", "bias"):
-        sources[f"ln_final.{leaf}"] = (f"final_layer_norm.{leaf}",)
-        for i in range(_count(part.shapes, r"encoder\.layers\.(\d+)\.")):
-            theirs, to = f"encoder.layers.{i}", f"blocks.{i}"
-            sources[f"{to}.qkv.{leaf}"] = tuple(
-                f"{theirs}.self_attn.{x}_proj.{leaf}" for x in "qkv"
-            )
+        sources[f"ln_final.{leaf}"] = [f"final_layer_norm.{leaf}"]
+        for i in range(count(part.shapes, r"encoder\.layers\.(\d+)\.")):
+            r, o = f"encoder.layers.{i}", f"blocks.{i}"
+            sources[f"{o}.qkv.{leaf}"] = [f"{r}.self_attn.{x}_proj.{leaf}" for x in "qkv"]
             for name, our in _TEXT_LAYERS.items():
-                sources[f"{to}.{our}.{leaf}"] = (f"{theirs}.{name}.{leaf}",)
-    wanted: dict[str, tuple[int, ...]] = {}
-    pieces: dict[str, Piece] = {}
-    for name, parts in sources.items():
-        shape = tuple(ours[f"text.{name}"].shape)
-        wanted |= {part_name: (shape[0] // len(parts), *shape[1:]) for part_name in parts}
-        stored = tuple(part.tensors[n] for n in parts if n in part.tensors)
-        pieces[f"text.{name}"] = Piece(shape, partial(_stacked, stored))
+                sources[f"{o}.{our}.{leaf}"] = [f"{r}.{name}.{leaf}"]
+    shapes = {name: tuple(ours[f"text.{name}"].shape) for name in sources}
+    expected = {
+        name: (shapes[our][0] // len(names), *shapes[our][1:])
+        for our, names in sources.items()
+        for name in names
+    }
     # A table of the numbers 0 to 76, which older versions of transformers saved.
-    found = {n: s for n, s in part.shapes.items() if n != "embeddings.position_ids"}
-    check_names(part.path, found, wanted, others=part.others)
-    return pieces
+    stored = {n: s for n, s in part.shapes.items() if n != "embeddings.position_ids"}
+    check_names(part.path, stored, expected, others=part.others)
+    return {
+        f"text.{our}": _stacked([part.tensors[name] for name in names], shapes[our])
+        for our, names in sources.items()
+    }
 
 
-def _stacked(parts: Sequence[StoredTensor]) -> Tensor:
-    return torch.cat([part.read() for part in parts]) if len(parts) > 1 else parts[0].read()
+def _stacked(parts: Sequence[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
+    """Tensors along the first axis, in that shape."""
+    return LazyTensor(
+        parts[0].dtype, shape, lambda: torch.cat([part.read() for part in parts]).reshape(shape)
+    )

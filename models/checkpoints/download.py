@@ -1,26 +1,31 @@
-"""Downloads one large file over HTTP, and goes on where an earlier attempt was cut off.
+"""Downloads one large file over HTTP, and resumes where an earlier attempt was cut off.
 
 `huggingface_hub` does not, as of its version 2.4: each call begins anew, and what it had when the
 connection broke for good is removed (its pull request 4228). The files here have 6.5 GB. What is
 needed of the hub is one request: `GET <endpoint>/<repository>/resolve/<revision>/<file>`, which
-redirects to where the bytes are and tells their SHA-256 in `X-Linked-Etag`.
+redirects to where the bytes are and gives their SHA-256 in `X-Linked-Etag`.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 
-from models.checkpoints.description import FileSum, sum_of
-from models.checkpoints.progress import Listener, WeightsProgress, ignore
-from models.checkpoints.writing import check_room
+from models.checkpoints.files import (
+    FileSum,
+    OnProgress,
+    WeightsProgress,
+    check_room,
+    ignore,
+    no_room,
+    sum_of,
+)
 from models.errors import DiskFull, DownloadFailed
 from models.presets import ReleasedFile
 
@@ -36,48 +41,34 @@ _TOLERANCE = 0.01
 """The released sizes are known to three digits."""
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """What a server said of a file."""
-
-    size: int | None
-    sha256: str | None
-
-
 class _TryAgain(Exception):
-    """An attempt that failed for a reason that may pass.
+    """An attempt that failed for a reason that may pass: a clause, and the seconds that the server
+    asked to wait."""
 
-    Args:
-        reason: a clause.
-        after: seconds that the server asked to wait.
-    """
-
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    def __init__(self, reason: str, after_s: float | None = None) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after_s = after_s
 
 
 def download(
     url: str,
     target: Path,
-    wanted: ReleasedFile,
+    file: ReleasedFile,
     *,
     token: str | None = None,
-    progress: Listener = ignore,
+    on_progress: OnProgress = ignore,
     pause: Callable[[float], None] = time.sleep,
 ) -> FileSum:
-    """Downloads `wanted` to `target`, which is whole and checked, or not there.
+    """Downloads `file` to `target`, which is whole and checked, or not there.
 
-    What an attempt got stays beside `target`, as *.part, and the next one goes on from there. Where
-    no sum tells whether both are of one file, its ETag does, which lies in *.part.etag. A file that
-    is there already is checked, and downloaded only if it is another.
+    A file that is there already is checked, and downloaded only if it is another.
 
     Args:
         url: where it is.
         target: where to put it; its folder must exist.
-        wanted: its size and, where it is known, its sum.
+        file: its size and, where it is known, its sum.
         token: of a login that the server may ask for; it is not sent to other hosts.
-        progress: is told of every piece.
+        on_progress: is called for every chunk.
         pause: waits a number of seconds.
 
     Raises:
@@ -85,121 +76,146 @@ def download(
         DiskFull: the disk has no room.
     """
     if target.exists():
-        there = sum_of(target, progress)
-        if wanted.sha256 in (None, there.sha256):
-            return there
+        existing = sum_of(target, on_progress)
+        if file.sha256 in (None, existing.sha256):
+            return existing
         target.unlink()
-    part = target.with_name(f"{target.name}.part")
-    answer = _persist(url, part, wanted, token, progress, pause)
-    came = sum_of(part, lambda now: progress(replace(now, name=wanted.name)))
-    expected = wanted.sha256 or answer.sha256
-    if expected not in (None, came.sha256):
-        _forget(part)
+    part = _PartialDownload(target, file, on_progress)
+    published = part.fetch(url, token, pause)
+    actual = sum_of(part.path, lambda now: on_progress(replace(now, name=file.name)))
+    expected = file.sha256 or published
+    if expected not in (None, actual.sha256):
+        part.remove()
         raise DownloadFailed(
-            f"{wanted.name} from {url} is not the released file: its sha256 is {came.sha256} and "
+            f"{file.name} from {url} is not the released file: its sha256 is {actual.sha256} and "
             f"should be {expected}. What came was removed; try again, or use another source."
         )
-    part.rename(target)
-    _tag(part).unlink(missing_ok=True)
-    return FileSum(target.name, came.bytes, came.sha256)
+    part.path.rename(target)
+    part.tag.unlink(missing_ok=True)
+    return FileSum(target.name, actual.bytes, actual.sha256)
 
 
-def _persist(
-    url: str,
-    part: Path,
-    wanted: ReleasedFile,
-    token: str | None,
-    progress: Listener,
-    pause: Callable[[float], None],
-) -> _Answer:
-    """Attempts until the file is whole, or until several in a row brought nothing."""
-    headers = {"Accept-Encoding": "identity", "User-Agent": "stablesr-server"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    failures = 0
-    with httpx.Client(headers=headers, follow_redirects=True, timeout=_TIMEOUT) as client:
-        while True:
-            before = _size(part)
-            try:
-                return _attempt(client, url, part, wanted, progress)
-            except _TryAgain as error:
-                failures = 0 if _size(part) > before else failures + 1
-                if failures >= _ATTEMPTS:
-                    kept = _size(part)
-                    more = f" {kept} bytes of it are kept for the next try." if kept else ""
-                    raise DownloadFailed(
-                        f"{url} could not be downloaded: {error}.{more}"
-                    ) from error
-                pause(min(error.after or 2**failures, _LONGEST_PAUSE_S))
+class _PartialDownload:
+    """What an attempt got, beside the target as *.part, for the next one to resume from. Where no
+    sum says whether both are of one file, its ETag does, which lies in *.part.etag."""
 
+    def __init__(self, target: Path, file: ReleasedFile, on_progress: OnProgress) -> None:
+        self.path = target.with_name(f"{target.name}.part")
+        self.tag = target.with_name(f"{target.name}.part.etag")
+        self._file, self._on_progress = file, on_progress
 
-def _attempt(
-    client: httpx.Client, url: str, part: Path, wanted: ReleasedFile, progress: Listener
-) -> _Answer:
-    """One request, which appends to `part` what is missing.
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
 
-    Raises:
-        _TryAgain: the file is not whole yet.
-    """
-    have, headers, tag = _size(part), {}, None
-    # A published sum finds out a part of another file, and goes on from another mirror, whose tags
-    # may be others.
-    if have and wanted.sha256 is None:
-        tag = _read_tag(part)
-        if tag is None:
-            log.warning("%s begins anew: nothing tells which file its part is of", wanted.name)
-            have = 0
-        elif not tag.startswith("W/"):
-            headers["If-Range"] = tag
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        with client.stream("GET", url, headers=headers) as response:
-            if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return _past_the_end(response, part, have)
-            _check_status(response, url)
-            start, size = _extent(response)
-            if start and tag is not None and response.headers.get("ETag") != tag:
-                _forget(part)
-                raise _TryAgain("what was kept is of another file than the server has now")
-            if start != have:
-                # The server sends all of it, or another piece than was asked for.
-                if start != 0:
-                    raise _TryAgain(f"the server sent the file from byte {start}, not from {have}")
-                have = 0
-            if size is not None and abs(size - wanted.size) > _TOLERANCE * wanted.size:
-                raise DownloadFailed(
-                    f"{url} is not the released file: the server has {size} bytes, and "
-                    f"{wanted.name} has about {wanted.size}."
-                )
-            check_room(part.parent, (size or wanted.size) - have)
-            with part.open("r+b" if have else "wb") as file:
-                if not have:
-                    _write_tag(part, response)
-                file.seek(have)
-                # As the pieces come: the beginning of larger ones would be lost with a connection.
-                for piece in response.iter_raw():
-                    file.write(piece)
-                    have += len(piece)
-                    progress(WeightsProgress("download", wanted.name, have, size or wanted.size))
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise DownloadFailed(
-            f"{url} is no address that can be downloaded from: {error}."
-        ) from error
-    except httpx.ProxyError as error:
-        raise DownloadFailed(f"The proxy does not lead to {url}: {error}.") from error
-    except httpx.TooManyRedirects as error:
-        raise DownloadFailed(f"{url} leads in a circle of redirects.") from error
-    except httpx.TransportError as error:
-        what = "cannot be reached" if isinstance(error, httpx.ConnectError) else "broke off"
-        raise _TryAgain(f"the connection {what} ({str(error) or type(error).__name__})") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"The disk of {part.parent} ran full after {have} bytes.") from error
-        raise
-    if size is not None and have != size:
-        raise _TryAgain(f"the connection ended after {have} of {size} bytes")
-    return _Answer(size, _linked_sum(response))
+    def remove(self) -> None:
+        self.path.unlink()
+        self.tag.unlink(missing_ok=True)
+
+    def fetch(self, url: str, token: str | None, pause: Callable[[float], None]) -> str | None:
+        """Attempts until the file is whole, or until several in a row brought nothing; gives the
+        sum that the server publishes."""
+        headers = {"Accept-Encoding": "identity", "User-Agent": "stablesr-server"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        failures = 0
+        with httpx.Client(headers=headers, follow_redirects=True, timeout=_TIMEOUT) as client:
+            while True:
+                before = self.size
+                try:
+                    return self._attempt(client, url)
+                except _TryAgain as error:
+                    failures = 0 if self.size > before else failures + 1
+                    if failures >= _ATTEMPTS:
+                        kept = f" {self.size} bytes of it are kept for the next try."
+                        raise DownloadFailed(
+                            f"{url} could not be downloaded: {error}.{kept if self.size else ''}"
+                        ) from error
+                    pause(min(error.after_s or 2**failures, _LONGEST_PAUSE_S))
+
+    def _attempt(self, client: httpx.Client, url: str) -> str | None:
+        """One request, which appends what is missing.
+
+        Raises:
+            _TryAgain: the file is not whole yet.
+        """
+        position, headers, tag = self.size, {}, None
+        # A published sum finds out a part of another file, and goes on from another mirror, whose
+        # tags may be others.
+        if position and self._file.sha256 is None:
+            tag = self.tag.read_text() if self.tag.is_file() else None
+            if tag is None:
+                log.warning("%s begins anew: its part has no ETag", self._file.name)
+                position = 0
+            elif not tag.startswith("W/"):
+                headers["If-Range"] = tag
+        if position:
+            headers["Range"] = f"bytes={position}-"
+        try:
+            with client.stream("GET", url, headers=headers) as response:
+                total = self._receive(response, url, position, tag)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise DownloadFailed(
+                f"{url} is no address that can be downloaded from: {error}."
+            ) from error
+        except httpx.ProxyError as error:
+            raise DownloadFailed(f"The proxy does not lead to {url}: {error}.") from error
+        except httpx.TooManyRedirects as error:
+            raise DownloadFailed(f"{url} leads in a circle of redirects.") from error
+        except httpx.TransportError as error:
+            fault = "cannot be reached" if isinstance(error, httpx.ConnectError) else "broke off"
+            reason = str(error) or type(error).__name__
+            raise _TryAgain(f"the connection {fault} ({reason})") from error
+        except OSError as error:
+            if no_room(error):
+                raise DiskFull(
+                    f"The disk of {self.path.parent} ran full after {self.size} bytes."
+                ) from error
+            raise
+        if total is not None and self.size != total:
+            raise _TryAgain(f"the connection ended after {self.size} of {total} bytes")
+        return _published_sum(response)
+
+    def _receive(
+        self, response: httpx.Response, url: str, position: int, tag: str | None
+    ) -> int | None:
+        """Writes the body from `position`; gives the size of the whole file where it is known."""
+        file, sent = self._file, response.headers
+        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            # There is nothing after what is here: it is the whole file, or a part of another.
+            if sent.get("Content-Range") == f"bytes */{position}":
+                return position
+            self.remove()
+            raise _TryAgain("what was kept of the file is longer than the file")
+        _check_status(response, url)
+        start, total = _extent(response)
+        if start and tag is not None and sent.get("ETag") != tag:
+            self.remove()
+            raise _TryAgain("what was kept is of another file than the server has now")
+        # The server may send all of it, or another range than was asked for.
+        if start not in (0, position):
+            raise _TryAgain(f"the server sent the file from byte {start}, not from {position}")
+        if total is not None and abs(total - file.size) > _TOLERANCE * file.size:
+            raise DownloadFailed(
+                f"{url} is not the released file: the server has {total} bytes, and "
+                f"{file.name} has about {file.size}."
+            )
+        position = start
+        check_room(self.path.parent, (total or file.size) - position)
+        with self.path.open("r+b" if position else "wb") as part:
+            if not position:
+                # A part that is empty so far: a kill leaves no bytes under the tag of others.
+                self.tag.unlink(missing_ok=True)
+                if "ETag" in sent:
+                    self.tag.write_text(sent["ETag"])
+            part.seek(position)
+            # As the chunks come: the beginning of larger ones would be lost with a connection.
+            for chunk in response.iter_raw():
+                part.write(chunk)
+                position += len(chunk)
+                progress = WeightsProgress("download", file.name, position, total or file.size)
+                self._on_progress(progress)
+        return total
 
 
 def _check_status(response: httpx.Response, url: str) -> None:
@@ -209,7 +225,9 @@ def _check_status(response: httpx.Response, url: str) -> None:
         _TryAgain: not now.
         DownloadFailed: not in this way.
     """
-    status = response.status_code
+    status, after = response.status_code, response.headers.get("Retry-After", "")
+    # A date there is not understood, and not needed.
+    after_s = float(after) if after.isdigit() else None
     if status in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
         return
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -219,23 +237,14 @@ def _check_status(response: httpx.Response, url: str) -> None:
     if status in (httpx.codes.NOT_FOUND, httpx.codes.GONE):
         raise DownloadFailed(f"{url} is not there ({status}): the file was moved or removed.")
     if status == httpx.codes.TOO_MANY_REQUESTS:
-        raise _TryAgain("the server answers that it gets too many requests (429)", _after(response))
+        raise _TryAgain("the server answers that it gets too many requests (429)", after_s)
     if status == httpx.codes.REQUEST_TIMEOUT or status >= 500:
-        raise _TryAgain(f"the server answers {status}", _after(response))
+        raise _TryAgain(f"the server answers {status}", after_s)
     raise DownloadFailed(f"{url} cannot be downloaded: the server answers {status}.")
 
 
-def _past_the_end(response: httpx.Response, part: Path, have: int) -> _Answer:
-    """There is nothing after what is there: it is the whole file, or a piece of another."""
-    total = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
-    if total and int(total[1]) == have:
-        return _Answer(have, _linked_sum(response))
-    _forget(part)
-    raise _TryAgain("what was kept of the file is longer than the file")
-
-
 def _extent(response: httpx.Response) -> tuple[int, int | None]:
-    """The first byte that is sent, and the size of the whole file where it is told."""
+    """The first byte that is sent, and the size of the whole file where it is known."""
     ranged = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status_code == httpx.codes.PARTIAL_CONTENT and ranged:
         return int(ranged[1]), None if ranged[2] == "*" else int(ranged[2])
@@ -243,42 +252,10 @@ def _extent(response: httpx.Response) -> tuple[int, int | None]:
     return 0, int(length) if length.isdigit() else None
 
 
-def _linked_sum(response: httpx.Response) -> str | None:
-    """The sum that the hub tells, on its own answer or on its redirect to the bytes."""
+def _published_sum(response: httpx.Response) -> str | None:
+    """The sum that the hub gives, on its own answer or on its redirect to the bytes."""
     for answer in (*response.history, response):
         tag = answer.headers.get("X-Linked-Etag", "").strip('W/"')
         if re.fullmatch(r"[0-9a-f]{64}", tag):
             return str(tag)
     return None
-
-
-def _after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait; a date there is not understood, and not needed."""
-    value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdigit() else None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _tag(part: Path) -> Path:
-    return part.with_name(f"{part.name}.etag")
-
-
-def _read_tag(part: Path) -> str | None:
-    return _tag(part).read_text() if _tag(part).is_file() else None
-
-
-def _write_tag(part: Path, response: httpx.Response) -> None:
-    """Of a part that is empty so far: a kill leaves no bytes under the tag of others."""
-    tag = response.headers.get("ETag")
-    if tag is None:
-        _tag(part).unlink(missing_ok=True)
-    else:
-        _tag(part).write_text(tag)
-
-
-def _forget(part: Path) -> None:
-    part.unlink()
-    _tag(part).unlink(missing_ok=True)

@@ -1,70 +1,173 @@
-"""Opens whatever file a person gives as a checkpoint, and says what is wrong with it if it is none.
+"""Files and folders on the disk: sums, progress, room, and a new folder in place of an old one.
 
-The content decides, not the name.
+A folder is written beside its place and renamed. `.NAME.*.part` is one in the making, or one that
+was replaced and is being removed; `.NAME.*.old` is a whole one that makes room: between its two
+renames there is no folder NAME. The process at work holds the folder's lock, which ends with it, so
+that leftovers of a killed process are known. Process numbers would not do: containers share them.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
+from secrets import token_hex
+from typing import Literal
 
-from models.checkpoints.archive import open_archive
-from models.checkpoints.safetensors_file import open_safetensors
-from models.checkpoints.stored import Checkpoint, read_at
-from models.errors import CheckpointUnreadable
+from models.errors import DiskFull
 
-__all__ = ["open_checkpoint"]
+__all__ = [
+    "FileSum",
+    "OnProgress",
+    "WeightsProgress",
+    "check_room",
+    "clear_leftovers",
+    "ignore",
+    "no_room",
+    "replaced_folder",
+    "sum_of",
+]
 
-_WANTED = "A checkpoint is a .ckpt file written by torch 1.6 or newer, or a .safetensors file."
+log = logging.getLogger(__name__)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The tensors of a torch checkpoint or a safetensors file.
+@dataclass(frozen=True)
+class WeightsProgress:
+    """How far a download or a conversion is; `done` of `total` are bytes."""
+
+    stage: Literal["wait", "download", "check", "convert", "verify"]
+    """wait: another process is at work on the same folder. check: the sums of files are taken."""
+    name: str
+    """The file's or the preset's."""
+    done: int = 0
+    total: int = 0
+
+
+OnProgress = Callable[[WeightsProgress], None]
+
+
+def ignore(progress: WeightsProgress) -> None:
+    """Does nothing."""
+
+
+@dataclass(frozen=True)
+class FileSum:
+    """A file as it was when it was read or written."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def sum_of(path: Path, on_progress: OnProgress = ignore) -> FileSum:
+    """A file's size and SHA-256, which takes a second or two for each gigabyte. Raises OSError."""
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+            done += len(chunk)
+            on_progress(WeightsProgress("check", path.name, done, total))
+    return FileSum(path.name, done, digest.hexdigest())
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Whether `size` bytes fit on the disk that `folder` lies on, or will lie on.
 
     Raises:
-        CheckpointUnreadable: there is no such file, it cannot be read, or it is no checkpoint; the
-            message says what it seems to be.
+        DiskFull: they do not.
     """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise DiskFull(
+            f"The disk of {folder} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are "
+            "needed."
+        )
+
+
+def no_room(error: OSError) -> bool:
+    """Whether an error says that the disk, or one's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Gives a new folder beside `folder`, and puts it in its place when the block ends well.
+
+    Raises:
+        DiskFull: the disk ran full in the block.
+    """
+    token = token_hex(4)
+    new = folder.with_name(f".{folder.name}.{token}.part")
+    old = folder.with_name(f".{folder.name}.{token}.old")
     try:
-        head = bytes(read_at(path, 0, 1024))
-        if head.startswith(b"PK\x03\x04"):
-            return open_archive(path)
-        # A length of less than 4 GB, then the JSON.
-        if head[4:9] == b"\0\0\0\0{":
-            return open_safetensors(path)
-    except FileNotFoundError:
-        raise CheckpointUnreadable(f"There is no file {path}.") from None
-    except IsADirectoryError:
-        raise CheckpointUnreadable(f"{path} is a folder. {_WANTED}") from None
+        new.mkdir(parents=True)
+        with _lock(new):
+            yield new
+            _replace(folder, new, old)
     except OSError as error:
-        raise CheckpointUnreadable(f"{path} cannot be read: {error.strerror or error}.") from error
-    raise CheckpointUnreadable(f"{path} {_guess(head)}")
+        if no_room(error):
+            raise DiskFull(f"The disk of {folder} ran full; nothing was kept.") from error
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
-def _guess(head: bytes) -> str:
-    """What a file that begins like this is."""
-    if not head:
-        return f"is empty: the download did not begin. {_WANTED}"
-    if head.startswith(b"version https://git-lfs"):
-        return (
-            "is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`, or "
-            "download it from its page."
-        )
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return (
-            "is a web page, not the file: what was saved is the page about the download or an "
-            "error. Download the file itself."
-        )
-    if head[0] == 0x80 and head[1:2] <= b"\x05":
-        return (
-            "is a checkpoint in the old format of torch, before 1.6, a plain pickle, which is not "
-            f"read. {_WANTED}"
-        )
+def _replace(folder: Path, new: Path, old: Path) -> None:
+    """Puts `new` in the place of `folder`, or leaves that one there. `clear_leftovers` does the
+    same for a process that is killed in between."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    with _lock(folder):
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+        # What is half removed must not be taken for a folder to be put back.
+        old.rename(new)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Locks a folder, under whatever name it gets meanwhile; false if another process holds it.
+    Some network file systems lock no folders; there every process is taken to be gone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        head.decode(errors="strict")
-    except UnicodeDecodeError as error:
-        # A character that the end of this piece cuts in two is no reason against text.
-        if error.start < len(head) - 3:
-            return f"is no checkpoint. {_WANTED}"
-    if b"\0" in head:
-        return f"is no checkpoint. {_WANTED}"
-    return f"is a text file, no checkpoint. {_WANTED}"
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            log.warning("no lock on %s: %s", folder, error.strerror)
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Puts the folder back if a process was killed while it replaced it; removes what else such
+    processes left. Raises OSError."""
+    leftovers = [p for p in folder.parent.glob(f".{escape(folder.name)}.*.*") if p.is_dir()]
+    # The newest old one first: it is the one to put back.
+    leftovers.sort(key=lambda path: (path.suffix != ".old", -path.stat().st_mtime))
+    for leftover in leftovers:
+        if leftover.suffix not in (".old", ".part"):
+            continue
+        with _lock(leftover) as gone:
+            if gone and leftover.suffix == ".old" and not folder.exists():
+                leftover.rename(folder)
+                log.warning("%s was left by a process that was killed, and is back", folder)
+            elif gone:
+                shutil.rmtree(leftover, ignore_errors=True)

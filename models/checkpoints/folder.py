@@ -1,52 +1,127 @@
-"""A folder of our own weights: `config.json`, and `model.safetensors` in one file or in several."""
+"""A folder of our own weights: `config.json`, and `model.safetensors` in one file or in several.
+
+`config.json` says the networks' sizes and, under "weights", where the numbers come from. There is
+no date in it: the same files converted in the same way give the same folder, byte for byte.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoints.description import describe
-from models.checkpoints.mismatch import check_names
-from models.checkpoints.places import CONFIG, INDEX, WEIGHTS, preset_folder, weights_root
-from models.checkpoints.safetensors_file import open_safetensors
-from models.checkpoints.shards import join, read_index
-from models.checkpoints.stored import Checkpoint
+from models.checkpoints.containers import Checkpoint, join, open_safetensors, read_index
+from models.checkpoints.files import FileSum, OnProgress, WeightsProgress, ignore, sum_of
+from models.checkpoints.places import CONFIG, INDEX, WEIGHTS, preset_folder
 from models.config import ModelConfig
-from models.errors import CheckpointMismatch, WeightsNotFound
+from models.errors import CheckpointMismatch, CheckpointUnreadable, WeightsNotFound
 from models.networks.bundle import Networks
 
 __all__ = [
     "UNUSED",
+    "Description",
+    "Record",
+    "Verification",
+    "check_names",
+    "describe",
+    "is_finite",
     "load_folder",
     "open_folder",
     "preset_folder",
     "random_networks",
     "save_folder",
-    "weights_root",
+    "verify",
 ]
 
+FORMAT = 1
 UNUSED = ("first_stage.decoder.", "first_stage.post_quant_conv.")
 """How the names of tensors begin that no step calls: images are decoded by the CFW file's decoder.
 Conversions used to keep them."""
+_MAX_FAULTS = 5
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a folder came to be."""
+
+    preset: str
+    dtype: str
+    """Of its tensors, but for those in float32."""
+    float32: tuple[str, ...]
+    """Tensors kept in float32 because they do not fit the type of the others."""
+    shared_encoder: bool
+    """Whether one VAE encoder serves both, the two files' being equal."""
+    licence: str
+    licence_url: str
+    sources: tuple[FileSum, ...]
+    """What was converted."""
+    files: tuple[FileSum, ...]
+    """What was written."""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Description:
+    """`record` is None for weights that no conversion made, such as the embedded ones."""
+
+    config: ModelConfig
+    record: Record | None = None
+
+    def write(self, folder: Path) -> None:
+        """Writes `config.json`."""
+        fields = self.config.to_json()
+        if self.record is not None:
+            fields["weights"] = asdict(self.record)
+        part = folder / f"{CONFIG}.part"
+        part.write_text(json.dumps(fields, indent=2) + "\n")
+        os.replace(part, folder / CONFIG)
+
+
+def describe(folder: Path) -> Description:
+    """What the folder's `config.json` says.
+
+    Raises:
+        WeightsNotFound: there is none.
+        CheckpointUnreadable: it is damaged, or of a version that is not known.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise WeightsNotFound(f"There are no weights in {folder}: {CONFIG} is missing.")
+    try:
+        fields = json.loads(path.read_text())
+        record = fields.pop("weights", None)
+        return Description(ModelConfig.from_json(fields), record and _record(record))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointUnreadable(
+            f"{path} does not describe weights that this version can read ({error!r:.200}); "
+            "convert the weights again, or use the version that wrote it."
+        ) from error
+
+
+def _record(fields: dict[str, Any]) -> Record:
+    if fields["format"] != FORMAT:
+        raise ValueError(f"format {fields['format']} instead of {FORMAT}")
+    sums = {k: tuple(FileSum(**s) for s in fields[k]) for k in ("sources", "files")}
+    return Record(**{**fields, **sums, "float32": tuple(fields["float32"])})
 
 
 def save_folder(networks: Networks, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes the folder, each file aside first and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to(dtype).contiguous() for k, v in networks.state_dict().items()}
-    aside = folder / f"{WEIGHTS}.part"
-    save_file(tensors, aside, metadata={"format": "pt"})
-    aside.chmod(0o644)  # safetensors leaves the file to its owner alone
-    os.replace(aside, folder / WEIGHTS)
-    aside = folder / f"{CONFIG}.part"
-    aside.write_text(json.dumps(networks.config.to_json(), indent=2) + "\n")
-    os.replace(aside, folder / CONFIG)
+    part = folder / f"{WEIGHTS}.part"
+    save_file(tensors, part, metadata={"format": "pt"})
+    part.chmod(0o644)  # safetensors leaves the file to its owner alone
+    os.replace(part, folder / WEIGHTS)
+    Description(networks.config).write(folder)
 
 
 def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
@@ -58,15 +133,15 @@ def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
         CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
     """
     config = describe(folder).config
-    found = join(folder, map(open_safetensors, _files(folder)))
-    used = {name: t for name, t in found.tensors.items() if not name.startswith(UNUSED)}
-    found = replace(found, tensors=used)
-    own = any(name.startswith("first_stage.") for name in used)
+    checkpoint = join(folder, map(open_safetensors, _files(folder)))
+    tensors = {name: t for name, t in checkpoint.tensors.items() if not name.startswith(UNUSED)}
+    checkpoint = replace(checkpoint, tensors=tensors)
+    own = any(name.startswith("first_stage.") for name in tensors)
     with torch.device("meta"):
         networks = Networks(config, first_stage="encoder" if own else None)
-    wanted = {name: tensor.shape for name, tensor in networks.state_dict().items()}
-    check_names(folder, found.shapes, wanted, to=f"its {CONFIG}")
-    return networks, found
+    shapes = {name: tensor.shape for name, tensor in networks.state_dict().items()}
+    check_names(folder, checkpoint.shapes, shapes, to=f"its {CONFIG}")
+    return networks, checkpoint
 
 
 def _files(folder: Path) -> list[Path]:
@@ -83,6 +158,38 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
+def check_names(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    expected: Mapping[str, Sequence[int]],
+    *,
+    others: Iterable[str] = (),
+    to: str = "the networks",
+) -> None:
+    """Whether the names and shapes of tensors are exactly the expected ones.
+
+    Args:
+        path: of the file or folder, for the message.
+        others: names that hold no tensor.
+        to: what it does not fit, for the message.
+
+    Raises:
+        CheckpointMismatch: with the first few names of what is missing, left over or of the wrong
+            shape.
+    """
+    faults = [f"missing {name}" for name in sorted(expected.keys() - shapes.keys())]
+    faults += [f"left over {name}" for name in sorted({*shapes, *others} - expected.keys())]
+    faults += [
+        f"{name} has shape {tuple(shapes[name])} instead of {tuple(expected[name])}"
+        for name in sorted(expected.keys() & shapes.keys())
+        if tuple(expected[name]) != tuple(shapes[name])
+    ]
+    if faults:
+        more = f" and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
+        listed = "; ".join(faults[:_MAX_FAULTS])
+        raise CheckpointMismatch(f"{path} does not fit {to}: {listed}{more}.")
+
+
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Networks:
     """Networks of a folder, in evaluation mode, on the device.
 
@@ -92,24 +199,19 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Netwo
         CheckpointMismatch: tensors are missing, left over or of the wrong shape, or do not fit
             into `dtype`, by name.
     """
-    networks, found = open_folder(folder)
-    moved: dict[str, Tensor] = {}
-    for name, stored in found.tensors.items():
+    networks, checkpoint = open_folder(folder)
+    tensors: dict[str, Tensor] = {}
+    for name, lazy in checkpoint.tensors.items():
         # Read, not mapped: mapped pages count as free memory, and plans add what is loaded.
-        tensor = stored.read()
-        moved[name] = tensor.to(device=device, dtype=dtype)
+        tensors[name] = lazy.read().to(device=device, dtype=dtype)
         # Conversion keeps what float16 cannot hold in float32.
-        if (tensor.dtype, dtype) == (torch.float32, torch.float16):
-            _check_fits(folder, name, moved[name])
-    networks.load_state_dict(moved, assign=True)
+        narrow = (lazy.dtype, dtype) == (torch.float32, torch.float16)
+        if narrow and not is_finite(tensors[name]):
+            raise CheckpointMismatch(
+                f"{name} in {folder} has values that float16 cannot hold: use bfloat16 or float32."
+            )
+    networks.load_state_dict(tensors, assign=True)
     return networks.eval().requires_grad_(False)
-
-
-def _check_fits(folder: Path, name: str, tensor: Tensor) -> None:
-    if not bool(tensor.isfinite().all()):
-        raise CheckpointMismatch(
-            f"{name} in {folder} has values that float16 cannot hold: use bfloat16 or float32."
-        )
 
 
 def random_networks(
@@ -128,3 +230,52 @@ def random_networks(
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     return networks.eval().requires_grad_(False)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; without a mask of the tensor's size."""
+    if tensor.numel() == 0:
+        return True
+    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a folder without fault holds."""
+
+    bytes: int
+    dtypes: Mapping[str, int]
+    """How many tensors have each type."""
+    record: Record | None
+    """With the sums that the files were compared with; None where none were recorded."""
+
+
+def verify(folder: Path, on_progress: OnProgress = ignore) -> Verification:
+    """Reads all of a folder: every tensor there and finite, and the files as they were written.
+
+    Raises:
+        WeightsNotFound: the folder or one of its files is not there.
+        CheckpointUnreadable: a file is damaged, or not what was written.
+        CheckpointMismatch: tensors are missing, left over, of the wrong shape or not finite.
+    """
+    record = describe(folder).record
+    _, checkpoint = open_folder(folder)
+    for file in record.files if record else ():
+        if not (folder / file.name).is_file():
+            raise WeightsNotFound(f"The weights in {folder} are not complete: no {file.name}.")
+        current = sum_of(folder / file.name, on_progress)
+        if current != file:
+            raise CheckpointUnreadable(
+                f"{folder / file.name} is not what was written: its sha256 is {current.sha256} and "
+                f"was {file.sha256}. Pull or convert the weights again."
+            )
+    total = sum(path.stat().st_size for path in checkpoint.files)
+    done, dtypes = 0, Counter[str]()
+    for name, lazy in checkpoint.tensors.items():
+        tensor = lazy.read()
+        if not is_finite(tensor):
+            raise CheckpointMismatch(f"{name} in {folder} has values that are no numbers.")
+        dtypes[str(tensor.dtype).removeprefix("torch.")] += 1
+        done += tensor.nbytes
+        on_progress(WeightsProgress("verify", folder.name, done, total))
+    return Verification(total, dtypes, record)

@@ -15,7 +15,15 @@ from models.config import (
 )
 from models.errors import CheckpointMismatch
 
-__all__ = ["Shapes", "autoencoder_config", "config_of", "encoder_config", "size", "text_heads"]
+__all__ = [
+    "Shapes",
+    "autoencoder_config",
+    "config_of",
+    "count",
+    "encoder_config",
+    "size",
+    "text_config",
+]
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -47,17 +55,10 @@ def config_of(
                 f"This is not a StableSR {what} file: it has no tensor {key}. Are the diffusion "
                 "file and the autoencoder (CFW) file swapped?"
             )
-    text = None
-    if f"{_TEXT}positional_embedding" in diffusion:
-        tokens, width = (size(diffusion, f"{_TEXT}positional_embedding", axis) for axis in (0, 1))
-        blocks = {int(m[1]) for k in diffusion if (m := re.match(rf"{_TEXT}.*resblocks\.(\d+)", k))}
-        text = TextConfig(
-            width=width,
-            layers=len(blocks),
-            heads=text_heads(width),
-            tokens=tokens,
-            vocabulary=size(diffusion, f"{_TEXT}token_embedding.weight"),
-        )
+    text, position = None, f"{_TEXT}positional_embedding"
+    if position in diffusion:
+        blocks = count(diffusion, rf"{re.escape(_TEXT)}.*resblocks\.(\d+)")
+        text = text_config(diffusion, position, f"{_TEXT}token_embedding.weight", blocks)
     return ModelConfig(
         unet=_unet(diffusion),
         encoder=encoder_config(diffusion),
@@ -81,33 +82,37 @@ def size(shapes: Shapes, name: str, axis: int = 0) -> int:
     return shapes[name][axis]
 
 
-def text_heads(width: int) -> int:
-    """64 channels a head as in ViT-H; towers narrower than that are test networks of 4 heads."""
-    return width // 64 if width >= 256 else 4
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many different numbers the first group of a pattern matches in the names."""
+    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
+
+
+def text_config(shapes: Shapes, position: str, token: str, blocks: int) -> TextConfig:
+    """Sizes of a text tower, from the names of its two embeddings. Raises CheckpointMismatch."""
+    width = size(shapes, position, 1)
+    return TextConfig(
+        width=width,
+        layers=blocks,
+        # 64 channels a head as in ViT-H; narrower towers are test networks of 4 heads.
+        heads=width // 64 if width >= 256 else 4,
+        tokens=size(shapes, position),
+        vocabulary=size(shapes, token),
+    )
 
 
 def _levels(shapes: Shapes, prefix: str, first: int) -> tuple[tuple[int, ...], list[bool], int]:
     """Widths and attention of each level of an encoder half, and residual blocks a level."""
-    widths: list[int] = []
-    attention: list[bool] = []
-    blocks = 0
-    width = first
-    attended = False
-    numbers = sorted(
-        {int(m[1]) for k in shapes if (m := re.match(rf"{prefix}input_blocks\.(\d+)\.", k))}
-    )
-    for number in numbers[1:]:
+    levels, blocks = [(first, False)], 0
+    for number in range(1, count(shapes, rf"{re.escape(prefix)}input_blocks\.(\d+)\.")):
         at = f"{prefix}input_blocks.{number}"
         if f"{at}.0.op.weight" in shapes:
-            widths.append(width)
-            attention.append(attended)
+            levels.append(levels[-1])
             continue
         blocks += 1
         width = size(shapes, f"{at}.0.out_layers.3.weight")
-        attended = f"{at}.1.norm.weight" in shapes
-    widths.append(width)
-    attention.append(attended)
-    return tuple(widths), attention, blocks // len(widths)
+        levels[-1] = width, f"{at}.1.norm.weight" in shapes
+    widths, attention = zip(*levels, strict=True)
+    return widths, list(attention), blocks // len(levels)
 
 
 def _unet(shapes: Shapes) -> UNetConfig:
@@ -144,16 +149,14 @@ def encoder_config(shapes: Shapes) -> EncoderConfig:
 
 def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:
     """Sizes of the autoencoder with CFW. Raises CheckpointMismatch."""
-    levels = {int(m[1]) for k in shapes if (m := re.match(r"encoder\.down\.(\d+)\.", k))}
     fusion = "decoder.fusion_layer_1.encode_enc_2."
-    blocks = {int(m[1]) for k in shapes if (m := re.match(rf"{fusion}(\d+)\.", k))}
-    layers = {int(m[1]) for k in shapes if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))}
+    levels = count(shapes, r"encoder\.down\.(\d+)\.")
     return AutoencoderConfig(
         widths=tuple(
-            size(shapes, f"encoder.down.{i}.block.0.conv1.weight") for i in range(len(levels))
+            size(shapes, f"encoder.down.{level}.block.0.conv1.weight") for level in range(levels)
         ),
-        layers=len(layers),
+        layers=count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
         latent_channels=size(shapes, "post_quant_conv.weight"),
         growth=size(shapes, f"{fusion}0.rdb1.conv1.weight"),
-        fusion_blocks=len(blocks),
+        fusion_blocks=count(shapes, rf"{re.escape(fusion)}(\d+)\."),
     )

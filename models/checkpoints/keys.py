@@ -1,20 +1,22 @@
 """Names of the released tensors, and where each one goes in our networks.
 
 The released files use the naming of the CompVis latent diffusion code; ours follow diffusers.
-The table is generated from a `ModelConfig`, in both directions, so that a checkpoint can be
-checked for completeness before a byte of it is converted.
+The table is generated from the networks of a `ModelConfig`, in both directions, so that a
+checkpoint can be checked for completeness before a byte of it is converted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, UNetConfig
+from models.networks.bundle import Networks
 
 __all__ = [
     "SCHEDULE_KEYS",
@@ -59,228 +61,177 @@ class Entry:
     projection laid out head by head as [q | k | v], three linear layers here."""
 
 
-def _pair(released: str, ours: str, kind: Kind = "copy") -> Iterator[Entry]:
-    for leaf in ("weight", "bias"):
-        # Biases of 1x1 convolutions and linear layers look the same.
-        k: Kind = "copy" if kind == "conv1x1" and leaf == "bias" else kind
-        yield Entry(f"{released}.{leaf}", (f"{ours}.{leaf}",), k)
+_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "encoder": "structcond_stage_model.",
+    "first_stage": "first_stage_model.",
+    "autoencoder": "",
+    "text": "cond_stage_model.model.",
+}
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+    "modulation.norm": "spade.param_free_norm",
+    "modulation.shared": "spade.mlp_shared.0",
+    "modulation.gamma": "spade.mlp_gamma",
+    "modulation.beta": "spade.mlp_beta",
+}
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+_ENCODER_ATTENTION = _VAE_ATTENTION | {"to_q": "qkv", "to_k": "qkv", "to_v": "qkv"}
+_TEXT_BLOCK = {
+    "qkv.weight": "attn.in_proj_weight",
+    "qkv.bias": "attn.in_proj_bias",
+    "out": "attn.out_proj",
+    "fc": "mlp.c_fc",
+    "proj": "mlp.c_proj",
+}
 
 
-def _openai_resnet(released: str, ours: str, *, skip: bool, modulated: bool) -> Iterator[Entry]:
-    yield from _pair(f"{released}.in_layers.0", f"{ours}.norm1")
-    yield from _pair(f"{released}.in_layers.2", f"{ours}.conv1")
-    yield from _pair(f"{released}.emb_layers.1", f"{ours}.time_emb_proj")
-    yield from _pair(f"{released}.out_layers.0", f"{ours}.norm2")
-    yield from _pair(f"{released}.out_layers.3", f"{ours}.conv2")
-    if skip:
-        yield from _pair(f"{released}.skip_connection", f"{ours}.conv_shortcut")
-    if modulated:
-        yield from _pair(f"{released}.spade.param_free_norm", f"{ours}.modulation.norm")
-        yield from _pair(f"{released}.spade.mlp_shared.0", f"{ours}.modulation.shared")
-        yield from _pair(f"{released}.spade.mlp_gamma", f"{ours}.modulation.gamma")
-        yield from _pair(f"{released}.spade.mlp_beta", f"{ours}.modulation.beta")
+def _unet_name(parts: Sequence[str], config: UNetConfig | EncoderConfig) -> str:
+    """A layer of the UNet or of the time-aware encoder."""
+    per_level = config.layers + 1
+    attention: Mapping[str, str] = {} if isinstance(config, UNetConfig) else _ENCODER_ATTENTION
+    match parts:
+        case ["conv_in"]:
+            return "input_blocks.0.0"
+        case ["time_embedding", layer]:
+            return {"linear_1": "time_embed.0", "linear_2": "time_embed.2"}[layer]
+        case ["down_blocks" | "levels", level, "resnets", i, *layer]:
+            return f"input_blocks.{1 + int(level) * per_level + int(i)}.0.{_layer(layer, _RESNET)}"
+        case ["down_blocks" | "levels", level, "attentions", i, *layer]:
+            block = 1 + int(level) * per_level + int(i)
+            return f"input_blocks.{block}.1.{_layer(layer, attention)}"
+        case ["down_blocks" | "levels", level, "downsamplers" | "downsampler", *_]:
+            return f"input_blocks.{(int(level) + 1) * per_level}.0.op"
+        case ["mid_block" | "middle", "resnets", i, *layer]:
+            return f"middle_block.{2 * int(i)}.{_layer(layer, _RESNET)}"
+        case ["mid_block", "attentions", "0", *layer] | ["middle", "attention", *layer]:
+            return f"middle_block.1.{_layer(layer, attention)}"
+        case ["up_blocks", up, "resnets", i, *layer]:
+            return f"output_blocks.{int(up) * per_level + int(i)}.0.{_layer(layer, _RESNET)}"
+        case ["up_blocks", up, "attentions", i, *layer]:
+            return f"output_blocks.{int(up) * per_level + int(i)}.1.{'.'.join(layer)}"
+        case ["up_blocks", up, "upsamplers", *_]:
+            after = 2 if config.attention[-1 - int(up)] else 1
+            return f"output_blocks.{int(up) * per_level + config.layers}.{after}.conv"
+        case ["taps", level, *layer]:
+            return f"fea_tran.{level}.{_layer(layer, _RESNET)}"
+        case [last]:
+            return {"conv_norm_out": "out.0", "conv_out": "out.2"}[last]
+    raise KeyError(".".join(parts))
 
 
-def _transformer(released: str, ours: str) -> Iterator[Entry]:
-    for name in ("norm", "proj_in", "proj_out"):
-        yield from _pair(f"{released}.{name}", f"{ours}.{name}")
-    r, o = f"{released}.transformer_blocks.0", f"{ours}.transformer_blocks.0"
-    for name in ("norm1", "norm2", "norm3", "ff.net.0.proj", "ff.net.2"):
-        yield from _pair(f"{r}.{name}", f"{o}.{name}")
-    for attn in ("attn1", "attn2"):
-        for leaf in ("to_q.weight", "to_k.weight", "to_v.weight"):
-            yield Entry(f"{r}.{attn}.{leaf}", (f"{o}.{attn}.{leaf}",))
-        yield from _pair(f"{r}.{attn}.to_out.0", f"{o}.{attn}.to_out.0")
-
-
-def _unet(config: UNetConfig) -> Iterator[Entry]:
-    r, o = "model.diffusion_model", "unet"
-    yield from _pair(f"{r}.time_embed.0", f"{o}.time_embedding.linear_1")
-    yield from _pair(f"{r}.time_embed.2", f"{o}.time_embedding.linear_2")
-    yield from _pair(f"{r}.input_blocks.0.0", f"{o}.conv_in")
-    levels = range(len(config.widths))
-    block = 1
-    for level in levels:
-        for i in range(config.layers):
-            widened = i == 0 and level > 0 and config.widths[level] != config.widths[level - 1]
-            at, to = f"{r}.input_blocks.{block}", f"{o}.down_blocks.{level}"
-            yield from _openai_resnet(f"{at}.0", f"{to}.resnets.{i}", skip=widened, modulated=True)
-            if config.attention[level]:
-                yield from _transformer(f"{at}.1", f"{to}.attentions.{i}")
-            block += 1
-        if level < levels[-1]:
-            yield from _pair(
-                f"{r}.input_blocks.{block}.0.op", f"{o}.down_blocks.{level}.downsamplers.0.conv"
-            )
-            block += 1
-    for i, place in enumerate((0, 2)):
-        yield from _openai_resnet(
-            f"{r}.middle_block.{place}", f"{o}.mid_block.resnets.{i}", skip=False, modulated=True
-        )
-    yield from _transformer(f"{r}.middle_block.1", f"{o}.mid_block.attentions.0")
-    block = 0
-    for up, level in enumerate(reversed(levels)):
-        for i in range(config.layers + 1):
-            at, to = f"{r}.output_blocks.{block}", f"{o}.up_blocks.{up}"
-            yield from _openai_resnet(f"{at}.0", f"{to}.resnets.{i}", skip=True, modulated=True)
-            if config.attention[level]:
-                yield from _transformer(f"{at}.1", f"{to}.attentions.{i}")
-            if i == config.layers and level > 0:
-                after = 2 if config.attention[level] else 1
-                yield from _pair(f"{at}.{after}.conv", f"{to}.upsamplers.0.conv")
-            block += 1
-    yield from _pair(f"{r}.out.0", f"{o}.conv_norm_out")
-    yield from _pair(f"{r}.out.2", f"{o}.conv_out")
-
-
-def _qkv_attention(released: str, ours: str) -> Iterator[Entry]:
-    yield from _pair(f"{released}.norm", f"{ours}.group_norm")
-    for leaf in ("weight", "bias"):
-        three = tuple(f"{ours}.to_{x}.{leaf}" for x in "qkv")
-        yield Entry(f"{released}.qkv.{leaf}", three, "qkv")
-    yield from _pair(f"{released}.proj_out", f"{ours}.to_out.0", "conv1x1")
-
-
-def _encoder(config: EncoderConfig) -> Iterator[Entry]:
-    r, o = "structcond_stage_model", "encoder"
-    yield from _pair(f"{r}.time_embed.0", f"{o}.time_embedding.linear_1")
-    yield from _pair(f"{r}.time_embed.2", f"{o}.time_embedding.linear_2")
-    yield from _pair(f"{r}.input_blocks.0.0", f"{o}.conv_in")
+def _vae_name(parts: Sequence[str], config: AutoencoderConfig) -> str:
+    """A layer of an autoencoder, with or without CFW."""
     last = len(config.widths) - 1
-    block = 1
-    for level, width in enumerate(config.widths):
-        for i in range(config.layers):
-            widened = i == 0 and level > 0 and width != config.widths[level - 1]
-            at, to = f"{r}.input_blocks.{block}", f"{o}.levels.{level}"
-            yield from _openai_resnet(f"{at}.0", f"{to}.resnets.{i}", skip=widened, modulated=False)
-            if config.attention[level]:
-                yield from _qkv_attention(f"{at}.1", f"{to}.attentions.{i}")
-            block += 1
-        if level < last:
-            yield from _pair(
-                f"{r}.input_blocks.{block}.0.op", f"{o}.levels.{level}.downsampler.conv"
-            )
-            block += 1
-    for i, place in enumerate((0, 2)):
-        yield from _openai_resnet(
-            f"{r}.middle_block.{place}", f"{o}.middle.resnets.{i}", skip=False, modulated=False
-        )
-    yield from _qkv_attention(f"{r}.middle_block.1", f"{o}.middle.attention")
-    for level, width in enumerate(config.widths):
-        yield from _openai_resnet(
-            f"{r}.fea_tran.{level}",
-            f"{o}.taps.{level}",
-            skip=width != config.feature_width,
-            modulated=False,
-        )
-
-
-def _vae_resnet(released: str, ours: str, skip: str | None) -> Iterator[Entry]:
-    for name in ("norm1", "conv1", "norm2", "conv2"):
-        yield from _pair(f"{released}.{name}", f"{ours}.{name}")
-    if skip is not None:
-        yield from _pair(f"{released}.{skip}", f"{ours}.conv_shortcut")
-
-
-def _vae_middle(released: str, ours: str) -> Iterator[Entry]:
-    for i in range(2):
-        yield from _vae_resnet(f"{released}.block_{i + 1}", f"{ours}.resnets.{i}", None)
-    r, o = f"{released}.attn_1", f"{ours}.attentions.0"
-    yield from _pair(f"{r}.norm", f"{o}.group_norm")
-    for x in "qkv":
-        yield from _pair(f"{r}.{x}", f"{o}.to_{x}", "conv1x1")
-    yield from _pair(f"{r}.proj_out", f"{o}.to_out.0", "conv1x1")
-
-
-def autoencoder_entries(
-    config: AutoencoderConfig,
-    *,
-    fusion: bool = True,
-    prefix: str = "",
-    network: str = "autoencoder",
-) -> Iterator[Entry]:
-    """The autoencoder file (prefix "") or a diffusion file's `first_stage_model.` (no fusion)."""
-    widths, last = config.widths, len(config.widths) - 1
-    for half in ("encoder", "decoder"):
-        r, o = f"{prefix}{half}", f"{network}.{half}"
-        for name, to in (
-            ("conv_in", "conv_in"),
-            ("norm_out", "conv_norm_out"),
-            ("conv_out", "conv_out"),
-        ):
-            yield from _pair(f"{r}.{name}", f"{o}.{to}")
-        yield from _vae_middle(f"{r}.mid", f"{o}.mid_block")
-    for level, width in enumerate(widths):
-        r, o = f"{prefix}encoder.down.{level}", f"{network}.encoder.down_blocks.{level}"
-        for i in range(config.layers):
-            widened = i == 0 and level > 0 and width != widths[level - 1]
-            skip = "nin_shortcut" if widened else None
-            yield from _vae_resnet(f"{r}.block.{i}", f"{o}.resnets.{i}", skip)
-        if level < last:
-            yield from _pair(f"{r}.downsample.conv", f"{o}.downsamplers.0.conv")
+    shortcut = {"conv_shortcut": "nin_shortcut"}
+    match parts:
+        case [half, "mid_block", "resnets", i, layer]:
+            return f"{half}.mid.block_{int(i) + 1}.{layer}"
+        case [half, "mid_block", "attentions", "0", *layer]:
+            return f"{half}.mid.attn_1.{_layer(layer, _VAE_ATTENTION)}"
+        case ["encoder", "down_blocks", level, "resnets", i, layer]:
+            return f"encoder.down.{level}.block.{i}.{shortcut.get(layer, layer)}"
+        case ["encoder", "down_blocks", level, "downsamplers", *_]:
+            return f"encoder.down.{level}.downsample.conv"
         # The released decoder counts its levels from the image, diffusers from the latent.
-        r = f"{prefix}decoder.up.{level}"
-        o = f"{network}.decoder.up_blocks.{last - level}"
-        for i in range(config.layers + 1):
-            narrowed = i == 0 and level < last and width != widths[level + 1]
-            skip = "nin_shortcut" if narrowed else None
-            yield from _vae_resnet(f"{r}.block.{i}", f"{o}.resnets.{i}", skip)
-        if level > 0:
-            yield from _pair(f"{r}.upsample.conv", f"{o}.upsamplers.0.conv")
-    yield from _pair(f"{prefix}quant_conv", f"{network}.quant_conv")
-    yield from _pair(f"{prefix}post_quant_conv", f"{network}.post_quant_conv")
-    if fusion:
-        for number, name in ((1, "half_size"), (2, "quarter_size")):
-            r = f"{prefix}decoder.fusion_layer_{number}"
-            o = f"{network}.decoder.fusion.{name}"
-            yield from _vae_resnet(f"{r}.encode_enc_1", f"{o}.enter", "conv_out")
-            yield from _vae_resnet(f"{r}.encode_enc_3", f"{o}.leave", None)
-            for b in range(config.fusion_blocks):
-                for d in range(3):
-                    for c in range(5):
-                        yield from _pair(
-                            f"{r}.encode_enc_2.{b}.rdb{d + 1}.conv{c + 1}",
-                            f"{o}.dense.{b}.blocks.{d}.convs.{c}",
-                        )
+        case ["decoder", "up_blocks", up, "resnets", i, layer]:
+            return f"decoder.up.{last - int(up)}.block.{i}.{shortcut.get(layer, layer)}"
+        case ["decoder", "up_blocks", up, "upsamplers", *_]:
+            return f"decoder.up.{last - int(up)}.upsample.conv"
+        case ["decoder", "fusion", scale, *rest]:
+            number = {"half_size": 1, "quarter_size": 2}[scale]
+            return f"decoder.fusion_layer_{number}.{_fusion_name(rest)}"
+        case _:
+            return ".".join(parts).replace("conv_norm_out", "norm_out")
 
 
-def _text(layers: int) -> Iterator[Entry]:
-    r, o = "cond_stage_model.model", "text"
-    yield Entry(f"{r}.positional_embedding", (f"{o}.positional_embedding",))
-    for name in ("text_projection", "logit_scale"):
-        yield Entry(f"{r}.{name}", ())
-    yield Entry(f"{r}.token_embedding.weight", (f"{o}.token_embedding.weight",))
-    yield from _pair(f"{r}.ln_final", f"{o}.ln_final")
-    for i in range(layers):
-        b, t = f"{r}.transformer.resblocks.{i}", f"{o}.blocks.{i}"
-        if i == layers - 1:
-            yield from (Entry(entry.released, ()) for entry in _text_block(b, t))
-        else:
-            yield from _text_block(b, t)
+def _fusion_name(parts: Sequence[str]) -> str:
+    match parts:
+        case ["dense", block, "blocks", dense, "convs", conv]:
+            return f"encode_enc_2.{block}.rdb{int(dense) + 1}.conv{int(conv) + 1}"
+        case ["enter", layer]:
+            return f"encode_enc_1.{layer.replace('conv_shortcut', 'conv_out')}"
+        case _:
+            return f"encode_enc_3.{parts[-1]}"
 
 
-def _text_block(released: str, ours: str) -> Iterator[Entry]:
-    for leaf in ("weight", "bias"):
-        yield Entry(f"{released}.attn.in_proj_{leaf}", (f"{ours}.qkv.{leaf}",))
-    for name, to in (
-        ("ln_1", "ln_1"),
-        ("ln_2", "ln_2"),
-        ("attn.out_proj", "out"),
-        ("mlp.c_fc", "fc"),
-        ("mlp.c_proj", "proj"),
-    ):
-        yield from _pair(f"{released}.{name}", f"{ours}.{to}")
+def _layer(parts: Sequence[str], names: Mapping[str, str]) -> str:
+    layer = ".".join(parts)
+    return names.get(layer, layer)
+
+
+def _released_name(name: str, config: ModelConfig) -> str:
+    """The released tensor that holds ours."""
+    network, *parts, leaf = name.split(".")
+    match network:
+        case "unet":
+            released = f"{_unet_name(parts, config.unet)}.{leaf}"
+        case "encoder":
+            released = f"{_unet_name(parts, config.encoder)}.{leaf}"
+        case "text" if parts and parts[0] == "blocks":
+            layer = _TEXT_BLOCK.get(f"{parts[2]}.{leaf}")
+            layer = layer or f"{_TEXT_BLOCK.get(parts[2], parts[2])}.{leaf}"
+            released = f"transformer.resblocks.{parts[1]}.{layer}"
+        case "text":
+            released = ".".join([*parts, leaf])
+        case _:
+            released = f"{_vae_name(parts, config.released_autoencoder)}.{leaf}"
+    return f"{_PREFIXES[network]}{released}"
+
+
+def _kind(name: str) -> Kind:
+    network, layer = name.partition(".")[0], name.rpartition(".")[0]
+    if network == "encoder" and layer.endswith(("to_q", "to_k", "to_v")):
+        return "qkv"
+    projection = layer.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+    # Biases of 1x1 convolutions and linear layers look the same.
+    if projection and network not in ("unet", "text") and name.endswith(".weight"):
+        return "conv1x1"
+    return "copy"
+
+
+@lru_cache(maxsize=2)
+def _entries(config: ModelConfig) -> dict[str, Entry]:
+    """Of all tensors of the networks, by the released name."""
+    with torch.device("meta"):
+        names = list(Networks(config, first_stage="whole").state_dict())
+    entries: dict[str, Entry] = {}
+    for name in names:
+        if name == "context":  # the empty prompt's embedding, which conversion computes
+            continue
+        released = _released_name(name, config)
+        ours = entries[released].ours if released in entries else ()
+        entries[released] = Entry(released, (*ours, name), _kind(name))
+    return entries
+
+
+def autoencoder_entries(config: ModelConfig) -> list[Entry]:
+    """Every tensor of a released autoencoder file, but for the loss of its training."""
+    return [e for e in _entries(config).values() if e.ours[0].startswith("autoencoder.")]
 
 
 def diffusion_entries(config: ModelConfig) -> list[Entry]:
     """Every tensor of a released diffusion file, but for the schedule's tables."""
-    entries = [*_unet(config.unet), *_encoder(config.encoder)]
-    own = config.released_autoencoder
-    entries += autoencoder_entries(
-        own, fusion=False, prefix="first_stage_model.", network="first_stage"
-    )
+    entries = [e for e in _entries(config).values() if not e.ours[0].startswith("autoencoder.")]
     if config.text is not None:
-        entries += _text(config.text.layers)
+        # What no step calls: the tower's last block and its projection.
+        text, last = _PREFIXES["text"], config.text.layers - 1
+        block = f"{text}transformer.resblocks."
+        layers = [e.released for e in entries if e.released.startswith(f"{block}0.")]
+        unused = [name.replace(f"{block}0.", f"{block}{last}.") for name in layers]
+        unused += [f"{text}text_projection", f"{text}logit_scale"]
+        entries += [Entry(name, ()) for name in unused]
     return entries
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 
 from models.checkpoints.convert import convert
 from models.checkpoints.download import download
-from models.checkpoints.leftovers import clear_leftovers
+from models.checkpoints.files import (
+    OnProgress,
+    WeightsProgress,
+    check_room,
+    clear_leftovers,
+    ignore,
+)
 from models.checkpoints.places import CONFIG, preset_folder
-from models.checkpoints.progress import Listener, WeightsProgress, ignore
 from models.checkpoints.sources import Sources
-from models.checkpoints.writing import Form, check_room
+from models.checkpoints.writing import Form
 from models.errors import LicenceNotAccepted
 from models.presets import Preset, Release
 
@@ -41,7 +46,7 @@ def pull(
     root: Path,
     *,
     accept_licence: bool,
-    progress: Listener | None = None,
+    on_progress: OnProgress = ignore,
     form: Form | None = None,
     keep: bool = False,
     again: bool = False,
@@ -57,7 +62,7 @@ def pull(
         preset: whose weights.
         root: where folders of weights lie.
         accept_licence: whether the person accepts the licence of the release.
-        progress: is told how far it is.
+        on_progress: is called as the work goes on.
         form: how the weights are stored.
         keep: leave the downloaded files in `root/.downloads`; they are removed otherwise, once
             they are converted.
@@ -81,8 +86,8 @@ def pull(
             f"The weights of {preset.name} are under the {release.licence}, "
             f"{release.licence_url}: accept it before they are downloaded."
         )
-    tell, form = progress or ignore, form or Form()
-    with _alone(root, preset, tell):
+    form = form or Form()
+    with _lock(root, preset, on_progress):
         # Another process may have done it meanwhile.
         if is_there(preset, root) and not again:
             return folder
@@ -90,53 +95,50 @@ def pull(
         downloads = root / _DOWNLOADS
         downloads.mkdir(exist_ok=True)
         _check_room(release, downloads, form)
-        files = {downloads / file.name: file for file in release.files}
+        endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+        paths = {downloads / file.name: file for file in release.files}
         sums = {
             path: download(
-                f"{_endpoint()}/{release.repository}/resolve/{_REVISION}/{file.name}",
+                f"{endpoint}/{release.repository}/resolve/{_REVISION}/{file.name}",
                 path,
                 file,
                 token=os.environ.get("HF_TOKEN"),
-                progress=tell,
+                on_progress=on_progress,
                 pause=pause,
             )
-            for path, file in files.items()
+            for path, file in paths.items()
         }
         convert(
             preset,
-            Sources(*files),
+            Sources(*paths),
             folder,
             form,
             replace_folder=again,
             sums=sums,
-            progress=tell,
+            on_progress=on_progress,
         )
         if not keep:
-            for path in files:
+            for path in paths:
                 path.unlink()
     return folder
 
 
-def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
-
-
 @contextmanager
-def _alone(root: Path, preset: Preset, progress: Listener) -> Iterator[None]:
+def _lock(root: Path, preset: Preset, on_progress: OnProgress) -> Iterator[None]:
     """Holds the root's lock, which ends with the process at the latest."""
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
+    with (root / ".lock").open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress(WeightsProgress("wait", preset.name))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            on_progress(WeightsProgress("wait", preset.name))
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _check_room(release: Release, downloads: Path, form: Form) -> None:
     """Whether everything will fit that is on the disk at once. Raises DiskFull."""
-    downloaded = sum(file.size for file in release.files)
-    there = sum(path.stat().st_size for path in downloads.iterdir())
-    converted = int(_CONVERTED * downloaded * form.dtype.itemsize / 2)
-    check_room(downloads, max(downloaded - there, 0) + converted)
+    total = sum(file.size for file in release.files)
+    present = sum(path.stat().st_size for path in downloads.iterdir())
+    converted = int(_CONVERTED * total * form.dtype.itemsize / 2)
+    check_room(downloads, max(total - present, 0) + converted)

@@ -1,4 +1,4 @@
-"""What a person gives to be converted: which file is which, and where each of our tensors lies.
+"""What a user gives to be converted: which file is which, and where each of our tensors lies.
 
 A diffusion file is either whole, as released, or holds StableSR alone: the time-aware encoder and
 the modulation, as in webui_768v_139.safetensors. The size of that file is, to the byte, that of
@@ -10,23 +10,39 @@ of diffusers or as one file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
+from models.checkpoints.containers import Checkpoint, LazyTensor, open_checkpoint
 from models.checkpoints.diffusers_folder import DiffusersFolder, is_diffusers_folder
-from models.checkpoints.files import open_checkpoint
+from models.checkpoints.folder import check_names
 from models.checkpoints.inventory import autoencoder_config, config_of, encoder_config, size
-from models.checkpoints.keys import Entry, autoencoder_entries, diffusion_entries
-from models.checkpoints.pieces import Piece, build_on_meta, dropped_names, released_pieces
-from models.checkpoints.stored import Checkpoint
+from models.checkpoints.keys import (
+    SCHEDULE_KEYS,
+    Entry,
+    autoencoder_entries,
+    diffusion_entries,
+    from_released,
+    to_released,
+)
 from models.config import ModelConfig, Prediction
 from models.errors import CheckpointMismatch, CheckpointUnreadable
+from models.networks.bundle import Networks
 
-__all__ = ["Opened", "Sources", "open_sources"]
+__all__ = ["SourceTensors", "Sources", "open_sources"]
 
 _UNET, _ENCODER, _MODULATION = "model.diffusion_model.", "structcond_stage_model.", ".spade."
+_DROPPED_PREFIXES = {
+    "model_ema.": "moving averages of the weights",
+    "loss.": "the loss that the autoencoder was trained with",
+}
+"""What else training leaves in a state dict. Nothing is dropped that is not named here."""
 
 Kind = Literal["whole", "guidance", "base", "autoencoder", "plain autoencoder", "unknown"]
 
@@ -51,11 +67,11 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """Sources whose tensors have been found, every one."""
+class SourceTensors:
+    """Where every tensor of the networks lies in the sources."""
 
     config: ModelConfig
-    pieces: Mapping[str, Piece]
+    tensors: Mapping[str, LazyTensor]
     """By our names: unet, encoder, autoencoder, first_stage and, where there is one, text."""
     files: tuple[Path, ...]
     dropped: Mapping[str, int]
@@ -64,7 +80,7 @@ class Opened:
     """Names of classes and functions in the files that have nothing to do with tensors."""
 
 
-def open_sources(sources: Sources, prediction: Prediction) -> Opened:
+def open_sources(sources: Sources, prediction: Prediction) -> SourceTensors:
     """Finds every tensor of the networks in the files; reads headers only.
 
     Raises:
@@ -80,41 +96,95 @@ def open_sources(sources: Sources, prediction: Prediction) -> Opened:
         base.check_prediction(prediction)
     try:
         config = _config(diffusion, base, autoencoder, prediction)
-        ours = build_on_meta(config)
+        ours = _meta_tensors(config)
     except CheckpointMismatch as error:
         raise CheckpointMismatch(
             f"{diffusion.path} and {autoencoder.path} do not make up a StableSR: {error}"
         ) from error
 
     entries, heads = diffusion_entries(config), config.encoder.heads
-    if base is None:
-        pieces = released_pieces(diffusion, entries, ours, heads)
-    else:
-        alone = [entry for entry in entries if _is_guidance(entry)]
-        rest = [entry for entry in entries if not _is_guidance(entry)]
-        pieces = released_pieces(diffusion, alone, ours, heads)
-        if isinstance(base, DiffusersFolder):
-            pieces |= base.pieces(ours)
-        else:
-            pieces |= released_pieces(base, rest, ours, heads)
-    wrapped = list(autoencoder_entries(config.released_autoencoder))
-    pieces |= released_pieces(autoencoder, wrapped, ours, heads)
+    guidance = [entry for entry in entries if _is_guidance(entry.released)]
+    rest = [entry for entry in entries if not _is_guidance(entry.released)]
+    match base:
+        case None:
+            tensors = _released_tensors(diffusion, entries, ours, heads)
+        case DiffusersFolder():
+            tensors = _released_tensors(diffusion, guidance, ours, heads) | base.tensors(ours)
+        case Checkpoint():
+            tensors = _released_tensors(diffusion, guidance, ours, heads)
+            tensors |= _released_tensors(base, rest, ours, heads)
+    tensors |= _released_tensors(autoencoder, autoencoder_entries(config), ours, heads)
 
-    read = [diffusion, autoencoder, *([base] if isinstance(base, Checkpoint) else [])]
-    dropped = Counter(
-        what for part in read for what, names in dropped_names(part).items() for _ in names
+    parts = [diffusion, autoencoder, *([base] if isinstance(base, Checkpoint) else [])]
+    dropped = Counter(reason for part in parts for reason in _dropped(part).values())
+    files = [file for part in (diffusion, base, autoencoder) if part for file in part.files]
+    foreign = sorted({name for part in parts for name in part.foreign})
+    return SourceTensors(config, tensors, tuple(files), dropped, tuple(foreign))
+
+
+def _is_guidance(name: str) -> bool:
+    """Whether a released tensor is StableSR's own."""
+    return name.startswith(_ENCODER) or _MODULATION in name
+
+
+def _released_tensors(
+    checkpoint: Checkpoint, entries: Sequence[Entry], ours: Mapping[str, Tensor], heads: int
+) -> dict[str, LazyTensor]:
+    """Our tensors that a file in the released naming holds.
+
+    Args:
+        checkpoint: must hold exactly the tensors of `entries`, beside what is dropped.
+        entries: what the file is to hold.
+        ours: as `_meta_tensors` gives them.
+        heads: of the time-aware encoder.
+
+    Raises:
+        CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
+    """
+    ignored = {entry.released for entry in entries if not entry.ours} | _dropped(checkpoint).keys()
+    entries = [entry for entry in entries if entry.ours]
+    check_names(
+        checkpoint.path,
+        {name: shape for name, shape in checkpoint.shapes.items() if name not in ignored},
+        {e.released: to_released(e, ours, heads).shape for e in entries},
+        others=(name for name in checkpoint.others if name not in ignored),
     )
-    return Opened(
-        config,
-        pieces,
-        tuple(file for part in (diffusion, base, autoencoder) if part for file in part.files),
-        dict(dropped),
-        tuple(sorted({name for part in read for name in part.foreign})),
-    )
+    tensors: dict[str, LazyTensor] = {}
+    for entry in entries:
+        lazy = checkpoint.tensors[entry.released]
+        for name in entry.ours:
+            read = partial(_read, lazy, entry, name, heads)
+            tensors[name] = LazyTensor(lazy.dtype, tuple(ours[name].shape), read)
+    return tensors
 
 
-def _is_guidance(entry: Entry) -> bool:
-    return entry.released.startswith(_ENCODER) or _MODULATION in entry.released
+def _read(lazy: LazyTensor, entry: Entry, name: str, heads: int) -> Tensor:
+    return from_released(entry, lazy.read(), heads)[name]
+
+
+def _dropped(checkpoint: Checkpoint) -> dict[str, str]:
+    """Names in a released file that no network has, and what each is."""
+    dropped = dict.fromkeys(SCHEDULE_KEYS, "tables of the noise schedule")
+    names = (*checkpoint.tensors, *checkpoint.others)
+    for prefix, reason in _DROPPED_PREFIXES.items():
+        dropped |= {name: reason for name in names if name.startswith(prefix)}
+    return {name: dropped[name] for name in names if name in dropped}
+
+
+def _meta_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Every tensor of the networks of that size, all of the first stage included, without numbers.
+
+    Raises:
+        CheckpointMismatch: there are no networks of that size.
+    """
+    try:
+        with torch.device("meta"):
+            return Networks(config, first_stage="whole").state_dict()
+    # What layers say of sizes that do not go together.
+    except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
+        raise CheckpointMismatch(
+            f"no networks have the sizes of these tensors ({error}): {config}"
+        ) from error
 
 
 def _config(
@@ -155,14 +225,12 @@ def _kind(checkpoint: Checkpoint) -> Kind:
 
 def _unprefixed(checkpoint: Checkpoint) -> Checkpoint:
     """Without a prefix that stands before all names of StableSR's own tensors."""
-    places = {name.find(_ENCODER) for name in checkpoint.tensors if _ENCODER in name}
-    if len(places) != 1 or places == {0}:
+    prefixes = {n.partition(_ENCODER)[0] for n in checkpoint.tensors if _ENCODER in n}
+    if len(prefixes) != 1:
         return checkpoint
-    prefix = next(name for name in checkpoint.tensors if _ENCODER in name)[: places.pop()]
-    return replace(
-        checkpoint,
-        tensors={name.removeprefix(prefix): t for name, t in checkpoint.tensors.items()},
-    )
+    (prefix,) = prefixes
+    tensors = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items()}
+    return replace(checkpoint, tensors=tensors)
 
 
 def _check_roles(diffusion: Checkpoint, autoencoder: Checkpoint, base: Path | None) -> None:
@@ -185,11 +253,11 @@ def _check_roles(diffusion: Checkpoint, autoencoder: Checkpoint, base: Path | No
         )
 
 
-def _wrong(checkpoint: Checkpoint, role: str, wanted: Kind) -> str:
+def _wrong(checkpoint: Checkpoint, role: str, expected: Kind) -> str:
     names = ", ".join(list(checkpoint.tensors)[:3]) or "none"
     return (
         f"{checkpoint.path} was given as the {role} and is {_KINDS[_kind(checkpoint)]} (its first "
-        f"tensors: {names}); what belongs there is {_KINDS[wanted]}."
+        f"tensors: {names}); what belongs there is {_KINDS[expected]}."
     )
 
 

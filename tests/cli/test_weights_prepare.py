@@ -23,8 +23,7 @@ from cli.main import app
 from cli.redis_server import free_port
 from cli.weights_prepare import prepare
 from jobs.settings import Settings
-from models.checkpoints.absence import Absence
-from models.checkpoints.places import preset_folder
+from models.checkpoints.places import Absence, preset_folder
 from models.checkpoints.pull import pull
 from models.pipeline import StableSR
 from models.presets import Preset, ReleasedFile, get_preset

@@ -67,7 +67,7 @@ def _released(config: ModelConfig, seed: int) -> tuple[Tensors, Tensors]:
         {e.released: to_released(e, tensors, heads) for e in entries if e.ours}
         for entries in (
             diffusion_entries(config),
-            list(autoencoder_entries(config.released_autoencoder)),
+            autoencoder_entries(config),
         )
     )
     for entry in diffusion_entries(config):

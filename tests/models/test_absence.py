@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoints.absence import Absence
+from models.checkpoints.places import Absence
 from models.presets import get_preset
 
 PRESET, OTHER = get_preset("stablesr-512"), get_preset("stablesr-turbo")

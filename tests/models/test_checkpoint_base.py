@@ -17,11 +17,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints.convert import convert
-from models.checkpoints.description import describe
-from models.checkpoints.folder import load_folder
-from models.checkpoints.safetensors_file import SafetensorsWriter
+from models.checkpoints.folder import describe, load_folder
 from models.checkpoints.sources import Sources
-from models.checkpoints.writing import Form
+from models.checkpoints.writing import Form, SafetensorsWriter
 from models.errors import CheckpointError, CheckpointMismatch
 from models.presets import get_preset
 from tests.models.released import SMALL, Tensors, ours, released, save, write_files

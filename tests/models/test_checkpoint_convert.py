@@ -15,13 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints import convert as converting
-from models.checkpoints.convert import Converted, convert
-from models.checkpoints.description import FileSum, describe
-from models.checkpoints.folder import load_folder
+from models.checkpoints.convert import Conversion, convert
+from models.checkpoints.files import FileSum, WeightsProgress
+from models.checkpoints.folder import describe, load_folder, verify
 from models.checkpoints.places import INDEX
-from models.checkpoints.progress import WeightsProgress
 from models.checkpoints.sources import Sources
-from models.checkpoints.verify import verify
 from models.checkpoints.writing import Form
 from models.errors import (
     CheckpointError,
@@ -41,7 +39,7 @@ FP32 = Form(torch.float32)
 
 def converted(
     folder: Path, diffusion: Tensors, autoencoder: Tensors, form: Form | None = None
-) -> Converted:
+) -> Conversion:
     files = write_files(folder, diffusion, autoencoder)
     return convert(PRESET, Sources(*files), folder / "out", form)
 
@@ -325,7 +323,7 @@ def test_a_folder_is_replaced_only_when_asked_and_only_by_a_whole_one(tmp_path: 
             tmp_path / "out",
             FP32,
             replace_folder=True,
-            progress=interrupt,
+            on_progress=interrupt,
         )
     assert verify(tmp_path / "out").dtypes.keys() == {"float16"}
     convert(PRESET, Sources(*files), tmp_path / "out", FP32, replace_folder=True)
@@ -351,7 +349,7 @@ def test_tiny_is_made_from_no_files(tmp_path: Path) -> None:
 def test_progress_tells_every_stage_up_to_its_end(tmp_path: Path) -> None:
     seen: list[WeightsProgress] = []
     files = write_files(tmp_path, *released())
-    convert(PRESET, Sources(*files), tmp_path / "out", progress=seen.append)
+    convert(PRESET, Sources(*files), tmp_path / "out", on_progress=seen.append)
     ends = {(now.stage, now.name) for now in seen if now.done == now.total}
     assert ends == {
         ("check", files[0].name),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoints.progress import WeightsProgress
+from models.checkpoints.files import WeightsProgress
+from models.checkpoints.folder import verify
 from models.checkpoints.pull import pull
-from models.checkpoints.verify import verify
 from models.errors import CheckpointError, DownloadFailed
 from models.presets import Preset
 from tests.models.hub import Hub
@@ -37,7 +37,7 @@ def test_a_download_is_taken_up_by_the_next_process(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pull(preset, tmp_path, accept_licence=True, progress=interrupt)
+        pull(preset, tmp_path, accept_licence=True, on_progress=interrupt)
     kept, tag = left(tmp_path)
     assert (kept, tag) == (f".downloads/{NAMES[0]}.part", f".downloads/{NAMES[0]}.part.etag")
     size = (tmp_path / kept).stat().st_size
@@ -139,7 +139,7 @@ def interrupted(preset: Preset, root: Path) -> int:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        pull(preset, root, accept_licence=True, progress=interrupt)
+        pull(preset, root, accept_licence=True, on_progress=interrupt)
     return (root / ".downloads" / f"{NAMES[1]}.part").stat().st_size
 
 

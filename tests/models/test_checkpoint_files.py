@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.checkpoints.files import open_checkpoint
-from models.checkpoints.safetensors_file import SafetensorsWriter
+from models.checkpoints.containers import open_checkpoint
+from models.checkpoints.writing import SafetensorsWriter
 from models.errors import CheckpointUnreadable
 from tests.models.released import Tensors, save
 
@@ -70,7 +70,7 @@ def test_parameters_views_and_shared_storages_are_read(tmp_path: Path) -> None:
     assert path.stat().st_size < 6000
 
 
-@pytest.mark.parametrize("root", ["archive/", "some/where/else/", ""])
+@pytest.mark.parametrize("root", ["archive/", "stablesr_000117/"])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_any_root_and_any_packing_is_read(root: str, compression: int, tmp_path: Path) -> None:
     large = {**TENSORS, "large": torch.randn(300_000), "part": torch.randn(90_000)[50_000:]}
@@ -133,9 +133,8 @@ def test_a_damaged_member_is_refused(tmp_path: Path) -> None:
     middle = info.header_offset + 30 + len(info.filename) + 20
     data[middle : middle + 1500] = bytes(1500)
     packed.write_bytes(data)
-    stored = open_checkpoint(packed).tensors["w"]
     with pytest.raises(CheckpointUnreadable, match="is damaged"):
-        stored.read()
+        open_checkpoint(packed)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -202,17 +201,18 @@ def header(described: object) -> bytes:
 @pytest.mark.parametrize(
     ("described", "said"),
     [
-        ({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 99]}}, "has 16 bytes, and 99"),
-        ({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, "w ends at byte"),
-        ({"w": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}, "makes no sense"),
-        ({"w": {"dtype": "Q4", "shape": [4], "data_offsets": [0, 16]}}, "has the type 'Q4'"),
-        ({"w": {"dtype": "F32", "shape": [4]}}, "makes no sense"),
-        ({"w": [1, 2]}, "makes no sense"),
-        (b"{" + b'"a":[' * 90_000, "makes no sense"),
-        (b"{not json", "makes no sense"),
+        ({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 99]}}, "was cut off or"),
+        ({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, "was cut off or"),
+        ({"w": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}, "is damaged"),
+        ({"w": {"dtype": "Q4", "shape": [4], "data_offsets": [0, 16]}}, "is damaged .*Q4"),
+        ({"w": {"dtype": "F8_E5M2", "shape": [16], "data_offsets": [0, 16]}}, "w has the type"),
+        ({"w": {"dtype": "F32", "shape": [4]}}, "is damaged .*data_offsets"),
+        ({"w": [1, 2]}, "is damaged"),
+        (b"{" + b'"a":[' * 90_000, "is damaged"),
+        (b"{not json", "is damaged"),
         (
             {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
-            "larger than any tensor",
+            "was cut off or is damaged",
         ),
     ],
 )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import struct
 import zipfile
-from collections import OrderedDict
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,12 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.checkpoints import archive as archives
-from models.checkpoints import pickles
-from models.checkpoints.archive import open_archive
-from models.checkpoints.files import open_checkpoint
-from models.checkpoints.pickled import Global, Inert, PickledStorage
-from models.checkpoints.pickles import MAX_STEPS, read_pickle
+from models.checkpoints import containers
+from models.checkpoints.containers import open_checkpoint
 from models.errors import CheckpointError, CheckpointUnreadable
 from tests.models.released import save
 
@@ -67,21 +62,44 @@ def attacks(target: Path) -> dict[str, object]:
     }
 
 
+REFUSED = {
+    "os.system": r"holds what cannot be read without running it \(.*posix\.system.* is blocked\)",
+    "inside a parameter": "is damaged",
+    "as the storage": "is damaged",
+}
+"""What torch does not read around; of the other files everything but the attack is read."""
+
+
 @pytest.mark.parametrize("attack", list(attacks(Path("x"))))
 def test_nothing_in_a_malicious_file_is_executed(attack: str, tmp_path: Path) -> None:
     target = tmp_path / "executed"
     path = tmp_path / "evil.ckpt"
     torch.save({"state_dict": {"w": torch.ones(3), "evil": attacks(target)[attack]}}, path)
-    checkpoint = open_checkpoint(path)
+    if attack in REFUSED:
+        with pytest.raises(CheckpointUnreadable, match=REFUSED[attack]) as caught:
+            open_checkpoint(path)
+        assert str(path) in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+    else:
+        checkpoint = open_checkpoint(path)
+        assert torch.equal(checkpoint.tensors["w"].read(), torch.ones(3))
+        assert checkpoint.others == ("evil",)
+        assert checkpoint.foreign
     assert not target.exists()
-    assert torch.equal(checkpoint.tensors["w"].read(), torch.ones(3))
-    assert checkpoint.others == ("evil",)
-    assert checkpoint.foreign
 
     # The attack is one: torch's own unrestricted reader falls for it.
     with suppress(TypeError, AttributeError, RuntimeError):
         list(torch.load(path, weights_only=False)["state_dict"]["evil"])
     assert target.exists()
+
+
+def test_a_stub_is_allowed_for_the_file_that_names_it_alone(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1), "evil": Evil(eval, "1")}, tmp_path / "a.ckpt")
+    assert open_checkpoint(tmp_path / "a.ckpt").foreign == ("builtins.eval",)
+    names = [item[1] for item in torch.serialization.get_safe_globals() if isinstance(item, tuple)]
+    assert "builtins.eval" not in names
+    with pytest.raises(pickle.UnpicklingError, match="eval"):
+        torch.load(tmp_path / "a.ckpt", weights_only=True)
 
 
 def test_a_class_of_lightning_in_the_file_is_named_and_not_needed(tmp_path: Path) -> None:
@@ -92,150 +110,21 @@ def test_a_class_of_lightning_in_the_file_is_named_and_not_needed(tmp_path: Path
     assert torch.equal(checkpoint.tensors["w"].read(), torch.arange(4.0))
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_values_are_read_in_every_protocol(protocol: int) -> None:
-    value: dict[str, object] = {
-        "numbers": [1, -5, 2**40, 2**80, 1.5, True, False, None],
-        "texts": ("a", "ä" * 300, "") if protocol < 3 else (b"bytes", b"x" * 300, bytes(70_000)),
-        "nested": {"x": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)], "y": {}},
-        "ordered": OrderedDict([("a", 1)]),
+def test_objects_of_foreign_classes_are_stubs(tmp_path: Path) -> None:
+    stateful = Stateful()
+    stateful.seen = tmp_path / "executed"
+    state = {
+        "w": torch.arange(3.0),
+        "path": Path("/x"),
+        "class": Path,
+        "counts": defaultdict(int),
+        "stateful": stateful,
     }
-    assert read_pickle(pickle.dumps(value, protocol)).value == value
-
-
-def test_classes_and_their_objects_become_names() -> None:
-    read = read_pickle(pickle.dumps({"class": Path, "object": Path("/x"), "set": {1}}))
-    assert isinstance(read.value, dict)
-    assert isinstance(read.value["class"], Global)
-    assert isinstance(read.value["object"], Inert)
-    assert isinstance(read.value["set"], Inert)
-    assert any(name.endswith(".Path") for name in read.foreign)
-
-
-def test_keys_that_are_no_text_are_dropped_and_not_hashed() -> None:
-    deep = b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x01s."
-    assert read_pickle(deep).value == {}
-
-
-def test_a_memo_of_gigabytes_is_not_allocated() -> None:
-    far = b"\x80\x02K\x07r" + struct.pack("<I", 2**31 - 1) + b"."
-    assert read_pickle(far).value == 7
-
-
-ORDERED = b"ccollections\nOrderedDict\nq\x01"
-
-
-def texts(count: int, then: bytes) -> bytes:
-    """Instructions for that many texts, each followed by others."""
-    return b"".join(b"X" + struct.pack("<I", 6) + b"%06d" % i + then for i in range(count))
-
-
-def test_what_is_not_known_is_one_object_however_often_it_stands_there() -> None:
-    for one in (
-        b"\x8f",
-        b"cx\ny\n)R",
-        b"(\x91",
-        b"K\x01Q",
-        b"ctorch._utils\n_rebuild_tensor\n(NNNNtR",
-    ):
-        value = read_pickle(b"\x80\x02](" + one * 100 + b"e.").value
-        assert isinstance(value, list)
-        assert len(value) == 100
-        assert len({id(item) for item in value}) == 1
-        assert isinstance(value[0], Inert)
-    classes = read_pickle(b"\x80\x02](" + b"cx\ny\n" * 100 + b"e.").value
-    assert isinstance(classes, list)
-    assert len({id(item) for item in classes}) == 1
-
-
-def test_a_pickle_of_more_steps_than_any_checkpoint_has_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert MAX_STEPS == 2_000_000
-    monkeypatch.setattr(pickles, "MAX_STEPS", 10_000)
-    assert isinstance(read_pickle(b"\x80\x02" + b"\x8f" * 9_998 + b".").value, Inert)
-    with pytest.raises(ValueError, match="takes more than 10000 steps"):
-        read_pickle(b"\x80\x02" + b"\x8f" * 9_999 + b".")
-
-
-def test_items_that_a_call_goes_over_again_are_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickles, "MAX_STEPS", 10_000)
-    pairs = b"\x80\x02" + ORDERED + b"](" + texts(1000, b"K\x01\x86") + b"e\x85q\x02"
-    value = read_pickle(pairs + b"h\x01h\x02R.").value
-    assert isinstance(value, dict)
-    assert len(value) == 1000
-    with pytest.raises(ValueError, match="takes more than 10000 steps"):
-        read_pickle(pairs + b"h\x01h\x02R" * 100 + b".")
-
-
-def test_what_is_no_pair_is_not_gone_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list that holds itself a thousand times is no thousand lists of a thousand pairs."""
-    filled: list[int] = []
-    monkeypatch.setattr(pickles, "_fill", lambda target, items: filled.append(len(items)))
-    data = b"\x80\x02]q\x02(" + b"h\x02" * 1000 + b"X\x01\x00\x00\x00aK\x01\x86e0" + ORDERED
-    assert read_pickle(data + b"h\x02\x85R.").value == {}
-    assert filled == [2]
-
-
-def test_tuples_of_one_tuple_take_no_more_items_than_instructions() -> None:
-    value, depth = read_pickle(b"\x80\x02)" + b"2\x86" * 1000 + b".").value, 0
-    while isinstance(value, tuple) and value:
-        assert value[0] is value[1]
-        value, depth = value[0], depth + 1
-    assert depth == 1000
-    value = read_pickle(b"\x80\x02]q\x01" + b"(h\x01h\x01e" * 100 + b".").value
-    assert isinstance(value, list)
-    assert len(value) == 200
-
-
-def test_a_long_name_is_not_joined_again_and_again() -> None:
-    text = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01"
-    with pytest.raises(ValueError, match="names a class of 2097152 characters"):
-        read_pickle(b"\x80\x02" + text + b"h\x01h\x01\x93.")
-
-
-def test_memo_numbers_of_one_hash_are_refused() -> None:
-    prime = 2**61 - 1
-    assert hash(prime) == hash(2 * prime) == 0
-    with pytest.raises(ValueError, match="a memo number that no program writes"):
-        read_pickle(b"\x80\x02Np%d\np%d\n." % (prime, 2 * prime))
-
-
-def test_a_number_of_many_digits_is_refused_and_not_quoted() -> None:
-    with pytest.raises(ValueError, match="4300 digits") as caught:
-        read_pickle(b"\x80\x02L" + b"9" * 10**6 + b"L\n.")
-    assert len(str(caught.value)) < 300
-    with pytest.raises(ValueError, match="makes no sense") as caught:
-        read_pickle(b"S" + b"9" * 10**6 + b"\n.")
-    assert len(str(caught.value)) < 300
-
-
-def test_how_many_numbers_a_storage_has_is_a_size() -> None:
-    start = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000N"
-    assert isinstance(read_pickle(start + b"K\xfftQ.").value, PickledStorage)
-    minus = b"\x8b" + struct.pack("<i", 20_000) + b"\xfe" * 20_000
-    with pytest.raises(ValueError, match="offset or count is no number"):
-        read_pickle(start + minus + b"tQ.")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"\x80\x02",
-        b"\x80\x02.",
-        b"\x80\x02t.",
-        b"\x80\x02h\x07.",
-        b"\x80\x02]R.",
-        b"\x80\x02K\x01K\x02\x93.",
-        b"\x80\x02\x8d" + b"\xff" * 8 + b"a.",
-        b"\xffnonsense",
-        b"L" + b"9" * 5000 + b"L\n.",
-    ],
-)
-def test_a_senseless_pickle_is_an_error_of_one_kind(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r"\w"):
-        read_pickle(data)
+    torch.save(state, tmp_path / "a.ckpt")
+    checkpoint = open_checkpoint(tmp_path / "a.ckpt")
+    assert set(checkpoint.others) == {"path", "class", "counts", "stateful"}
+    assert {"collections.defaultdict", "builtins.int"} < set(checkpoint.foreign)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_pickle_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
@@ -253,7 +142,7 @@ def test_a_pickle_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> No
             for name, content in members.items():
                 archive.writestr(name, bytes(data) if name == pickled else content)
         try:
-            for tensor in open_archive(path).tensors.values():
+            for tensor in open_checkpoint(path).tensors.values():
                 assert tensor.read().shape == tensor.shape
         except CheckpointError:
             refused += 1
@@ -283,7 +172,9 @@ def test_a_tensor_that_reaches_over_its_storage_is_refused(
 
     path = tmp_path / "a.ckpt"
     torch.save({"fits": torch.ones(1), "claims": Claim()}, path)
-    with pytest.raises(CheckpointUnreadable, match=r"claims of shape .* and 4 are there"):
+    with pytest.raises(
+        CheckpointUnreadable, match=r"a\.ckpt .*(4 are there|not resizable|overflow)"
+    ):
         open_checkpoint(path)
 
 
@@ -295,18 +186,37 @@ def test_a_pickle_larger_than_any_is_refused(tmp_path: Path) -> None:
         open_checkpoint(path)
 
 
-def test_views_that_inflate_one_storage_again_and_again_are_refused(
+def test_an_archive_that_unpacks_to_more_than_any_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, packed = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
-    whole = torch.zeros(1000)
-    torch.save({str(i): whole[i:] for i in range(100)}, path)
+    torch.save({"w": torch.zeros(10_000)}, path)
     with zipfile.ZipFile(path) as stored, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
         for name in stored.namelist():
             out.writestr(name, stored.read(name))
-    monkeypatch.setattr(archives, "_MAX_INFLATED_BYTES", 4000 * 100)
-    assert len(open_checkpoint(packed).tensors) == 100
-    monkeypatch.setattr(archives, "_MAX_INFLATED_BYTES", 4000 * 99)
-    assert len(open_checkpoint(path).tensors) == 100
-    with pytest.raises(CheckpointUnreadable, match=r"would have to be inflated"):
+    assert len(open_checkpoint(packed).tensors) == 1
+    monkeypatch.setattr(containers, "_MAX_UNPACKED_BYTES", 40_000)
+    assert len(open_checkpoint(path).tensors) == 1
+    with pytest.raises(CheckpointUnreadable, match=r"unpacked it has \d+ bytes"):
         open_checkpoint(packed)
+
+
+def test_a_file_is_mapped_anew_when_much_of_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.ckpt"
+    tensors = {str(i): torch.full((1000,), float(i)) for i in range(10)}
+    torch.save(tensors, path)
+    loads: list[object] = []
+    load = torch.load
+
+    def count(path: Path, **options: Any) -> object:
+        loads.append(path)
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", count)
+    monkeypatch.setattr(containers, "_MAX_TOUCHED_BYTES", 10_000)
+    checkpoint = open_checkpoint(path)
+    for name, tensor in tensors.items():
+        assert torch.equal(checkpoint.tensors[name].read(), tensor)
+    assert len(loads) == 4

@@ -11,13 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from models.checkpoints.absence import Absence
-from models.checkpoints.leftovers import clear_leftovers
-from models.checkpoints.places import preset_folder
-from models.checkpoints.progress import WeightsProgress
+from models.checkpoints.files import WeightsProgress, clear_leftovers, replaced_folder
+from models.checkpoints.folder import verify
+from models.checkpoints.places import Absence, preset_folder
 from models.checkpoints.pull import pull
-from models.checkpoints.verify import verify
-from models.checkpoints.writing import folder_aside
 from models.errors import CheckpointError, DiskFull, LicenceNotAccepted
 from models.presets import PRESETS, Preset, Release
 from tests.models.hub import Hub
@@ -28,7 +25,7 @@ def test_a_pull_leaves_converted_weights_and_nothing_else(
     hub: Hub, preset: Preset, tmp_path: Path
 ) -> None:
     seen: list[WeightsProgress] = []
-    folder = pull(preset, tmp_path, accept_licence=True, progress=seen.append)
+    folder = pull(preset, tmp_path, accept_licence=True, on_progress=seen.append)
     assert folder == tmp_path / "stablesr-512"
     assert left(tmp_path) == WHOLE
     record = verify(folder).record
@@ -117,7 +114,7 @@ def test_of_two_pulls_at_once_one_works_and_the_other_waits(
     first = Thread(target=lambda: folders.append(pull(preset, tmp_path, accept_licence=True)))
     first.start()
     assert downloading.wait(60)
-    folders.append(pull(preset, tmp_path, accept_licence=True, progress=second))
+    folders.append(pull(preset, tmp_path, accept_licence=True, on_progress=second))
     first.join()
     assert folders == [tmp_path / "stablesr-512"] * 2
     assert [len(hub.starts(name)) for name in NAMES] == [1, 1]
@@ -144,7 +141,7 @@ def killed_in_between(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
         Path.rename = once  # type: ignore[method-assign, assignment]  # of a process that ends now
-        with folder_aside(folder) as aside:
+        with replaced_folder(folder) as aside:
             (aside / "config.json").write_text("new")
         os._exit(1)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -176,7 +173,7 @@ def test_a_folder_that_was_replaced_is_removed_and_not_put_back(tmp_path: Path) 
 
 def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "a"
-    with folder_aside(folder) as aside:
+    with replaced_folder(folder) as aside:
         (aside / "config.json").write_text("new")
         clear_leftovers(folder)
         assert (aside / "config.json").is_file()

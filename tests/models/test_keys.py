@@ -35,7 +35,7 @@ def inventory(size: str) -> Inventory:
 
 
 def entries(config: ModelConfig) -> list[Entry]:
-    return [*diffusion_entries(config), *autoencoder_entries(config.released_autoencoder)]
+    return [*diffusion_entries(config), *autoencoder_entries(config)]
 
 
 @pytest.mark.parametrize("size", ["full", "tiny"])

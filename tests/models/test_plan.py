@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import models.estimate
-from models.checkpoints.description import describe
-from models.checkpoints.folder import preset_folder
+from models.checkpoints.folder import describe, preset_folder
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Weights, tile_bytes

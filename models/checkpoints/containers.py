@@ -1,0 +1,319 @@
+"""Checkpoint files: zip archives of torch and safetensors, mapped and read tensor by tensor.
+
+Both are read by their own libraries. Of an archive that is `torch.load(weights_only=True)`, which
+calls nothing but what rebuilds tensors. The released files also name classes of Lightning: on
+torch's allow-list these names stand for a stub that keeps nothing, so nothing is imported or run.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.errors import CheckpointUnreadable
+
+__all__ = [
+    "Checkpoint",
+    "LazyTensor",
+    "join",
+    "open_checkpoint",
+    "open_safetensors",
+    "read_index",
+]
+
+_MAX_PICKLE_BYTES = 8 * 2**20
+"""The pickles of the released files have about a third of a megabyte."""
+_MAX_UNPACKED_BYTES = 2**33
+"""Of a compressed archive, which torch unpacks into memory. The released files have 6.5 GB."""
+_MAX_TOUCHED_BYTES = 2**29
+"""Read pages of a mapped file count as memory of the process until the file is mapped anew."""
+_DTYPES = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
+_EXPECTED = "A checkpoint is a .ckpt file written by torch 1.6 or newer, or a .safetensors file."
+
+Load = Callable[[], Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that lies in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+    """Reads it into memory, contiguous and on the host.
+
+    Raises:
+        CheckpointUnreadable: the file has changed since it was opened.
+    """
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a file (or a folder) by name; none of them is in memory."""
+
+    path: Path
+    tensors: Mapping[str, LazyTensor]
+    others: tuple[str, ...] = ()
+    """Names that stand beside the tensors' and hold something else."""
+    foreign: tuple[str, ...] = ()
+    """Names of the classes and functions in the file that have nothing to do with tensors."""
+    files: tuple[Path, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The tensors of a torch checkpoint or a safetensors file; the content decides, not the name.
+
+    Raises:
+        CheckpointUnreadable: there is no such file, it cannot be read, or it is no checkpoint; the
+            message says what it seems to be.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+        if head.startswith(b"PK\x03\x04"):
+            return _open_archive(path)
+        # A length of less than 4 GB, then the JSON.
+        if head[4:9] == b"\0\0\0\0{":
+            return open_safetensors(path)
+    except FileNotFoundError:
+        raise CheckpointUnreadable(f"There is no file {path}.") from None
+    except IsADirectoryError:
+        raise CheckpointUnreadable(f"{path} is a folder. {_EXPECTED}") from None
+    except OSError as error:
+        raise CheckpointUnreadable(f"{path} cannot be read: {error.strerror or error}.") from error
+    raise CheckpointUnreadable(f"{path} {_guess(head)}")
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """The tensors of a safetensors file.
+
+    Raises:
+        CheckpointUnreadable: the file is cut off or damaged.
+    """
+    return _Mapping(path, lambda: load_file(path)).checkpoint()
+
+
+def _open_archive(path: Path) -> Checkpoint:
+    """The tensors of a file that `torch.save` wrote: of its `state_dict` where it has one."""
+    try:
+        with ZipFile(path) as archive:
+            members = archive.infolist()
+            packed = any(member.compress_type != ZIP_STORED for member in members)
+            unpacked_bytes = sum(member.file_size for member in members) if packed else 0
+            # Torch does not notice damage in what it unpacks.
+            if 0 < unpacked_bytes <= _MAX_UNPACKED_BYTES and (name := archive.testzip()):
+                raise BadZipFile(f"{name} is damaged")
+    # What the zip module raises for a damaged file.
+    except (
+        BadZipFile,
+        NotImplementedError,
+        ValueError,
+        struct.error,
+        EOFError,
+        zlib.error,
+    ) as error:
+        raise CheckpointUnreadable(
+            f"{path} begins as a torch checkpoint and does not end as one ({error}): it was cut "
+            "off or is damaged; get the file again."
+        ) from error
+    pickles = [m for m in members if m.filename.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        names = (m.filename for m in members)
+        inside = next((n for n in names if n.endswith((".ckpt", ".safetensors", ".pt"))), None)
+        advice = f": unpack it, and give {inside}" if inside else ""
+        raise CheckpointUnreadable(
+            f"{path} is a zip file and no torch checkpoint, which holds one data.pkl{advice}."
+        )
+    for size, limit, what in (
+        (pickles[0].file_size, _MAX_PICKLE_BYTES, "its pickle has"),
+        (unpacked_bytes, _MAX_UNPACKED_BYTES, "unpacked it has"),
+    ):
+        if size > limit:
+            raise CheckpointUnreadable(
+                f"{path} is no StableSR checkpoint: {what} {size} bytes, while at most {limit} "
+                "are read."
+            )
+    with _explained(path):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    load = _archive_loader(path, foreign, mapped=not packed)
+    return _Mapping(path, load, mapped=not packed).checkpoint(tuple(sorted(foreign)))
+
+
+class _Stub:
+    """Stands for every foreign class and function: takes any arguments and state, keeps none."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _archive_loader(path: Path, foreign: Iterable[str], *, mapped: bool) -> Load:
+    stubs: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_Stub, n) for n in foreign]
+
+    def load() -> Mapping[str, object]:
+        with torch.serialization.safe_globals(stubs):
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+            value = value["state_dict"]
+        if not isinstance(value, dict):
+            raise CheckpointUnreadable(
+                f"{path} holds no tensors by name: a checkpoint is a dictionary of tensors, or has "
+                "one under state_dict."
+            )
+        return {name: item for name, item in value.items() if isinstance(name, str)}
+
+    return load
+
+
+class _Mapping:
+    """A file of tensors; it is mapped anew when much of it has been read."""
+
+    def __init__(self, path: Path, load: Load, *, mapped: bool = True) -> None:
+        self._path, self._load, self._mapped = path, load, mapped
+        self._size = path.stat().st_size
+        self._items: Mapping[str, object] = {}
+        self._touched = 0
+
+    def checkpoint(self, foreign: tuple[str, ...] = ()) -> Checkpoint:
+        """Looks at every tensor, and reads none."""
+        with _explained(self._path):
+            self._items = self._load()
+        tensors = {n: self._lazy(n, t) for n, t in self._items.items() if _is_plain(t)}
+        others = tuple(name for name in self._items if name not in tensors)
+        return Checkpoint(self._path, tensors, others, foreign, (self._path,))
+
+    def _lazy(self, name: str, tensor: object) -> LazyTensor:
+        assert isinstance(tensor, Tensor)  # as `_is_plain` says
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointUnreadable(
+                f"{self._path}: {name} has the type {tensor.dtype}; known are "
+                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in _DTYPES)}."
+            )
+        # With stride 0 a few bytes would be a tensor of any size.
+        there = tensor.untyped_storage().nbytes() // tensor.itemsize
+        if tensor.numel() > there:
+            raise CheckpointUnreadable(
+                f"{self._path} is damaged: {name} of shape {tuple(tensor.shape)} needs "
+                f"{tensor.numel()} numbers, and {there} are there; get the file again."
+            )
+        return LazyTensor(tensor.dtype, tuple(tensor.shape), lambda: self._read(name))
+
+    def _read(self, name: str) -> Tensor:
+        # A page beyond the end of a mapped file would end the process.
+        if self._path.stat().st_size != self._size:
+            raise CheckpointUnreadable(
+                f"{self._path} was cut off while it was read, before {name}."
+            )
+        if self._mapped and self._touched > _MAX_TOUCHED_BYTES:
+            self._items, self._touched = {}, 0
+            with _explained(self._path):
+                self._items = self._load()
+        tensor = self._items[name]
+        assert isinstance(tensor, Tensor)  # as it was when the file was opened
+        self._touched += tensor.nbytes
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor whose numbers lie in the file."""
+    return (
+        isinstance(value, Tensor)
+        and (value.layout, value.device.type) == (torch.strided, "cpu")
+        and not value.is_quantized
+    )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns the errors of the libraries into one sentence."""
+    try:
+        yield
+    except (CheckpointUnreadable, OSError, MemoryError):
+        raise
+    # A file that makes no sense makes torch raise errors of almost every kind.
+    except Exception as error:
+        paragraphs = [part.strip() for part in str(error).split("\n\n") if part.strip()]
+        fault = "was cut off or is damaged"
+        if isinstance(error, pickle.UnpicklingError):
+            fault = "holds what cannot be read without running it"
+            # The first one gives the advice to run it.
+            paragraphs = paragraphs[1:] or paragraphs
+        reason = paragraphs[0].removesuffix(".") if paragraphs else type(error).__name__
+        raise CheckpointUnreadable(
+            f"{path} {fault} ({reason:.200}); get the file again."
+        ) from error
+
+
+def _guess(head: bytes) -> str:
+    """What a file that begins like this is."""
+    if not head:
+        return f"is empty: the download did not begin. {_EXPECTED}"
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            "is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`, or "
+            "download it from its page."
+        )
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return (
+            "is a web page, not the file: what was saved is the page about the download or an "
+            "error. Download the file itself."
+        )
+    if head[0] == 0x80 and head[1:2] <= b"\x05":
+        return (
+            "is a checkpoint in the old format of torch, before 1.6, a plain pickle, which is not "
+            f"read. {_EXPECTED}"
+        )
+    # The end of this piece may cut a character in two.
+    text = head.decode(errors="ignore")
+    if b"\0" in head or len(text.encode()) < len(head) - 3:
+        return f"is no checkpoint. {_EXPECTED}"
+    return f"is a text file, no checkpoint. {_EXPECTED}"
+
+
+def read_index(index: Path) -> list[Path]:
+    """The files that an index lists; they need not be there.
+
+    Raises:
+        CheckpointUnreadable: the index is damaged, or names something that is not beside it.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        strangers = [name for name in names if Path(name).name != name]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointUnreadable(f"{index} is damaged: {error!r:.200}.") from error
+    if strangers:
+        raise CheckpointUnreadable(f"{index} names {strangers[0]}, which is no file beside it.")
+    return [index.parent / name for name in names]
+
+
+def join(folder: Path, parts: Iterable[Checkpoint]) -> Checkpoint:
+    """Several files as one checkpoint."""
+    parts = list(parts)
+    return Checkpoint(
+        folder,
+        {name: tensor for part in parts for name, tensor in part.tensors.items()},
+        tuple(name for part in parts for name in part.others),
+        tuple(sorted({name for part in parts for name in part.foreign})),
+        tuple(path for part in parts for path in part.files),
+    )
