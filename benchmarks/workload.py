@@ -30,8 +30,8 @@ from jobs.settings import Settings
 from models.checkpoints.description import describe
 from models.checkpoints.folder import preset_folder
 from models.config import ModelConfig
-from models.estimate import Layout
 from models.finishing import joined
+from models.geometry import Layout
 from models.pipeline import StableSR
 from models.presets import get_preset
 from worker.device import choose_device, choose_dtype, compiling_of, resources_of
