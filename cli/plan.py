@@ -15,9 +15,7 @@ from cli.settings import BadSettings
 from jobs.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds; what is checked before needs none of it
-    from models.memory import Memory
     from models.options import Options
-    from models.plan import Plan
 
 __all__ = ["run"]
 
@@ -58,21 +56,19 @@ def run(
             steps=preset.steps if steps is None else steps,
             tile_overlap=overlap,
         )
-        plan, memory, flops = _planned(settings, int(sides[2]), int(sides[1]), options)
+        facts = _facts(settings, int(sides[2]), int(sides[1]), options)
     except (NotStarted, InvalidOption) as error:
         raise BadSettings(str(error)) from error
     except ModelError as error:
         raise JobFailed(str(error)) from error
     if as_json:
-        print(json.dumps(_facts(plan, memory, flops), indent=2))
+        print(json.dumps(facts, indent=2))
     else:
-        _show(plan, flops)
+        _show(facts)
 
 
-def _planned(
-    settings: Settings, height: int, width: int, options: Options
-) -> tuple[Plan, Memory, dict[str, int]]:
-    """The plan, the memory that there was for it, and the arithmetic."""
+def _facts(settings: Settings, height: int, width: int, options: Options) -> dict[str, Any]:
+    """What is printed of an input of these sides (px)."""
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
     from models.plan import plan
@@ -92,63 +88,55 @@ def _planned(
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
     resources = resources_of(settings, jobs=1)
     chosen = plan(estimate, preset, (height, width), options, memory, resources)
-    return chosen, memory, estimate.flops(chosen.layout, chosen.pieces, chosen.tiles, options)
-
-
-def _facts(plan: Plan, memory: Memory, flops: dict[str, int]) -> dict[str, Any]:
-    layout = plan.layout
+    layout, grid = chosen.layout, chosen.layout.grid
     return {
-        "input": list(layout.source[::-1]),
+        "input": [width, height],
         "result": list(layout.size[::-1]),
         "canvas": list(layout.canvas[::-1]),
-        "latent": [layout.grid.width, layout.grid.height],
-        "tile": layout.grid.tile,
-        "overlap": layout.grid.overlap,
-        "tiles": plan.tiles,
-        "tile_batch": plan.tile_batch,
-        "decode_tile": plan.pieces.rows,
-        "keep": plan.pieces.keep,
-        "offload": plan.offload,
+        "latent": [grid.width, grid.height],
+        "tile": grid.tile,
+        "overlap": grid.overlap,
+        "tiles": chosen.tiles,
+        "tile_batch": chosen.tile_batch,
+        "decode_tile": chosen.pieces.rows,
+        "keep": chosen.pieces.keep,
+        "offload": chosen.offload,
         "memory_bytes": memory._asdict(),
-        "peak_bytes": {stage: peak._asdict() for stage, peak in plan.peaks._asdict().items()},
-        "flops": flops,
+        "peak_bytes": {stage: peak._asdict() for stage, peak in chosen.peaks._asdict().items()},
+        "flops": estimate.flops(layout, chosen.pieces, chosen.tiles, options),
     }
 
 
-def _show(plan: Plan, flops: dict[str, int]) -> None:
+def _show(facts: dict[str, Any]) -> None:
     from models.memory import in_words
 
-    layout, grid, steps = plan.layout, plan.layout.grid, flops["steps"]
-    (height, width), (out_height, out_width) = layout.source, layout.size
+    flops, peaks, steps = facts["flops"], facts["peak_bytes"], facts["flops"]["steps"]
+    sizes = {name: "{} x {}".format(*facts[name]) for name in ("input", "result", "canvas")}
+    tile = " x ".join(str(min(facts["tile"], side)) for side in facts["latent"])
+    computed = f", computed at {sizes['canvas']}" if sizes["canvas"] != sizes["result"] else ""
     # What was asked for, and so on the standard output, unlike what other commands say.
     console = Console(highlight=False)
     console.print(
-        f"{width} x {height} -> {out_width} x {out_height} pixels"
-        + (
-            f", computed at {layout.canvas[1]} x {layout.canvas[0]}"
-            if layout.canvas != layout.size
-            else ""
-        )
-        + f": {plan.tiles} tiles of {grid.tile_width} x {grid.tile_height} latent cells, "
-        f"overlap {grid.overlap}, {plan.tile_batch} in a call.",
+        f"{sizes['input']} -> {sizes['result']} pixels{computed}: {facts['tiles']} tiles of {tile} "
+        f"latent cells, overlap {facts['overlap']}, {facts['tile_batch']} in a call.",
         soft_wrap=True,
     )
     # Where the processor computes, the device's memory is the host's.
-    places = [p for p in PLACES if any(getattr(peak, p) for peak in plan.peaks)]
+    places = [place for place in PLACES if any(peak[place] for peak in peaks.values())]
     table = Table("stage")
-    for place in (*places, "TFLOP"):
-        name = "scratch disk" if place == "disk" else f"{place} memory"
-        table.add_column(name if place in places else place, justify="right")
+    for place in places:
+        table.add_column("scratch disk" if place == "disk" else f"{place} memory", justify="right")
+    table.add_column("TFLOP", justify="right")
     work = {"encode": flops["encode"], "denoise": flops["step"] * steps, "decode": flops["decode"]}
-    for stage, peak in plan.peaks._asdict().items():
-        sizes = [in_words(getattr(peak, p)) if getattr(peak, p) else "" for p in places]
+    for stage, peak in peaks.items():
+        row = [in_words(peak[place]) if peak[place] else "" for place in places]
         name = f"denoise, {steps} steps" if stage == "denoise" else stage
-        table.add_row(name, *sizes, f"{work[stage] / 1e12:,.2f}" if stage in work else "")
+        table.add_row(name, *row, f"{work[stage] / 1e12:,.2f}" if stage in work else "")
     table.add_row("in total", *[""] * len(places), f"{flops['total'] / 1e12:,.2f}", style="bold")
     console.print(table)
     console.print(
-        f"Peaks include the weights. Feature maps wait {PLACES[plan.pieces.keep]}, "
-        f"{plan.pieces.rows} rows are worked on at once, and networks that do not work "
-        f"{'wait on the host' if plan.offload else 'stay where they are'}.",
+        f"Peaks include the weights. Feature maps wait {PLACES[facts['keep']]}, "
+        f"{facts['decode_tile']} rows are worked on at once, and networks that do not work "
+        f"{'wait on the host' if facts['offload'] else 'stay where they are'}.",
         soft_wrap=True,
     )

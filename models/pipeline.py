@@ -134,7 +134,7 @@ class StableSR:
         if given.offload is None:
             empty, _ = open_folder(folder)
             estimate = Estimate.of(empty, dtype, device)
-            given = replace(given, offload=needs_offload(estimate, preset, given.free(device)))
+            given = replace(given, offload=needs_offload(estimate, given.free(device)))
         place = torch.device("cpu") if given.offload else device
         networks = load_folder(folder, place, dtype)
         if fold:

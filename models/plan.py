@@ -31,6 +31,8 @@ __all__ = ["Plan", "Planner", "Resources", "further", "needs_offload", "plan", "
 log = logging.getLogger(__name__)
 
 _MAX_TILE_BATCH = 8
+# The share of the device's memory that all weights may take together.
+_MOST_WEIGHTS = 2 / 3
 # Canvases of the native size that an image may have at most to step in between the strips of one
 # that has more.
 _GUEST = 2
@@ -121,7 +123,7 @@ def plan(
     layout = Layout.of(estimate.config, preset, *sides, options)
     offload = resources.offload
     if offload is None:
-        offload = needs_offload(estimate, preset, memory)
+        offload = needs_offload(estimate, memory)
     tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
     guest = None
     if resources.shared:
@@ -171,17 +173,14 @@ def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
     return canvas[0] * canvas[1] <= _GUEST * preset.native**2
 
 
-def needs_offload(estimate: Estimate, preset: Preset, memory: Memory) -> bool:
-    """Whether all networks on the device leave too little beside them for the smallest canvas.
+def needs_offload(estimate: Estimate, memory: Memory) -> bool:
+    """Whether all networks on the device leave too little beside them: of full size, for a canvas
+    of the native size.
 
     Decided once, when networks are loaded, so it cannot depend on an image. Where the device
     computes in the host's memory there is nowhere to put a network aside.
     """
-    layout = Layout.of(estimate.config, preset, preset.native, preset.native, Options(scale=1))
-    pieces = Pieces(rows=_STRIP_PIXELS // preset.native)
-    return not estimate.unified and bool(
-        _lacking(estimate.peaks(layout, pieces, 1, fusion=True), memory)
-    )
+    return not estimate.unified and estimate.weights.all > _MOST_WEIGHTS * memory.device
 
 
 def further(pieces: Pieces, device: torch.device, memory: Memory) -> Pieces | None:

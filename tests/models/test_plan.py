@@ -185,7 +185,7 @@ def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
     assert chosen.peaks.encode.device < weights.denoiser
     assert chosen.peaks.denoise.device < weights.all + GB
     assert chosen.peaks.denoise.host > weights.all
-    assert not needs_offload(estimated("cpu"), PRESET, memory)
+    assert not needs_offload(estimated("cpu"), memory)
 
 
 def test_what_is_decided_already_stays_so() -> None:
