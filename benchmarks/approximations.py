@@ -32,7 +32,7 @@ from evaluation.figures.variants import with_tile
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.pictures import Pixels, degraded, pixels_of, read, tensor_of
 from models.config import ModelConfig
-from models.flops import tile_flops
+from models.estimate import tile_flops
 from models.networks.bundle import Networks
 from models.options import Options
 from models.pipeline import Progress, StableSR
@@ -136,7 +136,7 @@ def share_of_arithmetic() -> float:
         deep = torch.empty(1, config.unet.widths[1], 32, 32)
         with FlopCounterMode(display=False) as finest:
             networks.denoise_finest(tile, tile, torch.empty(1), None, deep)
-    whole = tile_flops(config.unet, config.encoder, config.context_tokens, 64, 64)
+    whole = tile_flops(config, 64, 64)
     return float(finest.get_total_flops() / whole)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from benchmarks.machine import describe, synchronize
 from benchmarks.model import alone, load
 from jobs.settings import parse_bytes
-from models.estimate import Layout
+from models.geometry import Layout
 from models.memory import resident, trim
 from models.options import Options
 from models.plan import Resources
@@ -176,7 +176,7 @@ def measure(task: Task) -> Measured:
         size = (folder / "out.png").stat().st_size
     finally:
         shutil.rmtree(folder)
-    held = sr.planner.weights.autoencoder + sr.planner.weights.denoiser
+    held = sr.planner.estimate.weights.autoencoder + sr.planner.estimate.weights.denoiser
     return Measured(
         canvas=canvas,
         loaded=meter.loaded,

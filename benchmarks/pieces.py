@@ -25,7 +25,7 @@ from models.checkpoints.folder import load_folder, preset_folder
 from models.config import AutoencoderConfig
 from models.networks.autoencoder import Autoencoder
 from models.networks.bundle import AnyAutoencoder
-from models.pieces import Pieces, decode, encode, flops, peak_bytes
+from models.pieces import Pieces, coding_cost, decode, encode
 from models.presets import PRESETS
 
 
@@ -74,7 +74,7 @@ class Compared:
     """Largest absolute difference in a row beside a border between two strips."""
     elsewhere: float
     estimated_bytes: int
-    """What `peak_bytes` says of maps, strips and the image: device and host."""
+    """What `coding_cost` says of maps, strips and the image: device and host."""
     tflop: float
 
 
@@ -174,11 +174,11 @@ def compare(task: Task, pieces: Pieces) -> Compared:
     )
     config = AutoencoderConfig() if task.weights == "random" else load(task).config
     height, width, dtype = task.height, task.width, DTYPES[task.dtype]
-    estimates = [
-        peak_bytes(config, height, width, pieces, dtype, decode=d, fusion=True, free_features=True)
+    costs = [
+        coding_cost(config, height, width, pieces, dtype, decode=d, fusion=True)
         for d in (False, True)
     ]
-    work = [flops(config, height, width, pieces, decode=d, fusion=True) for d in (False, True)]
+    decoded = 3 * height * width * torch.float32.itemsize
     return Compared(
         height,
         width,
@@ -187,8 +187,8 @@ def compare(task: Task, pieces: Pieces) -> Compared:
         relative_error=float((whole - cut).norm() / whole.norm()),
         at_borders=float(difference[border].max()) if border.any() else 0.0,
         elsewhere=float(difference[~border].max()),
-        estimated_bytes=max(m.device + m.host for m in estimates),
-        tflop=sum(work) / 1e12,
+        estimated_bytes=max(c.maps * (pieces.keep != "disk") + c.strips + decoded for c in costs),
+        tflop=sum(c.flops for c in costs) / 1e12,
     )
 
 

@@ -28,6 +28,7 @@ from benchmarks.service import (
 from jobs.schema import Parameters
 from jobs.settings import Settings
 from models.finishing import joined
+from models.geometry import Layout
 from models.pipeline import StableSR
 from worker.device import choose_device, choose_dtype, compiling_of, resources_of
 from worker.engine import Engine

@@ -245,16 +245,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what an image would take, before it is computed: tiles, memory, arithmetic."""
-    from cli.plan import Question, run
+    from cli.plan import run
 
     run(
-        Question(
-            size=size,
-            scale=scale,
-            steps=steps,
-            fidelity_weight=fidelity_weight,
-            overlap=overlap,
-        ),
+        size,
         load(
             preset=preset,
             device=device,
@@ -263,6 +257,10 @@ def plan(
             tile_batch=tile_batch,
             decode_tile=decode_tile,
         ),
+        scale=scale,
+        steps=steps,
+        fidelity_weight=fidelity_weight,
+        overlap=overlap,
         as_json=as_json,
     )
 

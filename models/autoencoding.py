@@ -6,13 +6,14 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from models.arithmetic import arithmetic
-from models.memory import free_memory, is_out_of_memory, trim
+from models.memory import MemoryBudget, until_it_fits
 from models.networks.bundle import Networks
 from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, decode, encode
 from models.pieces.store import FeatureMap
@@ -98,7 +99,7 @@ class AutoencoderAtWork:
                 device=self._device,
                 dtype=self._dtype,
                 features=features,
-                callbacks=self._callbacks(pieces, lambda done: tell(share * done)),
+                callbacks=self._callbacks(lambda done: tell(share * done)),
             )
 
         def second(pieces: Pieces) -> Tensor:
@@ -113,7 +114,7 @@ class AutoencoderAtWork:
                 device=self._device,
                 dtype=self._dtype,
                 features=False,
-                callbacks=self._callbacks(pieces, lambda done: tell(share + share * done)),
+                callbacks=self._callbacks(lambda done: tell(share + share * done)),
             ) as encoded:
                 return encoded.moments
 
@@ -154,7 +155,7 @@ class AutoencoderAtWork:
                 pieces,
                 device=self._device,
                 dtype=self._dtype,
-                callbacks=self._callbacks(pieces, tell),
+                callbacks=self._callbacks(tell),
             )
 
         image, _ = self._spilling(pieces, run)
@@ -166,37 +167,29 @@ class AutoencoderAtWork:
         """What `run` gives; None where the image must go in strips."""
         if not self._whole.takes(*sides, pieces):
             return None
-        try:
-            return run()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Only here: the error held what was computed so far.
-        trim()
-        self._changes.note("image", "whole", "in strips")
-        return None
+        note = self._changes.note
+        result, _ = until_it_fits(
+            lambda whole: run() if whole else None,
+            True,
+            lambda whole: False if whole else None,
+            lambda *_: note("image", "whole", "in strips"),
+        )
+        return result
 
-    def _callbacks(self, pieces: Pieces, tell: Callable[[float], None]) -> Callbacks:
-        rows = pieces.rows
-
-        def shrunk(smaller: int) -> None:
-            nonlocal rows
-            self._changes.note("rows", rows, smaller)
-            rows = smaller
-
-        return Callbacks(progress=tell, on_shrink=shrunk)
+    def _callbacks(self, tell: Callable[[float], None]) -> Callbacks:
+        return Callbacks(progress=tell, on_shrink=partial(self._changes.note, "rows"))
 
     def _spilling(self, pieces: Pieces, run: Callable[[Pieces], T]) -> tuple[T, Pieces]:
         """What `run` gives, and with which pieces it did."""
-        while True:
-            try:
-                with arithmetic(self._device, self._dtype):
-                    return run(pieces), pieces
-            except (MemoryError, RuntimeError) as error:
-                after = further(pieces, self._device, free_memory(self._device, pieces.scratch))
-                if not is_out_of_memory(error) or after is None:
-                    raise
-            # Only here: the error held what was computed so far.
-            trim()
-            self._changes.note("keep", pieces.keep, after.keep)
-            pieces = after
+
+        def attempt(pieces: Pieces) -> T:
+            with arithmetic(self._device, self._dtype):
+                return run(pieces)
+
+        def next_place(pieces: Pieces) -> Pieces | None:
+            return further(pieces, self._device, MemoryBudget(self._device, pieces.scratch).free())
+
+        def note(before: Pieces, after: Pieces) -> None:
+            self._changes.note("keep", before.keep, after.keep)
+
+        return until_it_fits(attempt, pieces, next_place, note)

@@ -1,48 +1,47 @@
-"""How much memory each stage of an image's way takes at most, without going it.
+"""How much memory and arithmetic each stage of an image takes, counted before it is computed.
 
-`models.pieces` counts the autoencoder's feature maps and strips exactly. What a tile takes in the
-denoiser is a formula that a test holds against a trace of the networks. Left out are Python and
-the libraries themselves, and what their kernels take for themselves on a GPU.
+`models.pieces` counts the autoencoder's maps, strips and arithmetic by going through its passes.
+What a tile takes in the denoiser is a formula that a test holds against a trace of the networks.
+Left out are Python and the libraries themselves.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from models.arithmetic import is_widened
-from models.compiled.compiling import ROWS_AHEAD
+from models.checkpoints.folder import preset_folder
 from models.config import ModelConfig, UNetConfig
-from models.geometry import canvas_size, output_size, padded_size
-from models.memory import Memory
+from models.folding import fold_convolutions, is_worthwhile
+from models.geometry import Layout
+from models.memory import Memory, room_to_grow
 from models.networks.bundle import Networks
+from models.networks.encoder import TimeAwareEncoder
+from models.networks.unet import ModulatedUNet
 from models.options import Options
-from models.pieces import Pieces, peak_bytes
+from models.pieces import Cost, Keep, Pieces, coding_cost
 from models.presets import Preset
-from models.tiling import TileGrid
 
-__all__ = ["Estimate", "Layout", "Peaks", "Weights", "tile_bytes"]
+__all__ = ["Estimate", "Peaks", "Weights", "tile_bytes", "tile_flops"]
 
 _FLOAT = torch.float32.itemsize
 # Tensors of the canvas' latent that a step holds: start, LR latent, canvas, noise, the tiles' sum
 # and weights, the prediction, and two that the scheduler's arithmetic makes.
 _LATENTS = 9
-# Numbers a cell that the denoiser holds at most at one level, skips and features included. With a
-# transformer, whose gated feed-forward is 16 times as wide as it: so many of the level's channels.
-# Without: so many of its own and of those that come up from the level below, joined to its skips.
-_TRANSFORMER = 30.0
-_OWN, _BELOW = 3.5, 6.5
-# What the processor's kernels hold for themselves, at least: measured.
-_KERNELS = 96 * 2**20
-# What cuDNN and cuBLAS take beside: up to 112 MB on an H200 (`benchmarks.memory`).
-_WORKSPACES = 128 * 2**20
-# The result's rows on their way to a file, and what a file holds of them meanwhile.
+# Numbers a latent pixel that the denoiser holds at most at one level, skips and features included.
+# With a transformer, whose gated feed-forward is 16 times as wide as it: so many of the level's
+# channels. Without: so many of its own and of those from the level below, joined to its skips.
+_TRANSFORMER, _OWN, _BELOW = 30.0, 3.5, 6.5
+# What kernels hold for themselves: 112 MB at most on an H200, 96 MB on a processor, as measured
+# (`benchmarks.memory`). A processor's convolutions rearrange their weights beside.
+_KERNELS = 128 * 2**20
+# The result's rows on their way to a file.
 _ROWS = 32 * 2**20
-_SAMPLES = 3
-
-_NOTHING = Memory(0, 0, 0)
 
 
 class Weights(NamedTuple):
@@ -51,8 +50,6 @@ class Weights(NamedTuple):
     autoencoder: int
     denoiser: int
     """UNet and time-aware encoder"""
-    two_encoders: bool
-    """Whether the latent comes from an autoencoder of its own"""
     text: int = 0
     """Text tower; it stays on the host where parts take turns on the device"""
 
@@ -60,61 +57,9 @@ class Weights(NamedTuple):
     def all(self) -> int:
         return self.autoencoder + self.denoiser + self.text
 
-    @classmethod
-    def of(cls, networks: Networks, dtype: torch.dtype) -> Weights:
-        """Of networks, which may be on the meta device."""
-
-        def size(*modules: torch.nn.Module | None) -> int:
-            found = (p.numel() for m in modules if m is not None for p in m.parameters())
-            return sum(found) * dtype.itemsize
-
-        return cls(
-            size(networks.autoencoder, networks.first_stage),
-            size(networks.unet, networks.encoder),
-            networks.first_stage is not None,
-            size(networks.text),
-        )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The sizes of one image's way, each (height, width)."""
-
-    source: tuple[int, int]
-    """The input, px"""
-    size: tuple[int, int]
-    """The result, px"""
-    canvas: tuple[int, int]
-    """The upsampled image, px; larger than the result where the input is small"""
-    padded: tuple[int, int]
-    """The canvas filled up to whole latent cells, px"""
-    grid: TileGrid
-    """How its latent is cut"""
-
-    @classmethod
-    def of(
-        cls, config: ModelConfig, preset: Preset, height: int, width: int, options: Options
-    ) -> Layout:
-        """For an image of these sides.
-
-        Raises:
-            InvalidOption: the canvas would be too large, or the overlap is none.
-        """
-        canvas = canvas_size(height, width, options.scale, preset.native)
-        padded = padded_size(canvas, config.autoencoder.downscale)
-        rows, columns = (side // config.autoencoder.downscale for side in padded)
-        overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
-        return cls(
-            (height, width),
-            output_size(height, width, options.scale),
-            canvas,
-            padded,
-            TileGrid(rows, columns, preset.tile, overlap),
-        )
-
 
 class Peaks(NamedTuple):
-    """Most bytes held at once in each stage."""
+    """Most bytes held at once in each stage, weights included."""
 
     load: Memory
     encode: Memory
@@ -124,160 +69,172 @@ class Peaks(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """Everything that decides how much memory is needed, but for what a plan chooses."""
+    """Of networks on a device. Where it computes in the host's memory, that counts as `host`."""
 
     config: ModelConfig
-    layout: Layout
     weights: Weights
     dtype: torch.dtype
-    fusion: bool
-    """Whether the decoder reads the encoder's features"""
-    unified: bool
-    """Whether the device computes in the host's memory: then only `host` is counted"""
-    reused: int = 0
-    """Tiles, both contexts' with guidance, whose deep features wait for the next steps"""
+    device: torch.device
+
+    @classmethod
+    def of(cls, networks: Networks, dtype: torch.dtype, device: torch.device) -> Estimate:
+        """Of networks, which may be on the meta device."""
+
+        def size(*modules: torch.nn.Module | None) -> int:
+            numbers = (p.numel() for m in modules if m is not None for p in m.parameters())
+            return sum(numbers) * dtype.itemsize
+
+        weights = Weights(
+            size(networks.autoencoder, networks.first_stage),
+            size(networks.unet, networks.encoder),
+            size(networks.text),
+        )
+        return cls(networks.config, weights, dtype, device)
+
+    @classmethod
+    def of_preset(
+        cls, preset: Preset, dtype: torch.dtype, device: torch.device, memory: Memory
+    ) -> Estimate:
+        """Of a preset as it is loaded where there is so much memory; its weights need not be here.
+
+        Without its folder the networks are those of the released checkpoint.
+        """
+        file = preset_folder(preset) / "config.json"
+        config = ModelConfig(prediction=preset.release.prediction if preset.release else "epsilon")
+        if file.is_file():
+            config = ModelConfig.from_json(json.loads(file.read_text()))
+        with torch.device("meta"):
+            networks = Networks(config)
+        estimate = cls.of(networks, dtype, device)
+        if is_worthwhile(device, dtype):
+            fold_convolutions(networks, room_to_grow(memory.host - estimate.weights.all))
+            estimate = cls.of(networks, dtype, device)
+        return estimate
+
+    @property
+    def unified(self) -> bool:
+        """Whether the device computes in the host's memory."""
+        return self.device.type != "cuda"
 
     def peaks(
         self,
+        layout: Layout,
         pieces: Pieces,
-        tile_batch: int,
+        tiles: int,
         *,
-        offload: bool,
-        meanwhile: int = 0,
-        guest: Memory = _NOTHING,
+        fusion: bool,
+        offload: bool = False,
+        reused: int = 0,
+        guest: Memory | None = None,
     ) -> Peaks:
-        """With these choices.
+        """Of an image that is computed so.
 
-        `meanwhile`: tiles in the network calls that are made for other images all the time.
-        `guest`: of an image that is encoded or decoded between two strips of this one.
+        Args:
+            layout: its sizes.
+            pieces: of the autoencoder.
+            tiles: in a network call.
+            fusion: whether the decoder reads the encoder's features.
+            offload: whether parts take turns on the device.
+            reused: tiles whose deep features wait for the next steps.
+            guest: what another image takes that is encoded or decoded between two strips of this
+                one. Unless it is None, network calls for other images are made all the time.
         """
-        held = self.weights
-        autoencoder = held.autoencoder if offload else held.all
-        denoiser = held.denoiser if offload else held.all
-        waiting = 0
-        if offload:
-            waiting = held.text if self.unified else held.all
-        grid = self.layout.grid
-        call = self._call(tile_batch, grid.tile_height, grid.tile_width)
-        if meanwhile:
-            # Whole tiles: other images need not be as small as this one.
-            others = self._call(meanwhile, grid.tile, grid.tile)
-            call = max(call, others)
-            # With offload the autoencoder has the device to itself.
-            autoencoder += 0 if offload else others
-        reference = 3 * _FLOAT * _area(self.layout.padded)
-        source = 3 * _FLOAT * _area(self.layout.source)
-        # The canvas is made a channel at a time.
-        made = source + reference + _FLOAT * _area(self.layout.canvas)
-        features = self._features(pieces)
-        result = _SAMPLES * _area(self.layout.size) + _ROWS
-        return Peaks(
-            load=self._sum(Memory(denoiser, waiting, 0)),
-            encode=self._sum(
-                Memory(autoencoder, waiting + max(made, source + reference), 0),
-                self._encoding(pieces, features),
-                guest,
-            ),
-            denoise=self._sum(
-                Memory(denoiser + call + self._latents(), waiting + source + reference, 0),
-                Memory(self._deep() + self._foreseen(), 0, 0),
-                features,
-            ),
-            decode=self._sum(
-                Memory(autoencoder + self._latents(), waiting + source + reference + result, 0),
-                self._peak(pieces, decode=True),
-                guest,
-            ),
-        )
+        weights, grid = self.weights, layout.grid
+        autoencoder = denoiser = Memory(weights.all)
+        if offload and not self.unified:
+            autoencoder = Memory(weights.autoencoder, weights.all)
+            denoiser = Memory(weights.denoiser, weights.all)
+        call, beside = self.call(tiles, grid.tile_height, grid.tile_width), Memory()
+        if guest is not None:
+            # Other images need not be as small as this one. With offload none is denoised while
+            # the autoencoder is on the device.
+            call = self.call(tiles, grid.tile, grid.tile)
+            beside = guest + Memory(0 if offload else call)
+        canvas = 3 * _FLOAT * _area(layout.padded)
+        images = Memory(host=3 * _FLOAT * _area(layout.source) + canvas)
+        numbers = self.config.unet.in_channels * grid.height * grid.width
+        latents = Memory(_LATENTS * numbers * _FLOAT)
+        numbers = reused * self.config.unet.widths[1] * grid.tile_height * grid.tile_width // 4
+        deep = Memory(numbers * self.dtype.itemsize)
+        widths = self.config.autoencoder.feature_widths if fusion else ()
+        numbers = sum(channels * _area(layout.padded) // n**2 for channels, n in widths)
+        features = _placed(numbers * self.dtype.itemsize, pieces.keep)
+        # The canvas is enlarged a channel at a time. Features wait while a second encoder works.
+        encode = self.coding(layout, pieces, decode=False, fusion=False)
+        encode += autoencoder + features + images + Memory(host=canvas // 3) + beside
+        denoise = denoiser + Memory(call) + deep + latents + features + images
+        result = Memory(host=canvas + 3 * _area(layout.size) + _ROWS)
+        decode = self.coding(layout, pieces, decode=True, fusion=fusion)
+        decode += autoencoder + latents + images + result + beside
+        return Peaks(*map(self._where, (denoiser, encode, denoise, decode)))
 
-    def autoencoding(self, pieces: Pieces) -> Memory:
-        """At most, of encoding or decoding alone: maps, strips, and the image itself."""
-        image = Memory(0, (3 * _FLOAT + _SAMPLES) * _area(self.layout.padded), 0)
-        stages = self._encoding(pieces, self._features(pieces)), self._peak(pieces, decode=True)
-        return self._sum(Memory(*map(max, *stages)), image)
+    def coding(self, layout: Layout, pieces: Pieces, *, decode: bool, fusion: bool) -> Memory:
+        """Maps and strips of encoding or decoding, features that fusion reads among them."""
+        cost = self._cost(layout, pieces, decode=decode, fusion=fusion)
+        strips = cost.strips * self._computed.itemsize // self.dtype.itemsize
+        return _placed(cost.maps, pieces.keep) + Memory(strips + _KERNELS)
 
-    def _encoding(self, pieces: Pieces, features: Memory) -> Memory:
-        first = self._peak(pieces, decode=False)
-        if not self.weights.two_encoders:
-            return first
-        second = self._sum(self._peak(pieces, decode=False, fusion=False), features)
-        return Memory(*map(max, first, second))
+    def call(self, tiles: int, height: int, width: int) -> int:
+        """Bytes of a network call for tiles of these sides (latent pixels), weights aside."""
+        unet, kernels = self.config.unet, _KERNELS
+        if self.unified:
+            # The largest are those of the up blocks that read a skip too.
+            largest = 9 * 2 * max(unet.widths) ** 2
+            kernels = max(kernels, 4 * largest * self._computed.itemsize)
+        return tiles * tile_bytes(unet, height, width, self._computed) + kernels
 
-    def _peak(self, pieces: Pieces, *, decode: bool, fusion: bool | None = None) -> Memory:
-        counted = peak_bytes(
-            self.config.autoencoder,
-            *self.layout.padded,
-            pieces,
-            self.dtype,
-            decode=decode,
-            fusion=self.fusion if fusion is None else fusion,
-            widened=self._widened,
-        )
-        room = _KERNELS if self.unified else _WORKSPACES
-        return self._sum(counted, Memory(room, 0, 0))
+    def flops(self, layout: Layout, pieces: Pieces, tiles: int, options: Options) -> dict[str, int]:
+        """Arithmetic of an image of so many tiles, its steps decided, by stage: encode, step (one
+        of the `steps`), decode and total. A product and a sum are two."""
+        fusion, steps = options.fidelity_weight > 0, options.steps or 0
+        encode = self._cost(layout, pieces, decode=False, fusion=fusion).flops
+        decode = self._cost(layout, pieces, decode=True, fusion=fusion).flops
+        step = tiles * tile_flops(self.config, layout.grid.tile_height, layout.grid.tile_width)
+        total = encode + step * steps + decode
+        return {"encode": encode, "step": step, "steps": steps, "decode": decode, "total": total}
+
+    def _cost(self, layout: Layout, pieces: Pieces, *, decode: bool, fusion: bool) -> Cost:
+        config, sides = self.config.autoencoder, layout.padded
+        return coding_cost(config, *sides, pieces, self.dtype, decode=decode, fusion=fusion)
 
     @property
-    def _widened(self) -> bool:
-        return self.unified and is_widened(torch.device("cpu"), self.dtype)
+    def _computed(self) -> torch.dtype:
+        # Processors compute half precision in float32 copies of what a layer reads and writes.
+        return torch.float32 if self.unified else self.dtype
 
-    def _features(self, pieces: Pieces) -> Memory:
-        """Of the encoder's features between encode and decode, where they are kept."""
-        cells = _area(self.layout.padded)
-        widths = self.config.autoencoder.feature_widths
-        numbers = sum(channels * cells // smaller**2 for channels, smaller in widths)
-        size = numbers * self.dtype.itemsize * self.fusion
-        return Memory(*(size * (pieces.keep == place) for place in ("device", "host", "disk")))
-
-    def _deep(self) -> int:
-        """Of features that several steps share."""
-        cells = self.layout.grid.tile_height * self.layout.grid.tile_width // 4
-        return self.reused * self.config.unet.widths[1] * cells * self.dtype.itemsize
-
-    def _foreseen(self) -> int:
-        """Of the encoder's features at steps to come (`models.ahead`), which a GPU may hold."""
-        if self.unified:
-            return 0
-        cells = self.layout.grid.tile_height * self.layout.grid.tile_width
-        # Of each level a quarter of the finer one's cells.
-        row = self.config.encoder.feature_width * cells * 4 // 3
-        return ROWS_AHEAD * row * self.dtype.itemsize
-
-    def _latents(self) -> int:
-        cells = self.layout.grid.height * self.layout.grid.width
-        return _LATENTS * self.config.unet.in_channels * cells * _FLOAT
-
-    def _call(self, tiles: int, height: int, width: int) -> int:
-        """Of a network call for tiles of these sides (cells), weights aside."""
-        tile = tile_bytes(self.config.unet, height, width, self.dtype)
-        item = self.dtype.itemsize
-        if self._widened:
-            # What one layer reads and makes, once more in float32: at most a third of all.
-            tile += tile_bytes(self.config.unet, height, width, torch.float32) // 3
-            item = 5 * _FLOAT // 4
-        # The processor's convolutions rearrange their weights for themselves at every call.
-        kernels = max(_KERNELS, 4 * _largest(self.config.unet) * item)
-        return tiles * tile + (kernels if self.unified else _WORKSPACES)
-
-    def _sum(self, *parts: Memory) -> Memory:
-        device, host, disk = (sum(numbers) for numbers in zip(*parts, strict=True))
-        return Memory(0, device + host, disk) if self.unified else Memory(device, host, disk)
+    def _where(self, memory: Memory) -> Memory:
+        device, host, disk = memory
+        return Memory(0, device + host, disk) if self.unified else memory
 
 
 def tile_bytes(config: UNetConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """Of activations that one tile of these sides (cells) holds at once in the denoiser."""
+    """Of activations that one tile of these sides (latent pixels) holds at once."""
     below = (*config.widths[1:], config.widths[-1])
+    levels = zip(config.widths, below, config.attention, strict=True)
     widest = max(
         (_TRANSFORMER * own if attention else _OWN * own + _BELOW * under) / 4**level
-        for level, (own, under, attention) in enumerate(
-            zip(config.widths, below, config.attention, strict=True)
-        )
+        for level, (own, under, attention) in enumerate(levels)
     )
     return int(widest * height * width * dtype.itemsize)
 
 
-def _largest(config: UNetConfig) -> int:
-    """Numbers in the largest kernel: the first of an up block's, which reads a skip too."""
-    return 9 * 2 * max(config.widths) ** 2
+@lru_cache
+def tile_flops(config: ModelConfig, height: int, width: int) -> int:
+    """Of one tile of these sides (latent pixels) in one step: counted without weights."""
+    unet, encoder = config.unet, config.encoder
+    with torch.device("meta"), torch.inference_mode():
+        t = torch.empty(1)
+        denoiser, time_aware = ModulatedUNet(unet), TimeAwareEncoder(encoder)
+        noisy = torch.empty(1, unet.in_channels, height, width)
+        lr = torch.empty(1, encoder.in_channels, height, width)
+        context = torch.empty(1, config.context_tokens, unet.context_width)
+        with FlopCounterMode(display=False) as counter:
+            denoiser(noisy, t, context, time_aware(lr, t))
+    return int(counter.get_total_flops())
+
+
+def _placed(size: int, keep: Keep) -> Memory:
+    return Memory(*(size * (keep == place) for place in Memory._fields))
 
 
 def _area(sides: tuple[int, int]) -> int:

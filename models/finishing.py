@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.color import ColorFix, corrected_rows
 from models.errors import NotFinite
-from models.estimate import Layout
+from models.geometry import Layout
 from models.resize import reduced_rows
 
 __all__ = ["check_finite", "finished_rows", "joined"]

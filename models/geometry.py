@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from models.errors import InvalidOption
+from dataclasses import dataclass
 
-__all__ = ["MAX_CANVAS", "canvas_size", "output_size", "padded_size"]
+from models.config import ModelConfig
+from models.errors import InvalidOption
+from models.options import Options
+from models.presets import Preset
+from models.tiling import TileGrid
+
+__all__ = ["MAX_CANVAS", "Layout", "canvas_size", "output_size"]
 
 # 11585 x 11585: keeps a strip of one pixel's width from asking for terabytes. `jobs.presets` has
 # the same number, for a service that refuses a larger one at once.
@@ -35,7 +41,38 @@ def canvas_size(height: int, width: int, scale: float, native: int) -> tuple[int
     return canvas
 
 
-def padded_size(canvas: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Sides of the canvas filled up to multiples of a latent cell's side."""
-    height, width = (side + -side % multiple for side in canvas)
-    return height, width
+@dataclass(frozen=True)
+class Layout:
+    """All sizes of one image, each (height, width)."""
+
+    source: tuple[int, int]
+    """The input, px"""
+    size: tuple[int, int]
+    """The result, px"""
+    canvas: tuple[int, int]
+    """The upsampled image, px; larger than the result where the input is small"""
+    padded: tuple[int, int]
+    """The canvas filled up to whole latent pixels, px"""
+    grid: TileGrid
+    """How its latent is cut"""
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, preset: Preset, height: int, width: int, options: Options
+    ) -> Layout:
+        """For an image of these sides.
+
+        Raises:
+            InvalidOption: the canvas would be too large, or the overlap is none.
+        """
+        downscale = config.autoencoder.downscale
+        canvas = canvas_size(height, width, options.scale, preset.native)
+        rows, columns = (-(-side // downscale) for side in canvas)
+        overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
+        return cls(
+            (height, width),
+            output_size(height, width, options.scale),
+            canvas,
+            (downscale * rows, downscale * columns),
+            TileGrid(rows, columns, preset.tile, overlap),
+        )

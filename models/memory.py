@@ -1,4 +1,4 @@
-"""How much memory there is, and whether it has run out."""
+"""How much memory there is, whether it has run out, and how to go on with less."""
 
 from __future__ import annotations
 
@@ -7,15 +7,31 @@ import ctypes.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Memory", "free_memory", "in_words", "is_out_of_memory", "resident", "trim"]
+__all__ = [
+    "Memory",
+    "MemoryBudget",
+    "halved",
+    "in_words",
+    "is_out_of_memory",
+    "resident",
+    "room_to_grow",
+    "trim",
+    "until_it_fits",
+]
+
+T = TypeVar("T")
+Size = TypeVar("Size")
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
+_LIBC = ctypes.CDLL(ctypes.util.find_library("c"))
 # Filesystems that are memory: what is written there is taken from the host's.
 _IN_MEMORY = ("tmpfs", "ramfs")
 # The CPU's allocator, the GPU's driver and its libraries have no exception class of their own.
@@ -33,11 +49,73 @@ _SHARE = 0.85
 
 
 class Memory(NamedTuple):
-    """Bytes."""
+    """Bytes, by where they lie."""
 
-    device: int
-    host: int
-    disk: int
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+    def __add__(self, other: Memory) -> Memory:  # type: ignore[override]  # no longer tuple
+        return Memory(*map(sum, zip(self, other, strict=True)))
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Where a process computes and what it may take there."""
+
+    device: torch.device
+    scratch: Path | None = None
+    """Folder of maps that are kept on disk; None: the system's for temporary files"""
+    limit: int | None = None
+    """Bytes that the process may have taken, in total, of the memory that it computes in"""
+
+    def free(self) -> Memory:
+        """Bytes that the process may still take: a share of what is free.
+
+        With the CPU as the device, its memory is the host's, and `device` is 0. A scratch folder
+        that lies in memory has no room: keeping maps there would save none.
+        """
+        folder = self.scratch or Path(tempfile.gettempdir())
+        disk = 0 if _lies_in_memory(folder) else int(shutil.disk_usage(folder).free * _SHARE)
+        host = int(min([_available(), *_left_in_groups()]) * _SHARE)
+        if self.device.type != "cuda":
+            return Memory(0, self._limited(host, resident), disk)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        allocated = torch.cuda.memory_allocated(self.device)
+        # What the allocator keeps for the next tensor is as good as free.
+        free += torch.cuda.memory_reserved(self.device) - allocated
+        return Memory(self._limited(int(free * _SHARE), lambda: allocated), host, disk)
+
+    def _limited(self, free: int, in_use: Callable[[], int]) -> int:
+        return free if self.limit is None else min(free, self.limit - in_use())
+
+
+def until_it_fits(
+    run: Callable[[Size], T],
+    size: Size,
+    smaller: Callable[[Size], Size | None],
+    on_change: Callable[[Size, Size], None],
+) -> tuple[T, Size]:
+    """What `run(size)` returns, and its size: each time that memory runs out it is run again with
+    less. `smaller` gives the next size, or None where there is none: then the error is raised.
+    `on_change` is called with the size that failed and the next one."""
+    while True:
+        try:
+            return run(size), size
+        except (MemoryError, RuntimeError) as error:
+            after = smaller(size) if is_out_of_memory(error) else None
+            if after is None:
+                raise
+        # Only here: the error held what was computed so far.
+        trim()
+        torch.cuda.empty_cache()
+        on_change(size, after)
+        size = after
+
+
+def halved(size: int) -> int | None:
+    """For `until_it_fits`: down to 1."""
+    return size // 2 or None
 
 
 def in_words(size: int) -> str:
@@ -52,37 +130,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
 
-def free_memory(device: torch.device, scratch: Path | None, limit: int | None = None) -> Memory:
-    """Bytes that this process may still take: a share of what is free on `device`, on the host
-    and in the folder `scratch` (None: the system's for temporary files).
-
-    With the CPU as the device, its memory is the host's, and `device` is 0. A scratch folder that
-    lies in memory has no room: keeping maps there would save none.
-
-    Args:
-        device: the networks'.
-        scratch: where maps go that are kept on disk.
-        limit: bytes that this process may have taken in all on the device that computes.
-    """
-    folder = scratch or Path(tempfile.gettempdir())
-    disk = 0 if _lies_in_memory(folder) else int(shutil.disk_usage(folder).free * _SHARE)
-    host = int(_free_host() * _SHARE)
-    if device.type != "cuda":
-        return Memory(0, host if limit is None else min(host, limit - resident()), disk)
-    free, _ = torch.cuda.mem_get_info(device)
-    taken = torch.cuda.memory_allocated(device)
-    # What the allocator keeps for the next tensor is as good as free.
-    on_device = int((free + torch.cuda.memory_reserved(device) - taken) * _SHARE)
-    return Memory(on_device if limit is None else min(on_device, limit - taken), host, disk)
+def room_to_grow(free: int) -> int:
+    """Bytes of the host's memory that loaded weights may take besides, where it makes them faster:
+    a third of what is free beside them; the rest is for images."""
+    return max(0, free // 3)
 
 
 def resident() -> int:
-    """Bytes of this process that lie in the host's memory; 0 where nobody says."""
-    try:
-        fields = (_PROC / "self/statm").read_text().split()
-    except FileNotFoundError:
-        return 0
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of this process that lie in the host's memory; 0 where the system does not say."""
+    lines = _lines("self/statm")
+    return int(lines[0].split()[1]) * os.sysconf("SC_PAGE_SIZE") if lines else 0
 
 
 def trim() -> None:
@@ -95,80 +152,67 @@ def trim() -> None:
         _LIBC.malloc_trim(0)
 
 
-_LIBC = ctypes.CDLL(ctypes.util.find_library("c"))
-
-
-def _free_host() -> int:
-    """Bytes: the system's, or what a control group (a container's limit) leaves of it."""
-    return min([_available(), *_free_in_groups()])
+def _lines(name: str) -> list[str]:
+    """Of a file of /proc; none where it is missing, as on other systems than Linux."""
+    try:
+        return (_PROC / name).read_text().splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _available() -> int:
-    try:
-        lines = (_PROC / "meminfo").read_text().splitlines()
-    except FileNotFoundError:
-        # Not Linux. Half of what is built in is a guess that errs on the safe side.
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    kilobytes = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return int(kilobytes["MemAvailable"].split()[0]) * 1024
+    for line in _lines("meminfo"):
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    # Not Linux. Half of what is built in is a guess that errs on the safe side.
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _free_in_groups() -> list[int]:
-    """What each memory limit on this process leaves, of either version of control groups."""
-    try:
-        lines = (_PROC / "self/cgroup").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
+def _left_in_groups() -> Iterator[int]:
+    """What each memory limit of this process's control groups (a container's) leaves, of either
+    version of them."""
+    for line in _lines("self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = _CGROUPS, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, names = _CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
+        root, names = _CGROUPS, ("memory.max", "memory.current")
+        if "memory" in controllers.split(","):
+            root, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        elif controllers:
             continue
         group = root / path.lstrip("/")
         # Every ancestor may set a limit. In a container the path may be the host's, which is not
         # mounted there; its own group is then the root of the mount.
         for folder in (group, *group.parents):
-            if (left := _left_in(folder, *names)) is not None:
-                found.append(left)
+            yield from _left_in(folder, *names)
             if folder == root:
                 break
-    return found
 
 
-def _left_in(group: Path, limit: str, usage: str) -> int | None:
-    """Bytes below the limit of a group, None where it has none."""
+def _left_in(group: Path, limit: str, usage: str) -> Iterator[int]:
+    """Bytes below the limit of a group; nothing where it has none."""
     try:
         most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
         fields = (line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return
     if most == "max":
-        return None
+        return
     # Pages of files are dropped when memory is asked for; with version 1 the totals of the
     # groups below are what the usage counts.
     stat = {name: int(value) for name, value in fields}
     prefix = "total_" if "total_active_file" in stat else ""
     files = stat[f"{prefix}active_file"] + stat[f"{prefix}inactive_file"]
-    return max(int(most) - used + files, 0)
+    yield max(int(most) - used + files, 0)
 
 
 def _lies_in_memory(folder: Path) -> bool:
     """Whether the folder's filesystem keeps its files in memory."""
-    try:
-        lines = (_PROC / "self/mountinfo").read_text().splitlines()
-    except FileNotFoundError:
-        return False
     place = folder.resolve()
+    depth, kind = -1, ""
     # "... 4: mount point ... - type source options"; the last mount of the longest point is on top.
-    mounts = []
-    for line in lines:
+    for line in _lines("self/mountinfo"):
         before, _, after = line.partition(" - ")
         point = Path(before.split()[4].replace("\\040", " "))
-        if place.is_relative_to(point):
-            mounts.append((len(point.parts), after.split()[0]))
-    deepest = max(depth for depth, _ in mounts)
-    return [kind for depth, kind in mounts if depth == deepest][-1] in _IN_MEMORY
+        if place.is_relative_to(point) and len(point.parts) >= depth:
+            depth, kind = len(point.parts), after.split()[0]
+    return kind in _IN_MEMORY

@@ -20,15 +20,14 @@ from models.compiled import Compiling, Denoiser, Denoises
 from models.config import ModelConfig
 from models.diffusion import TRAINING_STEPS, add_noise, make_stepper
 from models.errors import InvalidOption
-from models.estimate import Weights
+from models.estimate import Estimate
 from models.finishing import check_finite, finished_rows, joined
 from models.folding import for_inference
 from models.geometry import output_size
-from models.memory import trim
+from models.memory import room_to_grow, trim
 from models.networks.bundle import Networks
 from models.options import Options
-from models.plan import Plan, Resources, steps_in
-from models.planner import Planner, room_to_grow, takes_turns
+from models.plan import Plan, Planner, Resources, needs_offload, steps_in
 from models.predicting import Predicting
 from models.prepared import Prepared, Progress
 from models.presets import Preset, get_preset
@@ -40,6 +39,8 @@ from models.tiling import TileGrid
 from models.whole import Whole
 
 __all__ = ["Prepared", "Progress", "StableSR", "output_size"]
+
+_CPU = torch.device("cpu")
 
 
 def _silent(fraction: float) -> None:
@@ -83,14 +84,12 @@ class StableSR:
         )
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes, self._whole)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
+        estimate = Estimate.of(networks, dtype, device)
         self.planner = Planner(
-            networks.config,
+            estimate,
             preset,
-            device,
-            dtype,
-            Weights.of(networks, dtype),
             replace(given, offload=offload),
-            self.residency,
+            lambda: self.residency.held(estimate.weights),
             lambda tiles: self.denoiser.room(tiles),
         )
 
@@ -134,12 +133,12 @@ class StableSR:
         given = resources or Resources()
         if given.offload is None:
             empty, _ = open_folder(folder)
-            offload = takes_turns(empty, preset, device, dtype, given)
-            given = replace(given, offload=offload)
+            estimate = Estimate.of(empty, dtype, device)
+            given = replace(given, offload=needs_offload(estimate, given.free(device)))
         place = torch.device("cpu") if given.offload else device
         networks = load_folder(folder, place, dtype)
         if fold:
-            for_inference(networks, device, dtype, lambda: room_to_grow(given))
+            for_inference(networks, device, dtype, lambda: room_to_grow(given.free(_CPU).host))
         return cls(networks, preset, device, dtype, given, compiling)
 
     @classmethod
@@ -159,7 +158,8 @@ class StableSR:
         place = torch.device("cpu") if resources and resources.offload else device
         networks = random_networks(config, place, dtype)
         if fold:
-            for_inference(networks, device, dtype, lambda: room_to_grow(resources or Resources()))
+            free = (resources or Resources()).free(_CPU)
+            for_inference(networks, device, dtype, lambda: room_to_grow(free.host))
         return cls(networks, preset, device, dtype, resources, compiling)
 
     def plan(self, height: int, width: int, options: Options) -> Plan:
@@ -338,7 +338,9 @@ class StableSR:
                     latent,
                     prepared.encoding.features,
                     options.fidelity_weight,
-                    self.planner.pieces_now(prepared, options),
+                    self.planner.pieces_now(
+                        prepared.plan, options, prepared.held, prepared.encoding.keep
+                    ),
                     tell=tell,
                 )
             trim()

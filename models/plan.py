@@ -1,70 +1,60 @@
 """How an image goes through the memory that there is: decided before anything is computed.
 
-The diffusion's canvas is small and its tiles are cut as they are needed, so what is left to plan
-is how many tiles one network call takes, and for the autoencoder how many rows it works on at
-once and where whole feature maps wait meanwhile. Plans are tried from the fastest to the one that
-needs least, and the first that fits is taken:
+Plans are tried from the fastest to the one that needs least, and the first that fits is taken:
 
     maps on the device, else on the host, else on disk
     strips of as many rows as keep the device busy, halved while they do not fit
-    then as many tiles in a call as fit, at most 8
+    then as many tiles in a network call as fit, at most 8
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from models.config import CompactConfig, ModelConfig
 from models.errors import InvalidOption, NotEnoughMemory
-from models.estimate import Estimate, Layout, Peaks, Weights
-from models.geometry import canvas_size
-from models.memory import Memory, in_words
+from models.estimate import Estimate, Peaks
+from models.geometry import Layout, canvas_size
+from models.memory import Memory, MemoryBudget, in_words
 from models.options import Options
 from models.pieces import Keep, Pieces
 from models.presets import Preset
 
-__all__ = [
-    "MAX_TILE_BATCH",
-    "Plan",
-    "Resources",
-    "further",
-    "needs_offload",
-    "plan",
-    "steps_in",
-]
+__all__ = ["Plan", "Planner", "Resources", "further", "needs_offload", "plan", "steps_in"]
 
-MAX_TILE_BATCH = 8
-"""Tiles in one network call, unless somebody decides otherwise."""
+log = logging.getLogger(__name__)
 
-# Canvases of the native size that a picture may have at most to step in between the strips of one
+_MAX_TILE_BATCH = 8
+# The share of the device's memory that all weights may take together.
+_MOST_WEIGHTS = 2 / 3
+# Canvases of the native size that an image may have at most to step in between the strips of one
 # that has more.
 _GUEST = 2
-
-# Cells of a map of the image's size that a strip has: enough to keep the device busy. Strips of
-# equal cells take equal memory, however wide the image.
-_STRIP_CELLS = {"cuda": 2**18}
-_STRIP_CELLS_ELSEWHERE = 2**17
+# Pixels of a strip at the image's size: enough to keep the device busy. Strips of equal pixels
+# take equal memory, however wide the image.
+_STRIP_PIXELS, _STRIP_PIXELS_GPU = 2**17, 2**18
 # The compact autoencoder has a tenth of the channels at the image's size, and computes eight rows
 # twice at each border of a strip: larger strips take less time and no more memory.
-_STRIP_CELLS_COMPACT = 2**19
-
-_NOBODY = Memory(0, 0, 0)
+_STRIP_PIXELS_COMPACT = 2**19
+_PLACES = "the device's memory", "the host's memory", "scratch disk"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the host gives, and what somebody decides in the plan's place; None: the plan does.
+    """What the host gives, and what is decided in the plan's place; None: the plan does.
 
     Raises:
         InvalidOption: a number below 1.
     """
 
     memory_limit: int | None = None
-    """Bytes that this process may take, in all, on the device that computes"""
+    """Bytes that this process may take, in total, on the device that computes"""
     tile_batch: int | None = None
     """Tiles in one network call"""
     decode_tile: int | None = None
@@ -76,19 +66,21 @@ class Resources:
     shared: bool = False
     """Whether other images are denoised while one is encoded or decoded, and small ones step in
     between the strips of a large one"""
-    shared_batch: int | None = None
-    """Tiles in one network call for them; None: as many as in this image's"""
 
     def __post_init__(self) -> None:
-        for name in ("memory_limit", "tile_batch", "decode_tile", "shared_batch"):
+        for name in ("memory_limit", "tile_batch", "decode_tile"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"{name} is {value}, but must be at least 1.")
 
+    def free(self, device: torch.device) -> Memory:
+        """What there is now for networks on that device."""
+        return MemoryBudget(device, self.scratch, self.memory_limit).free()
+
 
 @dataclass(frozen=True)
 class Plan:
-    """One image's way."""
+    """How one image is computed."""
 
     layout: Layout
     tiles: int
@@ -103,94 +95,69 @@ class Plan:
     def summary(self) -> dict[str, object]:
         """For a log line."""
         height, width = self.layout.canvas
-        device, host, disk = (max(numbers) for numbers in zip(*self.peaks, strict=True))
         return {
             "canvas": f"{width}x{height}",
             "tiles": self.tiles,
             "rows": self.pieces.rows,
             "keep": self.pieces.keep,
             "offload": self.offload,
-            "peak_device_bytes": device,
-            "peak_host_bytes": host,
-            "peak_disk_bytes": disk,
+            **{f"peak_{p}_bytes": max(getattr(x, p) for x in self.peaks) for p in Memory._fields},
         }
 
 
 def plan(
-    config: ModelConfig,
+    estimate: Estimate,
     preset: Preset,
-    height: int,
-    width: int,
+    sides: tuple[int, int],
     options: Options,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
     memory: Memory,
-    weights: Weights,
-    resources: Resources | None = None,
+    resources: Resources,
 ) -> Plan:
-    """The fastest way that fits.
-
-    Args:
-        config: of the networks.
-        preset: tile and native size.
-        height, width: of the input, px.
-        options: of this image.
-        dtype, device: of the networks.
-        memory: bytes that there are, the networks' own included.
-        weights: what the networks take.
-        resources: what is decided already.
+    """The fastest way of an input of these sides (height, width; px) that fits into the memory
+    that there is, that of the networks included.
 
     Raises:
         InvalidOption: no canvas or no tiles can be made for this image.
         NotEnoughMemory: not even the smallest plan fits; says what is missing.
     """
-    given = resources or Resources()
-    layout = Layout.of(config, preset, height, width, options)
-    unified = device.type != "cuda"
-    fusion = options.fidelity_weight > 0
-    tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
-    reused = tiles if options.reuse_every > 1 else 0
-    estimate = Estimate(config, layout, weights, dtype, fusion, unified, reused)
-    cells = _strip_cells(config, device)
-    rows = given.decode_tile or max(1, min(cells // layout.padded[1], layout.padded[0]))
-    offload = given.offload
+    layout = Layout.of(estimate.config, preset, *sides, options)
+    offload = resources.offload
     if offload is None:
-        offload = needs_offload(
-            config, preset, dtype=dtype, device=device, memory=memory, weights=weights
-        )
-
-    guest = _NOBODY
-    if given.shared and not offload and not steps_in(height, width, options, preset):
-        guest = _guest(estimate, preset)
+        offload = needs_offload(estimate, memory)
+    tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
+    guest = None
+    if resources.shared:
+        alone = offload or steps_in(*sides, options, preset)
+        guest = Memory() if alone else _guest(estimate, preset)
 
     def peaks_of(pieces: Pieces, batch: int) -> Peaks:
-        meanwhile = (given.shared_batch or batch) if given.shared else 0
-        return estimate.peaks(pieces, batch, offload=offload, meanwhile=meanwhile, guest=guest)
+        return estimate.peaks(
+            layout,
+            pieces,
+            batch,
+            fusion=options.fidelity_weight > 0,
+            offload=offload,
+            reused=tiles if options.reuse_every > 1 else 0,
+            guest=guest,
+        )
 
-    least: list[str] = []
-    for pieces in _pieces(rows, unified, given):
-        batch = given.tile_batch or 1
+    lacking: list[str] = []
+    for pieces in _candidates(estimate, layout, resources):
+        batch = resources.tile_batch or 1
         peaks = peaks_of(pieces, batch)
-        if least := _missing(peaks, memory):
+        if lacking := _lacking(peaks, memory):
             continue
-        while given.tile_batch is None and batch < min(MAX_TILE_BATCH, tiles):
+        while resources.tile_batch is None and batch < min(_MAX_TILE_BATCH, tiles):
             larger = peaks_of(pieces, 2 * batch)
-            if _missing(larger, memory):
+            if _lacking(larger, memory):
                 break
             batch, peaks = 2 * batch, larger
         return Plan(layout, tiles, batch, pieces, offload, peaks)
     raise NotEnoughMemory(
-        f"An image of {width} x {height} pixels at scale {options.scale:g}, which is computed at "
-        f"{layout.canvas[1]} x {layout.canvas[0]}, needs at least {'; '.join(least)}. "
+        f"An image of {sides[1]} x {sides[0]} pixels at scale {options.scale:g}, which is computed "
+        f"at {layout.canvas[1]} x {layout.canvas[0]}, needs at least {'; '.join(lacking)}. "
         "A smaller image or scale needs less."
     )
-
-
-def _strip_cells(config: ModelConfig, device: torch.device) -> int:
-    if isinstance(config.autoencoder, CompactConfig):
-        return _STRIP_CELLS_COMPACT
-    return _STRIP_CELLS.get(device.type, _STRIP_CELLS_ELSEWHERE)
 
 
 def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
@@ -206,71 +173,115 @@ def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
     return canvas[0] * canvas[1] <= _GUEST * preset.native**2
 
 
-def _guest(estimate: Estimate, preset: Preset) -> Memory:
-    """What the largest image that steps in takes at most, weights aside."""
-    sides = (preset.native, _GUEST * preset.native)
-    layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
-    guest = replace(estimate, layout=layout, fusion=True)
-    cells = _strip_cells(estimate.config, torch.device("cpu"))
-    return guest.autoencoding(Pieces(rows=cells // sides[1]))
-
-
-def needs_offload(
-    config: ModelConfig,
-    preset: Preset,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-    memory: Memory,
-    weights: Weights,
-) -> bool:
-    """Whether all networks on the device leave too little beside them for the smallest canvas.
+def needs_offload(estimate: Estimate, memory: Memory) -> bool:
+    """Whether all networks on the device leave too little beside them: of full size, for a canvas
+    of the native size.
 
     Decided once, when networks are loaded, so it cannot depend on an image. Where the device
     computes in the host's memory there is nowhere to put a network aside.
     """
-    if device.type != "cuda":
-        return False
-    native = Options(scale=1)
-    layout = Layout.of(config, preset, preset.native, preset.native, native)
-    estimate = Estimate(config, layout, weights, dtype, True, unified=False)
-    pieces = Pieces(rows=_STRIP_CELLS_ELSEWHERE // preset.native)
-    return bool(_missing(estimate.peaks(pieces, 1, offload=False), memory))
+    return not estimate.unified and estimate.weights.all > _MOST_WEIGHTS * memory.device
 
 
 def further(pieces: Pieces, device: torch.device, memory: Memory) -> Pieces | None:
     """The same with maps kept one place further away; None where there is none."""
-    places = _places(device.type != "cuda")
+    places = _places(device)
     beyond = places[places.index(pieces.keep) + 1 :]
     if not beyond or (beyond[0] == "disk" and not memory.disk):
         return None
-    return Pieces(pieces.rows, beyond[0], pieces.attention_keys, pieces.scratch)
+    return replace(pieces, keep=beyond[0])
 
 
-def _places(unified: bool) -> tuple[Keep, ...]:
+def _places(device: torch.device) -> tuple[Keep, ...]:
     """Where maps can be, nearest first."""
-    return ("device", "disk") if unified else ("device", "host", "disk")
+    return ("device", "host", "disk") if device.type == "cuda" else ("device", "disk")
 
 
-def _pieces(rows: int, unified: bool, given: Resources) -> Iterator[Pieces]:
+def _candidates(estimate: Estimate, layout: Layout, resources: Resources) -> Iterator[Pieces]:
     """From fast to small."""
-    for keep in _places(unified):
-        smaller = rows
-        while True:
-            yield Pieces(rows=smaller, keep=keep, scratch=given.scratch)
-            if smaller == 1 or given.decode_tile is not None:
-                break
-            smaller //= 2
+    height, width = layout.padded
+    pixels = _strip_pixels(estimate.config, gpu=not estimate.unified)
+    for keep in _places(estimate.device):
+        rows = resources.decode_tile or max(1, min(pixels // width, height))
+        while rows:
+            yield Pieces(rows=rows, keep=keep, scratch=resources.scratch)
+            rows = 0 if resources.decode_tile else rows // 2
 
 
-def _missing(peaks: Peaks, memory: Memory) -> list[str]:
+def _strip_pixels(config: ModelConfig, *, gpu: bool) -> int:
+    if isinstance(config.autoencoder, CompactConfig):
+        return _STRIP_PIXELS_COMPACT
+    return _STRIP_PIXELS_GPU if gpu else _STRIP_PIXELS
+
+
+def _guest(estimate: Estimate, preset: Preset) -> Memory:
+    """What the largest image that steps in takes at most, weights aside."""
+    sides = preset.native, _GUEST * preset.native
+    layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
+    pieces = Pieces(rows=_strip_pixels(estimate.config, gpu=False) // sides[1])
+    stages = (estimate.coding(layout, pieces, decode=d, fusion=True) for d in (False, True))
+    return Memory(*map(max, *stages))
+
+
+def _lacking(peaks: Peaks, memory: Memory) -> list[str]:
     """What does not fit, in words; nothing if all does."""
     return [
-        f"{in_words(need)} of {_PLACES[place]} to {stage}, where {in_words(there)} can be had"
+        f"{in_words(need)} of {place} to {stage}, where {in_words(there)} can be had"
         for stage, peak in peaks._asdict().items()
-        for place, need, there in zip(Memory._fields, peak, memory, strict=True)
+        for place, need, there in zip(_PLACES, peak, memory, strict=True)
         if need > there
     ]
 
 
-_PLACES = {"device": "the device's memory", "host": "the host's memory", "disk": "scratch disk"}
+@dataclass(eq=False)
+class Planner:
+    """Plans the images of a loaded model: asked once for each, and again before it is decoded."""
+
+    estimate: Estimate
+    preset: Preset
+    resources: Resources
+    """Of which offload is decided"""
+    on_device: Callable[[], int]
+    """Bytes of the weights that are on the device now"""
+    room: Callable[[int], int]
+    """Tiles that a network call has, where a plan gives it so many"""
+
+    def plan(self, height: int, width: int, options: Options, held: Memory | None = None) -> Plan:
+        """As `plan`, with what is free now. `held`: what this image has taken already."""
+        resources = self.resources
+        if resources.shared:
+            # Calls hold tiles of all images, and are as large as was decided once.
+            resources = replace(resources, tile_batch=self.tile_batch)
+        memory = self.memory(held or Memory())
+        return plan(self.estimate, self.preset, (height, width), options, memory, resources)
+
+    @cached_property
+    def tile_batch(self) -> int:
+        """Tiles that one network call has room for, whatever images they are of.
+
+        Decided once, with what memory was free then: plans count on calls of this size.
+        """
+        sides = 2 * self.preset.native, 2 * self.preset.native  # has more tiles than a call
+        native, memory = Options(scale=1), self.memory(Memory())
+        return self.room(
+            self.resources.tile_batch
+            or plan(self.estimate, self.preset, sides, native, memory, self.resources).tile_batch
+        )
+
+    def pieces_now(self, plan: Plan, options: Options, held: Memory, keep: Keep) -> Pieces:
+        """For decoding: what was free when the image was encoded may be another's now. `held`:
+        what it has taken; `keep`: where its features are."""
+        try:
+            return self.plan(*plan.layout.source, options, held).pieces
+        except NotEnoughMemory as error:
+            # Refusing now would waste the steps that were made. Strips shrink when they must.
+            log.warning("decoding as planned, although: %s", error)
+            return replace(plan.pieces, keep=keep)
+
+    def memory(self, held: Memory) -> Memory:
+        """What is free, and what the networks and an image have of it already."""
+        estimate, resources = self.estimate, self.resources
+        weights, free = estimate.weights.all, resources.free(estimate.device) + held
+        if estimate.unified:
+            return Memory(0, free.host + free.device + weights, free.disk)
+        return free + Memory(self.on_device(), weights if resources.offload else 0)

@@ -28,7 +28,7 @@ import torch
 
 from jobs.logs import configure_logging
 from jobs.settings import Settings
-from models.memory import free_memory, in_words
+from models.memory import in_words
 from models.parent import end_with_parent
 from models.pipeline import StableSR
 from worker.errors import Interrupted, is_device_lost
@@ -65,7 +65,7 @@ def warmed(loaded: Loaded, settings: Settings) -> Aside | None:
         return None
     done = _mark(sr, settings)
     if not (done.exists() or settings.fixed_batch is not None or loaded.peers is not None):
-        short = _short(sr, settings)
+        short = _short(sr)
         if short is None:
             sr.defer()
             return Aside(sr, settings, done)
@@ -77,10 +77,10 @@ def warmed(loaded: Loaded, settings: Settings) -> Aside | None:
     return None
 
 
-def _short(sr: StableSR, settings: Settings) -> str | None:
+def _short(sr: StableSR) -> str | None:
     """What the other process would lack, in words."""
-    weights = sr.planner.weights.all
-    free = free_memory(sr.device, settings.scratch, settings.memory_limit)
+    weights = sr.planner.estimate.weights.all
+    free = sr.planner.resources.free(sr.device)
     if sr.device.type == "cuda":
         needs = [(_GPU, free.device, "the device's"), (_GPU_HOST, free.host, "the host's")]
     else:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from models.folding.weights import constant, wide
 from models.networks.bundle import Networks
 
-__all__ = ["PhaseUpsample", "fold_upsamplers", "fold_upsampling", "upsamplers_folded"]
+__all__ = ["PhaseUpsample", "fold_upsamplers", "fold_upsampling"]
 
 # Of the 3 taps of a 3x3 kernel, which fall on the first and which on the second of the two small
 # cells that the even and the odd large cell see.
@@ -86,8 +86,3 @@ def fold_upsamplers(part: nn.Module) -> None:
         for name, child in list(owner.named_children()):
             if isinstance(child, Upsample2D) and isinstance(child.conv, nn.Conv2d):
                 owner.register_module(name, PhaseUpsample(child.conv))
-
-
-def upsamplers_folded(part: nn.Module) -> bool:
-    """Whether `fold_upsamplers` was applied to a network that upsamples."""
-    return any(isinstance(child, PhaseUpsample) for child in part.modules())

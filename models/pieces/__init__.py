@@ -24,19 +24,18 @@ another height of strips changes it as little, but not by nothing. Above `Pieces
 latent cells the attention is an approximation, the same for any strips.
 """
 
-from models.pieces.coding import decode, encode
-from models.pieces.cost import flops, peak_bytes
+from models.pieces.coding import coding_cost, decode, encode
+from models.pieces.cost import Cost
 from models.pieces.encoder import EncodedPieces
-from models.pieces.settings import Callbacks, Keep, Memory, Pieces
+from models.pieces.settings import Callbacks, Keep, Pieces
 
 __all__ = [
     "Callbacks",
+    "Cost",
     "EncodedPieces",
     "Keep",
-    "Memory",
     "Pieces",
+    "coding_cost",
     "decode",
     "encode",
-    "flops",
-    "peak_bytes",
 ]

@@ -1,24 +1,25 @@
-"""Encode and decode in pieces."""
+"""Encode and decode in pieces, and count beforehand what that takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from models.folding.upsampling import upsamplers_folded
-from models.networks.bundle import AnyAutoencoder
+from models.config import AutoencoderConfig, CompactConfig
+from models.networks.bundle import AnyAutoencoder, make_autoencoder
 from models.networks.compact import ANCHORED, CompactAutoencoder, anchored, quarter
 from models.pieces.compact import run_compact_decoder, run_compact_encoder
-from models.pieces.cost import decode_cost, encode_cost
+from models.pieces.cost import META, Cost, Counter
 from models.pieces.decoder import run_decoder
 from models.pieces.encoder import EncodedPieces, run_encoder
 from models.pieces.executor import Executor, TensorSource, Write
 from models.pieces.settings import Callbacks, Pieces
 from models.pieces.store import FeatureMap, MapStore
 
-__all__ = ["decode", "encode"]
+__all__ = ["coding_cost", "decode", "encode"]
 
 
 @torch.inference_mode()
@@ -49,24 +50,18 @@ def encode(
     """
     config = autoencoder.config
     height, width = image.shape[2:]
-    flops = encode_cost(config, height, width, pieces, dtype, features=features).flops
+    flops = coding_cost(config, height, width, pieces, dtype, decode=False, fusion=features).flops
     moments = _room_for_moments(autoencoder, image, device)
     store = MapStore(pieces.keep, device, dtype, pieces.rows, pieces.scratch)
     try:
         run = Executor(store, pieces.rows, flops, callbacks or Callbacks())
-        source = TensorSource(image, device, dtype)
-        if isinstance(autoencoder, CompactAutoencoder):
-            write = _into(moments[:, ANCHORED:])
-            kept = run_compact_encoder(run, autoencoder, source, features=features, write=write)
-        else:
-            kept = run_encoder(
-                run,
-                autoencoder,
-                source,
-                pieces.attention_keys,
-                features=features,
-                write=_into(moments),
-            )
+        compact = isinstance(autoencoder, CompactAutoencoder)
+        kept = _encoder_passes(autoencoder, pieces)(
+            run,
+            image=TensorSource(image, device, dtype),
+            features=features,
+            write=_into(moments[:, ANCHORED:] if compact else moments),
+        )
     except BaseException:
         store.close()
         raise
@@ -127,42 +122,85 @@ def decode(
         for feature in features if free_features else ():
             feature.free()
         return image
-    flops = decode_cost(
-        config,
-        height,
-        width,
-        pieces,
-        dtype,
-        fusion=wanted is not None,
-        free_features=free_features,
-        folded=upsamplers_folded(autoencoder),
+    callbacks = callbacks or Callbacks()
+    flops = coding_cost(
+        config, height, width, pieces, dtype, decode=True, fusion=wanted is not None
     ).flops
     image = torch.empty((1, 3, height, width))
     with MapStore(pieces.keep, device, dtype, pieces.rows, pieces.scratch) as store:
-        run = Executor(store, pieces.rows, flops, callbacks or Callbacks())
-        source, write = TensorSource(latent, device, dtype), _into(image)
-        if isinstance(autoencoder, CompactAutoencoder):
-            run_compact_decoder(
-                run,
-                autoencoder,
-                source,
-                wanted,
-                fidelity,
-                free_features=free_features,
-                write=write,
-            )
-        else:
-            run_decoder(
-                run,
-                autoencoder,
-                source,
-                pieces.attention_keys,
-                wanted,
-                fidelity,
-                free_features=free_features,
-                write=write,
-            )
+        run = Executor(store, pieces.rows, flops, callbacks)
+        _decoder_passes(autoencoder, pieces)(
+            run,
+            latent=TensorSource(latent, device, dtype),
+            features=wanted,
+            fidelity=fidelity,
+            free_features=free_features,
+            write=_into(image),
+        )
+    # Folded upsamplers (`models.folding`) have less arithmetic than was counted.
+    callbacks.progress(1.0)
     return image
+
+
+@lru_cache(maxsize=256)
+def coding_cost(
+    config: AutoencoderConfig | CompactConfig,
+    height: int,
+    width: int,
+    pieces: Pieces,
+    dtype: torch.dtype,
+    *,
+    decode: bool,
+    fusion: bool,
+) -> Cost:
+    """Of encoding or decoding an image of these sides (px), with or without fusion.
+
+    Its maps include the features, which fusion reads. The weights and the image itself are the
+    caller's.
+    """
+    run, autoencoder = Counter(pieces, dtype), _without_weights(config)
+    if not decode:
+        image = run.source(3, height, width)
+        _encoder_passes(autoencoder, pieces)(run, image=image, features=fusion, write=_nowhere)
+        return run.cost
+    features = [
+        run.hold(channels, height // smaller, width // smaller)
+        for channels, smaller in config.feature_widths
+        if fusion
+    ]
+    _decoder_passes(autoencoder, pieces)(
+        run,
+        latent=run.source(
+            config.latent_channels, height // config.downscale, width // config.downscale
+        ),
+        features=features or None,
+        fidelity=1.0,
+        free_features=False,
+        write=_nowhere,
+    )
+    return run.cost
+
+
+@lru_cache
+def _without_weights(config: AutoencoderConfig | CompactConfig) -> AnyAutoencoder:
+    with META:
+        return make_autoencoder(config)
+
+
+def _encoder_passes(
+    autoencoder: AnyAutoencoder, pieces: Pieces
+) -> Callable[..., tuple[FeatureMap, ...]]:
+    """`run_encoder` of this network."""
+    if isinstance(autoencoder, CompactAutoencoder):
+        return partial(run_compact_encoder, autoencoder=autoencoder)
+    return partial(run_encoder, autoencoder=autoencoder, keys=pieces.attention_keys)
+
+
+def _decoder_passes(autoencoder: AnyAutoencoder, pieces: Pieces) -> Callable[..., None]:
+    """`run_decoder` of this network."""
+    if isinstance(autoencoder, CompactAutoencoder):
+        return partial(run_compact_decoder, autoencoder=autoencoder)
+    return partial(run_decoder, autoencoder=autoencoder, keys=pieces.attention_keys)
 
 
 def _decoded_whole(
@@ -192,3 +230,7 @@ def _into(whole: Tensor) -> Write:
         whole[:, :, top : top + rows.shape[2]] = rows
 
     return write
+
+
+def _nowhere(top: int, rows: Tensor) -> None:
+    """Nothing is computed, so nothing is written."""

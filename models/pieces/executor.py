@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.memory import is_out_of_memory
+from models.memory import halved, until_it_fits
 from models.pieces.settings import Callbacks
 from models.pieces.store import FeatureMap, MapStore
 from models.pieces.strips import Span, Strip
@@ -168,37 +169,28 @@ class Executor:
     def _run(self, step: Pass, take: Callable[[int, Sequence[Tensor]], None]) -> None:
         top = 0
         while top < step.height:
-            self._callbacks.check()
-            span = Span(top, min(top + max(1, self.rows // step.coarsest), step.height))
-            if not self._attempt(step, span, take):
-                self._shrink()
-                continue
+            bottom, self.rows = until_it_fits(
+                partial(self._strip, step, take, top),
+                self.rows,
+                halved,
+                self._callbacks.on_shrink,
+            )
             for read in step.reads:
-                read.release(span.bottom)
-            self._done += step.flops * (span.bottom - top) / step.height
+                read.release(bottom)
+            self._done += step.flops * (bottom - top) / step.height
             self._callbacks.progress(min(self._done / self._flops, 1.0))
-            top = span.bottom
+            top = bottom
         for read in step.reads:
             if read.last:
                 read.source.release(read.source.height)
 
-    def _attempt(
-        self, step: Pass, span: Span, take: Callable[[int, Sequence[Tensor]], None]
-    ) -> bool:
-        """One strip; False if memory ran out and a smaller one may do."""
-        try:
-            strips = [read.strip(span) for read in step.reads]
-            results = step.compute(span, strips)
-            take(span.top, [result.crop(span).rows for result in results])
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or self.rows == 1:
-                raise
-            return False
-        return True
-
-    def _shrink(self) -> None:
-        # Only here, where the error and with it the failed strip's tensors are gone.
-        if self.store.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.rows //= 2
-        self._callbacks.on_shrink(self.rows)
+    def _strip(
+        self, step: Pass, take: Callable[[int, Sequence[Tensor]], None], top: int, rows: int
+    ) -> int:
+        """From `top` on so many rows of the larger map; returns the row after the last."""
+        self._callbacks.check()
+        span = Span(top, min(top + max(1, rows // step.coarsest), step.height))
+        strips = [read.strip(span) for read in step.reads]
+        results = step.compute(span, strips)
+        take(span.top, [result.crop(span).rows for result in results])
+        return span.bottom

@@ -1,4 +1,4 @@
-"""How an autoencoder is run in pieces, and what that takes."""
+"""How an autoencoder is run in pieces."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from models.memory import Memory
-
-__all__ = ["Callbacks", "Keep", "Memory", "Pieces"]
+__all__ = ["Callbacks", "Keep", "Pieces"]
 
 Keep = Literal["device", "host", "disk"]
 """Where feature maps wait between two layers."""
@@ -47,5 +45,5 @@ class Callbacks:
     """Fraction of the arithmetic that is done, rising to 1."""
     check: Callable[[], None] = lambda: None
     """May raise to cancel: all that is held is freed and the error passed on."""
-    on_shrink: Callable[[int], None] = lambda rows: None
-    """Memory ran out: strips have this many rows from now on."""
+    on_shrink: Callable[[int, int], None] = lambda before, after: None
+    """Memory ran out: strips had so many rows and have so many from now on."""

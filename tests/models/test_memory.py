@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from models import memory
-from models.memory import Memory, free_memory, in_words, is_out_of_memory, resident
+from models.memory import (
+    Memory,
+    MemoryBudget,
+    halved,
+    in_words,
+    is_out_of_memory,
+    resident,
+    until_it_fits,
+)
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -38,14 +46,14 @@ def group(folder: Path, files: dict[str, object]) -> None:
 
 
 def test_without_a_limit_it_is_what_the_system_has_available(machine: Path) -> None:
-    assert free_memory(CPU, machine).host == 1000 * MIB
+    assert MemoryBudget(CPU, machine).free().host == 1000 * MIB
 
 
 def test_a_containers_limit_counts_and_cached_files_do_not(machine: Path) -> None:
     stat = f"anon 1\nactive_file {30 * MIB}\ninactive_file {20 * MIB}"
     used = {"memory.max": 300 * MIB, "memory.current": 200 * MIB, "memory.stat": stat}
     group(machine / "cgroup/app/worker", used)
-    assert free_memory(CPU, machine).host == (300 - 200 + 50) * MIB
+    assert MemoryBudget(CPU, machine).free().host == (300 - 200 + 50) * MIB
 
 
 def test_a_limit_of_a_group_further_up_counts_too(machine: Path) -> None:
@@ -54,7 +62,7 @@ def test_a_limit_of_a_group_further_up_counts_too(machine: Path) -> None:
     limited = {"memory.max": 100 * MIB, "memory.current": 40 * MIB, "memory.stat": stat}
     group(machine / "cgroup/app/worker", unlimited)
     group(machine / "cgroup/app", limited)
-    assert free_memory(CPU, machine).host == 60 * MIB
+    assert MemoryBudget(CPU, machine).free().host == 60 * MIB
 
 
 def test_control_groups_of_the_first_version_are_read(machine: Path) -> None:
@@ -62,23 +70,23 @@ def test_control_groups_of_the_first_version_are_read(machine: Path) -> None:
     stat = f"active_file 1\ninactive_file 1\ntotal_active_file 0\ntotal_inactive_file {MIB}"
     names = {"memory.limit_in_bytes": 80 * MIB, "memory.usage_in_bytes": 31 * MIB}
     group(machine / "cgroup/memory", {**names, "memory.stat": stat})
-    assert free_memory(CPU, machine).host == 50 * MIB
+    assert MemoryBudget(CPU, machine).free().host == 50 * MIB
 
 
 def test_a_limit_is_for_what_the_process_has_already_too(machine: Path) -> None:
-    assert free_memory(CPU, machine, limit=500 * MIB).host == 500 * MIB - resident()
+    assert MemoryBudget(CPU, machine, 500 * MIB).free().host == 500 * MIB - resident()
     assert resident() > 0
-    assert free_memory(CPU, machine, limit=10**15).host == 1000 * MIB
+    assert MemoryBudget(CPU, machine, 10**15).free().host == 1000 * MIB
 
 
 def test_a_scratch_folder_in_memory_is_no_room(machine: Path) -> None:
-    assert free_memory(CPU, machine).disk > 0
+    assert MemoryBudget(CPU, machine).free().disk > 0
     with (machine / "proc/self/mountinfo").open("a") as file:
         file.write(f"2 1 0:9 / {machine} rw - tmpfs tmpfs rw\n")
-    assert free_memory(CPU, machine / "proc").disk == 0
+    assert MemoryBudget(CPU, machine / "proc").free().disk == 0
     with (machine / "proc/self/mountinfo").open("a") as file:
         file.write(f"3 2 8:2 / {machine / 'cgroup'} rw - xfs /dev/vdb rw\n")
-    assert free_memory(CPU, machine / "cgroup").disk > 0
+    assert MemoryBudget(CPU, machine / "cgroup").free().disk > 0
 
 
 def test_the_processors_allocator_is_understood() -> None:
@@ -97,6 +105,31 @@ def test_the_processors_allocator_is_understood() -> None:
         assert is_out_of_memory(RuntimeError(said)), said
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
     assert not is_out_of_memory(ValueError("not enough memory"))
+
+
+def test_what_runs_out_of_memory_is_halved_until_it_fits() -> None:
+    changes: list[tuple[int, int]] = []
+
+    def run(size: int) -> str:
+        if size > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return "done"
+
+    def note(before: int, after: int) -> None:
+        changes.append((before, after))
+
+    assert until_it_fits(run, 13, halved, note) == ("done", 3)
+    assert changes == [(13, 6), (6, 3)]
+    with pytest.raises(MemoryError):
+        until_it_fits(lambda _: bytes(2**62), 2, halved, note)
+    assert changes[2:] == [(2, 1)]
+    with pytest.raises(RuntimeError, match="illegal"):
+        until_it_fits(faulty, 8, halved, note)
+    assert len(changes) == 3
+
+
+def faulty(size: int) -> None:
+    raise RuntimeError(f"CUDA error: an illegal memory access at {size}")
 
 
 def test_bytes_are_told_in_words() -> None:

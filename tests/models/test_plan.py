@@ -12,12 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import models.estimate
 from models.checkpoints.folder import describe, preset_folder
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
-from models.estimate import Weights, tile_bytes
-from models.flops import image_flops, tile_flops
+from models.estimate import Estimate, tile_bytes, tile_flops
 from models.memory import Memory
 from models.networks.bundle import Networks
 from models.options import Options
@@ -32,46 +30,11 @@ PRESET = get_preset("stablesr-512")
 
 
 @cache
-def full_weights(dtype: torch.dtype = torch.bfloat16) -> Weights:
+def estimated(
+    device: str = "cuda", config: ModelConfig = FULL, dtype: torch.dtype = torch.bfloat16
+) -> Estimate:
     with torch.device("meta"):
-        return Weights.of(Networks(FULL), dtype)
-
-
-@pytest.fixture(autouse=True)
-def own_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans of a processor that computes in bfloat16, whatever this one does."""
-    monkeypatch.setattr(models.estimate, "is_widened", lambda device, dtype: False)
-
-
-def test_copies_in_float32_are_counted_where_products_are_computed_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    native = {device: planned(1024, PLENTY, device).peaks for device in ("cpu", "cuda")}
-    monkeypatch.setattr(models.estimate, "is_widened", lambda device, dtype: True)
-    assert planned(1024, PLENTY, "cuda").peaks == native["cuda"]
-    widened = planned(1024, PLENTY, "cpu").peaks
-    for stage in ("encode", "denoise", "decode"):
-        assert getattr(widened, stage).host > getattr(native["cpu"], stage).host + 0.1 * GB
-    assert widened.load == native["cpu"].load
-
-
-def test_a_text_tower_takes_the_room_of_its_weights() -> None:
-    with torch.device("meta"):
-        networks = Networks(replace(FULL, text=TextConfig()))
-    found = Weights.of(networks, torch.bfloat16)
-    assert found.text == pytest.approx(0.68 * GB, rel=0.02)
-    assert found._replace(text=0) == full_weights()
-    plain = planned(512, PLENTY)
-    resident = planned(512, PLENTY, weights=found)
-    waiting = planned(512, PLENTY, weights=found, offload=True)
-    assert [a.device - b.device for a, b in zip(resident.peaks, plain.peaks, strict=True)] == [
-        found.text
-    ] * 4
-    away = planned(512, PLENTY, offload=True)
-    assert [a.host - b.host for a, b in zip(waiting.peaks, away.peaks, strict=True)] == [
-        found.text
-    ] * 4
-    assert waiting.peaks.denoise.device == away.peaks.denoise.device
+        return Estimate.of(Networks(config), dtype, torch.device(device))
 
 
 def planned(
@@ -79,35 +42,61 @@ def planned(
     memory: Memory,
     device: str = "cuda",
     options: Options | None = None,
-    weights: Weights | None = None,
-    **given: Any,
+    config: ModelConfig = FULL,
+    **resources: Any,
 ) -> Plan:
     """Of a square result of full-size networks in bfloat16."""
     return plan(
-        FULL,
+        estimated(device, config),
         PRESET,
-        side // 4,
-        side // 4,
+        (side // 4, side // 4),
         options or Options(),
-        dtype=torch.bfloat16,
-        device=torch.device(device),
-        memory=memory,
-        weights=weights or full_weights(),
-        resources=Resources(**given),
+        memory,
+        Resources(**resources),
     )
+
+
+def test_a_text_tower_takes_the_room_of_its_weights() -> None:
+    config = replace(FULL, text=TextConfig())
+    weights = estimated(config=config).weights
+    assert weights.text == pytest.approx(0.68 * GB, rel=0.02)
+    assert weights._replace(text=0) == estimated().weights
+    plain = planned(512, PLENTY)
+    resident = planned(512, PLENTY, config=config)
+    waiting = planned(512, PLENTY, config=config, offload=True)
+    assert [a.device - b.device for a, b in zip(resident.peaks, plain.peaks, strict=True)] == [
+        weights.text
+    ] * 4
+    away = planned(512, PLENTY, offload=True)
+    assert [a.host - b.host for a, b in zip(waiting.peaks, away.peaks, strict=True)] == [
+        weights.text
+    ] * 4
+    assert waiting.peaks.denoise.device == away.peaks.denoise.device
+
+
+def test_half_precision_is_planned_with_less_memory_than_float32() -> None:
+    for device in ("cpu", "cuda"):
+        half, full = estimated(device), estimated(device, dtype=torch.float32)
+        peaks = [
+            plan(each, PRESET, (256, 256), Options(), PLENTY, Resources()).peaks
+            for each in (half, full)
+        ]
+        assert all(sum(a) < sum(b) for a, b in zip(*peaks, strict=True))
 
 
 def test_the_arithmetic_is_the_published_one() -> None:
     """Cost at 64 x 64 latents, a product and a sum being two."""
-    tile = tile_flops(FULL.unet, FULL.encoder, FULL.context_tokens, 64, 64)
+    tile = tile_flops(FULL, 64, 64)
     assert tile / 1e12 == pytest.approx(0.965, abs=0.001)
-    flops = image_flops(FULL, planned(512, PLENTY), 200, fusion=True)
-    assert flops.step == tile
-    assert flops.encode / 1e12 == pytest.approx(1.12, abs=0.01)
-    assert flops.decode / 1e12 == pytest.approx(4.97, abs=0.04)
-    assert flops.total == flops.encode + 200 * tile + flops.decode
-    without = image_flops(FULL, planned(512, PLENTY), 200, fusion=False)
-    assert without.decode < 0.51 * flops.decode
+    chosen = planned(512, PLENTY)
+    sizes = chosen.layout, chosen.pieces, chosen.tiles
+    flops = estimated().flops(*sizes, Options(steps=200))
+    assert flops["step"] == tile
+    assert flops["encode"] / 1e12 == pytest.approx(1.12, abs=0.01)
+    assert flops["decode"] / 1e12 == pytest.approx(4.97, abs=0.04)
+    assert flops["total"] == flops["encode"] + 200 * tile + flops["decode"]
+    plain = estimated().flops(*sizes, Options(steps=200, fidelity_weight=0.0))
+    assert plain["decode"] < 0.51 * flops["decode"]
 
 
 @pytest.mark.parametrize(("side", "tiles"), [(512, 1), (1024, 9), (2048, 49), (4096, 225)])
@@ -150,29 +139,16 @@ def test_cards_of_few_gigabytes_have_a_plan_that_keeps_within_them(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("side", [128, 512])
 def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_images(
-    device: str,
+    device: str, side: int
 ) -> None:
-    alone = planned(512, PLENTY, device).peaks
-    shared = planned(512, PLENTY, device, shared=True, shared_batch=8).peaks
+    alone = planned(side, PLENTY, device, tile_batch=8).peaks
+    shared = planned(side, PLENTY, device, shared=True, tile_batch=8).peaks
     tile = tile_bytes(FULL.unet, 64, 64, torch.bfloat16)
     for stage in ("encode", "decode"):
         more = sum(getattr(shared, stage)) - sum(getattr(alone, stage))
         assert more >= 8 * tile
-    # This image's one tile goes with seven of theirs.
-    assert sum(shared.denoise) - sum(alone.denoise) == 7 * tile
-    # Where nobody has said yet how large calls are, they are as large as this image's can be.
-    first = planned(2048, PLENTY, device, shared=True)
-    assert first.tile_batch == 8
-    assert first.peaks == planned(2048, PLENTY, device, shared=True, shared_batch=8).peaks
-
-
-def test_a_small_image_does_not_make_the_calls_of_others_small() -> None:
-    small = planned(128, PLENTY, shared=True, shared_batch=8).peaks
-    tile = tile_bytes(FULL.unet, 64, 64, torch.bfloat16)
-    more = small.encode.device - planned(128, PLENTY).peaks.encode.device
-    # Whole tiles, and what a call's kernels take beside those of the image's own.
-    assert 8 * tile <= more < 10 * tile
 
 
 @pytest.mark.parametrize(
@@ -188,8 +164,8 @@ def test_an_image_of_two_native_canvases_at_most_steps_in(
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_only_a_large_image_counts_one_that_steps_in(device: str) -> None:
     def more(side: int, stage: str) -> int:
-        alone = planned(side, PLENTY, device).peaks
-        beside = planned(side, PLENTY, device, shared=True, shared_batch=8).peaks
+        alone = planned(side, PLENTY, device, tile_batch=8).peaks
+        beside = planned(side, PLENTY, device, shared=True, tile_batch=8).peaks
         return int(sum(getattr(beside, stage)) - sum(getattr(alone, stage)))
 
     for stage in ("encode", "decode"):
@@ -204,16 +180,14 @@ def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
     memory = Memory(2_400_000_000, 16 * GB, 100 * GB)
     chosen = planned(512, memory)
     assert chosen.offload
-    assert chosen.peaks.encode.device < full_weights().denoiser
-    assert chosen.peaks.denoise.device < full_weights().denoiser + full_weights().autoencoder + GB
-    assert chosen.peaks.denoise.host > sum(full_weights()[:2])
-    cpu = torch.device("cpu")
-    assert not needs_offload(
-        FULL, PRESET, dtype=torch.bfloat16, device=cpu, memory=memory, weights=full_weights()
-    )
+    weights = estimated().weights
+    assert chosen.peaks.encode.device < weights.denoiser
+    assert chosen.peaks.denoise.device < weights.all + GB
+    assert chosen.peaks.denoise.host > weights.all
+    assert not needs_offload(estimated("cpu"), memory)
 
 
-def test_what_somebody_decided_stays_decided() -> None:
+def test_what_is_decided_already_stays_so() -> None:
     chosen = planned(2048, PLENTY, tile_batch=3, decode_tile=24, offload=True)
     assert (chosen.tile_batch, chosen.pieces.rows, chosen.offload) == (3, 24, True)
     zero: dict[str, Any] = {"tile_batch": 0, "decode_tile": 0, "memory_limit": 0}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.checkpoints.folder import random_networks
-from models.estimate import Weights
+from models.estimate import Estimate
 from models.networks.bundle import Networks
 from models.residency import Offloaded, Part
 from tests.models import narrow
@@ -31,7 +31,7 @@ def places(module: nn.Module) -> set[str]:
 def test_one_part_at_a_time_is_on_the_device(networks: Networks) -> None:
     before = {name: p.clone() for name, p in networks.named_parameters()}
     resident = Offloaded(networks, DEVICE)
-    weights = Weights.of(networks, torch.float32)
+    weights = Estimate.of(networks, torch.float32, DEVICE).weights
     assert places(networks) == {"cpu"}
     assert resident.held(weights) == 0
     with resident.holding("autoencoder"):

@@ -15,8 +15,8 @@ import models.estimate
 from models.checkpoints.folder import random_networks
 from models.errors import InvalidOption
 from models.geometry import MAX_CANVAS, canvas_size
-from models.memory import Memory
 from models.options import Options
+from models.pieces import Cost
 from models.pipeline import StableSR
 from models.sampling import StepRequest
 from tests.models import narrow
@@ -55,7 +55,7 @@ def quick() -> Iterator[StableSR]:
     sr._autoencoder = Coder()  # type: ignore[assignment]  # only what is called of it
     with pytest.MonkeyPatch.context() as patch:
         # Counting what strips take is slower than these networks.
-        patch.setattr(models.estimate, "peak_bytes", lambda *given, **more: Memory(0, 0, 0))
+        patch.setattr(models.estimate, "coding_cost", lambda *given, **more: Cost(0, 0, 0))
         yield sr
 
 

@@ -244,7 +244,7 @@ def test_the_other_process_compiles_what_the_model_calls_and_notes_it(
 def test_at_the_first_start_compiling_is_left_to_another_process(
     compiler: Compiler, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.aside, "free_memory", lambda *_: FREE)
+    monkeypatch.setattr(Resources, "free", lambda *_: FREE)
     sr = model()
     assert warmed(Loaded(sr, None), settings) is not None
     sr.predict([REQUEST])
@@ -257,7 +257,7 @@ def test_at_the_first_start_compiling_is_left_to_another_process(
 def test_what_was_compiled_once_is_read_before_the_first_job(
     compiler: Compiler, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.aside, "free_memory", lambda *_: FREE)
+    monkeypatch.setattr(Resources, "free", lambda *_: FREE)
     sr = model()
     worker.aside._mark(sr, settings).touch()
     assert warmed(Loaded(sr, None), settings) is None
@@ -272,15 +272,15 @@ def test_where_memory_is_short_the_first_start_compiles_before_the_first_job_and
     compiler: Compiler, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sr = model()
-    short = Memory(0, 3 * sr.planner.weights.all, 0)
-    monkeypatch.setattr(worker.aside, "free_memory", lambda *_: short)
+    short = Memory(0, 3 * sr.planner.estimate.weights.all, 0)
+    monkeypatch.setattr(Resources, "free", lambda *_: short)
     with structlog.testing.capture_logs() as said:
         assert warmed(Loaded(sr, None), settings) is None
     assert compiler.made == ["whole_1", "whole_2"]
     assert said[0]["event"].startswith("compiling before the first job")
     assert said[0]["reason"].endswith("free")
     # The next start finds it.
-    monkeypatch.setattr(worker.aside, "free_memory", lambda *_: FREE)
+    monkeypatch.setattr(Resources, "free", lambda *_: FREE)
     assert warmed(Loaded(model(), None), settings) is None
 
 
@@ -307,7 +307,7 @@ def test_workers_that_share_a_cache_compile_one_after_the_other(done: Path) -> N
 def test_with_a_fixed_batch_all_jobs_are_computed_alike(
     compiler: Compiler, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.aside, "free_memory", lambda *_: FREE)
+    monkeypatch.setattr(Resources, "free", lambda *_: FREE)
     fixed = settings.model_copy(update={"fixed_batch": 2})
     assert warmed(Loaded(model(), None), fixed) is None
     assert compiler.made == ["whole_1", "whole_2"]

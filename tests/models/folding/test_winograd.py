@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import models.folding.winograd
+from models.estimate import Estimate
 from models.folding import FOLDS, fold, for_inference
 from models.folding.winograd import WinogradConv2d, fold_convolutions, is_worthwhile
-from models.forecast import forecast
-from models.options import Options
+from models.memory import Memory
 from models.pieces import Pieces, decode, encode
-from models.plan import Resources
 from models.presets import get_preset
 from tests.models.compiler import Tracer
 from tests.models.folding import small
@@ -245,13 +244,10 @@ def test_to_the_compiler_a_convolution_is_one_operator(results: int, padding: in
     torch.library.opcheck(models.folding.winograd._convolved, arguments)
 
 
-def test_a_forecast_counts_the_kernels_as_they_will_be(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_estimate_counts_the_kernels_as_they_will_be(caplog: pytest.LogCaptureFixture) -> None:
     def weights(gigabytes: int, dtype: torch.dtype = torch.float32) -> int:
-        given = Resources(memory_limit=gigabytes * 10**9)
-        made = forecast(
-            get_preset("stablesr-512"), 64, 64, Options(), dtype=dtype, device=CPU, resources=given
-        )
-        return made.weights.all
+        memory, preset = Memory(0, gigabytes * 10**9, 0), get_preset("stablesr-512")
+        return Estimate.of_preset(preset, dtype, CPU, memory).weights.all
 
     plain = 2 * weights(64, torch.bfloat16)
     assert not caplog.messages

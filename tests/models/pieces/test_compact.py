@@ -14,10 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import AutoencoderConfig, CompactConfig
 from models.networks.compact import CompactAutoencoder
-from models.pieces import Callbacks, Keep, Pieces, flops, peak_bytes
+from models.pieces import Callbacks, Keep, Pieces, coding_cost
 from models.pieces import compact as passes
 from models.pieces import store as stores
-from models.pieces.cost import decode_cost, encode_cost
 from tests.models.pieces.pictures import (
     CPU,
     coded_whole,
@@ -146,10 +145,10 @@ def test_flops_are_those_that_torch_counts(
                 whole.decode(latent, features, torch.tensor(1.0))
             else:
                 whole.encode(image)
-    said = flops(config, height, width, Pieces(), decode=decode, fusion=fusion)
+    cost = coding_cost(config, height, width, Pieces(), torch.float32, decode=decode, fusion=fusion)
     # To torch the basis of the image in the latent is one more convolution.
     basis = 2 * 12 * 12 * (height // 8) * (width // 8)
-    assert said == int(counter.get_total_flops()) - basis
+    assert cost.flops == int(counter.get_total_flops()) - basis
 
 
 @contextmanager
@@ -175,10 +174,7 @@ def test_nothing_is_held_but_the_maps_that_were_counted(
 ) -> None:
     pieces, height, width = Pieces(rows), 192, 64
     sizes = (SMALL, height, width, pieces, torch.float32)
-    said = [
-        encode_cost(*sizes, features=fusion).maps,
-        decode_cost(*sizes, fusion=fusion, free_features=True).maps,
-    ]
+    said = [coding_cost(*sizes, decode=decode, fusion=fusion).maps for decode in (False, True)]
     held: list[int] = []
     with (
         opened(monkeypatch) as made,
@@ -205,7 +201,7 @@ def test_strips_take_no_more_than_was_said(
 ) -> None:
     """Of every convolution what it reads and gives, at the widest place of a pass."""
     pieces, height, width = Pieces(rows), 256, 64
-    said = decode_cost(SMALL, height, width, pieces, torch.float32, fusion=True).working
+    said = coding_cost(SMALL, height, width, pieces, torch.float32, decode=True, fusion=True).strips
     largest = 0
     conv2d: Callable[..., Tensor] = F.conv2d
 
@@ -241,7 +237,7 @@ def test_progress_rises_to_1(compact: CompactAutoencoder) -> None:
 def test_an_image_takes_a_fraction_of_the_released_autoencoders_memory() -> None:
     sizes = (2048, 2048, Pieces(64), torch.float32)
     ours, released = (
-        peak_bytes(config, *sizes, decode=True, fusion=True).device
+        sum(coding_cost(config, *sizes, decode=True, fusion=True)[1:])
         for config in (CompactConfig(), AutoencoderConfig())
     )
     assert ours < released / 8

@@ -9,9 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.config import AutoencoderConfig
 from models.networks.autoencoder import Autoencoder
-from models.pieces import Callbacks, Keep, Pieces, flops, peak_bytes
+from models.pieces import Callbacks, Pieces, coding_cost
 from models.pieces import store as stores
-from models.pieces.cost import decode_cost, encode_cost
 from tests.models.pieces.pictures import (
     CPU,
     coded_whole,
@@ -41,16 +40,18 @@ def counted(autoencoder: Autoencoder, *, decode: bool, fusion: bool) -> int:
     ("decode", "fusion"), [(False, True), (True, False), (True, True)], ids=str
 )
 def test_flops_are_those_that_torch_counts(small: Autoencoder, decode: bool, fusion: bool) -> None:
-    said = flops(small.config, HEIGHT, WIDTH, Pieces(), decode=decode, fusion=fusion)
-    assert said == counted(small, decode=decode, fusion=fusion)
+    sizes = (small.config, HEIGHT, WIDTH, Pieces(), torch.float32)
+    cost = coding_cost(*sizes, decode=decode, fusion=fusion)
+    assert cost.flops == counted(small, decode=decode, fusion=fusion)
 
 
 def test_the_released_sizes_flops_are_the_known_ones() -> None:
     # A 512 x 512 image, in TFLOP.
     known = {(False, True): 1.12, (True, True): 4.97}
     for (decode, fusion), tera in known.items():
-        said = flops(AutoencoderConfig(), 512, 512, Pieces(), decode=decode, fusion=fusion)
-        assert said / 1e12 == pytest.approx(tera, rel=0.03)
+        sizes = (AutoencoderConfig(), 512, 512, Pieces(), torch.float32)
+        cost = coding_cost(*sizes, decode=decode, fusion=fusion)
+        assert cost.flops / 1e12 == pytest.approx(tera, rel=0.03)
 
 
 @pytest.mark.parametrize("rows", [4, 32, 4096])
@@ -68,10 +69,7 @@ def test_maps_take_what_was_said(
 
     pieces = Pieces(rows)
     sizes = (small.config, HEIGHT, WIDTH, pieces, torch.float32)
-    said = [
-        encode_cost(*sizes, features=fusion).maps,
-        decode_cost(*sizes, fusion=fusion, free_features=True).maps,
-    ]
+    said = [coding_cost(*sizes, decode=decode, fusion=fusion).maps for decode in (False, True)]
     monkeypatch.setattr(stores.MapStore, "__init__", seen)
     with encode_pieces(small, picture(HEIGHT, WIDTH), pieces, features=fusion) as found:
         latent = found.moments.chunk(2, dim=1)[0]
@@ -82,7 +80,6 @@ def test_maps_take_what_was_said(
             found.features,
             1.0,
             pieces,
-            free_features=True,
             callbacks=Callbacks(lambda _: held.append(sum(s.held for s in opened))),
         )
     encoding, decoding = opened
@@ -91,29 +88,22 @@ def test_maps_take_what_was_said(
     assert decoding.held == encoding.held == 0
 
 
-@pytest.mark.parametrize("keep", ["device", "host", "disk"])
-def test_memory_is_counted_where_maps_are_kept(keep: Keep) -> None:
-    config = AutoencoderConfig()
+def test_maps_are_two_of_the_widest_level_and_strips_are_as_thin_as_they_are_cut() -> None:
     size, dtype = (2048, 4096), torch.bfloat16
-    image = 3 * 4 * size[0] * size[1]
-    # Two maps of the widest level, as wide as an image row has pixels.
+    # As wide as an image row has pixels.
     maps = 2 * 128 * 2 * size[0] * size[1]
-    said = peak_bytes(
-        config, *size, Pieces(64, keep), dtype, decode=True, fusion=True, free_features=True
+    cost, thin = (
+        coding_cost(AutoencoderConfig(), *size, Pieces(rows), dtype, decode=True, fusion=False)
+        for rows in (64, 8)
     )
-    in_maps = {"device": said.device, "host": said.host - image, "disk": said.disk}[keep]
-    assert maps <= in_maps < 1.5 * maps
-    if keep != "disk":
-        assert said.disk == 0
-    if keep != "device":
-        thin = peak_bytes(config, *size, Pieces(8, keep), dtype, decode=True, fusion=True)
-        assert thin.device < 0.5 * said.device < 0.5 * maps
+    assert maps <= cost.maps < 1.25 * maps
+    assert thin.strips < 0.5 * cost.strips < 0.5 * maps
 
 
 def test_pieces_hold_less_than_the_whole_at_once(small: Autoencoder) -> None:
     sizes = (small.config, 4096, 4096)
     few, many = (
-        peak_bytes(*sizes, Pieces(rows), torch.float32, decode=True, fusion=True)
+        sum(coding_cost(*sizes, Pieces(rows), torch.float32, decode=True, fusion=True)[1:])
         for rows in (16, 4096)
     )
-    assert few.device < 0.5 * many.device
+    assert few < 0.5 * many

@@ -68,7 +68,7 @@ def test_out_of_memory_halves_the_strips_and_changes_nothing(
     # A strip of 16 rows that a dense block enlarges by 10.
     monkeypatch.setattr(F, "conv2d", faulty(error, 16 + 10))
     told: list[int] = []
-    found = code(small, Pieces(rows=64), Callbacks(on_shrink=told.append))
+    found = code(small, Pieces(rows=64), Callbacks(on_shrink=lambda _, after: told.append(after)))
     assert told == [32, 16, 32, 16]  # encoding, then decoding
     assert float((found - wanted).abs().max()) < 1e-5
 
@@ -113,7 +113,11 @@ def test_where_one_row_is_too_much_the_error_is_passed_on(
     monkeypatch.setattr(F, "conv2d", faulty(MemoryError, 2))
     told: list[int] = []
     with pytest.raises(MemoryError):
-        code(small, Pieces(8, "disk", scratch=tmp_path), Callbacks(on_shrink=told.append))
+        code(
+            small,
+            Pieces(8, "disk", scratch=tmp_path),
+            Callbacks(on_shrink=lambda _, after: told.append(after)),
+        )
     assert told == [4, 2, 1]
     assert open_files(tmp_path) == []
 
@@ -124,7 +128,7 @@ def test_other_errors_do_not_shrink_strips(
     monkeypatch.setattr(F, "conv2d", faulty(lambda: RuntimeError("an illegal access"), 2))
     told: list[int] = []
     with pytest.raises(RuntimeError, match="illegal"):
-        code(small, Pieces(rows=16), Callbacks(on_shrink=told.append))
+        code(small, Pieces(rows=16), Callbacks(on_shrink=lambda _, after: told.append(after)))
     assert told == []
 
 
