@@ -26,7 +26,7 @@ AVERAGE = 3
 """The filter of every row (9.2): of photographs the one with the smallest files."""
 
 # Of ISA-L, whose files are some percent larger than zlib's for a fifth of the time
-# (`benchmarks.encoders`).
+# (`benchmarks.io`).
 LEVEL = 2
 
 
