@@ -85,7 +85,7 @@ def measure(task: Task) -> list[Measurement]:
     """Runs one variant at one size in this process."""
     sr = load(task.model, task.variant)
     image = tensor_of(mosaic(task.size // SCALE))
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     with tempfile.TemporaryDirectory() as folder:
         for weight in task.fidelity_weights:
             options = Options(scale=SCALE, fidelity_weight=weight, steps=task.steps)
@@ -95,8 +95,8 @@ def measure(task: Task) -> list[Measurement]:
             ]
             medians = {name: statistics.median(r[name] for r in rounds[1:]) for name in STAGES}
             name, peak = task.variant.name, peak_memory(sr.device)
-            found += measurements(name, case_of(task.size, weight), medians, peak)
-    return found
+            measurements += figures_of(name, case_of(task.size, weight), medians, peak)
+    return measurements
 
 
 def measure_network(task: Task) -> list[Measurement]:
@@ -110,7 +110,7 @@ def measure_network(task: Task) -> list[Measurement]:
     return [
         m
         for weight in task.fidelity_weights
-        for m in measurements(method.names[0], case_of(task.size, weight), stages, peak)
+        for m in figures_of(method.names[0], case_of(task.size, weight), stages, peak)
     ]
 
 
@@ -118,7 +118,7 @@ def case_of(size: int, fidelity_weight: float) -> str:
     return f"{size} px, w = {fidelity_weight:g}"
 
 
-def measurements(
+def figures_of(
     variant: str, case: str, stages: Mapping[str, float], peak: float
 ) -> list[Measurement]:
     """Of the stages, of all of them, and of memory."""
@@ -133,7 +133,7 @@ def measurements(
 def older(row: Row) -> list[Measurement]:
     """Of a build before 0.2.0."""
     case = case_of(row["size"], row["fidelity_weight"])
-    return measurements(row["way"], case, row["seconds"], row["peak_memory_bytes"])
+    return figures_of(row["way"], case, row["seconds"], row["peak_memory_bytes"])
 
 
 def other_build(checkout: Path, task: Task) -> list[Measurement]:
@@ -173,20 +173,22 @@ def main() -> None:
     variants = [Variant(dtype, dtype, compile=a.compile)]
     if any(name in BEFORE for name in a.compare):
         variants.insert(0, Variant(f"before {dtype}", dtype, fuse=False))
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for size in a.sizes:
         tasks = [Task(model, v, size, tuple(a.w), a.steps, a.repeats) for v in variants]
         for name in a.compare:
             if name in BEFORE:
                 continue
             if Path(name).is_dir():
-                found += other_build(Path(name), tasks[-1])
+                measurements += other_build(Path(name), tasks[-1])
             else:
                 network = Task(model, variants[-1], size, tuple(a.w), None, a.repeats, name)
-                found += alone(measure_network, network)
+                measurements += alone(measure_network, network)
         for task in tasks:
-            found += alone(measure, task)
-    publish(Result.of("image", f"{model.preset}, one image alone", model.device, found), a.json)
+            measurements += alone(measure, task)
+    publish(
+        Result.of("image", f"{model.preset}, one image alone", model.device, measurements), a.json
+    )
 
 
 if __name__ == "__main__":

@@ -114,14 +114,14 @@ def measure_files(side: int, repeats: int) -> list[Measurement]:
         SystemExit: a lossless file does not hold the image.
     """
     pixels = mosaic(side)
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for format in get_args(OutputFormat):
         file = b""
         for variant, writer in WRITERS.items():
             file, seconds = least_seconds(partial(writer, pixels, format), repeats)
             if format in LOSSLESS and not np.array_equal(pixels_of_file(file), pixels):
                 raise SystemExit(f"The {format} file by {variant} holds another image.")
-            found += [
+            measurements += [
                 Measurement(variant, f"write {format}", "processor", seconds, "s"),
                 Measurement(variant, f"write {format}", "file", len(file), "bytes"),
             ]
@@ -129,8 +129,8 @@ def measure_files(side: int, repeats: int) -> list[Measurement]:
             read, seconds = least_seconds(partial(reader, file), repeats)
             if format in LOSSLESS and not np.array_equal(read, pixels):
                 raise SystemExit(f"{variant} reads another image from the {format} file.")
-            found.append(Measurement(variant, f"read {format}", "processor", seconds, "s"))
-    return found
+            measurements.append(Measurement(variant, f"read {format}", "processor", seconds, "s"))
+    return measurements
 
 
 def least_seconds(run: Callable[[], T], repeats: int) -> tuple[T, float]:
@@ -186,17 +186,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where 11 GB are free; a temporary folder")
     add_json(parser)
     a = parser.parse_args()
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     if "files" in a.parts:
-        found += measure_files(a.side, a.repeats)
+        measurements += measure_files(a.side, a.repeats)
     if "weights" in a.parts:
         folder = Path(tempfile.mkdtemp(prefix="stablesr-weights-", dir=a.folder))
         try:
-            found += measure_conversion(write_released(folder, *released_shapes()), folder / "out")
+            measurements += measure_conversion(
+                write_released(folder, *released_shapes()), folder / "out"
+            )
         finally:
             shutil.rmtree(folder)
     subject = f"an RGB image of {a.side} x {a.side} px, 8 bits; released weights"
-    publish(Result.of("io", subject, "cpu", found), a.json)
+    publish(Result.of("io", subject, "cpu", measurements), a.json)
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ class Task:
 class Stages:
     """Peak memory and seconds of one stage after the other."""
 
-    def __init__(self, device: torch.device, loaded: int) -> None:
-        self._device, self._loaded = device, loaded
+    def __init__(self, device: torch.device, weights: int) -> None:
+        self._device, self._weights = device, weights
         self._name = ""
         self._start = 0.0
         self.peaks: dict[str, int] = {}
@@ -74,12 +74,12 @@ class Stages:
         synchronize(self._device)
         if self._name:
             self.seconds[self._name] = time.perf_counter() - self._start
-            self.peaks[self._name] = peak_memory(self._device) - self._loaded
+            self.peaks[self._name] = peak_memory(self._device) - self._weights
         reset_peak_memory(self._device)
         self._name, self._start = name, time.perf_counter()
 
 
-def loaded_bytes(task: Task) -> int:
+def bytes_after_loading(task: Task) -> int:
     """Bytes of this process when the weights are loaded."""
     load(task.model, Variant("", task.dtype))
     return now(torch.device(task.model.device))
@@ -95,8 +95,8 @@ def measure(task: Task) -> list[Measurement]:
     sr = load(task.model, Variant("", task.dtype), Resources(memory_limit=task.limit))
     options = Options(scale=SCALE, steps=task.steps, tile_overlap=task.overlap)
     file = synthetic_png(task.size // SCALE, 0)
-    loaded = now(sr.device)
-    stages = Stages(sr.device, loaded)
+    weights = now(sr.device)
+    stages = Stages(sr.device, weights)
 
     def on_progress(progress: Progress) -> None:
         stages.start(progress.stage)
@@ -116,7 +116,7 @@ def measure(task: Task) -> list[Measurement]:
             )
             stages.start("")
     figures: list[tuple[str, float, Unit]] = [
-        ("loaded", loaded, "bytes"),
+        ("loaded", weights, "bytes"),
         ("canvas", canvas_bytes(task), "bytes"),
         ("peak memory", max(stages.peaks.values()), "bytes"),
         *((name, stages.peaks[name], "bytes") for name in STAGES),
@@ -163,14 +163,14 @@ def main() -> None:
     model = model_of(parser, a)
     dtype = a.dtype or ("fp32" if model.weights == "preset" else "bf16")
     tasks = [Task(model, dtype, size, a.steps, a.overlap, a.memory) for size in sorted(a.sizes)]
-    loaded = 0 if a.memory else alone(loaded_bytes, tasks[0])
-    found: list[Measurement] = []
+    weights = 0 if a.memory else alone(bytes_after_loading, tasks[0])
+    measurements: list[Measurement] = []
     for task in tasks:
-        limit = a.memory or loaded + canvas_bytes(task) + a.room
-        found += alone(measure, replace(task, limit=limit))
-    found += slope_of(found)
+        limit = a.memory or weights + canvas_bytes(task) + a.room
+        measurements += alone(measure, replace(task, limit=limit))
+    measurements += slope_of(measurements)
     subject = f"{model.preset}, {dtype}, peak memory beside what is loaded"
-    publish(Result.of("memory", subject, model.device, found), a.json)
+    publish(Result.of("memory", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,14 @@ from benchmarks.model import Variant, add_model, load, model_of
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result, Unit
 from evaluation.metrics import BORDER, METRICS, offline_scores
+from evaluation.niqe import BLOCK
 from evaluation.pictures import DEGRADATIONS, Degradation, degraded, pixels_of, tensor_of
 from models.diffusion import SamplerName
 from models.options import Options
 from models.pipeline import StableSR
+
+MIN_SIZE = 2 * BLOCK
+"""px; smaller ones have no NIQE."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def measure(
     sr: StableSR, pairs: Sequence[Pair], combinations: Sequence[Options]
 ) -> list[Measurement]:
     """Every combination over all images."""
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     first: list[Pixels] = []
     for options in combinations:
         seconds, results = [], []
@@ -82,11 +86,11 @@ def measure(
             ),
             ("differing by", difference.mean, "levels"),
         ]
-        found += [
+        measurements += [
             Measurement(name_of(options), "", quantity, value, unit)
             for quantity, value, unit in figures
         ]
-    return found
+    return measurements
 
 
 def main() -> None:
@@ -105,17 +109,17 @@ def main() -> None:
     )
     add_json(parser)
     a = parser.parse_args()
-    if a.images < 1 or a.size < SCALE or a.size % SCALE:
-        parser.error(f"there must be an image, and its side be a multiple of {SCALE}.")
+    if a.images < 1 or a.size < MIN_SIZE or a.size % SCALE:
+        parser.error(f"there must be an image of at least {MIN_SIZE} px, a multiple of {SCALE}.")
     model = model_of(parser, a)
     combinations = [
         Options(fidelity_weight=w, steps=steps, sampler=sampler, tile_overlap=overlap)
         for overlap, sampler, steps, w in product(a.overlap, a.samplers, a.steps, a.w)
     ]
     pairs = pairs_of(a.images, a.size, a.degrade)
-    found = measure(load(model, Variant("")), pairs, combinations)
+    measurements = measure(load(model, Variant("")), pairs, combinations)
     subject = f"{model.preset}, {a.images} photographs of {a.size} px, degraded: {a.degrade}"
-    publish(Result.of("quality", subject, model.device, found), a.json)
+    publish(Result.of("quality", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

@@ -78,37 +78,37 @@ def measure(
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="stablesr-service-") as folder:
         data = Path(folder)
-        # Otherwise another run's compiled calls would be found.
+        # Otherwise a run would use another one's compiled calls.
         values = {"STABLESR_COMPILE_CACHE": str(data / "compiled"), **settings, **variant.settings}
-        with Embedded(data, values, variant.checkout) as running:
-            first = seconds_of_first_result(running, workload)
+        with Embedded(data, values, variant.checkout) as embedded:
+            first = seconds_of_first_result(embedded, workload)
             if "start" in parts:
                 measurements += [
-                    workload.measurement("start", "to ready", running.ready_s, "s"),
+                    workload.measurement("start", "to ready", embedded.ready_s, "s"),
                     workload.measurement("start", "to the first result", first, "s"),
                 ]
             for part, run in RUNS.items():
                 if part in parts:
                     print(f"{variant.name or 'this build'}: {part}", file=sys.stderr, flush=True)
-                    more, wrong = run(running, workload)
+                    more, wrong = run(embedded, workload)
                     measurements += more
                     faults += wrong
             if "memory" in parts:
                 for name, process in (("service", "serve"), ("worker", "worker")):
-                    size = running.peak_memory(process)
+                    size = embedded.peak_memory(process)
                     measurements.append(workload.measurement("peak memory", name, size, "bytes"))
         if "start" in parts:
-            with Embedded(data, values, variant.checkout) as running:
-                seconds = running.ready_s
+            with Embedded(data, values, variant.checkout) as embedded:
+                seconds = embedded.ready_s
             measurements.append(workload.measurement("start again", "to ready", seconds, "s"))
     return measurements, faults
 
 
-def seconds_of_first_result(running: Embedded, workload: Workload) -> float:
+def seconds_of_first_result(embedded: Embedded, workload: Workload) -> float:
     """From the start of the command; the worker's first job takes longer than any other."""
     start = time.perf_counter()
-    last_state(running.client, [workload.submit(running, 0, workload.size, 1)])
-    return running.ready_s + time.perf_counter() - start
+    last_state(embedded.client, [workload.submit(embedded, 0, workload.size, 1)])
+    return embedded.ready_s + time.perf_counter() - start
 
 
 def main() -> int:
@@ -147,7 +147,7 @@ def main() -> int:
         "STABLESR_SLOTS": str(a.slots),
         "OMP_NUM_THREADS": str(model.threads),
     }
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     faults: list[str] = []
     with tempfile.TemporaryDirectory(prefix="stablesr-weights-") as root:
         if model.weights == "random":
@@ -156,13 +156,13 @@ def main() -> int:
         for variant in variants:
             of_variant = replace(workload, variant=variant.name)
             more, wrong = measure(variant, of_variant, settings, a.parts)
-            found += more
+            measurements += more
             faults = wrong
     subject = (
         f"{model.preset}, {a.jobs} jobs of {a.size} px, {steps} step(s), {a.slots} slots, "
         "through HTTP"
     )
-    publish(Result.of("service", subject, model.device, found), a.json)
+    publish(Result.of("service", subject, model.device, measurements), a.json)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0

@@ -82,11 +82,11 @@ def measure(task: Task) -> list[Measurement]:
         busy.append(time.process_time() - start_busy)
     seconds = statistics.median(wall[1:]) / task.batch
     processor = min(busy[1:]) / task.batch / task.model.threads
-    found = figures(name, case, seconds, processor, wall[0], peak_memory(sr.device))
+    measurements = figures(name, case, seconds, processor, wall[0], peak_memory(sr.device))
     # A call that was to be compiled and was not is no figure of compiled calls.
     if eager := sum(sr.denoiser.eager_calls.values()) if compiles else 0:
-        found.append(Measurement(name, case, "calls not compiled", eager, "count"))
-    return found
+        measurements.append(Measurement(name, case, "calls not compiled", eager, "count"))
+    return measurements
 
 
 def figures(
@@ -113,14 +113,14 @@ def variants(dtypes: Iterable[str], compile_: Mode, device: str, *, eager: bool)
     """What is measured; first what the others are compared with."""
     if not eager:
         return [Variant(dtype, dtype, compile=compile_) for dtype in dtypes]
-    found = [
+    baselines = [
         Variant("eager fp32", fuse=False),
         Variant("eager bf16 autocast", fuse=False, autocast=True),
         Variant("fused fp32", winograd=False),
     ]
     if device == "cpu":
-        found.append(Variant("fused fp32, Winograd"))
-    return found + [Variant(f"optimised {dtype}", dtype, compile=compile_) for dtype in dtypes]
+        baselines.append(Variant("fused fp32, Winograd"))
+    return baselines + [Variant(f"optimised {dtype}", dtype, compile=compile_) for dtype in dtypes]
 
 
 def main() -> None:
@@ -143,19 +143,19 @@ def main() -> None:
     eager = "eager" in a.compare
     compile_: Mode = a.compile or ("on" if eager else "off")
     batches = a.batch or ([1, 4] if eager else [1])
-    found: list[Measurement] = []
+    measurements: list[Measurement] = []
     for checkout in checkouts:
         arguments = ["--preset", model.preset, "--weights", model.weights]
         arguments += ["--device", model.device, "--threads", str(model.threads)]
         arguments += ["--dtypes", *a.dtypes, "--compile", compile_, "--batch", *map(str, batches)]
         arguments += ["--repeats", str(a.repeats), "--limit", str(a.limit)]
-        found += measure_checkout(checkout, "step", arguments, older)
+        measurements += measure_checkout(checkout, "step", arguments, older)
     for batch in batches:
         for variant in variants(a.dtypes, compile_, model.device, eager=eager):
-            found += alone(measure, Task(model, variant, batch, a.repeats, a.limit))
+            measurements += alone(measure, Task(model, variant, batch, a.repeats, a.limit))
     side = get_preset(model.preset).tile
     subject = f"{model.preset}, one {side} x {side} tile and step, encoder and UNet"
-    publish(Result.of("step", subject, model.device, found), a.json)
+    publish(Result.of("step", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_memory_has_the_slope_from_the_first_size_to_the_last(command: Command) 
 
 
 def test_quality_scores_every_combination(command: Command) -> None:
-    result = command("quality", "--images 1 --size 128 --w 0 1 --steps 1 2 --device cpu")
+    result = command("quality", "--images 1 --size 256 --w 0 1 --steps 1 2 --device cpu")
     psnr = {m.variant: m.value for m in result.measurements if m.quantity == "PSNR"}
     assert list(psnr) == [f"ddpm, {steps} steps, w = {w}" for steps in (1, 2) for w in (0, 1)]
     # Random networks, and the colours of the input.
@@ -118,7 +118,7 @@ def test_the_report_has_one_table_for_all_results_of_a_machine(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     command("io", "--side 64 --repeats 1")
-    command("quality", "--images 1 --size 128 --w 0 --device cpu")
+    command("quality", "--images 1 --size 256 --w 0 --device cpu")
     files = [str(tmp_path / name) for name in ("io.json", "quality.json")]
     monkeypatch.setattr(sys, "argv", ["report", *files])
     capsys.readouterr()

@@ -54,4 +54,4 @@ def test_an_image_of_an_older_build_has_the_same_cases() -> None:
         "seconds": dict.fromkeys(image.STAGES, 1.0),
         "peak_memory_bytes": 7,
     }
-    assert image.older(row) == image.measurements("fp32", "512 px, w = 0.5", row["seconds"], 7)  # type: ignore[arg-type]  # of values of many kinds
+    assert image.older(row) == image.figures_of("fp32", "512 px, w = 0.5", row["seconds"], 7)  # type: ignore[arg-type]  # of values of many kinds
