@@ -1,4 +1,14 @@
-"""What is timed: each module is one command that prints a table, and JSON with `--json`."""
+"""What is timed: each command prints a table, and writes it as JSON with `--json FILE`.
+
+    python -m benchmarks.step      one network call
+    python -m benchmarks.image     one image, stage by stage
+    python -m benchmarks.service   jobs through HTTP, queue and worker
+    python -m benchmarks.io        image files, and the conversion of weights
+    python -m benchmarks.quality   scores
+    python -m benchmarks.memory    peak memory against the size of an image
+
+`python -m benchmarks.report FILES` makes from the JSON the tables of docs/performance.md.
+"""
 
 from __future__ import annotations
 

@@ -1,40 +1,109 @@
-"""What machine a benchmark ran on, and how much memory a process used."""
+"""The machine that a benchmark runs on, and processes of their own with their peak memory."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
-import resource
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-__all__ = ["describe", "peak_memory", "synchronize"]
+__all__ = [
+    "alone",
+    "describe",
+    "peak_memory",
+    "reset_peak_memory",
+    "resident_peak",
+    "synchronize",
+    "time_limit",
+]
+
+T = TypeVar("T")
+A = TypeVar("A")
 
 
 def describe(device: torch.device) -> str:
-    """One line: processor or GPU, cores used, torch."""
+    """Processor or GPU, and the cores used."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        model = platform.processor() or platform.machine()
-        cpuinfo = Path("/proc/cpuinfo")
-        if cpuinfo.exists():
-            found = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-            model = found[0].partition(":")[2].strip() if found else model
-        name = f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
-    return f"{name}, torch {torch.__version__}"
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def resident_peak(process: int | str = "self") -> int:
+    """Bytes that a process had resident at most; 0 when it has ended.
+
+    `ru_maxrss` would begin with what the process that started it had.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # In kilobytes. A process that has ended and was not waited for has no such line.
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: allocated at most on a GPU, else resident at most in this process."""
+    """Bytes of this process: allocated at most on a GPU, else resident at most."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    # Linux counts kilobytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resident_peak()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins the record of `peak_memory` anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what was asked; clocks mean nothing before."""
+    """Waits until the device has done all its work; clocks mean nothing before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def alone(run: Callable[[A], T], task: A) -> T:
+    """`run(task)` in a process of its own.
+
+    Raises:
+        BrokenProcessPool: it was killed, as a rule because memory ran out.
+    """
+    # Not a multiprocessing.Pool, which waits for ever for the answer of a killed process.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(run, task).result()
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Raises TimeoutError in the main thread when its block takes longer; None is no limit.
+
+    A call into torch is not interrupted, but the next line of Python is not reached.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        # Another one's, such as that of a test.
+        signal.setitimer(signal.ITIMER_REAL, *timer)

@@ -1,81 +1,85 @@
-"""The model that a benchmark runs: its options, and loading it; and processes of their own."""
+"""The model that a benchmark runs: its options, and how its network calls are computed."""
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import torch
 
-from models.compiled import Compiling
+from models.compiled import Compiling, Mode
 from models.config import ModelConfig
 from models.pipeline import StableSR
 from models.plan import Resources
 from models.presets import PRESETS, get_preset
 
-__all__ = ["DTYPES", "add_model", "alone", "check_model", "dtype_of", "load"]
-
-T = TypeVar("T")
-A = TypeVar("A")
+__all__ = ["DTYPES", "Model", "Variant", "add_model", "load", "model_of"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, where, in which precision, and how its figures are printed."""
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny")
-    parser.add_argument("--weights", choices=("random", "preset"), default="preset")
+@dataclass(frozen=True)
+class Variant:
+    """How network calls are computed."""
+
+    name: str
+    dtype: str = "fp32"
+    """Of the weights"""
+    fuse: bool = True
+    winograd: bool = True
+    """Where it suits the device"""
+    compile: Mode = "off"
+    autocast: bool = False
+    """Whether operations that can be are computed in bfloat16 all the same"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which weights, and where."""
+
+    preset: str
+    weights: str
+    """preset or random"""
+    device: str
+    threads: int
+
+
+def add_model(parser: argparse.ArgumentParser, preset: str = "tiny") -> None:
+    """The options that `model_of` reads."""
+    parser.add_argument("--preset", choices=tuple(PRESETS), default=preset)
+    parser.add_argument(
+        "--weights", choices=("random", "preset"), help="random where no weights are shipped"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="fp32 on a CPU, bf16 on a GPU")
-    parser.add_argument("--steps", type=int, help="the preset's, if not given")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 
 
-def dtype_of(given: argparse.Namespace) -> str:
-    """The precision that was asked for, or what suits the device."""
-    dtype: str | None = given.dtype
-    return dtype or ("fp32" if given.device == "cpu" else "bf16")
+def model_of(parser: argparse.ArgumentParser, a: argparse.Namespace) -> Model:
+    """The model of the options; ends the process when there is none."""
+    weights = a.weights or ("preset" if get_preset(a.preset).embedded else "random")
+    if weights == "random" and get_preset(a.preset).embedded:
+        parser.error(f"{a.preset} comes with its weights: use --weights preset.")
+    return Model(a.preset, weights, a.device, a.threads)
 
 
-def check_model(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """Ends the process where there is no such model."""
-    if (given.preset, given.weights) == ("tiny", "random"):
-        parser.error("tiny comes with its weights: use --weights preset.")
-
-
-def load(
-    preset: str,
-    weights: str,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    resources: Resources | None = None,
-    *,
-    fold: bool = True,
-    compiling: Compiling | None = None,
-) -> StableSR:
-    """The preset's weights, or networks of full size with random ones."""
-    if weights == "random":
-        return StableSR.with_random_weights(
-            ModelConfig(),
-            get_preset(preset),
-            device,
-            dtype,
-            resources,
-            fold=fold,
-            compiling=compiling,
+def load(model: Model, variant: Variant, resources: Resources | None = None) -> StableSR:
+    """The preset's weights, or networks of full size with random ones, in this process."""
+    torch.set_num_threads(model.threads)
+    resources = resources or Resources()
+    if not variant.winograd:
+        # Larger kernels are made only where memory has room.
+        resources = replace(resources, memory_limit=1)
+    dtype, compiling = DTYPES[variant.dtype], Compiling(variant.compile)
+    if model.weights == "preset":
+        return StableSR.from_preset(
+            model.preset, model.device, dtype, resources, fold=variant.fuse, compiling=compiling
         )
-    return StableSR.from_preset(preset, device, dtype, resources, fold=fold, compiling=compiling)
-
-
-def alone(run: Callable[[A], T], task: A) -> T:
-    """`run(task)` in a process of its own.
-
-    Raises:
-        BrokenProcessPool: it was killed, for want of memory as a rule.
-    """
-    # Not a multiprocessing.Pool, which waits for ever for what a killed process was to answer.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(run, task).result()
+    return StableSR.with_random_weights(
+        ModelConfig(),
+        get_preset(model.preset),
+        model.device,
+        dtype,
+        resources,
+        fold=variant.fuse,
+        compiling=compiling,
+    )

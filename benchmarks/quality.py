@@ -1,89 +1,125 @@
-"""Fidelity of the embedded weights over the photographs kept aside from training.
+"""Scores of results against their originals, and what faster settings cost.
 
     python -m benchmarks.quality
+    python -m benchmarks.quality --degrade paper --w 0 --steps 4 2 1
+    python -m benchmarks.quality --w 0 --samplers ddpm dpmpp unipc --steps 10 20
+    python -m benchmarks.quality --w 0 --size 1024 --overlap 32 16 8 0
 
-Each photograph (512 x 512) is reduced to a quarter by bicubic interpolation with antialiasing,
-rounded to 8 bits and upscaled again. PSNR is over RGB, against the original, in dB. `--save DIR`
-writes sheets: input as pixels, bicubic, each fidelity weight, original.
+Test photographs that no training has seen are reduced to a quarter (bicubic with antialiasing, or
+the paper's degradation) and upscaled again with every combination of the options; larger ones are
+several photographs beside each other. Scores are means, PSNR and SSIM of luma, and `differing by`
+is the mean difference to the first combination's results. Seconds are the median of whole images.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import get_args
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
-
+from benchmarks.images import SCALE, Difference, Pixels, mosaic
+from benchmarks.model import Variant, add_model, load, model_of
+from benchmarks.report import add_json, publish
+from benchmarks.results import Measurement, Result, Unit
+from evaluation.metrics import BORDER, METRICS, offline_scores
+from evaluation.niqe import BLOCK
+from evaluation.pictures import DEGRADATIONS, Degradation, degraded, pixels_of, tensor_of
+from models.diffusion import SamplerName
 from models.options import Options
 from models.pipeline import StableSR
 
-PHOTOGRAPHS = Path(__file__).parents[1] / "tests" / "photographs"
+MIN_SIZE = 2 * BLOCK
+"""px; smaller ones have no NIQE."""
 
 
-def read(path: Path) -> Tensor:
-    """(1, 3, H, W) in [0, 1]."""
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"), np.float32) / 255
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+@dataclass(frozen=True)
+class Pair:
+    """An original, and its degraded quarter."""
+
+    original: Pixels
+    input: Pixels
 
 
-def reduce(image: Tensor) -> Tensor:
-    """A quarter of each side, on 8-bit levels."""
-    small = F.interpolate(image, scale_factor=0.25, mode="bicubic", antialias=True)
-    return (small.clamp(0, 1) * 255).round() / 255
+def pairs_of(count: int, size: int, kind: Degradation) -> list[Pair]:
+    """The first images of this side (px)."""
+    originals = [mosaic(size, first=number) for number in range(count)]
+    return [
+        Pair(pixels, degraded(pixels, str(number), SCALE, kind, 0))
+        for number, pixels in enumerate(originals)
+    ]
 
 
-def psnr(image: Tensor, original: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over all channels, of images rounded to 8 bits."""
-    rounded = (image * 255).round() / 255
-    return -10 * math.log10(max(float((rounded - original).square().mean()), 1e-10))
+def name_of(options: Options) -> str:
+    """The options in words."""
+    steps = "" if options.steps is None else f", {options.steps} steps"
+    overlap = "" if options.tile_overlap is None else f", tiles overlap by {options.tile_overlap}"
+    return f"{options.sampler}{steps}, w = {options.fidelity_weight:g}{overlap}"
+
+
+def measure(
+    sr: StableSR, pairs: Sequence[Pair], combinations: Sequence[Options]
+) -> list[Measurement]:
+    """Every combination over all images."""
+    measurements: list[Measurement] = []
+    first: list[Pixels] = []
+    for options in combinations:
+        seconds, results = [], []
+        for pair in pairs:
+            start = time.perf_counter()
+            results.append(pixels_of(sr.upscale(tensor_of(pair.input), options)))
+            seconds.append(time.perf_counter() - start)
+        first = first or results
+        scores = [
+            offline_scores(result, pair.original, BORDER)
+            for result, pair in zip(results, pairs, strict=True)
+        ]
+        difference = Difference.of(zip(results, first, strict=True))
+        figures: list[tuple[str, float, Unit]] = [
+            ("an image", statistics.median(seconds), "s"),
+            *(
+                (METRICS[name].label, statistics.fmean(score[name] for score in scores), "score")
+                for name in scores[0]
+            ),
+            ("differing by", difference.mean, "levels"),
+        ]
+        measurements += [
+            Measurement(name_of(options), "", quantity, value, unit)
+            for quantity, value, unit in figures
+        ]
+    return measurements
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--photographs", type=Path, default=PHOTOGRAPHS)
-    parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="W")
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--color-fix", default="adain", choices=("adain", "wavelet", "none"))
-    parser.add_argument("--save", type=Path, help="write a sheet for each photograph here")
-    parser.add_argument("--json", action="store_true")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_model(parser)
+    parser.add_argument("--images", type=int, default=4, help="how many")
+    parser.add_argument("--size", type=int, default=512, help="side of the originals, px")
+    parser.add_argument("--degrade", choices=tuple(DEGRADATIONS), default="bicubic")
+    parser.add_argument("--w", type=float, nargs="+", default=[0.0, 0.5, 1.0])
+    parser.add_argument("--steps", type=int, nargs="+", default=[None], help="the preset's")
+    parser.add_argument("--samplers", nargs="+", choices=get_args(SamplerName), default=["ddpm"])
+    parser.add_argument(
+        "--overlap", type=int, nargs="+", default=[None], help="of tiles, latent pixels"
+    )
+    add_json(parser)
     a = parser.parse_args()
-    sr = StableSR.from_preset(a.preset)
-    columns = ["bicubic", *(f"w={w:g}" for w in a.weights)]
-    rows: dict[str, list[float]] = {}
-    seconds = []
-    for path in sorted(p for p in a.photographs.iterdir() if p.suffix in (".webp", ".png")):
-        original = read(path)
-        small = reduce(original)
-        images = [F.interpolate(small, size=original.shape[2:], mode="bicubic").clamp(0, 1)]
-        for w in a.weights:
-            began = time.perf_counter()
-            options = Options(fidelity_weight=w, steps=a.steps, color_fix=a.color_fix)
-            images.append(sr.upscale(small, options))
-            seconds.append(time.perf_counter() - began)
-        rows[path.stem] = [psnr(i, original) for i in images]
-        if a.save:
-            a.save.mkdir(parents=True, exist_ok=True)
-            pixels = F.interpolate(small, size=original.shape[2:], mode="nearest")
-            sheet = torch.cat([pixels, *images, original], dim=3)[0].permute(1, 2, 0)
-            Image.fromarray((sheet * 255).round().byte().numpy()).save(a.save / f"{path.stem}.png")
-    means = [statistics.mean(r[i] for r in rows.values()) for i in range(len(columns))]
-    if a.json:
-        print(json.dumps({"columns": columns, "psnr_db": rows, "mean": means}, indent=2))
-        return
-    print(f"PSNR in dB, {len(rows)} photographs, {statistics.median(seconds):.1f} s an image")
-    print(f"{'':36}" + "".join(f"{c:>9}" for c in columns))
-    for name, values in [*rows.items(), ("mean", means)]:
-        print(f"{name:36}" + "".join(f"{v:9.2f}" for v in values))
+    if a.images < 1 or a.size < MIN_SIZE or a.size % SCALE:
+        parser.error(f"there must be an image of at least {MIN_SIZE} px, a multiple of {SCALE}.")
+    model = model_of(parser, a)
+    combinations = [
+        Options(fidelity_weight=w, steps=steps, sampler=sampler, tile_overlap=overlap)
+        for overlap, sampler, steps, w in product(a.overlap, a.samplers, a.steps, a.w)
+    ]
+    pairs = pairs_of(a.images, a.size, a.degrade)
+    measurements = measure(load(model, Variant("")), pairs, combinations)
+    subject = f"{model.preset}, {a.images} photographs of {a.size} px, degraded: {a.degrade}"
+    publish(Result.of("quality", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

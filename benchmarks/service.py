@@ -1,153 +1,172 @@
-"""Redis, the service and one worker as processes of their own, and a client that uses them."""
+"""The service as its users have it: its start, waiting, many jobs, fairness, memory.
+
+    python -m benchmarks.service
+    python -m benchmarks.service --preset stablesr-512 --steps 20 --jobs 16 --slots 16
+    STABLESR_DTYPE=bfloat16 python -m benchmarks.service --compare STABLESR_COMPILE=on
+    python -m benchmarks.service --parts start latency --compare ../other-checkout
+
+`stablesr up` starts Redis, the service and one worker, with the settings of this environment but
+without limits for clients; images go through HTTP. The parts, in this order:
+
+    start      seconds from `stablesr up` to ready, and to the first result; in the end once more
+               with what the first start has kept on disk
+    latency    from the POST to the first step, on an idle worker
+    together   images per second of many jobs at once against one by one, and the same pixels
+    fairness   a large image with small ones behind it: does one of them wait for its end?
+    memory     most resident memory of the service's and the worker's processes
+
+`--compare` starts another build (the folder of a checkout) or this one with another setting
+(NAME=VALUE) before; ratios are to the first. When something is not as it should be (overhead of
+100 ms or more, pixels that differ, a small image that ended after the large one) the exit status
+is 1.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import httpx
-import torch
-from prometheus_client.parser import text_string_to_metric_families
+from benchmarks.embedded import Embedded, last_state, write_random_weights
+from benchmarks.images import SCALE
+from benchmarks.model import add_model, model_of
+from benchmarks.report import add_json, publish
+from benchmarks.results import Measurement, Result
+from benchmarks.workloads import Report, Workload, fairness, latency, together
+from models.presets import get_preset
 
-from benchmarks.rounds import Done
-from cli.redis_server import free_port
-from cli.stack import Stack
-from jobs.settings import Settings
-from models.checkpoints.folder import random_networks, save_folder
-from models.config import ModelConfig
-from stablesr_client import Client, Job
-
-__all__ = ["Figures", "House", "done_of", "ended", "environment", "write_random_weights"]
-
-READY_S = 3600.0
-"""A worker that compiles its calls does so before it is ready."""
-
-UNLIMITED: Mapping[str, object] = {
-    "uploads_per_minute": 0,
-    "reads_per_minute": 0,
-    "max_queued_each": 0,
-    "max_transfers_each": 100,
-    "max_streams_each": 500,
-}
+PARTS = ("start", "latency", "together", "fairness", "memory")
+RUNS = {"latency": latency, "together": together, "fairness": fairness}
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What the worker has counted so far."""
+class Variant:
+    """A build with settings."""
 
-    calls: int
-    tiles: int
-    fills: float
-    """Sum over all calls of (tiles in a call / tiles that fit)"""
-
-
-class House:
-    """One of each part with these settings; `with` starts them, waits for the model, ends them.
-
-    Nobody is asked to slow down: whoever measures asks more often than a client may.
-    """
-
-    def __init__(self, **settings: object) -> None:
-        # Judged here, with a sentence, and not by a worker's log.
-        checked = Settings(**{**UNLIMITED, **settings})
-        given = checked.model_dump(mode="json", exclude_unset=True)
-        told = {name: given[name] for name in (*UNLIMITED, *settings) if given[name] is not None}
-        self._metrics = f"http://127.0.0.1:{(port := free_port())}/metrics"
-        told["metrics_port"] = port
-        self._env = {f"STABLESR_{name.upper()}": str(value) for name, value in told.items()}
-        self._held = ExitStack()
-        self.client: Client
-        self._http: httpx.Client
-        self.logs: Path
-
-    def __enter__(self) -> Self:
-        with ExitStack() as held:
-            data = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="stablesr-house-")))
-            held.enter_context(environment(self._env))
-            stack = held.enter_context(Stack(data, port=0))
-            stack.start()
-            stack.wait_ready(READY_S)
-            self.logs = data / "logs"
-            self.client = held.enter_context(Client(stack.url))
-            self._http = held.enter_context(httpx.Client(base_url=stack.url, trust_env=False))
-            self._held = held.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._held.close()
-
-    def figures(self) -> Figures:
-        """What the worker has counted."""
-        wanted = {
-            "stablesr_batch_fill_count": 0.0,
-            "stablesr_batch_fill_sum": 0.0,
-            "stablesr_tiles_total": 0.0,
-        }
-        answer = self._http.get(self._metrics).raise_for_status()
-        for family in text_string_to_metric_families(answer.text):
-            for sample in family.samples:
-                if sample.name in wanted:
-                    wanted[sample.name] = sample.value
-        calls, fills, tiles = wanted.values()
-        return Figures(round(calls), round(tiles), fills)
-
-    def result(self, job: Job) -> bytes:
-        """The result's file."""
-        return self._http.get(f"/jobs/{job.id}/result", timeout=60).raise_for_status().content
+    name: str
+    settings: Mapping[str, str]
+    checkout: Path | None = None
 
 
-def ended(client: Client, jobs: Iterable[Job]) -> list[Job]:
-    """The jobs as they ended, as soon as all of them have; listened for, not asked for.
+def variant_of(name: str) -> Variant:
+    """What `--compare NAME` starts.
 
     Raises:
-        SystemExit: one of them did not succeed; says why.
+        ValueError: it is neither a folder nor a setting.
     """
-    last = []
-    for job in jobs:
-        for event in client.events(job):
-            job = event.job
-        if not job.succeeded:
-            raise SystemExit(f"the job {job.id} is {job.state}: {job.error}")
-        last.append(job)
-    return last
+    path = Path(name)
+    if path.is_dir():
+        return Variant(path.resolve().name, {}, path)
+    setting, equals, value = name.partition("=")
+    if not equals or not setting.startswith("STABLESR_"):
+        raise ValueError(
+            f"--compare must be the folder of a checkout or STABLESR_NAME=VALUE, but is {name}."
+        )
+    return Variant(name, {setting: value})
 
 
-def done_of(job: Job) -> Done:
-    """What a job that succeeded took, by Redis' clock and the worker's."""
-    told = {name: value or 0.0 for name, value in (job.timings or {}).items()}
-    total = told.pop("total")
-    # What is left is writing the file and storing it; the service does not time it.
-    return Done(total, {**told, "save": total - sum(told.values())})
+def measure(
+    variant: Variant, workload: Workload, settings: Mapping[str, str], parts: list[str]
+) -> Report:
+    """All parts of one variant, from an empty data folder on."""
+    measurements: list[Measurement] = []
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="stablesr-service-") as folder:
+        data = Path(folder)
+        # Otherwise a run would use another one's compiled calls.
+        values = {"STABLESR_COMPILE_CACHE": str(data / "compiled"), **settings, **variant.settings}
+        with Embedded(data, values, variant.checkout) as embedded:
+            first = seconds_of_first_result(embedded, workload)
+            if "start" in parts:
+                measurements += [
+                    workload.measurement("start", "to ready", embedded.ready_s, "s"),
+                    workload.measurement("start", "to the first result", first, "s"),
+                ]
+            for part, run in RUNS.items():
+                if part in parts:
+                    print(f"{variant.name or 'this build'}: {part}", file=sys.stderr, flush=True)
+                    more, wrong = run(embedded, workload)
+                    measurements += more
+                    faults += wrong
+            if "memory" in parts:
+                for name, process in (("service", "serve"), ("worker", "worker")):
+                    size = embedded.peak_memory(process)
+                    measurements.append(workload.measurement("peak memory", name, size, "bytes"))
+        if "start" in parts:
+            with Embedded(data, values, variant.checkout) as embedded:
+                seconds = embedded.ready_s
+            measurements.append(workload.measurement("start again", "to ready", seconds, "s"))
+    return measurements, faults
 
 
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Within this context the environment has these values too."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def seconds_of_first_result(embedded: Embedded, workload: Workload) -> float:
+    """From the start of the command; the worker's first job takes longer than any other."""
+    start = time.perf_counter()
+    last_state(embedded.client, [workload.submit(embedded, 0, workload.size, 1)])
+    return embedded.ready_s + time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_model(parser)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--compare", action="append", default=[], help="a checkout, or NAME=VALUE")
+    parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--size", type=int, default=512, help="side of the results, px")
+    parser.add_argument("--steps", type=int, help="the preset's")
+    parser.add_argument("--slots", type=int, default=4, help="jobs that run together")
+    parser.add_argument("--large", type=int, default=4096, help="side of the large result, px")
+    parser.add_argument("--large-steps", type=int, default=2)
+    parser.add_argument("--small", type=int, default=10, help="images behind the large one")
+    parser.add_argument("--late", type=int, default=2, help="more of them, later")
+    add_json(parser)
+    a = parser.parse_args()
+    model = model_of(parser, a)
+    if min(a.jobs, a.small + a.late) < 1 or a.size % SCALE or a.large % SCALE:
+        parser.error(f"there must be a job and a small image, and sides be multiples of {SCALE}.")
     try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        variants = [variant_of(name) for name in a.compare]
+    except ValueError as error:
+        parser.error(str(error))
+    variants.append(Variant("this build" if variants else "", {}))
+    steps = a.steps or get_preset(model.preset).steps
+    sizes = (a.jobs, a.size, steps, a.large, a.large_steps, a.small, a.late)
+    dtype = os.environ.get("STABLESR_DTYPE", "auto")
+    exact = dtype == "float32" or (dtype == "auto" and model.device == "cpu")
+    workload = Workload("", model.preset, *sizes, exact=exact)
+    settings = {
+        "STABLESR_PRESET": model.preset,
+        "STABLESR_DEVICE": model.device,
+        "STABLESR_SLOTS": str(a.slots),
+        "OMP_NUM_THREADS": str(model.threads),
+    }
+    measurements: list[Measurement] = []
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="stablesr-weights-") as root:
+        if model.weights == "random":
+            write_random_weights(Path(root), model.preset)
+            settings["STABLESR_WEIGHTS"] = root
+        for variant in variants:
+            of_variant = replace(workload, variant=variant.name)
+            more, wrong = measure(variant, of_variant, settings, a.parts)
+            measurements += more
+            faults = wrong
+    subject = (
+        f"{model.preset}, {a.jobs} jobs of {a.size} px, {steps} step(s), {a.slots} slots, "
+        "through HTTP"
+    )
+    publish(Result.of("service", subject, model.device, measurements), a.json)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
 
 
-def write_random_weights(root: Path, preset: str) -> None:
-    """Full-size networks of random numbers, in half precision, where STABLESR_WEIGHTS=root has
-    the preset's."""
-    networks = random_networks(ModelConfig(), torch.device("cpu"), torch.float16)
-    save_folder(networks, root / preset, torch.float16)
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Half precision on processors that have no instructions for it.
 
-There the libraries emulate bfloat16 and float16, at a third to a twentieth of float32's speed
-(`python -m benchmarks.halves`). Weights and maps stay in half precision, which is what it is wanted
+There the libraries emulate bfloat16 and float16, at a third to a twentieth of float32's speed.
+Weights and maps stay in half precision, which is what it is wanted
 for there; each convolution and each linear layer is computed in float32, in copies of what it
 reads, and rounded once.
 """

@@ -6,7 +6,7 @@ the 3x3 kernel's. 16 products a small cell instead of 36. The four share their i
 one convolution with four times the channels, and their results are interleaved.
 
 The same as a transposed convolution (kernel 4, stride 2, padding 1) is as little arithmetic, but
-slower at most sizes where it was timed: `benchmarks.folds --upsampling` has both.
+slower at most sizes where it was timed.
 """
 
 from __future__ import annotations

@@ -1,97 +1,57 @@
-"""Seconds of a tile and step: a way of computing that takes too long, and one that breaks."""
+"""A variant that takes too long, and what another build prints."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import islice
+from pathlib import Path
 
 import pytest
 
-import benchmarks.step
-from benchmarks.step import (
-    AHEAD,
-    EAGER,
-    Endless,
-    Measured,
-    Task,
-    Way,
-    encoding_ahead,
-    limits,
-    measured,
-    said,
-    table,
+from benchmarks import image, step
+from benchmarks.checkouts import measure_checkout
+from benchmarks.model import Model, Variant
+from benchmarks.results import Measurement
+
+TINY = Model("tiny", "preset", "cpu", 1)
+
+
+def test_a_call_that_takes_too_long_ends_its_variant() -> None:
+    [bound] = step.measure(step.Task(TINY, Variant("slow"), 2, 1, limit=1e-4))
+    assert bound == Measurement("slow", "batch 2", "a tile and step", 5e-5, "s", at_least=True)
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        """{"machine": "m", "date": "2026-11-28", "versions": {}, "command": "c", "subject": "s",
+        "measurements": [{"variant": "fp32", "case": "batch 1", "quantity": "a tile and step",
+        "value": 2.0, "unit": "s"}]}""",
+        """[{"way": "fp32", "batch": 1, "seconds_per_tile_step": 2.0, "processor_seconds": 1,
+        "first_seconds": 3, "peak_memory_bytes": 4, "machine": "m"},
+        {"way": "slow", "batch": 4, "limit": 8.0}]""",
+    ],
 )
-from models.compiled import Compiling
-from models.pipeline import StableSR
-from models.presets import get_preset
-from tests.models import narrow
-
-TINY = Task(Way("fp32", "fp32"), "tiny", "preset", "cpu", batch=2, repeats=1, threads=1, limit=300)
-
-
-def measure(seconds: float, batch: int) -> Measured:
-    return Measured("eager", batch, seconds, seconds, seconds, seconds, 2.0, 0, 10**9, 10**6, "one")
-
-
-def test_a_way_is_measured_in_a_process_of_its_own() -> None:
-    found = measured(TINY)
-    assert isinstance(found, Measured)
-    assert found.batch == 2
-    assert 0 < found.fastest <= found.seconds_per_tile_step <= found.slowest
-    assert found.peak_memory_bytes > 1e8
-
-
-def test_with_the_encoder_ahead_a_call_is_the_mean_of_its_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sr = StableSR.with_random_weights(
-        narrow.CONFIG, narrow.PRESET, compiling=Compiling(ahead=AHEAD)
+def test_another_build_is_measured_by_its_own_command(printed: str, tmp_path: Path) -> None:
+    folder = tmp_path / "other" / "benchmarks"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    script = (
+        f"import sys\nassert sys.argv[1:] == ['--batch', '1', '--json']\nprint('''{printed}''')"
     )
-    calls = {"encoder": 0, "unet": 0}
-    for name in calls:
-
-        def count(*_: object, name: str = name) -> None:
-            calls[name] += 1
-
-        getattr(sr.networks, name).register_forward_hook(count)
-    monkeypatch.setattr(benchmarks.step, "loaded", lambda *_: sr)
-    monkeypatch.setattr(benchmarks.step, "PRESETS", {"tiny": narrow.PRESET})
-    way = Way("ahead", "fp32", ahead=True)
-    found = benchmarks.step.measure(Task(way, "tiny", "preset", "cpu", 1, 1, 1, limit=300))
-    # Eight steps in a call that is not counted, and eight in one that is.
-    assert calls == {"encoder": 2, "unet": 2 * AHEAD}
-    assert found.first_seconds > 4 * found.fastest
-    assert encoding_ahead([*EAGER, Way("optimised", "bf16")]) == [
-        Way("optimised, ahead", "bf16", ahead=True)
-    ]
+    (folder / "step.py").write_text(script)
+    arguments = ["--batch", "1"]
+    first, *others = measure_checkout(tmp_path / "other", "step", arguments, step.older)
+    assert first == Measurement("other fp32", "batch 1", "a tile and step", 2.0, "s")
+    if others:
+        assert [m.value for m in others] == [1, 3, 4, 2.0]
+        assert others[-1].at_least
 
 
-def test_a_call_that_takes_too_long_ends_its_way_and_not_the_others() -> None:
-    limited = Task(Way("slow", "fp32"), "tiny", "preset", "cpu", 2, 1, 1, limit=1e-4)
-    assert measured(limited) == Endless("slow", 2, 1e-4)
-
-
-def test_loading_and_compiling_may_take_longer_than_a_call() -> None:
-    compiled = replace(TINY, way=replace(TINY.way, compile="on"))
-    assert list(islice(limits(TINY), 3)) == [None, 300, 300]
-    assert list(islice(limits(compiled), 4)) == [None, None, 300, 300]
-
-
-def test_a_way_that_breaks_is_an_error() -> None:
-    with pytest.raises(ChildProcessError, match="broken at batch 1 did not end"):
-        measured(Task(Way("broken", "fp32"), "tiny", "preset", "none", 1, 1, 1, limit=300))
-
-
-def test_what_did_not_end_is_slower_than_its_limit_in_the_table() -> None:
-    results: list[Measured | Endless] = [
-        measure(2.0, 1),
-        Endless("slow", 1, 100.0),
-        Endless("slower", 4, 100.0),
-    ]
-    lines = table(results, get_preset("tiny")).splitlines()
-    assert lines[0] == "one"
-    assert "1 M parameters" in lines[1]
-    assert lines[4].split() == ["slow", "1", ">", "100", "<", "0.02"]
-    # Nothing of its batch ended, so there is nothing to compare it with.
-    assert lines[5].split() == ["slower", "4", ">", "25"]
-    assert said(results[1]) == "slow, batch 1: a call took longer than 100 s"
+def test_an_image_of_an_older_build_has_the_same_cases() -> None:
+    row = {
+        "way": "fp32",
+        "size": 512,
+        "fidelity_weight": 0.5,
+        "seconds": dict.fromkeys(image.STAGES, 1.0),
+        "peak_memory_bytes": 7,
+    }
+    assert image.older(row) == image.figures_of("fp32", "512 px, w = 0.5", row["seconds"], 7)  # type: ignore[arg-type]  # of values of many kinds

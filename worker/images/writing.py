@@ -31,7 +31,7 @@ __all__ = ["write"]
 QUALITY = 95
 
 # Of ISA-L, whose files are some percent larger than zlib's for a fifth of the time
-# (`benchmarks.encoders`).
+# (`benchmarks.io`).
 LEVEL = 2
 
 PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
