@@ -15,7 +15,7 @@ from stablesr_client import Event, Job, Progress
 
 def event(state: str, stage: str | None) -> Event:
     progress = None if stage is None else Progress(stage=stage)
-    return Event("state", Job(id="a", state=state, preset="tiny", progress=progress))
+    return Event(name="state", job=Job(id="a", state=state, preset="tiny", progress=progress))
 
 
 def test_the_first_step_is_the_first_event_behind_encoding() -> None:
