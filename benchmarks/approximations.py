@@ -3,15 +3,13 @@
     python -m benchmarks.approximations [--photographs 4]
 
 The test photographs, degraded as in the paper and enlarged four times at w = 0, so that the
-diffusion alone is judged; three groups, each against its first row in the same run:
+diffusion alone is judged; two groups, each against its first row in the same run:
 
-    deep features that serve several steps (`Options.reuse_every`), with `--steps` steps
     fewer steps than the preset's
     less overlap than half a tile, with tiles of 32 cells, so that a picture of 512 px has several
 
 Seconds are of denoising, the median over the photographs; the difference is the mean over all
-values of the results, in levels of 255. Last comes what share of a full step's arithmetic at full
-size a step takes that reuses deep features.
+values of the results, in levels of 255.
 """
 
 from __future__ import annotations
@@ -25,15 +23,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe, synchronize
 from evaluation.figures.variants import with_tile
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.pictures import Pixels, degraded, pixels_of, read, tensor_of
-from models.config import ModelConfig
-from models.flops import tile_flops
-from models.networks.bundle import Networks
 from models.options import Options
 from models.pipeline import Progress, StableSR
 from models.presets import PRESETS
@@ -64,15 +58,10 @@ class Way:
     options: Options
 
 
-def ways(sr: StableSR, steps: int) -> list[Way]:
+def ways(sr: StableSR) -> list[Way]:
     """In their groups, the exact one first."""
     few, tiles = sr.preset.steps, with_tile(sr, 32)
     made = [
-        Way("features", f"{steps} steps" + (f", reused by {n}" if n > 1 else ""), sr, options)
-        for n in (1, 2, 3, 5)
-        if (options := Options(fidelity_weight=0, steps=steps, reuse_every=n))
-    ]
-    made += [
         Way("steps", f"{n} steps", sr, Options(fidelity_weight=0, steps=n))
         for n in (few, *(n for n in (few // 2, few // 4) if n))
     ]
@@ -95,12 +84,12 @@ def upscaled(way: Way, image: Tensor) -> tuple[float, Pixels]:
     return at["decode"] - at["denoise"], pixels_of(result)
 
 
-def measure(sr: StableSR, photographs: dict[str, Pixels], steps: int) -> list[Row]:
+def measure(sr: StableSR, photographs: dict[str, Pixels]) -> list[Row]:
     """Way after way, over all photographs."""
     rows: list[Row] = []
     exact: dict[str, tuple[float, list[Pixels]]] = {}
     inputs = {n: tensor_of(degraded(p, n, SCALE, "paper", 0)) for n, p in photographs.items()}
-    for way in ways(sr, steps):
+    for way in ways(sr):
         made = [upscaled(way, image) for image in inputs.values()]
         seconds = statistics.median(taken for taken, _ in made)
         results = [pixels for _, pixels in made]
@@ -127,25 +116,11 @@ def line(row: Row) -> str:
     return f"{row.group:10}{row.name:24}{seconds}{scores}{row.difference:8.2f}"
 
 
-def share_of_arithmetic() -> float:
-    """Of a full step, that one takes which reuses deep features; full size, a 64 x 64 tile."""
-    config = ModelConfig()
-    with torch.device("meta"), torch.inference_mode():
-        networks = Networks(config)
-        tile = torch.empty(1, config.unet.in_channels, 64, 64)
-        deep = torch.empty(1, config.unet.widths[1], 32, 32)
-        with FlopCounterMode(display=False) as finest:
-            networks.denoise_finest(tile, tile, torch.empty(1), None, deep)
-    whole = tile_flops(config.unet, config.encoder, config.context_tokens, 64, 64)
-    return float(finest.get_total_flops() / whole)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--photographs", type=int, default=4, help="how many")
-    parser.add_argument("--steps", type=int, default=20, help="where features are reused")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="tiny")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the figures there as well")
@@ -156,11 +131,9 @@ def main() -> None:
     print(describe(sr.device))
     print(f"{a.preset}, {len(paths)} photographs, w = 0")
     print(f"{'':34}{'seconds':>8}{'ratio':>7}{'psnr':>9}{'ssim':>9}{'niqe':>9}{'differ':>8}")
-    rows = measure(sr, photographs, a.steps)
-    share = share_of_arithmetic()
-    print(f"a step that reuses features at full size: {share:.1%} of a full one's arithmetic")
+    rows = measure(sr, photographs)
     if a.json:
-        figures = {"rows": [asdict(row) for row in rows], "share": share}
+        figures = {"rows": [asdict(row) for row in rows]}
         a.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

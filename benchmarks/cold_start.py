@@ -5,11 +5,9 @@
 
 A new interpreter imports, loads and folds the weights, compiles network calls where asked, and
 upscales one image twice: what a worker does before its first job ends, without queue and files.
-With `--compile` four processes follow one another: one that does not compile, one that compiles
-with nothing kept from before, one that finds what that one has kept, and one that begins with
-nothing again, but has another process compile beside the first image, as a worker does
-(`worker.aside`). Of this one "compile" is what passes from the first image until compiled calls are
-used. `--tiles` bounds the sizes of calls that are compiled, which are the powers of two up to it.
+With `--compile` three processes follow one another: one that does not compile, one that compiles
+with nothing kept from before, and one that finds what that one has kept. `--tiles` bounds the sizes
+of calls that are compiled, which are the powers of two up to it.
 
 What is kept lies in temporary folders. Nothing that torch, Triton or CUDA's driver has kept
 elsewhere is found or changed, and what the environment says of torch's and Triton's caches does not
@@ -33,23 +31,17 @@ import torch
 
 from benchmarks.machine import describe, synchronize
 from benchmarks.model import DTYPES, add_model, check_model, dtype_of, load
-from jobs.settings import Settings
-from models.compiled import Compiling
+from models.compiler import CompileOptions
 from models.options import Options
-from models.pipeline import StableSR
 from models.plan import Resources
-from worker.aside import Aside
-from worker.gate import Gate
 
 IMPORTED = time.time()
 PHASES = ("start", "load", "compile", "first image", "second image")
-BESIDE = "compiled beside"
 # Of each process's caches. Eager kernels of torch may be Triton's and be kept as well.
 FOLDERS = {
     "not compiled": "eager",
     "compiled, nothing kept": "compiled",
     "compiled, restarted": "compiled",
-    BESIDE: "beside",
 }
 
 
@@ -86,8 +78,7 @@ class Measured:
 
     @property
     def to_first_image(self) -> float:
-        later = {PHASES[-1], "compile"} if self.name == BESIDE else {PHASES[-1]}
-        return sum(seconds for phase, seconds in self.seconds.items() if phase not in later)
+        return sum(seconds for phase, seconds in self.seconds.items() if phase != PHASES[-1])
 
 
 def measure(task: Task) -> Measured:
@@ -98,7 +89,7 @@ def measure(task: Task) -> Measured:
         task.device,
         DTYPES[task.dtype],
         Resources(tile_batch=task.tiles),
-        compiling=Compiling("on" if task.compile else "off", Path(task.cache)),
+        compiling=CompileOptions("on" if task.compile else "off", Path(task.cache)),
     )
     seconds = {"start": IMPORTED - task.started}
     at = IMPORTED
@@ -113,40 +104,13 @@ def measure(task: Task) -> Measured:
     side = task.size // 4
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     options = Options(scale=4, steps=task.steps)
-    if task.name == BESIDE:
-        aside, gate = beside(sr, task), Gate()
-        aside.start(gate, print)
-        with gate.enter(alone=False, poll=lambda: None):
-            sr.upscale(image, options)
-        ended("first image")
-        aside.ended(timeout_s=None)
-        ended("compile")
-    else:
-        sr.warm()
-        ended("compile")
-        sr.upscale(image, options)
-        ended("first image")
+    sr.compile()
+    ended("compile")
+    sr.upscale(image, options)
+    ended("first image")
     sr.upscale(image, options)
     ended("second image")
-    # Of a worker that compiles beside, before that was done, it is all calls.
-    eager = {what: n for what, n in sr.denoiser.eager_calls.items() if what != "compiling"}
-    return Measured(task.name, seconds, sum(eager.values()), describe(sr.device))
-
-
-def beside(sr: StableSR, task: Task) -> Aside:
-    """Who has all compiled by another process, as a worker has it."""
-    sr.defer()
-    settings = Settings.model_validate(
-        {
-            "preset": task.preset,
-            "device": task.device,
-            "dtype": str(sr.dtype).removeprefix("torch."),
-            "compile": "on",
-            "compile_cache": Path(task.cache),
-            "log_level": "WARNING",
-        }
-    )
-    return Aside(sr, settings, Path(task.cache) / "complete")
+    return Measured(task.name, seconds, sr.denoiser.eager_calls.total(), describe(sr.device))
 
 
 def environment(given: Mapping[str, str], cache: str) -> dict[str, str]:
@@ -194,19 +158,16 @@ def table(results: Sequence[Measured]) -> str:
         + (f"  {r.eager_calls} calls not compiled" if r.eager_calls else "")
         for r in results
     ]
-    times = [results[1].to_first_image / r.to_first_image for r in results[2:]]
-    said = (
-        "A restart that finds what was compiled is {:.2f} times as fast.",
-        "With another process compiling the first image comes {:.2f} times as soon.",
-    )
-    lines += [sentence.format(ratio) for sentence, ratio in zip(said, times, strict=False)]
+    for restarted in results[2:]:
+        ratio = results[1].to_first_image / restarted.to_first_image
+        lines.append(f"A restart that finds what was compiled is {ratio:.2f} times as fast.")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model(parser)
-    parser.add_argument("--compile", action="store_true", help="compiled too, in three ways")
+    parser.add_argument("--compile", action="store_true", help="compiled too, in two ways")
     parser.add_argument("--tiles", type=int, default=8, help="of a network call, at most")
     parser.add_argument("--size", type=int, default=512, help="side of the result, px")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -219,9 +180,6 @@ def main() -> None:
         parser.error("a call must have a tile, and the size be a multiple of 4.")
     dtype = dtype_of(a)
     names = list(FOLDERS) if a.compile else ["not compiled"]
-    if a.compile and a.weights == "random":
-        # A worker's other process loads a preset's weights.
-        names.remove(BESIDE)
     with tempfile.TemporaryDirectory() as folder:
         results = [
             measured(

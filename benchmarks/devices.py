@@ -2,9 +2,9 @@
 
     python -m benchmarks.devices --devices cuda:0,cuda:1 [--preset tiny] [--size 2048]
 
-The same picture and seed go through `StableSR.upscale` with one process, and with a process for
-each device (`models.spread`). Seconds are of the denoising alone: the first process does the rest
-either way. Each way has gone once before. Devices that share cores, such as cpu,cpu, show that it
+The same picture and seed go through `StableSR.upscale` on one device, and on all of them
+(`models.data_parallel`). Seconds are of the denoising alone: the first device does the rest either
+way. Each way has gone once before. Devices that share cores, such as cpu,cpu, show that it
 works and not that it helps. If the two results differ by more than one level, the exit status is 1.
 """
 
@@ -24,10 +24,10 @@ from benchmarks.machine import describe, synchronize
 from benchmarks.pictures import Difference, picture
 from jobs.settings import Settings
 from models.options import Options
-from models.pipeline import Progress
+from models.pipeline import Progress, StableSR
 from models.presets import PRESETS
 from worker.images import decode
-from worker.loading import Loaded, load
+from worker.loading import load
 
 SCALE = 4
 
@@ -46,35 +46,32 @@ class Measured:
     size: int
     steps: int
     alone: Way
-    spread: Way
+    parallel: Way
     difference: Difference
 
     @property
     def ratio(self) -> float:
-        return self.alone.seconds / self.spread.seconds
+        return self.alone.seconds / self.parallel.seconds
 
 
-def run(loaded: Loaded, image: Tensor, options: Options) -> tuple[float, Tensor]:
+def run(sr: StableSR, image: Tensor, options: Options) -> tuple[float, Tensor]:
     """Seconds between the begins of denoising and decoding, and the image."""
     at: dict[str, float] = {}
 
     def note(progress: Progress) -> None:
-        synchronize(loaded.sr.device)
+        synchronize(sr.device)
         at.setdefault(progress.stage, time.perf_counter())
 
-    result = loaded.sr.upscale(image, options, note)
+    result = sr.upscale(image, options, note)
     return at["decode"] - at["denoise"], result
 
 
 def measured(settings: Settings, image: Tensor, steps: int) -> tuple[Way, Tensor]:
-    loaded = load(settings, jobs=1)
-    try:
-        loaded.sr.warm()
-        run(loaded, image, Options(scale=SCALE, steps=1, seed=1))
-        seconds, result = run(loaded, image, Options(scale=SCALE, steps=steps, seed=1))
-        return Way(", ".join(loaded.devices), seconds), result
-    finally:
-        loaded.close()
+    sr = load(settings, jobs=1)
+    sr.compile()
+    run(sr, image, Options(scale=SCALE, steps=1, seed=1))
+    seconds, result = run(sr, image, Options(scale=SCALE, steps=steps, seed=1))
+    return Way(", ".join(map(str, sr.denoiser.devices)), seconds), result
 
 
 def main() -> int:
@@ -92,7 +89,7 @@ def main() -> int:
     image = decode(picture(a.size // SCALE, 1), a.size**2).rgb
     given = {"preset": a.preset, "compile": a.compile, "slots": 1}
     alone, one = measured(Settings(device=first, **given), image, a.steps)
-    spread, other = measured(Settings(devices=a.devices, **given), image, a.steps)
+    parallel, other = measured(Settings(devices=a.devices, **given), image, a.steps)
     levels = [(255 * x[0].permute(1, 2, 0)).round().byte().numpy() for x in (one, other)]
     m = Measured(
         describe(torch.device(first)),
@@ -100,12 +97,12 @@ def main() -> int:
         a.size,
         a.steps,
         alone,
-        spread,
+        parallel,
         Difference.of([(levels[0], levels[1])]),
     )
     print(m.machine)
     print(f"{m.preset}, {m.size} x {m.size}, {m.steps} steps, seconds of denoising")
-    for way in (alone, spread):
+    for way in (alone, parallel):
         print(f"{way.devices:24}{way.seconds:9.2f}{alone.seconds / way.seconds:7.2f}")
     print(f"largest difference of the results: {m.difference.largest} levels")
     if a.json:

@@ -40,7 +40,7 @@ from benchmarks.model import add_model, alone, check_model, dtype_of
 from benchmarks.step import Way, loaded
 from evaluation.methods import make_baseline
 from evaluation.pictures import tensor_of
-from models.compiled import Mode
+from models.compiler import CompileMode
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest, drive_all
@@ -249,7 +249,7 @@ def main() -> None:
     if a.repeats < 1:
         parser.error("there must be a repeat: the first image is not counted.")
     dtype = dtype_of(a)
-    compile_: Mode = a.compile
+    compile_: CompileMode = a.compile
     ways = [Way(dtype, dtype, compile=compile_)]
     if "plain" in a.compare:
         ways.insert(0, Way(f"plain {dtype}", dtype, fold=False))

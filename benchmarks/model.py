@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from models.compiled import Compiling
+from models.compiler import CompileOptions
 from models.config import ModelConfig
 from models.pipeline import StableSR
 from models.plan import Resources
@@ -54,7 +54,7 @@ def load(
     resources: Resources | None = None,
     *,
     fold: bool = True,
-    compiling: Compiling | None = None,
+    compiling: CompileOptions | None = None,
 ) -> StableSR:
     """The preset's weights, or networks of full size with random ones."""
     if weights == "random":

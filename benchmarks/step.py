@@ -11,9 +11,6 @@ stand the processor's, divided by the threads: on a machine that others use as w
 `--compare eager` is the optimised call, folded and compiled, against the same networks without
 either, in float32 and with float32 weights under bfloat16 autocast, at batch 1 and 4.
 
-`--ahead` adds, at batch 1, calls whose encoder computes several steps at once (`models.ahead`); a
-call's seconds are then the mean over those steps.
-
 A way whose call takes longer than `--limit` is ended, and stands in the table as slower than that:
 a processor without instructions for bfloat16 is a hundred times as slow at autocast's convolutions.
 Compiling is not limited, nor the first call, where that compiles.
@@ -28,22 +25,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from itertools import islice, repeat
+from dataclasses import asdict, dataclass
+from itertools import repeat
 from multiprocessing.connection import Connection
 
 import torch
 
 from benchmarks.machine import describe, peak_memory, synchronize
 from benchmarks.model import DTYPES, check_model, load
-from models.ahead import Ahead, Foreseen
-from models.compiled import Compiling, Mode
+from models.compiler import CompileMode, CompileOptions
 from models.pipeline import StableSR
 from models.presets import PRESETS, Preset
 from models.sampling import StepRequest
-
-AHEAD = 8
-"""Rows of an encoder's call ahead."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +47,9 @@ class Way:
     dtype: str
     """Of the weights"""
     fold: bool = True
-    compile: Mode = "off"
+    compile: CompileMode = "off"
     autocast: bool = False
     """Whether what can be is computed in bfloat16 all the same"""
-    ahead: bool = False
-    """Whether the encoder is called once for several steps (`models.ahead`)"""
 
 
 EAGER = (
@@ -115,7 +106,7 @@ class Measured:
 
 def loaded(way: Way, preset: str, weights: str, device: str) -> StableSR:
     """The model that computes so."""
-    compiling = Compiling(way.compile, ahead=AHEAD if way.ahead else 0)
+    compiling = CompileOptions(way.compile)
     return load(preset, weights, device, DTYPES[way.dtype], fold=way.fold, compiling=compiling)
 
 
@@ -128,31 +119,17 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
     channels, side = sr.networks.config.unet.in_channels, preset.tile
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randn(2, task.batch, channels, side, side, generator=generator).to(sr.device)
-    steps = AHEAD if task.way.ahead else 1
-    foreseen = Foreseen(range(999, 999 - steps * (task.repeats + 1), -1))
-    turns = iter(
-        StepRequest(
-            tiles[0],
-            tiles[1],
-            timestep,
-            None,
-            step,
-            1,
-            ahead=Ahead(foreseen, step),
-        )
-        for step, timestep in enumerate(foreseen.timesteps)
-    )
     taken, worked = [], []
-    for _ in range(task.repeats + 1):
+    for step in range(task.repeats + 1):
+        request = StepRequest(tiles[0], tiles[1], 999 - step, None, step, 1)
         synchronize(sr.device)
         called()
         began, busy = time.perf_counter(), time.process_time()
         with torch.autocast(sr.device.type, torch.bfloat16) if task.way.autocast else nullcontext():
-            for request in islice(turns, steps):
-                sr.predict([request])
+            sr.predict([request])
         synchronize(sr.device)
-        taken.append((time.perf_counter() - began) / task.batch / steps)
-        worked.append((time.process_time() - busy) / task.batch / steps / task.threads)
+        taken.append((time.perf_counter() - began) / task.batch)
+        worked.append((time.process_time() - busy) / task.batch / task.threads)
     counted = taken[1:]
     networks = (sr.networks.unet, sr.networks.encoder)
     return Measured(
@@ -162,7 +139,7 @@ def measure(task: Task, called: Callable[[], None] = lambda: None) -> Measured:
         fastest=min(counted),
         slowest=max(counted),
         processor_seconds=min(worked[1:]),
-        first_seconds=taken[0] * task.batch * steps,
+        first_seconds=taken[0] * task.batch,
         eager_calls=sum(sr.denoiser.eager_calls.values()),
         peak_memory_bytes=peak_memory(sr.device),
         parameters=sum(p.numel() for n in networks for p in n.parameters()),
@@ -243,16 +220,11 @@ def table(results: list[Measured | Endless], preset: Preset) -> str:
     return "\n".join(lines)
 
 
-def ways(dtypes: Iterable[str], compile_: Mode, *, compare: bool) -> list[Way]:
+def ways(dtypes: Iterable[str], compile_: CompileMode, *, compare: bool) -> list[Way]:
     """What is measured, what the others are measured against first."""
     if not compare:
         return [Way(dtype, dtype, compile=compile_) for dtype in dtypes]
     return [*EAGER, *(Way(f"optimised {dtype}", dtype, compile=compile_) for dtype in dtypes)]
-
-
-def encoding_ahead(ways_: list[Way]) -> list[Way]:
-    """The optimised ones with the encoder ahead."""
-    return [replace(w, name=f"{w.name}, ahead", ahead=True) for w in ways_ if w not in EAGER]
 
 
 def main() -> None:
@@ -264,9 +236,6 @@ def main() -> None:
     parser.add_argument("--compare", choices=("eager",), help="against the plain networks")
     parser.add_argument("--compile", choices=("auto", "on", "off"), help="on where it compares")
     parser.add_argument("--batch", nargs="+", type=int, help="1, or 1 4 where it compares")
-    parser.add_argument(
-        "--ahead", action="store_true", help="at batch 1 with the encoder ahead too"
-    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
@@ -279,13 +248,10 @@ def main() -> None:
     a = parser.parse_args()
     check_model(parser, a)
     compare = a.compare is not None
-    compile_: Mode = a.compile or ("on" if compare else "off")
+    compile_: CompileMode = a.compile or ("on" if compare else "off")
     results: list[Measured | Endless] = []
     for batch in a.batch or ([1, 4] if compare else [1]):
-        taken = ways(a.dtypes, compile_, compare=compare)
-        if a.ahead and batch == 1:
-            taken += encoding_ahead(taken)
-        for way in taken:
+        for way in ways(a.dtypes, compile_, compare=compare):
             task = Task(way, a.preset, a.weights, a.device, batch, a.repeats, a.threads, a.limit)
             results.append(measured(task))
             if not a.json:

@@ -34,7 +34,7 @@ from models.estimate import Layout
 from models.finishing import joined
 from models.pipeline import StableSR
 from models.presets import get_preset
-from worker.device import choose_device, choose_dtype, compiling_of, resources_of
+from worker.device import choose_device, choose_dtype, compile_options_of, resources_of
 from worker.engine import Engine
 from worker.images import decode
 from worker.options import options_of
@@ -236,9 +236,9 @@ def in_engine(workload: Workload) -> Iterator[InEngine]:
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     resources = resources_of(settings, jobs=settings.slots)
-    compiling = compiling_of(settings)
+    compiling = compile_options_of(settings)
     sr = load(workload.preset, workload.weights, device, dtype, resources, compiling=compiling)
-    sr.warm()
+    sr.compile()
     engine = Engine(sr, max_tiles=sr.tile_batch)
     engine.start()
     try:

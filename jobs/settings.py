@@ -25,6 +25,12 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 _BLOB_SCHEMES = ("s3://", "gs://", "az://")
 
 
+_REMOVED = {
+    "STABLESR_REUSE_EVERY": "ask for fewer steps in its place",
+}
+"""Variables that were settings, and what replaces them."""
+
+
 def parse_bytes(text: str) -> int:
     """A number of bytes, plain or with a unit: 6GB, 1.5 GiB, 500MB.
 
@@ -119,7 +125,7 @@ class Settings(BaseSettings):
     result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
 
     device: str = "auto"
-    # Several, by commas, in place of one: every network call's tiles are spread over them.
+    # Several, by commas, in place of one: they share every network call's tiles.
     devices: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
@@ -134,23 +140,23 @@ class Settings(BaseSettings):
     memory_limit: Annotated[int, Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
     scratch: Path | None = None
-    # Network calls of fixed sizes, compiled; auto is on a GPU. Off by itself, for it takes minutes,
-    # which one image is not worth; the compose file sets auto. What was compiled is kept in the
-    # folder, for the next start.
+    # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. Off by
+    # itself, for it takes minutes, which one image is not worth; the compose file sets auto. What
+    # was compiled is kept in the folder, for the next start.
     compile: Literal["auto", "on", "off"] = "off"
     compile_cache: Path = Field(default_factory=lambda: _state() / "compiled")
     # Tiles in every network call, the missing ones being filled up: then a result does not depend,
     # not even in its last bit, on what other jobs' tiles shared its calls.
     fixed_batch: Annotated[int, Field(ge=1)] | None = None
 
-    # An approximation, off by itself: steps that share what the UNet's coarse levels compute
-    # (docs/performance.md says what it costs).
-    reuse_every: Annotated[int, Field(ge=1)] = 1
-
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 
     def __init__(self, **values: Any) -> None:
+        # Environment variables that are no settings are ignored, but these were ours.
+        for name, why in _REMOVED.items():
+            if os.environ.get(name):
+                raise InvalidSettings(f"{name} is not a setting any more: {why}.")
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -16,7 +16,7 @@ from .connection import as_text, queue_errors
 
 __all__ = ["WorkerInfo", "WorkerState", "Workers"]
 
-WorkerState = Literal["starting", "idle", "busy", "stopping"]
+WorkerState = Literal["starting", "compiling", "idle", "busy", "stopping"]
 _NAMES_KEY = "stablesr:workers"
 
 
@@ -28,7 +28,8 @@ class WorkerInfo(BaseModel):
     """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat.
 
     `instead_of` is the preset that it was to serve but cannot, for the `reason`, a clause that
-    clients may read; None when it serves what it was told to.
+    clients may read; None when it serves what it was told to. `compiled` is how many sizes of
+    network calls are ready, and how many there will be, while the state is `compiling`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -39,12 +40,20 @@ class WorkerInfo(BaseModel):
     reason: str | None = None
     device: str
     state: WorkerState = "starting"
+    compiled: tuple[int, int] | None = None
     slots: int = 1
     running: int = 0
     hostname: str = ""
     pid: int = 0
     started_at: datetime | None = None
     last_seen: datetime | None = None
+
+    @property
+    def condition(self) -> str:
+        """Its state in words."""
+        if self.compiled is None:
+            return self.state
+        return "{} ({} of {} sizes of network calls are ready)".format(self.state, *self.compiled)
 
     @property
     def ready(self) -> bool:

@@ -11,7 +11,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from models.arithmetic import arithmetic
 from models.memory import free_memory, is_out_of_memory, trim
 from models.networks.bundle import Networks
 from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, decode, encode
@@ -32,7 +31,7 @@ class Changes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
-        """By what was changed: tile_batch, rows, keep, ahead or image."""
+        """By what was changed: tile_batch, rows, keep or image."""
 
     def note(self, what: str, before: object, after: object) -> None:
         with self._lock:
@@ -190,8 +189,7 @@ class AutoencoderAtWork:
         """What `run` gives, and with which pieces it did."""
         while True:
             try:
-                with arithmetic(self._device, self._dtype):
-                    return run(pieces), pieces
+                return run(pieces), pieces
             except (MemoryError, RuntimeError) as error:
                 after = further(pieces, self._device, free_memory(self._device, pieces.scratch))
                 if not is_out_of_memory(error) or after is None:

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import torch
 
-from models.arithmetic import is_widened
-from models.compiled.compiling import ROWS_AHEAD
 from models.config import ModelConfig, UNetConfig
 from models.geometry import canvas_size, output_size, padded_size
 from models.memory import Memory
@@ -134,8 +132,6 @@ class Estimate:
     """Whether the decoder reads the encoder's features"""
     unified: bool
     """Whether the device computes in the host's memory: then only `host` is counted"""
-    reused: int = 0
-    """Tiles, both contexts' with guidance, whose deep features wait for the next steps"""
 
     def peaks(
         self,
@@ -180,7 +176,6 @@ class Estimate:
             ),
             denoise=self._sum(
                 Memory(denoiser + call + self._latents(), waiting + source + reference, 0),
-                Memory(self._deep() + self._foreseen(), 0, 0),
                 features,
             ),
             decode=self._sum(
@@ -211,14 +206,9 @@ class Estimate:
             self.dtype,
             decode=decode,
             fusion=self.fusion if fusion is None else fusion,
-            widened=self._widened,
         )
         room = _KERNELS if self.unified else _WORKSPACES
         return self._sum(counted, Memory(room, 0, 0))
-
-    @property
-    def _widened(self) -> bool:
-        return self.unified and is_widened(torch.device("cpu"), self.dtype)
 
     def _features(self, pieces: Pieces) -> Memory:
         """Of the encoder's features between encode and decode, where they are kept."""
@@ -228,20 +218,6 @@ class Estimate:
         size = numbers * self.dtype.itemsize * self.fusion
         return Memory(*(size * (pieces.keep == place) for place in ("device", "host", "disk")))
 
-    def _deep(self) -> int:
-        """Of features that several steps share."""
-        cells = self.layout.grid.tile_height * self.layout.grid.tile_width // 4
-        return self.reused * self.config.unet.widths[1] * cells * self.dtype.itemsize
-
-    def _foreseen(self) -> int:
-        """Of the encoder's features at steps to come (`models.ahead`), which a GPU may hold."""
-        if self.unified:
-            return 0
-        cells = self.layout.grid.tile_height * self.layout.grid.tile_width
-        # Of each level a quarter of the finer one's cells.
-        row = self.config.encoder.feature_width * cells * 4 // 3
-        return ROWS_AHEAD * row * self.dtype.itemsize
-
     def _latents(self) -> int:
         cells = self.layout.grid.height * self.layout.grid.width
         return _LATENTS * self.config.unet.in_channels * cells * _FLOAT
@@ -249,13 +225,8 @@ class Estimate:
     def _call(self, tiles: int, height: int, width: int) -> int:
         """Of a network call for tiles of these sides (cells), weights aside."""
         tile = tile_bytes(self.config.unet, height, width, self.dtype)
-        item = self.dtype.itemsize
-        if self._widened:
-            # What one layer reads and makes, once more in float32: at most a third of all.
-            tile += tile_bytes(self.config.unet, height, width, torch.float32) // 3
-            item = 5 * _FLOAT // 4
         # The processor's convolutions rearrange their weights for themselves at every call.
-        kernels = max(_KERNELS, 4 * _largest(self.config.unet) * item)
+        kernels = max(_KERNELS, 4 * _largest(self.config.unet) * self.dtype.itemsize)
         return tiles * tile + (kernels if self.unified else _WORKSPACES)
 
     def _sum(self, *parts: Memory) -> Memory:

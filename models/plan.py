@@ -150,8 +150,7 @@ def plan(
     unified = device.type != "cuda"
     fusion = options.fidelity_weight > 0
     tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
-    reused = tiles if options.reuse_every > 1 else 0
-    estimate = Estimate(config, layout, weights, dtype, fusion, unified, reused)
+    estimate = Estimate(config, layout, weights, dtype, fusion, unified)
     cells = _strip_cells(config, device)
     rows = given.decode_tile or max(1, min(cells // layout.padded[1], layout.padded[0]))
     offload = given.offload

@@ -22,13 +22,15 @@ class Serving:
     """The workers of one moment, by preset.
 
     `configured` is the server's own default; `live` are the presets of all workers, `available`
-    of those that take jobs now; `fallbacks` has the presets that none of them serves although one
-    was to.
+    of those that take jobs now; `compiling` are those of workers that compile, with how far they
+    are, where none takes jobs yet; `fallbacks` has the presets that none of them serves although
+    one was to.
     """
 
     configured: str
     live: frozenset[str]
     available: frozenset[str]
+    compiling: Mapping[str, str]
     fallbacks: Mapping[str, FallbackView]
 
     @classmethod
@@ -36,10 +38,16 @@ class Serving:
         """What these workers serve, to a server whose own default is `configured`."""
         # A worker that starts or stops counts: jobs for its preset need only wait.
         live = frozenset(worker.preset for worker in workers)
+        available = frozenset(worker.preset for worker in workers if worker.ready)
         return cls(
             configured=configured,
             live=live,
-            available=frozenset(worker.preset for worker in workers if worker.ready),
+            available=available,
+            compiling={
+                worker.preset: f"its worker is {worker.condition}"
+                for worker in workers
+                if worker.state == "compiling" and worker.preset not in available
+            },
             fallbacks={
                 worker.instead_of: FallbackView(
                     wanted=worker.instead_of, served=worker.preset, reason=worker.reason or ""
@@ -58,6 +66,12 @@ class Serving:
     def default(self) -> str:
         """The preset of a request that names none."""
         return self.configured if self.fallback is None else self.fallback.served
+
+    def reason(self, preset: str) -> str | None:
+        """Why a worker that is to serve the preset does not; None where that is not known."""
+        if (fallback := self.fallbacks.get(preset)) is not None:
+            return fallback.reason
+        return self.compiling.get(preset)
 
     def check(self, preset: str) -> None:
         """Raises PresetNotServed when a worker was to serve the preset but cannot.

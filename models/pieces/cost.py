@@ -40,8 +40,6 @@ class Cost:
     """Bytes of the feature maps that are held at once, at most."""
     working: int
     """Bytes of strips and what layers make of them, at most; on the device."""
-    copies: int
-    """Bytes more where products are computed in float32 copies (`models.arithmetic`)."""
 
 
 class _Rehearsal(Executor):
@@ -50,7 +48,7 @@ class _Rehearsal(Executor):
     def __init__(self, pieces: Pieces, dtype: torch.dtype) -> None:
         store = MapStore("device", _META, dtype, pieces.rows, None)
         super().__init__(store, pieces.rows, 0, Callbacks())
-        self.flops = self.held = self.working = self.copies = 0
+        self.flops = self.held = self.working = 0
         self._live: list[FeatureMap] = []
 
     def hold(self, channels: int, height: int, width: int) -> FeatureMap:
@@ -92,11 +90,10 @@ class _Rehearsal(Executor):
         )
         working = elements * self.store.itemsize + widened + step.resident
         self.working = max(self.working, working)
-        self.copies = max(self.copies, elements * torch.float32.itemsize)
 
     @property
     def cost(self) -> Cost:
-        return Cost(self.flops, self.held, self.working, self.copies)
+        return Cost(self.flops, self.held, self.working)
 
 
 @lru_cache
@@ -198,11 +195,9 @@ def peak_bytes(
     decode: bool,
     fusion: bool,
     free_features: bool = False,
-    widened: bool = False,
 ) -> Memory:
     """Held at most while an image of these sides (px) is encoded or decoded.
 
-    `widened`: whether products are computed in float32 copies (`models.arithmetic`).
     Includes the features, where there is fusion, and the decoded image. The weights and the image
     that is encoded are the caller's. Where the device is the processor, add device and host.
     """
@@ -217,12 +212,11 @@ def peak_bytes(
         free_features=free_features,
     )
     image = 3 * height * width * torch.float32.itemsize if decode else 0
-    working = cost.working + cost.copies * widened
     if pieces.keep == "device":
-        return Memory(cost.maps + working, image, 0)
+        return Memory(cost.maps + cost.working, image, 0)
     if pieces.keep == "host":
-        return Memory(working, cost.maps + image, 0)
-    return Memory(working, image, cost.maps)
+        return Memory(cost.working, cost.maps + image, 0)
+    return Memory(cost.working, image, cost.maps)
 
 
 def _cost(

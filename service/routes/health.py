@@ -72,7 +72,7 @@ def _components(services: Services) -> dict[str, ComponentView]:
         if fallback is not None:
             said += f" instead of {fallback.wanted}: {fallback.reason}"
     elif workers:
-        said = f"for {preset} is {workers[0].state}"
+        said = f"for {preset} is {workers[0].condition}"
     else:
         said = f"for {preset} is missing: start one with `stablesr worker`"
     return {

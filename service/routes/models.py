@@ -22,14 +22,13 @@ def list_models(services: ServicesDep) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     settings = services.settings
     serving = services.serving()
-    fallbacks = serving.fallbacks
     return ModelsView(
         models=[
             ModelView(
                 **asdict(preset),
                 default=preset.name == serving.default,
                 available=preset.name in serving.available,
-                reason=fallbacks[preset.name].reason if preset.name in fallbacks else None,
+                reason=serving.reason(preset.name),
             )
             for preset in PRESETS.values()
         ],

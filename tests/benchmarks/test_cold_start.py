@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import torch
 
 from benchmarks import cold_start
 from benchmarks.cold_start import (
-    BESIDE,
     PHASES,
     Measured,
     Task,
@@ -29,8 +27,6 @@ from benchmarks.cold_start import (
 from models.pipeline import StableSR
 from tests.models import narrow
 from tests.models.compiler import Compiler
-from tests.worker import compiling
-from worker.aside import Aside
 
 
 @pytest.fixture
@@ -57,18 +53,14 @@ def test_every_phase_is_timed_from_the_start_of_the_process(task: Task) -> None:
     assert found.to_first_image > found.seconds["start"] + found.seconds["first image"]
 
 
-def test_what_another_process_compiles_is_used_from_the_second_image(
+def test_calls_of_every_size_are_compiled_before_the_first_image(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiler = Compiler()
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr(cold_start, "Aside", partial(Aside, compile_=compiling.waits))
-    (Path(task.cache) / "go").touch()
-    found = measure(replace(task, name=BESIDE, compile=True))
-    assert set(found.seconds) == set(PHASES)
-    assert found.seconds["compile"] > 0.1
-    # A call for each size, and that of the second image.
-    assert compiler.sizes == [1, 2, 1]
+    found = measure(replace(task, compile=True))
+    # A call for each size, and those of two images.
+    assert compiler.sizes == [1, 2, 1, 1]
     assert found.eager_calls == 0
 
 
@@ -82,16 +74,12 @@ def test_others_are_compared_with_the_start_that_found_nothing() -> None:
     plain = Measured("plain", dict.fromkeys(PHASES, 1.0), 0, "a machine")
     first = replace(plain, name="first", seconds=plain.seconds | {"compile": 97.0})
     again = replace(plain, name="again", seconds=plain.seconds | {"compile": 7.0}, eager_calls=2)
-    # What comes after its first image does not delay that.
-    beside = replace(plain, name=BESIDE, seconds=first.seconds | {"load": 2.0})
-    lines = table([plain, first, again, beside]).splitlines()
+    lines = table([plain, first, again]).splitlines()
     assert lines[0] == "a machine"
-    totals = [line.removesuffix("2 calls not compiled").split()[-1] for line in lines[2:6]]
-    assert totals == ["4.00", "100.00", "10.00", "4.00"]
+    totals = [line.removesuffix("2 calls not compiled").split()[-1] for line in lines[2:5]]
+    assert totals == ["4.00", "100.00", "10.00"]
     assert lines[4].endswith("2 calls not compiled")
-    assert lines[6].endswith("10.00 times as fast.")
-    assert lines[7].endswith("25.00 times as soon.")
-    assert len(table([plain, first, again]).splitlines()) == 6
+    assert lines[5].endswith("10.00 times as fast.")
     assert len(table([plain]).splitlines()) == 3
 
 
@@ -125,15 +113,14 @@ def test_the_restart_alone_finds_what_another_process_has_kept(
     monkeypatch.setattr(cold_start, "measured", noted)
     monkeypatch.setattr(sys, "argv", ["cold_start", "--compile", "--tiles", "2", "--json"])
     main()
-    plain, first, again, beside = tasks
-    assert [task.compile for task in tasks] == [False, True, True, True]
-    assert [task.tiles for task in tasks] == [2, 2, 2, 2]
+    plain, first, again = tasks
+    assert [task.compile for task in tasks] == [False, True, True]
+    assert [task.tiles for task in tasks] == [2, 2, 2]
     assert plain.cache != first.cache == again.cache
-    assert beside.cache not in (plain.cache, first.cache)
     # Gone with the folder that it was in.
     assert not Path(first.cache).parent.exists()
     figures = json.loads(capsys.readouterr().out)
-    assert [figure["to_first_image"] for figure in figures] == [16.0, 12.0, 8.0, 3.0]
+    assert [figure["to_first_image"] for figure in figures] == [16.0, 12.0, 8.0]
 
 
 @pytest.mark.parametrize("given", ["--tiles 0", "--size 66", "--weights random"])

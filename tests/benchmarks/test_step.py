@@ -7,24 +7,17 @@ from itertools import islice
 
 import pytest
 
-import benchmarks.step
 from benchmarks.step import (
-    AHEAD,
-    EAGER,
     Endless,
     Measured,
     Task,
     Way,
-    encoding_ahead,
     limits,
     measured,
     said,
     table,
 )
-from models.compiled import Compiling
-from models.pipeline import StableSR
 from models.presets import get_preset
-from tests.models import narrow
 
 TINY = Task(Way("fp32", "fp32"), "tiny", "preset", "cpu", batch=2, repeats=1, threads=1, limit=300)
 
@@ -39,31 +32,6 @@ def test_a_way_is_measured_in_a_process_of_its_own() -> None:
     assert found.batch == 2
     assert 0 < found.fastest <= found.seconds_per_tile_step <= found.slowest
     assert found.peak_memory_bytes > 1e8
-
-
-def test_with_the_encoder_ahead_a_call_is_the_mean_of_its_steps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    sr = StableSR.with_random_weights(
-        narrow.CONFIG, narrow.PRESET, compiling=Compiling(ahead=AHEAD)
-    )
-    calls = {"encoder": 0, "unet": 0}
-    for name in calls:
-
-        def count(*_: object, name: str = name) -> None:
-            calls[name] += 1
-
-        getattr(sr.networks, name).register_forward_hook(count)
-    monkeypatch.setattr(benchmarks.step, "loaded", lambda *_: sr)
-    monkeypatch.setattr(benchmarks.step, "PRESETS", {"tiny": narrow.PRESET})
-    way = Way("ahead", "fp32", ahead=True)
-    found = benchmarks.step.measure(Task(way, "tiny", "preset", "cpu", 1, 1, 1, limit=300))
-    # Eight steps in a call that is not counted, and eight in one that is.
-    assert calls == {"encoder": 2, "unet": 2 * AHEAD}
-    assert found.first_seconds > 4 * found.fastest
-    assert encoding_ahead([*EAGER, Way("optimised", "bf16")]) == [
-        Way("optimised, ahead", "bf16", ahead=True)
-    ]
 
 
 def test_a_call_that_takes_too_long_ends_its_way_and_not_the_others() -> None:

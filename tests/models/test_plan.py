@@ -12,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import models.estimate
 from models.checkpoints.description import describe
 from models.checkpoints.folder import preset_folder
 from models.config import ModelConfig, TextConfig
@@ -36,24 +35,6 @@ PRESET = get_preset("stablesr-512")
 def full_weights(dtype: torch.dtype = torch.bfloat16) -> Weights:
     with torch.device("meta"):
         return Weights.of(Networks(FULL), dtype)
-
-
-@pytest.fixture(autouse=True)
-def own_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plans of a processor that computes in bfloat16, whatever this one does."""
-    monkeypatch.setattr(models.estimate, "is_widened", lambda device, dtype: False)
-
-
-def test_copies_in_float32_are_counted_where_products_are_computed_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    native = {device: planned(1024, PLENTY, device).peaks for device in ("cpu", "cuda")}
-    monkeypatch.setattr(models.estimate, "is_widened", lambda device, dtype: True)
-    assert planned(1024, PLENTY, "cuda").peaks == native["cuda"]
-    widened = planned(1024, PLENTY, "cpu").peaks
-    for stage in ("encode", "denoise", "decode"):
-        assert getattr(widened, stage).host > getattr(native["cpu"], stage).host + 0.1 * GB
-    assert widened.load == native["cpu"].load
 
 
 def test_a_text_tower_takes_the_room_of_its_weights() -> None:

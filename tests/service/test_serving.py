@@ -109,7 +109,21 @@ def test_the_service_is_ready_and_says_with_what(
     assert body["components"]["worker"]["detail"] == "for tiny is starting"
 
 
-@pytest.mark.parametrize("state", ["starting", "idle", "stopping"])
+def test_a_preset_whose_worker_compiles_is_not_ready_and_it_is_said_how_far_it_is(
+    client: httpx.Client, worker: FakeWorker
+) -> None:
+    worker.appear(preset=WANTED, state="compiling", compiled=(1, 4))
+    said = "compiling (1 of 4 sizes of network calls are ready)"
+    body = problem(client.get("/readyz"), 503, "not-ready")
+    assert body["components"]["worker"]["detail"] == f"for {WANTED} is {said}"
+    models = {model["name"]: model for model in client.get("/models").json()["models"]}
+    assert not models[WANTED]["available"]
+    assert models[WANTED]["reason"] == f"its worker is {said}"
+    # Its jobs need only wait.
+    assert upload(client, PNG, preset=WANTED).status_code == 202
+
+
+@pytest.mark.parametrize("state", ["starting", "compiling", "idle", "stopping"])
 def test_a_worker_of_the_servers_own_preset_ends_the_fallback(
     client: httpx.Client, stand_in: FakeWorker, second: FakeWorker, state: str
 ) -> None:
