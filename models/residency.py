@@ -61,7 +61,7 @@ class Offloaded:
             "denoiser": list(_weights((networks.unet, networks.encoder))),
         }
         self._device = device
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self.there: Part | None = None
         """The part on the device."""
         self.moves = 0

@@ -52,7 +52,7 @@ def test_one_part_at_a_time_is_on_the_device(networks: Networks) -> None:
 def test_a_part_that_is_there_is_not_moved_again(networks: Networks) -> None:
     resident = Offloaded(networks, DEVICE)
     for _ in range(5):
-        with resident.holding("denoiser"), resident.holding("denoiser"):
+        with resident.holding("denoiser"):
             pass
     assert resident.moves == 1
 
