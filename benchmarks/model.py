@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from models.compiled import Compiling, Mode
+from models.compiler import CompileMode, CompileOptions
 from models.config import ModelConfig
 from models.pipeline import StableSR
 from models.plan import Resources
@@ -28,7 +28,7 @@ class Variant:
     fuse: bool = True
     winograd: bool = True
     """Where it suits the device"""
-    compile: Mode = "off"
+    compile: CompileMode = "off"
     autocast: bool = False
     """Whether operations that can be are computed in bfloat16 all the same"""
 
@@ -69,7 +69,7 @@ def load(model: Model, variant: Variant, resources: Resources | None = None) -> 
     if not variant.winograd:
         # Larger kernels are made only where memory has room.
         resources = replace(resources, memory_limit=1)
-    dtype, compiling = DTYPES[variant.dtype], Compiling(variant.compile)
+    dtype, compiling = DTYPES[variant.dtype], CompileOptions(variant.compile)
     if model.weights == "preset":
         return StableSR.from_preset(
             model.preset, model.device, dtype, resources, fold=variant.fuse, compiling=compiling

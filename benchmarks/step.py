@@ -35,7 +35,7 @@ from benchmarks.machine import alone, peak_memory, synchronize, time_limit
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result
-from models.compiled import Mode
+from models.compiler import CompileMode
 from models.presets import get_preset
 from models.sampling import StepRequest
 
@@ -109,7 +109,9 @@ def older(row: Row) -> list[Measurement]:
     return figures(name, case, *(row[name] for name in names))
 
 
-def variants(dtypes: Iterable[str], compile_: Mode, device: str, *, eager: bool) -> list[Variant]:
+def variants(
+    dtypes: Iterable[str], compile_: CompileMode, device: str, *, eager: bool
+) -> list[Variant]:
     """What is measured; first what the others are compared with."""
     if not eager:
         return [Variant(dtype, dtype, compile=compile_) for dtype in dtypes]
@@ -141,7 +143,7 @@ def main() -> None:
     if wrong := [path for path in checkouts if not path.is_dir()]:
         parser.error(f"--compare must be eager or the folder of a checkout, but is {wrong[0]}.")
     eager = "eager" in a.compare
-    compile_: Mode = a.compile or ("on" if eager else "off")
+    compile_: CompileMode = a.compile or ("on" if eager else "off")
     batches = a.batch or ([1, 4] if eager else [1])
     measurements: list[Measurement] = []
     for checkout in checkouts:

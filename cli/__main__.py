@@ -2,6 +2,5 @@
 
 from cli.main import app
 
-# Processes of further devices import this module and are not commands.
 if __name__ == "__main__":
     app(prog_name="stablesr")

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -57,7 +56,8 @@ def run(source: Path, target: Path, choices: Choices) -> None:
     settings = load(preset=choices.preset, **choices.host())
     parameters = parameters_of(settings, choices, output_format)
     started = monotonic()
-    with ProgressView("loading") as view, LocalModel(settings) as model:
+    with ProgressView("loading") as view:
+        model = LocalModel(settings)
         written = model.upscale(source, target, parameters, view.show)
     console.print(
         f"{target}: {written.width} x {written.height} pixels, {written.bytes} bytes, "
@@ -101,28 +101,16 @@ class LocalModel:
 
         self._settings = settings
         try:
-            self._loaded = load_model(settings, jobs=1)
+            self._sr = load_model(settings, jobs=1)
         except NotStarted as error:
             raise BadSettings(str(error)) from error
         except ModelError as error:
             raise JobFailed(str(error)) from error
-        self._sr = self._loaded.sr
 
     @property
     def device(self) -> str:
         """Where it computes."""
-        return ", ".join(self._loaded.devices)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._loaded.close()
+        return ", ".join(map(str, self._sr.denoiser.devices))
 
     def upscale(
         self, source: Path, target: Path, parameters: Parameters, show: Callable[[Moment], None]
@@ -155,7 +143,7 @@ class LocalModel:
 
         try:
             picture = decode(_read(source), self._settings.max_input_pixels)
-            options = options_of(parameters, reuse_every=self._settings.reuse_every)
+            options = options_of(parameters)
             width, height = (round(side * options.scale) for side in picture.size)
             check_side(width, height, parameters.output_format)
             written = []

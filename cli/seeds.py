@@ -38,7 +38,8 @@ def run_here(source: Path, target: Path, choices: Choices, count: int) -> None:
     parameters = parameters_of(settings, choices, output_format)
     targets = targets_of(target, parameters.seed, count)
     started = monotonic()
-    with ProgressView("loading") as view, LocalModel(settings) as model:
+    with ProgressView("loading") as view:
+        model = LocalModel(settings)
         written = model.upscale_seeds(source, targets, parameters, view.show)
     for path, result in zip(targets.values(), written, strict=True):
         console.print(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evaluation.errors import BaselineUnavailable
-from models.calls import Calls
 from models.networks.layout import channels_last
 from models.options import Options
 from models.pipeline import StableSR
@@ -146,8 +145,11 @@ def sampled(
     sr: StableSR, prepared: Prepared, options: Options, predict: Predict | None = None
 ) -> Tensor:
     """The latent that sampling ends with; `predict` stands in for the model's own network call."""
-    calls = Calls(predict or sr.predict, prepared.plan.tile_batch, sr.changes)
-    [latent] = drive_all([sr.sample(prepared, options)], calls, max_tiles=calls.limit)
+    [latent] = drive_all(
+        [sr.sample(prepared, options)],
+        predict or sr.predict,
+        max_tiles=prepared.plan.tile_batch,
+    )
     return latent
 
 

@@ -23,10 +23,11 @@ MIB = 1024 * 1024
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 # Storage that several hosts can share, as obstore names it.
 _BLOB_SCHEMES = ("s3://", "gs://", "az://")
-# Settings that went away: the environment says nothing in vain.
+# Settings that went away, and what replaces them: the environment says nothing in vain.
 _REMOVED = {
     "STABLESR_FALLBACK": "a worker without its weights is not ready; set STABLESR_PRESET to tiny "
-    "to serve that"
+    "to serve that",
+    "STABLESR_REUSE_EVERY": "ask for fewer steps in its place",
 }
 
 
@@ -122,7 +123,7 @@ class Settings(BaseSettings):
     result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
 
     device: str = "auto"
-    # Several, by commas, in place of one: every network call's tiles are spread over them.
+    # Several, by commas, in place of one: they share every network call's tiles.
     devices: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
@@ -137,18 +138,14 @@ class Settings(BaseSettings):
     memory_limit: Annotated[int, Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
     scratch: Path | None = None
-    # Network calls of fixed sizes, compiled; auto is on a GPU. Off by itself, for it takes minutes,
-    # which one image is not worth; the compose file sets auto. What was compiled is kept in the
-    # folder, for the next start.
+    # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. Off by
+    # itself, for it takes minutes, which one image is not worth; the compose file sets auto. What
+    # was compiled is kept in the folder, for the next start.
     compile: Literal["auto", "on", "off"] = "off"
     compile_cache: Path = Field(default_factory=lambda: _state() / "compiled")
     # Tiles in every network call, the missing ones being filled up: then a result does not depend,
     # not even in its last bit, on what other jobs' tiles shared its calls.
     fixed_batch: Annotated[int, Field(ge=1)] | None = None
-
-    # An approximation, off by itself: steps that share what the UNet's coarse levels compute
-    # (docs/performance.md says what it costs).
-    reuse_every: Annotated[int, Field(ge=1)] = 1
 
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0

@@ -16,7 +16,7 @@ from .connection import as_text, queue_errors
 
 __all__ = ["WorkerInfo", "WorkerState", "Workers"]
 
-WorkerState = Literal["starting", "not_ready", "idle", "busy", "stopping"]
+WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
 _NAMES_KEY = "stablesr:workers"
 
 
@@ -27,8 +27,9 @@ def _key(name: str) -> str:
 class WorkerInfo(BaseModel):
     """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat.
 
-    `reason` is a clause that clients may read, for why it is not ready; None otherwise. `memory` is
-    in bytes, by kind.
+    `reason` is a clause that clients may read, for why it is not ready; None otherwise. `compiled`
+    is how many sizes of network calls are ready, and how many there will be, while the state is
+    `compiling`. `memory` is in bytes, by kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -38,6 +39,7 @@ class WorkerInfo(BaseModel):
     reason: str | None = None
     device: str
     state: WorkerState = "starting"
+    compiled: tuple[int, int] | None = None
     slots: int = 1
     running: int = 0
     memory: dict[str, int] = {}
@@ -45,6 +47,13 @@ class WorkerInfo(BaseModel):
     pid: int = 0
     started_at: datetime | None = None
     last_seen: datetime | None = None
+
+    @property
+    def condition(self) -> str:
+        """Its state in words."""
+        if self.compiled is None:
+            return self.state
+        return "{} ({} of {} sizes of network calls are ready)".format(self.state, *self.compiled)
 
     @property
     def ready(self) -> bool:

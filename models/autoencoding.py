@@ -12,7 +12,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from models.arithmetic import arithmetic
 from models.memory import MemoryBudget, until_it_fits
 from models.networks.bundle import Networks
 from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, decode, encode
@@ -33,7 +32,7 @@ class Changes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
-        """By what was changed: tile_batch, rows, keep, ahead or image."""
+        """By what was changed: tile_batch, rows, keep or image."""
 
     def note(self, what: str, before: object, after: object) -> None:
         with self._lock:
@@ -182,14 +181,10 @@ class AutoencoderAtWork:
     def _spilling(self, pieces: Pieces, run: Callable[[Pieces], T]) -> tuple[T, Pieces]:
         """What `run` gives, and with which pieces it did."""
 
-        def attempt(pieces: Pieces) -> T:
-            with arithmetic(self._device, self._dtype):
-                return run(pieces)
-
         def next_place(pieces: Pieces) -> Pieces | None:
             return further(pieces, self._device, MemoryBudget(self._device, pieces.scratch).free())
 
         def note(before: Pieces, after: Pieces) -> None:
             self._changes.note("keep", before.keep, after.keep)
 
-        return until_it_fits(attempt, pieces, next_place, note)
+        return until_it_fits(run, pieces, next_place, note)

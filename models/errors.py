@@ -13,7 +13,6 @@ ModelError
 ├── MissingTextTower   a prompt for weights that cannot read one
 ├── ScratchFull        no room on the disk where feature maps are kept
 ├── NotFinite          the networks gave infinities, or no numbers
-├── PeerLost           a process that computes on another device is gone
 ├── NotEnoughMemory    no plan for an image fits into what memory there is
 └── InvalidOption      an option outside its range (also a ValueError)
 """
@@ -32,7 +31,6 @@ __all__ = [
     "ModelError",
     "NotEnoughMemory",
     "NotFinite",
-    "PeerLost",
     "ScratchFull",
     "UnknownPreset",
     "WeightsExist",
@@ -90,10 +88,6 @@ class ScratchFull(ModelError):
 
 class NotFinite(ModelError):
     """The networks gave values that no picture can be made of."""
-
-
-class PeerLost(ModelError):
-    """A process that makes a share of the network calls on another device is gone."""
 
 
 class NotEnoughMemory(ModelError):

@@ -124,7 +124,6 @@ class Estimate:
         *,
         fusion: bool,
         offload: bool = False,
-        reused: int = 0,
         guest: Memory | None = None,
     ) -> Peaks:
         """Of an image that is computed so.
@@ -135,7 +134,6 @@ class Estimate:
             tiles: in a network call.
             fusion: whether the decoder reads the encoder's features.
             offload: whether parts take turns on the device.
-            reused: tiles whose deep features wait for the next steps.
             guest: what another image takes that is encoded or decoded between two strips of this
                 one. Unless it is None, network calls for other images are made all the time.
         """
@@ -154,15 +152,13 @@ class Estimate:
         images = Memory(host=3 * _FLOAT * _area(layout.source) + canvas)
         numbers = self.config.unet.in_channels * grid.height * grid.width
         latents = Memory(_LATENTS * numbers * _FLOAT)
-        numbers = reused * self.config.unet.widths[1] * grid.tile_height * grid.tile_width // 4
-        deep = Memory(numbers * self.dtype.itemsize)
         widths = self.config.autoencoder.feature_widths if fusion else ()
         numbers = sum(channels * _area(layout.padded) // n**2 for channels, n in widths)
         features = _placed(numbers * self.dtype.itemsize, pieces.keep)
         # The canvas is enlarged a channel at a time. Features wait while a second encoder works.
         encode = self.coding(layout, pieces, decode=False, fusion=False)
         encode += autoencoder + features + images + Memory(host=canvas // 3) + beside
-        denoise = denoiser + Memory(call) + deep + latents + features + images
+        denoise = denoiser + Memory(call) + latents + features + images
         result = Memory(host=canvas + 3 * _area(layout.size) + _ROWS)
         decode = self.coding(layout, pieces, decode=True, fusion=fusion)
         decode += autoencoder + latents + images + result + beside
@@ -171,8 +167,7 @@ class Estimate:
     def coding(self, layout: Layout, pieces: Pieces, *, decode: bool, fusion: bool) -> Memory:
         """Maps and strips of encoding or decoding, features that fusion reads among them."""
         cost = self._cost(layout, pieces, decode=decode, fusion=fusion)
-        strips = cost.strips * self._computed.itemsize // self.dtype.itemsize
-        return _placed(cost.maps, pieces.keep) + Memory(strips + _KERNELS)
+        return _placed(cost.maps, pieces.keep) + Memory(cost.strips + _KERNELS)
 
     def call(self, tiles: int, height: int, width: int) -> int:
         """Bytes of a network call for tiles of these sides (latent pixels), weights aside."""
@@ -180,8 +175,8 @@ class Estimate:
         if self.unified:
             # The largest are those of the up blocks that read a skip too.
             largest = 9 * 2 * max(unet.widths) ** 2
-            kernels = max(kernels, 4 * largest * self._computed.itemsize)
-        return tiles * tile_bytes(unet, height, width, self._computed) + kernels
+            kernels = max(kernels, 4 * largest * self.dtype.itemsize)
+        return tiles * tile_bytes(unet, height, width, self.dtype) + kernels
 
     def flops(self, layout: Layout, pieces: Pieces, tiles: int, options: Options) -> dict[str, int]:
         """Arithmetic of an image of so many tiles, its steps decided, by stage: encode, step (one
@@ -196,11 +191,6 @@ class Estimate:
     def _cost(self, layout: Layout, pieces: Pieces, *, decode: bool, fusion: bool) -> Cost:
         config, sides = self.config.autoencoder, layout.padded
         return coding_cost(config, *sides, pieces, self.dtype, decode=decode, fusion=fusion)
-
-    @property
-    def _computed(self) -> torch.dtype:
-        # Processors compute half precision in float32 copies of what a layer reads and writes.
-        return torch.float32 if self.unified else self.dtype
 
     def _where(self, memory: Memory) -> Memory:
         device, host, disk = memory

@@ -44,8 +44,6 @@ class Options:
     seed: int = 0
     tile_overlap: int | None = None
     """Latent cells; None: the preset's"""
-    reuse_every: int = 1
-    """Steps that share deep features, an approximation (`models.reuse`); 1: none do"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.fidelity_weight <= 1:
@@ -62,8 +60,6 @@ class Options:
             raise InvalidOption(f"eta is {self.eta}, but must be between 0 and 1.")
         if self.start not in get_args(Start):
             raise InvalidOption(f"start is {self.start!r}, but must be lr or noise.")
-        if self.reuse_every < 1:
-            raise InvalidOption(f"reuse_every is {self.reuse_every}, but must be at least 1.")
         self._check_guidance()
 
     def _check_guidance(self) -> None:

@@ -6,6 +6,7 @@ The stages are separate calls, because in the worker they run beside those of ot
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,21 +15,21 @@ import torch
 from torch import Tensor
 
 from models.autoencoding import AutoencoderAtWork, Changes
-from models.calls import Calls
 from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
-from models.compiled import Compiling, Denoiser, Denoises
+from models.compiler import CompileOptions
 from models.config import ModelConfig
+from models.data_parallel import DataParallel
+from models.denoiser import Denoiser
 from models.diffusion import TRAINING_STEPS, add_noise, make_stepper
 from models.errors import InvalidOption
 from models.estimate import Estimate
 from models.finishing import check_finite, finished_rows, joined
 from models.folding import for_inference
 from models.geometry import output_size
-from models.memory import room_to_grow, trim
+from models.memory import is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
 from models.options import Options
 from models.plan import Plan, Planner, Resources, needs_offload, steps_in
-from models.predicting import Predicting
 from models.prepared import Prepared, Progress
 from models.presets import Preset, get_preset
 from models.prompts.contexts import check_prompts, contexts
@@ -39,6 +40,8 @@ from models.tiling import TileGrid
 from models.whole import Whole
 
 __all__ = ["Prepared", "Progress", "StableSR", "output_size"]
+
+log = logging.getLogger(__name__)
 
 _CPU = torch.device("cpu")
 
@@ -67,7 +70,7 @@ class StableSR:
         device: torch.device,
         dtype: torch.dtype,
         resources: Resources | None = None,
-        compiling: Compiling | None = None,
+        compiling: CompileOptions | None = None,
     ) -> None:
         self.networks, self.preset, self.device, self.dtype = networks, preset, device, dtype
         given = resources or Resources()
@@ -75,13 +78,18 @@ class StableSR:
         self.changes = Changes()
         """Of plans, because memory ran out."""
         # Before the residency, which notes where the weights lie.
-        compiling = compiling or Compiling()
-        denoiser = Denoiser(networks, device, compiling, offloaded=offload)
-        self._graphs = denoiser.graphs
-        self._predicting = Predicting(networks, device, denoiser, self.changes)
+        compiling = compiling or CompileOptions()
+        denoiser = Denoiser(networks, device, compiling, self.changes, offloaded=offload)
         self._whole = Whole(
-            networks, device, self._graphs, compiling, preset.native, offloaded=offload
+            networks,
+            device,
+            denoiser.compiled_calls,
+            compiling,
+            preset.native,
+            offloaded=offload,
         )
+        self.denoiser: Denoiser | DataParallel = denoiser
+        """May be exchanged before the first image"""
         self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes, self._whole)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
         estimate = Estimate.of(networks, dtype, device)
@@ -102,7 +110,7 @@ class StableSR:
         resources: Resources | None = None,
         *,
         fold: bool = True,
-        compiling: Compiling | None = None,
+        compiling: CompileOptions | None = None,
     ) -> StableSR:
         """Loads a preset's weights, and folds them for inference unless told not to.
 
@@ -126,7 +134,7 @@ class StableSR:
         resources: Resources | None = None,
         *,
         fold: bool = True,
-        compiling: Compiling | None = None,
+        compiling: CompileOptions | None = None,
     ) -> StableSR:
         """Loads weights from a folder; the preset says how to sample with them."""
         device = torch.device(device)
@@ -151,7 +159,7 @@ class StableSR:
         resources: Resources | None = None,
         *,
         fold: bool = True,
-        compiling: Compiling | None = None,
+        compiling: CompileOptions | None = None,
     ) -> StableSR:
         """Full-size networks without a checkpoint, for benchmarks."""
         device = torch.device(device)
@@ -172,15 +180,6 @@ class StableSR:
         return self.planner.plan(height, width, options)
 
     @property
-    def denoiser(self) -> Denoises:
-        """Who makes network calls; may be exchanged before the first image."""
-        return self._predicting.denoiser
-
-    @denoiser.setter
-    def denoiser(self, other: Denoises) -> None:
-        self._predicting.denoiser = other
-
-    @property
     def tile_batch(self) -> int:
         """Tiles that one network call has room for, whatever images they are of."""
         return self.planner.tile_batch
@@ -188,22 +187,35 @@ class StableSR:
     @property
     def departures(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: tile_batch,
-        rows, keep, ahead or image, because memory ran out; a call computed eagerly, eager_offload,
-        eager_compiling, eager_prompt, eager_reuse or eager_failure."""
+        rows, keep or image, because memory ran out; a call computed eagerly, eager_offload,
+        eager_prompt or eager_failure."""
         calls = self.denoiser.eager_calls + self._whole.eager_calls
         eager = {f"eager_{why}": n for why, n in calls.items()}
         return {**self.changes.counts, **eager}
 
-    def defer(self) -> None:
-        """Whatever is to be compiled is computed eagerly until `warm`."""
-        self._graphs.deferred = True
+    @property
+    def offload(self) -> bool:
+        """Whether autoencoder and denoiser take turns on the device."""
+        return bool(self.planner.resources.offload)
 
-    def warm(self) -> None:
-        """Compiles calls of every size, if any are to be: while there is no image here."""
-        self._graphs.deferred = False
-        if self.denoiser.wanted:
-            self.denoiser.warm(self.tile_batch, self.preset.tile)
-        self._whole.warm()
+    def compile(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compiles calls of every size, if any are to be, before the first image.
+
+        `on_progress` is called before each with how many are ready, of how many in total. What
+        memory has no room for is compiled when it is first needed, if it fits by then.
+        """
+        steps = [
+            *self.denoiser.compilations(self.tile_batch, self.preset.tile),
+            *self._whole.compilations(),
+        ]
+        for done, step in enumerate(steps):
+            on_progress(done, len(steps))
+            try:
+                step()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("not compiled yet, because memory ran out: %s", error)
 
     def steps_in(self, image: Tensor, options: Options) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
@@ -215,7 +227,7 @@ class StableSR:
         Raises:
             InvalidOption: the canvas would be too large.
         """
-        if self.planner.resources.offload:
+        if self.offload:
             return False
         return steps_in(image.shape[2], image.shape[3], options, self.preset)
 
@@ -242,7 +254,7 @@ class StableSR:
             raise InvalidOption(
                 f"The image has shape {tuple(image.shape)}, but must have (1, 3, height, width)."
             )
-        with self.residency.holding("autoencoder", lambda: tell(0.0)):
+        with self.residency.holding("autoencoder"):
             chosen = self.plan(image.shape[2], image.shape[3], options)
             layout = chosen.layout
             reference = upsampled(image, layout.canvas, layout.padded)
@@ -293,21 +305,16 @@ class StableSR:
         # The networks know the empty prompt's context.
         if options.prompt or scale != 1:
             wanted, unwanted = contexts(self.networks, options, preset.name, latent.device)
-        return sample(
-            start, latent, stepper, grid, noise, wanted, unwanted, scale, options.reuse_every
-        )
+        return sample(start, latent, stepper, grid, noise, wanted, unwanted, scale)
 
     @torch.inference_mode()
-    def predict(
-        self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
-    ) -> list[Tensor]:
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         """One network call for tiles of any number of jobs, each at its own timestep.
 
-        All tiles must have one shape. Returns float32 predictions, one tensor a request. `poll`
-        is called while the networks are awaited, where they are not on the device (offload).
+        All tiles must have one shape. Returns float32 predictions, one tensor a request.
         """
-        with self.residency.holding("denoiser", poll):
-            return self._predicting(requests)
+        with self.residency.holding("denoiser"):
+            return self.denoiser.predict(requests)
 
     def rows(
         self,
@@ -333,7 +340,7 @@ class StableSR:
         check_finite(latent, "sampled latent", self.dtype)
         trim()
         with torch.inference_mode():
-            with self.residency.holding("autoencoder", lambda: tell(0.0)):
+            with self.residency.holding("autoencoder"):
                 image = self._autoencoder.decode(
                     latent,
                     prepared.encoding.features,
@@ -400,8 +407,7 @@ class StableSR:
                 return self.predict(requests)
 
             room = self.denoiser.room(prepared.plan.tile_batch)
-            calls = Calls(predict, room, self.changes)
             samplers = [self.sample(prepared, replace(options, seed=seed)) for seed in seeds]
-            for latent in drive_all(samplers, calls, max_tiles=calls.limit):
+            for latent in drive_all(samplers, predict, max_tiles=room):
                 tell(Progress("decode", 0, 1))
                 yield self.rows(prepared, latent, options)

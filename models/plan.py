@@ -137,7 +137,6 @@ def plan(
             batch,
             fusion=options.fidelity_weight > 0,
             offload=offload,
-            reused=tiles if options.reuse_every > 1 else 0,
             guest=guest,
         )
 

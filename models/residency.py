@@ -9,7 +9,7 @@ dropped, not copied back.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, Protocol
 
@@ -23,32 +23,22 @@ __all__ = ["Offloaded", "Part", "Residency", "Resident"]
 
 Part = Literal["autoencoder", "denoiser"]
 
-# How often who waits for the device asks whether to go on waiting.
-_POLL_S = 0.1
-
-
-def _patient() -> None:
-    pass
-
 
 class Residency(Protocol):
     """Says when a part's networks may be called."""
 
-    def holding(
-        self, part: Part, poll: Callable[[], None] = _patient
-    ) -> AbstractContextManager[None]:
-        """Within, the part's networks are on the device. `poll` is asked while that is awaited;
-        what it raises ends the waiting."""
+    def holding(self, part: Part) -> AbstractContextManager[None]:
+        """Within, the part's networks are on the device."""
 
     def held(self, weights: Weights) -> int:
         """Bytes of the weights that are on the device."""
 
 
 class Resident:
-    """All parts are on the device all the time: nobody waits."""
+    """All parts are on the device all the time."""
 
     @contextmanager
-    def holding(self, part: Part, poll: Callable[[], None] = _patient) -> Iterator[None]:
+    def holding(self, part: Part) -> Iterator[None]:
         yield
 
     def held(self, weights: Weights) -> int:
@@ -56,11 +46,8 @@ class Resident:
 
 
 class Offloaded:
-    """One part at a time is on the device, for any number of calls of any number of threads.
-
-    Who needs the part that is there joins in, unless somebody who needs the other already waits:
-    then the calls in flight end first, the parts change places, and all have their turns in the
-    order of asking.
+    """One part at a time is on the device, for one thread at a time; others wait, in no order. A
+    worker has them wait in its own (`worker.device_lock`).
 
     Args:
         networks: on the host.
@@ -74,23 +61,18 @@ class Offloaded:
             "denoiser": list(_weights((networks.unet, networks.encoder))),
         }
         self._device = device
-        self._changed = threading.Condition()
-        self._line: list[_Waiter] = []
-        self._calls = 0
+        self._lock = threading.Lock()
         self.there: Part | None = None
         """The part on the device."""
         self.moves = 0
         """How often a part was brought there."""
 
     @contextmanager
-    def holding(self, part: Part, poll: Callable[[], None] = _patient) -> Iterator[None]:
-        self._enter(part, poll)
-        try:
+    def holding(self, part: Part) -> Iterator[None]:
+        with self._lock:
+            if self.there != part:
+                self._bring(part)
             yield
-        finally:
-            with self._changed:
-                self._calls -= 1
-                self._changed.notify_all()
 
     def held(self, weights: Weights) -> int:
         there = self.there
@@ -98,29 +80,8 @@ class Offloaded:
             return 0
         return weights.autoencoder if there == "autoencoder" else weights.denoiser
 
-    def _enter(self, part: Part, poll: Callable[[], None]) -> None:
-        waiter = _Waiter(part)
-        with self._changed:
-            self._line.append(waiter)
-            try:
-                while not self._may_enter(waiter):
-                    self._changed.wait(_POLL_S)
-                    poll()
-                if self.there != part:
-                    self._bring(part)
-                self._calls += 1
-            finally:
-                self._line.remove(waiter)
-                self._changed.notify_all()
-
-    def _may_enter(self, waiter: _Waiter) -> bool:
-        before = self._line[: self._line.index(waiter)]
-        if any(other.part != waiter.part for other in before):
-            return False
-        return self._calls == 0 or self.there == waiter.part
-
     def _bring(self, part: Part) -> None:
-        """Nobody calls anything now. A part that does not fit leaves the device empty."""
+        """A part that does not fit leaves the device empty."""
         if self.there is not None:
             _place(self._weights[self.there], None)
         self.there = None
@@ -131,11 +92,6 @@ class Offloaded:
             raise
         self.there = part
         self.moves += 1
-
-
-class _Waiter:
-    def __init__(self, part: Part) -> None:
-        self.part = part
 
 
 _Weight = tuple[nn.Module, str, Tensor]

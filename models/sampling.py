@@ -19,9 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.ahead import Ahead, Foreseen
 from models.diffusion import Stepper
-from models.reuse import DeepFeatures, Share
 from models.tiling import TileGrid
 
 __all__ = [
@@ -72,10 +70,6 @@ class StepRequest:
     step: int
     """0-based"""
     steps: int
-    share: Share | None = None
-    """Of the job's deep features, where steps share them"""
-    ahead: Ahead | None = None
-    """What is known of the encoder's features, where the job has a single tile"""
 
     def __len__(self) -> int:
         return int(self.noisy.shape[0])
@@ -88,7 +82,6 @@ class StepRequest:
             noisy=self.noisy[cut],
             lr=self.lr[cut],
             context=None if self.context is None else self.context[cut],
-            share=None if self.share is None else self.share.part(start, stop),
         )
 
 
@@ -106,10 +99,6 @@ class CanvasStep:
     """Each (1, tokens, width); None is the empty prompt's, and stands alone"""
     step: int
     steps: int
-    foreseen: Foreseen | None = None
-    """The job's, where it has a single tile"""
-    share: Share | None = None
-    """All tiles', where steps share deep features"""
 
     def __len__(self) -> int:
         return len(self.contexts) * len(self.grid)
@@ -127,8 +116,6 @@ class CanvasStep:
             torch.cat(given) if given else None,
             self.step,
             self.steps,
-            None if self.share is None else self.share.part(start, stop),
-            None if self.foreseen is None else Ahead(self.foreseen, self.step),
         )
 
 
@@ -146,7 +133,6 @@ def sample(
     context: Tensor | None,
     negative_context: Tensor | None = None,
     guidance_scale: float = 1.0,
-    reuse_every: int = 1,
 ) -> Sampler:
     """Denoises one canvas with aggregation (paper, section 3.4).
 
@@ -159,7 +145,6 @@ def sample(
         context: (1, tokens, width), or None for the empty prompt's; not with a negative one.
         negative_context: with it, classifier-free guidance of `guidance_scale` (arXiv
             2207.12598) at twice the cost.
-        reuse_every: steps that share deep features (`models.reuse`), the first one computing them.
 
     Returns:
         The clean canvas, still scaled, through StopIteration.
@@ -167,13 +152,8 @@ def sample(
     canvas = start
     contexts = (context,) if negative_context is None else (context, negative_context)
     steps = len(stepper.timesteps)
-    features = DeepFeatures() if reuse_every > 1 else None
-    foreseen = Foreseen(stepper.timesteps) if len(grid) == 1 else None
     for index, timestep in enumerate(stepper.timesteps):
-        share = None
-        if features is not None:
-            share = Share(features, index % reuse_every == 0, 0, len(contexts) * len(grid))
-        step = CanvasStep(grid, canvas, lr, timestep, contexts, index, steps, foreseen, share)
+        step = CanvasStep(grid, canvas, lr, timestep, contexts, index, steps)
         tiles = iter((yield step))
         predicted = grid.join(tiles)
         if negative_context is not None:

@@ -12,13 +12,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from models.arithmetic import arithmetic
-from models.compiled import Compiling, Graphs
+from models.compiler import CompiledCalls, CompileOptions, Function
 from models.networks.bundle import AnyAutoencoder, Networks
 from models.networks.layout import channels_last
 from models.pieces import EncodedPieces, Pieces
@@ -28,9 +26,6 @@ __all__ = ["Whole"]
 
 log = logging.getLogger(__name__)
 
-_LAST = torch.channels_last
-_Function = Callable[..., tuple[Tensor, ...]]
-
 
 class Whole:
     """Encodes and decodes images of one size; several threads may.
@@ -38,8 +33,8 @@ class Whole:
     Args:
         networks: on the device.
         device: where they compute.
-        graphs: that compile and call; of the denoiser, so that their memory is shared.
-        compiling: whether and how.
+        compiled_calls: of the denoiser, so that their memory is shared.
+        options: of compiling.
         side: px of these images, which are square.
         offloaded: whether the networks leave the device, which a compiled call does not survive.
     """
@@ -48,40 +43,41 @@ class Whole:
         self,
         networks: Networks,
         device: torch.device,
-        graphs: Graphs,
-        compiling: Compiling,
+        compiled_calls: CompiledCalls,
+        options: CompileOptions,
         side: int,
         *,
         offloaded: bool,
     ) -> None:
         self._device, self._dtype = device, networks.context.dtype
-        self._graphs, self._side = graphs, side
-        self.wanted = compiling.whole_images(device) and not offloaded
+        self._compiled_calls, self._side = compiled_calls, side
+        self.compiled = options.whole_images(device) and not offloaded
+        """Whether calls are to be compiled"""
         self.eager_calls: Counter[str] = Counter()
         """That were to be compiled and were not: failure is the only reason."""
         autoencoder, first_stage = networks.autoencoder, networks.first_stage
         self._autoencoder = autoencoder
-        best = arithmetic(device, self._dtype)
-        self._encode = _encoding(autoencoder, best)
-        self._first = None if first_stage is None else _encoding(first_stage, best)
-        self._decode, self._fuse = _decoding(autoencoder, best)
-        if self.wanted:
+        self._encode = _encoding(autoencoder)
+        self._first = None if first_stage is None else _encoding(first_stage)
+        self._decode, self._fuse = _decoding(autoencoder)
+        if self.compiled:
             for part in (autoencoder, first_stage):
                 if part is not None:
                     channels_last(part)
 
     def takes(self, height: int, width: int, pieces: Pieces) -> bool:
         """Whether images of these sides (px) go at once, where the plan would have such pieces."""
-        if not self.wanted or self._graphs.deferred:
+        if not self.compiled:
             return False
         square = height == width == self._side
         return square and pieces.rows >= height and pieces.keep == "device"
 
+    def compilations(self) -> list[Callable[[], None]]:
+        """What compiles all before it is needed; none where nothing is to be compiled."""
+        return [self._compile] if self.compiled else []
+
     @torch.inference_mode()
-    def warm(self) -> None:
-        """Compiles all before it is needed."""
-        if not self.wanted:
-            return
+    def _compile(self) -> None:
         began = time.monotonic()
         image = torch.zeros((1, 3, self._side, self._side))
         encoded = self.encode(image, features=True)
@@ -98,7 +94,7 @@ class Whole:
     def encode(self, image: Tensor, *, features: bool) -> EncodedPieces | None:
         """(1, 3, H, W) in [-1, 1], anywhere -> as `models.pieces.encode`; None where it cannot be
         compiled."""
-        made = self._made("encode_image", self._encode, image)
+        made = self._results("encode_image", self._encode, image)
         if made is None:
             return None
         moments, *seen = made
@@ -113,7 +109,7 @@ class Whole:
     def moments(self, image: Tensor) -> Tensor | None:
         """The first stage's, float32 (1, 2 c, h, w); None where it cannot be compiled."""
         assert self._first is not None, "there is no first stage"
-        made = self._made("first_stage", self._first, image)
+        made = self._results("first_stage", self._first, image)
         return None if made is None else made[0]
 
     @torch.inference_mode()
@@ -123,24 +119,23 @@ class Whole:
         """An unscaled latent -> (1, 3, H, W), float32 on the host; None where it cannot be
         compiled. `features` and `fidelity` as of `models.pieces.decode`."""
         if not features or fidelity == 0:
-            made = self._made("decode_image", self._decode, latent)
+            made = self._results("decode_image", self._decode, latent)
         else:
             seen = [feature.read(0, feature.height) for feature in features]
             weight = torch.tensor([fidelity])
-            made = self._made("fuse_image", self._fuse, latent, weight, *seen)
+            made = self._results("fuse_image", self._fuse, latent, weight, *seen)
         return None if made is None else made[0].cpu()
 
     @torch.inference_mode()
-    def _made(
-        self, name: str, function: _Function, *arguments: Tensor
+    def _results(
+        self, name: str, function: Function, *arguments: Tensor
     ) -> tuple[Tensor, ...] | None:
-        laid = [x.to(self._device, self._dtype) for x in arguments]
-        # Another layout would be another graph.
-        laid = [x.contiguous(memory_format=_LAST) if x.ndim == 4 else x for x in laid]
-        made = self._graphs(name, function, *laid)
-        if made is None:
+        results = self._compiled_calls(
+            name, function, *(x.to(self._device, self._dtype) for x in arguments)
+        )
+        if results is None:
             self.eager_calls["failure"] += 1
-        return made
+        return results
 
 
 def _kept(store: MapStore, feature: Tensor) -> FeatureMap:
@@ -151,27 +146,21 @@ def _kept(store: MapStore, feature: Tensor) -> FeatureMap:
     return made
 
 
-# `best` is entered within, so that graphs have it.
-def _encoding(autoencoder: AnyAutoencoder, best: AbstractContextManager[object]) -> _Function:
+def _encoding(autoencoder: AnyAutoencoder) -> Function:
     def encode(image: Tensor) -> tuple[Tensor, ...]:
-        with best:
-            moments, features = autoencoder.encode(image)
-            return moments.float(), *features
+        moments, features = autoencoder.encode(image)
+        return moments.float(), *features
 
     return encode
 
 
-def _decoding(
-    autoencoder: AnyAutoencoder, best: AbstractContextManager[object]
-) -> tuple[_Function, _Function]:
+def _decoding(autoencoder: AnyAutoencoder) -> tuple[Function, Function]:
     """Plainly, and with the encoder's features fused in."""
 
     def decode(latent: Tensor) -> tuple[Tensor]:
-        with best:
-            return (autoencoder.decode(latent).float(),)
+        return (autoencoder.decode(latent).float(),)
 
     def fuse(latent: Tensor, weight: Tensor, *features: Tensor) -> tuple[Tensor]:
-        with best:
-            return (autoencoder.decode(latent, features, weight).float(),)
+        return (autoencoder.decode(latent, features, weight).float(),)
 
     return decode, fuse

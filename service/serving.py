@@ -20,27 +20,39 @@ class Serving:
     """The workers of one moment, by preset.
 
     `live` are the presets of workers that take jobs, start or stop, `available` of those that take
-    jobs now; `reasons` has the presets all of whose workers are not ready.
+    jobs now; `reasons` has the presets all of whose workers are not ready, `compiling` those of
+    workers that compile, with how far they are, where none takes jobs yet.
     """
 
     live: frozenset[str]
     available: frozenset[str]
     reasons: Mapping[str, str]
+    compiling: Mapping[str, str]
 
     @classmethod
     def of(cls, workers: Sequence[WorkerInfo]) -> Serving:
         """What these workers serve."""
         # A worker that starts or stops counts: jobs for its preset need only wait.
         live = frozenset(worker.preset for worker in workers if worker.reason is None)
+        available = frozenset(worker.preset for worker in workers if worker.ready)
         return cls(
             live=live,
-            available=frozenset(worker.preset for worker in workers if worker.ready),
+            available=available,
+            compiling={
+                worker.preset: f"its worker is {worker.condition}"
+                for worker in workers
+                if worker.state == "compiling" and worker.preset not in available
+            },
             reasons={
                 worker.preset: worker.reason
                 for worker in workers
                 if worker.reason is not None and worker.preset not in live
             },
         )
+
+    def reason(self, preset: str) -> str | None:
+        """Why no worker takes the preset's jobs now; None where that is not known."""
+        return self.reasons.get(preset) or self.compiling.get(preset)
 
     def check(self, preset: str) -> None:
         """Raises PresetNotServed when the preset's workers are not ready.

@@ -4,7 +4,6 @@
                                        ├── engine (the thread that calls the network)
                                        ├── pulse (heartbeats, recovery of lost jobs)
                                        ├── upkeep (results that expire)
-                                       ├── aside (another process that compiles, the first time)
                                        └── watchdog (ends the process when a step stalls)
 
 Nothing in this package knows about HTTP.

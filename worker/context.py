@@ -16,12 +16,11 @@ from typing import Literal
 from jobs.records import Records
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from worker.device_lock import DeviceLock
 from worker.engine import Engine
 from worker.errors import Interrupted, LeaseLost, TimedOut
-from worker.gate import Gate
 from worker.metrics import WorkerMetrics
 from worker.model import Upscaler
-from worker.turns import Turns
 from worker.watchdog import Watchdog
 
 __all__ = ["Process", "Run", "current_run", "entered"]
@@ -34,9 +33,8 @@ class Process:
     """What all slots of a worker process share.
 
     `records` waits some seconds for a Redis that restarts; `quick_records` does not, for what may
-    be left out (progress). Pictures take `turns` being encoded or decoded, so that the memory of
-    one suffices; network calls go on meanwhile. `leaving` is set when the process is asked to end.
-    `lose` ends it because its device is of no use any more.
+    be left out (progress). `leaving` is set when the process is asked to end. `lose` ends it
+    because its device is of no use any more.
     """
 
     settings: Settings
@@ -49,8 +47,7 @@ class Process:
     watchdog: Watchdog
     leaving: threading.Event
     lose: Callable[[str], None]
-    gate: Gate = field(default_factory=Gate)
-    turns: Turns = field(default_factory=Turns)
+    device: DeviceLock = field(default_factory=DeviceLock)
 
 
 @dataclass(eq=False)

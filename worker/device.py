@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 
 import torch
 
 from jobs.settings import Settings
-from models.compiled import Compiling
+from models.compiler import CompileOptions
 from models.plan import Resources
 from worker.errors import NotStarted
 
 __all__ = [
     "choose_device",
     "choose_dtype",
-    "compiling_of",
+    "compile_options_of",
     "devices_of",
     "memory_in_use",
     "named_device",
     "resources_of",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,7 +48,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def devices_of(settings: Settings) -> list[str]:
-    """The names of the devices that one image's network calls are spread over; mostly one.
+    """The names of the devices that share one image's network calls; mostly one.
 
     Raises:
         NotStarted: a GPU is named twice.
@@ -75,14 +78,18 @@ def named_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of that name; `auto` is float32 on a CPU and bfloat16 on a GPU.
+    """The precision of that name; `auto` is bfloat16, and a CPU computes in float32 whatever the
+    name, which is logged: few have instructions for half precision, and the others take many times
+    as long in it.
 
     bfloat16 has the range of float32: float16 overflows in the attention of some of the weights.
     """
+    if device.type == "cpu":
+        if name not in ("auto", "float32"):
+            log.warning("the precision is %s, but a CPU computes in float32", name)
+        return torch.float32
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
-    return dtypes[name]
+    return dtypes["bfloat16" if name == "auto" else name]
 
 
 def resources_of(settings: Settings, *, jobs: int) -> Resources:
@@ -97,9 +104,9 @@ def resources_of(settings: Settings, *, jobs: int) -> Resources:
     )
 
 
-def compiling_of(settings: Settings) -> Compiling:
+def compile_options_of(settings: Settings) -> CompileOptions:
     """Whether and how the settings have network calls compiled."""
-    return Compiling(settings.compile, settings.compile_cache, settings.fixed_batch)
+    return CompileOptions(settings.compile, settings.compile_cache, settings.fixed_batch)
 
 
 def memory_in_use(device: str) -> dict[str, int]:

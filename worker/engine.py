@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from models.sampling import Sampler, Step, StepRequest
-from worker.errors import EngineBroken, is_out_of_memory
+from worker.device_lock import DeviceLock
+from worker.errors import EngineBroken
 from worker.metrics import WorkerMetrics
 from worker.model import Upscaler
 
@@ -85,10 +86,10 @@ def _unwatched(what: str) -> AbstractContextManager[Callable[[], None]]:
 class Engine:
     """Owns the model's network calls.
 
-    `max_tiles` bounds a call and shrinks by half when a call runs out of memory. `watch` is
-    entered around every call (and every step of a sampler) with a name for it; what it yields is
-    called while a step awaits its predictions, since the calls are watched themselves. `metrics`
-    has how long steps and calls take and how full the calls are.
+    `max_tiles` bounds a call. `watch` is entered around every call (and every step of a sampler)
+    with a name for it; what it yields is called while a step awaits its predictions, since the
+    calls are watched themselves. `device` is held while a call is made. `metrics` has how long
+    steps and calls take and how full the calls are.
     """
 
     def __init__(
@@ -97,12 +98,14 @@ class Engine:
         *,
         max_tiles: int = MAX_TILES,
         watch: Callable[[str], AbstractContextManager[Callable[[], None]]] = _unwatched,
+        device: DeviceLock | None = None,
         metrics: WorkerMetrics | None = None,
     ) -> None:
         if max_tiles < 1:
             raise ValueError(f"max_tiles is {max_tiles}; a network call takes at least one tile")
         self._model = model
         self._watch = watch
+        self._device = device or DeviceLock()
         self._metrics = metrics or WorkerMetrics()
         self._ready = threading.Condition()
         self._waiting: deque[_Pending] = deque()
@@ -118,8 +121,6 @@ class Engine:
         """Tiles predicted."""
         self.failed_batches = 0
         """Calls for several jobs that failed and were repeated job by job."""
-        self.shrinks = 0
-        """How often `max_tiles` was lowered because a call ran out of memory."""
 
     def start(self) -> None:
         self._thread.start()
@@ -274,8 +275,8 @@ class Engine:
         started = time.monotonic()
         failure: Exception | None = None
         try:
-            with self._watch("predict") as renew:
-                predictions = self._model.predict([part.request for part in batch], renew)
+            with self._device.denoiser(_no_news), self._watch("predict"):
+                predictions = self._model.predict([part.request for part in batch])
             if len(predictions) != len(batch):
                 raise RuntimeError(f"{len(predictions)} predictions for {len(batch)} requests")
         # Whatever the network raises belongs to the jobs of this call, not to the engine.
@@ -284,7 +285,7 @@ class Engine:
             failure = _without_frames(error)
         # Only here: the error held what was computed so far.
         if failure is not None:
-            self._recover(batch, tiles, failure)
+            self._recover(batch, failure)
             return
         self._last_call_s = time.monotonic() - started
         self.calls += 1
@@ -295,19 +296,8 @@ class Engine:
         for part, prediction in zip(batch, predictions, strict=True):
             part.pending.answers.put(prediction)
 
-    def _recover(self, batch: list[_Slice], tiles: int, error: Exception) -> None:
+    def _recover(self, batch: list[_Slice], error: Exception) -> None:
         """Find out whose fault a failed call was: only the guilty job fails."""
-        memory = is_out_of_memory(error)
-        if memory and tiles > 1:
-            before, self.max_tiles = self.max_tiles, min(self.max_tiles, max(1, tiles // 2))
-            self.shrinks += 1
-            log.warning(
-                "plan changed",
-                reason="out of memory",
-                what="tile batch",
-                before=before,
-                after=self.max_tiles,
-            )
         if len(batch) > 1:
             self.failed_batches += 1
             log.warning("repeating the call job by job", jobs=len(batch))
@@ -315,18 +305,8 @@ class Engine:
                 self._call([part])
             return
         [part] = batch
-        if memory and tiles > 1:
-            self._again(part)
-        else:
-            self._withdraw(part.pending)
-            part.pending.answers.put(error)
-
-    def _again(self, part: _Slice) -> None:
-        """Ask for these tiles once more, before anything else, in calls of at most `max_tiles`."""
         self._withdraw(part.pending)
-        with self._ready:
-            part.pending.served = part.start
-            self._waiting.appendleft(part.pending)
+        part.pending.answers.put(error)
 
 
 def shares(wanted: Sequence[int], room: int) -> list[int]:

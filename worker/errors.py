@@ -12,7 +12,6 @@ WorkerError
 
 from __future__ import annotations
 
-from models.errors import PeerLost
 from models.memory import is_out_of_memory
 
 __all__ = [
@@ -67,7 +66,7 @@ def is_device_lost(error: BaseException) -> bool:
     After an asynchronous device error (an illegal access, a failed assertion, a bus fault) the
     context is gone for good and only a new process gets another.
     """
-    if isinstance(error, EngineBroken | PeerLost):
+    if isinstance(error, EngineBroken):
         return True
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-
-import torch
-
 from jobs.settings import Settings
 from models.checkpoints.places import Absence, preset_folder
-from models.compiled import Compiling, Denoises
+from models.data_parallel import DataParallel
+from models.denoiser import Denoiser
 from models.pipeline import StableSR
 from models.presets import get_preset
-from models.spread import Peers, Spread, start
-from worker.device import choose_device, choose_dtype, compiling_of, devices_of, resources_of
+from worker.device import (
+    choose_device,
+    choose_dtype,
+    compile_options_of,
+    devices_of,
+    resources_of,
+)
 from worker.errors import NotStarted
 
-__all__ = ["Loaded", "load", "reason_without_weights", "weights_stamp"]
+__all__ = ["load", "reason_without_weights", "weights_stamp"]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model, and the processes of further devices that make its network calls with it."""
-
-    sr: StableSR
-    peers: Peers | None
-    """None where there is one device"""
-
-    @property
-    def devices(self) -> list[str]:
-        """Where it computes."""
-        return [str(self.sr.device), *(self.peers.names if self.peers is not None else ())]
-
-    def close(self) -> None:
-        """Ends these processes."""
-        if self.peers is not None:
-            self.peers.close()
-
-
-def load(settings: Settings, *, jobs: int) -> Loaded:
+def load(settings: Settings, *, jobs: int) -> StableSR:
     """Loads the weights for so many jobs at once; compiles nothing yet.
 
     Raises:
@@ -46,26 +28,23 @@ def load(settings: Settings, *, jobs: int) -> Loaded:
         ModelError: the weights are not here, or cannot be used.
     """
     first, *others = map(choose_device, devices_of(settings))
-    if others and settings.reuse_every > 1:
-        raise NotStarted(
-            f"STABLESR_REUSE_EVERY is {settings.reuse_every}, but must be 1 with several devices: "
-            "deep features stay where they were computed."
-        )
     dtype = choose_dtype(settings.dtype, first)
-    compiling = compiling_of(settings)
+    compiling = compile_options_of(settings)
     resources = resources_of(settings, jobs=jobs)
     sr = StableSR.from_preset(settings.preset, first, dtype, resources, compiling=compiling)
     if not others:
-        return Loaded(sr, None)
-    if sr.planner.resources.offload:
+        return sr
+    if sr.offload:
         raise NotStarted(
-            "Networks that take turns on the device (offload) cannot be spread over several: "
+            "Networks that take turns on the device (offload) cannot compute on several devices: "
             "set STABLESR_OFFLOAD=off, or name one device."
         )
-    load_there = partial(_denoiser, settings.preset, dtype, compiling)
-    peers = start([str(device) for device in others], load_there)
-    sr.denoiser = Spread(sr.denoiser, peers)
-    return Loaded(sr, peers)
+    replicas = (
+        StableSR.from_preset(settings.preset, device, dtype, compiling=compiling)
+        for device in others
+    )
+    sr.denoiser = DataParallel([_single(sr), *map(_single, replicas)])
+    return sr
 
 
 def weights_stamp(preset: str) -> tuple[int, int] | None:
@@ -89,8 +68,6 @@ def reason_without_weights(preset: str) -> str:
     return "its weights are not on the worker's machine" if absence is None else absence.reason
 
 
-def _denoiser(
-    preset: str, dtype: torch.dtype, compiling: Compiling, device: torch.device
-) -> Denoises:
-    sr = StableSR.from_preset(preset, device, dtype, compiling=compiling)
+def _single(sr: StableSR) -> Denoiser:
+    assert isinstance(sr.denoiser, Denoiser), "it computes on several devices already"
     return sr.denoiser

@@ -37,6 +37,10 @@ class Upscaler(Protocol):
         """Tiles that a network call has room for."""
 
     @property
+    def offload(self) -> bool:
+        """Whether autoencoder and denoiser take turns on the device."""
+
+    @property
     def departures(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: strips or
         calls made smaller, maps kept further away, calls not compiled."""
@@ -55,11 +59,8 @@ class Upscaler(Protocol):
     def sample(self, prepared: Any, options: Options) -> Sampler:
         """The sampling loop, one yield a step. Closing the generator ends it."""
 
-    def predict(self, requests: Sequence[StepRequest], poll: Callable[[], None]) -> list[Tensor]:
-        """One network call for all tiles of all requests; a (n, C, h, w) for each request.
-
-        `poll` is called while it waits for the device.
-        """
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        """One network call for all tiles of all requests; a (n, C, h, w) for each request."""
 
     def rows(
         self, prepared: Any, latent: Tensor, options: Options, tell: Callable[[float], None]

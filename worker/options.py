@@ -8,11 +8,8 @@ from models.options import Options
 __all__ = ["options_of"]
 
 
-def options_of(parameters: Parameters, *, reuse_every: int = 1) -> Options:
-    """The pipeline's options for these parameters; preset and output format are not among them.
-
-    `reuse_every` is the operator's to choose: see `jobs.settings`.
-    """
+def options_of(parameters: Parameters) -> Options:
+    """The pipeline's options for these parameters; preset and output format are not among them."""
     return Options(
         fidelity_weight=parameters.fidelity_weight,
         scale=parameters.scale,
@@ -26,5 +23,4 @@ def options_of(parameters: Parameters, *, reuse_every: int = 1) -> Options:
         color_fix=parameters.color_fix,
         seed=parameters.seed,
         tile_overlap=parameters.tile_overlap,
-        reuse_every=reuse_every,
     )

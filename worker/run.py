@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
 
 import structlog
 
@@ -16,7 +16,6 @@ from jobs.errors import JobsError
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.errors import ModelError
-from worker.aside import Aside, warmed
 from worker.device import choose_device, devices_of
 from worker.errors import NotStarted
 from worker.loading import load as load_model
@@ -41,13 +40,10 @@ def main(settings: Settings) -> int:
 def _serve(settings: Settings) -> int:
     device = choose_device(devices_of(settings)[0])
 
-    def load() -> tuple[Upscaler, Aside | None]:
-        loaded = load_model(settings, jobs=settings.slots)
-        # Ends the processes of further devices; where this process does not get there, they hear
-        # that it is gone.
-        held.callback(loaded.close)
+    def load(on_compile: Callable[[int, int], None]) -> Upscaler:
+        sr = load_model(settings, jobs=settings.slots)
         # Here, where no watchdog takes minutes of compiling for a device that hangs.
-        return loaded.sr, warmed(loaded, settings)
+        sr.compile(on_compile)
+        return sr
 
-    with ExitStack() as held:
-        return Supervisor(settings, load, device=str(device)).run()
+    return Supervisor(settings, load, device=str(device)).run()

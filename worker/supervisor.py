@@ -32,9 +32,9 @@ from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
 from jobs.workers import WorkerInfo, Workers, WorkerState
 from models.errors import CheckpointError, WeightsNotFound
-from worker.aside import Aside
 from worker.context import Process
 from worker.device import memory_in_use
+from worker.device_lock import DeviceLock
 from worker.engine import Engine
 from worker.loading import reason_without_weights, weights_stamp
 from worker.metrics import WorkerMetrics
@@ -60,8 +60,8 @@ log = structlog.get_logger(__name__)
 
 
 class Supervisor:
-    """Runs `settings.slots` jobs at once on the model that `load` returns, and has it compiled
-    beside them where that is still to be done.
+    """Runs `settings.slots` jobs at once on the model that `load` returns. While it compiles,
+    `load` calls what it is given with how many sizes of calls are ready, of how many in total.
 
     `device` is what the model runs on, for the register of workers. Where `load` finds no weights
     that it can use, the process is not ready, says why, and looks for others.
@@ -70,7 +70,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[], tuple[Upscaler, Aside | None]],
+        load: Callable[[Callable[[int, int], None]], Upscaler],
         *,
         device: str,
     ) -> None:
@@ -90,8 +90,8 @@ class Supervisor:
         self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
         self._metrics = WorkerMetrics()
         self._model: Upscaler | None = None
-        self._aside: Aside | None = None
         self._state: WorkerState = "starting"
+        self._compiled: tuple[int, int] | None = None
         self._info = WorkerInfo(
             name=f"{settings.preset}-{secrets.token_hex(4)}",
             preset=settings.preset,
@@ -115,33 +115,33 @@ class Supervisor:
         pulse = Repeating("pulse", self._settings.heartbeat_s, self._beats)
         pulse.start()
         try:
-            model, self._aside = self._loaded()
+            model = self._loaded()
             self._model = model
-            self._state = "idle"
+            self._state, self._compiled = "idle", None
             if self._ends.empty():
                 self._work(model, store)
+        except SystemExit:
+            # Of `_on_signal`, while the model was loaded.
+            pass
         finally:
-            # Python would wait for the process that compiles.
-            if self._aside is not None:
-                self._aside.stop()
             pulse.stop()
             self._attempt("unregister", lambda: self._registry.unregister(self._info.name))
         log.info("worker ends", exit_code=self._exit_code)
-        if self._busy_threads():
-            # A thread in the middle of a device call cannot be joined, and unwinding the
-            # interpreter under it would crash.
+        if self._compiled is not None or self._busy_threads():
+            # A thread in the middle of a device call, or that compiles, cannot be joined, and
+            # unwinding the interpreter under it would crash.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(self._exit_code)
         return self._exit_code
 
-    def _loaded(self) -> tuple[Upscaler, Aside | None]:
+    def _loaded(self) -> Upscaler:
         """What `load` returns, once there are weights: others than those that it could not use."""
         preset = self._settings.preset
         while True:
             stamp = weights_stamp(preset)
             try:
-                return self._load()
+                return self._load(self._on_compile)
             except (WeightsNotFound, CheckpointError) as error:
                 reason = reason_without_weights(preset)
                 log.error("worker not ready", preset=preset, reason=reason, detail=str(error))
@@ -155,10 +155,15 @@ class Supervisor:
     def _work(self, model: Upscaler, store: BlobStore) -> None:
         settings = self._settings
         watchdog = Watchdog(settings.step_timeout_s, self._on_stall)
+        device = DeviceLock(offload=model.offload)
         engine = self._engine = Engine(
-            model, max_tiles=model.tile_batch, watch=watchdog.watch, metrics=self._metrics
+            model,
+            max_tiles=model.tile_batch,
+            watch=watchdog.watch,
+            device=device,
+            metrics=self._metrics,
         )
-        self._metrics.watch_departures(lambda: {"tile_batch": engine.shrinks, **model.departures})
+        self._metrics.watch_departures(lambda: model.departures)
         process = Process(
             settings=settings,
             records=Records(self._patient),
@@ -170,6 +175,7 @@ class Supervisor:
             watchdog=watchdog,
             leaving=self._leaving,
             lose=self._on_device_lost,
+            device=device,
         )
         self._slots = [
             Slot(process, self._queue, self._patient, f"{self._info.name}.{number}")
@@ -182,13 +188,9 @@ class Supervisor:
         for slot in self._slots:
             slot.thread.start()
         upkeep.start()
-        if self._aside is not None:
-            self._aside.start(process.gate, self._on_device_lost)
         self._attempt("register", self._register)
         log.info("worker ready", name=self._info.name, device=self._info.device)
         reason = self._ends.get()
-        if self._aside is not None:
-            self._aside.stop()
         self._leave(reason)
         upkeep.stop()
         engine.stop()
@@ -207,19 +209,28 @@ class Supervisor:
         reason = reason_without_weights(self._settings.preset) if missing else None
         # Before the model is loaded, asking a GPU would begin to use it, from this thread.
         memory = memory_in_use(self._info.device) if self._model is not None else {}
-        now = {"state": state, "running": running, "reason": reason, "memory": memory}
+        now = {
+            "state": state,
+            "running": running,
+            "reason": reason,
+            "compiled": self._compiled,
+            "memory": memory,
+        }
         self._registry.heartbeat(self._info.model_copy(update=now))
 
     def _busy_threads(self) -> bool:
         engine = self._engine is not None and not self._engine.ended(timeout_s=1.0)
-        aside = self._aside is not None and not self._aside.ended(timeout_s=1.0)
-        return engine or aside or any(slot.thread.is_alive() for slot in self._slots)
+        return engine or any(slot.thread.is_alive() for slot in self._slots)
+
+    def _on_compile(self, done: int, total: int) -> None:
+        self._state, self._compiled = "compiling", (done, total)
+        self._attempt("register", self._register)
 
     # Ends
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._ends.put(signal.Signals(number).name)
-        if self._state in ("starting", "not_ready"):
+        if self._state in ("starting", "compiling", "not_ready"):
             # Loading a model takes long and has nothing to save.
             raise SystemExit(0)
 

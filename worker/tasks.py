@@ -47,6 +47,7 @@ from models.errors import (
 )
 from models.geometry import output_size
 from worker.context import Run, current_run
+from worker.device_lock import DeviceTaken, Pause
 from worker.errors import (
     Canceled,
     Interrupted,
@@ -55,11 +56,9 @@ from worker.errors import (
     is_device_lost,
     is_out_of_memory,
 )
-from worker.gate import GateTaken
 from worker.images import MEDIA_TYPES, DecodedImage, check_side, decode, rows_of, write
 from worker.options import options_of
 from worker.progress import Reporter
-from worker.turns import Between
 
 __all__ = ["upscale"]
 
@@ -90,9 +89,9 @@ def upscale(job_id: str) -> Retry | None:
 def _run(run: Run) -> Retry | None:
     records, job_id, worker = run.process.records, run.job_id, run.worker
     try:
-        with run.process.gate.enter(alone=run.alone, poll=run.check):
+        with run.process.device.job(alone=run.alone, poll=run.check):
             _attempt(run)
-    except GateTaken:
+    except DeviceTaken:
         # Not begun, so the record still says queued: only RQ has to be told.
         _settle(run)
         log.info("job given back, another one runs alone", job=job_id)
@@ -199,31 +198,29 @@ def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
     there to the store, a few rows at a time.
     """
     process = run.process
-    options = options_of(job.parameters, reuse_every=process.settings.reuse_every)
+    options = options_of(job.parameters)
     watch, model = process.watchdog.watch, process.model
     with report.stage("load"), watch("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
         _check_output(source, job.parameters, process.settings.max_output_pixels)
     small = model.steps_in(source.rgb, options)
-    turn = partial(process.turns.turn, small=small, poll=report.poll)
+    device = partial(process.device.autoencoder, small=small, poll=report.poll)
     with torch.inference_mode(), ExitStack() as held:
-        with report.stage("encode"), turn() as between, watch("encode") as renew:
-            prepared = model.prepare(source.rgb, options, _telling(report, renew, between))
+        with report.stage("encode"), device() as pause, watch("encode") as renew:
+            prepared = model.prepare(source.rgb, options, _telling(report, renew, pause))
             held.enter_context(closing(prepared))
         log.info("job planned", job=job.id, **prepared.summary)
         with report.stage("denoise", steps=job.parameters.steps):
             latent = process.engine.run(
                 model.sample(prepared, options), on_step=report.on_step, poll=report.poll
             )
-        with report.stage("decode"), turn() as between, watch("decode") as renew:
-            rows = model.rows(prepared, latent, options, _telling(report, renew, between))
+        with report.stage("decode"), device() as pause, watch("decode") as renew:
+            rows = model.rows(prepared, latent, options, _telling(report, renew, pause))
         prepared.close()
         return _save(run, job, source, rows, report)
 
 
-def _telling(
-    report: Reporter, renew: Callable[[], None], between: Between
-) -> Callable[[float], None]:
+def _telling(report: Reporter, renew: Callable[[], None], pause: Pause) -> Callable[[float], None]:
     """Notes how far a stage is, for the client and for the watchdog, and lets small images in."""
 
     def waiting() -> None:
@@ -233,7 +230,7 @@ def _telling(
     def tell(done: float) -> None:
         renew()
         report.on_part(done)
-        between(waiting)
+        pause(waiting)
 
     return tell
 

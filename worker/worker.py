@@ -95,7 +95,7 @@ class SlotWorker(SimpleWorker):
         """The next job; in short waits, because RQ's own wait does not look whether to stop."""
         while not self._stop_requested:
             # While a job runs alone, further jobs are better left to other workers.
-            if not self._process.gate.open:
+            if not self._process.device.open:
                 self._process.leaving.wait(IDLE_S / 5)
                 continue
             found = super().dequeue_job_and_maintain_ttl(IDLE_S, max_idle_time=IDLE_S)

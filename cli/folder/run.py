@@ -94,22 +94,20 @@ def run(
 def _alone(work: Work, choices: Choices) -> None:
     """One image after another, by one model in this process."""
     settings = load(preset=choices.preset, **choices.host())
-    with LocalModel(settings) as model:
-        for item in work.todo:
-            if not work.begin(item):
-                continue
-            parameters = parameters_of(settings, choices, item.output_format)
-            try:
-                written = model.upscale(
-                    item.source, item.target, parameters, partial(work.moved, item)
-                )
-            except (InputError, JobFailed) as error:
-                work.fail(item, str(error))
-            # One bad file never stops the rest, whatever a decoder or the device makes of it.
-            except Exception as error:
-                work.fail(item, f"{type(error).__name__}: {error}")
-            else:
-                work.end(item, written)
+    model = LocalModel(settings)
+    for item in work.todo:
+        if not work.begin(item):
+            continue
+        parameters = parameters_of(settings, choices, item.output_format)
+        try:
+            written = model.upscale(item.source, item.target, parameters, partial(work.moved, item))
+        except (InputError, JobFailed) as error:
+            work.fail(item, str(error))
+        # One bad file never stops the rest, whatever a decoder or the device makes of it.
+        except Exception as error:
+            work.fail(item, f"{type(error).__name__}: {error}")
+        else:
+            work.end(item, written)
 
 
 def _seed(choices: Choices, journal: Journal) -> int:

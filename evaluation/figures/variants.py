@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from evaluation.methods import Predict
+from models.denoiser import TileBatch
 from models.networks.modulation import FeatureModulation
 from models.networks.unet import ModulatedUNet
 from models.pipeline import StableSR
-from models.predicting import contexts_of
 from models.sampling import StepRequest
 
 __all__ = ["encoder_at", "modulations", "with_tile", "without_modulation"]
@@ -30,16 +30,15 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
     @torch.inference_mode()
     def predict(requests: Sequence[StepRequest]) -> list[Tensor]:
         sizes = [len(r) for r in requests]
-        true = torch.tensor([r.timestep for r in requests for _ in range(len(r))])
-        with sr.residency.holding("denoiser", lambda: None):
+        tiles = TileBatch.of(requests, sr.networks.context)
+        true = torch.tensor(tiles.timesteps)
+        with sr.residency.holding("denoiser"):
             told = torch.full_like(true, timestep).to(sr.device)
-            lr = torch.cat([r.lr for r in requests]).to(sr.dtype)
-            features = sr.networks.encoder(lr, told)
-            noisy = torch.cat([r.noisy for r in requests]).to(sr.dtype)
-            context = contexts_of(sr.networks, requests)
+            features = sr.networks.encoder(tiles.lr, told)
+            context = tiles.context
             if context is None:
                 context = sr.networks.context.expand(len(true), -1, -1)
-            out: Tensor = sr.networks.unet(noisy, true.to(sr.device), context, features)
+            out: Tensor = sr.networks.unet(tiles.noisy, true.to(sr.device), context, features)
         return list(torch.split(out.float(), sizes))
 
     return predict

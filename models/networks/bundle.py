@@ -74,26 +74,6 @@ class Networks(nn.Module):
         out: Tensor = self.unet(noisy, t, self._context(noisy, context), self.encoder(lr, t))
         return out
 
-    def denoise_guided(
-        self, noisy: Tensor, t: Tensor, context: Tensor | None, features: Sequence[Tensor]
-    ) -> Tensor:
-        """`denoise` with what the encoder says of the LR tiles at these timesteps."""
-        out: Tensor = self.unet(noisy, t, self._context(noisy, context), features)
-        return out
-
-    def denoise_keeping(
-        self, noisy: Tensor, lr: Tensor, t: Tensor, context: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """`denoise`, and the deep features that `denoise_finest` takes."""
-        return self.unet.keeping(noisy, t, self._context(noisy, context), self.encoder(lr, t))
-
-    def denoise_finest(
-        self, noisy: Tensor, lr: Tensor, t: Tensor, context: Tensor | None, deep: Tensor
-    ) -> Tensor:
-        """`denoise` by the finest levels alone, with deep features of another step."""
-        feature = self.encoder.finest(lr, t)
-        return self.unet.finest(noisy, t, self._context(noisy, context), feature, deep)
-
     def _context(self, noisy: Tensor, given: Tensor | None) -> Tensor | None:
         if given is not None or self.unet.knows_context:
             return given

@@ -114,12 +114,6 @@ class TimeAwareEncoder(nn.Module):
         seen.append(self.middle(x, temb))
         return [tap(s, temb) for tap, s in zip(self.taps, seen, strict=True)]
 
-    def finest(self, latent: Tensor, timestep: Tensor) -> Tensor:
-        """The first of the features alone."""
-        temb = self._embedding(timestep, latent.dtype)
-        seen = self.levels[0](self.conv_in(latent), temb)
-        return cast("Tensor", self.taps[0](seen, temb))
-
     def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         if self.time_table is not None:
             return cast("Tensor", self.time_table(timestep))

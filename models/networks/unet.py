@@ -73,19 +73,12 @@ class _DownBlock(_Level):
         self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None
     ) -> list[Tensor]:
         """All states in order; the last one is what the next level reads."""
-        states = self.layers(x, temb, feature, context)
-        if self.downsamplers is not None:
-            states.append(self.downsamplers[0](states[-1]))
-        return states
-
-    def layers(
-        self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None
-    ) -> list[Tensor]:
-        """The states of this resolution."""
         states = []
         for i in range(len(self.resnets)):
             x = self._layer(i, x, temb, feature, context)
             states.append(x)
+        if self.downsamplers is not None:
+            states.append(self.downsamplers[0](x))
         return states
 
 
@@ -122,14 +115,10 @@ class _UpBlock(_Level):
     def forward(
         self, x: Tensor, skips: list[Tensor], temb: Tensor, feature: Tensor, context: Tensor | None
     ) -> Tensor:
-        """What this resolution hands up; `skips` lose what was read of them."""
+        """For the next finer level, if there is one; `skips` lose what was read of them."""
         for i in range(len(self.resnets)):
             x = torch.cat([x, skips.pop()], dim=1)
             x = self._layer(i, x, temb, feature, context)
-        return x
-
-    def enlarged(self, x: Tensor) -> Tensor:
-        """For the next finer level, if there is one."""
         return x if self.upsamplers is None else self.upsamplers[0](x)
 
 
@@ -196,50 +185,16 @@ class ModulatedUNet(nn.Module):
         Returns:
             (n, out_channels, h, w).
         """
-        return self.keeping(sample, timestep, context, features)[0]
-
-    def keeping(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        context: Tensor | None,
-        features: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """`forward`, and what the second level hands up to the finest: (n, width, h / 2, w / 2)."""
         temb = self._embedding(timestep, sample.dtype)
         features = self._joined(features)
         x = self.conv_in(sample)
         skips = [x]
         for block, feature in zip(self.down_blocks, features, strict=True):
             skips += block(skips[-1], temb, feature, context)
-        x = deep = self.mid_block(skips[-1], temb, features[-1], context)
-        *coarse, finest = self.up_blocks
-        for block, feature in zip(coarse, reversed(features[1:]), strict=True):
-            deep = cast("_UpBlock", block)(x, skips, temb, feature, context)
-            x = cast("_UpBlock", block).enlarged(deep)
-        x = finest(x, skips, temb, features[0], context)
-        return self._out(x), deep
-
-    def finest(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        context: Tensor | None,
-        feature: Tensor,
-        deep: Tensor,
-    ) -> Tensor:
-        """`forward` through the finest level alone: all below it is `deep`, of `keeping`.
-
-        Args:
-            feature: the encoder's finest.
-        """
-        temb = self._embedding(timestep, sample.dtype)
-        [feature] = self._joined([feature])
-        x = self.conv_in(sample)
-        down = cast("_DownBlock", self.down_blocks[0])
-        skips = [x, *down.layers(x, temb, feature, context)]
-        x = cast("_UpBlock", self.up_blocks[-2]).enlarged(deep)
-        return self._out(self.up_blocks[-1](x, skips, temb, feature, context))
+        x = self.mid_block(skips[-1], temb, features[-1], context)
+        for block, feature in zip(self.up_blocks, reversed(features), strict=True):
+            x = block(x, skips, temb, feature, context)
+        return cast("Tensor", self.conv_out(F.silu(self.conv_norm_out(x))))
 
     def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """As residual blocks read it."""
@@ -249,10 +204,7 @@ class ModulatedUNet(nn.Module):
         return F.silu(self.time_embedding(self.time_proj(timestep).to(dtype)))
 
     def _joined(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Of the finest levels, as many as there are features."""
+        """As residual blocks read them."""
         if self.joined is None:
             return features
-        return [join(f) for join, f in zip(self.joined, features, strict=False)]
-
-    def _out(self, x: Tensor) -> Tensor:
-        return cast("Tensor", self.conv_out(F.silu(self.conv_norm_out(x))))
+        return [join(f) for join, f in zip(self.joined, features, strict=True)]

@@ -69,8 +69,8 @@ def _components(services: Services) -> dict[str, ComponentView]:
         said = f"{ready} serving {preset}"
     elif (reason := Serving.of(workers).reasons.get(preset)) is not None:
         said = f"for {preset} is not ready: {reason}"
-    elif states := [worker.state for worker in workers if worker.reason is None]:
-        said = f"for {preset} is {states[0]}"
+    elif conditions := [worker.condition for worker in workers if worker.reason is None]:
+        said = f"for {preset} is {conditions[0]}"
     else:
         said = f"for {preset} is missing: start one with `stablesr worker`"
     return {

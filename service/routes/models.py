@@ -28,7 +28,7 @@ def list_models(services: ServicesDep) -> ModelsView:
                 **asdict(preset),
                 default=preset.name == settings.preset,
                 available=preset.name in serving.available,
-                reason=serving.reasons.get(preset.name),
+                reason=serving.reason(preset.name),
             )
             for preset in PRESETS.values()
         ],

@@ -28,12 +28,6 @@ class StubModel:
     def __init__(self, settings: Settings) -> None:
         StubModel.loaded += 1
 
-    def __enter__(self) -> StubModel:
-        return self
-
-    def __exit__(self, *ended: object) -> None:
-        pass
-
     def upscale(self, source: Path, target: Path, parameters: Parameters, show: Any) -> Written:
         self.asked.append((source.name, parameters))
         show(Moment("denoise", 0.5, 1, 4))

@@ -1,4 +1,4 @@
-"""`stablesr upscale --devices`: one image over several processes, and names that are none."""
+"""`stablesr upscale --devices`: one image over several devices, and names that are none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def upscale(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command, in a process of its own, as processes of further devices come from it."""
+    """The command, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "cli", "upscale", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -29,7 +29,7 @@ def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
         return np.asarray(image, np.int16)
 
 
-def test_a_picture_of_several_tiles_over_two_processes_is_that_of_one(tmp_path: Path) -> None:
+def test_an_image_of_several_tiles_over_two_devices_is_that_of_one(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(0, 255, (128, 140, 3), np.uint8)
     Image.fromarray(levels).save(tmp_path / "in.png")
     given = "--steps", 1, "--seed", 3, "--fidelity-weight", 0

@@ -30,10 +30,6 @@ from cli.main import app
 class Stub:
     def __init__(self, settings):
         pass
-    def __enter__(self):
-        return self
-    def __exit__(self, *ended):
-        pass
     def upscale(self, source, target, parameters, show):
         aside = target.with_name(f".{target.name}.{os.getpid()}.part")
         aside.write_bytes(b"half")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.compiled import Compiling, Mode
+from models.compiler import CompileOptions
 from models.config import ModelConfig
 from models.options import Options
 from models.pieces import Pieces
@@ -130,8 +130,9 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
     eager = StableSR.from_preset("tiny", CUDA, dtype)
-    quick = StableSR.from_preset("tiny", CUDA, dtype, compiling=Compiling("on", tmp_path))
-    quick.denoiser.warm(2, 64)
+    quick = StableSR.from_preset("tiny", CUDA, dtype, compiling=CompileOptions("on", tmp_path))
+    for step in quick.denoiser.compilations(2, 64):
+        step()
     channels = eager.networks.config.unet.in_channels
     tiles = torch.randn(2, 4, channels, 64, 64, device=CUDA)
 
@@ -149,31 +150,13 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")
-@pytest.mark.parametrize("mode", ["on", "off"])
-def test_with_the_encoder_ahead_an_image_is_the_same(mode: Mode, tmp_path: Path) -> None:
-    given = Resources(tile_batch=8)
-    image, options = picture(128, 128), Options(steps=11, seed=2)
-
-    def latent(ahead: int) -> Tensor:
-        compiling = Compiling(mode, tmp_path, ahead=ahead)
-        made = StableSR.from_preset("tiny", CUDA, resources=given, compiling=compiling)
-        with made.prepare(image, options) as prepared:
-            sampler = made.sample(prepared, options)
-            found = drive(sampler, lambda step: made.predict([step.part(0, 1)])[0])
-        assert not made.denoiser.eager_calls
-        return found
-
-    assert float((latent(8) - latent(0)).abs().max()) < 1e-2
-
-
-@pytest.mark.filterwarnings("default::DeprecationWarning")
 @pytest.mark.parametrize("fidelity", [0.0, 0.5])
 def test_an_image_of_a_single_tile_is_the_same_whole_and_in_strips(
     sr: StableSR, fidelity: float, tmp_path: Path
 ) -> None:
     image, options = picture(128, 128), Options(steps=FEW, fidelity_weight=fidelity, seed=4)
     wanted = sr.upscale(image, options)
-    made = StableSR.from_preset("tiny", CUDA, compiling=Compiling("on", tmp_path))
+    made = StableSR.from_preset("tiny", CUDA, compiling=CompileOptions("on", tmp_path))
     for _ in range(2):
         found = made.upscale(image, options)
         assert float((found - wanted).abs().max()) < 2 / 255

@@ -105,3 +105,14 @@ def test_an_amount_of_memory_is_taken_with_its_unit(text: str, size: int) -> Non
 def test_what_is_no_amount_of_memory_is_refused_with_one(text: str) -> None:
     with pytest.raises(InvalidSettings, match=r"STABLESR_MEMORY_LIMIT .*such as 6GB"):
         Settings(memory_limit=text)
+
+
+def test_a_variable_that_was_a_setting_is_refused_with_what_replaces_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STABLESR_REUSE_EVERY", "2")
+    with pytest.raises(InvalidSettings, match=r"STABLESR_REUSE_EVERY is not .*fewer steps"):
+        Settings()
+    # As compose files do with what is not set.
+    monkeypatch.setenv("STABLESR_REUSE_EVERY", "")
+    Settings()

@@ -12,7 +12,7 @@ from torch import nn
 from models.checkpoints.folder import random_networks
 from models.estimate import Estimate
 from models.networks.bundle import Networks
-from models.residency import Offloaded, Part
+from models.residency import Offloaded
 from tests.models import narrow
 
 DEVICE = torch.device("meta")
@@ -52,67 +52,30 @@ def test_one_part_at_a_time_is_on_the_device(networks: Networks) -> None:
 def test_a_part_that_is_there_is_not_moved_again(networks: Networks) -> None:
     resident = Offloaded(networks, DEVICE)
     for _ in range(5):
-        with resident.holding("denoiser"), resident.holding("denoiser"):
+        with resident.holding("denoiser"):
             pass
     assert resident.moves == 1
 
 
-def test_the_other_part_waits_until_calls_in_flight_have_ended(networks: Networks) -> None:
+def test_the_other_part_comes_when_the_call_in_flight_has_ended(networks: Networks) -> None:
     resident = Offloaded(networks, DEVICE)
     order: list[str] = []
-    waiting = threading.Event()
+    asks = threading.Event()
 
     def decode() -> None:
-        with resident.holding("autoencoder", waiting.set):
+        asks.set()
+        with resident.holding("autoencoder"):
             order.append("decode")
             assert places(networks.unet) == {"cpu"}
 
     with ThreadPoolExecutor(1) as pool:
         with resident.holding("denoiser"):
             decoding = pool.submit(decode)
-            assert waiting.wait(WAIT_S)
+            assert asks.wait(WAIT_S)
             assert places(networks.unet) == {"meta"}
             order.append("denoise")
         decoding.result(WAIT_S)
     assert order == ["denoise", "decode"]
-
-
-def test_who_waits_for_the_other_part_is_not_passed_by(networks: Networks) -> None:
-    """Steps follow each other without a pause; a decode must come between them all the same."""
-    resident = Offloaded(networks, DEVICE)
-    order: list[Part] = []
-    asked = {name: threading.Event() for name in ("decode", "step")}
-
-    def run(part: Part, name: str) -> None:
-        with resident.holding(part, asked[name].set):
-            order.append(part)
-
-    with ThreadPoolExecutor(2) as pool:
-        with resident.holding("denoiser"):
-            decode = pool.submit(run, "autoencoder", "decode")
-            assert asked["decode"].wait(WAIT_S)
-            step = pool.submit(run, "denoiser", "step")
-            # The part is there, but somebody has waited longer.
-            assert asked["step"].wait(WAIT_S)
-        decode.result(WAIT_S)
-        step.result(WAIT_S)
-    assert order == ["autoencoder", "denoiser"]
-
-
-def test_who_is_told_to_stop_waiting_leaves_the_line(networks: Networks) -> None:
-    resident = Offloaded(networks, DEVICE)
-
-    class Canceled(Exception):
-        pass
-
-    def cancel() -> None:
-        raise Canceled
-
-    with resident.holding("denoiser"):
-        with pytest.raises(Canceled), resident.holding("autoencoder", cancel):
-            pass
-        with resident.holding("denoiser", cancel):
-            pass
 
 
 def test_a_part_that_does_not_fit_leaves_the_device_empty(

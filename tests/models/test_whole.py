@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.folder import random_networks
-from models.compiled import Compiling
+from models.compiler import CompileOptions
 from models.folding import fold
 from models.networks.bundle import Networks
 from models.options import Options
@@ -20,7 +20,7 @@ from tests.models import narrow
 from tests.models.compiler import Compiler, Tracer
 
 CPU = torch.device("cpu")
-WHOLE = Compiling("on", whole=True)
+WHOLE = CompileOptions("on", whole=True)
 SMALL = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 LARGE = torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(4))
 
@@ -33,7 +33,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
 
 
 def made(
-    compiling: Compiling | None = None,
+    compiling: CompileOptions | None = None,
     resources: Resources | None = None,
     *,
     first_stage: bool = False,
@@ -135,7 +135,8 @@ def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
     ours = made(WHOLE, first_stage=True)
-    ours._whole.warm()
+    for step in ours._whole.compilations():
+        step()
     assert len(tracer.graphs) == 4
     for fidelity in (0.0, 0.3, 1.0):
         with ours.prepare(SMALL, Options(fidelity_weight=fidelity)) as prepared:
@@ -146,23 +147,38 @@ def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_all_is_compiled_before_the_first_image(compiler: Compiler) -> None:
     ours = made(WHOLE, Resources(tile_batch=1), first_stage=True)
-    ours.warm()
+    told: list[tuple[int, int]] = []
+    ours.compile(lambda done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2)]
     images = ["encode_image_1", "first_stage_1", "decode_image_1", "fuse_image_1"]
     assert compiler.made == ["whole_1", *images]
     for fidelity in (0.0, 1.0):
         ours.upscale(SMALL, Options(fidelity_weight=fidelity))
     assert len(compiler.made) == 5
     compiler.made.clear()
-    made(Compiling("on"), Resources(tile_batch=1)).warm()
+    made(CompileOptions("on"), Resources(tile_batch=1)).compile()
     assert compiler.made == ["whole_1"]
+
+
+def test_a_worker_starts_where_memory_has_no_room_to_compile_for_whole_images(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = Compiler(torch.OutOfMemoryError("CUDA out of memory"))
+    monkeypatch.setattr(torch, "compile", compiler)
+    ours = made(WHOLE, Resources(tile_batch=1))
+    ours.compile()
+    assert caplog.messages == ["not compiled yet, because memory ran out: CUDA out of memory"] * 2
+    compiler.error = None
+    ours.upscale(SMALL, Options(steps=1))
+    assert not ours.departures
 
 
 def test_images_go_whole_where_calls_are_compiled_for_a_gpu() -> None:
     cuda = torch.device("cuda")
-    assert Compiling("auto").whole_images(cuda)
-    assert not Compiling("off").whole_images(cuda)
-    assert not Compiling("on").whole_images(CPU)
-    assert Compiling("on", whole=True).whole_images(CPU)
-    assert not Compiling("auto", whole=False).whole_images(cuda)
-    assert not Compiling("auto", fixed_batch=2, whole=True).whole_images(cuda)
-    assert not made(WHOLE, offload=True)._whole.wanted
+    assert CompileOptions("auto").whole_images(cuda)
+    assert not CompileOptions("off").whole_images(cuda)
+    assert not CompileOptions("on").whole_images(CPU)
+    assert CompileOptions("on", whole=True).whole_images(CPU)
+    assert not CompileOptions("auto", whole=False).whole_images(cuda)
+    assert not CompileOptions("auto", fixed_batch=2, whole=True).whole_images(cuda)
+    assert not made(WHOLE, offload=True)._whole.compiled

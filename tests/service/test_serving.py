@@ -93,6 +93,20 @@ def test_the_service_is_not_ready_and_says_why(client: httpx.Client, unready: Fa
     assert body["detail"] == f"worker {said}."
 
 
+def test_a_preset_whose_worker_compiles_is_not_ready_and_it_is_said_how_far_it_is(
+    client: httpx.Client, worker: FakeWorker
+) -> None:
+    worker.appear(state="compiling", compiled=(1, 4))
+    said = "compiling (1 of 4 sizes of network calls are ready)"
+    body = problem(client.get("/readyz"), 503, "not-ready")
+    assert body["components"]["worker"]["detail"] == f"for {PRESET} is {said}"
+    models = {model["name"]: model for model in client.get("/models").json()["models"]}
+    assert not models[PRESET]["available"]
+    assert models[PRESET]["reason"] == f"its worker is {said}"
+    # Its jobs need only wait.
+    assert upload(client, PNG, preset=PRESET).status_code == 202
+
+
 @pytest.mark.parametrize("state", ["starting", "idle", "stopping"])
 def test_a_worker_with_the_weights_takes_jobs_beside_one_without(
     client: httpx.Client, unready: FakeWorker, second: FakeWorker, state: str

@@ -63,6 +63,10 @@ class Double:
         return 8
 
     @property
+    def offload(self) -> bool:
+        return False
+
+    @property
     def departures(self) -> Mapping[str, int]:
         return {"rows": 2}
 
@@ -83,9 +87,7 @@ class Double:
             canvas = torch.stack(list(tiles))
         return canvas
 
-    def predict(
-        self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
-    ) -> list[Tensor]:
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         time.sleep(self._step_s)
         return [self._predicted(request) for request in requests]
 
@@ -128,11 +130,18 @@ class Double:
 
 
 def main(settings: Settings, *, step_s: float, load_s: float) -> int:
-    """A worker whose model takes `load_s` to load and `step_s` for a call."""
+    """A worker whose model takes `load_s` to load and `step_s` for a call, and where the settings
+    have it compiled waits for a file between the two of its sizes."""
     configure_logging(settings)
 
-    def load() -> tuple[Double, None]:
+    def load(on_compile: Callable[[int, int], None]) -> Double:
         time.sleep(load_s)
-        return Double(step_s=step_s, marks=settings.blob_root.parent), None
+        folder = settings.blob_root.parent
+        if settings.compile == "on":
+            on_compile(0, 2)
+            while not (folder / "compiled").exists():
+                time.sleep(0.02)
+            on_compile(1, 2)
+        return Double(step_s=step_s, marks=folder)
 
     return Supervisor(settings, load, device="double").run()

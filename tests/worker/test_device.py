@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from jobs.settings import Settings
-from models.compiled import Compiling
+from models.compiler import CompileOptions
 from models.plan import Resources
-from worker.device import compiling_of, devices_of, named_device, resources_of
+from worker.device import compile_options_of, devices_of, named_device, resources_of
 from worker.errors import NotStarted, is_device_lost
 
 
@@ -29,8 +29,8 @@ def test_what_the_settings_decide_of_memory_reaches_the_plan(tmp_path: Path) -> 
 
 def test_what_the_settings_decide_of_compiling_reaches_the_network_calls(tmp_path: Path) -> None:
     settings = Settings(compile="on", compile_cache=tmp_path, fixed_batch=3)
-    assert compiling_of(settings) == Compiling("on", tmp_path, 3)
-    given = compiling_of(Settings())
+    assert compile_options_of(settings) == CompileOptions("on", tmp_path, 3)
+    given = compile_options_of(Settings())
     assert (given.mode, given.fixed_batch) == ("off", None)
     assert given.cache is not None
     assert given.cache.name == "compiled"

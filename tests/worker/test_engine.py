@@ -43,12 +43,14 @@ class Model:
         raise NotImplementedError
 
     @property
+    def offload(self) -> bool:
+        raise NotImplementedError
+
+    @property
     def departures(self) -> Mapping[str, int]:
         raise NotImplementedError
 
-    def predict(
-        self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
-    ) -> list[Tensor]:
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         self.batches.append(list(requests))
         return [self._predict(request) for request in requests]
 
@@ -208,9 +210,7 @@ def test_a_failed_shared_call_is_counted() -> None:
     asked = threading.Barrier(2, timeout=PATIENCE_S)
 
     class Failing(Model):
-        def predict(
-            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
-        ) -> list[Tensor]:
+        def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
             if len(requests) > 1:
                 raise RuntimeError("together only")
             # Whoever came first holds the engine until the other has asked as well.
@@ -231,20 +231,6 @@ def _meet(barrier: threading.Barrier, step: Step) -> None:
     barrier.wait()
 
 
-def test_calls_get_smaller_when_memory_runs_out() -> None:
-    def predict(request: StepRequest) -> Tensor:
-        if len(request) > 2:
-            raise torch.OutOfMemoryError("no memory for that many tiles")
-        return network(request)
-
-    model = Model(predict)
-    with running(model, max_tiles=8) as engine:
-        latent = engine.run(sampler(5, tiles=9, steps=2))
-    assert torch.equal(latent, alone(sampler(5, tiles=9, steps=2)))
-    assert engine.max_tiles == 2
-    assert engine.shrinks == 2
-
-
 def test_what_a_failed_call_computed_is_freed_before_its_tiles_are_asked_for_again() -> None:
     computed: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
@@ -253,9 +239,7 @@ def test_what_a_failed_call_computed_is_freed_before_its_tiles_are_asked_for_aga
     class OneTile(Model):
         """Has memory for one tile, if nothing else is held."""
 
-        def predict(
-            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
-        ) -> list[Tensor]:
+        def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
             alive.append(sum(tensor() is not None for tensor in computed))
             activations = requests[0].noisy + 1
             computed.append(weakref.ref(activations))
@@ -267,7 +251,7 @@ def test_what_a_failed_call_computed_is_freed_before_its_tiles_are_asked_for_aga
                     raise ValueError("what the library said first")
                 except ValueError as error:
                     raise torch.OutOfMemoryError("no memory for that many tiles") from error
-            return super().predict(requests, poll)
+            return super().predict(requests)
 
     with running(OneTile()) as engine, ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(engine.run, sampler(1, tiles=1, steps=1))]

@@ -1,8 +1,9 @@
-"""Loading a model over several devices: what cannot go together is said before weights are read."""
+"""Loading a model: over several devices, and what cannot go together."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from jobs.settings import Settings
 from worker.errors import NotStarted
@@ -12,7 +13,6 @@ from worker.loading import load
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"devices": "cpu,cpu", "reuse_every": 2}, "STABLESR_REUSE_EVERY is 2, but must be 1"),
         ({"devices": "cpu,nonsense"}, "'nonsense', which cannot be used here"),
         ({"devices": "cuda:1,cuda:1"}, "has cuda:1 twice"),
     ],
@@ -23,3 +23,19 @@ def test_what_several_devices_cannot_do_is_refused_in_a_sentence(
     monkeypatch.setattr("worker.loading.StableSR", None)
     with pytest.raises(NotStarted, match=said):
         load(Settings(**given), jobs=1)
+
+
+def test_tiles_of_one_image_go_over_all_devices_that_are_named() -> None:
+    image = torch.rand(1, 3, 24, 24)
+    sr = load(Settings(devices="cpu,cpu"), jobs=1)
+    assert list(map(str, sr.denoiser.devices)) == ["cpu", "cpu"]
+    assert sr.upscale(image).shape == (1, 3, 96, 96)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cpu_computes_in_float32_and_says_so_once(
+    dtype: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sr = load(Settings(dtype=dtype, devices="cpu,cpu"), jobs=1)
+    assert sr.dtype is torch.float32
+    assert caplog.messages == [f"the precision is {dtype}, but a CPU computes in float32"]

@@ -212,6 +212,32 @@ def test_a_worker_that_still_loads_its_model_is_seen_and_leaves_at_once(house: H
     assert house.queue.workers() == []
 
 
+def test_a_worker_compiles_before_it_is_ready_and_says_how_far_it_is(house: House) -> None:
+    with house.worker(compile="on") as worker:
+        wait_for(lambda: _compiled(house) == (0, 2), "the worker compiles")
+        [info] = house.queue.workers()
+        assert (info.state, info.ready) == ("compiling", False)
+        job_id = house.submit()
+        (house.folder / "compiled").touch()
+        assert house.ended(job_id).state is JobState.SUCCEEDED
+        [info] = house.queue.workers()
+        assert (info.ready, info.compiled) == (True, None)
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+
+
+def test_a_worker_that_still_compiles_leaves_at_once(house: House) -> None:
+    with house.worker(compile="on") as worker:
+        wait_for(lambda: _compiled(house) == (0, 2), "the worker compiles")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait(5) == 0
+    assert house.queue.workers() == []
+
+
+def _compiled(house: House) -> tuple[int, int] | None:
+    return next((worker.compiled for worker in house.queue.workers()), None)
+
+
 def test_a_job_that_waits_for_a_long_step_is_put_back_at_once(house: House) -> None:
     with house.worker(slots=1) as worker:
         house.ready()

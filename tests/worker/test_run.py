@@ -155,10 +155,11 @@ def _lines(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-def test_the_cpu_computes_in_float32_and_a_gpu_in_bfloat16_unless_told_otherwise() -> None:
+def test_a_cpu_computes_in_float32_and_a_gpu_in_bfloat16_unless_told_otherwise() -> None:
     assert choose_dtype("auto", torch.device("cpu")) is torch.float32
+    assert choose_dtype("float16", torch.device("cpu")) is torch.float32
     assert choose_dtype("auto", torch.device("cuda")) is torch.bfloat16
-    assert choose_dtype("float16", torch.device("cpu")) is torch.float16
+    assert choose_dtype("float16", torch.device("cuda")) is torch.float16
 
 
 def test_a_device_that_does_not_exist_is_refused_in_one_sentence() -> None:

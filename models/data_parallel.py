@@ -1,0 +1,88 @@
+"""One image over several devices of a host: the tiles of each network call, split among them.
+
+Within a step tiles do not depend on each other, so that is exact. Each device has a replica of the
+networks and a thread: torch lets other threads run while kernels do. What goes between devices is
+small (a 64 x 64 tile of four channels is 64 KB in float32, its prediction as much, for milliseconds
+of arithmetic), so it goes through the host: not every pair of GPUs can copy to each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from models.denoiser import Denoiser, TileBatch
+from models.sampling import StepRequest
+
+__all__ = ["DataParallel", "split"]
+
+_HOST = torch.device("cpu")
+
+
+class DataParallel:
+    """In the place of a `Denoiser`: one on each device, which all compute at the same time.
+
+    Args:
+        replicas: of the same weights; tiles come from the first one's device, and predictions
+            return to it.
+    """
+
+    def __init__(self, replicas: Sequence[Denoiser]) -> None:
+        self._replicas = tuple(replicas)
+        first, *others = self._replicas
+        self.devices = tuple(device for replica in self._replicas for device in replica.devices)
+        self.compiled = first.compiled
+        """As of `Denoiser`"""
+        for replica in others:
+            replica.changes = first.changes
+        self._threads = [
+            ThreadPoolExecutor(1, f"device-{number}") for number in range(len(self._replicas))
+        ]
+
+    @property
+    def eager_calls(self) -> Counter[str]:
+        """As of `Denoiser`; of all."""
+        return sum((replica.eager_calls for replica in self._replicas), Counter[str]())
+
+    def room(self, tiles: int) -> int:
+        """Tiles of a call where each device has room for so many."""
+        return self._replicas[0].room(tiles) * len(self._replicas)
+
+    def compilations(self, tiles: int, side: int) -> list[Callable[[], None]]:
+        """As of `Denoiser`, for calls of up to so many tiles in total."""
+        each = -(-tiles // len(self._replicas))
+        return [step for replica in self._replicas for step in replica.compilations(each, side)]
+
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        """As of `Denoiser`; raises what happened on any of the devices, once all have ended."""
+        tiles = TileBatch.of(requests, self._replicas[0].empty_context)
+        parts = [tiles.part(*cut) for cut in split(len(tiles), len(self._replicas))]
+        calls = [
+            thread.submit(replica.denoise if number == 0 else _through_host(replica), part)
+            for number, (thread, replica, part) in enumerate(
+                zip(self._threads, self._replicas, parts, strict=False)
+            )
+        ]
+        wait(calls)
+        out = torch.cat([call.result().to(tiles.noisy.device) for call in calls])
+        return list(torch.split(out, [len(request) for request in requests]))
+
+
+def split(tiles: int, among: int) -> list[tuple[int, int]]:
+    """(start, stop) of each share, as even as they can be: the first ones have one tile more. None
+    is empty, so there may be fewer than `among`."""
+    least, more = divmod(tiles, among)
+    cuts, start = [], 0
+    for number in range(min(among, tiles)):
+        stop = start + least + (number < more)
+        cuts.append((start, stop))
+        start = stop
+    return cuts
+
+
+def _through_host(replica: Denoiser) -> Callable[[TileBatch], Tensor]:
+    return lambda tiles: replica.denoise(tiles.to(_HOST)).to(_HOST)

@@ -1,0 +1,253 @@
+"""Network calls: tiles of any number of jobs through encoder and UNet, on one device.
+
+Eager, or by compiled callables (`models.compiler`): one for each power of two of tiles, to which a
+call is filled up.
+
+Low precision: weights and activations have the weights' dtype. In float32 are, compiled or not, the
+statistics of group and layer norms and the softmax of attention, which their kernels widen for
+themselves because sums over thousands of bfloat16 numbers lose their last ones; the table of time
+embeddings is rounded once from float64; predictions leave in float32 for the scheduler, whose
+differences of nearly equal numbers a step's 8 bits would not carry.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from models.autoencoding import Changes
+from models.compiler import CompiledCalls, CompileOptions, Function
+from models.memory import is_out_of_memory
+from models.networks.bundle import Networks
+from models.networks.layout import channels_last
+from models.sampling import StepRequest
+
+__all__ = ["Denoiser", "TileBatch", "bucket_of", "buckets"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TileBatch:
+    """Tiles of one network call, each at its own timestep."""
+
+    noisy: Tensor
+    """(n, c, h, w)"""
+    lr: Tensor
+    """LR latent of the same places, (n, c, h, w)"""
+    timesteps: tuple[int, ...]
+    context: Tensor | None
+    """(n, tokens, width); None is the empty prompt's, for all"""
+
+    @classmethod
+    def of(cls, requests: Sequence[StepRequest], empty: Tensor) -> TileBatch:
+        """All tiles of these requests, in their order; they must have one shape.
+
+        `empty`: context of the empty prompt (1, tokens, width), of the networks' dtype.
+        """
+        noisy = torch.cat([r.noisy for r in requests]).to(empty.dtype)
+        lr = torch.cat([r.lr for r in requests]).to(empty.dtype)
+        timesteps = tuple(r.timestep for r in requests for _ in range(len(r)))
+        if all(r.context is None for r in requests):
+            return cls(noisy, lr, timesteps, None)
+        contexts = [
+            empty.expand(len(r), -1, -1) if r.context is None else r.context for r in requests
+        ]
+        return cls(
+            noisy, lr, timesteps, torch.cat([c.to(noisy.device, empty.dtype) for c in contexts])
+        )
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def part(self, start: int, stop: int) -> TileBatch:
+        """Tiles `start` to `stop`, as views."""
+        cut = slice(start, stop)
+        context = None if self.context is None else self.context[cut]
+        return TileBatch(self.noisy[cut], self.lr[cut], self.timesteps[cut], context)
+
+    def to(self, device: torch.device) -> TileBatch:
+        """The same on that device."""
+        context = None if self.context is None else self.context.to(device)
+        return TileBatch(self.noisy.to(device), self.lr.to(device), self.timesteps, context)
+
+    def padded(self, size: int) -> TileBatch:
+        """`size` tiles: the last one again and again."""
+        missing = size - len(self)
+        if not missing:
+            return self
+
+        def filled(x: Tensor) -> Tensor:
+            return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+
+        return TileBatch(
+            filled(self.noisy),
+            filled(self.lr),
+            (*self.timesteps, *[self.timesteps[-1]] * missing),
+            None if self.context is None else filled(self.context),
+        )
+
+
+class Denoiser:
+    """Makes network calls; several threads may.
+
+    A call that runs out of memory is halved, and calls stay that small. What cannot be compiled is
+    computed eagerly: said in the log once for each reason and size, and counted call by call in
+    `eager_calls`.
+
+    Args:
+        networks: on the device; folded, or compiled calls cannot leave the context out.
+        device: where they compute.
+        options: of compiling.
+        changes: noted where memory ran out.
+        offloaded: whether the networks leave the device, which a compiled call does not survive.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        device: torch.device,
+        options: CompileOptions,
+        changes: Changes,
+        *,
+        offloaded: bool,
+    ) -> None:
+        self._networks, self._device, self._offloaded = networks, device, offloaded
+        self._fixed = options.fixed_batch
+        self._limit: int | None = None
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+        self.devices = (device,)
+        self.changes = changes
+        self.eager_calls: Counter[str] = Counter()
+        """Calls that were to be compiled and were not, by reason: offload, prompt or failure"""
+        self.compiled = options.enabled(device)
+        """Whether calls are to be compiled"""
+        self.compiled_calls = CompiledCalls(device)
+        self._function = _function(networks)
+        if self.compiled:
+            options.open_cache()
+            for part in (networks.unet, networks.encoder):
+                channels_last(part)
+
+    @property
+    def empty_context(self) -> Tensor:
+        """Of the empty prompt, (1, tokens, width), of the weights' dtype."""
+        return self._networks.context
+
+    def room(self, tiles: int) -> int:
+        """Tiles of a call where memory has room for so many."""
+        if self._fixed is not None:
+            return self._fixed
+        return buckets(tiles)[-1] if self.compiled else tiles
+
+    def compilations(self, tiles: int, side: int) -> list[Callable[[], None]]:
+        """What compiles every size of call, up to `tiles` tiles of `side` latent pixels, a size
+        each; none where nothing is to be compiled."""
+        if not self.compiled or self._offloaded:
+            return []
+        sizes = [self._fixed] if self._fixed is not None else buckets(tiles)
+        return [partial(self._compile, size, side) for size in sizes]
+
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        """float32, one (n, c, h, w) a request; all tiles must have one shape.
+
+        Raises:
+            MemoryError, RuntimeError: not even a tile alone fits, or the networks failed.
+        """
+        out = self.denoise(TileBatch.of(requests, self.empty_context))
+        return list(torch.split(out, [len(request) for request in requests]))
+
+    @torch.inference_mode()
+    def denoise(self, tiles: TileBatch) -> Tensor:
+        """As `Networks.predict`, but float32 and of any number of tiles, from anywhere; on the
+        device. Raises as `predict`."""
+        limit = self._fixed or self._limit
+        if limit is None or len(tiles) <= limit:
+            try:
+                return self._call(tiles.to(self._device))
+            except (MemoryError, RuntimeError) as error:
+                # With a fixed batch half the tiles would take the same memory.
+                if not is_out_of_memory(error) or len(tiles) == 1 or self._fixed is not None:
+                    raise
+            # Only here: the error held what was computed so far.
+            limit = self._halved(len(tiles))
+        starts = range(0, len(tiles), limit)
+        return torch.cat([self.denoise(tiles.part(i, min(i + limit, len(tiles)))) for i in starts])
+
+    def _halved(self, tiles: int) -> int:
+        """The limit after a call of so many tiles ran out of memory."""
+        with self._lock:
+            before = tiles if self._limit is None else self._limit
+            self._limit = after = min(before, tiles // 2)
+        self.changes.note("tile_batch", before, after)
+        return after
+
+    def _call(self, tiles: TileBatch) -> Tensor:
+        reason = self._eager_reason(tiles)
+        compiled = self.compiled and reason is None
+        n = len(tiles)
+        full = tiles.padded(self._fixed or (bucket_of(n) if compiled else n))
+        times = torch.tensor(full.timesteps, device=self._device)
+        if compiled:
+            results = self.compiled_calls("whole", self._function, full.noisy, full.lr, times)
+            if results is not None:
+                return results[0][:n]
+            reason = "failure"
+        if reason is not None:
+            self.eager_calls[reason] += 1
+        return self._networks.denoise(full.noisy, full.lr, times, full.context)[:n].float()
+
+    def _compile(self, size: int, side: int) -> None:
+        began = time.monotonic()
+        shape = (size, self._networks.config.unet.in_channels, side, side)
+        blank = torch.zeros(shape, device=self._device, dtype=self.empty_context.dtype)
+        self.denoise(TileBatch(blank, blank, (0,) * size, None))
+        log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - began)
+
+    def _eager_reason(self, tiles: TileBatch) -> str | None:
+        """Why a call that was to be compiled is not."""
+        if not self.compiled:
+            return None
+        if self._offloaded:
+            self._warn_once("offload", "the networks do not stay on the device")
+            return "offload"
+        if tiles.context is not None:
+            # A graph for each would double what is compiled for the few calls that need it.
+            self._warn_once("prompt", "a tile has a prompt")
+            return "prompt"
+        return None
+
+    def _warn_once(self, reason: str, why: str) -> None:
+        with self._lock:
+            known = reason in self._warned
+            self._warned.add(reason)
+        if not known:
+            log.warning("calls are not compiled: %s; they are computed eagerly", why)
+
+
+def bucket_of(tiles: int) -> int:
+    """The smallest power of two that so many tiles fit into."""
+    return 1 << (tiles - 1).bit_length()
+
+
+def buckets(most: int) -> list[int]:
+    """All powers of two of at most `most` tiles, smallest first."""
+    return [1 << power for power in range(most.bit_length())]
+
+
+def _function(networks: Networks) -> Function:
+    """What is compiled: encoder and UNet, with the empty prompt."""
+
+    def whole(noisy: Tensor, lr: Tensor, t: Tensor) -> tuple[Tensor]:
+        return (networks.denoise(noisy, lr, t, None).float(),)
+
+    return whole

@@ -1,0 +1,144 @@
+"""Who uses the device: one lock for all slots of a process and its engine.
+
+A claim has a kind. A job is shared with other jobs, but one that was lost once runs alone: when a
+process dies with several jobs in it, nothing says whose fault it was, and all of them have used up
+an attempt. Run together again, the guilty one would take the others with it a second time and for
+good. So a second attempt waits until the other slots are done, and no other job begins until it has
+ended. Of two such jobs the second does not wait, or it would be in the process when the first one
+kills it: it is refused and goes back.
+
+Within jobs, images are encoded and decoded one after the other, so that the memory of one suffices,
+while network calls go on; where networks take turns on the device (offload), these wait too. A
+large image takes minutes where a small one takes a second, so between two strips of a large one the
+small ones that wait step in, each to its end. A plan counts the memory of one such guest beside the
+large image (`models.plan`). What comes while guests are at work waits for the next strip: the large
+image goes on with every one.
+
+All else is first come, first served.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["DeviceLock", "DeviceTaken", "Pause", "Poll"]
+
+POLL_S = 0.1
+
+Poll = Callable[[], None]
+"""Called now and then while a claim waits; what it raises ends the waiting"""
+
+Pause = Callable[[Poll], None]
+"""To be called between two strips; returns when the device is the caller's again"""
+
+_Kind = Literal["job", "autoencoder", "denoiser"]
+
+
+class DeviceTaken(Exception):
+    """Another job that must be alone has the device or waits for it; this one is to be given back,
+    unbegun."""
+
+
+@dataclass(eq=False)
+class _Claim:
+    kind: _Kind
+    exclusive: bool = False
+    small: bool = False
+
+
+class DeviceLock:
+    """Shared by all threads of a process.
+
+    Args:
+        offload: whether autoencoder and denoiser take turns on the device.
+    """
+
+    def __init__(self, *, offload: bool = False) -> None:
+        self._offload = offload
+        self._changed = threading.Condition()
+        self._waiting: list[_Claim] = []
+        self._holders: list[_Claim] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether a job that need not be alone could begin now."""
+        with self._changed:
+            return not self._alone()
+
+    def job(self, *, alone: bool, poll: Poll) -> AbstractContextManager[None]:
+        """All of a job. One that must be alone goes before those that come after it.
+
+        Raises:
+            DeviceTaken: this job must be alone, and another one that must be holds or waits.
+        """
+        return self._held(_Claim("job", exclusive=alone), poll)
+
+    @contextmanager
+    def autoencoder(self, *, small: bool, poll: Poll) -> Iterator[Pause]:
+        """Encoding or decoding one image.
+
+        `small`: whether it may step in between the strips of an image that is not.
+        """
+        claim = _Claim("autoencoder", exclusive=True, small=small)
+        with self._held(claim, poll):
+            yield lambda poll: self._pause(claim, poll)
+
+    def denoiser(self, poll: Poll) -> AbstractContextManager[None]:
+        """A network call."""
+        return self._held(_Claim("denoiser"), poll)
+
+    def _alone(self) -> bool:
+        claims = (*self._holders, *self._waiting)
+        return any(claim.kind == "job" and claim.exclusive for claim in claims)
+
+    @contextmanager
+    def _held(self, claim: _Claim, poll: Poll) -> Iterator[None]:
+        """An error may end it wherever it is: while it waits, in its pause or at work."""
+        with self._changed:
+            if claim.kind == "job" and claim.exclusive and self._alone():
+                raise DeviceTaken
+            self._waiting.append(claim)
+        try:
+            self._await(claim, poll)
+            yield
+        finally:
+            with self._changed:
+                for line in (self._waiting, self._holders):
+                    if claim in line:
+                        line.remove(claim)
+                self._changed.notify_all()
+
+    def _await(self, claim: _Claim, poll: Poll) -> None:
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._is_next(claim), POLL_S):
+                    self._waiting.remove(claim)
+                    self._holders.append(claim)
+                    # Claims of other kinds, or shared ones, may begin beside it.
+                    self._changed.notify_all()
+                    return
+            poll()
+
+    def _is_next(self, claim: _Claim) -> bool:
+        before = self._waiting[: self._waiting.index(claim)]
+        return not any(self._conflict(claim, other) for other in (*self._holders, *before))
+
+    def _conflict(self, one: _Claim, other: _Claim) -> bool:
+        if one.kind == other.kind:
+            return one.exclusive or other.exclusive
+        return self._offload and "job" not in (one.kind, other.kind)
+
+    def _pause(self, claim: _Claim, poll: Poll) -> None:
+        with self._changed:
+            guests = [waiting for waiting in self._waiting if waiting.small]
+            if claim.small or not guests:
+                return
+            others = [waiting for waiting in self._waiting if not waiting.small]
+            self._waiting = [*guests, claim, *others]
+            self._holders.remove(claim)
+            self._changed.notify_all()
+        self._await(claim, poll)
