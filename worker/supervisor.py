@@ -163,7 +163,8 @@ class Supervisor:
             device=device,
             metrics=self._metrics,
         )
-        self._metrics.watch_departures(lambda: model.departures)
+        # There from the start, so that the first time is an increase.
+        self._metrics.watch_departures(lambda: {"tile_batch": 0, **model.departures})
         process = Process(
             settings=settings,
             records=Records(self._patient),
