@@ -22,6 +22,7 @@ class Stage(StrEnum):
     VAE = "vae"
     PRIOR = "prior"
     ENCODER = "encoder"
+    DECODER = "decoder"
     DISTILL = "distill"
     CFW = "cfw"
     ALL = "all"

@@ -105,10 +105,8 @@ class CompactConfig:
     """Convolutions of the decoder at a quarter of the size, after the first."""
     head_widths: tuple[int, int, int] = (48, 24, 16)
     """Channels at a quarter, at half and at all of the size, at the decoder's end."""
-    fused_after: tuple[int, ...] = (16, 32)
-    """Layers at a quarter of the size after which encoder features are fused in."""
-    growth: int = 16
-    fusion_blocks: int = 1
+    shared_layers: int = 8
+    """The first of them, which do not depend on the fidelity weight; the others are there twice."""
 
     @property
     def downscale(self) -> int:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Average"]
+__all__ = ["Average", "blended"]
 
 
 class Average:
@@ -59,3 +59,20 @@ class Average:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])
+
+
+@contextmanager
+@torch.no_grad()
+def blended(
+    parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], share: float
+) -> Iterator[None]:
+    """Meanwhile the parameters lie between `start` and themselves, `share` of the way; after it
+    they are as before, bit for bit (arXiv 2109.01903, section 3)."""
+    ends = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.copy_(start[name].lerp(ends[name], share))
+    try:
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.copy_(ends[name])

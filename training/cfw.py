@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from models.diffusion import DDPM, add_noise
 from models.networks.bundle import Networks
-from models.networks.compact import CompactFusion
 from models.networks.fusion import FusionLayer
 from training.config import CfwSettings
 from training.image_loss import ImageLoss
 from training.objective import Batch, ImageObjective
 from training.shards import Shards
+from training.vae import is_slope
 
 __all__ = ["Cfw", "sampled_batch"]
 
@@ -82,7 +82,7 @@ class Cfw(ImageObjective):
 
     @staticmethod
     def trainable(name: str) -> bool:
-        return ".fusion." in name
+        return ".fusion." in name and not is_slope(name)
 
     def draw(self, number: int) -> Batch:
         generator = self.generator(number)
@@ -114,5 +114,5 @@ class Cfw(ImageObjective):
         if isinstance(fusion, nn.ModuleDict):
             last: nn.Module = cast("FusionLayer", fusion["half_size"]).leave.conv2
         else:
-            last = cast("CompactFusion", fusion[-1]).leave
+            last = list(fusion.layers.children())[-1]
         return self.image_terms(made, batch, step, last)

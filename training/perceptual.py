@@ -1,4 +1,4 @@
-"""Perceptual distances between images: LPIPS (arXiv 1801.03924, eq. 1) over a frozen network.
+"""Perceptual and textural distances of images: LPIPS (arXiv 1801.03924, eq. 1) and covariances.
 
 The network is a component. A VGG-16 comes from a file, as it cannot be had with this package;
 without one the features are those of the model's own frozen autoencoder, which costs no download
@@ -8,6 +8,7 @@ and knows edges and texture at a half and a quarter of the size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,14 +17,42 @@ from torch import Tensor, nn
 from models.networks.bundle import AnyAutoencoder
 from training.errors import InvalidRun
 
-__all__ = ["Perceptual", "autoencoder_distance", "feature_distance", "vgg_distance"]
+__all__ = [
+    "Perceptual",
+    "autoencoder_distance",
+    "feature_distance",
+    "texture_distance",
+    "vgg_distance",
+]
 
-Perceptual = Callable[[Tensor, Tensor], Tensor]
-"""Image and target, (n, 3, H, W) in [-1, 1] -> a scalar with a gradient to the image."""
+
+@dataclass(frozen=True)
+class Perceptual:
+    """Compares images by the features that a frozen network has of them.
+
+    Called with image and target, (n, 3, H, W) in [-1, 1], it gives their `feature_distance`, with
+    a gradient to the image.
+    """
+
+    network: Callable[[Tensor], list[Tensor]]
+    """An image -> features, (n, c, h, w) a layer."""
+    heads: Sequence[Tensor] | None = None
+
+    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
+        return feature_distance(*self.features(image, target), self.heads)
+
+    def features(self, image: Tensor, target: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Of both; of the target without a gradient."""
+        with torch.no_grad():
+            theirs = self.network(target)
+        return self.network(image), theirs
+
 
 # Convolutions of VGG-16's five blocks, named as torchvision's `features` names them.
 _BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 _WIDTHS = (64, 128, 256, 512, 512)
+# Side in cells of a feature of the patches that textures are compared in.
+_PATCH = 16
 # What each network takes from its input and divides it by, of RGB in [0, 1].
 _TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
@@ -47,6 +76,38 @@ def feature_distance(
     return total
 
 
+def texture_distance(image: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """Relative difference of the features' covariances in small patches, mean over the layers.
+
+    A texture is what its features do together, not where (Gatys et al., arXiv 1505.07376). So
+    grain in the wrong place costs nothing, and a smooth surface where there is grain does. In
+    patches, as in EnhanceNet (arXiv 1612.07919, section 4.2.3); each covariance counts by the root
+    of its size, or the strongest edges would decide alone.
+
+    Args:
+        image, target: a (n, c, h, w) a layer.
+    """
+    total = image[0].new_zeros(())
+    for ours, theirs in zip(image, target, strict=True):
+        wanted = _covariance(theirs)
+        small = 1e-3 * wanted.abs().mean() + 1e-12
+        roots = [c / (c.abs() + small).sqrt() for c in (_covariance(ours), wanted)]
+        total = total + (roots[0] - roots[1]).abs().mean() / (roots[1].abs().mean() + small)
+    return total / len(image)
+
+
+def _covariance(feature: Tensor) -> Tensor:
+    """Of the channels of (n, c, h, w), in each patch: (n * patches, c, c)."""
+    n, c, height, width = feature.shape
+    side = min(_PATCH, height, width)
+    rows, columns = height // side, width // side
+    patches = feature[:, :, : rows * side, : columns * side].float()
+    patches = patches.reshape(n, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+    patches = patches.reshape(n * rows * columns, c, side * side)
+    patches = patches - patches.mean(dim=2, keepdim=True)
+    return patches @ patches.mT / (side * side)
+
+
 def _unit(feature: Tensor) -> Tensor:
     feature = feature.float()
     return feature / (feature.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
@@ -59,12 +120,7 @@ def autoencoder_distance(autoencoder: AnyAutoencoder) -> Perceptual:
         moments, seen = autoencoder.encode(image)
         return [*seen, autoencoder.latent(moments)]
 
-    def distance(image: Tensor, target: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = features(target)
-        return feature_distance(features(image), wanted)
-
-    return distance
+    return Perceptual(features)
 
 
 def vgg_distance(
@@ -112,12 +168,7 @@ def vgg_distance(
             seen.append(x)
         return seen
 
-    def distance(image: Tensor, target: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = features(target)
-        return feature_distance(features(image), wanted, weights)
-
-    return distance
+    return Perceptual(features, weights)
 
 
 def _heads(path: Path, device: torch.device) -> list[Tensor]:

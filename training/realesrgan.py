@@ -95,8 +95,8 @@ class CompactNet(nn.Module):
 
 @torch.no_grad()
 def start_decoder(decoder: CompactDecoder, network: CompactNet) -> None:
-    """The decoder's layers at a quarter of the size become the network's, all but its last; what
-    the decoder has beside them adds nothing at first.
+    """The decoder's layers at a quarter of the size become the network's, all but its last;
+    the deep layers beside them add nothing at first.
 
     Raises:
         ModelFileUnreadable: they have other widths or counts.
@@ -113,7 +113,6 @@ def start_decoder(decoder: CompactDecoder, network: CompactNet) -> None:
         )
     for mine, other in zip(ours, theirs, strict=True):
         mine.load_state_dict(other.state_dict())
-    for conv in (decoder.rise, decoder.head.conv_out):
-        nn.init.zeros_(conv.weight)
-        assert conv.bias is not None
-        nn.init.zeros_(conv.bias)
+    nn.init.zeros_(decoder.rise.weight)
+    assert decoder.rise.bias is not None
+    nn.init.zeros_(decoder.rise.bias)

@@ -14,14 +14,17 @@ from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from models.networks.layout import channels_last
 from training.activations import recompute_activations
+from training.average import blended
 from training.cfw import Cfw
 from training.config import DenoisingSettings, RunSettings, StageName
+from training.decoder import Decoder
 from training.denoising import Guidance, Prior
 from training.distill import Distillation
 from training.errors import InvalidRun
 from training.image_loss import ImageLoss
 from training.objective import Objective
 from training.pairs import stream
+from training.realesrgan import CompactNet
 from training.sources import Sources
 from training.starting import WEIGHTS_FOLDER, starting_networks
 from training.trainer import Ended, Trainer
@@ -102,10 +105,15 @@ def train(
     if isinstance(table, DenoisingSettings) and table.checkpoint_activations:
         recompute_activations(networks)
 
+    share = settings.distill.blend if settings.distill and stage == "distill" else 1.0
+    parameters = dict(networks.named_parameters()) if share < 1 else {}
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
     def export() -> None:
         if isinstance(objective, Vae):
             _rescale(networks, objective)
-        save_folder(networks, folder / WEIGHTS_FOLDER, torch.float32)
+        with blended(parameters, start, share):
+            save_folder(networks, folder / WEIGHTS_FOLDER, torch.float32)
 
     trainer = Trainer(
         objective,
@@ -152,7 +160,12 @@ def _objective(
         latents = sources.latents(stage, networks)
         kind = Prior if stage == "prior" else Guidance
         return kind(networks, latents, seed), None
-    table = {"vae": settings.vae, "distill": settings.distill, "cfw": settings.cfw}[stage]
+    table = {
+        "vae": settings.vae,
+        "decoder": settings.decoder,
+        "distill": settings.distill,
+        "cfw": settings.cfw,
+    }[stage]
     assert table is not None  # the caller looked
     loss = ImageLoss(
         table.loss,
@@ -164,6 +177,11 @@ def _objective(
         assert settings.vae is not None
         images = sources.images(settings.vae, seed)
         return Vae(networks, images, settings.vae, loss, seed), loss
+    if stage == "decoder":
+        assert settings.decoder is not None
+        network = CompactNet.from_model(settings.decoder.network).to(device)
+        images = sources.images(settings.decoder, seed)
+        return Decoder(networks, network, images, loss, seed), loss
     if stage == "distill":
         assert settings.distill is not None
         return Distillation(networks, sources.taught(), settings.distill, loss, seed, device), loss

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from models.networks.bundle import Networks
 from training.cfw import sampled_batch
-from training.config import DenoisingSettings, RunSettings, StageName, VaeSettings
+from training.config import (
+    DecoderSettings,
+    DenoisingSettings,
+    RunSettings,
+    StageName,
+    VaeSettings,
+)
 from training.denoising import Latents
 from training.objective import Batch
 from training.pairs import Pairs, enlarged, stream
@@ -56,7 +62,9 @@ class Sources:
         )
         return self._made(shards)
 
-    def images(self, table: VaeSettings | DenoisingSettings, seed: int) -> Callable[[int], Tensor]:
+    def images(
+        self, table: VaeSettings | DenoisingSettings | DecoderSettings, seed: int
+    ) -> Callable[[int], Tensor]:
         """Number of a batch -> photographs, or what the teacher made of them."""
         pairs = self._pairs_of(table, seed)
         if not table.teacher_share:
@@ -180,7 +188,9 @@ class Sources:
         )
         return self._made(shards)
 
-    def _pairs_of(self, table: VaeSettings | DenoisingSettings, seed: int) -> Pairs:
+    def _pairs_of(
+        self, table: VaeSettings | DenoisingSettings | DecoderSettings, seed: int
+    ) -> Pairs:
         return Pairs(
             self._settings.data,
             crop=table.crop,

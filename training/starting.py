@@ -11,7 +11,7 @@ import torch
 
 from models.checkpoints.folder import load_folder, preset_folder
 from models.checkpoints.places import CONFIG
-from models.config import CompactConfig, ModelConfig
+from models.config import AutoencoderConfig, CompactConfig, ModelConfig
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from models.presets import PRESETS
@@ -46,14 +46,16 @@ def starting_networks(
         autoencoder = _compact(networks, stage)
         if settings.vae is not None and settings.vae.decoder_from is not None:
             say(f"{stage}: the decoder starts from {settings.vae.decoder_from}")
-            network = CompactNet.from_model(settings.vae.decoder_from)
-            start_decoder(autoencoder.decoder, network)
+            start_decoder(autoencoder.decoder, CompactNet.from_model(settings.vae.decoder_from))
         return networks
     folder = _folder(stage, settings, out)
-    say(f"{stage}: starting from {folder}" + (", its own part from random numbers" * fresh))
+    say(f"{stage}: starting from {folder}" + (", its own part anew" * fresh))
     networks = load_folder(folder, torch.device("cpu"), torch.float32)
-    if stage in ("vae", "distill"):
-        _compact(networks, stage)
+    if stage in ("vae", "decoder", "distill"):
+        autoencoder = _compact(networks, stage)
+        if settings.decoder is not None and stage == "decoder":
+            network = CompactNet.from_model(settings.decoder.network)
+            start_decoder(autoencoder.decoder, network)
     if fresh:
         networks = _renewed(stage, networks, SIZES[settings.sizes])
         start = getattr(getattr(settings, stage), "start", None)
@@ -118,13 +120,14 @@ def _renewed(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
     elif stage == "encoder":
         config = dataclasses.replace(config, encoder=sizes.encoder)
     elif stage == "cfw":
-        wrapped = dataclasses.replace(
-            config.autoencoder,
-            growth=sizes.autoencoder.growth,
-            fusion_blocks=sizes.autoencoder.fusion_blocks,
-        )
-        if isinstance(wrapped, CompactConfig) and isinstance(sizes.autoencoder, CompactConfig):
-            wrapped = dataclasses.replace(wrapped, fused_after=sizes.autoencoder.fused_after)
+        ours, theirs = config.autoencoder, sizes.autoencoder
+        wrapped: AutoencoderConfig | CompactConfig = theirs
+        if isinstance(ours, CompactConfig) and isinstance(theirs, CompactConfig):
+            wrapped = dataclasses.replace(ours, shared_layers=theirs.shared_layers)
+        elif isinstance(ours, AutoencoderConfig) and isinstance(theirs, AutoencoderConfig):
+            wrapped = dataclasses.replace(
+                ours, growth=theirs.growth, fusion_blocks=theirs.fusion_blocks
+            )
         config = dataclasses.replace(config, autoencoder=wrapped)
     networks = Networks(config, first_stage=None if old.first_stage is None else "encoder")
     if stage == "prior":
@@ -140,6 +143,10 @@ def _renewed(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
     networks.load_state_dict(kept, strict=False)
     if stage in ("prior", "encoder"):
         open_modulation(networks.unet)
+    if stage == "cfw" and isinstance(networks.autoencoder, CompactAutoencoder):
+        decoder = networks.autoencoder.decoder
+        assert decoder.fusion is not None
+        decoder.fusion.copy(decoder.layers[decoder.shared :])
     return networks
 
 

@@ -14,7 +14,7 @@ as ESRGAN's does (arXiv 1809.00219): interleaved channels would leave a lattice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from models.config import CompactConfig
 from models.networks.autoencoder import Encoded
-from models.networks.fusion import ResidualInResidual
 
 __all__ = [
     "ANCHORED",
@@ -33,10 +32,12 @@ __all__ = [
     "CompactFusion",
     "ResidualBlock",
     "anchored",
+    "compact_layers",
     "enlarged",
     "picture",
     "quarter",
     "repeated",
+    "run_layers",
 ]
 
 ANCHORED = 12
@@ -107,23 +108,45 @@ class CompactEncoder(nn.Module):
 
 
 class CompactFusion(nn.Module):
-    """What the decoder's feature lacks, told from the encoder's: eq. 5 without norms."""
+    """The decoder's later layers a second time, reading the encoder's features (eq. 5).
 
-    def __init__(self, width: int, growth: int, blocks: int) -> None:
+    They start as copies, so that both ends of the fidelity weight are trained networks, and what
+    lies between them is as well.
+    """
+
+    def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.enter = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.dense = nn.Sequential(*(ResidualInResidual(width, growth) for _ in range(blocks)))
-        self.leave = nn.Conv2d(width, width, 3, padding=1)
-        # At first the decoder is as it was without.
-        nn.init.zeros_(self.leave.weight)
-        assert self.leave.bias is not None
-        nn.init.zeros_(self.leave.bias)
+        self.layers = compact_layers(width, layers)
+
+    @torch.no_grad()
+    def copy(self, layers: nn.ModuleList) -> None:
+        """As the decoder is with these layers: nothing of the encoder is read."""
+        self.layers.load_state_dict(layers.state_dict())
+        nn.init.zeros_(self.enter.weight)
+        assert self.enter.bias is not None
+        nn.init.zeros_(self.enter.bias)
 
     def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
-        """Both (n, width, h, w) -> the residual that the fidelity weight scales."""
-        x = self.enter(torch.cat([encoded, decoded], dim=1))
-        out: Tensor = self.leave(self.dense(x))
-        return out
+        """Both (n, width, h, w), before the later layers -> the feature after them."""
+        x: Tensor = decoded + self.enter(torch.cat([encoded, decoded], dim=1))
+        return run_layers(self.layers, x)
+
+
+def compact_layers(width: int, count: int) -> nn.ModuleList:
+    """Convolutions at a quarter of the size, each with its activation."""
+    return nn.ModuleList(
+        nn.ModuleDict({"conv": nn.Conv2d(width, width, 3, padding=1), "act": nn.PReLU(width)})
+        for _ in range(count)
+    )
+
+
+def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """(n, width, h, w) through `compact_layers`."""
+    for layer in layers:
+        assert isinstance(layer, nn.ModuleDict)
+        x = layer["act"](layer["conv"](x))
+    return x
 
 
 class CompactHead(nn.Module):
@@ -139,6 +162,10 @@ class CompactHead(nn.Module):
         self.conv4 = nn.Conv2d(half, full, 3, padding=1)
         self.conv5 = nn.Conv2d(full, full, 3, padding=1)
         self.conv_out = nn.Conv2d(full, 3, 3, padding=1)
+        # At first the image is its enlarged quarter.
+        nn.init.zeros_(self.conv_out.weight)
+        assert self.conv_out.bias is not None
+        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, 64, h, w) -> (n, 3, 4h, 4w)."""
@@ -172,18 +199,9 @@ class CompactDecoder(nn.Module):
         self.rise = nn.Conv2d(coarse, 4 * fine, 1)
         self.picture_in = nn.Conv2d(3, fine, 3, padding=1)
         self.activation = nn.PReLU(fine)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({"conv": nn.Conv2d(fine, fine, 3, padding=1), "act": nn.PReLU(fine)})
-            for _ in range(config.layers)
-        )
-        self.fused_after = config.fused_after
-        self.fusion = (
-            nn.ModuleList(
-                CompactFusion(fine, config.growth, config.fusion_blocks) for _ in config.fused_after
-            )
-            if fusion
-            else None
-        )
+        self.layers = compact_layers(fine, config.layers)
+        self.shared = config.shared_layers
+        self.fusion = CompactFusion(fine, config.layers - self.shared) if fusion else None
         self.head = CompactHead(config)
 
     def forward(
@@ -194,12 +212,11 @@ class CompactDecoder(nn.Module):
         x = self.picture_in(small * 0.5 + 0.5)
         x = x + F.pixel_shuffle(self.rise(self.coarse(self.conv_in(latent))), 2)
         x = self.activation(x)
-        for number, layer in enumerate(self.layers, 1):
-            assert isinstance(layer, nn.ModuleDict)
-            x = layer["act"](layer["conv"](x))
-            if features is not None and self.fusion is not None and number in self.fused_after:
-                fusion = self.fusion[self.fused_after.index(number)]
-                x = x + fidelity * fusion(features[0], x)
+        entry = run_layers(self.layers[: self.shared], x)
+        x = run_layers(self.layers[self.shared :], entry)
+        if features is not None and self.fusion is not None:
+            assert fidelity is not None
+            x = x + fidelity * (self.fusion(features[0], entry) - x)
         out: Tensor = enlarged(small) + self.head(x)
         return out
 

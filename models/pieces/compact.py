@@ -6,13 +6,12 @@ between two passes is a map at a quarter of the image's size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from itertools import groupby
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from models.networks.compact import (
@@ -24,8 +23,7 @@ from models.networks.compact import (
     picture,
     repeated,
 )
-from models.networks.fusion import DenseBlock, ResidualInResidual
-from models.pieces.blocks import conv_flops, dense_block, layers
+from models.pieces.blocks import conv_flops, layers
 from models.pieces.executor import Executor, Pass, Read, Result, Source, Write
 from models.pieces.store import FeatureMap
 from models.pieces.strips import Convolution, Span, Strip, convolve, downsample, join
@@ -122,26 +120,17 @@ def run_compact_decoder(
         write: takes the image's first row and rows (1, 3, n, W) at a time.
     """
     decoder = autoencoder.decoder
-    weight = torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype)
+    fusion = decoder.fusion if features is not None else None
     x = _entered(run, autoencoder, latent)
     stages = layers(decoder.layers, nn.ModuleDict)
-    fused = [
-        at for at in decoder.fused_after if features is not None and decoder.fusion is not None
-    ]
-
-    def part(number: int) -> tuple[int, int]:
-        """Layers of one part are one pass: none is fused after but the last."""
-        begun = max((at for at in fused if at < number), default=0)
-        return begun, (number - begun - 1) // _TOGETHER
-
-    for _, numbers in groupby(range(1, len(stages) + 1), key=part):
-        group = list(numbers)
-        x = _convolved(run, x, [stages[number - 1] for number in group])
-        if features is not None and decoder.fusion is not None and group[-1] in fused:
-            at = decoder.fused_after.index(group[-1])
-            fusion = cast("CompactFusion", decoder.fusion[at])
-            free = free_features and group[-1] == fused[-1]
-            x = _fused(run, features[0], x, fusion, weight, free=free)
+    x = _convolved(run, x, stages[: decoder.shared])
+    if fusion is None or features is None:
+        x = _convolved(run, x, stages[decoder.shared :])
+    else:
+        fused = _fusion_entered(run, features[0], x, fusion, free=free_features)
+        x = _convolved(run, x, stages[decoder.shared :])
+        fused = _convolved(run, fused, layers(fusion.layers, nn.ModuleDict))
+        x = _between(run, x, fused, fidelity)
     _headed(run, latent, x, decoder.head, write)
 
 
@@ -180,7 +169,13 @@ def _entered(run: Executor, autoencoder: CompactAutoencoder, latent: Source) -> 
 
 
 def _convolved(run: Executor, x: FeatureMap, stages: Sequence[nn.ModuleDict]) -> FeatureMap:
-    """Convolutions, each with its activation."""
+    """Convolutions, each with its activation; `x` is freed."""
+    for first in range(0, len(stages), _TOGETHER):
+        x = _together(run, x, stages[first : first + _TOGETHER])
+    return x
+
+
+def _together(run: Executor, x: FeatureMap, stages: Sequence[nn.ModuleDict]) -> FeatureMap:
     convs = [cast("Convolution", stage["conv"]) for stage in stages]
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
@@ -190,45 +185,61 @@ def _convolved(run: Executor, x: FeatureMap, stages: Sequence[nn.ModuleDict]) ->
             strip = made._replace(rows=stage["act"](made.rows))
         return [strip]
 
-    return _over(run, x, convs, compute, temporaries=3 * x.channels)
+    return run.map(
+        Pass(
+            [Result(convs[-1].out_channels, normalized=False)],
+            x.height,
+            x.width,
+            [Read(x, halo=len(convs))],
+            compute,
+            flops=sum(conv_flops(conv, x.height * x.width) for conv in convs),
+            temporaries=3 * x.channels,
+            halo=len(convs),
+        )
+    )
 
 
-def _fused(
-    run: Executor,
-    feature: FeatureMap,
-    x: FeatureMap,
-    fusion: CompactFusion,
-    weight: Tensor,
-    *,
-    free: bool,
+def _fusion_entered(
+    run: Executor, feature: FeatureMap, x: FeatureMap, fusion: CompactFusion, *, free: bool
 ) -> FeatureMap:
-    """`x + weight * fusion(feature, x)` (paper, eq. 5); `x` is freed, and the feature if `free`."""
+    """What the fusion's layers read; `x` stays, and the feature unless `free`."""
     enter = cast("Convolution", fusion.enter)
-    r = run.map(
+
+    def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
+        told = convolve(join(strips), enter).crop(span)
+        return [told._replace(rows=strips[1].crop(span).rows + told.rows)]
+
+    return run.map(
         Pass(
             [Result(enter.out_channels, normalized=False)],
             x.height,
             x.width,
             [Read(feature, halo=1, last=free), Read(x, halo=1, last=False)],
-            lambda span, strips: [convolve(join(strips), enter)],
+            compute,
             flops=conv_flops(enter, x.height * x.width),
             temporaries=2 * enter.in_channels + enter.out_channels,
             halo=1,
         )
     )
-    for block in layers(fusion.dense, ResidualInResidual):
-        entry = r
-        *inner, end = layers(block.blocks, DenseBlock)
-        for dense in inner:
-            r = dense_block(run, r, dense, last=r is not entry)
-        r = dense_block(run, r, end, last=True, onto=entry)
-    leave = cast("Convolution", fusion.leave)
 
-    def finish(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
-        lacking = convolve(strips[0], leave).crop(span)
-        return [lacking._replace(rows=strips[1].rows + weight * lacking.rows)]
 
-    return _over(run, r, [leave], finish, temporaries=4 * x.channels, onto=x)
+def _between(run: Executor, x: FeatureMap, fused: FeatureMap, fidelity: float) -> FeatureMap:
+    """`x + fidelity * (fused - x)`; both are freed."""
+    weight = torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype)
+    return run.map(
+        Pass(
+            [Result(x.channels, normalized=False)],
+            x.height,
+            x.width,
+            [Read(x), Read(fused)],
+            lambda span, strips: [
+                strips[0]._replace(rows=strips[0].rows + weight * (strips[1].rows - strips[0].rows))
+            ],
+            flops=0,
+            temporaries=2 * x.channels,
+            halo=0,
+        )
+    )
 
 
 def _headed(run: Executor, latent: Source, x: FeatureMap, head: CompactHead, write: Write) -> None:
@@ -270,31 +281,6 @@ def _headed(run: Executor, latent: Source, x: FeatureMap, head: CompactHead, wri
             halo=12,
         ),
         write,
-    )
-
-
-def _over(
-    run: Executor,
-    x: FeatureMap,
-    convs: Sequence[Convolution],
-    compute: Callable[[Span, Sequence[Strip]], Sequence[Strip]],
-    *,
-    temporaries: int,
-    onto: FeatureMap | None = None,
-) -> FeatureMap:
-    """A map from convolutions over one of the same size; both inputs are freed."""
-    reads = [Read(x, halo=len(convs)), *([Read(onto)] if onto is not None else [])]
-    return run.map(
-        Pass(
-            [Result(convs[-1].out_channels, normalized=False)],
-            x.height,
-            x.width,
-            reads,
-            compute,
-            flops=sum(conv_flops(conv, x.height * x.width) for conv in convs),
-            temporaries=temporaries,
-            halo=len(convs),
-        )
     )
 
 

@@ -16,8 +16,7 @@ COMPACT = CompactConfig(
     encoder_blocks=(1, 1),
     layers=2,
     head_widths=(8, 8, 8),
-    fused_after=(1, 2),
-    growth=4,
+    shared_layers=1,
 )
 
 CONFIG = ModelConfig(

@@ -11,7 +11,7 @@ from tests.models.narrow import AUTOENCODER
 from tests.training.small_run import CPU
 from training.config import ImageLossSettings
 from training.critic import PatchCritic, adaptive_weight, critic_loss, fooling_loss
-from training.image_loss import ImageLoss, gradient_loss, hue_loss, phase_loss
+from training.image_loss import ImageLoss, gradient_loss, hue_loss, lattice_loss, phase_loss
 from training.sharpening import sharpen
 
 
@@ -78,6 +78,16 @@ def test_what_differs_from_cell_to_cell_has_no_phase() -> None:
     cells = torch.randn(1, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     blocks = cells.repeat_interleave(8, 2).repeat_interleave(8, 3)
     assert float(phase_loss(blocks)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("period", "way"), [(2, 2), (4, 2), (8, 2), (4, 3)])
+def test_a_lattice_stands_out_of_the_spectrum_and_grain_does_not(period: int, way: int) -> None:
+    grain = torch.randn(2, 3, 192, 128, generator=torch.Generator().manual_seed(0)) / 20
+    places = torch.arange(grain.shape[way]) % period == 0
+    lattice = places.float().view(-1, 1) if way == 2 else places.float().view(1, -1)
+    assert float(lattice_loss(grain)) < 0.01
+    faint, strong = (float(lattice_loss(grain + height * lattice)) for height in (0.02, 0.1))
+    assert 0.03 < faint < strong
 
 
 def test_a_step_decides_which_part_is_compared_perceptually() -> None:

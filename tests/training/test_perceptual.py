@@ -17,7 +17,12 @@ from tests.models.narrow import AUTOENCODER, COMPACT
 from tests.training.small_run import CPU
 from tests.training.vgg_files import BLOCKS, hed_file, vgg_file
 from training.errors import InvalidRun
-from training.perceptual import autoencoder_distance, feature_distance, vgg_distance
+from training.perceptual import (
+    autoencoder_distance,
+    feature_distance,
+    texture_distance,
+    vgg_distance,
+)
 
 
 def image(seed: int, side: int = 64) -> Tensor:
@@ -44,6 +49,19 @@ def test_feature_distance_ignores_length_and_heeds_the_heads() -> None:
     plain = feature_distance([ours], [theirs])
     torch.testing.assert_close(feature_distance([5 * ours], [theirs]), plain)
     assert float(feature_distance([ours], [theirs], [torch.zeros(1, 4, 1, 1)])) == 0
+
+
+def test_a_texture_is_the_same_wherever_it_lies_and_differs_when_it_is_smoothed() -> None:
+    grain = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    moved = grain.roll((3, 5), (2, 3))
+    # The same patches, each with its cells in another order.
+    mixed = grain.reshape(1, 3, 2, 16, 2, 16).flip(3, 5).reshape(grain.shape)
+    smooth = F.avg_pool2d(F.pad(grain, (1, 1, 1, 1)), 3, 1)
+    assert float(texture_distance([mixed], [grain])) < 1e-3
+    # Other grain of the same kind is nearer than the same grain smoothed.
+    near, far = (float(texture_distance([x], [grain])) for x in (moved, smooth))
+    assert near < far / 2
+    assert float(feature_distance([moved], [grain])) > float(feature_distance([smooth], [grain]))
 
 
 def test_a_vgg_16_and_lpips_heads_come_from_files(tmp_path: Path) -> None:

@@ -185,6 +185,24 @@ def test_stages_of_the_compact_autoencoder_refuse_the_released_one(
         train(stage, settings, tmp_path / "out", resume=False, say=quiet)
 
 
+def test_blended_weights_lie_between_the_start_and_what_was_learned(tmp_path: Path) -> None:
+    folders = {}
+    for share in (0.25, 1):
+        table = {**DISTILL, "blend": share}
+        settings = settings_of(tmp_path, WITH_COMPACT, teacher=TEACHER, distill=table)
+        # Stopped and resumed: the start is not that of the second part.
+        for steps, resume in ((2, False), (4, True)):
+            out = tmp_path / f"out{share}"
+            train("distill", settings, out, resume=resume, max_steps=steps, say=quiet)
+        folders[share] = tmp_path / f"out{share}" / "distill" / "weights"
+    start, learned, between = (
+        load_folder(folder, CPU, torch.float32).state_dict()
+        for folder in (tmp_path / "base", folders[1], folders[0.25])
+    )
+    for name, tensor in between.items():
+        torch.testing.assert_close(tensor, start[name].lerp(learned[name], 0.25))
+
+
 def test_factors_slow_the_parameters_that_they_name(tmp_path: Path) -> None:
     """AdamW's first step is as long as the rate, unless the gradient is next to nothing."""
     factors = {"autoencoder.decoder.layers.": 0.25, "autoencoder.decoder.": 0.5}
@@ -260,7 +278,8 @@ def test_a_fresh_guidance_starts_as_none_and_fresh_fusion_takes_the_runs_sizes(
         if ".modulation.gamma.weight" in name:
             assert float(tensor.abs().max()) < 1e-9
     fused = load_folder(tmp_path / "out" / "cfw" / "weights", CPU, torch.float32)
-    assert (fused.config.autoencoder.growth, fused.config.autoencoder.fusion_blocks) == (6, 1)
+    released = fused.config.released_autoencoder
+    assert (released.growth, released.fusion_blocks) == (6, 1)
 
 
 def test_a_second_run_in_the_folder_is_refused_unless_it_resumes(tmp_path: Path) -> None:

@@ -87,6 +87,23 @@ def test_a_fresh_prior_takes_from_other_weights_what_fits(
     assert any(line.endswith(f"tensors start from {start}") for line in said)
 
 
+@torch.no_grad()
+def test_a_fresh_fusion_starts_as_the_decoder_is_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
+    cfw = {"crop": 64, "fresh": True, "sampled": 1, "crop_cells": 4, "loop": loop(1)}
+    settings = settings_of(tmp_path, WITH_COMPACT, cfw=cfw)
+    autoencoder = started("cfw", settings, tmp_path / "out").autoencoder
+    assert isinstance(autoencoder, CompactAutoencoder)
+    autoencoder.decoder.head.conv_out.weight.data.normal_()
+    image = torch.rand(1, 3, 32, 40) * 2 - 1
+    encoded = autoencoder.encode(image)
+    plain = autoencoder.decode(encoded.moments)
+    fused = autoencoder.decode(encoded.moments, encoded.features, torch.ones(()))
+    torch.testing.assert_close(fused, plain)
+
+
 def test_a_stage_starts_from_the_nearest_one_before_it_that_was_run(tmp_path: Path) -> None:
     """Without distillation the fusion layers follow the guidance."""
     cfw = {"crop": 64, "sampled": 1, "crop_cells": 4, "loop": loop(1)}

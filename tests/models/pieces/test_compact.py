@@ -27,14 +27,13 @@ from tests.models.pieces.pictures import (
     relative_error,
 )
 
-# More layers than one pass has; some are fused after in the middle of a pass's, and at the end.
+# More layers than one pass has; the first are shared by both ends of the fidelity weight.
 SMALL = CompactConfig(
     quarter_width=8,
     eighth_width=16,
     layers=11,
     head_widths=(8, 16, 8),
-    fused_after=(3, 11),
-    growth=4,
+    shared_layers=3,
 )
 FIDELITY = 0.7
 EXACT = 3e-6
@@ -118,7 +117,6 @@ def test_features_that_nobody_wants_are_not_kept(compact: CompactAutoencoder) ->
 def test_features_can_be_read_again_unless_they_are_to_be_freed(
     compact: CompactAutoencoder,
 ) -> None:
-    """Both fusion layers read one map: the first must not free it for the second."""
     pieces = Pieces(rows=16)
     with encode_pieces(compact, picture(72, 64), pieces) as found:
         given = compact, found.moments, found.features, FIDELITY, pieces
