@@ -51,8 +51,9 @@ walls: $(STAMP)  ## import-linter: which folder may import which
 tests: $(STAMP)  ## pytest, a process for each core
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-parity: $(STAMP)  ## the numbers of this implementation against the reference values in tests/
+parity: $(STAMP)  ## reference values of the method, and sixty results of the embedded model
 	$(BIN)/python -m tests.parity
+	$(BIN)/python -m tests.characterisation
 
 gpu: $(STAMP)  ## what only a GPU can show: reference values, images, limits of memory on CUDA
 	$(BIN)/pytest tests/gpu --verbosity 1

@@ -114,5 +114,5 @@ class Cfw(ImageObjective):
         if isinstance(fusion, nn.ModuleDict):
             last: nn.Module = cast("FusionLayer", fusion["half_size"]).leave.conv2
         else:
-            last = list(fusion.layers.children())[-1]
+            last = cast("nn.ModuleDict", fusion.layers[-1])["conv"]
         return self.image_terms(made, batch, step, last)

@@ -25,6 +25,15 @@ __all__ = [
     "vgg_distance",
 ]
 
+# Convolutions of VGG-16's five blocks, named as torchvision's `features` names them.
+_BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+_WIDTHS = (64, 128, 256, 512, 512)
+# Side in cells of a feature of the patches that textures are compared in.
+_PATCH = 16
+# What each network takes from its input and divides it by, of RGB in [0, 1].
+_TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
+
 
 @dataclass(frozen=True)
 class Perceptual:
@@ -46,16 +55,6 @@ class Perceptual:
         with torch.no_grad():
             theirs = self.network(target)
         return self.network(image), theirs
-
-
-# Convolutions of VGG-16's five blocks, named as torchvision's `features` names them.
-_BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_WIDTHS = (64, 128, 256, 512, 512)
-# Side in cells of a feature of the patches that textures are compared in.
-_PATCH = 16
-# What each network takes from its input and divides it by, of RGB in [0, 1].
-_TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
 
 
 def feature_distance(

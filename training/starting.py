@@ -121,12 +121,18 @@ def _renewed(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
         config = dataclasses.replace(config, encoder=sizes.encoder)
     elif stage == "cfw":
         ours, theirs = config.autoencoder, sizes.autoencoder
-        wrapped: AutoencoderConfig | CompactConfig = theirs
+        wrapped: AutoencoderConfig | CompactConfig
         if isinstance(ours, CompactConfig) and isinstance(theirs, CompactConfig):
             wrapped = dataclasses.replace(ours, shared_layers=theirs.shared_layers)
         elif isinstance(ours, AutoencoderConfig) and isinstance(theirs, AutoencoderConfig):
             wrapped = dataclasses.replace(
                 ours, growth=theirs.growth, fusion_blocks=theirs.fusion_blocks
+            )
+        else:
+            raise InvalidRun(
+                "The weights to start from and the sizes have autoencoders of two kinds: with "
+                'fresh fusion layers, sizes is "tiny" for the compact one and "full" for the '
+                "released one."
             )
         config = dataclasses.replace(config, autoencoder=wrapped)
     networks = Networks(config, first_stage=None if old.first_stage is None else "encoder")

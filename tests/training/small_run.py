@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from models.checkpoints.folder import load_folder, save_folder
 from models.config import ModelConfig
 from models.networks.bundle import Networks
+from models.networks.compact import CompactAutoencoder
 from tests.models.narrow import CONFIG
 from training.config import RunSettings
 
@@ -42,7 +43,11 @@ def write_photographs(folder: Path) -> Path:
 
 def base_weights(folder: Path, config: ModelConfig = CONFIG) -> Path:
     torch.manual_seed(3)
-    save_folder(Networks(config), folder, torch.float32)
+    networks = Networks(config)
+    if isinstance(networks.autoencoder, CompactAutoencoder):
+        # Of zeros, as it starts, nothing before it would learn in the first step.
+        nn.init.normal_(networks.autoencoder.decoder.head.conv_out.weight, std=0.1)
+    save_folder(networks, folder, torch.float32)
     return folder
 
 
