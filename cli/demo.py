@@ -11,11 +11,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
+from cli.checks import check_input
 from cli.errors import CliError
-from cli.files import check_input, write_aside
+from cli.local import write_aside
+from cli.processes import ends_as_interrupt
 from cli.remote import connected, follow
 from cli.stack import Stack
-from cli.up import ends_as_interrupt
 from cli.view import ProgressView, console
 from stablesr_client import Job
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.errors import InputError, JobFailed
-from cli.extras import require_evaluation
-from cli.options import ColorFixOption, Preset, Steps
-from cli.settings import BadSettings, load
+from cli.checks import load, require
+from cli.errors import BadSettings, CliError, InputError, JobFailed, translate
+from cli.options import AsJson, ColorFixOption, Device, Preset, Steps
 from cli.view import console
 from jobs.settings import Settings
 
@@ -31,19 +31,9 @@ app = typer.Typer(
 )
 
 
-class Degrade(StrEnum):
-    """How inputs are made from originals."""
-
-    paper = "paper"
-    mild = "mild"
-    bicubic = "bicubic"
-
-
-Out = Annotated[Path, typer.Option("--out", help="Where results, sheets and scores go.")]
 Originals = Annotated[
     Path | None, typer.Option("--hr", help="The folder of originals.", show_default=False)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @app.callback()
@@ -55,7 +45,7 @@ def compare(
     ] = None,
     hr: Originals = None,
     degrade: Annotated[
-        Degrade | None,
+        Literal["paper", "mild", "bicubic"] | None,
         typer.Option(
             help="Make the inputs from the originals, a quarter as large: by the paper's "
             "degradation, a milder one, or bicubic reduction alone.",
@@ -91,10 +81,10 @@ def compare(
         Path | None,
         typer.Option(help="A VGG-16 file: a perceptual distance over it.", show_default=False),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
-    ] = None,
-    out: Out = Path("evaluation"),
+    device: Device = None,
+    out: Annotated[Path, typer.Option("--out", help="Where results, sheets and scores go.")] = Path(
+        "evaluation"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Score StableSR on pictures, beside other methods and the paper.
@@ -106,19 +96,17 @@ def compare(
         return
     if hr is None or (lr is None) == (degrade is None):
         raise BadSettings("Give --hr, and either --lr or --degrade.")
-    require_evaluation()
+    require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")
     from evaluation import comparison as work
     from evaluation import learned, methods, pictures, sheets, study
     from models.options import Options
 
     settings = load(preset=preset, device=device)
     weights = fidelity_weight or [0.0, 0.5, 1.0]
-    options = Options(
-        steps=steps, seed=seed, color_fix=color_fix.value if color_fix else Options.color_fix
-    )
-    with _refusals():
+    options = Options(steps=steps, seed=seed, color_fix=color_fix or Options.color_fix)
+    with _model_errors():
         if degrade is not None:
-            pairs = pictures.write_degraded(hr, out / "lr", 4, degrade.value, seed)
+            pairs = pictures.write_degraded(hr, out / "lr", 4, degrade, seed)
         else:
             assert lr is not None
             pairs = pictures.matched(lr, hr)
@@ -145,7 +133,7 @@ def compare(
             "color_fix": options.color_fix,
             "seed": seed,
             "border": border,
-            "degrade": degrade.value if degrade else None,
+            "degrade": degrade,
             "pictures": len(pairs),
             "scale": pairs[0].scale,
         }
@@ -169,10 +157,10 @@ def tally(
     key: Annotated[Path, typer.Option(help="The study-key.json that was written with it.")],
 ) -> None:
     """Count the choices of a blind study, with the methods' names."""
-    require_evaluation()
+    require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")
     from evaluation import study
 
-    with _refusals():
+    with _model_errors():
         preferences = study.tally(key, answers)
     table = Table("", "against", "chosen", "not", "cannot tell", "share", "95 %")
     for p in preferences:
@@ -197,9 +185,7 @@ def figures(
         typer.Option(help="Which of them the sheets show.", show_default="the first"),
     ] = None,
     preset: Preset = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
-    ] = None,
+    device: Device = None,
     out: Annotated[Path, typer.Option("--out", help="images/ and figures.md go here.")] = Path(
         "docs"
     ),
@@ -207,10 +193,10 @@ def figures(
     """Draw the paper's figures on these weights, and measure what each part is worth."""
     if hr is None:
         raise BadSettings("Give --hr, the folder of originals.")
-    require_evaluation()
+    require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")
     from evaluation.figures import run
 
-    with _refusals():
+    with _model_errors():
         # A folded network has no modulation of its own to look at.
         sr = _model(load(preset=preset, device=device), fold=False)
         run.draw(
@@ -238,24 +224,25 @@ def _model(settings: Settings, *, fold: bool = True) -> StableSR:
     return StableSR.from_preset(settings.preset, device, dtype, resources, fold=fold)
 
 
-class _refusals:
-    """Turns the model side's errors into the command's."""
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """Turns the errors of evaluation and model into the command's; checks that both are here."""
+    require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")
+    from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
+    from models.errors import InvalidOption, ModelError
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
-        from models.errors import InvalidOption, ModelError
-
-        if isinstance(error, BadPictures | BadStudy):
-            raise InputError(str(error)) from error
-        if isinstance(error, BaselineUnavailable | InvalidOption):
-            raise BadSettings(str(error)) from error
-        if isinstance(error, ModelError):
-            raise JobFailed(str(error)) from error
-        if isinstance(error, OSError):
-            raise InputError(f"{error.filename} cannot be written: {error.strerror}.") from error
+    errors: dict[type[Exception], type[CliError]] = {
+        BadPictures: InputError,
+        BadStudy: InputError,
+        BaselineUnavailable: BadSettings,
+        InvalidOption: BadSettings,
+        ModelError: JobFailed,
+    }
+    try:
+        with translate(errors):
+            yield
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be written: {error.strerror}.") from error
 
 
 def _show(found: Comparison) -> None:

@@ -8,9 +8,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from cli.errors import CliError
+from cli.checks import load
+from cli.errors import BadSettings, Unreachable
 from cli.view import console
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ def list_keys() -> None:
             "valid" if info.revoked_at is None else f"revoked {_day(info.revoked_at)}",
         )
     if infos:
-        typer.echo(_text(table), nl=False)
+        # On standard output: it is what was asked for, not a remark.
+        Console(width=console.width, highlight=False).print(table)
     else:
         console.print("There are no keys.")
 
@@ -88,7 +91,6 @@ def webhook_secret(key: KeyId) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Keys]:
-    from cli.settings import load
     from jobs.connection import connect
     from jobs.errors import KeyNotFound, QueueUnavailable
     from jobs.keys import Keys
@@ -97,27 +99,12 @@ def _keys() -> Iterator[Keys]:
     try:
         yield Keys(connection)
     except KeyNotFound as error:
-        raise _NoSuchKey(error.detail) from error
+        raise BadSettings(error.detail) from error
     except QueueUnavailable as error:
-        raise _NoRedis(error.detail) from error
+        raise Unreachable(error.detail) from error
     finally:
         connection.close()
 
 
-class _NoSuchKey(CliError):
-    exit_code = 2
-
-
-class _NoRedis(CliError):
-    exit_code = 4
-
-
 def _day(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d}"
-
-
-def _text(table: Table) -> str:
-    """The table as on the console, for stdout: it is what was asked for, not a remark."""
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()

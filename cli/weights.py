@@ -6,18 +6,16 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from cli.errors import InputError, Unreachable
-from cli.extras import require_torch
-from cli.settings import BadSettings, load
-from cli.view import console
-from cli.weights_view import WeightsView, as_text, readable
+from cli.checks import load, require_torch
+from cli.errors import BadSettings, InputError, Unreachable, translate
+from cli.view import WeightsView, console, readable
 
 if TYPE_CHECKING:
     from models.checkpoints.folder import Record
@@ -34,14 +32,6 @@ app = typer.Typer(
 _UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
-class DType(StrEnum):
-    """How numbers are stored."""
-
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text)
     unit = _UNITS.get(match[2].upper()) if match else None
@@ -53,6 +43,7 @@ def _bytes(text: str) -> int:
 Name = Annotated[
     str, typer.Argument(metavar="PRESET", help="Such as stablesr-512.", show_default=False)
 ]
+DType = Literal["float16", "bfloat16", "float32"]
 Stored = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
 ShardSize = Annotated[
     int | None,
@@ -77,7 +68,8 @@ def list_weights() -> None:
     for preset in PRESETS.values():
         folder = preset_folder(_preset(preset.name))
         table.add_row(preset.name, *_state(folder), str(folder), preset.licence)
-    typer.echo(as_text(table), nl=False)
+    # As wide as it needs, for a script too.
+    Console(width=200).print(table)
 
 
 def _state(folder: Path) -> tuple[str, str, str]:
@@ -104,7 +96,7 @@ def pull(
         bool, typer.Option("--accept-licence", help="Do not ask about the licence.")
     ] = False,
     text: Text = False,
-    dtype: Stored = DType.float16,
+    dtype: Stored = "float16",
     shard_size: ShardSize = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the downloaded files in .downloads.")
@@ -112,7 +104,7 @@ def pull(
     again: Annotated[bool, typer.Option("--force", help="Replace weights that are here.")] = False,
 ) -> None:
     """Download the released files of a preset, check and convert them. Goes on where it broke."""
-    with _explained():
+    with _model_errors():
         from models.checkpoints import pull as pulling
         from models.checkpoints.places import weights_root
 
@@ -180,12 +172,12 @@ def convert(
         typer.Option(help="The folder to write.", show_default="where the preset is looked for"),
     ] = None,
     text: Text = False,
-    dtype: Stored = DType.float16,
+    dtype: Stored = "float16",
     shard_size: ShardSize = None,
     again: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
 ) -> None:
     """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
-    with _explained(), WeightsView() as view:
+    with _model_errors(), WeightsView() as view:
         from models.checkpoints import convert as converting
         from models.checkpoints.places import preset_folder
         from models.checkpoints.sources import Sources
@@ -217,7 +209,7 @@ def verify(
     ],
 ) -> None:
     """Read all of a folder of weights: every tensor there and finite, the files as written."""
-    with _explained(), WeightsView() as view:
+    with _model_errors(), WeightsView() as view:
         from models.checkpoints import folder as folders
         from models.presets import PRESETS
 
@@ -290,18 +282,15 @@ def _remarks(record: Record) -> Iterator[str]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _model_errors() -> Iterator[None]:
     """Turns the errors of the model side into the command's."""
     require_torch("This command", instead="")
     from models.errors import DownloadFailed, LicenceNotAccepted, ModelError
 
     try:
-        yield
-    except DownloadFailed as error:
-        raise Unreachable(str(error)) from error
+        with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+            yield
     except LicenceNotAccepted as error:
         raise BadSettings(f"{error} Say so with --accept-licence.") from error
-    except ModelError as error:
-        raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror or error}.") from error

@@ -12,10 +12,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from cli.errors import InputError
@@ -48,11 +47,7 @@ class Entry:
 
         A file that was only touched or copied is the same one: then its content decides.
         """
-        if (self.output, self.size, dict(self.parameters)) != (
-            item.output,
-            item.size,
-            dict(parameters),
-        ):
+        if (self.output, self.size, self.parameters) != (item.output, item.size, parameters):
             return False
         return self.mtime_ns == item.mtime_ns or self.sha256 == digest(item.source)
 
@@ -91,12 +86,7 @@ class Journal:
             self._file.write(b"\n")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def entry(self, name: str) -> Entry | None:
@@ -112,26 +102,24 @@ class Journal:
         self.seed = seed
         self._write({"state": "run", "seed": seed})
 
-    def begun(self, item: Item, parameters: Mapping[str, Any], key: str | None) -> None:
+    def begin(self, item: Item, parameters: Mapping[str, Any], key: str | None) -> None:
         """Work on an image begins.
 
         Raises:
             OSError: the image cannot be read.
         """
-        self._write(
-            {
-                "state": "begun",
-                "input": item.name,
-                "size": item.size,
-                "mtime_ns": item.mtime_ns,
-                "sha256": digest(item.source),
-                "output": item.output,
-                "parameters": dict(parameters),
-                **({} if key is None else {"key": key}),
-            }
-        )
+        entry = {
+            "state": "begun",
+            "input": item.name,
+            "size": item.size,
+            "mtime_ns": item.mtime_ns,
+            "sha256": digest(item.source),
+            "output": item.output,
+            "parameters": dict(parameters),
+        }
+        self._write(entry if key is None else {**entry, "key": key})
 
-    def ended(self, item: Item, state: str, **more: Any) -> None:
+    def end(self, item: Item, state: str, **more: Any) -> None:
         """Work on an image that was begun has ended: "done" (with `output_bytes`), "failed" (with
         `error`), or "stopped" before its end."""
         self._write({"state": state, "input": item.name, **more})
@@ -150,28 +138,18 @@ class Journal:
 
     def _take(self, line: bytes) -> None:
         try:
-            told = json.loads(line)
-            state = told["state"]
-            if state == "run":
-                self.seed = int(told["seed"])
+            values = json.loads(line)
+            if values["state"] == "run":
+                self.seed = int(values["seed"])
                 return
-            name = told["input"]
-            if state == "begun":
-                entry = Entry(
-                    state=state,
-                    size=told["size"],
-                    mtime_ns=told["mtime_ns"],
-                    sha256=told["sha256"],
-                    output=told["output"],
-                    parameters=told["parameters"],
-                    key=told.get("key"),
-                )
+            name = values["input"]
+            if values["state"] == "begun":
+                names = ("state", "size", "mtime_ns", "sha256", "output", "parameters")
+                entry = Entry(**{name: values[name] for name in names}, key=values.get("key"))
                 self._outputs.add(entry.output)
             else:
-                before = vars(self._entries[name])
-                entry = Entry(
-                    **{**before, "state": state, "output_bytes": told.get("output_bytes")}
-                )
+                state, output_bytes = values["state"], values.get("output_bytes")
+                entry = replace(self._entries[name], state=state, output_bytes=output_bytes)
             self._entries[name] = entry
         # Not a line of ours, or a part of one.
         except (ValueError, KeyError, TypeError):

@@ -9,10 +9,9 @@ from typing import Any
 
 from cli.errors import InputError
 from cli.folder.journal import Journal
-from cli.folder.plan import SHOWN, Fault, Item, Plan, printable
-from cli.folder.view import FolderView
+from cli.folder.plan import SHOWN, Fault, Item, Plan
 from cli.local import Written
-from cli.view import Moment
+from cli.view import FolderView, Moment, printable
 
 __all__ = ["Work"]
 
@@ -53,10 +52,10 @@ class Work:
             self._check_foreign()
         self._sweep()
 
-    def announce(self, faults: Sequence[Fault], said: str) -> None:
-        """Shows how much there is to do, as `said`, and the faults among it."""
+    def announce(self, faults: Sequence[Fault], summary: str) -> None:
+        """Shows how much there is to do, as `summary`, and the faults among it."""
         self.unbegun = len(faults)
-        self._view.begin(len(self.todo) + len(faults), said)
+        self._view.begin(len(self.todo) + len(faults), summary)
         for fault in faults:
             self._fail(fault)
 
@@ -75,7 +74,7 @@ class Work:
         """Notes that work on an image begins; False when it cannot be read, which is noted too."""
         try:
             item.target.parent.mkdir(parents=True, exist_ok=True)
-            self._journal.begun(item, self.parameters(item), key)
+            self._journal.begin(item, self.parameters(item), key)
         except OSError as error:
             self.fail(item, error.strerror or str(error))
             return False
@@ -90,7 +89,7 @@ class Work:
     def end(self, item: Item, written: Written) -> None:
         """Notes that an image's result is in its place."""
         seconds = monotonic() - self._began.pop(item.name)
-        self._journal.ended(
+        self._journal.end(
             item,
             "done",
             output_bytes=written.bytes,
@@ -105,12 +104,12 @@ class Work:
         """Notes that an image could not be upscaled."""
         # On one line, and without the path that stands before it anyway.
         reason = " ".join(reason.removeprefix(f"{item.source}: ").split())
-        self._journal.ended(item, "failed", error=reason)
+        self._journal.end(item, "failed", error=reason)
         self._fail(Fault(item.name, reason))
 
     def stop(self, item: Item) -> None:
         """Notes that work on an image was ended before its end."""
-        self._journal.ended(item, "stopped")
+        self._journal.end(item, "stopped")
 
     def _fail(self, fault: Fault) -> None:
         self.failed.append(fault)
