@@ -27,53 +27,40 @@ class CliError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, exit_code: int = 1) -> None:
+        cls.exit_code = exit_code
 
-class BadSettings(CliError):
+
+class BadSettings(CliError, exit_code=2):
     """An option or a setting has a value that cannot be."""
 
-    exit_code = 2
 
-
-class InputError(CliError):
+class InputError(CliError, exit_code=3):
     """A file that cannot be read, is not an image, or cannot be written."""
 
-    exit_code = 3
 
-
-class Unreachable(CliError):
+class Unreachable(CliError, exit_code=4):
     """No server answers at the address."""
 
-    exit_code = 4
 
-
-class Refused(CliError):
+class Refused(CliError, exit_code=5):
     """The server answered with a problem: its title and detail."""
 
-    exit_code = 5
 
-
-class JobFailed(CliError):
+class JobFailed(CliError, exit_code=6):
     """A job was accepted and then failed, expired or was canceled."""
 
-    exit_code = 6
 
-
-class NotInstalled(CliError):
+class NotInstalled(CliError, exit_code=7):
     """An extra of the package is missing."""
 
-    exit_code = 7
 
-
-class NotStarted(CliError):
+class NotStarted(CliError, exit_code=8):
     """A part of the embedded mode did not start, or ended once too often."""
 
-    exit_code = 8
 
-
-class SomeFailed(CliError):
+class SomeFailed(CliError, exit_code=9):
     """Some images of a folder failed; the others are done."""
-
-    exit_code = 9
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cli.checks import load
 from cli.errors import BadSettings, Unreachable
+from cli.options import option
 from cli.view import console
 
 if TYPE_CHECKING:
@@ -33,14 +34,10 @@ KeyId = Annotated[
 def create(
     name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)],
     max_queued: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Jobs that may wait at once.", show_default="STABLESR_MAX_QUEUED_EACH"
-        ),
+        int | None, option("Jobs that may wait at once.", default="STABLESR_MAX_QUEUED_EACH", min=1)
     ] = None,
     per_minute: Annotated[
-        int | None,
-        typer.Option(min=1, help="Uploads a minute.", show_default="STABLESR_UPLOADS_PER_MINUTE"),
+        int | None, option("Uploads a minute.", default="STABLESR_UPLOADS_PER_MINUTE", min=1)
     ] = None,
 ) -> None:
     """Make a key and print it, once: only a digest of it is kept."""

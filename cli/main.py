@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from cli import evaluate, keys, plan, status, train, weights
 from cli.checks import load, require_torch
 from cli.errors import BadSettings, CliError
-from cli.options import Data, Device, Preset, UpscaleOptions, with_options
+from cli.options import Device, Preset, UpscaleOptions, option, with_options
 from cli.view import console
 
 __all__ = ["app"]
@@ -75,7 +75,9 @@ def _root(
 def up(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
-    data: Data = None,
+    data: Annotated[
+        Path | None, option("The folder of all state; ~/.local/state/stablesr when not given.")
+    ] = None,
     preset: Preset = None,
 ) -> None:
     """Start Redis, a worker and the service on this machine, until Ctrl-C."""
@@ -86,12 +88,8 @@ def up(
 
 @app.command()
 def serve(
-    host: Annotated[
-        str | None, typer.Option(help="In place of STABLESR_HOST.", show_default=False)
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="In place of STABLESR_PORT.", show_default=False)
-    ] = None,
+    host: Annotated[str | None, option("In place of STABLESR_HOST.")] = None,
+    port: Annotated[int | None, option("In place of STABLESR_PORT.")] = None,
 ) -> None:
     """Run the HTTP service alone; its settings are STABLESR_* environment variables."""
     from service.errors import OpenAddress
@@ -107,9 +105,7 @@ def serve(
 def worker(
     preset: Preset = None,
     device: Device = None,
-    slots: Annotated[
-        int | None, typer.Option(help="Jobs run together.", show_default=False)
-    ] = None,
+    slots: Annotated[int | None, option("Jobs run together.")] = None,
 ) -> None:
     """Run a worker alone; its settings are STABLESR_* environment variables."""
     require_torch()

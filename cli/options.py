@@ -18,10 +18,10 @@ import typer
 from jobs.schema import SEED_MAX, ColorFix, OutputFormat, Parameters, Sampler, Start
 
 __all__ = [
+    "PARALLEL",
     "ApiKey",
     "AsJson",
     "ColorFixOption",
-    "Data",
     "DecodeTile",
     "Device",
     "FidelityWeight",
@@ -31,77 +31,51 @@ __all__ = [
     "Steps",
     "TileBatch",
     "UpscaleOptions",
+    "option",
     "with_options",
 ]
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
-FOLDERS = "Folders"
-MACHINE = "This machine"
+ROOM = "what memory has room for"
+
+
+def option(help: str, *names: str, default: str | bool = False, **more: Any) -> Any:
+    """An option that may be left out; `default` says in the help what is taken then."""
+    return typer.Option(*names, help=help, show_default=default, **more)
+
+
+_folder = functools.partial(option, rich_help_panel="Folders")
+_machine = functools.partial(option, rich_help_panel="This machine")
 
 Server = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "The address of a server; without one this machine does the work.",
         envvar="STABLESR_SERVER",
-        help="The address of a server; without one this machine does the work.",
-        show_default=False,
     ),
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "The server's key; better in the environment, where other users cannot see it.",
         envvar="STABLESR_API_KEY",
-        help="The server's key; better in the environment, where other users cannot see it.",
-        show_default=False,
     ),
 ]
-Preset = Annotated[
-    str | None, typer.Option(help="Which weights: tiny is shipped.", show_default=False)
-]
+Preset = Annotated[str | None, option("Which weights: tiny is shipped.")]
 FidelityWeight = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        help="0: more invented detail, 1: closer to the input.",
-        show_default=False,
-    ),
+    float | None, option("0: more invented detail, 1: closer to the input.", min=0.0, max=1.0)
 ]
-Scale = Annotated[
-    float | None, typer.Option(min=1.0, max=16.0, help="How much larger.", show_default="4")
-]
-Steps = Annotated[
-    int | None, typer.Option(min=1, max=1000, help="Sampling steps.", show_default="preset's")
-]
-ColorFixOption = Annotated[
-    ColorFix | None, typer.Option(help="Colours from the input.", show_default="adain")
-]
+Scale = Annotated[float | None, option("How much larger.", default="4", min=1.0, max=16.0)]
+Steps = Annotated[int | None, option("Sampling steps.", default="preset's", min=1, max=1000)]
+ColorFixOption = Annotated[ColorFix | None, option("Colours from the input.", default="adain")]
 TileBatch = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Tiles in one network call on this machine.",
-        show_default="what memory has room for",
-        rich_help_panel=MACHINE,
-    ),
+    int | None, _machine("Tiles in one network call on this machine.", default=ROOM, min=1)
 ]
 DecodeTile = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Rows of pixels that this machine decodes at once.",
-        show_default="what memory has room for",
-        rich_help_panel=MACHINE,
-    ),
+    int | None, _machine("Rows of pixels that this machine decodes at once.", default=ROOM, min=1)
 ]
-Device = Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="The folder of all state; ~/.local/state/stablesr when not given.",
-        show_default=False,
-    ),
-]
+Device = Annotated[str | None, option("Such as cuda:0 or cpu.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
@@ -127,102 +101,64 @@ class UpscaleOptions:
     scale: Scale = None
     steps: Steps = None
     seed: Annotated[
-        int | None, typer.Option(min=0, help="The same seed, the same image.", show_default="drawn")
+        int | None, option("The same seed, the same image.", default="drawn", min=0)
     ] = None
     seeds: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=1000,
-            help="So many results, from --seed on, in files named OUT-SEED.",
-            show_default=False,
-        ),
+        option("So many results, from --seed on, in files named OUT-SEED.", min=1, max=1000),
     ] = None
     color_fix: ColorFixOption = None
     sampler: Annotated[
         Sampler | None,
-        typer.Option(
-            help="dpmpp and unipc need fewer steps than ddpm and ddim.", show_default="ddpm"
-        ),
+        option("dpmpp and unipc need fewer steps than ddpm and ddim.", default="ddpm"),
     ] = None
     eta: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Noise of the sampler ddim.", show_default="1"),
+        float | None, option("Noise of the sampler ddim.", default="1", min=0.0, max=1.0)
     ] = None
     start: Annotated[
-        Start | None,
-        typer.Option(help="Begin at the noised input, or at noise alone.", show_default="lr"),
+        Start | None, option("Begin at the noised input, or at noise alone.", default="lr")
     ] = None
-    prompt: Annotated[
-        str | None, typer.Option(help="What the image shows; tiny reads none.", show_default=False)
-    ] = None
-    negative_prompt: Annotated[
-        str | None, typer.Option(help="What guidance leads away from.", show_default=False)
-    ] = None
+    prompt: Annotated[str | None, option("What the image shows; tiny reads none.")] = None
+    negative_prompt: Annotated[str | None, option("What guidance leads away from.")] = None
     guidance_scale: Annotated[
         float | None,
-        typer.Option(
-            min=1.0,
-            max=20.0,
-            help="Above 1: closer to the prompt, twice the work.",
-            show_default="1",
-        ),
+        option("Above 1: closer to the prompt, twice the work.", default="1", min=1.0, max=20.0),
     ] = None
     preset: Preset = None
     output_format: Annotated[
         Literal[OutputFormat, "same"] | None,
-        typer.Option(
-            "--format",
-            help="The results' format; same: each image's own.",
-            show_default="png",
-            rich_help_panel=FOLDERS,
-        ),
+        _folder("The results' format; same: each image's own.", "--format", default="png"),
     ] = None
     recursive: Annotated[
         bool | None,
-        typer.Option(
-            "--recursive/--no-recursive",
-            help="Sub-folders too.",
-            show_default="recursive",
-            rich_help_panel=FOLDERS,
-        ),
+        _folder("Sub-folders too.", "--recursive/--no-recursive", default="recursive"),
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite",
-            help="Do again what is done, and replace whatever is in OUT.",
-            rich_help_panel=FOLDERS,
+        _folder(
+            "Do again what is done, and replace whatever is in OUT.", "--overwrite", default=True
         ),
     ] = False
     parallel: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            max=64,
-            help="Images that a server is given at once.",
-            show_default=str(PARALLEL),
-            rich_help_panel=FOLDERS,
-        ),
+        _folder("Images that a server is given at once.", default=str(PARALLEL), min=1, max=64),
     ] = None
     tile_batch: TileBatch = None
     decode_tile: DecodeTile = None
     compile: Annotated[
         bool | None,
-        typer.Option(
+        _machine(
+            "Compile the networks on this machine, which takes minutes at first.",
             "--compile/--no-compile",
-            help="Compile the networks on this machine, which takes minutes at first.",
-            show_default="no",
-            rich_help_panel=MACHINE,
+            default="no",
         ),
     ] = None
     devices: Annotated[
         str | None,
-        typer.Option(
+        _machine(
+            "Several devices for every network call, such as cuda:0,cuda:1.",
+            default="the best one",
             metavar="NAMES",
-            help="Several devices for every network call, such as cuda:0,cuda:1.",
-            show_default="the best one",
-            rich_help_panel=MACHINE,
         ),
     ] = None
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.checks import load, require_torch
 from cli.errors import BadSettings, JobFailed, translate
-from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch
+from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch, option
 from jobs.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds; what is checked before needs none of it
@@ -30,20 +30,14 @@ def plan(
     preset: Preset = None,
     fidelity_weight: FidelityWeight = None,
     overlap: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of tiles, in latent cells.", show_default="the preset's"),
+        int | None, option("Of tiles, in latent cells.", default="the preset's", min=0)
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu or cuda; with --memory it need not be here.", show_default=False),
-    ] = None,
+    device: Annotated[str | None, option("cpu or cuda; with --memory it need not be here.")] = None,
     dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16 or float16.", show_default="the device's"),
+        str | None, option("float32, bfloat16 or float16.", default="the device's")
     ] = None,
     memory: Annotated[
-        str | None,
-        typer.Option(help="What there is on the device, such as 8GB.", show_default="what is free"),
+        str | None, option("What there is on the device, such as 8GB.", default="what is free")
     ] = None,
     tile_batch: TileBatch = None,
     decode_tile: DecodeTile = None,

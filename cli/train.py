@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from cli.checks import require
 from cli.errors import BadSettings, CliError, InputError, JobFailed, translate
+from cli.options import option
 from cli.view import console
 
 __all__ = ["train"]
@@ -22,15 +23,10 @@ def train(
     stage: Annotated[Stage, typer.Argument(help="What is trained; all: what the file describes.")],
     config: Annotated[Path, typer.Option(help="A TOML file such as configs/tiny.toml.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="Where it is kept.", show_default="runs/ and the file's name"),
+        Path | None, option("Where it is kept.", default="runs/ and the file's name")
     ] = None,
-    photographs: Annotated[
-        Path | None, typer.Option(help="In place of the file's.", show_default=False)
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop after these.", show_default=False)
-    ] = None,
+    photographs: Annotated[Path | None, option("In place of the file's.")] = None,
+    max_steps: Annotated[int | None, option("Stop after these.", min=1)] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train a stage on your own photographs: the guidance (encoder), CFW, the prior, the VAE."""
@@ -60,10 +56,8 @@ def train(
         raise Stopped("Stopped after a checkpoint; --resume goes on from there.")
 
 
-class Stopped(CliError):
+class Stopped(CliError, exit_code=130):
     """A signal ended it; the exit code is that of an interruption."""
-
-    exit_code = 130
 
 
 def _print(line: str) -> None:

@@ -15,11 +15,10 @@ from rich.table import Table
 
 from cli.checks import load, require_torch
 from cli.errors import BadSettings, InputError, Unreachable, translate
+from cli.options import option
 from cli.view import WeightsView, console, readable
 
 if TYPE_CHECKING:
-    from models.checkpoints.folder import Record
-    from models.checkpoints.writing import Form
     from models.presets import Preset
 
 __all__ = ["app"]
@@ -47,11 +46,11 @@ DType = Literal["float16", "bfloat16", "float32"]
 Stored = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
 ShardSize = Annotated[
     int | None,
-    typer.Option(
+    option(
+        "Write several files of at most this size, such as 2GB.",
+        default="one file",
         parser=_bytes,
         metavar="SIZE",
-        help="Write several files of at most this size, such as 2GB.",
-        show_default="one file",
     ),
 ]
 Text = Annotated[bool, typer.Option(help="Keep the text tower (0.7 GB), which prompts need.")]
@@ -79,14 +78,14 @@ def _state(folder: Path) -> tuple[str, str, str]:
 
     try:
         record = describe(folder).record
-        _, found = open_folder(folder)
+        _, weights = open_folder(folder)
     except WeightsNotFound:
         return "no", "", ""
     except CheckpointError:
         return "damaged", "", ""
-    size = sum(path.stat().st_size for path in found.files)
-    kinds = {str(t.dtype).removeprefix("torch.") for t in found.tensors.values()}
-    return "yes", readable(size), record.dtype if record else ", ".join(sorted(kinds))
+    size = readable(sum(path.stat().st_size for path in weights.files))
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.tensors.values()}
+    return "yes", size, record.dtype if record else ", ".join(sorted(dtypes))
 
 
 @app.command()
@@ -107,6 +106,7 @@ def pull(
     with _model_errors():
         from models.checkpoints import pull as pulling
         from models.checkpoints.places import weights_root
+        from models.checkpoints.writing import Form
 
         preset, root = _preset(name), weights_root()
         here = pulling.is_there(preset, root) and not again
@@ -117,7 +117,7 @@ def pull(
                 root,
                 accept_licence=accepted,
                 on_progress=view,
-                form=_form(dtype, shard_size, text),
+                form=Form.named(dtype, shard_size, text),
                 keep=keep,
                 again=again,
             )
@@ -161,15 +161,13 @@ def convert(
     ],
     base: Annotated[
         Path | None,
-        typer.Option(
-            help="Stable Diffusion 2.1, a diffusers folder or a file: for a diffusion file "
-            "without it, such as webui_768v_139.safetensors.",
-            show_default=False,
+        option(
+            "Stable Diffusion 2.1, a diffusers folder or a file: for a diffusion file "
+            "without it, such as webui_768v_139.safetensors."
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The folder to write.", show_default="where the preset is looked for"),
+        Path | None, option("The folder to write.", default="where the preset is looked for")
     ] = None,
     text: Text = False,
     dtype: Stored = "float16",
@@ -181,13 +179,14 @@ def convert(
         from models.checkpoints import convert as converting
         from models.checkpoints.places import preset_folder
         from models.checkpoints.sources import Sources
+        from models.checkpoints.writing import Form
 
         preset = _preset(name)
         done = converting.convert(
             preset,
             Sources(diffusion, autoencoder, base),
             out or preset_folder(preset),
-            _form(dtype, shard_size, text),
+            Form.named(dtype, shard_size, text),
             replace_folder=again,
             on_progress=view,
         )
@@ -240,45 +239,36 @@ def _preset(name: str) -> Preset:
     from models.errors import UnknownPreset
     from models.presets import get_preset
 
-    try:
+    with translate({UnknownPreset: BadSettings}):
         return get_preset(name)
-    except UnknownPreset as error:
-        raise BadSettings(str(error)) from error
-
-
-def _form(dtype: DType, shard_size: int | None, text: bool) -> Form:
-    from models.checkpoints.writing import Form
-
-    return Form.named(dtype, shard_size, text)
 
 
 def _report(folder: Path) -> None:
     """One line for what there is now, and what a person should know of it."""
     from models.checkpoints.folder import describe
+    from models.presets import PRESETS
 
     record = describe(folder).record
     assert record is not None  # a conversion has just written it
-    size = readable(sum(file.bytes for file in record.files))
-    console.print(f"{folder}: {size} in {record.dtype}.", soft_wrap=True)
-    for line in _remarks(record):
-        console.print(line, soft_wrap=True)
-
-
-def _remarks(record: Record) -> Iterator[str]:
-    from models.presets import PRESETS
-
+    lines = [f"{folder}: {readable(sum(file.bytes for file in record.files))} in {record.dtype}."]
     if record.float32:
-        names = ", ".join(record.float32[:3])
-        yield (
+        lines.append(
             f"{len(record.float32)} tensors have values that {record.dtype} cannot hold and are "
-            f"kept in float32: {names}."
+            f"kept in float32: {', '.join(record.float32[:3])}."
         )
     if not record.shared_encoder:
-        yield "The VAE encoders of the two files differ: both are kept, and images take longer."
+        lines.append(
+            "The VAE encoders of the two files differ: both are kept, and images take longer."
+        )
     release = PRESETS[record.preset].release
+    sources = {source.name for source in record.sources}
     for file in release.files if release else ():
-        if file.sha256 is None and any(source.name == file.name for source in record.sources):
-            yield f"{file.name} was checked by its structure only: its sha256 is not published."
+        if file.sha256 is None and file.name in sources:
+            lines.append(
+                f"{file.name} was checked by its structure only: its sha256 is not published."
+            )
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 @contextmanager

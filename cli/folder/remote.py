@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import aclosing
 
 from cli.errors import translate
+from cli.folder.journal import Work
 from cli.folder.plan import Item
-from cli.folder.work import Work
 from cli.local import Written
 from cli.options import PARALLEL, UpscaleOptions
 from cli.remote import CLIENT_ERRORS, connected, form, moment_of

@@ -12,9 +12,8 @@ from rich.markup import escape
 from cli.checks import load, require_torch
 from cli.errors import InputError, JobFailed, SomeFailed
 from cli.folder import remote
-from cli.folder.journal import Journal
+from cli.folder.journal import Journal, Work
 from cli.folder.plan import Plan, images, make_plan
-from cli.folder.work import Work
 from cli.local import LocalModel, parameters_of
 from cli.options import UpscaleOptions
 from cli.processes import ends_as_interrupt
@@ -57,14 +56,12 @@ def run(options: UpscaleOptions) -> None:
         default = remote.default_preset(options.server, options.api_key)
         preset = options.preset or default
     with ends_as_interrupt(), Journal(options.target) as journal:
-        seed = next(
-            (seed for seed in (options.seed, journal.seed) if seed is not None),
-            secrets.randbelow(SEED_MAX + 1),
-        )
+        seed = journal.seed if options.seed is None else options.seed
+        seed = secrets.randbelow(SEED_MAX + 1) if seed is None else seed
         options = replace(options, preset=preset, seed=seed)
         with FolderView() as view:
             work = Work(plan, journal, view, options.parameters(), overwrite=options.overwrite)
-            journal.run(seed)
+            journal.write("run", seed=seed)
             try:
                 work.announce(plan.faults, _summary(plan, work))
                 if work.todo and settings is not None:
