@@ -132,7 +132,11 @@ class LocalModel:
         from worker.options import options_of
 
         try:
-            image = decode(_read(source), self._max_pixels)
+            content = source.read_bytes()
+        except OSError as error:
+            raise InputError(f"{source} cannot be read: {error.strerror or error}.") from error
+        try:
+            image = decode(content, self._max_pixels)
             options = options_of(parameters)
             width, height = (round(side * options.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
@@ -177,13 +181,6 @@ def _moments(on_progress: Callable[[Moment], None]) -> Callable[[Progress], None
         on_progress(Moment(now.stage, fraction, now.step + 1, now.steps, eta))
 
     return on_step
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 @contextmanager

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-class Child:
+class Child(subprocess.Popen[bytes]):
     """One running process and the lines it says.
 
     Every line goes to `log` and to `on_line`; the last twenty are kept for error messages.
@@ -59,10 +59,7 @@ class Child:
         keep: Sequence[int] = (),
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.name = name
-        self.last_lines: deque[str] = deque(maxlen=20)
-        self._on_line = on_line
-        self._process = subprocess.Popen(
+        super().__init__(
             command,
             env=dict(env),
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -73,29 +70,23 @@ class Child:
             # stops its children in order.
             start_new_session=True,
         )
-        if self._process.stdin is not None:
-            with self._process.stdin as pipe:
+        self.name = name
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._on_line = on_line
+        if self.stdin is not None:
+            with self.stdin as pipe:
                 pipe.write((stdin or "").encode())
-        assert self._process.stdout is not None  # PIPE was asked for
+        assert self.stdout is not None  # PIPE was asked for
         self._reader = threading.Thread(
-            target=self._read, args=(self._process.stdout, log), name=f"read-{name}", daemon=True
+            target=self._read, args=(self.stdout, log), name=f"read-{name}", daemon=True
         )
         self._reader.start()
 
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    def ended(self) -> int | None:
-        """The exit status when the process has ended (negative: the signal), else None."""
-        return self._process.poll()
-
     def tail(self) -> str:
         """The last lines it said, for a message; waits shortly for lines still in the pipe."""
-        if self.ended() is not None:
+        if self.poll() is not None:
             self._reader.join(timeout=1)
-        return "\n".join(self.last_lines)
+        return "\n".join(self._last_lines)
 
     def stop(self, grace_s: float) -> int:
         """Asks the process to end (SIGTERM) and kills it after `grace_s` seconds.
@@ -103,13 +94,13 @@ class Child:
         Returns:
             The exit status.
         """
-        self._process.terminate()
+        self.terminate()
         try:
-            status = self._process.wait(timeout=grace_s)
+            status = self.wait(timeout=grace_s)
         except subprocess.TimeoutExpired:
             # The whole session, so that nothing it started stays behind.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            status = self._process.wait()
+            os.killpg(self.pid, signal.SIGKILL)
+            status = self.wait()
         self._reader.join(timeout=1)
         return status
 
@@ -119,7 +110,7 @@ class Child:
                 file.write(raw)
                 file.flush()
                 line = raw.decode("utf-8", errors="replace").rstrip()
-                self.last_lines.append(line)
+                self._last_lines.append(line)
                 self._on_line(line)
 
 

@@ -185,12 +185,11 @@ class Stack:
             NotStarted: Redis or the service ended, or the worker did so too often.
         """
         for name in ("redis", "service"):
-            child = self._children[name]
-            status = child.ended()
+            status = self._children[name].poll()
             if status is not None:
-                raise NotStarted(_ended(child, status))
+                raise NotStarted(_describe(self._children[name], status))
         worker = self._children["worker"]
-        status = worker.ended()
+        status = worker.poll()
         if status is None:
             return
         now = time.monotonic()
@@ -198,7 +197,7 @@ class Stack:
         if len(self._restarts) >= RESTARTS:
             raise NotStarted(
                 f"The worker was started {RESTARTS} times more within "
-                f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_ended(worker, status)}"
+                f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_describe(worker, status)}"
             )
         self._restarts.append(now)
         self._on_line(
@@ -245,7 +244,7 @@ class Stack:
 
     def _stop_part(self, name: str, grace_s: float) -> None:
         child = self._children[name]
-        running = child.ended() is None
+        running = child.poll() is None
         status = child.stop(grace_s)
         del self._children[name]
         # The service ends by the very signal it was sent, after it has closed everything.
@@ -270,7 +269,7 @@ class Stack:
         return lock
 
 
-def _ended(child: Child, status: int) -> str:
+def _describe(child: Child, status: int) -> str:
     return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"
 
 

@@ -83,9 +83,9 @@ def test_a_child_that_ignores_sigterm_is_killed_after_its_grace(
         "while True: signal.pause()\n"
     )
     assert lines.get(timeout=30) == "up"
-    assert child.ended() is None
+    assert child.poll() is None
     assert child.stop(0.2) == -signal.SIGKILL
-    assert child.ended() == -signal.SIGKILL
+    assert child.poll() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
