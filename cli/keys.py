@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cli.checks import load
 from cli.errors import BadSettings, Unreachable
-from cli.options import option
+from cli.options import argument, option
 from cli.view import console
 
 if TYPE_CHECKING:
@@ -25,14 +25,12 @@ app = typer.Typer(
     help="API keys of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
 )
 
-KeyId = Annotated[
-    str, typer.Argument(metavar="KEY", help="The key's id, or the key itself.", show_default=False)
-]
+KeyId = Annotated[str, argument("The key's id, or the key itself.", "KEY")]
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)],
+    name: Annotated[str, argument("Whose key it is.")],
     max_queued: Annotated[
         int | None, option("Jobs that may wait at once.", default="STABLESR_MAX_QUEUED_EACH", min=1)
     ] = None,

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from cli import evaluate, keys, plan, status, train, weights
 from cli.checks import load, require_torch
 from cli.errors import BadSettings, CliError
-from cli.options import Device, Preset, UpscaleOptions, option, with_options
+from cli.options import Device, Preset, UpscaleOptions, argument, option, with_options
 from cli.view import console
 
 __all__ = ["app"]
@@ -153,10 +153,7 @@ app.command("plan")(plan.plan)
 
 @app.command()
 def demo(
-    image: Annotated[
-        Path | None,
-        typer.Argument(help="Your own image; without one the bundled one.", show_default=False),
-    ] = None,
+    image: Annotated[Path | None, argument("Your own image; without one the bundled one.")] = None,
     folder: Annotated[
         Path, typer.Option("--out", help="Where upscaled.png and side-by-side.png go.")
     ] = Path(),

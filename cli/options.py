@@ -31,6 +31,7 @@ __all__ = [
     "Steps",
     "TileBatch",
     "UpscaleOptions",
+    "argument",
     "option",
     "with_options",
 ]
@@ -43,6 +44,11 @@ ROOM = "what memory has room for"
 def option(help: str, *names: str, default: str | bool = False, **more: Any) -> Any:
     """An option that may be left out; `default` says in the help what is taken then."""
     return typer.Option(*names, help=help, show_default=default, **more)
+
+
+def argument(help: str, metavar: str | None = None) -> Any:
+    """An argument that has no default to show."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
 _folder = functools.partial(option, rich_help_panel="Folders")
@@ -83,16 +89,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 class UpscaleOptions:
     """What `stablesr upscale` was asked for; None leaves a thing to the server or the preset."""
 
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="IN", help="The image, or a folder of images.", show_default=False),
-    ]
+    source: Annotated[Path, argument("The image, or a folder of images.", "IN")]
     target: Annotated[
         Path,
-        typer.Argument(
-            metavar="OUT",
-            help="The result; .png, .webp, .jpg or .tif says the format. For a folder, a folder.",
-            show_default=False,
+        argument(
+            "The result; .png, .webp, .jpg or .tif says the format. For a folder, a folder.", "OUT"
         ),
     ]
     server: Server = None

@@ -18,8 +18,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import httpx
 from rich.text import Text
@@ -224,22 +225,12 @@ class Stack:
                 self._lock.close()
                 self._lock = None
 
-    def _start(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        stdin: str | None = None,
-        keep: Sequence[int] = (),
-    ) -> None:
+    def _start(self, name: str, command: Sequence[str], **options: Any) -> None:
+        """`options` are those of a `Child`."""
+        log = self.data / "logs" / f"{name}.log"
+        on_line = partial(self._on_line, name)
         self._children[name] = Child(
-            name,
-            command,
-            env=self._env,
-            log=self.data / "logs" / f"{name}.log",
-            stdin=stdin,
-            keep=keep,
-            on_line=lambda line: self._on_line(name, line),
+            name, command, env=self._env, log=log, on_line=on_line, **options
         )
 
     def _stop_part(self, name: str, grace_s: float) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cli.checks import load, require_torch
 from cli.errors import BadSettings, InputError, Unreachable, translate
-from cli.options import option
+from cli.options import argument, option
 from cli.view import WeightsView, console, readable
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * unit)
 
 
-Name = Annotated[
-    str, typer.Argument(metavar="PRESET", help="Such as stablesr-512.", show_default=False)
-]
+Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
 DType = Literal["float16", "bfloat16", "float32"]
 Stored = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
 ShardSize = Annotated[
@@ -92,14 +90,12 @@ def _state(folder: Path) -> tuple[str, str, str]:
 def pull(
     name: Name,
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Do not ask about the licence.")
+        bool, option("Do not ask about the licence.", "--accept-licence")
     ] = False,
     text: Text = False,
     dtype: Stored = "float16",
     shard_size: ShardSize = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the downloaded files in .downloads.")
-    ] = False,
+    keep: Annotated[bool, option("Keep the downloaded files in .downloads.", "--keep")] = False,
     again: Annotated[bool, typer.Option("--force", help="Replace weights that are here.")] = False,
 ) -> None:
     """Download the released files of a preset, check and convert them. Goes on where it broke."""
@@ -147,18 +143,8 @@ def _ask(preset: Preset) -> bool:
 @app.command()
 def convert(
     name: Name,
-    diffusion: Annotated[
-        Path,
-        typer.Argument(
-            help="The diffusion file, such as stablesr_000117.ckpt.", show_default=False
-        ),
-    ],
-    autoencoder: Annotated[
-        Path,
-        typer.Argument(
-            help="The autoencoder file, such as vqgan_cfw_00011.ckpt.", show_default=False
-        ),
-    ],
+    diffusion: Annotated[Path, argument("The diffusion file, such as stablesr_000117.ckpt.")],
+    autoencoder: Annotated[Path, argument("The autoencoder file, such as vqgan_cfw_00011.ckpt.")],
     base: Annotated[
         Path | None,
         option(
@@ -200,12 +186,7 @@ def convert(
 
 @app.command()
 def verify(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRESET|FOLDER", help="A preset, or a folder of weights.", show_default=False
-        ),
-    ],
+    what: Annotated[str, argument("A preset, or a folder of weights.", "PRESET|FOLDER")],
 ) -> None:
     """Read all of a folder of weights: every tensor there and finite, the files as written."""
     with _model_errors(), WeightsView() as view:
@@ -215,11 +196,9 @@ def verify(
         folder = folders.preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
         verification = folders.verify(folder, view)
     types = ", ".join(f"{count} {name}" for name, count in sorted(verification.dtypes.items()))
-    sums = (
-        "the files are as they were written"
-        if verification.record
-        else "no sums are recorded to compare the files with"
-    )
+    sums = "no sums are recorded to compare the files with"
+    if verification.record:
+        sums = "the files are as they were written"
     console.print(
         f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.",
         soft_wrap=True,
