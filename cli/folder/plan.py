@@ -62,7 +62,7 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
         output_format: "png", "webp", "jpeg" or "tiff", or "same" for each image's own.
 
     Raises:
-        InputError: a folder is none, results would lie among the inputs, or two images would
+        InputError: `target` is a file, results would lie among the inputs, or two images would
             have one result.
     """
     _check_folders(source, target)
@@ -120,8 +120,6 @@ def _files(
 
 
 def _check_folders(source: Path, target: Path) -> None:
-    if not source.is_dir():
-        raise InputError(f"There is no folder {source}.")
     if target.exists() and not target.is_dir():
         raise InputError(f"{source} is a folder, so {target} must be one too; it is a file.")
     if target.resolve() == source.resolve():
