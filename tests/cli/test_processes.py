@@ -109,7 +109,7 @@ def test_the_server_takes_its_configuration_and_password_from_standard_input(
     binary = wheels_own(monkeypatch) if origin == "wheel" else find_redis_server()
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
-    port, password = free_port(), "a password"
+    port, password = free_port(), "a-password"
     with subprocess.Popen(
         [str(binary), "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
