@@ -11,11 +11,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
+from cli.checks import check_input
 from cli.errors import CliError
-from cli.files import check_input, write_aside
+from cli.local import write_aside
+from cli.processes import ends_as_interrupt
 from cli.remote import connected, follow
 from cli.stack import Stack
-from cli.up import ends_as_interrupt
 from cli.view import ProgressView, console
 from stablesr_client import Job
 
@@ -33,7 +34,7 @@ class DemoFailed(CliError):
 
 
 def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
-    """Upscales `image` (the bundled photograph when None) four times and writes two files.
+    """Upscales `image` (the bundled one when None) four times and writes two files.
 
     `upscaled.png` is the result, `side-by-side.png` the bicubic enlargement beside it.
 
@@ -42,54 +43,59 @@ def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
             exactly four times the input's size.
     """
     bundled = as_file(files("cli") / "photographs" / PHOTOGRAPH)
-    started = time.monotonic()
+    start = time.monotonic()
+    upscaled, pair = folder / "upscaled.png", folder / "side-by-side.png"
     with (
         ends_as_interrupt(),
         nullcontext(image) if image is not None else bundled as source,
         tempfile.TemporaryDirectory(prefix="stablesr-demo-") as data,
     ):
         check_input(source)
-        upscaled = folder / "upscaled.png"
         with Stack(Path(data), port=0, preset=preset) as stack:
             with console.status("Starting Redis, a worker and the service ..."):
                 stack.start()
                 stack.wait_ready()
-            ready_s = time.monotonic() - started
-            job = _upscale(stack.url, source, upscaled)
-        _check(source, upscaled)
-        pair = folder / "side-by-side.png"
-        _write_pair(source, upscaled, job, pair)
-    _report(source, upscaled, pair, job, ready_s, time.monotonic() - started)
+            ready_s = time.monotonic() - start
+            with connected(stack.url, None) as client, ProgressView("uploading") as view:
+                job = client.submit(source, scale=SCALE, seed=SEED, output_format="png")
+                job = follow(client, job, view)
+                client.download(job, upscaled)
+        sizes = _write_pair(source, upscaled, job, pair)
+    table = Table(title=f"{source.name}: {sizes} pixels, preset {job.preset}, seed {job.seed}")
+    table.add_column("what")
+    table.add_column("seconds", justify="right")
+    table.add_row("parts started and model loaded", f"{ready_s:.1f}")
+    for stage in STAGES:
+        seconds = (job.timings or {}).get(stage)
+        if seconds is not None:
+            table.add_row(f"job: {stage}", f"{seconds:.2f}")
+    table.add_row("all, from start to stop", f"{time.monotonic() - start:.1f}")
+    console.print(table)
+    console.print(f"Written: {upscaled} and {pair}", soft_wrap=True)
 
 
-def _upscale(url: str, source: Path, target: Path) -> Job:
-    with connected(url, None) as http, ProgressView("uploading") as view:
-        job = http.submit(source, scale=SCALE, seed=SEED, output_format="png")
-        job = follow(http, job, view)
-        http.download(job, target)
-    return job
+def _write_pair(source: Path, upscaled: Path, job: Job, target: Path) -> str:
+    """Draws the bicubic enlargement and the result side by side, each with a caption below.
 
+    Returns:
+        The sizes of the two files in words.
 
-def _check(source: Path, upscaled: Path) -> None:
-    with Image.open(source) as before, Image.open(upscaled) as after:
-        width, height = ImageOps.exif_transpose(before).size
-        after.load()
-        if after.size != (SCALE * width, SCALE * height):
-            raise DemoFailed(
-                f"{upscaled} has {after.width} x {after.height} pixels; {SCALE} times "
-                f"{width} x {height} is {SCALE * width} x {SCALE * height}."
-            )
-
-
-def _write_pair(source: Path, upscaled: Path, job: Job, target: Path) -> None:
-    """Draws the bicubic enlargement and the result side by side, each with a caption below."""
+    Raises:
+        DemoFailed: the result has not the size that was asked for.
+    """
     band, gap = 36, 8
     with Image.open(source) as before, Image.open(upscaled) as after:
+        upright = ImageOps.exif_transpose(before).convert("RGB")
         result = after.convert("RGB")
-        bicubic = ImageOps.exif_transpose(before).convert("RGB")
-        bicubic = bicubic.resize(result.size, Image.Resampling.BICUBIC)
+        sizes = f"{before.width} x {before.height} -> {after.width} x {after.height}"
+    size = (SCALE * upright.width, SCALE * upright.height)
+    if result.size != size:
+        raise DemoFailed(
+            f"{upscaled} has {result.width} x {result.height} pixels; {SCALE} times "
+            f"{upright.width} x {upright.height} is {size[0]} x {size[1]}."
+        )
     pair = Image.new("RGB", (2 * result.width + gap, result.height + band), "white")
-    pair.paste(bicubic, (0, 0))
+    pair.paste(upright.resize(size, Image.Resampling.BICUBIC), (0, 0))
     pair.paste(result, (result.width + gap, 0))
     draw = ImageDraw.Draw(pair)
     font = ImageFont.load_default(size=18)
@@ -99,21 +105,4 @@ def _write_pair(source: Path, upscaled: Path, job: Job, target: Path) -> None:
         draw.text(middle, text, fill="black", font=font, anchor="mm")
     with write_aside(target) as aside:
         pair.save(aside, format="PNG")
-
-
-def _report(
-    source: Path, upscaled: Path, pair: Path, job: Job, ready_s: float, total_s: float
-) -> None:
-    with Image.open(source) as before, Image.open(upscaled) as after:
-        sizes = f"{before.width} x {before.height} -> {after.width} x {after.height}"
-    table = Table(title=f"{source.name}: {sizes} pixels, preset {job.preset}, seed {job.seed}")
-    table.add_column("what")
-    table.add_column("seconds", justify="right")
-    table.add_row("parts started and model loaded", f"{ready_s:.1f}")
-    for stage in STAGES:
-        seconds = (job.timings or {}).get(stage)
-        if seconds is not None:
-            table.add_row(f"job: {stage}", f"{seconds:.2f}")
-    table.add_row("all, from start to stop", f"{total_s:.1f}")
-    console.print(table)
-    console.print(f"Written: {upscaled} and {pair}", soft_wrap=True)
+    return sizes

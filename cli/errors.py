@@ -1,21 +1,15 @@
-"""What the command can end with, each with one sentence a person can act on.
+"""What the command can end with: one sentence that a person can act on, and an exit code.
 
-    CliError
-    ├── InputError          3  no such file, not an image, an output that cannot be written
-    ├── Unreachable         4  no server answers at the address
-    ├── Refused             5  the server answered with a problem (its title and detail)
-    ├── JobFailed           6  the job was accepted and then failed, expired or was canceled
-    ├── NotInstalled        7  an extra of the package is missing
-    ├── NotStarted          8  a part of the embedded mode did not start or ended for good
-    └── SomeFailed          9  of a folder's images some could not be upscaled; the rest is done
-
-The number is the exit code. 0 is success, 1 an error nobody foresaw, 2 a wrong option, and
-130 an interruption with Ctrl-C.
+0 is success, 1 an unforeseen error, 2 a wrong option, 130 an interruption with Ctrl-C.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 __all__ = [
+    "BadSettings",
     "CliError",
     "InputError",
     "JobFailed",
@@ -24,6 +18,7 @@ __all__ = [
     "Refused",
     "SomeFailed",
     "Unreachable",
+    "translate",
 ]
 
 
@@ -32,44 +27,50 @@ class CliError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, exit_code: int = 1) -> None:
+        cls.exit_code = exit_code
 
-class InputError(CliError):
+
+class BadSettings(CliError, exit_code=2):
+    """An option or a setting has a value that cannot be."""
+
+
+class InputError(CliError, exit_code=3):
     """A file that cannot be read, is not an image, or cannot be written."""
 
-    exit_code = 3
+
+class Unreachable(CliError, exit_code=4):
+    """No server answers at the address."""
 
 
-class Unreachable(CliError):
-    """No server answers."""
-
-    exit_code = 4
+class Refused(CliError, exit_code=5):
+    """The server answered with a problem: its title and detail."""
 
 
-class Refused(CliError):
-    """The server refused a request."""
-
-    exit_code = 5
+class JobFailed(CliError, exit_code=6):
+    """A job was accepted and then failed, expired or was canceled."""
 
 
-class JobFailed(CliError):
-    """A job that ended without a result."""
-
-    exit_code = 6
+class NotInstalled(CliError, exit_code=7):
+    """An extra of the package is missing."""
 
 
-class NotInstalled(CliError):
-    """Something from an extra is missing."""
-
-    exit_code = 7
+class NotStarted(CliError, exit_code=8):
+    """A part of the embedded mode did not start, or ended once too often."""
 
 
-class NotStarted(CliError):
-    """A part of the embedded mode did not come up, or ended once too often."""
-
-    exit_code = 8
-
-
-class SomeFailed(CliError):
+class SomeFailed(CliError, exit_code=9):
     """Some images of a folder failed; the others are done."""
 
-    exit_code = 9
+
+@contextmanager
+def translate(errors: Mapping[type[Exception], type[CliError]]) -> Iterator[None]:
+    """Within this context the errors of other layers become the command's, with their sentence.
+
+    The first match decides, so a class stands before its parents.
+    """
+    try:
+        yield
+    except tuple(errors) as error:
+        target = next(target for kind, target in errors.items() if isinstance(error, kind))
+        raise target(str(error)) from error

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.errors import InputError, JobFailed
-from cli.extras import require_evaluation
-from cli.options import ColorFixOption, Preset, Steps
-from cli.settings import BadSettings, load
+from cli.checks import load, require
+from cli.errors import BadSettings, CliError, InputError, JobFailed, translate
+from cli.options import AsJson, ColorFixOption, Device, Preset, Steps, option
 from cli.view import console
 from jobs.settings import Settings
 
@@ -31,51 +31,33 @@ app = typer.Typer(
 )
 
 
-class Degrade(StrEnum):
-    """How inputs are made from originals."""
-
-    paper = "paper"
-    mild = "mild"
-    bicubic = "bicubic"
-
-
-Out = Annotated[Path, typer.Option("--out", help="Where results, sheets and scores go.")]
-Originals = Annotated[
-    Path | None, typer.Option("--hr", help="The folder of originals.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
+Originals = Annotated[Path | None, option("The folder of originals.", "--hr")]
 
 
 @app.callback()
 def compare(
     context: typer.Context,
-    lr: Annotated[
-        Path | None,
-        typer.Option("--lr", help="The folder of inputs, named as originals.", show_default=False),
-    ] = None,
+    lr: Annotated[Path | None, option("The folder of inputs, named as originals.", "--lr")] = None,
     hr: Originals = None,
     degrade: Annotated[
-        Degrade | None,
-        typer.Option(
-            help="Make the inputs from the originals, a quarter as large: by the paper's "
-            "degradation, a milder one, or bicubic reduction alone.",
-            show_default=False,
+        Literal["paper", "mild", "bicubic"] | None,
+        option(
+            "Make the inputs from the originals, a quarter as large: by the paper's "
+            "degradation, a milder one, or bicubic reduction alone."
         ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="bicubic; realesrgan-x4plus, realesrgan-x4fast or realsr-df2k, with =PATH of the "
+        option(
+            "bicubic; realesrgan-x4plus, realesrgan-x4fast or realsr-df2k, with =PATH of the "
             "wheel or folder that holds it; or a model file for spandrel. Repeatable.",
-            show_default="bicubic",
+            default="bicubic",
+            metavar="NAME",
         ),
     ] = None,
     fidelity_weight: Annotated[
         list[float] | None,
-        typer.Option(
-            min=0.0, max=1.0, metavar="W", help="Repeatable.", show_default="0, 0.5 and 1"
-        ),
+        option("Repeatable.", default="0, 0.5 and 1", min=0.0, max=1.0, metavar="W"),
     ] = None,
     preset: Preset = None,
     steps: Steps = None,
@@ -87,14 +69,11 @@ def compare(
     offline: Annotated[
         bool, typer.Option("--offline", help="Only scores that need no fetched weights.")
     ] = False,
-    vgg: Annotated[
-        Path | None,
-        typer.Option(help="A VGG-16 file: a perceptual distance over it.", show_default=False),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
-    ] = None,
-    out: Out = Path("evaluation"),
+    vgg: Annotated[Path | None, option("A VGG-16 file: a perceptual distance over it.")] = None,
+    device: Device = None,
+    out: Annotated[Path, typer.Option("--out", help="Where results, sheets and scores go.")] = Path(
+        "evaluation"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Score StableSR on pictures, beside other methods and the paper.
@@ -106,19 +85,15 @@ def compare(
         return
     if hr is None or (lr is None) == (degrade is None):
         raise BadSettings("Give --hr, and either --lr or --degrade.")
-    require_evaluation()
-    from evaluation import comparison as work
-    from evaluation import learned, methods, pictures, sheets, study
-    from models.options import Options
+    with _model_errors():
+        from evaluation import comparison, learned, methods, pictures, sheets, study
+        from models.options import Options
 
-    settings = load(preset=preset, device=device)
-    weights = fidelity_weight or [0.0, 0.5, 1.0]
-    options = Options(
-        steps=steps, seed=seed, color_fix=color_fix.value if color_fix else Options.color_fix
-    )
-    with _refusals():
+        settings = load(preset=preset, device=device)
+        weights = fidelity_weight or [0.0, 0.5, 1.0]
+        options = Options(steps=steps, seed=seed, color_fix=color_fix or Options.color_fix)
         if degrade is not None:
-            pairs = pictures.write_degraded(hr, out / "lr", 4, degrade.value, seed)
+            pairs = pictures.write_degraded(hr, out / "lr", 4, degrade, seed)
         else:
             assert lr is not None
             pairs = pictures.matched(lr, hr)
@@ -130,7 +105,7 @@ def compare(
         loaded = learned.load(() if offline else learned.LEARNED, sr.device)
         if vgg is not None:
             learned.add_vgg(loaded, vgg)
-        found = work.compare(
+        scores = comparison.compare(
             pairs,
             [*beside, ours],
             out,
@@ -138,26 +113,26 @@ def compare(
             border,
             lambda picture, method: console.print(f"{picture}: {method}", markup=False),
         )
-        found.settings = {
+        scores.settings = {
             "preset": settings.preset,
             "device": str(sr.device),
             "steps": steps or sr.preset.steps,
             "color_fix": options.color_fix,
             "seed": seed,
             "border": border,
-            "degrade": degrade.value if degrade else None,
+            "degrade": degrade,
             "pictures": len(pairs),
             "scale": pairs[0].scale,
         }
-        work.write_json(out / "scores.json", found.as_dict())
-        page = sheets.write_sheets(found, pairs, out)
+        comparison.write_json(out / "scores.json", scores.as_dict())
+        page = sheets.write_sheets(scores, pairs, out)
         judged = ours.name(min(weights, key=lambda w: abs(w - sr.preset.fidelity_weight)))
         others = [name for method in beside for name in method.names]
         pages = study.write_study(pairs, judged, others, out, seed)
     if as_json:
         typer.echo((out / "scores.json").read_text("utf-8"), nl=False)
     else:
-        _show(found)
+        _print_scores(scores)
     console.print(f"To look at: {page}; to choose on blindly: {pages}.", soft_wrap=True)
 
 
@@ -169,10 +144,9 @@ def tally(
     key: Annotated[Path, typer.Option(help="The study-key.json that was written with it.")],
 ) -> None:
     """Count the choices of a blind study, with the methods' names."""
-    require_evaluation()
-    from evaluation import study
+    with _model_errors():
+        from evaluation import study
 
-    with _refusals():
         preferences = study.tally(key, answers)
     table = Table("", "against", "chosen", "not", "cannot tell", "share", "95 %")
     for p in preferences:
@@ -193,13 +167,10 @@ def figures(
         int, typer.Option(min=4, max=1000, help="The most steps that are tried.")
     ] = 200,
     shown: Annotated[
-        str | None,
-        typer.Option(help="Which of them the sheets show.", show_default="the first"),
+        str | None, option("Which of them the sheets show.", default="the first")
     ] = None,
     preset: Preset = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
-    ] = None,
+    device: Device = None,
     out: Annotated[Path, typer.Option("--out", help="images/ and figures.md go here.")] = Path(
         "docs"
     ),
@@ -207,10 +178,9 @@ def figures(
     """Draw the paper's figures on these weights, and measure what each part is worth."""
     if hr is None:
         raise BadSettings("Give --hr, the folder of originals.")
-    require_evaluation()
-    from evaluation.figures import run
+    with _model_errors():
+        from evaluation.figures import run
 
-    with _refusals():
         # A folded network has no modulation of its own to look at.
         sr = _model(load(preset=preset, device=device), fold=False)
         run.draw(
@@ -229,41 +199,39 @@ def _model(settings: Settings, *, fold: bool = True) -> StableSR:
     from worker.device import choose_device, choose_dtype, resources_of
     from worker.errors import NotStarted
 
-    try:
+    with translate({NotStarted: BadSettings}):
         device = choose_device(settings.device)
-    except NotStarted as error:
-        raise BadSettings(str(error)) from error
     dtype = choose_dtype(settings.dtype, device)
     resources = resources_of(settings, jobs=1)
     return StableSR.from_preset(settings.preset, device, dtype, resources, fold=fold)
 
 
-class _refusals:
-    """Turns the model side's errors into the command's."""
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """Turns the errors of evaluation and model into the command's; checks that both are here."""
+    require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")
+    from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
+    from models.errors import InvalidOption, ModelError
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
-        from models.errors import InvalidOption, ModelError
-
-        if isinstance(error, BadPictures | BadStudy):
-            raise InputError(str(error)) from error
-        if isinstance(error, BaselineUnavailable | InvalidOption):
-            raise BadSettings(str(error)) from error
-        if isinstance(error, ModelError):
-            raise JobFailed(str(error)) from error
-        if isinstance(error, OSError):
-            raise InputError(f"{error.filename} cannot be written: {error.strerror}.") from error
+    errors: dict[type[Exception], type[CliError]] = {
+        BadPictures: InputError,
+        BadStudy: InputError,
+        BaselineUnavailable: BadSettings,
+        InvalidOption: BadSettings,
+        ModelError: JobFailed,
+    }
+    try:
+        with translate(errors):
+            yield
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be written: {error.strerror}.") from error
 
 
-def _show(found: Comparison) -> None:
+def _print_scores(scores: Comparison) -> None:
     from evaluation.metrics import METRICS
     from evaluation.published import PUBLISHED
 
-    wanted = [m for m in METRICS.values() if m.name in found.metrics]
-    settings = found.settings
+    settings = scores.settings
     table = Table(
         "",
         title=f"{settings['pictures']} pictures, x{settings['scale']}, {settings['steps']} steps, "
@@ -271,22 +239,24 @@ def _show(found: Comparison) -> None:
         title_justify="left",
     )
     # The paper's other scores stand in the table too, where ours could not be measured.
-    shown = [m for m in METRICS.values() if m in wanted or m.name in PUBLISHED["RealSR"]]
-    for metric in shown:
-        table.add_column(
-            f"{metric.label} {'↑' if metric.higher_is_better else '↓'}", justify="right"
-        )
+    names = {*scores.metrics, *PUBLISHED["RealSR"]}
+    metrics = [metric for metric in METRICS.values() if metric.name in names]
+    for metric in metrics:
+        arrow = "↑" if metric.higher_is_better else "↓"
+        table.add_column(f"{metric.label} {arrow}", justify="right")
     table.add_column("s", justify="right")
-    for method in found.methods:
-        means = found.means(method)
-        cells = [f"{means[m.name]:.{m.digits}f}" if m.name in means else "-" for m in shown]
-        table.add_row(escape(method), *cells, f"{found.seconds(method):.2f}")
+
+    def cells(values: Mapping[str, float], absent: str) -> list[str]:
+        return [f"{values[m.name]:.{m.digits}f}" if m.name in values else absent for m in metrics]
+
+    for method in scores.methods:
+        seconds = f"{scores.seconds(method):.2f}"
+        table.add_row(escape(method), *cells(scores.means(method), "-"), seconds)
     table.add_section()
-    for name, scores in PUBLISHED.items():
-        cells = [f"{scores[m.name]:.{m.digits}f}" if m.name in scores else "" for m in shown]
-        table.add_row(f"paper, {name}", *cells, "", style="dim")
+    for name, values in PUBLISHED.items():
+        table.add_row(f"paper, {name}", *cells(values, ""), "", style="dim")
     out = Console(highlight=False)
     out.print(table)
-    for name, why in found.unavailable.items():
+    for name, why in scores.unavailable.items():
         out.print(f"{METRICS[name].label} is not measured: {why}", markup=False, soft_wrap=True)
     out.print("The paper's rows are of full-size networks on other pictures.", soft_wrap=True)

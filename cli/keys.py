@@ -8,9 +8,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from cli.errors import CliError
+from cli.checks import load
+from cli.errors import BadSettings, Unreachable
+from cli.options import argument, option
 from cli.view import console
 
 if TYPE_CHECKING:
@@ -22,23 +25,17 @@ app = typer.Typer(
     help="API keys of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
 )
 
-KeyId = Annotated[
-    str, typer.Argument(metavar="KEY", help="The key's id, or the key itself.", show_default=False)
-]
+KeyId = Annotated[str, argument("The key's id, or the key itself.", "KEY")]
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)],
+    name: Annotated[str, argument("Whose key it is.")],
     max_queued: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Jobs that may wait at once.", show_default="STABLESR_MAX_QUEUED_EACH"
-        ),
+        int | None, option("Jobs that may wait at once.", default="STABLESR_MAX_QUEUED_EACH", min=1)
     ] = None,
     per_minute: Annotated[
-        int | None,
-        typer.Option(min=1, help="Uploads a minute.", show_default="STABLESR_UPLOADS_PER_MINUTE"),
+        int | None, option("Uploads a minute.", default="STABLESR_UPLOADS_PER_MINUTE", min=1)
     ] = None,
 ) -> None:
     """Make a key and print it, once: only a digest of it is kept."""
@@ -65,7 +62,8 @@ def list_keys() -> None:
             "valid" if info.revoked_at is None else f"revoked {_day(info.revoked_at)}",
         )
     if infos:
-        typer.echo(_text(table), nl=False)
+        # On standard output: it is what was asked for, not a remark.
+        Console(width=console.width, highlight=False).print(table)
     else:
         console.print("There are no keys.")
 
@@ -88,7 +86,6 @@ def webhook_secret(key: KeyId) -> None:
 
 @contextmanager
 def _keys() -> Iterator[Keys]:
-    from cli.settings import load
     from jobs.connection import connect
     from jobs.errors import KeyNotFound, QueueUnavailable
     from jobs.keys import Keys
@@ -97,27 +94,12 @@ def _keys() -> Iterator[Keys]:
     try:
         yield Keys(connection)
     except KeyNotFound as error:
-        raise _NoSuchKey(error.detail) from error
+        raise BadSettings(error.detail) from error
     except QueueUnavailable as error:
-        raise _NoRedis(error.detail) from error
+        raise Unreachable(error.detail) from error
     finally:
         connection.close()
 
 
-class _NoSuchKey(CliError):
-    exit_code = 2
-
-
-class _NoRedis(CliError):
-    exit_code = 4
-
-
 def _day(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d}"
-
-
-def _text(table: Table) -> str:
-    """The table as on the console, for stdout: it is what was asked for, not a remark."""
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()

@@ -6,7 +6,9 @@ seed gives the same image either way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -14,11 +16,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from cli.errors import InputError, JobFailed
-from cli.extras import require_torch
-from cli.files import check_input, check_output, write_aside
-from cli.options import Choices
-from cli.settings import BadSettings, load
+from cli.checks import check_input, check_output, load, require_torch
+from cli.errors import BadSettings, InputError, JobFailed, translate
+from cli.options import UpscaleOptions
 from cli.view import Moment, ProgressView, console
 from jobs.errors import ImageError
 from jobs.schema import Parameters
@@ -27,55 +27,61 @@ from jobs.settings import Settings
 if TYPE_CHECKING:  # torch takes seconds; what is checked before a model is loaded needs none of it
     from models.pipeline import Progress
 
-__all__ = ["LocalModel", "Written", "parameters_of", "run"]
+__all__ = ["LocalModel", "Written", "parameters_of", "run", "write_aside"]
 
-SHARES = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
+SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
 """Where each stage lies on the bar; the steps are nearly all of the time."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A result that was written; sides in pixels."""
+    """A result in its file; sides in pixels."""
 
     width: int
     height: int
     bytes: int
 
 
-def run(source: Path, target: Path, choices: Choices) -> None:
-    """Upscales `source` to `target`.
+def run(options: UpscaleOptions) -> None:
+    """Upscales one file to one result, or to one for each of `--seeds`, which share network calls.
 
     Raises:
         InputError: the input or output file is at fault.
         NotInstalled: the extra `worker` is missing.
         JobFailed: the preset's weights are not here, or the image cannot be upscaled.
     """
-    output_format = check_output(target)
-    check_input(source)
+    output_format = check_output(options.target)
+    check_input(options.source)
     require_torch()
-    settings = load(preset=choices.preset, **choices.host())
-    parameters = parameters_of(settings, choices, output_format)
-    started = monotonic()
+    settings = load(preset=options.preset, **options.machine())
+    parameters = parameters_of(settings, options, output_format)
+    targets = options.targets(parameters.seed)
+    start = monotonic()
     with ProgressView("loading") as view:
         model = LocalModel(settings)
-        written = model.upscale(source, target, parameters, view.show)
-    console.print(
-        f"{target}: {written.width} x {written.height} pixels, {written.bytes} bytes, "
-        f"preset {parameters.preset}, seed {parameters.seed}, "
-        f"{monotonic() - started:.1f} s on {model.device}.",
-        soft_wrap=True,
-    )
+        results = model.upscale(options.source, targets, parameters, view.show)
+    time = f"{monotonic() - start:.1f} s on {model.device}."
+    lines = [
+        f"{path}: {result.width} x {result.height} pixels, {result.bytes} bytes"
+        for path, result in zip(targets.values(), results, strict=True)
+    ]
+    if options.seeds is None:
+        lines[0] += f", preset {parameters.preset}, seed {parameters.seed}, {time}"
+    else:
+        lines = [*(f"{line}." for line in lines), f"Preset {parameters.preset}, {time}"]
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
-def parameters_of(settings: Settings, choices: Choices, output_format: str) -> Parameters:
-    """The choices with all defaults filled in.
+def parameters_of(settings: Settings, options: UpscaleOptions, output_format: str) -> Parameters:
+    """The options as parameters, with all defaults filled in.
 
     Raises:
         BadSettings: a choice is not possible; the message names each.
     """
-    given = {"preset": settings.preset, **choices.given(), "output_format": output_format}
+    values = {"preset": settings.preset, **options.parameters(), "output_format": output_format}
     try:
-        return Parameters.model_validate(given)
+        return Parameters.model_validate(values)
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}".removeprefix(
@@ -99,13 +105,9 @@ class LocalModel:
         from worker.errors import NotStarted
         from worker.loading import load as load_model
 
-        self._settings = settings
-        try:
+        self._max_pixels = settings.max_input_pixels
+        with translate({NotStarted: BadSettings, ModelError: JobFailed}):
             self._sr = load_model(settings, jobs=1)
-        except NotStarted as error:
-            raise BadSettings(str(error)) from error
-        except ModelError as error:
-            raise JobFailed(str(error)) from error
 
     @property
     def device(self) -> str:
@@ -113,23 +115,11 @@ class LocalModel:
         return ", ".join(map(str, self._sr.denoiser.devices))
 
     def upscale(
-        self, source: Path, target: Path, parameters: Parameters, show: Callable[[Moment], None]
-    ) -> Written:
-        """Upscales one file; `show` hears every stage and step.
-
-        Raises:
-            InputError: the input cannot be decoded, or the output not be written.
-            JobFailed: the image cannot be upscaled.
-        """
-        [written] = self.upscale_seeds(source, {parameters.seed: target}, parameters, show)
-        return written
-
-    def upscale_seeds(
         self,
         source: Path,
         targets: Mapping[int, Path],
         parameters: Parameters,
-        show: Callable[[Moment], None],
+        on_progress: Callable[[Moment], None],
     ) -> list[Written]:
         """Upscales one file from each seed to that seed's target, in their order.
 
@@ -142,22 +132,28 @@ class LocalModel:
         from worker.options import options_of
 
         try:
-            picture = decode(_read(source), self._settings.max_input_pixels)
+            content = source.read_bytes()
+        except OSError as error:
+            raise InputError(f"{source} cannot be read: {error.strerror or error}.") from error
+        try:
+            image = decode(content, self._max_pixels)
             options = options_of(parameters)
-            width, height = (round(side * options.scale) for side in picture.size)
+            width, height = (round(side * options.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
+            results = self._sr.upscale_rows(
+                image.rgb, options, list(targets), _moments(on_progress)
+            )
             written = []
-            results = self._sr.upscale_rows(picture.rgb, options, list(targets), _Narrator(show))
             for target, rows in zip(targets.values(), results, strict=True):
                 with write_aside(target) as aside:
                     write(
                         aside,
-                        rows_of(picture, rows, height, width),
+                        rows_of(image, rows, height, width),
                         width=width,
                         height=height,
-                        channels=picture.channels,
+                        channels=image.channels,
                         format=parameters.output_format,
-                        depth=picture.depth,
+                        depth=image.depth,
                     )
                 written.append(Written(width, height, target.stat().st_size))
         except ImageError as error:
@@ -167,28 +163,38 @@ class LocalModel:
         return written
 
 
-class _Narrator:
+def _moments(on_progress: Callable[[Moment], None]) -> Callable[[Progress], None]:
     """Turns the pipeline's progress into what a person is shown, with the time left."""
+    first_step = 0.0
 
-    def __init__(self, show: Callable[[Moment], None]) -> None:
-        self._show = show
-        self._steps_began = 0.0
-
-    def __call__(self, now: Progress) -> None:
-        low, high = SHARES[now.stage]
+    def on_step(now: Progress) -> None:
+        nonlocal first_step
+        low, high = SPANS[now.stage]
         fraction = low + (high - low) * now.step / now.steps
         if now.stage != "denoise":
-            self._show(Moment(now.stage, fraction))
+            on_progress(Moment(now.stage, fraction))
             return
         if now.step == 0:
-            self._steps_began = monotonic()
-        done = monotonic() - self._steps_began
-        eta = done / now.step * (now.steps - now.step) if now.step else None
-        self._show(Moment(now.stage, fraction, now.step + 1, now.steps, eta))
+            first_step = monotonic()
+        elapsed = monotonic() - first_step
+        eta = elapsed / now.step * (now.steps - now.step) if now.step else None
+        on_progress(Moment(now.stage, fraction, now.step + 1, now.steps, eta))
+
+    return on_step
 
 
-def _read(path: Path) -> bytes:
+@contextmanager
+def write_aside(target: Path) -> Iterator[Path]:
+    """Gives a path beside `target`, and renames it to `target` when the block ends well.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        return path.read_bytes()
+        yield aside
+        aside.replace(target)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{target} cannot be written: {error.strerror or error}.") from error
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,293 +1,214 @@
-"""The options of `stablesr upscale`: their types and help, and what was chosen of them.
+"""The options of the command that several commands share, and the one table of `upscale`.
 
-An option that says how an image is upscaled has the name of its field in `jobs.schema.Parameters`.
-A new one is added in three places: its type here, a field of `Choices`, and `cli.main.upscale`.
+An option that says how an image is upscaled has the name of its field in `jobs.schema.Parameters`;
+one for this machine has the name of its field in `jobs.settings.Settings`.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
+
+from jobs.schema import SEED_MAX, ColorFix, OutputFormat, Parameters, Sampler, Start
 
 __all__ = [
     "PARALLEL",
     "ApiKey",
-    "Choices",
-    "ColorFix",
+    "AsJson",
     "ColorFixOption",
-    "Compile",
-    "Data",
     "DecodeTile",
-    "Devices",
-    "Eta",
+    "Device",
     "FidelityWeight",
-    "FolderFormat",
-    "Format",
-    "GuidanceScale",
-    "NegativePrompt",
-    "Overwrite",
-    "Parallel",
     "Preset",
-    "Prompt",
-    "Recursive",
-    "Sampler",
-    "SamplerOption",
     "Scale",
-    "Seed",
-    "Seeds",
     "Server",
-    "Source",
-    "Start",
-    "StartOption",
     "Steps",
-    "Target",
     "TileBatch",
+    "UpscaleOptions",
+    "argument",
+    "option",
+    "with_options",
 ]
-
-
-class ColorFix(StrEnum):
-    """How the result's colours are matched to the input's."""
-
-    adain = "adain"
-    wavelet = "wavelet"
-    none = "none"
-
-
-class Sampler(StrEnum):
-    """How the diffusion is sampled."""
-
-    ddpm = "ddpm"
-    ddim = "ddim"
-    dpmpp = "dpmpp"
-    unipc = "unipc"
-
-
-class Start(StrEnum):
-    """Where sampling begins."""
-
-    lr = "lr"
-    noise = "noise"
-
-
-class FolderFormat(StrEnum):
-    """The format of a folder's results."""
-
-    png = "png"
-    webp = "webp"
-    jpeg = "jpeg"
-    tiff = "tiff"
-    same = "same"
-
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
-FOLDERS = "Folders"
-MEMORY = "This machine"
+ROOM = "what memory has room for"
 
-Source = Annotated[
-    Path,
-    typer.Argument(metavar="IN", help="The image, or a folder of images.", show_default=False),
-]
-Target = Annotated[
-    Path,
-    typer.Argument(
-        metavar="OUT",
-        help="The result; .png, .webp, .jpg or .tif says the format. For a folder, a folder.",
-        show_default=False,
-    ),
-]
+
+def option(help: str, *names: str, default: str | bool = False, **more: Any) -> Any:
+    """An option that may be left out; `default` says in the help what is taken then."""
+    return typer.Option(*names, help=help, show_default=default, **more)
+
+
+def argument(help: str, metavar: str | None = None) -> Any:
+    """An argument that has no default to show."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False)
+
+
+_folder = functools.partial(option, rich_help_panel="Folders")
+_machine = functools.partial(option, rich_help_panel="This machine")
+
 Server = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "The address of a server; without one this machine does the work.",
         envvar="STABLESR_SERVER",
-        help="The address of a server; without one this machine does the work.",
-        show_default=False,
     ),
 ]
 ApiKey = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "The server's key; better in the environment, where other users cannot see it.",
         envvar="STABLESR_API_KEY",
-        help="The server's key; better in the environment, where other users cannot see it.",
-        show_default=False,
     ),
 ]
+Preset = Annotated[str | None, option("Which weights: tiny is shipped.")]
 FidelityWeight = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0,
-        max=1.0,
-        help="0: more invented detail, 1: closer to the input.",
-        show_default=False,
-    ),
+    float | None, option("0: more invented detail, 1: closer to the input.", min=0.0, max=1.0)
 ]
-Scale = Annotated[
-    float | None, typer.Option(min=1.0, max=16.0, help="How much larger.", show_default="4")
-]
-Steps = Annotated[
-    int | None, typer.Option(min=1, max=1000, help="Sampling steps.", show_default="preset's")
-]
-Seed = Annotated[
-    int | None, typer.Option(min=0, help="The same seed, the same image.", show_default="drawn")
-]
+Scale = Annotated[float | None, option("How much larger.", default="4", min=1.0, max=16.0)]
+Steps = Annotated[int | None, option("Sampling steps.", default="preset's", min=1, max=1000)]
+ColorFixOption = Annotated[ColorFix | None, option("Colours from the input.", default="adain")]
 TileBatch = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Tiles in one network call on this machine.",
-        show_default="what memory has room for",
-        rich_help_panel=MEMORY,
-    ),
+    int | None, _machine("Tiles in one network call on this machine.", default=ROOM, min=1)
 ]
 DecodeTile = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="Rows of pixels that this machine decodes at once.",
-        show_default="what memory has room for",
-        rich_help_panel=MEMORY,
-    ),
+    int | None, _machine("Rows of pixels that this machine decodes at once.", default=ROOM, min=1)
 ]
-Compile = Annotated[
-    bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Compile the networks on this machine, which takes minutes at first.",
-        show_default="no",
-        rich_help_panel=MEMORY,
-    ),
-]
-Seeds = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=1000,
-        help="So many results, from --seed on, in files named OUT-SEED.",
-        show_default=False,
-    ),
-]
-ColorFixOption = Annotated[
-    ColorFix | None, typer.Option(help="Colours from the input.", show_default="adain")
-]
-SamplerOption = Annotated[
-    Sampler | None,
-    typer.Option(help="dpmpp and unipc need fewer steps than ddpm and ddim.", show_default="ddpm"),
-]
-Eta = Annotated[
-    float | None,
-    typer.Option(min=0.0, max=1.0, help="Noise of the sampler ddim.", show_default="1"),
-]
-StartOption = Annotated[
-    Start | None,
-    typer.Option(help="Begin at the noised input, or at noise alone.", show_default="lr"),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(help="What the image shows; tiny reads none.", show_default=False),
-]
-NegativePrompt = Annotated[
-    str | None, typer.Option(help="What guidance leads away from.", show_default=False)
-]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(
-        min=1.0, max=20.0, help="Above 1: closer to the prompt, twice the work.", show_default="1"
-    ),
-]
-Preset = Annotated[
-    str | None, typer.Option(help="Which weights: tiny is shipped.", show_default=False)
-]
-Format = Annotated[
-    FolderFormat | None,
-    typer.Option(
-        "--format",
-        help="The results' format; same: each image's own.",
-        show_default="png",
-        rich_help_panel=FOLDERS,
-    ),
-]
-Recursive = Annotated[
-    bool | None,
-    typer.Option(
-        "--recursive/--no-recursive",
-        help="Sub-folders too.",
-        show_default="recursive",
-        rich_help_panel=FOLDERS,
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite",
-        help="Do again what is done, and replace whatever is in OUT.",
-        rich_help_panel=FOLDERS,
-    ),
-]
-Parallel = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        max=64,
-        help="Images that a server is given at once.",
-        show_default=str(PARALLEL),
-        rich_help_panel=FOLDERS,
-    ),
-]
-Devices = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAMES",
-        help="Several devices for every network call, such as cuda:0,cuda:1.",
-        show_default="the best one",
-        rich_help_panel=MEMORY,
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        help="The folder of all state; ~/.local/state/stablesr when not given.",
-        show_default=False,
-    ),
-]
+Device = Annotated[str | None, option("Such as cuda:0 or cpu.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the person chose; None leaves a thing to the server's or the preset's default."""
+class UpscaleOptions:
+    """What `stablesr upscale` was asked for; None leaves a thing to the server or the preset."""
 
-    fidelity_weight: float | None = None
-    scale: float | None = None
-    steps: int | None = None
-    seed: int | None = None
-    color_fix: str | None = None
-    sampler: str | None = None
-    eta: float | None = None
-    start: str | None = None
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    guidance_scale: float | None = None
-    preset: str | None = None
-    tile_batch: int | None = None
-    decode_tile: int | None = None
-    compile: bool | None = None
-    devices: str | None = None
+    source: Annotated[Path, argument("The image, or a folder of images.", "IN")]
+    target: Annotated[
+        Path,
+        argument(
+            "The result; .png, .webp, .jpg or .tif says the format. For a folder, a folder.", "OUT"
+        ),
+    ]
+    server: Server = None
+    api_key: ApiKey = None
+    fidelity_weight: FidelityWeight = None
+    scale: Scale = None
+    steps: Steps = None
+    seed: Annotated[
+        int | None, option("The same seed, the same image.", default="drawn", min=0)
+    ] = None
+    seeds: Annotated[
+        int | None,
+        option("So many results, from --seed on, in files named OUT-SEED.", min=1, max=1000),
+    ] = None
+    color_fix: ColorFixOption = None
+    sampler: Annotated[
+        Sampler | None,
+        option("dpmpp and unipc need fewer steps than ddpm and ddim.", default="ddpm"),
+    ] = None
+    eta: Annotated[
+        float | None, option("Noise of the sampler ddim.", default="1", min=0.0, max=1.0)
+    ] = None
+    start: Annotated[
+        Start | None, option("Begin at the noised input, or at noise alone.", default="lr")
+    ] = None
+    prompt: Annotated[str | None, option("What the image shows; tiny reads none.")] = None
+    negative_prompt: Annotated[str | None, option("What guidance leads away from.")] = None
+    guidance_scale: Annotated[
+        float | None,
+        option("Above 1: closer to the prompt, twice the work.", default="1", min=1.0, max=20.0),
+    ] = None
+    preset: Preset = None
+    output_format: Annotated[
+        Literal[OutputFormat, "same"] | None,
+        _folder("The results' format; same: each image's own.", "--format", default="png"),
+    ] = None
+    recursive: Annotated[
+        bool | None,
+        _folder("Sub-folders too.", "--recursive/--no-recursive", default="recursive"),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        _folder(
+            "Do again what is done, and replace whatever is in OUT.", "--overwrite", default=True
+        ),
+    ] = False
+    parallel: Annotated[
+        int | None,
+        _folder("Images that a server is given at once.", default=str(PARALLEL), min=1, max=64),
+    ] = None
+    tile_batch: TileBatch = None
+    decode_tile: DecodeTile = None
+    compile: Annotated[
+        bool | None,
+        _machine(
+            "Compile the networks on this machine, which takes minutes at first.",
+            "--compile/--no-compile",
+            default="no",
+        ),
+    ] = None
+    devices: Annotated[
+        str | None,
+        _machine(
+            "Several devices for every network call, such as cuda:0,cuda:1.",
+            default="the best one",
+            metavar="NAMES",
+        ),
+    ] = None
 
-    def given(self) -> dict[str, float | int | str]:
-        """Only what was chosen, but for what this machine alone can be told."""
-        host = self.host()
-        chosen = {k: v for k, v in vars(self).items() if v is not None}
-        return {key: value for key, value in chosen.items() if key not in host}
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of an image that are not left to a default, without its format."""
+        names = Parameters.model_fields.keys() - {"output_format"}
+        return {k: v for k, v in vars(self).items() if k in names and v is not None}
 
-    def host(self) -> dict[str, int | str | None]:
+    def machine(self) -> dict[str, int | str | None]:
         """How this machine is used, by the names of its settings."""
-        compiling = None if self.compile is None else "on" if self.compile else "off"
         return {
             "tile_batch": self.tile_batch,
             "decode_tile": self.decode_tile,
-            "compile": compiling,
+            "compile": None if self.compile is None else "on" if self.compile else "off",
             "devices": self.devices,
         }
+
+    @property
+    def has_folder_options(self) -> bool:
+        """Whether there is one of those that only a folder has."""
+        values = (self.output_format, self.recursive, self.overwrite or None, self.parallel)
+        return any(value is not None for value in values)
+
+    def targets(self, seed: int) -> dict[int, Path]:
+        """The seeds from `seed` on, each with its file: `out-7.png` for `out.png` and seed 7."""
+        if self.seeds is None:
+            return {seed: self.target}
+        path = self.target
+        seeds = [(seed + i) % (SEED_MAX + 1) for i in range(self.seeds)]
+        return {seed: path.with_name(f"{path.stem}-{seed}{path.suffix}") for seed in seeds}
+
+
+Table = TypeVar("Table")
+
+
+def with_options(table: type[Table]) -> Callable[[Callable[[Table], None]], Callable[..., None]]:
+    """Gives a command the fields of a dataclass as its options; it takes an instance of it."""
+
+    def decorator(function: Callable[[Table], None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**options: Any) -> None:
+            function(table(**options))
+
+        hints = get_type_hints(table, include_extras=True)
+        parameters = inspect.signature(table).parameters.values()
+        command.__annotations__ = {}
+        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
+            [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
+        )
+        return command
+
+    return decorator

@@ -4,41 +4,54 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.errors import JobFailed
-from cli.extras import require_torch
-from cli.settings import BadSettings
+from cli.checks import load, require_torch
+from cli.errors import BadSettings, JobFailed, translate
+from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch, option
 from jobs.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds; what is checked before needs none of it
     from models.options import Options
 
-__all__ = ["run"]
+__all__ = ["plan"]
 
 PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
 
 
-def run(
-    size: str,
-    settings: Settings,
-    *,
-    scale: float | None,
-    steps: int | None,
-    fidelity_weight: float | None,
-    overlap: int | None,
-    as_json: bool,
+def plan(
+    size: Annotated[str, typer.Argument(metavar="WIDTHxHEIGHT", help="The input's, in pixels.")],
+    scale: Scale = None,
+    steps: Steps = None,
+    preset: Preset = None,
+    fidelity_weight: FidelityWeight = None,
+    overlap: Annotated[
+        int | None, option("Of tiles, in latent cells.", default="the preset's", min=0)
+    ] = None,
+    device: Annotated[str | None, option("cpu or cuda; with --memory it need not be here.")] = None,
+    dtype: Annotated[
+        str | None, option("float32, bfloat16 or float16.", default="the device's")
+    ] = None,
+    memory: Annotated[
+        str | None, option("What there is on the device, such as 8GB.", default="what is free")
+    ] = None,
+    tile_batch: TileBatch = None,
+    decode_tile: DecodeTile = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Prints the plan that the settings' preset and device would follow for an input of this size
-    (WIDTHxHEIGHT, px); None: the defaults.
-
-    Raises:
-        BadSettings: the size is none, or a value is not possible.
-        JobFailed: no plan fits.
-    """
+    """Say what an image would take, before it is computed: tiles, memory, arithmetic."""
+    settings = load(
+        preset=preset,
+        device=device,
+        dtype=dtype,
+        memory_limit=memory,
+        tile_batch=tile_batch,
+        decode_tile=decode_tile,
+    )
     sides = re.fullmatch(r"([1-9]\d{0,8})[xX]([1-9]\d{0,8})", size)
     if sides is None:
         raise BadSettings(f"The size is {size!r}, but must be WIDTHxHEIGHT, such as 640x480.")
@@ -48,30 +61,29 @@ def run(
     from models.presets import get_preset
     from worker.errors import NotStarted
 
-    preset = get_preset(settings.preset)
-    try:
+    defaults = get_preset(settings.preset)
+    errors = {NotStarted: BadSettings, InvalidOption: BadSettings, ModelError: JobFailed}
+    with translate(errors):
         options = Options(
-            fidelity_weight=preset.fidelity_weight if fidelity_weight is None else fidelity_weight,
+            fidelity_weight=(
+                defaults.fidelity_weight if fidelity_weight is None else fidelity_weight
+            ),
             scale=Options.scale if scale is None else scale,
-            steps=preset.steps if steps is None else steps,
+            steps=defaults.steps if steps is None else steps,
             tile_overlap=overlap,
         )
         facts = _facts(settings, int(sides[2]), int(sides[1]), options)
-    except (NotStarted, InvalidOption) as error:
-        raise BadSettings(str(error)) from error
-    except ModelError as error:
-        raise JobFailed(str(error)) from error
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
-        _show(facts)
+        _print(facts)
 
 
 def _facts(settings: Settings, height: int, width: int, options: Options) -> dict[str, Any]:
     """What is printed of an input of these sides (px)."""
+    from models import plan as planner
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
-    from models.plan import plan
     from models.presets import get_preset
     from worker.device import choose_device, choose_dtype, named_device, resources_of
 
@@ -87,7 +99,7 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         memory = Memory(0, limit - resident(), memory.disk)
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
     resources = resources_of(settings, jobs=1)
-    chosen = plan(estimate, preset, (height, width), options, memory, resources)
+    chosen = planner.plan(estimate, preset, (height, width), options, memory, resources)
     layout, grid = chosen.layout, chosen.layout.grid
     return {
         "input": [width, height],
@@ -107,7 +119,7 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
     }
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _print(facts: dict[str, Any]) -> None:
     from models.memory import in_words
 
     flops, peaks, steps = facts["flops"], facts["peak_bytes"], facts["flops"]["steps"]

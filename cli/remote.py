@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import stablesr_client
-from cli.errors import CliError, InputError, JobFailed, Refused, Unreachable
-from cli.files import check_input, check_output
-from cli.options import Choices
-from cli.settings import BadSettings
+from cli.checks import check_input, check_output
+from cli.errors import (
+    BadSettings,
+    CliError,
+    InputError,
+    JobFailed,
+    Refused,
+    Unreachable,
+    translate,
+)
+from cli.options import UpscaleOptions
 from cli.view import Moment, ProgressView, console
+from jobs.schema import SEED_MAX
 from stablesr_client import Client, ClientError, Job, Parameters
 
-__all__ = ["as_cli_error", "cancel", "connected", "follow", "form", "moment_of", "run"]
+__all__ = ["CLIENT_ERRORS", "connected", "follow", "form", "moment_of", "run"]
+
+CLIENT_ERRORS: Mapping[type[Exception], type[CliError]] = {
+    stablesr_client.Unreachable: Unreachable,
+    stablesr_client.Refused: Refused,
+    stablesr_client.UnexpectedAnswer: Refused,
+    ClientError: JobFailed,
+}
+"""What the command ends with after an error of the client."""
 
 
-def run(source: Path, target: Path, server: str, api_key: str | None, choices: Choices) -> None:
-    """Upscales `source` to `target` through the server at `server`.
+def run(options: UpscaleOptions, server: str) -> None:
+    """Upscales one file through `server`; each of `--seeds` is a job, all submitted at once.
 
-    An interruption cancels the job there.
+    An interruption cancels the jobs there; with several, so does the end of one without a result.
 
     Raises:
-        CliError: the file, the server or the job is at fault.
+        CliError: the file, the server or a job is at fault.
     """
-    output_format = check_output(target)
-    check_input(source)
-    with connected(server, api_key) as http, ProgressView("uploading") as view:
-        job = http.submit(source, **form(choices, output_format))
+    output_format = check_output(options.target)
+    check_input(options.source)
+    requests = {options.target: options}
+    if options.seeds is not None:
+        seed = secrets.randbelow(SEED_MAX + 1) if options.seed is None else options.seed
+        requests = {path: replace(options, seed=s) for s, path in options.targets(seed).items()}
+    jobs: dict[Path, Job] = {}
+    with connected(server, options.api_key) as client, ProgressView("uploading") as view:
         try:
-            job = follow(http, job, view)
-            http.download(job, target)
-        except KeyboardInterrupt:
-            cancel(http, job)
+            for path, request in requests.items():
+                jobs[path] = client.submit(options.source, **form(request, output_format))
+            for path in requests:
+                job = follow(client, jobs[path], view)
+                client.download(job, path)
+                del jobs[path]
+        except BaseException as error:
+            if options.seeds is not None or isinstance(error, KeyboardInterrupt):
+                for job in jobs.values():
+                    _cancel(client, job)
             raise
+    if options.seeds is not None:
+        for path in requests:
+            console.print(f"{path}", soft_wrap=True)
+        return
     assert job.result is not None  # a succeeded job has one
     console.print(
-        f"{target}: {job.result.width} x {job.result.height} pixels, {job.result.bytes} bytes, "
-        f"preset {job.preset}, seed {job.seed}.",
+        f"{options.target}: {job.result.width} x {job.result.height} pixels, "
+        f"{job.result.bytes} bytes, preset {job.preset}, seed {job.seed}.",
         soft_wrap=True,
     )
 
 
-def follow(http: Client, job: Job, view: ProgressView) -> Job:
+def follow(client: Client, job: Job, view: ProgressView) -> Job:
     """Shows a job until it has ended, and gives it as it ended.
 
     Raises:
         stablesr_client.JobFailed: it has not succeeded.
     """
     view.show(moment_of(job))
-    for event in http.events(job):
+    for event in client.events(job):
         job = event.job
         view.show(moment_of(job))
     if not job.succeeded:
@@ -59,9 +91,9 @@ def follow(http: Client, job: Job, view: ProgressView) -> Job:
     return job
 
 
-def form(choices: Choices, output_format: str) -> Parameters:
-    """The choices as the client takes them; `Choices` names its fields after them."""
-    return cast(Parameters, {**choices.given(), "output_format": output_format})
+def form(options: UpscaleOptions, output_format: str) -> Parameters:
+    """The options as the client takes them; `UpscaleOptions` names its fields after them."""
+    return cast(Parameters, {**options.parameters(), "output_format": output_format})
 
 
 def moment_of(job: Job) -> Moment:
@@ -83,34 +115,21 @@ def connected(server: str, api_key: str | None) -> Iterator[Client]:
         CliError: whatever the client or a file of it ends with.
     """
     try:
-        http = Client(server, api_key=api_key)
+        client = Client(server, api_key=api_key)
     except ValueError as error:
         raise BadSettings(f"--server {error}") from error
     try:
-        with http:
-            yield http
-    except ClientError as error:
-        raise as_cli_error(error) from error
+        with translate(CLIENT_ERRORS), client:
+            yield client
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
         raise InputError(f"{where}{error.strerror or error}.") from error
 
 
-def as_cli_error(error: ClientError) -> CliError:
-    """What the command says and ends with after an error of the client."""
-    match error:
-        case stablesr_client.Unreachable():
-            return Unreachable(str(error))
-        case stablesr_client.Refused() | stablesr_client.UnexpectedAnswer():
-            return Refused(str(error))
-        case _:
-            return JobFailed(str(error))
-
-
-def cancel(http: Client, job: Job) -> None:
+def _cancel(client: Client, job: Job) -> None:
     """Cancels a job and says so, or that it could not be."""
     try:
-        http.cancel(job)
+        client.cancel(job)
     except ClientError as error:
         console.print(f"The job {job.id} could not be canceled: {error}")
     else:

@@ -13,23 +13,33 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import httpx
+from rich.text import Text
 
+from cli.checks import require_torch
 from cli.errors import NotStarted
-from cli.extras import require_torch
-from cli.processes import Child, describe_end
-from cli.redis_server import find_redis_server, free_port, new_password, redis_config, redis_url
+from cli.processes import (
+    Child,
+    describe_end,
+    ends_as_interrupt,
+    find_redis_server,
+    free_port,
+    redis_config,
+)
+from cli.view import console
 
-__all__ = ["Stack", "default_data_folder"]
+__all__ = ["Stack", "default_data_folder", "run"]
 
+COLOURS = {"redis": "magenta", "worker": "cyan", "service": "green", "stablesr": "bold yellow"}
 READY_S = 300.0
 """How long the parts may take to come up: the first import of torch on a slow disk."""
 STOP_S = 30.0
@@ -59,7 +69,7 @@ class Stack:
         host: the address that the service listens on.
         port: its port; 0 takes a free one.
         preset: the preset that the worker serves; the settings' own when None.
-        say: called with each line a part says and each event, as (part, line).
+        on_line: called with each line a part says and each event, as (part, line).
         commands: what to start as "worker" and as "service".
     """
 
@@ -70,14 +80,14 @@ class Stack:
         host: str = "127.0.0.1",
         port: int = 8000,
         preset: str | None = None,
-        say: Callable[[str, str], None] = lambda part, line: None,
+        on_line: Callable[[str, str], None] = lambda part, line: None,
         commands: Mapping[str, Sequence[str]] = COMMANDS,
     ) -> None:
         self.data = data.expanduser().resolve()
         self._host = host
         self._port = port or free_port(host)
         self._preset = preset
-        self._say = say
+        self._on_line = on_line
         self._commands = commands
         self._children: dict[str, Child] = {}
         self._restarts: list[float] = []
@@ -97,12 +107,7 @@ class Stack:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -119,13 +124,14 @@ class Stack:
         for log in (self.data / "logs").glob("*.log"):
             log.unlink()
         self._lock = self._take_lock()
-        port, password = free_port(), new_password()
+        # Never in a file or an argument.
+        port, password = free_port(), secrets.token_urlsafe(24)
         self._env = {
             # These lines are read by a person, though the parts write to a pipe.
             "STABLESR_LOG_FORMAT": "console",
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            "STABLESR_REDIS_URL": redis_url(port, password),
+            "STABLESR_REDIS_URL": f"redis://:{password}@127.0.0.1:{port}/0",
             "STABLESR_BLOB_ROOT": str(self.data / "blobs"),
             "STABLESR_HOST": self._host,
             "STABLESR_PORT": str(self._port),
@@ -134,19 +140,16 @@ class Stack:
         self._env.pop("STABLESR_BLOB_URL", None)
         if self._preset is not None:
             self._env["STABLESR_PRESET"] = self._preset
-        self._children["redis"] = Child(
+        self._start(
             "redis",
             [str(redis_server), "-"],
-            env=self._env,
-            log=self._log("redis"),
             stdin=redis_config(self.data / "redis", port, password),
             # Redis holds the lock too: should this process be killed, the folder stays taken
             # for as long as its Redis lives.
             keep=[self._lock.fileno()],
-            on_line=lambda line: self._say("redis", line),
         )
-        self._start_part("worker")
-        self._start_part("service")
+        for name in ("worker", "service"):
+            self._start(name, self._commands[name])
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
         """Returns when `/readyz` answers 200: Redis, the service and the worker's model.
@@ -183,12 +186,11 @@ class Stack:
             NotStarted: Redis or the service ended, or the worker did so too often.
         """
         for name in ("redis", "service"):
-            child = self._children[name]
-            status = child.ended()
+            status = self._children[name].poll()
             if status is not None:
-                raise NotStarted(_ended(child, status))
+                raise NotStarted(_describe(self._children[name], status))
         worker = self._children["worker"]
-        status = worker.ended()
+        status = worker.poll()
         if status is None:
             return
         now = time.monotonic()
@@ -196,15 +198,15 @@ class Stack:
         if len(self._restarts) >= RESTARTS:
             raise NotStarted(
                 f"The worker was started {RESTARTS} times more within "
-                f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_ended(worker, status)}"
+                f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_describe(worker, status)}"
             )
         self._restarts.append(now)
-        self._say(
+        self._on_line(
             "stablesr",
             f"The worker ended {describe_end(status)}; starting it again "
             f"({len(self._restarts)} of {RESTARTS}).",
         )
-        self._start_part("worker")
+        self._start("worker", self._commands["worker"])
 
     def stop(self) -> None:
         """Ends every part in order: first who takes work, then who does it, then Redis.
@@ -223,26 +225,22 @@ class Stack:
                 self._lock.close()
                 self._lock = None
 
-    def _start_part(self, name: str) -> None:
+    def _start(self, name: str, command: Sequence[str], **options: Any) -> None:
+        """`options` are those of a `Child`."""
+        log = self.data / "logs" / f"{name}.log"
+        on_line = partial(self._on_line, name)
         self._children[name] = Child(
-            name,
-            self._commands[name],
-            env=self._env,
-            log=self._log(name),
-            on_line=lambda line: self._say(name, line),
+            name, command, env=self._env, log=log, on_line=on_line, **options
         )
 
     def _stop_part(self, name: str, grace_s: float) -> None:
         child = self._children[name]
-        running = child.ended() is None
+        running = child.poll() is None
         status = child.stop(grace_s)
         del self._children[name]
         # The service ends by the very signal it was sent, after it has closed everything.
         if running and status not in (0, -signal.SIGTERM):
-            self._say("stablesr", f"The part {name} ended {describe_end(status)}.")
-
-    def _log(self, name: str) -> Path:
-        return self.data / "logs" / f"{name}.log"
+            self._on_line("stablesr", f"The part {name} ended {describe_end(status)}.")
 
     def _take_lock(self) -> IO[str]:
         lock = (self.data / "lock").open("a+")
@@ -262,5 +260,39 @@ class Stack:
         return lock
 
 
-def _ended(child: Child, status: int) -> str:
+def _describe(child: Child, status: int) -> str:
     return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"
+
+
+def run(data: Path, *, host: str, port: int, preset: str | None) -> None:
+    """Starts all parts, says where the page is, shows their lines, and ends them on a signal.
+
+    Raises:
+        CliError: a part could not be started or ended for good.
+    """
+    with (
+        ends_as_interrupt(),
+        Stack(data, host=host, port=port, preset=preset, on_line=_print_line) as stack,
+    ):
+        try:
+            with console.status("Starting Redis, a worker and the service ..."):
+                stack.start()
+                stack.wait_ready()
+            console.print(
+                f"[bold]Ready.[/bold] The service answers at {stack.url} "
+                f"(its interface: {stack.url}/docs). Everything is kept in {stack.data}. "
+                "Ctrl-C ends it."
+            )
+            while True:
+                stack.check()
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            console.print("Ending: a running job goes back to the queue ...")
+    console.print("Ended.")
+
+
+def _print_line(part: str, line: str) -> None:
+    # A Text, since a log line may hold brackets that would read as markup.
+    text = Text(f"{part:>8} | ", style=COLOURS[part])
+    text.append(line, style="default")
+    console.print(text, soft_wrap=True)

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import httpx
 import typer
-from prometheus_client.parser import text_string_to_metric_families
 
 from cli.errors import Refused, Unreachable
+from cli.options import ApiKey, Server
 
-__all__ = ["DEFAULT_SERVER", "run"]
+if TYPE_CHECKING:  # help needs neither HTTP nor metrics
+    import httpx
 
-DEFAULT_SERVER = "http://127.0.0.1:8000"
+__all__ = ["status"]
+
 STATES = ("queued", "processing", "succeeded", "failed", "canceled", "expired")
 
 Labels = frozenset[tuple[str, str]]
 
 
-def run(server: str, api_key: str | None) -> None:
-    """Prints it to stdout.
+def status(server: Server = None, api_key: ApiKey = None) -> None:
+    """Show a server's workers, its queue and what became of its jobs."""
+    import httpx
 
-    Raises:
-        Unreachable: no server answers at the address.
-        Refused: the key is missing or wrong, or the answer is not that of this service.
-    """
+    server = server or "http://127.0.0.1:8000"
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     try:
         with httpx.Client(base_url=server, headers=headers, timeout=10) as client:
-            ready, figures = client.get("/readyz"), client.get("/metrics")
+            ready, metrics = client.get("/readyz"), client.get("/metrics")
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise Unreachable(f"No server answers at {server}: {error}.") from error
-    if figures.status_code != httpx.codes.OK:
-        raise Refused(f"{server}/metrics answers {figures.status_code}: {_detail(figures)}")
+    if metrics.status_code != httpx.codes.OK:
+        raise Refused(f"{server}/metrics answers {metrics.status_code}: {_detail(metrics)}")
     typer.echo(f"{'ready' if ready.is_success else 'not ready'}: {_ready(ready)}")
-    for line in _lines(_samples(figures.text)):
+    for line in _lines(_samples(metrics.text)):
         typer.echo(line)
 
 
@@ -53,11 +53,13 @@ def _ready(answer: httpx.Response) -> str:
 
 
 def _samples(text: str) -> Mapping[str, Mapping[Labels, float]]:
-    found: dict[str, dict[Labels, float]] = defaultdict(dict)
+    from prometheus_client.parser import text_string_to_metric_families
+
+    samples: dict[str, dict[Labels, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            found[sample.name][frozenset(sample.labels.items())] = sample.value
-    return found
+            samples[sample.name][frozenset(sample.labels.items())] = sample.value
+    return samples
 
 
 def _lines(samples: Mapping[str, Mapping[Labels, float]]) -> list[str]:
@@ -76,12 +78,12 @@ def _lines(samples: Mapping[str, Mapping[Labels, float]]) -> list[str]:
     lines.append("last minute   " + _by_state(samples, "stablesr_job_moves_last_minute"))
     lines.append("since ever    " + _by_state(samples, "stablesr_job_moves_total"))
     for labels, size in samples.get("stablesr_worker_memory_bytes", {}).items():
-        told = dict(labels)
-        lines.append(f"memory    {told['worker']}: {told['kind']} {size / 2**20:.0f} MiB")
+        names = dict(labels)
+        lines.append(f"memory    {names['worker']}: {names['kind']} {size / 2**20:.0f} MiB")
     return lines
 
 
 def _by_state(samples: Mapping[str, Mapping[Labels, float]], name: str) -> str:
     counts = {dict(labels)["state"]: count for labels, count in samples.get(name, {}).items()}
-    told = [f"{counts[state]:.0f} {state}" for state in STATES if round(counts.get(state, 0))]
-    return ", ".join(told) or "nothing"
+    parts = [f"{counts[state]:.0f} {state}" for state in STATES if round(counts.get(state, 0))]
+    return ", ".join(parts) or "nothing"

@@ -2,94 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
-from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
 from rich.markup import escape
 
-from cli.errors import CliError, InputError, JobFailed
-from cli.extras import require_training
-from cli.settings import BadSettings
+from cli.checks import require
+from cli.errors import BadSettings, CliError, InputError, JobFailed, translate
+from cli.options import option
 from cli.view import console
 
-__all__ = ["Stage", "TrainOptions", "run"]
+__all__ = ["train"]
+
+# The stages of `training.config`, which is not imported here: it needs torch.
+Stage = Literal["vae", "prior", "encoder", "decoder", "distill", "cfw", "all"]
 
 
-class Stage(StrEnum):
-    """What is trained."""
-
-    VAE = "vae"
-    PRIOR = "prior"
-    ENCODER = "encoder"
-    DECODER = "decoder"
-    DISTILL = "distill"
-    CFW = "cfw"
-    ALL = "all"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """What the command line says beside the configuration."""
-
-    config: Path
-    out: Path | None
-    """None: `runs/` and the configuration's name."""
-    photographs: Path | None
-    """In place of the configuration's."""
-    max_steps: int | None
-    resume: bool
-
-
-def run(stage: Stage, options: TrainOptions) -> None:
-    """Trains until the end, `max_steps` or a signal.
-
-    Raises:
-        NotInstalled: the extra `train` is missing.
-        BadSettings: the configuration cannot be followed.
-        InputError: there are no photographs, or the folder holds another run.
-        JobFailed: the weights to start from cannot be read.
-    """
-    require_training()
+def train(
+    stage: Annotated[Stage, typer.Argument(help="What is trained; all: what the file describes.")],
+    config: Annotated[Path, typer.Option(help="A TOML file such as configs/tiny.toml.")],
+    out: Annotated[
+        Path | None, option("Where it is kept.", default="runs/ and the file's name")
+    ] = None,
+    photographs: Annotated[Path | None, option("In place of the file's.")] = None,
+    max_steps: Annotated[int | None, option("Stop after these.", min=1)] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """Train a stage on your own photographs: the guidance (encoder), CFW, the prior, the VAE."""
+    require("Training", ("accelerate", "tensorboard"), "train")
     from models.errors import ModelError
-    from training.config import STAGES, read_settings
+    from training import run
+    from training.config import read_settings
     from training.errors import InvalidRun, NoPhotographs, RunExists
-    from training.run import train, train_all
 
-    out = options.out or Path("runs") / options.config.stem
-    try:
-        settings = read_settings(options.config)
-        if options.photographs is not None:
-            data = settings.data.model_copy(update={"photographs": options.photographs})
+    out = out or Path("runs") / config.stem
+    errors: dict[type[Exception], type[CliError]] = {
+        InvalidRun: BadSettings,
+        NoPhotographs: InputError,
+        RunExists: InputError,
+        ModelError: JobFailed,
+    }
+    with translate(errors):
+        settings = read_settings(config)
+        if photographs is not None:
+            data = settings.data.model_copy(update={"photographs": photographs})
             settings = settings.model_copy(update={"data": data})
-        if stage is Stage.ALL:
-            ended = train_all(
-                settings, out, resume=options.resume, max_steps=options.max_steps, say=_say
-            )
+        if stage == "all":
+            end = run.train_all(settings, out, resume=resume, max_steps=max_steps, say=_print)
         else:
-            ended = train(
-                next(name for name in STAGES if name == stage.value),
-                settings,
-                out,
-                resume=options.resume,
-                max_steps=options.max_steps,
-                say=_say,
-            )
-    except InvalidRun as error:
-        raise BadSettings(str(error)) from error
-    except (NoPhotographs, RunExists) as error:
-        raise InputError(str(error)) from error
-    except ModelError as error:
-        raise JobFailed(str(error)) from error
-    if ended == "stopped":
+            end = run.train(stage, settings, out, resume=resume, max_steps=max_steps, say=_print)
+    if end == "stopped":
         raise Stopped("Stopped after a checkpoint; --resume goes on from there.")
 
 
-class Stopped(CliError):
+class Stopped(CliError, exit_code=130):
     """A signal ended it; the exit code is that of an interruption."""
 
-    exit_code = 130
 
-
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     console.print(escape(line), soft_wrap=True, highlight=False)

@@ -6,22 +6,19 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
-from cli.errors import InputError, Unreachable
-from cli.extras import require_torch
-from cli.settings import BadSettings, load
-from cli.view import console
-from cli.weights_view import WeightsView, as_text, readable
+from cli.checks import load, require_torch
+from cli.errors import BadSettings, InputError, Unreachable, translate
+from cli.options import argument, option
+from cli.view import WeightsView, console, readable
 
 if TYPE_CHECKING:
-    from models.checkpoints.folder import Record
-    from models.checkpoints.writing import Form
     from models.presets import Preset
 
 __all__ = ["app"]
@@ -34,14 +31,6 @@ app = typer.Typer(
 _UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
-class DType(StrEnum):
-    """How numbers are stored."""
-
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text)
     unit = _UNITS.get(match[2].upper()) if match else None
@@ -50,17 +39,16 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * unit)
 
 
-Name = Annotated[
-    str, typer.Argument(metavar="PRESET", help="Such as stablesr-512.", show_default=False)
-]
+Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
+DType = Literal["float16", "bfloat16", "float32"]
 Stored = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
 ShardSize = Annotated[
     int | None,
-    typer.Option(
+    option(
+        "Write several files of at most this size, such as 2GB.",
+        default="one file",
         parser=_bytes,
         metavar="SIZE",
-        help="Write several files of at most this size, such as 2GB.",
-        show_default="one file",
     ),
 ]
 Text = Annotated[bool, typer.Option(help="Keep the text tower (0.7 GB), which prompts need.")]
@@ -77,7 +65,8 @@ def list_weights() -> None:
     for preset in PRESETS.values():
         folder = preset_folder(_preset(preset.name))
         table.add_row(preset.name, *_state(folder), str(folder), preset.licence)
-    typer.echo(as_text(table), nl=False)
+    # As wide as it needs, for a script too.
+    Console(width=200).print(table)
 
 
 def _state(folder: Path) -> tuple[str, str, str]:
@@ -87,34 +76,33 @@ def _state(folder: Path) -> tuple[str, str, str]:
 
     try:
         record = describe(folder).record
-        _, found = open_folder(folder)
+        _, weights = open_folder(folder)
     except WeightsNotFound:
         return "no", "", ""
     except CheckpointError:
         return "damaged", "", ""
-    size = sum(path.stat().st_size for path in found.files)
-    kinds = {str(t.dtype).removeprefix("torch.") for t in found.tensors.values()}
-    return "yes", readable(size), record.dtype if record else ", ".join(sorted(kinds))
+    size = readable(sum(path.stat().st_size for path in weights.files))
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.tensors.values()}
+    return "yes", size, record.dtype if record else ", ".join(sorted(dtypes))
 
 
 @app.command()
 def pull(
     name: Name,
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Do not ask about the licence.")
+        bool, option("Do not ask about the licence.", "--accept-licence")
     ] = False,
     text: Text = False,
-    dtype: Stored = DType.float16,
+    dtype: Stored = "float16",
     shard_size: ShardSize = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the downloaded files in .downloads.")
-    ] = False,
+    keep: Annotated[bool, option("Keep the downloaded files in .downloads.", "--keep")] = False,
     again: Annotated[bool, typer.Option("--force", help="Replace weights that are here.")] = False,
 ) -> None:
     """Download the released files of a preset, check and convert them. Goes on where it broke."""
-    with _explained():
+    with _model_errors():
         from models.checkpoints import pull as pulling
         from models.checkpoints.places import weights_root
+        from models.checkpoints.writing import Form
 
         preset, root = _preset(name), weights_root()
         here = pulling.is_there(preset, root) and not again
@@ -125,7 +113,7 @@ def pull(
                 root,
                 accept_licence=accepted,
                 on_progress=view,
-                form=_form(dtype, shard_size, text),
+                form=Form.named(dtype, shard_size, text),
                 keep=keep,
                 again=again,
             )
@@ -155,47 +143,36 @@ def _ask(preset: Preset) -> bool:
 @app.command()
 def convert(
     name: Name,
-    diffusion: Annotated[
-        Path,
-        typer.Argument(
-            help="The diffusion file, such as stablesr_000117.ckpt.", show_default=False
-        ),
-    ],
-    autoencoder: Annotated[
-        Path,
-        typer.Argument(
-            help="The autoencoder file, such as vqgan_cfw_00011.ckpt.", show_default=False
-        ),
-    ],
+    diffusion: Annotated[Path, argument("The diffusion file, such as stablesr_000117.ckpt.")],
+    autoencoder: Annotated[Path, argument("The autoencoder file, such as vqgan_cfw_00011.ckpt.")],
     base: Annotated[
         Path | None,
-        typer.Option(
-            help="Stable Diffusion 2.1, a diffusers folder or a file: for a diffusion file "
-            "without it, such as webui_768v_139.safetensors.",
-            show_default=False,
+        option(
+            "Stable Diffusion 2.1, a diffusers folder or a file: for a diffusion file "
+            "without it, such as webui_768v_139.safetensors."
         ),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The folder to write.", show_default="where the preset is looked for"),
+        Path | None, option("The folder to write.", default="where the preset is looked for")
     ] = None,
     text: Text = False,
-    dtype: Stored = DType.float16,
+    dtype: Stored = "float16",
     shard_size: ShardSize = None,
     again: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
 ) -> None:
     """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
-    with _explained(), WeightsView() as view:
+    with _model_errors(), WeightsView() as view:
         from models.checkpoints import convert as converting
         from models.checkpoints.places import preset_folder
         from models.checkpoints.sources import Sources
+        from models.checkpoints.writing import Form
 
         preset = _preset(name)
         done = converting.convert(
             preset,
             Sources(diffusion, autoencoder, base),
             out or preset_folder(preset),
-            _form(dtype, shard_size, text),
+            Form.named(dtype, shard_size, text),
             replace_folder=again,
             on_progress=view,
         )
@@ -209,26 +186,19 @@ def convert(
 
 @app.command()
 def verify(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="PRESET|FOLDER", help="A preset, or a folder of weights.", show_default=False
-        ),
-    ],
+    what: Annotated[str, argument("A preset, or a folder of weights.", "PRESET|FOLDER")],
 ) -> None:
     """Read all of a folder of weights: every tensor there and finite, the files as written."""
-    with _explained(), WeightsView() as view:
+    with _model_errors(), WeightsView() as view:
         from models.checkpoints import folder as folders
         from models.presets import PRESETS
 
         folder = folders.preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
         verification = folders.verify(folder, view)
     types = ", ".join(f"{count} {name}" for name, count in sorted(verification.dtypes.items()))
-    sums = (
-        "the files are as they were written"
-        if verification.record
-        else "no sums are recorded to compare the files with"
-    )
+    sums = "no sums are recorded to compare the files with"
+    if verification.record:
+        sums = "the files are as they were written"
     console.print(
         f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.",
         soft_wrap=True,
@@ -248,60 +218,48 @@ def _preset(name: str) -> Preset:
     from models.errors import UnknownPreset
     from models.presets import get_preset
 
-    try:
+    with translate({UnknownPreset: BadSettings}):
         return get_preset(name)
-    except UnknownPreset as error:
-        raise BadSettings(str(error)) from error
-
-
-def _form(dtype: DType, shard_size: int | None, text: bool) -> Form:
-    from models.checkpoints.writing import Form
-
-    return Form.named(dtype, shard_size, text)
 
 
 def _report(folder: Path) -> None:
     """One line for what there is now, and what a person should know of it."""
     from models.checkpoints.folder import describe
+    from models.presets import PRESETS
 
     record = describe(folder).record
     assert record is not None  # a conversion has just written it
-    size = readable(sum(file.bytes for file in record.files))
-    console.print(f"{folder}: {size} in {record.dtype}.", soft_wrap=True)
-    for line in _remarks(record):
+    lines = [f"{folder}: {readable(sum(file.bytes for file in record.files))} in {record.dtype}."]
+    if record.float32:
+        lines.append(
+            f"{len(record.float32)} tensors have values that {record.dtype} cannot hold and are "
+            f"kept in float32: {', '.join(record.float32[:3])}."
+        )
+    if not record.shared_encoder:
+        lines.append(
+            "The VAE encoders of the two files differ: both are kept, and images take longer."
+        )
+    release = PRESETS[record.preset].release
+    sources = {source.name for source in record.sources}
+    for file in release.files if release else ():
+        if file.sha256 is None and file.name in sources:
+            lines.append(
+                f"{file.name} was checked by its structure only: its sha256 is not published."
+            )
+    for line in lines:
         console.print(line, soft_wrap=True)
 
 
-def _remarks(record: Record) -> Iterator[str]:
-    from models.presets import PRESETS
-
-    if record.float32:
-        names = ", ".join(record.float32[:3])
-        yield (
-            f"{len(record.float32)} tensors have values that {record.dtype} cannot hold and are "
-            f"kept in float32: {names}."
-        )
-    if not record.shared_encoder:
-        yield "The VAE encoders of the two files differ: both are kept, and images take longer."
-    release = PRESETS[record.preset].release
-    for file in release.files if release else ():
-        if file.sha256 is None and any(source.name == file.name for source in record.sources):
-            yield f"{file.name} was checked by its structure only: its sha256 is not published."
-
-
 @contextmanager
-def _explained() -> Iterator[None]:
+def _model_errors() -> Iterator[None]:
     """Turns the errors of the model side into the command's."""
     require_torch("This command", instead="")
     from models.errors import DownloadFailed, LicenceNotAccepted, ModelError
 
     try:
-        yield
-    except DownloadFailed as error:
-        raise Unreachable(str(error)) from error
+        with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+            yield
     except LicenceNotAccepted as error:
         raise BadSettings(f"{error} Say so with --accept-licence.") from error
-    except ModelError as error:
-        raise InputError(str(error)) from error
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror or error}.") from error

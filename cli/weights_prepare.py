@@ -10,13 +10,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 
 import structlog
 
 from jobs.logs import configure_logging
-from jobs.presets import PRESETS, Preset
+from jobs.presets import PRESETS
 from jobs.settings import Settings
 from models.checkpoints.files import WeightsProgress
 from models.checkpoints.folder import open_folder
@@ -50,69 +49,50 @@ def prepare(settings: Settings) -> None:
     if preset.embedded:
         log.info("weights come with the package", preset=preset.name)
         return
+    model_preset = get_preset(preset.name)
+    licence = preset.licence.partition(" (")[0]  # without what is said of it in brackets
+    accepted = settings.accept_licence or ""
     try:
-        folder = _fetch(preset, settings)
-    # An error that nobody foresaw must not keep the worker from starting either.
+        folder = pull(
+            model_preset,
+            weights_root(),
+            # By its name: what is accepted for one preset may not be what another has.
+            accept_licence=accepted.casefold() == licence.casefold(),
+            on_progress=_Progress(preset.name),
+        )
+        open_folder(folder)
+        Absence.forget(model_preset)
+    # An unforeseen error must not keep the worker from starting either.
     except Exception as error:
-        _give_up(preset, error)
+        reason = _reason(licence, error)
+        log.warning(
+            "weights are not there",
+            preset=preset.name,
+            reason=reason,
+            detail=str(error),
+            licence=preset.licence,
+            licence_url=preset.licence_url,
+            exc_info=None if isinstance(error, (ModelError, OSError)) else error,
+        )
+        try:
+            Absence.note(model_preset, reason)
+        except OSError as failure:
+            log.warning("no note for the worker", preset=preset.name, detail=str(failure))
     else:
         log.info("weights are there", preset=preset.name, folder=str(folder))
 
 
-def _fetch(preset: Preset, settings: Settings) -> Path:
-    """Weights that are there are only looked at, without the network."""
-    folder = pull(
-        get_preset(preset.name),
-        weights_root(),
-        accept_licence=_is_accepted(preset.licence, settings.accept_licence),
-        on_progress=_Progress(preset.name),
-    )
-    open_folder(folder)
-    Absence.forget(get_preset(preset.name))
-    return folder
-
-
-def _is_accepted(licence: str, accepted: str | None) -> bool:
-    """By its name, because what is accepted for one preset may not be what another has."""
-    return accepted is not None and accepted.casefold() == _short(licence).casefold()
-
-
-def _short(licence: str) -> str:
-    """The licence's name without what is said of it in brackets."""
-    return licence.partition(" (")[0]
-
-
-def _give_up(preset: Preset, error: Exception) -> None:
-    reason = _reason(preset, error)
-    log.warning(
-        "weights are not there",
-        preset=preset.name,
-        reason=reason,
-        detail=str(error),
-        licence=preset.licence,
-        licence_url=preset.licence_url,
-        exc_info=None if isinstance(error, (ModelError, OSError)) else error,
-    )
-    try:
-        Absence.note(get_preset(preset.name), reason)
-    except OSError as failure:
-        log.warning("no note for the worker", preset=preset.name, detail=str(failure))
-
-
-def _reason(preset: Preset, error: Exception) -> str:
+def _reason(licence: str, error: Exception) -> str:
     """A clause for clients, who need not know hosts and folders."""
     if isinstance(error, LicenceNotAccepted):
-        return (
-            f'its licence is not accepted (STABLESR_ACCEPT_LICENCE="{_short(preset.licence)}" '
-            "would accept it)"
-        )
-    if isinstance(error, DownloadFailed):
-        return "its weights could not be downloaded"
-    if isinstance(error, DiskFull):
-        return "its weights do not fit on the disk"
-    if isinstance(error, CheckpointError):
-        return "its weights cannot be used"
-    return "its weights could not be put in place"
+        return f'its licence is not accepted (STABLESR_ACCEPT_LICENCE="{licence}" would accept it)'
+    clauses = {
+        DownloadFailed: "its weights could not be downloaded",
+        DiskFull: "its weights do not fit on the disk",
+        CheckpointError: "its weights cannot be used",
+    }
+    default = "its weights could not be put in place"
+    return next((text for kind, text in clauses.items() if isinstance(error, kind)), default)
 
 
 class _Progress:

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from cli.redis_server import find_redis_server, free_port
+from cli.processes import find_redis_server, free_port
 
 __all__ = ["RedisServer"]
 

@@ -2,6 +2,6 @@
 
 plan      which images there are, and where the result of each goes
 journal   OUT_DIR/.stablesr.jsonl: what was done, with what; a later run goes on from there
-run       what is left to do, done by this machine or, several at once, by a server
-view      one progress line for the whole
+run       the whole command, with the work done by this machine
+remote    the work done by a server, several images at once
 """

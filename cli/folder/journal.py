@@ -1,27 +1,31 @@
-"""OUT_DIR/.stablesr.jsonl: what was done to which image, one JSON object a line.
+"""What is left to do of a folder and what has become of it: OUT_DIR/.stablesr.jsonl.
 
-A line is on the disk before anything is built on it, so that a run that is killed leaves no doubt:
-an image whose last line says "begun" is not done, whatever its result looks like. A line that was
-cut off itself counts for nothing. `input` and `output` are paths relative to the two folders.
+The journal has one JSON object a line. A line is on the disk before anything is built on it, so
+that a run that is killed leaves no doubt: an image whose last line says "begun" is not done,
+whatever its result looks like. A line that was cut off itself counts for nothing. `input` and
+`output` are paths relative to the two folders.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
+from time import monotonic
 from typing import Any, Self
 
 from cli.errors import InputError
-from cli.folder.plan import Item
+from cli.folder.plan import SHOWN, Fault, Item, Plan
+from cli.local import Written
+from cli.view import FolderView, Moment, printable
 
-__all__ = ["Entry", "Journal"]
+__all__ = ["Journal", "Work"]
 
 NAME = ".stablesr.jsonl"
 
@@ -48,17 +52,16 @@ class Entry:
 
         A file that was only touched or copied is the same one: then its content decides.
         """
-        if (self.output, self.size, dict(self.parameters)) != (
-            item.output,
-            item.size,
-            dict(parameters),
-        ):
+        if (self.output, self.size, self.parameters) != (item.output, item.size, parameters):
             return False
-        return self.mtime_ns == item.mtime_ns or self.sha256 == digest(item.source)
+        return self.mtime_ns == item.mtime_ns or self.sha256 == _digest(item.source)
 
 
 class Journal:
     """The journal of an output folder, as a context that holds its lock.
+
+    `entries` has the last of each input, `outputs` the names that a run has written, whole or not,
+    and `seed` is that of the last run.
 
     Raises:
         InputError: the folder cannot be written, or another run is at work in it.
@@ -66,10 +69,9 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
-        self._entries: dict[str, Entry] = {}
-        self._outputs: set[str] = set()
+        self.entries: dict[str, Entry] = {}
+        self.outputs: set[str] = set()
         self.seed: int | None = None
-        """The seed of the last run."""
 
     def __enter__(self) -> Self:
         try:
@@ -85,100 +87,179 @@ class Journal:
         self._file.seek(0)
         content = self._file.read()
         for line in content.splitlines():
-            self._take(line)
+            self._read(line)
         if content and not content.endswith(b"\n"):
             # Cut off when a run was killed; the next line must not be glued to it.
             self._file.write(b"\n")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def entry(self, name: str) -> Entry | None:
-        """What is known of an input."""
-        return self._entries.get(name)
-
-    def wrote(self, output: str) -> bool:
-        """Whether a file of this name is the journal's own, whole or not."""
-        return output in self._outputs
-
-    def run(self, seed: int) -> None:
-        """A run begins."""
-        self.seed = seed
-        self._write({"state": "run", "seed": seed})
-
-    def begun(self, item: Item, parameters: Mapping[str, Any], key: str | None) -> None:
-        """Work on an image begins.
-
-        Raises:
-            OSError: the image cannot be read.
-        """
-        self._write(
-            {
-                "state": "begun",
-                "input": item.name,
-                "size": item.size,
-                "mtime_ns": item.mtime_ns,
-                "sha256": digest(item.source),
-                "output": item.output,
-                "parameters": dict(parameters),
-                **({} if key is None else {"key": key}),
-            }
-        )
-
-    def ended(self, item: Item, state: str, **more: Any) -> None:
-        """Work on an image that was begun has ended: "done" (with `output_bytes`), "failed" (with
-        `error`), or "stopped" before its end."""
-        self._write({"state": state, "input": item.name, **more})
-
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def write(self, state: str, **values: Any) -> None:
+        """Adds a line: "run", or what has become of an `input`."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         # ASCII: a name may be made of bytes that are no UTF-8.
-        content = json.dumps({**line, "time": now}).encode() + b"\n"
+        line = json.dumps({"state": state, **values, "time": now}).encode() + b"\n"
         try:
-            self._file.write(content)
+            self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise InputError(f"{self._path} cannot be written: {error.strerror}.") from error
-        self._take(content)
+        self._read(line)
 
-    def _take(self, line: bytes) -> None:
+    def _read(self, line: bytes) -> None:
         try:
-            told = json.loads(line)
-            state = told["state"]
+            values = json.loads(line)
+            state = values["state"]
             if state == "run":
-                self.seed = int(told["seed"])
+                self.seed = int(values["seed"])
                 return
-            name = told["input"]
             if state == "begun":
-                entry = Entry(
-                    state=state,
-                    size=told["size"],
-                    mtime_ns=told["mtime_ns"],
-                    sha256=told["sha256"],
-                    output=told["output"],
-                    parameters=told["parameters"],
-                    key=told.get("key"),
-                )
-                self._outputs.add(entry.output)
+                names = ("state", "size", "mtime_ns", "sha256", "output", "parameters")
+                entry = Entry(**{name: values[name] for name in names}, key=values.get("key"))
+                self.outputs.add(entry.output)
             else:
-                before = vars(self._entries[name])
-                entry = Entry(
-                    **{**before, "state": state, "output_bytes": told.get("output_bytes")}
-                )
-            self._entries[name] = entry
+                entry = self.entries[values["input"]]
+                entry = replace(entry, state=state, output_bytes=values.get("output_bytes"))
+            self.entries[values["input"]] = entry
         # Not a line of ours, or a part of one.
         except (ValueError, KeyError, TypeError):
             return
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file's content; raises OSError."""
+class Work:
+    """The images that a run has to do, with journal and view.
+
+    Args:
+        shared: the parameters of all of them; an image's own are these and its output's format.
+        overwrite: also do what is done, and replace what is not the journal's.
+
+    Raises:
+        InputError: a result would replace a file that no earlier run has written.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        view: FolderView,
+        shared: Mapping[str, Any],
+        *,
+        overwrite: bool,
+    ) -> None:
+        self._journal = journal
+        self._view = view
+        self._shared = dict(shared)
+        self._start_times: dict[str, float] = {}
+        self.failed: list[Fault] = []
+        self.done = 0
+        self.unbegun = 0
+        """Images that failed before anything could be done about them."""
+        self.todo: Sequence[Item] = [i for i in plan.items if overwrite or not self._is_done(i)]
+        self.before = len(plan.items) - len(self.todo)
+        foreign = [
+            item.output
+            for item in self.todo
+            if not overwrite and item.output not in journal.outputs and item.target.exists()
+        ]
+        if foreign:
+            more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
+            raise InputError(
+                f"{printable(', '.join(foreign[:SHOWN]))}{more} would be replaced, and no run of "
+                "this command has written it; --overwrite replaces it."
+            )
+        for item in self.todo:
+            entry = journal.entries.get(item.name)
+            if entry is not None and entry.state == "begun":
+                # What a killed run was about to rename.
+                for part in item.target.parent.glob(f".{glob.escape(item.target.name)}.*.part"):
+                    part.unlink(missing_ok=True)
+
+    def announce(self, faults: Sequence[Fault], summary: str) -> None:
+        """Shows how much there is to do, as `summary`, and the faults among it."""
+        self.unbegun = len(faults)
+        self._view.begin(len(self.todo) + len(faults), summary)
+        for fault in faults:
+            self._fail(fault)
+
+    def key_of_killed(self, item: Item) -> str | None:
+        """The key under which a run that was killed submitted this very image, if one did."""
+        entry = self._journal.entries.get(item.name)
+        if entry is None or entry.state != "begun":
+            return None
+        return entry.key if entry.is_of(item, self._parameters(item)) else None
+
+    def begin(self, item: Item, key: str | None = None) -> bool:
+        """Notes that work on an image begins; False when it cannot be read, which is noted too."""
+        try:
+            item.target.parent.mkdir(parents=True, exist_ok=True)
+            self._journal.write(
+                "begun",
+                input=item.name,
+                size=item.size,
+                mtime_ns=item.mtime_ns,
+                sha256=_digest(item.source),
+                output=item.output,
+                parameters=self._parameters(item),
+                **({} if key is None else {"key": key}),
+            )
+        except OSError as error:
+            self.fail(item, error.strerror or str(error))
+            return False
+        self._start_times[item.name] = monotonic()
+        self.moved(item, Moment("reading"))
+        return True
+
+    def moved(self, item: Item, moment: Moment) -> None:
+        """Shows where the work on an image is."""
+        self._view.moved(item.name, moment)
+
+    def end(self, item: Item, written: Written) -> None:
+        """Notes that an image's result is in its place."""
+        seconds = monotonic() - self._start_times.pop(item.name)
+        width, height = written.width, written.height
+        self._journal.write(
+            "done",
+            input=item.name,
+            output_bytes=written.bytes,
+            width=width,
+            height=height,
+            seconds=round(seconds, 3),
+        )
+        self.done += 1
+        self._view.done(item.name, item.output, width, height, seconds)
+
+    def fail(self, item: Item, reason: str) -> None:
+        """Notes that an image could not be upscaled."""
+        # On one line, and without the path that stands before it anyway.
+        reason = " ".join(reason.removeprefix(f"{item.source}: ").split())
+        self._journal.write("failed", input=item.name, error=reason)
+        self._fail(Fault(item.name, reason))
+
+    def stop(self, item: Item) -> None:
+        """Notes that work on an image was ended before its end."""
+        self._journal.write("stopped", input=item.name)
+
+    def _fail(self, fault: Fault) -> None:
+        self.failed.append(fault)
+        self._view.failed(fault.name, fault.reason)
+
+    def _parameters(self, item: Item) -> dict[str, Any]:
+        return {**self._shared, "output_format": item.output_format}
+
+    def _is_done(self, item: Item) -> bool:
+        entry = self._journal.entries.get(item.name)
+        if entry is None or entry.state != "done":
+            return False
+        try:
+            same_size = item.target.stat().st_size == entry.output_bytes
+            return same_size and entry.is_of(item, self._parameters(item))
+        except OSError:
+            return False
+
+
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cli.errors import InputError
+from cli.view import printable
 from stablesr_client.files import FORMATS
 
-__all__ = ["SUFFIXES", "Fault", "Item", "Plan", "images", "make_plan", "printable"]
+__all__ = ["SHOWN", "Fault", "Item", "Plan", "images", "make_plan"]
 
 SUFFIXES = frozenset({*FORMATS, ".avif"})
 """How the name of a file ends that is taken for an image; every other file is left alone."""
@@ -61,7 +62,7 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
         output_format: "png", "webp", "jpeg" or "tiff", or "same" for each image's own.
 
     Raises:
-        InputError: a folder is none, results would lie among the inputs, or two images would
+        InputError: `target` is a file, results would lie among the inputs, or two images would
             have one result.
     """
     _check_folders(source, target)
@@ -70,30 +71,25 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
     faults: list[Fault] = []
     others = 0
     for path in _files(source, out if out.is_relative_to(root) else None, recursive, faults):
-        name = path.relative_to(source).as_posix()
-        if path.suffix.lower() not in SUFFIXES:
-            others += 1
-            continue
+        name, suffix = path.relative_to(source).as_posix(), path.suffix.lower()
         try:
-            status = path.stat()
+            status = path.stat() if suffix in SUFFIXES else None
         except OSError as error:
             faults.append(Fault(name, error.strerror or str(error)))
             continue
-        if not stat.S_ISREG(status.st_mode):
+        if status is None or not stat.S_ISREG(status.st_mode):
             others += 1
             continue
-        made = output_format
-        if output_format == "same":
-            made = FORMATS.get(path.suffix.lower(), "")
-            if not made:
-                reason = f"results cannot be {path.suffix}; --format says what they shall be"
-                faults.append(Fault(name, reason))
-                continue
-        suffix = path.suffix if output_format == "same" else OUTPUT_SUFFIXES[made]
-        output = PurePosixPath(name).with_suffix(suffix).as_posix()
-        items.append(
-            Item(name, path, status.st_size, status.st_mtime_ns, output, target / output, made)
-        )
+        same = output_format == "same"
+        item_format = FORMATS.get(suffix, "") if same else output_format
+        if not item_format:
+            reason = f"results cannot be {path.suffix}; --format says what they shall be"
+            faults.append(Fault(name, reason))
+            continue
+        output_suffix = path.suffix if same else OUTPUT_SUFFIXES[item_format]
+        output = PurePosixPath(name).with_suffix(output_suffix).as_posix()
+        size, mtime_ns = status.st_size, status.st_mtime_ns
+        items.append(Item(name, path, size, mtime_ns, output, target / output, item_format))
     _check_outputs(items, root, out)
     return Plan(tuple(items), tuple(faults), others)
 
@@ -101,14 +97,6 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
 def images(count: int) -> str:
     """The number with its word."""
     return f"{count} image{'s' * (count != 1)}"
-
-
-def printable(name: str) -> str:
-    """A file's name as a terminal can show it, whatever bytes it is made of."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
 
 
 def _files(
@@ -132,8 +120,6 @@ def _files(
 
 
 def _check_folders(source: Path, target: Path) -> None:
-    if not source.is_dir():
-        raise InputError(f"There is no folder {source}.")
     if target.exists() and not target.is_dir():
         raise InputError(f"{source} is a folder, so {target} must be one too; it is a file.")
     if target.resolve() == source.resolve():

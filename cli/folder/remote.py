@@ -9,11 +9,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import aclosing
 
+from cli.errors import translate
+from cli.folder.journal import Work
 from cli.folder.plan import Item
-from cli.folder.work import Work
 from cli.local import Written
-from cli.options import Choices
-from cli.remote import as_cli_error, connected, form, moment_of
+from cli.options import PARALLEL, UpscaleOptions
+from cli.remote import CLIENT_ERRORS, connected, form, moment_of
 from cli.view import Moment
 from stablesr_client import (
     AsyncClient,
@@ -45,15 +46,13 @@ def default_preset(server: str, api_key: str | None) -> str | None:
     Raises:
         CliError: the server does not answer, or not as it should.
     """
-    with connected(server, api_key) as http:
-        default = http.models().default
+    with connected(server, api_key) as client:
+        default = client.models().default
     return None if default is None else default.name
 
 
-def upscale_all(
-    work: Work, choices: Choices, server: str, api_key: str | None, parallel: int
-) -> None:
-    """Does what `work` has to do, `parallel` images at once.
+def upscale_all(work: Work, options: UpscaleOptions, server: str) -> None:
+    """Does what `work` has to do, `--parallel` images at once.
 
     An interruption cancels the jobs that are under way.
 
@@ -61,16 +60,13 @@ def upscale_all(
         CliError: the server is away, or refuses what is the same for every image.
     """
     try:
-        asyncio.run(_all(work, choices, server, api_key, parallel))
-    except ClientError as error:
-        raise as_cli_error(error) from error
+        with translate(CLIENT_ERRORS):
+            asyncio.run(_all(work, options, server))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 
 
-async def _all(
-    work: Work, choices: Choices, server: str, api_key: str | None, parallel: int
-) -> None:
+async def _all(work: Work, options: UpscaleOptions, server: str) -> None:
     items = iter(work.todo)
     this = asyncio.current_task()
     assert this is not None  # it runs in one
@@ -79,95 +75,102 @@ async def _all(
         asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     try:
         async with (
-            AsyncClient(server, api_key=api_key, retry_policy=RETRY_POLICY) as http,
+            AsyncClient(server, api_key=options.api_key, retry_policy=RETRY_POLICY) as client,
             asyncio.TaskGroup() as group,
         ):
-            for _ in range(parallel):
-                group.create_task(_some(http, work, items, choices))
+            run = _Run(client, work, options)
+            for _ in range(options.parallel or PARALLEL):
+                group.create_task(run.share(items))
     except BaseExceptionGroup as errors:
         # One is enough to end with: what ends a run would have met every image.
         raise errors.exceptions[0] from None
 
 
-async def _some(http: AsyncClient, work: Work, items: Iterator[Item], choices: Choices) -> None:
-    """One of the tasks that share the images."""
-    for item in items:
+class _Run:
+    """A run through one client; its tasks share the images."""
+
+    def __init__(self, client: AsyncClient, work: Work, options: UpscaleOptions) -> None:
+        self._client = client
+        self._work = work
+        self._options = options
+
+    async def share(self, items: Iterator[Item]) -> None:
+        """One of the tasks: the next image, until there is none."""
+        for item in items:
+            try:
+                await self._one(item)
+            except (JobFailed, DownloadFailed) as error:
+                self._work.fail(item, str(error))
+            except Refused as error:
+                if not _is_of_image(error):
+                    raise
+                self._work.fail(item, str(error))
+            except OSError as error:
+                self._work.fail(item, error.strerror or str(error))
+
+    async def _one(self, item: Item) -> None:
+        job = await self._submitted(item)
+        if job is None:
+            return
         try:
-            await _one(http, work, item, choices)
-        except (JobFailed, DownloadFailed) as error:
-            work.fail(item, str(error))
-        except Refused as error:
-            if not _is_of_image(error):
-                raise
-            work.fail(item, str(error))
-        except OSError as error:
-            work.fail(item, error.strerror or str(error))
+            async with aclosing(self._client.events(job)) as events:
+                async for event in events:
+                    job = event.job
+                    self._work.moved(item, moment_of(job))
+            if not job.succeeded:
+                raise JobFailed(job)
+            self._work.moved(item, Moment("downloading", 1.0))
+            job = await self._client.download(job, item.target)
+        except asyncio.CancelledError:
+            await self._cancel(item, job)
+            raise
+        assert job.result is not None  # what was downloaded
+        self._work.end(item, Written(job.result.width, job.result.height, job.result.bytes))
 
-
-async def _one(http: AsyncClient, work: Work, item: Item, choices: Choices) -> None:
-    job = await _submitted(http, work, item, choices)
-    if job is None:
-        return
-    try:
-        async with aclosing(http.events(job)) as events:
-            async for event in events:
-                job = event.job
-                work.moved(item, moment_of(job))
-        if not job.succeeded:
-            raise JobFailed(job)
-        work.moved(item, Moment("downloading", 1.0))
-        job = await http.download(job, item.target)
-    except asyncio.CancelledError:
-        await _cancel(http, work, item, job)
-        raise
-    assert job.result is not None  # what was downloaded
-    work.end(item, Written(job.result.width, job.result.height, job.result.bytes))
-
-
-async def _submitted(http: AsyncClient, work: Work, item: Item, choices: Choices) -> Job | None:
-    """The image's job: that of a run which was killed, if it has one; None for no readable file."""
-    killed = work.key_of_killed(item)
-    if killed is not None:
-        if not work.begin(item, killed):
+    async def _submitted(self, item: Item) -> Job | None:
+        """The image's job, a killed run's if it has one; None when the file cannot be read."""
+        killed = self._work.key_of_killed(item)
+        if killed is not None:
+            if not self._work.begin(item, killed):
+                return None
+            try:
+                job = await self._submit(item, killed)
+            # The key has been used up, in one of several ways; a new one tells what is wrong.
+            except Refused:
+                pass
+            else:
+                if job.succeeded or not job.ended:
+                    return job
+        key = uuid.uuid4().hex
+        if not self._work.begin(item, key):
             return None
+        return await self._submit(item, key)
+
+    async def _submit(self, item: Item, key: str) -> Job:
+        self._work.moved(item, Moment("uploading"))
+        fields = form(self._options, item.output_format)
+        submission = asyncio.create_task(
+            self._client.submit(item.source, idempotency_key=key, **fields)
+        )
         try:
-            job = await _submit(http, work, item, choices, killed)
-        # The key has been used up, in one of several ways; a new one tells what is wrong.
-        except Refused:
-            pass
-        else:
-            if job.succeeded or not job.ended:
-                return job
-    key = uuid.uuid4().hex
-    if not work.begin(item, key):
-        return None
-    return await _submit(http, work, item, choices, key)
+            return await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            # There may be a job already whose id is still on its way here.
+            done, _ = await asyncio.wait([submission], timeout=CANCEL_S)
+            if done and submission.exception() is None:
+                await self._cancel(item, submission.result())
+            else:
+                submission.cancel()
+            raise
 
-
-async def _submit(http: AsyncClient, work: Work, item: Item, choices: Choices, key: str) -> Job:
-    work.moved(item, Moment("uploading"))
-    fields = form(choices, item.output_format)
-    submission = asyncio.create_task(http.submit(item.source, idempotency_key=key, **fields))
-    try:
-        return await asyncio.shield(submission)
-    except asyncio.CancelledError:
-        # There may be a job already whose id is still on its way here.
-        done, _ = await asyncio.wait([submission], timeout=CANCEL_S)
-        if done and submission.exception() is None:
-            await _cancel(http, work, item, submission.result())
-        else:
-            submission.cancel()
-        raise
-
-
-async def _cancel(http: AsyncClient, work: Work, item: Item, job: Job) -> None:
-    """Cancels the job of an interrupted run; one that cannot be reached is left to the next run."""
-    try:
-        async with asyncio.timeout(CANCEL_S):
-            await http.cancel(job)
-    except (ClientError, TimeoutError):
-        return
-    work.stop(item)
+    async def _cancel(self, item: Item, job: Job) -> None:
+        """Cancels a job; one that cannot be reached is left to the next run."""
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await self._client.cancel(job)
+        except (ClientError, TimeoutError):
+            return
+        self._work.stop(item)
 
 
 def _is_of_image(error: Refused) -> bool:

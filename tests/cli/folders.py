@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,14 +29,17 @@ class StubModel:
     def __init__(self, settings: Settings) -> None:
         StubModel.loaded += 1
 
-    def upscale(self, source: Path, target: Path, parameters: Parameters, show: Any) -> Written:
+    def upscale(
+        self, source: Path, targets: Mapping[int, Path], parameters: Parameters, show: Any
+    ) -> list[Written]:
+        [target] = targets.values()
         self.asked.append((source.name, parameters))
         show(Moment("denoise", 0.5, 1, 4))
         if source.name in self.broken:
             raise self.broken[source.name]
         content = b"upscaled " + source.read_bytes()
         target.write_bytes(content)
-        return Written(32, 24, len(content))
+        return [Written(32, 24, len(content))]
 
 
 def upscale(source: Path, out: Path, *options: str) -> Result:

@@ -250,7 +250,7 @@ def test_only_one_run_works_in_a_folder(
     second: list[Result] = []
     made = StubModel.upscale
 
-    def meanwhile(self: StubModel, *arguments: Any) -> Written:
+    def meanwhile(self: StubModel, *arguments: Any) -> list[Written]:
         if not second:
             second.append(upscale(photos, out))
         return made(self, *arguments)

@@ -30,7 +30,8 @@ from cli.main import app
 class Stub:
     def __init__(self, settings):
         pass
-    def upscale(self, source, target, parameters, show):
+    def upscale(self, source, targets, parameters, show):
+        [target] = targets.values()
         aside = target.with_name(f".{target.name}.{os.getpid()}.part")
         aside.write_bytes(b"half")
         if source.name == "c.png" and sys.argv[-1] == "hang":
@@ -38,7 +39,7 @@ class Stub:
             time.sleep(600)
         aside.write_bytes(b"whole " + source.read_bytes() + str(parameters.seed).encode())
         aside.replace(target)
-        return Written(1, 1, target.stat().st_size)
+        return [Written(1, 1, target.stat().st_size)]
 
 run.LocalModel = Stub
 app(sys.argv[1:-1])

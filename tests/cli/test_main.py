@@ -12,7 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.redis_server import free_port
+from cli.processes import free_port
 
 runner = CliRunner()
 

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.seeds import targets_of
+from cli.options import UpscaleOptions
 from tests.cli.fake_service import FakeService, result_of
 from tests.scripted_server import Script
 
@@ -39,7 +39,8 @@ def results(picture: Path) -> list[str]:
 
 
 def test_seeds_follow_each_other_and_begin_again_after_the_last() -> None:
-    targets = targets_of(Path("a/out.webp"), 2**32 - 2, 3)
+    options = UpscaleOptions(Path("in.png"), Path("a/out.webp"), seeds=3)
+    targets = options.targets(2**32 - 2)
     assert [(seed, str(path)) for seed, path in targets.items()] == [
         (4294967294, "a/out-4294967294.webp"),
         (4294967295, "a/out-4294967295.webp"),

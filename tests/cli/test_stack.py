@@ -66,7 +66,7 @@ def make(data: Path, heard: Heard, *, worker: str = WORKER, service: str = SERVI
         "worker": (sys.executable, "-u", "-c", worker),
         "service": (sys.executable, "-u", "-c", service),
     }
-    return Stack(data, port=0, say=heard, commands=commands)
+    return Stack(data, port=0, on_line=heard, commands=commands)
 
 
 @pytest.fixture

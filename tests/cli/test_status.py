@@ -12,7 +12,7 @@ from redis import Redis
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.redis_server import free_port
+from cli.processes import free_port
 from jobs.keys import Keys
 from jobs.settings import Settings
 from tests.service.harness import FakeWorker, serving, upload

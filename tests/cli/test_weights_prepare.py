@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import cli.weights_prepare
 from cli.main import app
-from cli.redis_server import free_port
+from cli.processes import free_port
 from cli.weights_prepare import prepare
 from jobs.settings import Settings
 from models.checkpoints.places import Absence, preset_folder

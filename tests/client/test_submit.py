@@ -9,7 +9,7 @@ from typing import get_type_hints
 
 import pytest
 
-from cli.redis_server import free_port
+from cli.processes import free_port
 from jobs.schema import Parameters as JobParameters
 from stablesr_client import (
     AsyncClient,

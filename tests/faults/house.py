@@ -19,7 +19,7 @@ from typing import Any, Self
 import httpx
 from PIL import Image
 
-from cli.redis_server import free_port
+from cli.processes import free_port
 from jobs.settings import Settings
 from tests.faults.worker import WorkerProcess
 from tests.redis_server import RedisServer

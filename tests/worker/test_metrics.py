@@ -9,7 +9,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cli.redis_server import free_port
+from cli.processes import free_port
 from jobs.schema import ImageInfo, Origin, Parameters, new_job_id
 from jobs.store import input_key
 from tests.worker.processes import House, png, wait_for

@@ -1,0 +1,89 @@
+"""What is checked before work begins: settings, installed extras, input and output files."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from cli.errors import BadSettings, InputError, NotInstalled
+from jobs.errors import ImageError, InvalidSettings
+from jobs.formats import examine
+from jobs.settings import Settings
+from stablesr_client.files import format_of
+
+__all__ = ["check_input", "check_output", "load", "require", "require_torch"]
+
+
+def load(**options: str | int | None) -> Settings:
+    """The settings: environment variables, with the options that are not None in their place.
+
+    Raises:
+        BadSettings: a value is not possible; the message names each.
+    """
+    try:
+        return Settings(**{key: value for key, value in options.items() if value is not None})
+    except InvalidSettings as error:
+        raise BadSettings(error.detail) from error
+
+
+def require_torch(
+    purpose: str = "Upscaling on this machine", instead: str = ", or give a server with --server"
+) -> None:
+    """Ends with the extra's name when this environment cannot run a model.
+
+    Args:
+        purpose: what needs it, for the message.
+        instead: what a person could do without.
+
+    Raises:
+        NotInstalled: torch, diffusers, pyvips or safetensors is missing.
+    """
+    _require(purpose, ("torch", "diffusers", "pyvips", "safetensors"), "worker", instead)
+
+
+def require(purpose: str, modules: tuple[str, ...], extra: str) -> None:
+    """Ends with the extra's name when torch or one of its `modules` is missing (NotInstalled)."""
+    require_torch(purpose, instead="")
+    _require(purpose, modules, extra)
+
+
+def _require(purpose: str, modules: tuple[str, ...], extra: str, instead: str = "") -> None:
+    missing = [name for name in modules if not importlib.util.find_spec(name)]
+    if missing:
+        raise NotInstalled(
+            f"{purpose} needs {', '.join(missing)}: install them with "
+            f'`pip install "stablesr-server[{extra}]"`{instead}.'
+        )
+
+
+def check_input(path: Path) -> None:
+    """Looks at the structure of an image file; nothing is decoded.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it is not an image.
+    """
+    try:
+        with path.open("rb") as file:
+            examine(file.read(), sys.maxsize)
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
+    except ImageError as error:
+        raise InputError(f"{path} is not an image that can be read: {error.detail}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def check_output(path: Path) -> str:
+    """The format that `path` asks for: "png", "webp", "jpeg" or "tiff".
+
+    Raises:
+        InputError: its suffix is none of those known, or its folder is missing.
+    """
+    try:
+        output_format = format_of(path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+    return output_format
