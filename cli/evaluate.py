@@ -39,13 +39,6 @@ class Degrade(StrEnum):
     bicubic = "bicubic"
 
 
-Out = Annotated[Path, typer.Option("--out", help="Where results, sheets and scores go.")]
-Originals = Annotated[
-    Path | None, typer.Option("--hr", help="The folder of originals.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-
-
 @app.callback()
 def compare(
     context: typer.Context,
@@ -53,7 +46,9 @@ def compare(
         Path | None,
         typer.Option("--lr", help="The folder of inputs, named as originals.", show_default=False),
     ] = None,
-    hr: Originals = None,
+    hr: Annotated[
+        Path | None, typer.Option("--hr", help="The folder of originals.", show_default=False)
+    ] = None,
     degrade: Annotated[
         Degrade | None,
         typer.Option(
@@ -94,8 +89,10 @@ def compare(
     device: Annotated[
         str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
     ] = None,
-    out: Out = Path("evaluation"),
-    as_json: AsJson = False,
+    out: Annotated[Path, typer.Option("--out", help="Where results, sheets and scores go.")] = Path(
+        "evaluation"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Score StableSR on pictures, beside other methods and the paper.
 
@@ -183,48 +180,7 @@ def tally(
     Console(highlight=False).print(table)
 
 
-@app.command()
-def figures(
-    hr: Originals = None,
-    count: Annotated[
-        int, typer.Option("--photographs", min=1, help="How many of them are used.")
-    ] = 4,
-    longest: Annotated[
-        int, typer.Option(min=4, max=1000, help="The most steps that are tried.")
-    ] = 200,
-    shown: Annotated[
-        str | None,
-        typer.Option(help="Which of them the sheets show.", show_default="the first"),
-    ] = None,
-    preset: Preset = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda:0 or cpu.", show_default=False)
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="images/ and figures.md go here.")] = Path(
-        "docs"
-    ),
-) -> None:
-    """Draw the paper's figures on these weights, and measure what each part is worth."""
-    if hr is None:
-        raise BadSettings("Give --hr, the folder of originals.")
-    require_evaluation()
-    from evaluation.figures import run
-
-    with _refusals():
-        # A folded network has no modulation of its own to look at.
-        sr = _model(load(preset=preset, device=device), fold=False)
-        run.draw(
-            sr,
-            hr,
-            out,
-            count=count,
-            longest=longest,
-            shown=shown,
-            tell=lambda text: console.print(text, markup=False),
-        )
-
-
-def _model(settings: Settings, *, fold: bool = True) -> StableSR:
+def _model(settings: Settings) -> StableSR:
     from models.pipeline import StableSR
     from worker.device import choose_device, choose_dtype, resources_of
     from worker.errors import NotStarted
@@ -235,7 +191,7 @@ def _model(settings: Settings, *, fold: bool = True) -> StableSR:
         raise BadSettings(str(error)) from error
     dtype = choose_dtype(settings.dtype, device)
     resources = resources_of(settings, jobs=1)
-    return StableSR.from_preset(settings.preset, device, dtype, resources, fold=fold)
+    return StableSR.from_preset(settings.preset, device, dtype, resources)
 
 
 class _refusals:

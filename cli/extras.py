@@ -58,4 +58,4 @@ def require_evaluation() -> None:
     Raises:
         NotInstalled: something of the extras `worker` and `evaluate` is missing.
     """
-    _require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")
+    _require("Evaluation", ("scipy", "skimage"), "evaluate")

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.config import DataSettings
+from training.crops import PhotographCrops
 from training.degradation import MILD, PAPER, DegradationSettings, degrade
 from training.errors import NoPhotographs
-from training.photographs import PhotographCrops
 from training.pool import PairPool
 from training.sharpening import sharpen
 
@@ -54,7 +54,7 @@ class Pairs:
         if not settings.photographs.is_dir():
             raise NoPhotographs(
                 f"There is no folder {settings.photographs}: make it with "
-                f"`python -m training.photographs {settings.photographs.parent}`, "
+                f"`python -m tools.photographs {settings.photographs.parent}`, "
                 "or name your own photographs."
             )
         try:
