@@ -201,7 +201,9 @@ class _refusals:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
+        from evaluation.methods import BaselineUnavailable
+        from evaluation.pictures import BadPictures
+        from evaluation.study import BadStudy
         from models.errors import InvalidOption, ModelError
 
         if isinstance(error, BadPictures | BadStudy):
@@ -215,8 +217,7 @@ class _refusals:
 
 
 def _show(found: Comparison) -> None:
-    from evaluation.metrics import METRICS
-    from evaluation.published import PUBLISHED
+    from evaluation.metrics import METRICS, PUBLISHED
 
     wanted = [m for m in METRICS.values() if m.name in found.metrics]
     settings = found.settings

@@ -52,8 +52,7 @@ def run(stage: Stage, options: TrainOptions) -> None:
     """
     require_training()
     from models.errors import ModelError
-    from training.config import STAGES, read_settings
-    from training.errors import InvalidRun, NoPhotographs, RunExists
+    from training.config import STAGES, InvalidRun, NoPhotographs, RunExists, read_settings
     from training.run import train, train_all
 
     out = options.out or Path("runs") / options.config.stem

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluation.errors import BadPictures
-from evaluation.pictures import Pixels, degraded, tensor_of
+from evaluation.pictures import BadPictures, Pixels, degraded, tensor_of
 from models.networks.modulation import FeatureModulation
 from models.options import Options
 from models.pipeline import StableSR

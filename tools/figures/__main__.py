@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.errors import BadPictures
-from evaluation.pictures import degraded, listed, read
+from evaluation.pictures import BadPictures, degraded, listed, read
 from models.errors import ModelError
 from models.options import Options
 from models.pipeline import StableSR

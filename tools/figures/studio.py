@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.errors import BadPictures
 from evaluation.methods import bicubic, sampled
 from evaluation.metrics import BORDER, offline_scores
-from evaluation.pictures import Pixels, degraded, pixels_of, tensor_of, write
+from evaluation.pictures import BadPictures, Pixels, degraded, pixels_of, tensor_of, write
 from evaluation.sheets import Cell, contact_sheet, enlarged, finest
 from models.color import ColorFix
 from models.options import Options
