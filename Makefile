@@ -100,7 +100,7 @@ comparison: downloads  ## scores of the test photographs beside other methods (P
 	  --baseline realesrgan-x4fast=$(X4FAST) --baseline realsr-df2k=$(REALSR) --out $(or $(OUT),runs/comparison)
 
 figures: $(STAMP)  ## docs/figures.md and its pictures (PRESET=tiny PHOTOGRAPHS=folder COUNT=4 STEPS=200)
-	$(BIN)/stablesr evaluate figures --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \
+	$(BIN)/python -m tools.figures --preset $(or $(PRESET),tiny) --hr $(or $(PHOTOGRAPHS),tests/photographs) \
 	  --shown $(or $(SHOWN),red_panda) --photographs $(or $(COUNT),4) --longest $(or $(STEPS),200)
 
 constraints: $(STAMP)  ## write constraints.txt anew from .venv

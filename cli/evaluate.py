@@ -157,44 +157,7 @@ def tally(
     Console(highlight=False).print(table)
 
 
-@app.command()
-def figures(
-    hr: Originals = None,
-    count: Annotated[
-        int, typer.Option("--photographs", min=1, help="How many of them are used.")
-    ] = 4,
-    longest: Annotated[
-        int, typer.Option(min=4, max=1000, help="The most steps that are tried.")
-    ] = 200,
-    shown: Annotated[
-        str | None, option("Which of them the sheets show.", default="the first")
-    ] = None,
-    preset: Preset = None,
-    device: Device = None,
-    out: Annotated[Path, typer.Option("--out", help="images/ and figures.md go here.")] = Path(
-        "docs"
-    ),
-) -> None:
-    """Draw the paper's figures on these weights, and measure what each part is worth."""
-    if hr is None:
-        raise BadSettings("Give --hr, the folder of originals.")
-    with _model_errors():
-        from evaluation.figures import run
-
-        # A folded network has no modulation of its own to look at.
-        sr = _model(load(preset=preset, device=device), fold=False)
-        run.draw(
-            sr,
-            hr,
-            out,
-            count=count,
-            longest=longest,
-            shown=shown,
-            tell=lambda text: console.print(text, markup=False),
-        )
-
-
-def _model(settings: Settings, *, fold: bool = True) -> StableSR:
+def _model(settings: Settings) -> StableSR:
     from models.pipeline import StableSR
     from worker.device import choose_device, choose_dtype, resources_of
     from worker.errors import NotStarted
@@ -203,14 +166,16 @@ def _model(settings: Settings, *, fold: bool = True) -> StableSR:
         device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     resources = resources_of(settings, jobs=1)
-    return StableSR.from_preset(settings.preset, device, dtype, resources, fold=fold)
+    return StableSR.from_preset(settings.preset, device, dtype, resources)
 
 
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """Turns the errors of evaluation and model into the command's; checks that both are here."""
-    require("Evaluation", ("matplotlib", "scipy", "skimage"), "evaluate")
-    from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable
+    require("Evaluation", ("scipy", "skimage"), "evaluate")
+    from evaluation.methods import BaselineUnavailable
+    from evaluation.pictures import BadPictures
+    from evaluation.study import BadStudy
     from models.errors import InvalidOption, ModelError
 
     errors: dict[type[Exception], type[CliError]] = {
@@ -228,8 +193,7 @@ def _model_errors() -> Iterator[None]:
 
 
 def _print_scores(scores: Comparison) -> None:
-    from evaluation.metrics import METRICS
-    from evaluation.published import PUBLISHED
+    from evaluation.metrics import METRICS, PUBLISHED
 
     settings = scores.settings
     table = Table(

@@ -33,8 +33,7 @@ def train(
     require("Training", ("accelerate", "tensorboard"), "train")
     from models.errors import ModelError
     from training import run
-    from training.config import read_settings
-    from training.errors import InvalidRun, NoPhotographs, RunExists
+    from training.config import InvalidRun, NoPhotographs, RunExists, read_settings
 
     out = out or Path("runs") / config.stem
     errors: dict[type[Exception], type[CliError]] = {

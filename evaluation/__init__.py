@@ -1,6 +1,5 @@
-"""Measures results against originals and other methods, and draws what the paper drew.
+"""Measures results against originals and other methods.
 
 `comparison` scores methods over pairs of pictures, `sheets` and `study` make pages that a person
-looks at, `figures` holds the experiments. Needs the extra `evaluate`; nothing that serves images
-imports it.
+looks at. Needs the extra `evaluate`; nothing that serves images imports it.
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from evaluation.errors import BadPictures
 from evaluation.learned import Learned
 from evaluation.methods import Method
-from evaluation.metrics import BORDER, METRICS, offline_scores
-from evaluation.pictures import Pair, pixels_of, read, tensor_of, write
-from evaluation.published import PUBLISHED
+from evaluation.metrics import BORDER, METRICS, PUBLISHED, offline_scores
+from evaluation.pictures import BadPictures, Pair, pixels_of, read, tensor_of, write, write_bytes
 
 __all__ = ["Comparison", "Row", "compare", "result_path", "write_json", "write_text"]
 
@@ -151,13 +148,7 @@ def _together(pairs: Sequence[Pair]) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text, aside first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, "utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evaluation.errors import BaselineUnavailable
+from evaluation.pictures import EvaluationError
 from models.networks.layout import channels_last
 from models.options import Options
 from models.pipeline import StableSR
 from models.prepared import Prepared
 from models.sampling import StepRequest, drive_all
-from training.errors import ModelFileUnreadable
+from training.config import ModelFileUnreadable
 from training.realesrgan import CompactNet, RRDBNet
 
 __all__ = [
     "BASELINES",
+    "BaselineUnavailable",
     "Enlarged",
     "Method",
     "Network",
@@ -52,6 +53,10 @@ Predict = Callable[[Sequence[StepRequest]], list[Tensor]]
 """A network call, as `StableSR.predict`."""
 
 
+class BaselineUnavailable(EvaluationError):
+    """A method to compare with cannot be had here, or cannot do what is asked."""
+
+
 @dataclass(frozen=True)
 class Enlarged:
     """One result of one method."""
@@ -74,10 +79,14 @@ class Method(Protocol):
 
 
 class Network:
-    """A function of a picture."""
+    """A function of a picture and a scale."""
 
     def __init__(
-        self, name: str, run: Callable[[Tensor], Tensor], scale: int | None, device: torch.device
+        self,
+        name: str,
+        run: Callable[[Tensor, int], Tensor],
+        scale: int | None,
+        device: torch.device,
     ) -> None:
         self.names = (name,)
         self._run, self._scale, self._device = run, scale, device
@@ -95,17 +104,8 @@ class Network:
             )
         began = time.perf_counter()
         with torch.inference_mode():
-            result = self._run(image.to(self._device)).clamp(0, 1).float().cpu()
+            result = self._run(image.to(self._device), scale).clamp(0, 1).float().cpu()
         yield Enlarged(name, result, time.perf_counter() - began)
-
-
-class _Bicubic:
-    names = ("bicubic",)
-
-    def enlarge(self, image: Tensor, scale: int) -> Iterator[Enlarged]:
-        began = time.perf_counter()
-        result = bicubic(image, scale)
-        yield Enlarged("bicubic", result, time.perf_counter() - began)
 
 
 def bicubic(image: Tensor, scale: int) -> Tensor:
@@ -166,7 +166,7 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
     """
     device = torch.device(device)
     if name == "bicubic":
-        return _Bicubic()
+        return Network(name, bicubic, None, torch.device("cpu"))
     named, _, place = name.partition("=")
     if named in PACKAGED:
         return _packaged(named, Path(place) if place else None, device)
@@ -194,7 +194,8 @@ def _packaged(name: str, place: Path | None, device: torch.device) -> Method:
     except ModelFileUnreadable as error:
         raise BaselineUnavailable(f"{name}: {error}") from error
     channels_last(network)
-    return Network(name, network.to(device), 4, device)
+    network.to(device)
+    return Network(name, lambda image, scale: network(image), 4, device)
 
 
 def _spandrel(path: Path, device: torch.device) -> Method:
@@ -214,4 +215,5 @@ def _spandrel(path: Path, device: torch.device) -> Method:
         raise BaselineUnavailable(f"spandrel cannot read {path}: {error}") from error
     if not isinstance(model, spandrel.ImageModelDescriptor):
         raise BaselineUnavailable(f"{path} holds a model that needs more than one picture.")
-    return Network(path.stem, model.eval(), int(model.scale), device)
+    model.eval()
+    return Network(path.stem, lambda image, scale: model(image), int(model.scale), device)

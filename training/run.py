@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from models.checkpoints.folder import save_folder
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from models.networks.layout import channels_last
-from training.activations import recompute_activations
-from training.average import blended
-from training.cfw import Cfw
-from training.config import DenoisingSettings, RunSettings, StageName
-from training.decoder import Decoder
+from training.checkpoint import blended
+from training.config import (
+    CfwSettings,
+    DecoderSettings,
+    DenoisingSettings,
+    DistillSettings,
+    InvalidRun,
+    RunSettings,
+    StageName,
+    VaeSettings,
+)
 from training.denoising import Guidance, Prior
-from training.distill import Distillation
-from training.errors import InvalidRun
 from training.image_loss import ImageLoss
 from training.objective import Objective
 from training.pairs import stream
 from training.realesrgan import CompactNet
+from training.sampling import Cfw, Distillation
 from training.sources import Sources
 from training.starting import WEIGHTS_FOLDER, starting_networks
 from training.trainer import Ended, Trainer
-from training.vae import Vae, latent_scale
+from training.vae import Decoder, Vae
 
-__all__ = ["FINISHED", "train", "train_all"]
+__all__ = ["FINISHED", "recompute_activations", "train", "train_all"]
+
+_LOG = logging.getLogger(__name__)
 
 FINISHED = "finished"
 """File in a stage's folder once its last step is made."""
-
-# Batches whose images the latents are scaled by.
-_SCALED_BY = 8
 
 
 def train_all(
@@ -93,7 +103,7 @@ def train(
         gradient_accumulation_steps=table.loop.accumulate,
     )
     if not accelerator.is_main_process:
-        say = _silent
+        say = _LOG.debug
     seed = stream(settings.seed, stage)
     networks = starting_networks(stage, settings, out, seed, say).to(accelerator.device)
     networks.requires_grad_(False)
@@ -101,7 +111,7 @@ def train(
         # Its convolutions take two thirds of the time in this layout.
         channels_last(networks.autoencoder)
     folder = out / stage
-    objective, loss = _objective(stage, networks, settings, folder, accelerator, say)
+    objective = _objective(stage, networks, settings, folder, accelerator, say)
     if isinstance(table, DenoisingSettings) and table.checkpoint_activations:
         recompute_activations(networks)
 
@@ -111,7 +121,7 @@ def train(
 
     def export() -> None:
         if isinstance(objective, Vae):
-            _rescale(networks, objective)
+            objective.rescale()
         with blended(parameters, start, share):
             save_folder(networks, folder / WEIGHTS_FOLDER, torch.float32)
 
@@ -120,7 +130,6 @@ def train(
         table.loop,
         folder,
         accelerator,
-        critic_rate=None if loss is None else loss.settings.critic_learning_rate,
         export=export,
         say=say,
     )
@@ -132,19 +141,6 @@ def train(
     return ended
 
 
-def _silent(line: str) -> None:
-    """What processes but the first say."""
-
-
-def _rescale(networks: Networks, objective: Vae) -> None:
-    """Scales latents to a deviation of one, of images that do not change with the step."""
-    assert isinstance(networks.autoencoder, CompactAutoencoder)  # the stage refuses others
-    images = torch.cat([objective.draw(number)["image"] for number in range(_SCALED_BY)])
-    sizes = latent_scale(networks.autoencoder, (images + 1) / 2)
-    networks.autoencoder.config = sizes
-    networks.config = dataclasses.replace(networks.config, autoencoder=sizes)
-
-
 def _objective(
     stage: StageName,
     networks: Networks,
@@ -152,38 +148,40 @@ def _objective(
     folder: Path,
     accelerator: Accelerator,
     say: Callable[[str], None],
-) -> tuple[Objective, ImageLoss | None]:
-    device, rank = accelerator.device, accelerator.process_index
-    seed = stream(settings.seed, stage, rank)
+) -> Objective:
+    table, device = getattr(settings, stage), accelerator.device
+    seed = stream(settings.seed, stage, accelerator.process_index)
     sources = Sources(settings, folder, accelerator, say)
-    if stage == "prior" or stage == "encoder":
-        latents = sources.latents(stage, networks)
+    if isinstance(table, DenoisingSettings):
         kind = Prior if stage == "prior" else Guidance
-        return kind(networks, latents, seed), None
-    table = {
-        "vae": settings.vae,
-        "decoder": settings.decoder,
-        "distill": settings.distill,
-        "cfw": settings.cfw,
-    }[stage]
-    assert table is not None  # the caller looked
-    loss = ImageLoss(
-        table.loss,
-        networks.autoencoder,
-        seed=stream(settings.seed, f"{stage}/critic"),
-        device=device,
-    )
-    if stage == "vae":
-        assert settings.vae is not None
-        images = sources.images(settings.vae, seed)
-        return Vae(networks, images, settings.vae, loss, seed), loss
-    if stage == "decoder":
-        assert settings.decoder is not None
-        network = CompactNet.from_model(settings.decoder.network).to(device)
-        images = sources.images(settings.decoder, seed)
-        return Decoder(networks, network, images, loss, seed), loss
-    if stage == "distill":
-        assert settings.distill is not None
-        return Distillation(networks, sources.taught(), settings.distill, loss, seed, device), loss
-    assert settings.cfw is not None
-    return Cfw(networks, sources.sampled(networks), settings.cfw, loss, seed, device), loss
+        return kind(networks, sources.latents(stage, table, networks), seed)
+    critic_seed = stream(settings.seed, f"{stage}/critic")
+    loss = ImageLoss(table.loss, networks.autoencoder, seed=critic_seed, device=device)
+    if isinstance(table, VaeSettings):
+        return Vae(networks, sources.images(table, seed), table, loss, seed)
+    if isinstance(table, DecoderSettings):
+        network = CompactNet.from_model(table.network).to(device)
+        return Decoder(networks, network, sources.images(table, seed), loss, seed)
+    if isinstance(table, DistillSettings):
+        return Distillation(networks, sources.taught(), table, loss, seed, device)
+    assert isinstance(table, CfwSettings)  # the last of the stages
+    return Cfw(networks, sources.sampled(table, networks), table, loss, seed, device)
+
+
+def recompute_activations(module: nn.Module) -> int:
+    """Residual blocks and transformers keep their inputs only and run again in the backward pass.
+
+    The numbers stay the same. Returns how many blocks were changed, in place.
+    """
+    blocks = (ResnetBlock2D, Transformer2DModel, Attention)
+    changed = 0
+    pending = list(module.children())
+    while pending:
+        child = pending.pop()
+        if isinstance(child, blocks):
+            # Not deeper: an attention inside a transformer runs again with it.
+            child.forward = partial(checkpoint, child.forward, use_reentrant=False)  # type: ignore[method-assign]  # on purpose, on this instance
+            changed += 1
+        else:
+            pending += child.children()
+    return changed

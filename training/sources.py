@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from models.networks.bundle import Networks
-from training.cfw import sampled_batch
 from training.config import (
+    CfwSettings,
     DecoderSettings,
     DenoisingSettings,
     RunSettings,
@@ -21,9 +21,9 @@ from training.config import (
 from training.denoising import Latents
 from training.objective import Batch
 from training.pairs import Pairs, enlarged, stream
-from training.shards import Shards
+from training.sampling import sampled_batch
+from training.shards import TAUGHT, Shards, taught, teacher_shards
 from training.starting import fingerprint
-from training.teacher import TAUGHT, taught, teacher_shards
 
 __all__ = ["Sources"]
 
@@ -62,49 +62,33 @@ class Sources:
         )
         return self._made(shards)
 
-    def images(
-        self, table: VaeSettings | DenoisingSettings | DecoderSettings, seed: int
-    ) -> Callable[[int], Tensor]:
+    def images(self, table: VaeSettings | DecoderSettings, seed: int) -> Callable[[int], Tensor]:
         """Number of a batch -> photographs, or what the teacher made of them."""
-        pairs = self._pairs_of(table, seed)
-        if not table.teacher_share:
-            return pairs.high
-        shards = self.taught()
+        batch = self._mixed(table, seed, low=False)
+        return lambda number: batch(number)[0]
 
-        def images(number: int) -> Tensor:
-            if not _is_taught(number, table.teacher_share):
-                return pairs.high(number)
+    def _mixed(
+        self, table: VaeSettings | DenoisingSettings | DecoderSettings, seed: int, *, low: bool
+    ) -> Callable[[int], tuple[Tensor, ...]]:
+        """Number of a batch -> images, some the teacher's; with `low` also what they are to be
+        restored from, enlarged."""
+        pairs = self._pairs(table.crop, table.loop.batch, seed)
+        shards = self.taught() if table.teacher_share else None
+        names = (TAUGHT, "low") if low else (TAUGHT,)
+
+        def batch(number: int) -> tuple[Tensor, ...]:
+            if shards is None or not _is_taught(number, table.teacher_share):
+                return pairs.at(number) if low else (pairs.high(number),)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            [image] = taught(shards, (TAUGHT,), table.loop.batch, table.crop, generator)
-            return image.to(self._device)
+            image, *lows = taught(shards, names, table.loop.batch, table.crop, generator)
+            lows = [enlarged(part, self._settings.data.scale) for part in lows]
+            return tuple(part.to(self._device) for part in (image, *lows))
 
-        return images
+        return batch
 
-    def pairs(self, table: DenoisingSettings, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-        """Number of a batch -> images, some the teacher's, and what they are to be restored from,
-        enlarged."""
-        pairs = self._pairs_of(table, seed)
-        if not table.teacher_share:
-            return pairs.at
-        shards = self.taught()
-
-        def both(number: int) -> tuple[Tensor, Tensor]:
-            if not _is_taught(number, table.teacher_share):
-                return pairs.at(number)
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            names = (TAUGHT, "low")
-            image, low = taught(shards, names, table.loop.batch, table.crop, generator)
-            scale = self._settings.data.scale
-            return image.to(self._device), enlarged(low, scale).to(self._device)
-
-        return both
-
-    def latents(self, stage: StageName, networks: Networks) -> Latents:
+    def latents(self, stage: StageName, table: DenoisingSettings, networks: Networks) -> Latents:
         """Latents of images and, for the guidance, of degraded photographs."""
-        settings = self._settings
-        table = settings.prior if stage == "prior" else settings.encoder
-        assert table is not None  # the caller looked
-        seed = stream(settings.seed, f"{stage}/pairs", 0 if table.cached else self._rank)
+        seed = stream(self._settings.seed, f"{stage}/pairs", 0 if table.cached else self._rank)
         first_stage = networks.first_stage or networks.autoencoder
 
         def encoded(image: Tensor) -> Tensor:
@@ -114,18 +98,10 @@ class Sources:
             # pass under autocast when its own weights are frozen.
             return first_stage.latent(moments.float()).contiguous()
 
-        if stage == "prior":
-            images = self.images(table, seed)
+        images = self._mixed(table, seed, low=stage == "encoder")
 
-            def batch(number: int) -> Batch:
-                return {"high": encoded(images(number))}
-
-        else:
-            pairs = self.pairs(table, seed)
-
-            def batch(number: int) -> Batch:
-                high, low = pairs(number)
-                return {"high": encoded(high), "low": encoded(low)}
+        def batch(number: int) -> Batch:
+            return {n: encoded(i) for n, i in zip(("high", "low"), images(number), strict=False)}
 
         if not table.cached:
             return lambda number, generator: batch(number)
@@ -153,18 +129,10 @@ class Sources:
 
         return picked
 
-    def sampled(self, networks: Networks) -> Shards:
+    def sampled(self, table: CfwSettings, networks: Networks) -> Shards:
         """What the model makes of degraded photographs: the fusion layers have to mend that."""
-        table = self._settings.cfw
-        assert table is not None  # the caller looked
         seed = stream(self._settings.seed, "cfw/pairs")
-        pairs = Pairs(
-            self._settings.data,
-            crop=table.crop,
-            batch=table.sampled_batch,
-            seed=seed,
-            device=self._device,
-        )
+        pairs = self._pairs(table.crop, table.sampled_batch, seed)
 
         def batch(number: int) -> Batch:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
@@ -188,16 +156,9 @@ class Sources:
         )
         return self._made(shards)
 
-    def _pairs_of(
-        self, table: VaeSettings | DenoisingSettings | DecoderSettings, seed: int
-    ) -> Pairs:
-        return Pairs(
-            self._settings.data,
-            crop=table.crop,
-            batch=table.loop.batch,
-            seed=seed,
-            device=self._device,
-        )
+    def _pairs(self, crop: int, batch: int, seed: int) -> Pairs:
+        data = self._settings.data
+        return Pairs(data, crop=crop, batch=batch, seed=seed, device=self._device)
 
     def _made(self, shards: Shards) -> Shards:
         """Each process makes its share of what is missing, and waits for the others."""

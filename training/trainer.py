@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from training.ahead import Ahead
-from training.average import Average
-from training.checkpoint import Checkpoints
-from training.config import LoopSettings
-from training.errors import RunExists, TrainingError
-from training.log import Log
-from training.objective import ImageObjective, Objective
-from training.progress import Progress
+from training.checkpoint import Average, Checkpoints, Log, Progress
+from training.config import LoopSettings, RunExists, TrainingError
+from training.objective import Batch, ImageObjective, Objective
 
-__all__ = ["Ended", "Trainer"]
+__all__ = ["Ahead", "Ended", "Trainer"]
 
 Ended = Literal["finished", "limited", "stopped"]
 """At its last step; at `max_steps`; by a signal."""
@@ -42,7 +38,6 @@ class Trainer:
         settings: how long and how fast.
         folder: checkpoints and log go here.
         accelerator: made for this stage.
-        critic_rate: learning rate of the objective's critic; None: the loop's.
         export: writes the networks as they are; called with the averaged weights in place at every
             checkpoint.
         say: hears a line for people now and then.
@@ -55,13 +50,11 @@ class Trainer:
         folder: Path,
         accelerator: Accelerator,
         *,
-        critic_rate: float | None = None,
         export: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
         self._objective, self._settings, self._folder = objective, settings, folder
         self._accelerator, self._export, self._say = accelerator, export, say
-        self._critic_rate = critic_rate
         folder.mkdir(parents=True, exist_ok=True)
         objective.networks.requires_grad_(False)
         learned = {
@@ -213,12 +206,10 @@ class Trainer:
         rate = self.progress.learning_rate
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        if self._critic is not None:
-            factor = (self._critic_rate or self._settings.learning_rate) / (
-                self._settings.learning_rate
-            )
+        if self._judged is not None and self._critic is not None:
+            usual = self._settings.learning_rate
             for group in self._critic_optimizer.param_groups:
-                group["lr"] = rate * factor
+                group["lr"] = rate * ((self._judged.critic_learning_rate or usual) / usual)
 
     def _save(self) -> None:
         self._read()
@@ -256,3 +247,43 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)
+
+
+class Ahead:
+    """Draws batches in their order; on a GPU each on a thread of its own, one before it is asked.
+
+    A batch follows from its number alone, so nothing depends on when it was made. On a CPU the
+    thread would take from the step what it gives to the batch, and none is used.
+
+    Args:
+        draw: number -> batch; never called by two threads at once.
+        device: of the batches.
+    """
+
+    def __init__(self, draw: Callable[[int], Batch], device: torch.device) -> None:
+        self._draw = draw
+        # The current device is each thread's own, and `device` may leave its number open.
+        self._current = torch.cuda.current_device() if device.type == "cuda" else None
+        self._pool = ThreadPoolExecutor(1, "batches") if device.type == "cuda" else None
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def __call__(self, number: int) -> Batch:
+        """The batch of that number; raises what `draw` raises."""
+        if self._pool is None:
+            return self._draw(number)
+        if self._next is not None and self._next[0] == number:
+            made = self._next[1]
+        else:
+            made = self._pool.submit(self._drawn, number)
+        batch = made.result()
+        self._next = (number + 1, self._pool.submit(self._drawn, number + 1))
+        return batch
+
+    def _drawn(self, number: int) -> Batch:
+        torch.cuda.set_device(self._current)
+        return self._draw(number)
+
+    def close(self) -> None:
+        """Ends the thread; what it made in vain is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)

@@ -75,7 +75,6 @@ def test_programs_get_the_scores_as_json_on_the_standard_output(
         ("--hr {hr}/absent --degrade paper", 3, "There is no folder"),
         ("--hr {hr} --degrade bicubic --baseline nearest", 2, "is none of bicubic"),
         ("tally {hr}/petra.png --key {hr}/absent.json", 3, "absent.json cannot be read"),
-        ("figures", 2, "Give --hr"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_in_one_sentence(

@@ -14,12 +14,11 @@ from PIL import Image
 from torch import nn
 
 from evaluation.comparison import Comparison, compare, result_path, write_json
-from evaluation.errors import BadPictures, BadStudy, BaselineUnavailable, EvaluationError
 from evaluation.learned import Learned
-from evaluation.methods import OursAtWeights, make_baseline
-from evaluation.pictures import Pair, write, write_degraded
+from evaluation.methods import BaselineUnavailable, OursAtWeights, make_baseline
+from evaluation.pictures import BadPictures, EvaluationError, Pair, write, write_degraded
 from evaluation.sheets import finest, write_sheets
-from evaluation.study import tally, write_study
+from evaluation.study import BadStudy, tally, write_study
 from models.options import Options
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop, write_originals

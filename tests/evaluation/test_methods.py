@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.errors import BaselineUnavailable
-from evaluation.methods import OursAtWeights, make_baseline
+from evaluation.methods import BaselineUnavailable, OursAtWeights, make_baseline
 from evaluation.pictures import tensor_of
 from models.options import Options
 from models.pipeline import StableSR

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.errors import BadPictures
 from evaluation.pictures import (
+    BadPictures,
     Degradation,
     degraded,
     matched,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from training.config import read_settings
+from training.config import InvalidRun, read_settings
 from training.degradation import RoundSettings
-from training.errors import InvalidRun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = """
@@ -54,7 +53,7 @@ def test_a_degradation_of_ones_own_is_a_table_with_the_papers_defaults(tmp_path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("crop = 64", "crop = 60"), "encoder: crop is 60; it must be a multiple of 64"),
+        (("crop = 64", "crop = 60"), "encoder.crop: crop is 60; it must be a multiple of 64"),
         (("steps = 3", "stepps = 3"), "encoder.loop.stepps: there is no such key"),
         (("steps = 3", ""), "encoder.loop.steps: Field required"),
         (("[data]", "colour = 1\n[data]"), "colour: there is no such key"),
@@ -77,14 +76,14 @@ def test_a_degradation_of_ones_own_is_a_table_with_the_papers_defaults(tmp_path:
         ),
         (
             ("[data]", '[teacher]\nnetwork = "t"\ncrop = 60\nbatches = 1\n[data]'),
-            "teacher: crop is 60; it must be a multiple of 64",
+            "teacher.crop: crop is 60; it must be a multiple of 64",
         ),
         (
             (
                 "[encoder]\ncrop = 64",
                 "[vae]\ncrop = 60\n[vae.loop]\nsteps = 1\nbatch = 1\n[encoder]",
             ),
-            "vae: crop is 60; it must be a multiple of 8",
+            "vae.crop: crop is 60; it must be a multiple of 8",
         ),
         (
             ("steps = 3", 'steps = 3\nfactors = {"unet." = 0}'),

@@ -19,7 +19,7 @@ from training.degradation import (
     RoundSettings,
     degrade,
 )
-from training.jpeg import jpeg
+from training.filters import jpeg
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 

@@ -16,7 +16,7 @@ from models.networks.bundle import make_autoencoder
 from tests.models.narrow import AUTOENCODER, COMPACT
 from tests.training.small_run import CPU
 from tests.training.vgg_files import BLOCKS, hed_file, vgg_file
-from training.errors import InvalidRun
+from training.config import InvalidRun
 from training.perceptual import (
     autoencoder_distance,
     feature_distance,

@@ -19,12 +19,11 @@ from models.checkpoints.folder import load_folder
 from models.config import ModelConfig
 from tests.models.narrow import AUTOENCODER, COMPACT, CONFIG, WITH_COMPACT
 from tests.training.small_run import CPU, Bicubic, learned_names, loop, settings_of
-from training.cfw import Cfw
-from training.config import RunSettings, StageName
-from training.errors import InvalidRun, NoPhotographs, RunExists
+from training.config import InvalidRun, NoPhotographs, RunExists, RunSettings, StageName
 from training.pairs import Pairs
 from training.run import train, train_all
-from training.sizes import SIZES
+from training.sampling import Cfw
+from training.starting import SIZES
 
 VAE = {"crop": 32, "teacher_share": 0.5, "loop": loop(6, save_every=4)}
 ENCODER = {"crop": 64, "cached": 2, "loop": loop(8, save_every=3)}
@@ -47,7 +46,7 @@ def quiet(line: str) -> None:
 
 @pytest.fixture(autouse=True)
 def teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.teacher.RRDBNet.from_model", lambda path: Bicubic())
+    monkeypatch.setattr("training.shards.RRDBNet.from_model", lambda path: Bicubic())
 
 
 def losses(folder: Path) -> dict[int, float]:

@@ -13,10 +13,8 @@ from models.networks.compact import CompactAutoencoder
 from tests.models.narrow import CONFIG, WITH_COMPACT
 from tests.training.ncnn_files import small_compact
 from tests.training.small_run import base_weights, loop, settings_of
-from training.config import RunSettings, StageName
-from training.errors import InvalidRun
-from training.sizes import SIZES
-from training.starting import starting_networks
+from training.config import InvalidRun, RunSettings, StageName
+from training.starting import SIZES, starting_networks
 
 
 def quiet(line: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from models.checkpoints.folder import load_folder
 from tests.training.small_run import CPU, base_weights
-from training.shipping import main
+from tools.shipping import main
 
 
 def test_shipped_weights_are_rounded_to_half_the_bytes(tmp_path: Path) -> None:

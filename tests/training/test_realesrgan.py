@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from models.networks.compact import CompactAutoencoder, anchored, enlarged
 from tests.models.narrow import COMPACT
 from tests.training.ncnn_files import exported, small_compact, small_rrdb, write_model
-from training.errors import ModelFileUnreadable
-from training.ncnn import assign, layers, read_model
-from training.realesrgan import CompactNet, RRDBNet, start_decoder
+from training.config import ModelFileUnreadable
+from training.realesrgan import CompactNet, RRDBNet, assign, layers, read_model, start_decoder
 
 
 def convolutions(network: nn.Module) -> list[nn.Module]:

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from training.ahead import Ahead
 from training.objective import Batch
+from training.trainer import Ahead
 
 CUDA = torch.device("cuda")
 

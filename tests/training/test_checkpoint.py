@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from training.checkpoint import Progress
 from training.config import LoopSettings
-from training.progress import Progress
 
 
 def progress(*, step: int, seconds: float, minutes: float | None = 1.0) -> Progress:

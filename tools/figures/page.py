@@ -8,10 +8,9 @@ from pathlib import Path
 from string import Template
 
 from evaluation.comparison import write_text
-from evaluation.figures.ablations import ABLATED_TIME, Ablation, Worth
 from evaluation.metrics import METRICS
-from evaluation.sheets import PAGES
 from models.presets import Preset
+from tools.figures.ablations import ABLATED_TIME, Ablation, Worth
 
 __all__ = ["write_page"]
 
@@ -44,7 +43,7 @@ def write_page(
         date: of the run.
         minutes: that it took.
     """
-    text = Template((PAGES / "figures.md").read_text("utf-8")).substitute(
+    text = Template(Path(__file__).with_name("page.md").read_text("utf-8")).substitute(
         preset=preset.name,
         steps=preset.steps,
         weight=f"{preset.fidelity_weight:g}",

@@ -1,4 +1,4 @@
-"""The list of photographs, the way out of their packages, and the crops."""
+"""The list of photographs, and the way out of their packages."""
 
 from __future__ import annotations
 
@@ -10,18 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import models
-from training import photographs as module
-from training.photographs import (
-    CROP,
-    PhotographCrops,
-    PhotographsUnavailable,
-    main,
-    photographs,
-)
+from tools import photographs as module
+from tools.photographs import CROP, PhotographsUnavailable, main, photographs
 
 SHIPPED = 4  # version of the weights in the package
 KEPT = Path(__file__).parents[1] / "photographs"
@@ -233,84 +226,3 @@ def test_without_apt_get_the_command_says_what_to_do(
     monkeypatch.setenv("PATH", str(small_list))
     with pytest.raises(PhotographsUnavailable, match=r"packed, plain.*--packages-dir"):
         module.write_photographs(small_list / "out")
-
-
-def marked(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """An image that tells every pixel's place in its channels."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([y, x, np.full_like(x, 7)], -1).astype(np.uint8)
-
-
-def test_crops_are_seeded_and_of_the_asked_shape_and_range() -> None:
-    images = [marked(80, 100), marked(64, 64)]
-    crops = PhotographCrops(images, 64, seed=3)
-    batch = crops.sample(6)
-    assert batch.shape == (6, 3, 64, 64)
-    assert batch.dtype == torch.float32
-    assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
-    assert not torch.equal(batch, crops.sample(6))
-    assert torch.equal(batch, PhotographCrops(images, 64, seed=3).sample(6))
-    assert not torch.equal(batch, PhotographCrops(images, 64, seed=4).sample(6))
-
-
-def test_crops_are_contiguous_pieces_in_all_eight_orientations_from_border_to_border() -> None:
-    batch = (PhotographCrops([marked(12, 10)], 8, seed=0).sample(400) * 255).round().int()
-    orientations = set()
-    rows, columns = set(), set()
-    for crop in batch:
-        y, x = crop[0], crop[1]
-        orientations.add((int(y[1, 0] - y[0, 0]), int(y[0, 1] - y[0, 0]), int(x[1, 1] - x[0, 0])))
-        rows |= set(y.flatten().tolist())
-        columns |= set(x.flatten().tolist())
-        assert int(y.max() - y.min()) == int(x.max() - x.min()) == 7
-        assert bool((crop[2] == 7).all())
-    assert len(orientations) == 8
-    assert rows == set(range(12))
-    assert columns == set(range(10))
-
-
-def test_with_candidates_the_crop_with_more_detail_is_kept() -> None:
-    half = np.zeros((64, 256, 3), np.uint8)
-    half[:, 128:] = np.random.default_rng(0).integers(0, 256, (64, 128, 3))
-    plain = PhotographCrops([half], 32, seed=1).sample(64)
-    choosy = PhotographCrops([half], 32, seed=1, candidates=4).sample(64)
-
-    def flat(batch: torch.Tensor) -> int:
-        return int((batch.flatten(1).std(1) == 0).sum())
-
-    assert flat(plain) > 15
-    assert flat(choosy) < flat(plain) / 3
-
-
-def test_a_folder_is_read_by_name_and_photographs_too_small_are_left_out(tmp_path: Path) -> None:
-    Image.fromarray(marked(40, 50)).save(tmp_path / "b.png")
-    Image.fromarray(marked(90, 90)).save(tmp_path / "a.webp", lossless=True)
-    (tmp_path / ".c.png").write_bytes(b"half written")
-    assert len(PhotographCrops.from_folder(tmp_path, 32)) == 2
-    assert len(PhotographCrops.from_folder(tmp_path, 64)) == 1
-    with pytest.raises(ValueError, match="no photograph of at least 128 x 128"):
-        PhotographCrops.from_folder(tmp_path, 128)
-
-
-def test_a_photograph_is_learned_from_at_every_size_that_a_crop_fits_into(tmp_path: Path) -> None:
-    grey = np.full((64, 96, 3), 90, np.uint8)
-    grey[:, 48:] = 200
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    alone = PhotographCrops.from_folder(tmp_path, 32)
-    several = PhotographCrops.from_folder(tmp_path, 32, sizes=(1.0, 0.5, 0.4))
-    # At two fifths it is 38 x 26 pixels, too small.
-    assert (len(alone), len(several)) == (1, 2)
-    # A crop of 32 out of 48 x 32 always shows both halves of the photograph.
-    halves = PhotographCrops.from_folder(tmp_path, 32, sizes=(0.5,)).sample(20)
-    assert bool((halves.flatten(1).std(1) > 0.1).all())
-    with pytest.raises(ValueError, match="no photograph of at least 32 x 32"):
-        PhotographCrops.from_folder(tmp_path, 32, sizes=(0.4,))
-
-
-def test_images_that_cannot_be_cropped_are_refused_with_their_shape() -> None:
-    with pytest.raises(ValueError, match="100 x 20 pixels; crops of 32"):
-        PhotographCrops([marked(20, 100)], 32)
-    with pytest.raises(ValueError, match="at least one"):
-        PhotographCrops([], 32)
-    with pytest.raises(ValueError, match="float64"):
-        PhotographCrops([marked(64, 64) / 255], 32)

@@ -10,9 +10,18 @@ from models.networks.autoencoder import Autoencoder
 from tests.models.narrow import AUTOENCODER
 from tests.training.small_run import CPU
 from training.config import ImageLossSettings
-from training.critic import PatchCritic, adaptive_weight, critic_loss, fooling_loss
-from training.image_loss import ImageLoss, gradient_loss, hue_loss, lattice_loss, phase_loss
-from training.sharpening import sharpen
+from training.filters import sharpen
+from training.image_loss import (
+    ImageLoss,
+    PatchCritic,
+    adaptive_weight,
+    critic_loss,
+    fooling_loss,
+    gradient_loss,
+    hue_loss,
+    lattice_loss,
+    phase_loss,
+)
 
 
 def image(seed: int, side: int = 64) -> Tensor:

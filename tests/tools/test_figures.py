@@ -12,19 +12,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluation.errors import BadPictures
-from evaluation.figures import run
-from evaluation.figures.ablations import Ablation, Worth, ablations
-from evaluation.figures.seams import borders, seam_ratio, tiles_alone
-from evaluation.figures.similarity import signal_to_noise, similarity
-from evaluation.figures.variants import encoder_at, without_modulation
-from evaluation.pictures import Pixels, degraded, tensor_of
+from evaluation.pictures import BadPictures, Pixels, degraded, tensor_of
 from models.networks.modulation import FeatureModulation
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest
 from models.tiling import TileGrid
 from tests.evaluation.conftest import NARROWER, NATIVE, crop
+from tools.figures import __main__ as command
+from tools.figures import studio
+from tools.figures.ablations import Ablation, Worth, ablations
+from tools.figures.observation import encoder_at, signal_to_noise, similarity, without_modulation
+from tools.figures.seams import borders, seam_ratio, tiles_alone
 
 
 @pytest.fixture
@@ -174,14 +173,14 @@ def test_one_command_draws_every_figure_and_the_page_names_each(
     sr: StableSR, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Few points of each curve: what is drawn is the same.
-    monkeypatch.setattr(run, "POINTS", 3)
-    monkeypatch.setattr(run, "TIMES", (0,))
-    monkeypatch.setattr(run, "WEIGHTS", (0.0, 1.0))
+    monkeypatch.setattr(studio, "POINTS", 3)
+    monkeypatch.setattr(studio, "TIMES", (0,))
+    monkeypatch.setattr(studio, "WEIGHTS", (0.0, 1.0))
     gained = Ablation("gained", "0", [Worth("psnr", 25, 24, 0.1), Worth("niqe", 5, 4, 0.1)])
     vain = Ablation("vain", "0.5", [Worth("psnr", 25, 24, 0.6), Worth("seam", 1.0, 1.1, 0.2)])
-    monkeypatch.setattr(run, "ablations", lambda *given: [gained, vain])
+    monkeypatch.setattr(command, "ablations", lambda *given: [gained, vain])
     heard: list[str] = []
-    run.draw(sr, originals, tmp_path, count=1, longest=4, shown="petra", tell=heard.append)
+    command.draw(sr, originals, tmp_path, count=1, longest=4, shown="petra", tell=heard.append)
     page = (tmp_path / "figures.md").read_text()
     named = set(re.findall(r"\(images/(.*?)\)", page))
     assert named == {p.name for p in (tmp_path / "images").iterdir()}
@@ -199,4 +198,15 @@ def test_one_command_draws_every_figure_and_the_page_names_each(
     assert page.count("| nothing measurable |") == 1
     assert heard[-1] == "4 steps: petra"
     with pytest.raises(BadPictures, match="no picture called 'absent'"):
-        run.draw(sr, originals, tmp_path, shown="absent")
+        command.draw(sr, originals, tmp_path, shown="absent")
+
+
+def test_a_folder_that_is_not_there_is_named(
+    sr: StableSR,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(StableSR, "from_preset", lambda *_, **__: sr)
+    assert command.main(["--hr", str(tmp_path / "absent"), "--out", str(tmp_path)]) == 1
+    assert "There is no folder" in capsys.readouterr().err

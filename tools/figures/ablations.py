@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from evaluation.figures.seams import borders, seam_ratio
-from evaluation.figures.variants import encoder_at, with_tile, without_modulation
 from evaluation.methods import bicubic, sampled
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.pictures import Pixels, pixels_of, tensor_of
@@ -18,6 +16,8 @@ from models.options import Options
 from models.pipeline import StableSR
 from models.prepared import Prepared
 from models.tiling import TileGrid
+from tools.figures.observation import encoder_at, with_tile, without_modulation
+from tools.figures.seams import borders, seam_ratio
 
 __all__ = ["ABLATED_TIME", "Ablation", "Worth", "ablations"]
 

@@ -1,8 +1,7 @@
-"""All figures and the page about them, in one run."""
+"""The experiments on one model: each draws its figures into a folder."""
 
 from __future__ import annotations
 
-import datetime
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,35 +12,66 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.errors import BadPictures
-from evaluation.figures import plots
-from evaluation.figures.ablations import ABLATED_TIME, ablations
-from evaluation.figures.page import write_page
-from evaluation.figures.seams import NEAR, profile, seam_ratio, tiles_alone
-from evaluation.figures.similarity import signal_to_noise, similarity
-from evaluation.figures.subject import SCALE, SHOWN, Subject
-from evaluation.figures.variants import encoder_at
 from evaluation.methods import bicubic, sampled
 from evaluation.metrics import BORDER, offline_scores
-from evaluation.pictures import Pixels, degraded, listed, pixels_of, read, tensor_of, write
-from evaluation.sheets import Cell, contact_sheet
+from evaluation.pictures import BadPictures, Pixels, degraded, pixels_of, tensor_of, write
+from evaluation.sheets import Cell, contact_sheet, enlarged, finest
 from models.color import ColorFix
 from models.options import Options
 from models.pipeline import StableSR
+from tools.figures import plots
+from tools.figures.ablations import ABLATED_TIME
+from tools.figures.observation import encoder_at, signal_to_noise, similarity
+from tools.figures.seams import NEAR, profile, seam_ratio, tiles_alone
 
-__all__ = ["draw"]
+__all__ = ["FEW", "SCALE", "Studio", "Subject"]
 
+SCALE = 4
+SHOWN = 256
+"""Side in pixels of the details that sheets show."""
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = (4, 10, 25, 50, 100, 200)
 TIMES = (0, ABLATED_TIME, 999)
 POINTS = 26
 """Timesteps at which features are compared."""
-_FEW = 2
+FEW = 2
 """Pictures of the experiments that take long."""
 
 
 @dataclass(frozen=True)
-class _Studio:
+class Subject:
+    """An input, a quarter as large as its original in both directions."""
+
+    name: str
+    lr: Pixels
+    original: Pixels
+
+    def note(self, picture: Pixels) -> str:
+        """Its scores, for a caption."""
+        scores = offline_scores(picture, self.original, BORDER)
+        return f"PSNR {scores['psnr']:.2f}  NIQE {scores['niqe']:.2f}"
+
+    def detail(self, picture: Pixels) -> Pixels:
+        """The part of a result where the original has most detail."""
+        side = min(SHOWN, *self.original.shape[:2])
+        top, left = finest(self.original, side)
+        return picture[top : top + side, left : left + side]
+
+    def sheet(self, results: Sequence[tuple[str, Pixels]]) -> Pixels:
+        """Details of input, results and original in one row, or two where they are many."""
+        cells = [
+            Cell(self.detail(enlarged(self.lr, SCALE)), "input"),
+            *(Cell(self.detail(p), title, self.note(p)) for title, p in results),
+            Cell(self.detail(self.original), "original"),
+        ]
+        row = len(cells) if len(cells) <= 5 else -(-len(cells) // 2)
+        return contact_sheet([cells[i : i + row] for i in range(0, len(cells), row)])
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A model, the pictures and the options of every experiment, and the folder of its figures."""
+
     sr: StableSR
     pictures: list[Subject]
     options: Options
@@ -148,7 +178,7 @@ class _Studio:
         scores: list[list[list[dict[str, float]]]] = []
         seconds = []
         shown = []
-        for picture in self.pictures[:_FEW]:
+        for picture in self.pictures[:FEW]:
             rows = []
             for n in counts:
                 began = time.perf_counter()
@@ -187,7 +217,7 @@ class _Studio:
         profiles: list[list[np.ndarray[tuple[int], np.dtype[np.float64]]]] = [[] for _ in names]
         took: list[list[float]] = [[] for _ in names]
         shown = []
-        for picture in self.pictures[:_FEW]:
+        for picture in self.pictures[:FEW]:
             # Half the original's size, so that four times as large is twice the native size.
             lr = tensor_of(degraded(picture.original, picture.name, 2, "mild", self.options.seed))
             plain = pixels_of(bicubic(lr, SCALE))
@@ -220,69 +250,3 @@ class _Studio:
 def _means(scores: Sequence[Sequence[dict[str, float]]], name: str) -> list[float]:
     """Over the pictures, at each place of the row."""
     return [statistics.fmean(s[name] for s in column) for column in zip(*scores, strict=True)]
-
-
-def _chosen(names: Sequence[str], count: int, shown: str | None) -> list[str]:
-    """That many names, evenly from all, the shown one first."""
-    if shown is not None and shown not in names:
-        raise BadPictures(f"There is no picture called {shown!r}, but {', '.join(names)}.")
-    others = [name for name in names if name != shown]
-    count = min(count, len(names)) - (shown is not None)
-    even = [others[i * len(others) // count] for i in range(count)]
-    return even if shown is None else [shown, *even]
-
-
-def draw(
-    sr: StableSR,
-    hr: Path,
-    out: Path,
-    *,
-    count: int = 4,
-    longest: int = 200,
-    shown: str | None = None,
-    seed: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Draws every figure into `out/images` and writes `out/figures.md`.
-
-    Args:
-        sr: the model.
-        hr: folder of originals; their sides must be multiples of 4.
-        out: folder of the page.
-        count: pictures that are used, evenly chosen in the order of their names.
-        longest: the most steps that are tried.
-        shown: name of the picture in the sheets, one more if need be; the first when None.
-        seed: of degradation and noise.
-        tell: hears what was just done.
-
-    Raises:
-        BadPictures: of the originals.
-    """
-    files = listed(hr)
-    pictures = []
-    for name in _chosen(list(files), count, shown):
-        original = read(files[name])
-        pictures.append(Subject(name, degraded(original, name, SCALE, "paper", seed), original))
-    options = Options(scale=SCALE, seed=seed, fidelity_weight=sr.preset.fidelity_weight)
-    began = time.perf_counter()
-    studio = _Studio(sr, pictures, options, out / "images")
-    studio.guidance()
-    tell("guidance over timesteps")
-    studio.time_awareness()
-    tell("time awareness")
-    studio.color_correction()
-    tell("colour correction")
-    studio.fidelity(tell)
-    seams = studio.aggregation(tell)
-    studio.steps(longest, tell)
-    found = ablations(sr, [(p.name, p.lr, p.original) for p in pictures], options, tell)
-    write_page(
-        out / "figures.md",
-        preset=sr.preset,
-        pictures=[p.name for p in pictures],
-        few=len(pictures[:_FEW]),
-        ablations=found,
-        seams=seams,
-        date=datetime.date.today(),
-        minutes=(time.perf_counter() - began) / 60,
-    )

@@ -1,6 +1,6 @@
 """Weights as they are shipped: a stage's, in half the bytes.
 
-python -m training.shipping runs/tiny/cfw/weights models/weights/tiny
+python -m tools.shipping runs/tiny/cfw/weights models/weights/tiny
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rounds to float16, which what is shipped is held in; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.shipping")
+    parser = argparse.ArgumentParser(prog="python -m tools.shipping")
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parsed = parser.parse_args(arguments)

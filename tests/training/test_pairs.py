@@ -1,0 +1,182 @@
+"""Random crops of photographs, pairs of them, and the pool that mixes pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.training.small_run import CPU, write_photographs
+from training import pairs
+from training.config import DataSettings
+from training.pairs import PairPool, Pairs, PhotographCrops
+
+
+def marked(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """An image that tells every pixel's place in its channels."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y, x, np.full_like(x, 7)], -1).astype(np.uint8)
+
+
+def test_crops_are_seeded_and_of_the_asked_shape_and_range() -> None:
+    images = [marked(80, 100), marked(64, 64)]
+    crops = PhotographCrops(images, 64, seed=3)
+    batch = crops.at(0, 6)
+    assert batch.shape == (6, 3, 64, 64)
+    assert batch.dtype == torch.float32
+    assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
+    assert not torch.equal(batch, crops.at(1, 6))
+    assert torch.equal(batch, PhotographCrops(images, 64, seed=3).at(0, 6))
+    assert not torch.equal(batch, PhotographCrops(images, 64, seed=4).at(0, 6))
+
+
+def test_crops_are_contiguous_pieces_in_all_eight_orientations_from_border_to_border() -> None:
+    batch = (PhotographCrops([marked(12, 10)], 8, seed=0).at(0, 400) * 255).round().int()
+    orientations = set()
+    rows, columns = set(), set()
+    for crop in batch:
+        y, x = crop[0], crop[1]
+        orientations.add((int(y[1, 0] - y[0, 0]), int(y[0, 1] - y[0, 0]), int(x[1, 1] - x[0, 0])))
+        rows |= set(y.flatten().tolist())
+        columns |= set(x.flatten().tolist())
+        assert int(y.max() - y.min()) == int(x.max() - x.min()) == 7
+        assert bool((crop[2] == 7).all())
+    assert len(orientations) == 8
+    assert rows == set(range(12))
+    assert columns == set(range(10))
+
+
+def test_with_candidates_the_crop_with_more_detail_is_kept() -> None:
+    half = np.zeros((64, 256, 3), np.uint8)
+    half[:, 128:] = np.random.default_rng(0).integers(0, 256, (64, 128, 3))
+    plain = PhotographCrops([half], 32, seed=1).at(0, 64)
+    choosy = PhotographCrops([half], 32, seed=1, candidates=4).at(0, 64)
+
+    def flat(batch: torch.Tensor) -> int:
+        return int((batch.flatten(1).std(1) == 0).sum())
+
+    assert flat(plain) > 15
+    assert flat(choosy) < flat(plain) / 3
+
+
+def test_a_folder_is_read_by_name_and_photographs_too_small_are_left_out(tmp_path: Path) -> None:
+    Image.fromarray(marked(40, 50)).save(tmp_path / "b.png")
+    Image.fromarray(marked(90, 90)).save(tmp_path / "a.webp", lossless=True)
+    (tmp_path / ".c.png").write_bytes(b"half written")
+    assert len(PhotographCrops.from_folder(tmp_path, 32)) == 2
+    assert len(PhotographCrops.from_folder(tmp_path, 64)) == 1
+    with pytest.raises(ValueError, match="no photograph of at least 128 x 128"):
+        PhotographCrops.from_folder(tmp_path, 128)
+
+
+def test_a_photograph_is_learned_from_at_every_size_that_a_crop_fits_into(tmp_path: Path) -> None:
+    grey = np.full((64, 96, 3), 90, np.uint8)
+    grey[:, 48:] = 200
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    alone = PhotographCrops.from_folder(tmp_path, 32)
+    several = PhotographCrops.from_folder(tmp_path, 32, sizes=(1.0, 0.5, 0.4))
+    # At two fifths it is 38 x 26 pixels, too small.
+    assert (len(alone), len(several)) == (1, 2)
+    # A crop of 32 out of 48 x 32 always shows both halves of the photograph.
+    halves = PhotographCrops.from_folder(tmp_path, 32, sizes=(0.5,)).at(0, 20)
+    assert bool((halves.flatten(1).std(1) > 0.1).all())
+    with pytest.raises(ValueError, match="no photograph of at least 32 x 32"):
+        PhotographCrops.from_folder(tmp_path, 32, sizes=(0.4,))
+
+
+def test_images_that_cannot_be_cropped_are_refused_with_their_shape() -> None:
+    with pytest.raises(ValueError, match="100 x 20 pixels; crops of 32"):
+        PhotographCrops([marked(20, 100)], 32)
+    with pytest.raises(ValueError, match="at least one"):
+        PhotographCrops([], 32)
+    with pytest.raises(ValueError, match="float64"):
+        PhotographCrops([marked(64, 64) / 255], 32)
+
+
+def numbered(number: int) -> tuple[Tensor, Tensor]:
+    """A batch whose pairs tell their batch and their place."""
+    high = torch.arange(4) + 10 * number
+    return high, -high
+
+
+def test_pairs_of_many_batches_are_mixed_and_each_is_used_once() -> None:
+    pool = PairPool(numbered, 16, 4, seed=0)
+    batches = [pool.at(step) for step in range(40)]
+    for high, low in batches:
+        assert torch.equal(high, -low)
+    assert all(len({int(v) // 10 for v in high}) == 1 for high, _ in batches[:4])
+    assert sum(len({int(v) // 10 for v in high}) > 2 for high, _ in batches[4:]) > 25
+    later = [int(v) for high, _ in batches[4:] for v in high]
+    assert len(later) == len(set(later))
+
+
+@pytest.mark.parametrize("step", [2, 4, 30])
+def test_a_resumed_pool_gives_what_an_uninterrupted_one_gives(step: int) -> None:
+    whole = PairPool(numbered, 16, 4, seed=0)
+    expected = [whole.at(at)[0].tolist() for at in range(40)]
+    resumed = PairPool(numbered, 16, 4, seed=0)
+    assert [resumed.at(at)[0].tolist() for at in range(step, 40)] == expected[step:]
+    assert [resumed.at(at)[0].tolist() for at in range(0, 40, 3)] == expected[::3]
+
+
+def test_a_pool_that_no_batch_fits_into_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds 10 pairs; it must be a multiple of 4"):
+        PairPool(numbered, 10, 4, seed=0)
+
+
+def pairs_of(tmp_path: Path, **given: object) -> Pairs:
+    folder = tmp_path / "photographs"
+    if not folder.exists():
+        write_photographs(folder)
+    settings = DataSettings.model_validate({"photographs": folder, **given})
+    return Pairs(settings, crop=64, batch=2, seed=5, device=CPU)
+
+
+@pytest.mark.parametrize("pool", [0, 4])
+def test_pairs_follow_from_seed_and_number_and_are_of_one_size(tmp_path: Path, pool: int) -> None:
+    first, second = pairs_of(tmp_path, pool=pool), pairs_of(tmp_path, pool=pool)
+    high, low = first.at(3)
+    assert high.shape == low.shape == (2, 3, 64, 64)
+    assert 0 <= float(low.min()) <= float(low.max()) <= 1
+    for ours, theirs in zip((high, low), second.at(3), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(first.at(4)[1], low)
+
+
+@pytest.mark.parametrize(
+    ("given", "draws"), [({}, [1, 1]), ({"alike": 2}, [2]), ({"pool": 4}, [2])]
+)
+def test_images_share_a_draw_of_the_degradation_where_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], draws: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def noted(image: Tensor, scale: int, **more: object) -> Tensor:
+        seen.append(len(image))
+        assert more["shared"]
+        return image[..., ::scale, ::scale]
+
+    monkeypatch.setattr(pairs, "degrade", noted)
+    pairs_of(tmp_path, **given).at(0)
+    assert seen == draws
+
+
+def test_plain_reduction_keeps_more_than_the_papers_degradation(tmp_path: Path) -> None:
+    def error(name: str) -> float:
+        high, low = pairs_of(tmp_path, mix={name: 1}).at(0)
+        return float((high - low).square().mean())
+
+    assert error("bicubic") < error("mild") < error("paper")
+
+
+def test_sharpened_targets_are_what_is_degraded(tmp_path: Path) -> None:
+    plain, sharp = (
+        pairs_of(tmp_path, mix={"bicubic": 1}),
+        pairs_of(tmp_path, mix={"bicubic": 1}, sharpen=True),
+    )
+    assert float(sharp.at(0)[0].std()) > float(plain.at(0)[0].std())
+    assert not torch.equal(sharp.at(0)[1], plain.at(0)[1])

@@ -1,0 +1,179 @@
+"""What the degradation does to an image: blur kernels and their filter, sharpening, JPEG.
+
+Kernel families, sizes and shape ranges are those of Real-ESRGAN (arXiv 2107.10833, section 3.1 and
+4.1). JPEG is the lossy half of the baseline codec (ITU-T T.81) in torch: colour transform (JFIF),
+4:2:0 chroma, 8 x 8 cosine transform, quantization with the standard's example tables (Annex K).
+No entropy coding: it loses nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Range", "filtered", "gaussian_kernel", "jpeg", "sharpen", "sinc_kernel"]
+
+Range = tuple[float, float]
+
+_SIZES = tuple(range(7, 22, 2))
+_GENERALIZED_BETA: Range = (0.5, 4.0)
+_PLATEAU_BETA: Range = (1.0, 2.0)
+_FAMILIES = ("gaussian", "generalized", "plateau")
+_FAMILY_WEIGHTS = (0.70, 0.15, 0.15)
+_ISOTROPIC = (0.64, 0.80, 0.80)  # share of round kernels in each family
+
+
+def filtered(image: Tensor, kernel: Tensor) -> Tensor:
+    """Correlate every channel with an odd square kernel, the border repeated outwards.
+
+    Through the Fourier transform: several times faster on a CPU at the larger kernel sizes.
+    """
+    side = kernel.shape[-1]
+    padded = F.pad(image, [side // 2] * 4, mode="replicate")
+    height, width = (n + -n % 16 for n in padded.shape[-2:])  # sizes that transform quickly
+    spectrum = torch.fft.rfft2(kernel.to(image).flip(0, 1), s=(height, width))
+    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=(height, width)) * spectrum)
+    return out[..., side - 1 : padded.shape[-2], side - 1 : padded.shape[-1]]
+
+
+def gaussian_kernel(sigma: Range, draw: random.Random) -> Tensor:
+    """Gaussian, generalized Gaussian or plateau kernel, round or elongated, summing to 1."""
+    family = draw.choices(range(3), _FAMILY_WEIGHTS)[0]
+    y, x = _grid(draw.choice(_SIZES))
+    first = draw.uniform(*sigma)
+    isotropic = draw.random() < _ISOTROPIC[family]
+    second, angle = (first, 0.0) if isotropic else (draw.uniform(*sigma), draw.uniform(0, math.pi))
+    along = (x * math.cos(angle) + y * math.sin(angle)) / first
+    across = (y * math.cos(angle) - x * math.sin(angle)) / second
+    distance = along.square() + across.square()
+    if _FAMILIES[family] == "gaussian":
+        kernel: Tensor = torch.exp(-distance / 2)
+    elif _FAMILIES[family] == "generalized":
+        kernel = torch.exp(-torch.pow(distance, draw.uniform(*_GENERALIZED_BETA)) / 2)
+    else:
+        kernel = (1 + torch.pow(distance, draw.uniform(*_PLATEAU_BETA))).reciprocal()
+    return kernel / kernel.sum()
+
+
+def sinc_kernel(draw: random.Random, *, last: bool = False) -> Tensor:
+    """Ideal round low-pass of a drawn cutoff, cut off at the kernel's border, summing to 1.
+
+    In a round, kernels of 13 pixels and more may cut lower; `last`, at the end of the pipeline,
+    none does.
+    """
+    side = draw.choice(_SIZES)
+    y, x = _grid(side)
+    cutoff = draw.uniform(math.pi / (3 if last or side < 13 else 5), math.pi)
+    radius = torch.hypot(x, y)
+    kernel: Tensor = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
+    kernel[radius == 0] = cutoff**2 / (4 * math.pi)  # the limit at the centre, where it is 0 / 0
+    return kernel / kernel.sum()
+
+
+def _grid(side: int) -> tuple[Tensor, Tensor]:
+    axis = torch.arange(side, dtype=torch.float64) - side // 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return y, x
+
+
+_SIDE, _SIGMA = 51, 8.0  # of the blur, in pixels
+
+
+def sharpen(image: Tensor, *, amount: float = 0.5, threshold: float = 10.0) -> Tensor:
+    """Edges made steeper, flat places and grain left alone: (B, 3, H, W) in [0, 1] -> the same.
+
+    Args:
+        image: clean photographs.
+        amount: how much of the difference to the blurred image is added.
+        threshold: differences up to this many 8-bit levels are not sharpened.
+    """
+    axis = torch.arange(_SIDE, dtype=torch.float64) - _SIDE // 2
+    line = torch.exp(-axis.square() / (2 * _SIGMA**2))
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    residual = image - filtered(image, kernel)
+    # A blurred mask: the seam between what is sharpened and what is not must not show.
+    mask = filtered((residual.abs() * 255 > threshold).to(image), kernel).clamp(0, 1)
+    sharp = (image + amount * residual).clamp(0, 1)
+    return mask * sharp + (1 - mask) * image
+
+
+_LUMA = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+_CHROMA = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+)
+_TO_YCC = (
+    (0.299, 0.587, 0.114),
+    (-0.168735892, -0.331264108, 0.5),
+    (0.5, -0.418687589, -0.081312411),
+)
+_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.0))
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cosine basis (8, 8), tables (2, 8, 8), and the two colour matrices, float32."""
+    k = torch.arange(8, dtype=torch.float64)
+    basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) / 2
+    basis[0] /= math.sqrt(2)
+    tables = torch.tensor((_LUMA, _CHROMA), dtype=torch.float32)
+    return (
+        basis.float().to(device),
+        tables.to(device),
+        torch.tensor(_TO_YCC).to(device),
+        torch.tensor(_TO_RGB).to(device),
+    )
+
+
+def jpeg(image: Tensor, quality: float) -> Tensor:
+    """Compress and decompress: (B, 3, H, W) float in [0, 1] -> the same, on 8-bit levels.
+
+    `quality` from 1 to 100 as the Independent JPEG Group counts it, rounded to an integer.
+    """
+    whole = round(quality)
+    if not 1 <= whole <= 100:
+        raise ValueError(f"JPEG quality is {quality}; it goes from 1 to 100")
+    basis, tables, to_ycc, to_rgb = _constants(image.device)
+    percent = 5000 // whole if whole < 50 else 200 - 2 * whole
+    tables = ((tables * percent + 50) / 100).floor().clamp(1, 255)
+    height, width = image.shape[-2:]
+    levels = (image.float() * 255).round().clamp(0, 255)
+    levels = F.pad(levels, (0, -width % 16, 0, -height % 16), mode="replicate")
+    # Codecs keep every plane in 8 bits on both ways, so the planes are rounded here too.
+    ycc = torch.einsum("rc,bchw->brhw", to_ycc, levels).round()
+    luma = _coded(ycc[:, :1] - 128, tables[0], basis) + 128
+    chroma = _coded(F.avg_pool2d(ycc[:, 1:], 2).round(), tables[1], basis)
+    # Triangle interpolation between chroma samples, as decoders do by default.
+    chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
+    rgb = torch.einsum("rc,bchw->brhw", to_rgb, torch.cat((luma, chroma), 1))
+    return rgb[..., :height, :width].round().clamp(0, 255) / 255
+
+
+def _coded(plane: Tensor, table: Tensor, basis: Tensor) -> Tensor:
+    """Transform, quantize and restore planes (B, C, H, W) of multiples of 8 a side."""
+    batch, channels, height, width = plane.shape
+    blocks = plane.reshape(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
+    coefficients = basis @ blocks @ basis.T
+    restored = basis.T @ ((coefficients / table).round() * table) @ basis
+    restored = restored.round().clamp(-128, 127)
+    return restored.transpose(3, 4).reshape(batch, channels, height, width)
