@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypedDict
+from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -21,23 +21,15 @@ from jobs.upkeep import Upkeep
 from service import problems
 from service.auth import Authenticator
 from service.authority import KnownAuthority
+from service.dependencies import Services
+from service.errors import TooManyStreams, TooManyTransfers
 from service.listener import Listener
-from service.metrics import CountRequests, ServiceCollector, ServiceMetrics
-from service.middleware import (
-    BoundedHead,
-    CatchAll,
-    HeadAsGet,
-    LingeringClose,
-    RequestId,
-    SafeHeaders,
-)
+from service.metrics import ServiceCollector, ServiceMetrics
+from service.middleware import LingeringClose, RequestEnvelope
 from service.openapi import describe
-from service.places import streams, transfers
-from service.probe import StoreProbe
-from service.ratelimit import RateLimits
-from service.routes import about, events, health, jobs, metrics, models, page, result, upscale
-from service.state import Services
-from service.upkeep import keep_up
+from service.ratelimit import ConcurrencyLimiter, RateLimits
+from service.readiness import StoreProbe
+from service.routes import about, events, jobs, result, status, upscale
 from service.webhooks.sender import Sender
 
 __all__ = ["create_app"]
@@ -47,10 +39,6 @@ Upscales images with StableSR. Upload an image, get a job, ask for it until it h
 to its events, fetch the result. Errors are problem details (RFC 9457). HEAD is answered wherever
 GET is.
 """
-
-
-class State(TypedDict):
-    services: Services
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -70,25 +58,20 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.listener = Listener(settings)
     app.state.metrics = ServiceMetrics()
-    for routes in (upscale, jobs, result, events, models, metrics, health, about, page):
+    for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
     problems.install(app)
     # The last added is the outermost.
-    app.add_middleware(HeadAsGet)
-    app.add_middleware(CatchAll)
     app.add_middleware(KnownAuthority, settings=settings)
-    app.add_middleware(BoundedHead)
+    app.add_middleware(RequestEnvelope, metrics=app.state.metrics)
     app.add_middleware(LingeringClose)
-    app.add_middleware(SafeHeaders)
-    app.add_middleware(CountRequests, metrics=app.state.metrics)
-    app.add_middleware(RequestId)
     app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
 def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         store = await run_sync(BlobStore.open, settings)
         # One for everything: what one use of it learns of a Redis that hangs, all know.
         connection = connect(settings, breaker=Breaker())
@@ -101,8 +84,20 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
             limits=limits,
             listener=app.state.listener,
-            streams=streams(settings.max_streams, settings.max_streams_each),
-            transfers=transfers(settings.max_transfers, settings.max_transfers_each),
+            streams=ConcurrencyLimiter(
+                settings.max_streams,
+                settings.max_streams_each,
+                kind="streams",
+                advice="try again later, or ask for the job instead",
+                error=TooManyStreams,
+            ),
+            transfers=ConcurrencyLimiter(
+                settings.max_transfers,
+                settings.max_transfers_each,
+                kind="transfers",
+                advice="try again later",
+                error=TooManyTransfers,
+            ),
             probe=StoreProbe(store),
         )
         metrics: ServiceMetrics = app.state.metrics
@@ -114,14 +109,21 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(services.listener.run)
                 tasks.start_soon(sender.run)
-                tasks.start_soon(keep_up, upkeep, settings.maintenance_s)
-                yield State(services=services)
+                tasks.start_soon(_maintain, upkeep, settings.maintenance_s)
+                yield {"services": services}
                 tasks.cancel_scope.cancel()
         finally:
             metrics.registry.unregister(collector)
             await run_sync(connection.close)
 
     return lifespan
+
+
+async def _maintain(upkeep: Upkeep, interval_s: float) -> None:
+    """Maintenance about every interval_s, which needs no worker; ends after the round in hand."""
+    while True:
+        await anyio.sleep(interval_s)
+        await run_sync(upkeep.run)
 
 
 def _version() -> str:

@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.errors import JobsError, QueueUnavailable
 from jobs.settings import Settings
+from service.dependencies import Services
 from service.errors import ForeignHost, ForeignOrigin
 from service.problems import respond
-from service.state import Services
 
 __all__ = ["KnownAuthority", "is_loopback"]
 
@@ -64,7 +64,8 @@ class KnownAuthority:
     def _fault(self, scope: Scope) -> JobsError | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._known(_name(f"//{host}")):
+        name = _name(f"//{host}")
+        if name not in self._allowed and not is_loopback(name):
             return ForeignHost(
                 f"The service does not answer as {host[:100]!r}; ask it as localhost or 127.0.0.1, "
                 "or have its operator name the host in STABLESR_ALLOWED_HOSTS."
@@ -77,9 +78,6 @@ class KnownAuthority:
             f"A page of {origin[:100]!r} may not do this; only a page of {host[:100]!r} may, or of "
             "a host in STABLESR_ALLOWED_HOSTS."
         )
-
-    def _known(self, name: str) -> bool:
-        return name in self._allowed or is_loopback(name)
 
 
 def _name(url: str) -> str:

@@ -1,31 +1,10 @@
-"""What only the HTTP face can refuse; the rest of the tree is in `jobs.errors`.
-
-JobsError
-├── MalformedForm        malformed-form
-├── InvalidParameters    invalid-parameters
-├── NotMultipart         not-multipart
-├── UnsupportedEncoding  unsupported-encoding
-├── UploadStalled        upload-stalled
-├── ImageEmpty           image-empty        (an ImageError)
-├── ResultNotReady       result-not-ready
-├── NoResult             no-result
-├── ResultExpired        result-expired
-├── NotReady             not-ready
-├── Unauthorized         unauthorized
-├── RateLimited          rate-limited
-├── RangeNotSatisfiable  range-not-satisfiable
-├── MalformedHeader      malformed-header
-├── TooManyStreams       too-many-streams
-├── TooManyTransfers     too-many-transfers
-├── PresetNotServed      preset-not-served
-├── ForeignHost          foreign-host
-├── ForeignOrigin        foreign-origin
-└── OpenAddress          open-address       (at start, never in an answer)
-"""
+"""What only the HTTP face can refuse, each with its status; the rest of the tree is in
+`jobs.errors`, and its statuses in `service.problems`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import JsonValue
 
@@ -34,6 +13,7 @@ from jobs.errors import ImageError, JobsError
 __all__ = [
     "ForeignHost",
     "ForeignOrigin",
+    "HTTPError",
     "ImageEmpty",
     "InvalidParameters",
     "MalformedForm",
@@ -52,63 +32,23 @@ __all__ = [
     "Unauthorized",
     "UnsupportedEncoding",
     "UploadStalled",
-    "WithHeaders",
 ]
 
 
-class MalformedForm(JobsError):
-    type = "malformed-form"
-    title = "The form cannot be read"
+class OpenAddress(JobsError):
+    """Raised at the start, never in an answer."""
 
-
-class InvalidParameters(JobsError):
-    """`extra["errors"]` lists the faults: field, detail, and minimum, maximum or allowed."""
-
-    type = "invalid-parameters"
-    title = "A parameter is wrong"
-
-
-class NotMultipart(JobsError):
-    type = "not-multipart"
-    title = "The request is not a form with a file"
-
-
-class UploadStalled(JobsError):
-    type = "upload-stalled"
-    title = "The upload stopped"
+    type, title = "open-address", "The service would be open to others"
 
 
 class ImageEmpty(ImageError):
-    type = "image-empty"
-    title = "The image is empty"
+    type, title = "image-empty", "The image is empty"
 
 
-class ResultNotReady(JobsError):
-    type = "result-not-ready"
-    title = "The result is not ready"
+class HTTPError(JobsError):
+    """An error with a status and, where it needs them, header fields of its answer."""
 
-
-class NoResult(JobsError):
-    """The job ended without a result; `extra["state"]` says how, `extra["error"]` why."""
-
-    type = "no-result"
-    title = "The job has no result"
-
-
-class ResultExpired(JobsError):
-    type = "result-expired"
-    title = "The result has expired"
-
-
-class NotReady(JobsError):
-    """`extra["components"]` says for each part whether it is ready and what is missing."""
-
-    type = "not-ready"
-    title = "The service is not ready"
-
-
-class WithHeaders(JobsError):
-    """An error whose answer has header fields of its own."""
+    status: ClassVar[int]
 
     def __init__(
         self, detail: str, headers: Mapping[str, str] | None = None, **extra: JsonValue
@@ -117,70 +57,91 @@ class WithHeaders(JobsError):
         self.headers = dict(headers or {})
 
 
-class Unauthorized(WithHeaders):
-    """`given` says that there was a key, and that it was wrong (RFC 6750, section 3)."""
+class MalformedForm(HTTPError):
+    type, title, status = "malformed-form", "The form cannot be read", 400
 
-    type = "unauthorized"
-    title = "An API key is needed"
 
-    def __init__(self, detail: str, *, given: bool = False) -> None:
-        challenge = 'Bearer realm="stablesr"' + (', error="invalid_token"' if given else "")
+class MalformedHeader(HTTPError):
+    type, title, status = "malformed-header", "A header field cannot be used", 400
+
+
+class Unauthorized(HTTPError):
+    """`wrong` says that there was a key, and that it was wrong (RFC 6750, section 3)."""
+
+    type, title, status = "unauthorized", "An API key is needed", 401
+
+    def __init__(self, detail: str, *, wrong: bool = False) -> None:
+        challenge = 'Bearer realm="stablesr"' + (', error="invalid_token"' if wrong else "")
         super().__init__(detail, {"WWW-Authenticate": challenge})
 
 
-class RateLimited(WithHeaders):
-    type = "rate-limited"
-    title = "Too many requests"
+class ForeignOrigin(HTTPError):
+    type, title, status = "foreign-origin", "Pages of other origins change nothing here", 403
 
 
-class RangeNotSatisfiable(WithHeaders):
-    type = "range-not-satisfiable"
-    title = "The range is outside of the result"
+class UploadStalled(HTTPError):
+    type, title, status = "upload-stalled", "The upload stopped", 408
 
 
-class UnsupportedEncoding(WithHeaders):
-    type = "unsupported-encoding"
-    title = "The body is compressed"
+class NoResult(HTTPError):
+    """The job ended without a result; `extra["state"]` says how, `extra["error"]` why."""
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, {"Accept-Encoding": "identity"})
+    type, title, status = "no-result", "The job has no result", 409
 
 
-class MalformedHeader(JobsError):
-    type = "malformed-header"
-    title = "A header field cannot be used"
+class ResultNotReady(HTTPError):
+    type, title, status = "result-not-ready", "The result is not ready", 409
 
 
-class TooManyStreams(JobsError):
-    type = "too-many-streams"
-    title = "Too many open streams"
+class ResultExpired(HTTPError):
+    type, title, status = "result-expired", "The result has expired", 410
 
 
-class TooManyTransfers(JobsError):
-    type = "too-many-transfers"
-    title = "Too many uploads and downloads at once"
+class NotMultipart(HTTPError):
+    type, title, status = "not-multipart", "The request is not a form with a file", 415
 
 
-class PresetNotServed(JobsError):
+class UnsupportedEncoding(HTTPError):
+    type, title, status = "unsupported-encoding", "The body is compressed", 415
+
+
+class RangeNotSatisfiable(HTTPError):
+    type, title, status = "range-not-satisfiable", "The range is outside of the result", 416
+
+
+class ForeignHost(HTTPError):
+    type, title = "foreign-host", "The service does not answer under this name"
+    status = 421
+
+
+class InvalidParameters(HTTPError):
+    """`extra["errors"]` lists the faults: field, detail, and minimum, maximum or allowed."""
+
+    type, title, status = "invalid-parameters", "A parameter is wrong", 422
+
+
+class RateLimited(HTTPError):
+    type, title, status = "rate-limited", "Too many requests", 429
+
+
+class TooManyStreams(HTTPError):
+    type, title, status = "too-many-streams", "Too many open streams", 429
+
+
+class TooManyTransfers(HTTPError):
+    type, title, status = "too-many-transfers", "Too many uploads and downloads at once", 429
+
+
+class NotReady(HTTPError):
+    """`extra["components"]` says for each part whether it is ready and what is missing."""
+
+    type, title, status = "not-ready", "The service is not ready", 503
+
+
+class PresetNotServed(HTTPError):
     """The preset's workers have no weights for it; `extra["served"]` lists what is served.
 
     Without `retry_after`: the operator has to do something before trying again can help.
     """
 
-    type = "preset-not-served"
-    title = "No worker serves the preset"
-
-
-class ForeignHost(JobsError):
-    type = "foreign-host"
-    title = "The service does not answer under this name"
-
-
-class ForeignOrigin(JobsError):
-    type = "foreign-origin"
-    title = "Pages of other origins change nothing here"
-
-
-class OpenAddress(JobsError):
-    type = "open-address"
-    title = "The service would be open to others"
+    type, title, status = "preset-not-served", "No worker serves the preset", 503

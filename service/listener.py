@@ -18,7 +18,7 @@ __all__ = ["Listener", "Watch"]
 
 log = structlog.stdlib.get_logger(__name__)
 
-# A message can be lost with its connection: whoever waits also looks this often.
+# A message can be lost with its connection: each request that waits also looks this often.
 LOOK_S = 5.0
 AGAIN_S = 1.0
 
@@ -52,7 +52,7 @@ class Listener:
         self._url = settings.redis_url
         self._watches: defaultdict[str, set[Watch]] = defaultdict(set)
         self.leaving = False
-        """Whether the server is about to stop: whoever waits should come to an end."""
+        """Whether the server is about to stop: requests that wait should come to an end."""
 
     @contextmanager
     def watch(self, job_id: str, *, ends_only: bool = False) -> Iterator[Watch]:
@@ -67,7 +67,7 @@ class Listener:
                 del self._watches[job_id]
 
     def leave(self) -> None:
-        """Wakes everybody for the last time."""
+        """Wakes all for the last time."""
         self.leaving = True
         self._wake_all()
 
@@ -84,14 +84,14 @@ class Listener:
         redis = Redis.from_url(self._url, socket_connect_timeout=2, health_check_interval=15)
         async with redis, redis.pubsub(ignore_subscribe_messages=True) as channel:
             await channel.subscribe(CHANNEL)
-            # Whatever moved while nobody listened was not heard.
+            # What moved before was not heard.
             self._wake_all()
             while True:
                 message = await channel.get_message(timeout=LOOK_S)
                 if message is not None:
-                    self._tell(message["data"])
+                    self._notify(message["data"])
 
-    def _tell(self, data: bytes) -> None:
+    def _notify(self, data: bytes) -> None:
         try:
             move = Move.parse(data)
         except ValueError:

@@ -1,24 +1,22 @@
-"""What Prometheus is told: what this process counts, and how the queue is, out of Redis."""
+"""Metrics for Prometheus: what this process counts, and the state of the queue from Redis."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter as Tally
-from collections.abc import Iterator, Mapping
+from collections import Counter as Counts
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobs.errors import QueueUnavailable
 from jobs.overview import Overview, look_over
 from jobs.settings import Settings
 from jobs.upkeep import put_off_counter
-from service.places import Places
+from service.ratelimit import ConcurrencyLimiter
 
-__all__ = ["CountRequests", "ServiceCollector", "ServiceMetrics"]
+__all__ = ["ServiceCollector", "ServiceMetrics"]
 
 # A method is whatever a client writes, also on a path that there is; the others are one label.
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
@@ -51,42 +49,14 @@ class ServiceMetrics:
         )
         self.put_off = put_off_counter(self.registry)
 
-    def note_request(self, scope: Scope, status: int, seconds: float) -> None:
+    def note_request(self, method: str, route: object, status: int, seconds: float) -> None:
+        """Counts an answer whose head left after so many seconds."""
         # Templates, not paths: what clients make up must not become a label.
-        route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"]
-        if route == "other" or method not in METHODS:
+        path = getattr(route, "path", "other")
+        if path == "other" or method not in METHODS:
             method = "other"
-        self._count.labels(method, route, str(status)).inc()
-        self._seconds.labels(method, route).observe(seconds)
-
-
-class CountRequests:
-    """The middleware that notes every answer."""
-
-    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        answered: tuple[int, float] | None = None
-
-        async def noting_send(message: Message) -> None:
-            nonlocal answered
-            if message["type"] == "http.response.start":
-                answered = message["status"], time.perf_counter() - started
-            await send(message)
-
-        try:
-            await self.app(scope, receive, noting_send)
-        finally:
-            # Afterwards, because the route is known to the scope only then.
-            if answered is not None:
-                self.metrics.note_request(scope, *answered)
+        self._count.labels(method, path, str(status)).inc()
+        self._seconds.labels(method, path).observe(seconds)
 
 
 class ServiceCollector(Collector):
@@ -96,7 +66,11 @@ class ServiceCollector(Collector):
     """
 
     def __init__(
-        self, connection: Redis, settings: Settings, streams: Places, transfers: Places
+        self,
+        connection: Redis,
+        settings: Settings,
+        streams: ConcurrencyLimiter,
+        transfers: ConcurrencyLimiter,
     ) -> None:
         self._connection = connection
         self._settings = settings
@@ -126,53 +100,44 @@ class ServiceCollector(Collector):
 
 
 def _of(overview: Overview) -> Iterator[Metric]:
-    backlogs = overview.backlogs
+    backlogs, workers, moves = overview.backlogs, overview.workers, overview.moves
     yield _gauge(
         "stablesr_queue_jobs",
         "Jobs that wait",
         ["preset"],
-        {(preset,): backlog.waiting for preset, backlog in backlogs.items()},
+        [((preset,), backlog.waiting) for preset, backlog in backlogs.items()],
     )
     yield _gauge(
         "stablesr_queue_oldest_seconds",
         "How long the next job has waited",
         ["preset"],
-        {(preset,): backlog.oldest_s for preset, backlog in backlogs.items()},
+        [((preset,), backlog.oldest_s) for preset, backlog in backlogs.items()],
     )
-    workers: Tally[tuple[str, ...]] = Tally()
-    running: Tally[tuple[str, ...]] = Tally()
-    for worker in overview.workers:
-        workers[worker.preset, worker.state] += 1
+    states = Counts((worker.preset, worker.state) for worker in workers)
+    yield _gauge("stablesr_workers", "Live workers", ["preset", "state"], states.items())
+    running = Counts[tuple[str, ...]]()
+    for worker in workers:
         running[(worker.preset,)] += worker.running
-    yield _gauge("stablesr_workers", "Live workers", ["preset", "state"], workers)
-    yield _gauge("stablesr_running_jobs", "Jobs that workers run", ["preset"], running)
+    yield _gauge("stablesr_running_jobs", "Jobs that workers run", ["preset"], running.items())
     yield _gauge(
         "stablesr_worker_memory_bytes",
         "Memory of each worker",
         ["kind", "worker"],
-        {
-            (kind, worker.name): size
-            for worker in overview.workers
-            for kind, size in worker.memory.items()
-        },
+        [((kind, worker.name), size) for worker in workers for kind, size in worker.memory.items()],
     )
-    came = "Jobs that came into each state"
-    yield _gauge(
-        "stablesr_job_moves_last_minute",
-        came,
-        ["state"],
-        {(state,): count for state, count in overview.moves_last_minute.items()},
-    )
-    moves = CounterMetricFamily("stablesr_job_moves", came, labels=["state"])
-    for state, count in overview.moves.items():
-        moves.add_metric([state], count)
-    yield moves
+    help, last_minute = "Jobs that came into each state", overview.moves_last_minute
+    last = [((state,), count) for state, count in last_minute.items()]
+    yield _gauge("stablesr_job_moves_last_minute", help, ["state"], last)
+    family = CounterMetricFamily("stablesr_job_moves", help, labels=["state"])
+    for state, count in moves.items():
+        family.add_metric([state], count)
+    yield family
 
 
 def _gauge(
-    name: str, help: str, labels: list[str], values: Mapping[tuple[str, ...], float]
+    name: str, help: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]
 ) -> Metric:
     family = GaugeMetricFamily(name, help, labels=labels)
-    for texts, value in values.items():
+    for texts, value in values:
         family.add_metric(texts, value)
     return family

@@ -1,6 +1,6 @@
-"""What wraps every request: its id and log line, safe headers, the last catch, a patient goodbye.
+"""What wraps every request: its id, log line, count and safe headers, and a patient goodbye.
 
-All are plain ASGI, so that streamed bodies pass through untouched.
+All is plain ASGI, so that streamed bodies pass through untouched.
 """
 
 from __future__ import annotations
@@ -15,36 +15,29 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import refusal, unexpected
+from service.metrics import ServiceMetrics
+from service.problems import ProblemResponse, unexpected
 
-__all__ = [
-    "BoundedHead",
-    "CatchAll",
-    "HeadAsGet",
-    "LingeringClose",
-    "RequestId",
-    "SafeHeaders",
-    "is_head",
-]
+__all__ = ["LingeringClose", "RequestEnvelope", "is_head"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 # What may come in as an id and go out into a header and a log line.
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 
-MOST_TARGET = 8 * 1024
-MOST_FIELD_BYTES = 32 * 1024
-MOST_FIELDS = 100
+MAX_TARGET_BYTES = 8 * 1024
+MAX_FIELD_BYTES = 32 * 1024
+MAX_FIELDS = 100
 
-SAFE = {
+SAFE_HEADERS = {
     # An uploaded image must never be taken for a page.
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     # What is not made to be kept must not lie in a cache that others share.
     "Cache-Control": "no-store",
+    # Answers are data: nothing in them may run, and no page may frame them.
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-# Answers are data: nothing in them may run, and no page may frame them.
-POLICY = "default-src 'none'; frame-ancestors 'none'"
 # The framework's page at /docs loads its script from there.
 DOCS_POLICY = (
     "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
@@ -54,117 +47,76 @@ DOCS_POLICY = (
 )
 
 
-class RequestId:
-    """Gives each request an id, says it in `X-Request-ID` and in every log line, and logs the end.
+class RequestEnvelope:
+    """Gives each request an id and safe headers, logs and counts its end, catches defects.
 
-    A caller's own `X-Request-ID` is kept when it is 1 to 128 letters, digits, dots, dashes or
-    underscores; anything else is replaced.
+    - A caller's own `X-Request-ID` is kept when it is 1 to 128 letters, digits, dots, dashes or
+      underscores; anything else is replaced. It stands in the answer and in every log line.
+    - A safe header that a route sets itself is left alone, as the page does with its own policy.
+    - HEAD is handled as GET (RFC 9110, 9.3.2): the server leaves the body out, and a handler for
+      which that costs much asks `is_head`.
+    - A head larger than any that makes sense is refused. The parser's own limit does not do: it
+      bounds what it buffers, and a large head that comes at once is not buffered.
+    - An exception that no handler took is a defect: it is logged, and the answer tells nothing.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if ACCEPTED_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = time.perf_counter()
+        request_id = Headers(scope=scope).get("x-request-id", "")
+        if not ACCEPTED_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        began = time.perf_counter()
         status: int | None = None
+        head_s = 0.0
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
+        async def send_in_envelope(message: Message) -> None:
+            nonlocal status, head_s
             if message["type"] == "http.response.start":
-                status = int(message["status"])
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                status, head_s = int(message["status"]), time.perf_counter() - began
+                headers = MutableHeaders(scope=message)
+                headers.update(state.get("headers", {}))
+                headers["X-Request-ID"] = request_id
+                if scope["path"].endswith("/docs"):
+                    headers.setdefault("Content-Security-Policy", DOCS_POLICY)
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
+        # What the framework puts into it, the route above all, is read below.
+        inner = dict(scope)
+        if scope["method"] == "HEAD":
+            state["head"] = True
+            inner["method"] = "GET"
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                await self.app(scope, receive, send_with_id)
+                app = _head_refusal(scope) or self.app
+                await app(inner, receive, send_in_envelope)
+            # The outermost place that can still answer.
+            except Exception:
+                log.exception("unexpected error", method=scope["method"], path=scope["path"])
+                if status is not None:
+                    # It is out; only a broken connection can say that the body is not whole.
+                    raise
+                await unexpected(scope)(scope, receive, send_in_envelope)
             finally:
+                if status is not None:
+                    self.metrics.note_request(scope["method"], inner.get("route"), status, head_s)
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
-                    key=scope["state"].get("key"),
-                    seconds=round(time.perf_counter() - started, 4),
+                    key=state.get("key"),
+                    seconds=round(time.perf_counter() - began, 4),
                 )
-
-
-class SafeHeaders:
-    """Headers of every answer: those the request's handling asked for, and those that keep it safe.
-
-    A route that sets one of them itself is left alone, as the page does with its own policy.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in scope["state"].get("headers", {}).items():
-                    headers[name] = value
-                for name, value in SAFE.items():
-                    headers.setdefault(name, value)
-                policy = DOCS_POLICY if scope["path"].endswith("/docs") else POLICY
-                headers.setdefault("Content-Security-Policy", policy)
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-
-class BoundedHead:
-    """Refuses a request whose target or header fields are larger than any that makes sense."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            target = len(scope["raw_path"]) + len(scope["query_string"])
-            fields = scope["headers"]
-            size = sum(len(name) + len(value) for name, value in fields)
-            if target > MOST_TARGET:
-                told = f"The target has {target} bytes; at most {MOST_TARGET} are read."
-                await refusal({**scope, "path": ""}, 414, told)(scope, receive, send)
-                return
-            if size > MOST_FIELD_BYTES or len(fields) > MOST_FIELDS:
-                told = (
-                    f"There are {len(fields)} header fields of {size} bytes; at most "
-                    f"{MOST_FIELDS} of {MOST_FIELD_BYTES} are read."
-                )
-                await refusal(scope, 431, told)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-class HeadAsGet:
-    """Answers HEAD as GET would be, without the body (RFC 9110, 9.3.2).
-
-    The server leaves the body out; a handler for which it costs much asks `is_head`.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope["state"]["head"] = True
-            as_get = {**scope, "method": "GET"}
-            await self.app(as_get, receive, send)
-            scope["route"] = as_get.get("route")
-            return
-        await self.app(scope, receive, send)
 
 
 def is_head(request: Request) -> bool:
@@ -172,32 +124,20 @@ def is_head(request: Request) -> bool:
     return bool(request.scope["state"].get("head", False))
 
 
-class CatchAll:
-    """Logs an exception nobody expected and answers a 500 problem that tells nothing of it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched_send)
-        # The outermost place that can still answer: whatever comes here is a defect of ours.
-        except Exception:
-            log.exception("unexpected error", method=scope["method"], path=scope["path"])
-            if started:
-                # The status is out; only a broken connection can say that the body is not whole.
-                raise
-            await unexpected(scope)(scope, receive, send)
+def _head_refusal(scope: Scope) -> ProblemResponse | None:
+    """The refusal of a request whose target or header fields are too large."""
+    target, fields = len(scope["raw_path"]) + len(scope["query_string"]), scope["headers"]
+    if target > MAX_TARGET_BYTES:
+        detail = f"The target has {target} bytes; at most {MAX_TARGET_BYTES} are read."
+        return ProblemResponse({**scope, "path": ""}, 414, detail)
+    size = sum(len(name) + len(value) for name, value in fields)
+    if size > MAX_FIELD_BYTES or len(fields) > MAX_FIELDS:
+        detail = (
+            f"There are {len(fields)} header fields of {size} bytes; at most {MAX_FIELDS} of "
+            f"{MAX_FIELD_BYTES} are read."
+        )
+        return ProblemResponse(scope, 431, detail)
+    return None
 
 
 class LingeringClose:
@@ -205,7 +145,8 @@ class LingeringClose:
 
     Closing a socket with unread bytes resets the connection, and a client still sending may then
     lose the 413 that tells why. So the answer goes out whole, what still comes is thrown away for
-    at most `seconds`, and then the connection closes.
+    at most `seconds`, and then the connection closes. The server itself would read on for as long
+    as the client likes.
     """
 
     def __init__(self, app: ASGIApp, seconds: float = 5.0) -> None:
@@ -225,8 +166,7 @@ class LingeringClose:
         async def watched_receive() -> Message:
             nonlocal unread
             message = await receive()
-            if not message.get("more_body", False):
-                unread = False
+            unread = unread and message.get("more_body", False)
             return message
 
         async def lingering_send(message: Message) -> None:

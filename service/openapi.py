@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 from jobs.presets import PRESETS
 from jobs.schema import Parameters
@@ -20,18 +19,28 @@ __all__ = ["REQUEST_HEADERS", "UPLOAD_BODY", "describe", "header", "problems"]
 TEMPLATE = "#/components/schemas/{model}"
 
 
-def problems(**described: str) -> dict[int | str, dict[str, Any]]:
-    """The problem responses of a route: `problems(_404="There is no such job.")`.
+# What the same status says at most routes.
+COMMON = {
+    401: "An API key is needed, or the one given is wrong.",
+    404: "There is no such job, or it was forgotten.",
+    429: "Too many requests; see Retry-After.",
+    503: "Redis is away.",
+}
+
+
+def problems(*common: int, **described: str) -> dict[int | str, dict[str, Any]]:
+    """The problem responses of a route: `problems(401, _404="There is no such type.")`.
 
     A `default` is always there, because any request can meet a 500 or a Redis that is away.
     """
     content = {PROBLEM_JSON: {"schema": {"$ref": TEMPLATE.format(model=ProblemDetails.__name__)}}}
-    answers: dict[int | str, dict[str, Any]] = {
-        int(status.lstrip("_")): {"description": text, "content": content}
-        for status, text in described.items()
+    texts: dict[int | str, str] = {status: COMMON[status] for status in common}
+    texts |= {int(status.lstrip("_")): text for status, text in described.items()}
+    texts["default"] = "Any other problem."
+    return {
+        status: {"description": texts[status], "content": content}
+        for status in sorted(texts, key=str)
     }
-    answers["default"] = {"description": "Any other problem.", "content": content}
-    return answers
 
 
 def header(description: str, kind: str = "string") -> dict[str, Any]:
@@ -122,35 +131,25 @@ SECURITY = {
 }
 
 
-def _add_security(schema: dict[str, Any]) -> None:
-    """A key in either header, or none where the server asks for none, for what can answer 401."""
-    schema["components"]["securitySchemes"] = SECURITY
-    for methods in schema["paths"].values():
-        for operation in methods.values():
-            if "401" in operation["responses"]:
-                operation["security"] = [{}, *({name: list[str]()} for name in SECURITY)]
-
-
 def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
     """What replaces `app.openapi`: FastAPI's description and the schema of problems."""
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                routes=app.routes,
-                tags=app.openapi_tags,
-            )
-            problem = ProblemDetails.model_json_schema(ref_template=TEMPLATE)
-            schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(problem.pop("$defs", {}))
-            schemas[ProblemDetails.__name__] = problem
-            # FastAPI drops what is null, in examples too, where it is part of the example.
-            schemas[JobView.__name__]["example"] = JobView.model_json_schema()["example"]
-            _add_security(schema)
-            app.openapi_schema = schema
-        return app.openapi_schema
+        if app.openapi_schema is not None:
+            return app.openapi_schema
+        schema = FastAPI.openapi(app)
+        problem = ProblemDetails.model_json_schema(ref_template=TEMPLATE)
+        schemas = schema["components"]["schemas"]
+        schemas.update(problem.pop("$defs", {}))
+        schemas[ProblemDetails.__name__] = problem
+        # FastAPI drops what is null, in examples too, where it is part of the example.
+        schemas[JobView.__name__]["example"] = JobView.model_json_schema()["example"]
+        schema["components"]["securitySchemes"] = SECURITY
+        for methods in schema["paths"].values():
+            for operation in methods.values():
+                # A key in either header, or none where the server asks for none.
+                if "401" in operation["responses"]:
+                    operation["security"] = [{}, *({name: list[str]()} for name in SECURITY)]
+        return schema
 
     return openapi

@@ -1,4 +1,4 @@
-"""Every error as RFC 9457 problem details: the one place that knows HTTP statuses.
+"""Every error as RFC 9457 problem details, with its HTTP status.
 
 An error names itself with a slug; here it becomes a status and a `type` that can be looked up,
 `/problems/{slug}`. Extra members (limits, errors, state, ...) pass through as they are, and
@@ -24,7 +24,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from jobs.errors import JobsError
-from service.errors import InvalidParameters, WithHeaders
+from service.errors import HTTPError, InvalidParameters
 
 __all__ = [
     "PROBLEM_JSON",
@@ -34,7 +34,6 @@ __all__ = [
     "ProblemResponse",
     "install",
     "problem_type",
-    "refusal",
     "respond",
     "titles",
     "unexpected",
@@ -44,46 +43,29 @@ log = structlog.stdlib.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 
-STATUSES: Mapping[str, HTTPStatus] = {
-    "malformed-form": HTTPStatus.BAD_REQUEST,
-    "malformed-header": HTTPStatus.BAD_REQUEST,
-    "unauthorized": HTTPStatus.UNAUTHORIZED,
-    "foreign-origin": HTTPStatus.FORBIDDEN,
-    "job-not-found": HTTPStatus.NOT_FOUND,
-    "upload-stalled": HTTPStatus.REQUEST_TIMEOUT,
-    "job-ended": HTTPStatus.CONFLICT,
-    "job-exists": HTTPStatus.CONFLICT,
-    "no-result": HTTPStatus.CONFLICT,
-    "result-not-ready": HTTPStatus.CONFLICT,
-    "wrong-state": HTTPStatus.CONFLICT,
-    "idempotency-in-progress": HTTPStatus.CONFLICT,
-    "result-expired": HTTPStatus.GONE,
-    "upload-too-large": HTTPStatus(413),
-    "not-multipart": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    "unsupported-encoding": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    "range-not-satisfiable": HTTPStatus(416),
-    "foreign-host": HTTPStatus.MISDIRECTED_REQUEST,
-    "bad-cursor": HTTPStatus(422),
-    "idempotency-mismatch": HTTPStatus(422),
-    "image-animated": HTTPStatus(422),
-    "image-empty": HTTPStatus(422),
-    "image-format-unsupported": HTTPStatus(422),
-    "image-too-large": HTTPStatus(422),
-    "image-truncated": HTTPStatus(422),
-    "image-unreadable": HTTPStatus(422),
-    "invalid-parameters": HTTPStatus(422),
-    "output-too-large": HTTPStatus(422),
-    "unknown-preset": HTTPStatus(422),
-    "quota-exceeded": HTTPStatus.TOO_MANY_REQUESTS,
-    "rate-limited": HTTPStatus.TOO_MANY_REQUESTS,
-    "too-many-streams": HTTPStatus.TOO_MANY_REQUESTS,
-    "too-many-transfers": HTTPStatus.TOO_MANY_REQUESTS,
-    "internal-error": HTTPStatus.INTERNAL_SERVER_ERROR,
-    "not-ready": HTTPStatus.SERVICE_UNAVAILABLE,
-    "preset-not-served": HTTPStatus.SERVICE_UNAVAILABLE,
-    "queue-full": HTTPStatus.SERVICE_UNAVAILABLE,
-    "queue-unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
-    "store-unavailable": HTTPStatus.SERVICE_UNAVAILABLE,
+STATUSES: Mapping[str, int] = {
+    "job-not-found": 404,
+    "job-ended": 409,
+    "job-exists": 409,
+    "wrong-state": 409,
+    "idempotency-in-progress": 409,
+    "upload-too-large": 413,
+    "bad-cursor": 422,
+    "idempotency-mismatch": 422,
+    "image-animated": 422,
+    "image-empty": 422,
+    "image-format-unsupported": 422,
+    "image-too-large": 422,
+    "image-truncated": 422,
+    "image-unreadable": 422,
+    "output-too-large": 422,
+    "unknown-preset": 422,
+    "quota-exceeded": 429,
+    "internal-error": 500,
+    "queue-full": 503,
+    "queue-unavailable": 503,
+    "store-unavailable": 503,
+    **{kind.type: kind.status for kind in HTTPError.__subclasses__()},
 }
 """The status of every error that may reach a client; what is not here is a defect, a 500."""
 
@@ -139,33 +121,36 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemResponse(JSONResponse):
+    """A problem as the answer; `extra` are its further members."""
+
     media_type = PROBLEM_JSON
 
     def __init__(
         self,
         scope: Scope,
-        *,
         status: int,
-        type: str,
-        title: str,
         detail: str,
+        *,
+        type: str = "about:blank",
+        title: str | None = None,
         extra: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        extra = dict(extra or {})
-        sent = dict(headers or {})
+        extra, headers = extra or {}, dict(headers or {})
         if (seconds := extra.get("retry_after")) is not None:
-            sent["Retry-After"] = str(max(1, round(seconds)))
+            headers["Retry-After"] = str(max(1, round(seconds)))
+        root: str = scope.get("root_path", "")
         content = {
             **extra,
             "type": type,
-            "title": title,
+            # Without a type of its own the status says it all.
+            "title": HTTPStatus(status).phrase if title is None else title,
             "status": status,
             "detail": detail,
-            "instance": quote(scope.get("root_path", "") + _path(scope)),
+            "instance": quote(root + scope["path"].removeprefix(root)),
             "request_id": scope.get("state", {}).get("request_id"),
         }
-        super().__init__(content, status_code=status, headers=sent)
+        super().__init__(content, status_code=status, headers=headers)
 
     def render(self, content: Any) -> bytes:
         # Details quote what clients sent; as ASCII even a lone surrogate can be said.
@@ -185,58 +170,43 @@ def problem_type(slug: str, scope: Scope) -> str:
     return f"{scope.get('root_path', '')}/problems/{slug}"
 
 
-def titles() -> dict[str, str]:
+def titles(kind: type[JobsError] = JobsError) -> dict[str, str]:
     """The title of every type of problem there is."""
-
-    def of(kind: type[JobsError]) -> dict[str, str]:
-        # The root comes last: its own title is that of the type its branches inherit.
-        found: dict[str, str] = {}
-        for branch in kind.__subclasses__():
-            found |= of(branch)
-        return found | {kind.type: kind.title}
-
-    return of(JobsError)
+    branches: dict[str, str] = {}
+    for branch in kind.__subclasses__():
+        branches |= titles(branch)
+    # The root comes last: its own title is that of the type its branches inherit.
+    return branches | {kind.type: kind.title}
 
 
 def unexpected(scope: Scope) -> ProblemResponse:
-    """The answer to an exception nobody expected; the log has the rest under the request's id."""
+    """The answer to a defect; the log has the rest under the request's id."""
     return ProblemResponse(
         scope,
-        status=HTTPStatus.INTERNAL_SERVER_ERROR,
+        500,
+        "The server met an error it did not expect; its log has it under the request_id.",
         type=problem_type(JobsError.type, scope),
         title=JobsError.title,
-        detail="The server met an error it did not expect; its log has it under the request_id.",
-    )
-
-
-def refusal(scope: Scope, status: int, detail: str) -> ProblemResponse:
-    """A problem that has no type of its own: the status says it all."""
-    return ProblemResponse(
-        scope,
-        status=status,
-        type="about:blank",
-        title=HTTPStatus(status).phrase,
-        detail=detail,
     )
 
 
 def respond(request: Request, error: Exception) -> Response:
     """The answer to a JobsError."""
     assert isinstance(error, JobsError)
-    status = STATUSES.get(error.type)
-    if status is None or status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    status = STATUSES.get(error.type, 500)
+    if status == 500:
         log.error("unexpected error", exc_info=error)
         return unexpected(request.scope)
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status > 500:
         log.warning("unavailable", type=error.type, detail=error.detail)
     return ProblemResponse(
         request.scope,
-        status=status,
+        status,
+        GUARDED.get(error.type, error.detail),
         type=problem_type(error.type, request.scope),
         title=error.title,
-        detail=GUARDED.get(error.type, error.detail),
         extra=error.extra,
-        headers=error.headers if isinstance(error, WithHeaders) else None,
+        headers=error.headers if isinstance(error, HTTPError) else None,
     )
 
 
@@ -245,33 +215,25 @@ def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     detail, extra = error.detail, dict[str, Any]()
-    if error.status_code == HTTPStatus.NOT_FOUND:
+    if error.status_code == 404:
         detail = f"There is nothing at {request.url.path}; the paths are listed at /openapi.json."
-    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+    elif error.status_code == 405:
         allowed = _methods(request.app.routes, request.scope)
         headers["Allow"] = ", ".join(allowed)
         extra["allowed"] = allowed
         detail = f"{request.method} is not possible here; {' and '.join(allowed)} would be."
-    return ProblemResponse(
-        request.scope,
-        status=error.status_code,
-        type="about:blank",
-        title=HTTPStatus(error.status_code).phrase,
-        detail=detail,
-        extra=extra,
-        headers=headers,
-    )
+    return ProblemResponse(request.scope, error.status_code, detail, extra=extra, headers=headers)
 
 
 def _methods(routes: list[BaseRoute], scope: Scope) -> list[str]:
     """The methods of all routes at this path; the framework's own header names one route's."""
-    found = [
+    methods = [
         method
         for method in ("DELETE", "GET", "OPTIONS", "PATCH", "POST", "PUT")
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
     ]
     # HEAD is answered wherever GET is.
-    return sorted([*found, "HEAD"]) if "GET" in found else found
+    return sorted([*methods, "HEAD"]) if "GET" in methods else methods
 
 
 def _request_validation_error(request: Request, error: Exception) -> Response:
@@ -286,10 +248,5 @@ def _request_validation_error(request: Request, error: Exception) -> Response:
 
 def _client_disconnect(request: Request, error: Exception) -> Response:
     log.info("the client left during its upload")
-    # Nobody reads it.
-    return Response(status_code=HTTPStatus.BAD_REQUEST)
-
-
-def _path(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    # It is read by no client any more.
+    return Response(status_code=400)

@@ -1,7 +1,8 @@
-"""How often one client may ask: a moving window in Redis, shared by all service processes.
+"""How much one client may ask for: requests a minute, and requests that are open at once.
 
-A client is a key or, without one, an address. The answer says what is left, in the header fields
-of draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
+A client is a key or, without one, an address. Requests are counted in a moving window in Redis,
+shared by all service processes. The answer says what is left, in the header fields of
+draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import ipaddress
 import math
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -19,11 +22,12 @@ from limits.storage import RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 from redis import Redis
 
+from jobs.errors import JobsError
 from jobs.settings import Settings
 from service.auth import Caller
 from service.errors import RateLimited
 
-__all__ = ["Policy", "RateLimits", "client_of"]
+__all__ = ["ConcurrencyLimiter", "Policy", "RateLimits", "client_of"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -70,14 +74,16 @@ class RateLimits:
         self._limiter = MovingWindowRateLimiter(storage)
 
     def uploads(self, caller: Caller) -> Policy:
-        own = caller.per_minute
-        return Policy("uploads", self._settings.uploads_per_minute if own is None else own)
+        key_limit = caller.per_minute
+        return Policy(
+            "uploads", self._settings.uploads_per_minute if key_limit is None else key_limit
+        )
 
     def reads(self, caller: Caller) -> Policy:
-        general, own = self._settings.reads_per_minute, caller.per_minute
-        if general and own is not None:
-            general = max(general, READS_AN_UPLOAD * own)
-        return Policy("reads", general)
+        limit, key_limit = self._settings.reads_per_minute, caller.per_minute
+        if limit and key_limit is not None:
+            limit = max(limit, READS_AN_UPLOAD * key_limit)
+        return Policy("reads", limit)
 
     def hit(self, policy: Policy, client: str) -> Mapping[str, str]:
         """Counts a request; the header fields that tell what is left.
@@ -108,3 +114,48 @@ class RateLimits:
                 retry_after=seconds,
             )
         return headers
+
+
+class ConcurrencyLimiter:
+    """Counts what is open in this process, in total and of each client. Used on the loop only.
+
+    The share of one client is what keeps the service open to all others: each stream or transfer
+    holds a socket, a transfer also a file, and one client could otherwise take them all.
+    """
+
+    def __init__(
+        self, limit: int, client_limit: int, *, kind: str, advice: str, error: type[JobsError]
+    ) -> None:
+        """`kind` is what is counted; a full server's `error` gives the `advice`."""
+        self._limit = limit
+        self._client_limit = client_limit
+        self._kind, self._advice, self._error = kind, advice, error
+        self._open: Counter[str] = Counter()
+
+    @property
+    def open(self) -> int:
+        return self._open.total()
+
+    @contextmanager
+    def slot(self, client: str) -> Iterator[None]:
+        """Holds a slot as long as the block runs; raises the error."""
+        if self._open[client] >= self._client_limit:
+            raise self._error(
+                f"{self._client_limit} {self._kind} of one client may be open at once; "
+                "let one end first.",
+                limit=self._client_limit,
+                retry_after=5,
+            )
+        if self.open >= self._limit:
+            raise self._error(
+                f"All {self._limit} {self._kind} of this server are in use; {self._advice}.",
+                limit=self._limit,
+                retry_after=10,
+            )
+        self._open[client] += 1
+        try:
+            yield
+        finally:
+            self._open[client] -= 1
+            # A counter keeps its zeros, and clients are many.
+            self._open += Counter()

@@ -8,22 +8,97 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 from dataclasses import replace
-from typing import BinaryIO
+from pathlib import PurePosixPath
+from typing import IO, BinaryIO
 
 import structlog
 
-from jobs.errors import JobNotFound, QueueUnavailable, StoreUnavailable
+from jobs.errors import JobNotFound, OutputTooLarge, QueueUnavailable, StoreUnavailable
+from jobs.formats import examine
+from jobs.image_file import check_side
+from jobs.presets import MAX_CANVAS, get_preset
 from jobs.schema import Claim, ImageInfo, Job, Origin, Parameters, new_job_id
+from jobs.settings import Settings
 from jobs.store import input_key
-from service.errors import InvalidParameters
-from service.images import inspect
-from service.parameters import parse
-from service.state import Services
-from service.uploads import WEBHOOK_FIELD, Upload
+from service.dependencies import Services
+from service.errors import ImageEmpty, InvalidParameters
+from service.uploads import WEBHOOK_FIELD, Upload, parse
 from service.webhooks.target import BadTarget, Target
 
-__all__ = ["submit"]
+__all__ = ["inspect", "submit"]
+
+MAX_NAME = 200
+
+
+def inspect(
+    file: IO[bytes], filename: str | None, parameters: Parameters, settings: Settings
+) -> ImageInfo:
+    """Describes an uploaded image, sides in pixels as a viewer sees them.
+
+    Args:
+        file: the whole upload, on disk: it is mapped, not read.
+        filename: the client's name for it; kept for the result's name only.
+        parameters: scale and output_format decide whether the result is possible.
+        settings: the pixel limits.
+
+    Raises:
+        ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members.
+    """
+    size = file.seek(0, 2)
+    if size == 0:
+        raise ImageEmpty("The file has 0 bytes; an image is needed.")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        header = examine(data, settings.max_input_pixels)
+    width, height = header.upright
+    _check_output(width, height, parameters, settings.max_output_pixels)
+    return ImageInfo(
+        width=width,
+        height=height,
+        format=header.format,
+        media_type=f"image/{header.format.lower()}",
+        bytes=size,
+        mode=header.mode,
+        depth=header.depth,
+        filename=_safe_name(filename),
+    )
+
+
+def _check_output(width: int, height: int, parameters: Parameters, max_pixels: int) -> None:
+    scale = parameters.scale
+    output = round(scale * width), round(scale * height)
+    extra = {"width": output[0], "height": output[1], "scale": scale}
+    if (pixels := math.prod(output)) > max_pixels:
+        raise OutputTooLarge(
+            f"At scale {scale:g} the result would have {output[0]} x {output[1]} = {pixels} "
+            f"pixels; at most {max_pixels} are made.",
+            pixels=pixels,
+            max_output_pixels=max_pixels,
+            **extra,
+        )
+    check_side(*output, parameters.output_format)
+    preset = get_preset(parameters.preset)
+    canvas = preset.canvas(width, height, scale)
+    if (pixels := math.prod(canvas)) > MAX_CANVAS:
+        reason = f", because its shorter side is enlarged to {preset.native} pixels at least"
+        raise OutputTooLarge(
+            f"The image of {width} x {height} pixels would be computed at {canvas[0]} x "
+            f"{canvas[1]}{'' if canvas == output else reason}; at most {MAX_CANVAS} pixels can "
+            "be. Cut it into smaller pieces.",
+            pixels=pixels,
+            max_canvas_pixels=MAX_CANVAS,
+            **extra,
+        )
+
+
+def _safe_name(filename: str | None) -> str | None:
+    """The last part of a client's path, printable and not too long; None when nothing is left."""
+    last = PurePosixPath((filename or "").replace("\\", "/")).name
+    printable = "".join(letter for letter in last if letter.isprintable())
+    return printable[-MAX_NAME:].strip(". ") or None
+
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -56,7 +131,22 @@ def _make(services: Services, upload: Upload, origin: Origin, job_id: str) -> Jo
     services.serving().check(parameters.preset)
     file: BinaryIO = upload.image.file
     image = inspect(file, upload.image.filename, parameters, services.settings)
-    return _store(services, file, job_id, parameters, image, origin)
+    services.queue.check_room(parameters.preset)
+    file.seek(0)
+    services.queue.announce(job_id)
+    try:
+        services.store.put(input_key(job_id), file)
+        job = services.queue.submit(job_id, parameters, image, origin)
+    except QueueUnavailable as error:
+        # The job may be queued and only the answer lost; it would find no image.
+        log.warning("whether a job was queued is not known", job=job_id, detail=error.detail)
+        raise
+    # Whatever else stopped it, an image without a job must not stay.
+    except BaseException:
+        _forget(services, job_id)
+        raise
+    log.info("submitted", job=job_id, preset=parameters.preset, bytes=image.bytes)
+    return job
 
 
 def _webhook(services: Services, url: str, origin: Origin) -> str | None:
@@ -97,32 +187,6 @@ def _fingerprint(upload: Upload) -> str:
     content = hashlib.file_digest(upload.image.file, "sha256").hexdigest()  # type: ignore[arg-type]  # a spooled file reads like any other
     fields = {name: value for name, value in sorted(upload.fields.items()) if value.strip()}
     return hashlib.sha256(json.dumps([content, fields]).encode()).hexdigest()
-
-
-def _store(
-    services: Services,
-    file: BinaryIO,
-    job_id: str,
-    parameters: Parameters,
-    image: ImageInfo,
-    origin: Origin,
-) -> Job:
-    services.queue.check_room(parameters.preset)
-    file.seek(0)
-    services.queue.announce(job_id)
-    try:
-        services.store.put(input_key(job_id), file)
-        job = services.queue.submit(job_id, parameters, image, origin)
-    except QueueUnavailable as error:
-        # The job may be queued and only the answer lost; it would find no image.
-        log.warning("whether a job was queued is not known", job=job_id, detail=error.detail)
-        raise
-    # Whatever else stopped it, an image without a job must not stay.
-    except BaseException:
-        _forget(services, job_id)
-        raise
-    log.info("submitted", job=job_id, preset=parameters.preset, bytes=image.bytes)
-    return job
 
 
 def _release(services: Services, claim: Claim) -> None:

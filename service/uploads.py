@@ -1,21 +1,29 @@
-"""Receiving a multipart form: counted while it streams, spooled to a file, nothing kept.
+"""Receiving a multipart form: counted while it streams, spooled to a file, its fields checked.
 
 The file lives in an unnamed temporary file (in TMPDIR) from its first megabyte on, so that it is
-gone whatever happens to this process. Whether it is an image is for `service.images` to say.
+gone whatever happens to this process. Unknown fields are refused: a misspelt `fidelity_weigth`
+that is silently left out would give a result that was not asked for. An empty value counts as
+left out, because that is how an HTML form sends an empty input.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
 
 import anyio
-from starlette.datastructures import FormData, UploadFile
+from annotated_types import Ge, Le, MaxLen, MultipleOf
+from pydantic import JsonValue, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from jobs.errors import StoreUnavailable, UploadTooLarge
+from jobs.presets import PRESETS
+from jobs.schema import Parameters
 from service.errors import (
     InvalidParameters,
     MalformedForm,
@@ -24,7 +32,15 @@ from service.errors import (
     UploadStalled,
 )
 
-__all__ = ["IMAGE_FIELD", "WEBHOOK_FIELD", "Upload", "check_head", "received"]
+__all__ = [
+    "IMAGE_FIELD",
+    "WEBHOOK_FIELD",
+    "Upload",
+    "check_head",
+    "check_query",
+    "parse",
+    "receive_form",
+]
 
 IMAGE_FIELD = "image"
 WEBHOOK_FIELD = "webhook_url"
@@ -53,21 +69,22 @@ def check_head(request: Request, limit: int) -> None:
     """
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        given = f"it is {kind!r}" if kind else "it is missing"
-        raise NotMultipart(f"Content-Type must be multipart/form-data; {given}.")
+        problem = f"it is {kind!r}" if kind else "it is missing"
+        raise NotMultipart(f"Content-Type must be multipart/form-data; {problem}.")
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
         raise UnsupportedEncoding(
             f"Content-Encoding is {coding[:80]!r}; images are compressed already, send them as "
-            "they are."
+            "they are.",
+            {"Accept-Encoding": "identity"},
         )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
         raise _too_large(limit)
 
 
 @asynccontextmanager
-async def received(request: Request, limit: int, within_s: float) -> AsyncIterator[Upload]:
+async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIterator[Upload]:
     """The form of a request whose body has at most `limit` bytes; its file is gone afterwards.
 
     Raises:
@@ -79,7 +96,7 @@ async def received(request: Request, limit: int, within_s: float) -> AsyncIterat
     """
     parser = MultiPartParser(
         request.headers,
-        _counted(request, limit, within_s),
+        _body(request, limit, within_s),
         max_files=1,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
@@ -99,15 +116,15 @@ async def received(request: Request, limit: int, within_s: float) -> AsyncIterat
             retry_after=30,
         ) from error
     try:
-        yield _sorted(form)
+        yield _upload_of(form)
     finally:
         await form.close()
-        # A form that breaks off without its last boundary leaves its last file to nobody.
+        # A form that breaks off without its last boundary leaves its last file open.
         for file in parser._files_to_close_on_error:
             file.close()
 
 
-async def _counted(request: Request, limit: int, within_s: float) -> AsyncGenerator[bytes, None]:
+async def _body(request: Request, limit: int, within_s: float) -> AsyncGenerator[bytes, None]:
     """The body in pieces, until it grows past the limit, stops coming or comes too slowly."""
     count = 0
     deadline = anyio.current_time() + within_s
@@ -138,7 +155,7 @@ def _too_large(limit: int) -> UploadTooLarge:
     )
 
 
-def _sorted(form: FormData) -> Upload:
+def _upload_of(form: FormData) -> Upload:
     """The one image and the other fields, each of which may come once."""
     names = [name for name, _ in form.multi_items()]
     errors = [
@@ -165,3 +182,68 @@ def _sorted(form: FormData) -> Upload:
             errors=[dict(error) for error in errors],
         )
     return Upload(image, fields)
+
+
+def parse(fields: Mapping[str, str], preset: str) -> Parameters:
+    """The parameters of a form; `preset` is the one that is meant when the form names none.
+
+    Raises InvalidParameters, which lists every fault.
+    """
+    values = {name: value for name, value in fields.items() if value.strip()}
+    try:
+        return Parameters.model_validate({"preset": preset, **values})
+    except ValidationError as error:
+        faults = [_fault(details) for details in error.errors(include_url=False)]
+    raise InvalidParameters(
+        "; ".join(f"{fault['field']} {fault['detail']}".strip() for fault in faults) + ".",
+        errors=list(faults),
+    )
+
+
+def check_query(query: QueryParams) -> None:
+    """Refuses parameters in the URL, which would be ignored there."""
+    if names := list(dict.fromkeys(query)):
+        raise InvalidParameters(
+            f"Parameters are fields of the form, not of the URL; {', '.join(names)} would be "
+            "ignored there.",
+            errors=[{"field": name, "detail": "belongs into the form"} for name in names],
+        )
+
+
+def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
+    """One of pydantic's findings as field, detail, and the range or the choice that is right."""
+    name = str(details["loc"][0]) if details["loc"] else ""
+    if details["type"] == "extra_forbidden":
+        names = ", ".join([IMAGE_FIELD, *Parameters.model_fields, WEBHOOK_FIELD])
+        return {"field": name, "detail": f"is unknown; the fields are {names}"}
+    if not name:
+        # A finding about several fields says which in its own sentence.
+        message = details["msg"].removeprefix("Value error, ")
+        field, _, rest = message.partition(" ")
+        return {"field": field, "detail": rest.rstrip(".")}
+    expected, facts = _expected(name)
+    value = details["input"]
+    text = str(len(value) if details["type"] == "string_too_long" else value)
+    text = text if len(text) <= 80 else text[:77] + "..."
+    return {"field": name, "detail": f"must be {expected}; got {text}", **facts}
+
+
+def _expected(name: str) -> tuple[str, dict[str, JsonValue]]:
+    """What a field takes, in words and as members of the problem."""
+    if name == "preset":
+        return "one of " + ", ".join(PRESETS), {"allowed": list(PRESETS)}
+    field = Parameters.model_fields[name]
+    if get_origin(field.annotation) is Literal:
+        choices = get_args(field.annotation)
+        return "one of " + ", ".join(choices), {"allowed": list(choices)}
+    bounds: dict[type, Any] = {type(mark): mark for mark in field.metadata}
+    if MaxLen in bounds:
+        longest = bounds[MaxLen].max_length
+        return f"at most {longest} characters long", {"max_length": longest}
+    low, high = bounds[Ge].ge, bounds[Le].le
+    words = f"{'a whole number ' if field.annotation is int else ''}between {low} and {high}"
+    facts: dict[str, JsonValue] = {"minimum": low, "maximum": high}
+    if MultipleOf in bounds:
+        facts["multiple_of"] = bounds[MultipleOf].multiple_of
+        words = words.replace("whole number", f"multiple of {facts['multiple_of']}")
+    return words, facts

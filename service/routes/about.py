@@ -1,20 +1,44 @@
-"""Where to start: GET / and what a problem's `type` points to."""
+"""Where to start: GET /, the page for a browser, and what a problem's `type` points to."""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Path, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict
 
-from service.answers import root
+from service.dependencies import root
 from service.openapi import problems
 from service.problems import STATUSES, problem_type, titles
-from service.routes.page import page, wants_page
+from service.routes.jobs import known
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["about"])
+
+router = APIRouter()
+
+Slug = Annotated[str, PathParameter(description="The last part of a problem's `type`")]
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+FILES = {path.name: path.read_bytes() for path in (Path(__file__).parents[1] / "page").iterdir()}
+HEADERS = {
+    # Asked for again each time, and answered 304: a new version shows at once.
+    "Cache-Control": "no-cache",
+    # The page's own files and nothing else: no inline script, no other host, no frame around it.
+    # Images are shown from memory (blob:), because a request for them may need the key.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Vary": "Accept",
+}
 
 
 class AboutView(BaseModel):
@@ -45,14 +69,15 @@ class ProblemTypeView(BaseModel):
 
 @router.get(
     "/",
+    tags=["about"],
     summary="Where to start",
     response_model=AboutView,
     responses={200: {"content": {"text/html": {}}}},
 )
 async def about(request: Request) -> AboutView | Response:
     """The service's name, its version and the paths to begin with; a browser gets the page."""
-    if wants_page(request):
-        return page(request)
+    if "text/html" in request.headers.get("Accept", ""):
+        return _file(request, "index.html")
     paths = {
         "docs": "/docs",
         "openapi": "/openapi.json",
@@ -69,16 +94,41 @@ async def about(request: Request) -> AboutView | Response:
 
 @router.get(
     "/problems/{slug}",
+    tags=["about"],
     summary="Look up a problem's type",
     responses=problems(_404="There is no such type of problem."),
 )
-async def problem(
-    request: Request, slug: Annotated[str, Path(description="The last part of a problem's `type`")]
-) -> ProblemTypeView:
+async def problem(request: Request, slug: Slug) -> ProblemTypeView:
     """What the `type` of a problem points to."""
-    known = titles()
-    if slug not in known:
+    title = titles().get(slug)
+    if title is None:
         raise HTTPException(404)
     return ProblemTypeView(
-        type=problem_type(slug, request.scope), title=known[slug], status=STATUSES.get(slug)
+        type=problem_type(slug, request.scope), title=title, status=STATUSES.get(slug)
     )
+
+
+@router.get(
+    "/page/{name}",
+    tags=["page"],
+    summary="A file of the page",
+    response_class=Response,
+    responses={
+        200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}},
+        304: {"description": "The file has not changed."},
+        **problems(_404="The page has no such file."),
+    },
+)
+async def asset(request: Request, name: str) -> Response:
+    """The page's style, scripts and icon."""
+    if name not in FILES or name == "index.html":
+        raise HTTPException(404)
+    return _file(request, name)
+
+
+def _file(request: Request, name: str) -> Response:
+    content = FILES[name]
+    headers = {**HEADERS, "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
+    if known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=MEDIA_TYPES[Path(name).suffix], headers=headers)

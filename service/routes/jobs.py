@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Annotated
 from urllib.parse import urlencode
 
+import anyio
 from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.responses import ContentStream, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from jobs.listing import Cursor
-from jobs.schema import JobState
-from service.admission import ReaderDep
-from service.answers import ETAG, RETRY_AFTER, answer, root
+from jobs.schema import Job, JobState
+from service.dependencies import ReaderDep, ServicesDep, root
 from service.openapi import header, problems
 from service.schema import JobsView, JobView
-from service.state import ServicesDep
 
-__all__ = ["JobId", "router"]
+__all__ = ["ETAG", "RETRY_AFTER", "HeldStream", "JobId", "answer", "known", "retry_after", "router"]
 
 router = APIRouter(tags=["jobs"])
+
+# Asked more often than this, or less, a client would waste requests or its user's time.
+SOONEST_S, LATEST_S = 1, 10
+
+ETAG = {"ETag": header("Names this state of the answer; send it as If-None-Match.")}
+RETRY_AFTER = {"Retry-After": header("While not ended: seconds until asking again.", "integer")}
+
 
 JobId = Annotated[str, Path(description="The job's id, as `POST /upscale` gave it")]
 Limit = Annotated[int, Query(ge=1, le=100, description="Jobs a page, at most")]
@@ -32,16 +43,60 @@ After = Annotated[
 ]
 
 
+def answer(
+    request: Request, job: Job, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The job as a response with its ETag, or 304 to a GET that knows this state already."""
+    # The queue moves without the record, so its revision alone does not tell all changes.
+    fields = {**(headers or {}), "ETag": f'"{job.revision}.{job.queue_position or 0}"'}
+    if not job.state.ended:
+        fields["Retry-After"] = str(retry_after(job))
+    if request.method == "GET" and known(request, fields["ETag"]):
+        return Response(status_code=304, headers=fields)
+    body = JobView.of(job, root(request)).model_dump_json()
+    return Response(body, status_code=status, headers=fields, media_type="application/json")
+
+
+def retry_after(job: Job) -> int:
+    """Seconds until a look is worth it: half of what is left, or a second a job in front."""
+    if job.progress is not None and job.progress.eta_seconds is not None:
+        seconds: float = job.progress.eta_seconds / 2
+    else:
+        seconds = job.queue_position or SOONEST_S
+    return min(max(math.ceil(seconds), SOONEST_S), LATEST_S)
+
+
+def known(request: Request, etag: str) -> bool:
+    """Whether If-None-Match names this ETag (RFC 9110, 13.1.2: the weak comparison)."""
+    field = request.headers.get("if-none-match", "")
+    tags = [tag.strip().removeprefix("W/") for tag in field.split(",")]
+    return etag in tags or tags == ["*"]
+
+
+class HeldStream(StreamingResponse):
+    """A body in pieces that gives back what it holds, whatever ends it, even before it began."""
+
+    def __init__(
+        self, content: ContentStream, held: AsyncExitStack, status: int, headers: dict[str, str]
+    ) -> None:
+        super().__init__(content, status_code=status, headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._held.aclose()
+
+
 @router.get(
     "/jobs",
     summary="List your jobs",
     responses={
         200: {"headers": {"Link": header('The next page, as `rel="next"` (RFC 8288).')}},
         **problems(
-            _401="An API key is needed, or the one given is wrong.",
-            _422="A parameter is wrong, or the cursor is not one of this server's.",
-            _429="Too many requests; see Retry-After.",
-            _503="Redis is away.",
+            401, 429, 503, _422="A parameter is wrong, or the cursor is not one of this server's."
         ),
     },
 )
@@ -79,12 +134,7 @@ def list_jobs(
     responses={
         200: {"headers": {**ETAG, **RETRY_AFTER}},
         304: {"description": "Nothing changed since the ETag in If-None-Match."},
-        **problems(
-            _401="An API key is needed, or the one given is wrong.",
-            _404="There is no such job, or it was forgotten.",
-            _429="Too many requests; see Retry-After.",
-            _503="Redis is away.",
-        ),
+        **problems(401, 404, 429, 503),
     },
 )
 def get_job(request: Request, job_id: JobId, services: ServicesDep, caller: ReaderDep) -> Response:
@@ -103,13 +153,7 @@ def get_job(request: Request, job_id: JobId, services: ServicesDep, caller: Read
             "model": JobView,
             "headers": RETRY_AFTER,
         },
-        **problems(
-            _401="An API key is needed, or the one given is wrong.",
-            _404="There is no such job, or it was forgotten.",
-            _409="The job has ended; an ended job never changes.",
-            _429="Too many requests; see Retry-After.",
-            _503="Redis is away.",
-        ),
+        **problems(401, 404, 429, 503, _409="The job has ended; an ended job never changes."),
     },
 )
 def cancel_job(

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack
+import re
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import PurePath
 from urllib.parse import quote
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from jobs.errors import BlobNotFound
 from jobs.schema import Job, JobState, ResultInfo
-from service.admission import ReaderDep
-from service.answers import ETAG, known, retry_after, root
-from service.errors import NoResult, ResultExpired, ResultNotReady
+from service.dependencies import ReaderDep, ServicesDep, root
+from service.errors import NoResult, RangeNotSatisfiable, ResultExpired, ResultNotReady
 from service.middleware import is_head
 from service.openapi import header, problems
-from service.ranges import Range, wanted_range
-from service.routes.jobs import JobId
+from service.routes.jobs import ETAG, HeldStream, JobId, known, retry_after
 from service.schema import JobView
-from service.state import Services, ServicesDep
 
 __all__ = ["router"]
+
+_BYTES = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII | re.IGNORECASE)
+
 
 router = APIRouter(tags=["jobs"])
 
@@ -33,24 +31,6 @@ IMAGE = {
     f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
     for kind in ("png", "webp", "jpeg", "tiff")
 }
-
-
-class Download(StreamingResponse):
-    """The pieces of a file; gives back what it holds, whatever ends it."""
-
-    def __init__(
-        self,
-        pieces: Generator[bytes, None, None],
-        held: ExitStack,
-        status: int,
-        headers: dict[str, str],
-    ) -> None:
-        super().__init__(pieces, status_code=status, headers=headers)
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._held:
-            await super().__call__(scope, receive, send)
 
 
 @router.get(
@@ -74,8 +54,8 @@ class Download(StreamingResponse):
         },
         304: {"description": "The image is the one named in If-None-Match."},
         **problems(
-            _401="An API key is needed, or the one given is wrong.",
-            _404="There is no such job, or it was forgotten.",
+            401,
+            404,
             _409="The job has not ended (see Retry-After), or ended without a result.",
             _410="The result has expired.",
             _416="The result has no byte in this range.",
@@ -99,42 +79,55 @@ async def get_result(
     }
     if known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    # A part only of what the client has the rest of (RFC 9110, 13.1.5: the strong comparison).
-    if request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
-        part = wanted_range(request.headers.get("range"), result.bytes)
-    else:
-        part = None
-    if part is None:
-        headers["Content-Length"] = str(result.bytes)
-    else:
-        headers["Content-Length"] = str(part.end - part.start)
-        headers["Content-Range"] = part.content_range
+    size = result.bytes
+    part = _byte_range(request, headers["ETag"], size)
+    start, end = part or (0, size)
+    headers["Content-Length"] = str(end - start)
     headers["Content-Type"] = result.media_type
+    if part is not None:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     status = 200 if part is None else 206
     if is_head(request):
-        await run_sync(_look, services, job, result)
+        if not await run_sync(services.store.exists, result.key):
+            raise _gone(job)
         return Response(status_code=status, headers=headers)
-    with ExitStack() as held:
-        held.enter_context(services.transfers.one(request.state.client_id))
-        pieces = await run_sync(_open, services, job, result, part)
-        # Whoever leaves half way must not leave a file open.
+    async with AsyncExitStack() as held:
+        held.enter_context(services.transfers.slot(request.state.client_id))
+        try:
+            pieces = await run_sync(services.store.stream, result.key, start, end if part else None)
+        except BlobNotFound:
+            raise _gone(job) from None
+        # A client that leaves half way must not leave a file open.
         held.callback(pieces.close)
-        return Download(pieces, held.pop_all(), status, headers)
+        return HeldStream(pieces, held.pop_all(), status, headers)
 
 
-def _open(
-    services: Services, job: Job, result: ResultInfo, part: Range | None
-) -> Generator[bytes, None, None]:
-    start, end = (0, None) if part is None else (part.start, part.end)
-    try:
-        return services.store.stream(result.key, start, end)
-    except BlobNotFound:
-        raise _gone(job) from None
+def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
+    """The bytes from and up to but without, that Range asks for, or None for the whole.
 
-
-def _look(services: Services, job: Job, result: ResultInfo) -> None:
-    if not services.store.exists(result.key):
-        raise _gone(job)
+    Several ranges at once, other units and nonsense get the whole, as RFC 9110 allows (section
+    14.2). Raises RangeNotSatisfiable for a range that has no byte of the file.
+    """
+    # A part only of what the client has the rest of (section 13.1.5: the strong comparison).
+    if request.headers.get("if-range", etag) != etag:
+        return None
+    field = request.headers.get("range", "")
+    match = _BYTES.fullmatch(field.replace(" ", ""))
+    if match is None or not (match["first"] or match["last"]):
+        return None
+    if not match["first"]:
+        start, end = max(0, size - int(match["last"])), size
+    else:
+        start, end = int(match["first"]), min(size, int(match["last"] or size) + 1)
+        if match["last"] and int(match["last"]) < start:
+            return None
+    if start >= end:
+        raise RangeNotSatisfiable(
+            f"The range {field} has no byte of the result, which has {size}.",
+            {"Content-Range": f"bytes */{size}"},
+            size=size,
+        )
+    return start, end
 
 
 def _gone(job: Job) -> ResultExpired:

@@ -1,29 +1,35 @@
-"""POST /upscale: an image becomes a job."""
+"""POST /upscale: an image becomes a job, whose end the request may wait for."""
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+
+import anyio
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
 
-from jobs.errors import QueueFull
-from jobs.schema import Origin
+from jobs.errors import JobNotFound, QueueFull, QueueUnavailable
+from jobs.schema import Job, Origin
 from jobs.settings import Settings
-from service.admission import UploaderDep
-from service.answers import RETRY_AFTER, answer, root
 from service.auth import Caller
+from service.dependencies import Services, ServicesDep, UploaderDep, root
+from service.errors import MalformedHeader, TooManyStreams
+from service.listener import LOOK_S
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
-from service.parameters import check_query
-from service.preferences import idempotency_key, wanted_wait
+from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
-from service.state import Services, ServicesDep
 from service.submission import submit
-from service.uploads import check_head, received
-from service.waiting import wait_for_end
+from service.uploads import check_head, check_query, receive_form
 
 __all__ = ["router"]
 
+
 router = APIRouter(tags=["jobs"])
 
+MAX_WAIT_S = 60
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 HEADERS = {
     "Location": header("The job's path."),
     "Preference-Applied": header("`wait=N` when the request waited for the job's end."),
@@ -46,8 +52,8 @@ HEADERS = {
         },
         202: {"headers": {**HEADERS, **RETRY_AFTER}},
         **problems(
+            401,
             _400="The form is broken, or a header field.",
-            _401="An API key is needed, or the one given is wrong.",
             _408="The upload stopped half way, or took too long.",
             _409="The first request with this Idempotency-Key is still being handled.",
             _413="The body is larger than `max_upload_bytes`.",
@@ -74,18 +80,18 @@ async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) 
     settings = services.settings
     check_query(request.query_params)
     check_head(request, settings.max_upload_bytes)
-    key, seconds = idempotency_key(request.headers), wanted_wait(request.headers)
+    key, seconds = _idempotency_key(request.headers), _wait_s(request.headers)
     origin = _origin(request, settings, caller)
     await run_sync(_check_any_room, services, origin, key)
-    with services.transfers.one(request.state.client_id):
-        body = received(request, settings.max_upload_bytes, settings.upload_timeout_s)
+    with services.transfers.slot(request.state.client_id):
+        body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
         async with body as upload:
             job, replayed = await run_sync(submit, services, upload, origin, key)
     headers = {"Location": f"{root(request)}/jobs/{job.id}"}
     if replayed:
         headers["Idempotent-Replayed"] = "true"
     if seconds is not None:
-        job, waited = await wait_for_end(request, services, job, seconds)
+        job, waited = await _wait_for_end(request, services, job, seconds)
         if waited:
             headers["Preference-Applied"] = f"wait={seconds}"
     ended = job.state.ended and seconds is not None
@@ -122,3 +128,71 @@ def _check_any_room(services: Services, origin: Origin, key: str | None) -> None
             return
     if full is not None:
         raise full
+
+
+def _wait_s(headers: Headers) -> int | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240), at most 60; None without that preference.
+
+    A preference that makes no sense is as none, as the RFC says; of several the first counts.
+    """
+    for line in headers.getlist("prefer"):
+        for preference in line.split(","):
+            name, _, value = preference.partition(";")[0].partition("=")
+            value = value.strip().strip('"')
+            if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
+                return min(int(value[:9]), MAX_WAIT_S)
+    return None
+
+
+def _idempotency_key(headers: Headers) -> str | None:
+    """The `Idempotency-Key` of a request, or None without one; raises MalformedHeader."""
+    keys = headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
+        raise MalformedHeader(
+            "Idempotency-Key must be given once, as 1 to 255 visible ASCII characters, such as a "
+            "UUID."
+        )
+    return keys[0]
+
+
+async def _wait_for_end(
+    request: Request, services: Services, job: Job, seconds: int
+) -> tuple[Job, bool]:
+    """The job when it has ended, or as it is after so many seconds or when the client has left.
+
+    It takes no thread. The request's body must have been read. The second value says whether there
+    was a slot to wait in at all: with too many waiting requests the job comes back at once.
+    """
+    latest = job
+
+    async def look_until_ended(scope: anyio.CancelScope) -> None:
+        nonlocal latest
+        with services.listener.watch(job.id, ends_only=True) as watch:
+            while not services.listener.leaving:
+                watch.renew()
+                # Without Redis: the job is safe; waiting on is what was asked for.
+                with suppress(QueueUnavailable):
+                    try:
+                        latest = await run_sync(services.queue.get, job.id, job.owner)
+                    except JobNotFound:
+                        break
+                if latest.state.ended:
+                    break
+                await watch.moved(LOOK_S)
+        scope.cancel()
+
+    async def notice_leaving(scope: anyio.CancelScope) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    try:
+        with services.streams.slot(request.state.client_id), anyio.move_on_after(seconds):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(look_until_ended, tasks.cancel_scope)
+                tasks.start_soon(notice_leaving, tasks.cancel_scope)
+    except TooManyStreams:
+        return job, False
+    return latest, True

@@ -1,5 +1,1 @@
-"""Tells who asked for it that a job has ended: signed, to public addresses only, until heard."""
-
-from __future__ import annotations
-
-__all__: list[str] = []
+"""Calls that tell of a job's end: signed, to public addresses only, repeated until received."""

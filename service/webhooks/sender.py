@@ -1,9 +1,17 @@
-"""Calls the webhooks that are due, one process of the service or several side by side."""
+"""Calls the webhooks that are due, signed as Standard Webhooks 1.0 has it.
+
+One process of the service or several may do so side by side.
+"""
 
 from __future__ import annotations
 
-import ssl
+import base64
+import hashlib
+import hmac
+import json
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -20,17 +28,60 @@ from jobs.outbox import Call, Outbox
 from jobs.records import Records
 from jobs.schema import Job
 from jobs.settings import Settings
-from service.webhooks.message import Message
-from service.webhooks.target import BadTarget, BlockedTarget, Target, UnknownHost, resolve
+from service.schema import JobView
+from service.webhooks.target import BadTarget, BlockedTarget, Target, resolve
 
-__all__ = ["Sender"]
+__all__ = ["Message", "Sender", "key_of", "signature"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message; its id stays the same however often it is sent."""
+
+    id: str
+    body: bytes
+
+    @classmethod
+    def of(cls, job: Job, root: str) -> Message:
+        """That a job has ended. `root` is the path under which the service is mounted."""
+        assert job.ended_at is not None
+        # An expired job succeeded, and its end is what was to be told.
+        content = {
+            "type": f"job.{'succeeded' if job.result is not None else job.state.value}",
+            "timestamp": job.ended_at.isoformat(),
+            "data": JobView.of(job, root).model_dump(mode="json"),
+        }
+        return cls(f"msg_{job.id}", json.dumps(content).encode())
+
+    def headers(self, secret: str, now: datetime) -> Mapping[str, str]:
+        """The headers of one attempt; receivers refuse old timestamps, so each has its own."""
+        timestamp = int(now.astimezone(UTC).timestamp())
+        return {
+            "Content-Type": "application/json",
+            "User-Agent": "stablesr-webhooks",
+            "webhook-id": self.id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signature(key_of(secret), self.id, timestamp, self.body),
+        }
+
+
+def signature(key: bytes, id: str, timestamp: int, body: bytes) -> str:
+    """`v1,` and the HMAC-SHA256 of id, timestamp and body in base64."""
+    content = f"{id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
+
+
+def key_of(secret: str) -> bytes:
+    """The bytes of a secret, which is `whsec_` and base64; `jobs.settings` has seen to that."""
+    return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+
 
 log = structlog.stdlib.get_logger(__name__)
 
 # How soon a call that is due is made, at the latest.
 LOOK_S = 1.0
 # Calls of one process at a time, and those of them that are one owner's: receivers that are slow
-# to answer, or to be found, delay nobody else's.
+# to answer, or to be found, delay those of no other owner.
 AT_ONCE = 16
 EACH = 8
 TIMEOUT_S = 15.0
@@ -53,47 +104,57 @@ class Sender:
     def __init__(
         self, connection: Redis, settings: Settings, root: str, attempts: MetricCounter
     ) -> None:
-        self._settings = settings
+        self._allow_private = settings.webhook_allow_private
+        self._default_secret = settings.webhook_secret
         self._root = root
         self._outbox = Outbox(connection)
         self._records = Records(connection)
         self._keys = Keys(connection)
         self._attempts = attempts
         self._tls = httpx.create_ssl_context()
-        self._in_hand: Counter[str] = Counter()
+        self._open: Counter[str] = Counter()
         # Not the threads that requests need.
         self._lookups = anyio.CapacityLimiter(AT_ONCE)
 
     async def run(self) -> None:
         """Works until canceled; a call that is cut off is made again, here or elsewhere."""
-        places = anyio.Semaphore(AT_ONCE)
+        free = anyio.Semaphore(AT_ONCE)
         async with anyio.create_task_group() as calls:
             while True:
-                await places.acquire()
+                await free.acquire()
                 try:
                     call = await run_sync(self._outbox.take)
                 except QueueUnavailable as error:
                     log.debug("webhooks wait", reason=error.detail)
                     call = None
                 if call is None:
-                    places.release()
+                    free.release()
                     await anyio.sleep(LOOK_S)
                 else:
-                    calls.start_soon(self._make, call, places)
+                    calls.start_soon(self._make, call, free)
 
-    async def _make(self, call: Call, places: anyio.Semaphore) -> None:
+    async def _make(self, call: Call, free: anyio.Semaphore) -> None:
         try:
             await self._attempt(call)
         except QueueUnavailable as error:
             # Its lease ends, and it is taken again.
             log.warning("a webhook's outcome is not noted", job=call.job_id, reason=error.detail)
         finally:
-            places.release()
+            free.release()
 
     async def _attempt(self, call: Call) -> None:
+        job: Job | None = None
         try:
             job = await run_sync(self._records.get, call.job_id)
             secret = await run_sync(self._secret, job.owner)
+            if self._open[job.owner] >= EACH:
+                await run_sync(self._outbox.later, call)
+                return
+            self._open[job.owner] += 1
+            try:
+                outcome, reason = await self._send(job, secret)
+            finally:
+                self._open -= Counter([job.owner])
         except (JobNotFound, KeyNotFound) as error:
             log.warning("webhook dropped", job=call.job_id, reason=error.detail)
             await run_sync(self._outbox.done, call)
@@ -103,66 +164,43 @@ class Sender:
         # A defect in one call must not end the others, nor the service; nor may it go on for ever.
         except Exception as error:
             log.exception("unexpected error", job=call.job_id)
-            await self._settle(call, Outcome.FAILED, repr(error), None)
-            return
-        if self._in_hand[job.owner] >= EACH:
-            await run_sync(self._outbox.later, call)
-            return
-        self._in_hand[job.owner] += 1
-        try:
-            outcome, said = await self._send(job, secret)
-        finally:
-            self._in_hand -= Counter([job.owner])
-        await self._settle(call, outcome, said, job.request_id)
-
-    async def _settle(
-        self, call: Call, outcome: Outcome, said: str, request_id: str | None
-    ) -> None:
-        """Notes how an attempt ended, and whether there is a next one."""
-        if outcome is Outcome.FAILED:
-            if not await run_sync(self._outbox.again, call):
-                outcome = Outcome.GIVEN_UP
-        else:
+            outcome, reason = Outcome.FAILED, repr(error)
+        if outcome is not Outcome.FAILED:
             await run_sync(self._outbox.done, call)
+        elif not await run_sync(self._outbox.again, call):
+            outcome = Outcome.GIVEN_UP
         self._attempts.labels(outcome.value).inc()
-        tell = log.info if outcome is Outcome.DELIVERED else log.warning
-        tell(
+        write = log.info if outcome is Outcome.DELIVERED else log.warning
+        write(
             "webhook",
             job=call.job_id,
-            request_id=request_id,
+            request_id=None if job is None else job.request_id,
             attempt=call.attempt,
             outcome=outcome.value,
-            reason=said,
+            reason=reason,
         )
 
     async def _send(self, job: Job, secret: str) -> tuple[Outcome, str]:
         """Makes the call; how it ended, and in which words."""
-        private = self._settings.webhook_allow_private
         try:
-            target = Target.parse(job.webhook_url or "", allow_private=private)
+            target = Target.parse(job.webhook_url or "", allow_private=self._allow_private)
             with anyio.fail_after(TIMEOUT_S):
                 status = await self._post(target, Message.of(job, self._root), secret)
         except (BadTarget, BlockedTarget) as error:
             return Outcome.BLOCKED, str(error)
-        except UnknownHost as error:
-            return Outcome.FAILED, str(error)
         except TimeoutError:
             return Outcome.FAILED, f"no answer within {TIMEOUT_S:g} s"
-        except (httpx.HTTPError, ssl.SSLError, OSError) as error:
+        # Among them a name that stands for no address, and what TLS does not like.
+        except (httpx.HTTPError, OSError) as error:
             return Outcome.FAILED, f"{type(error).__name__}: {error}"
-        # As in `_attempt`.
-        except Exception as error:
-            log.exception("unexpected error", job=job.id)
-            return Outcome.FAILED, repr(error)
         if 200 <= status < 300:
             return Outcome.DELIVERED, str(status)
         # Gone: the receiver does not want it any more.
         return (Outcome.GIVEN_UP if status == 410 else Outcome.FAILED), str(status)
 
     async def _post(self, target: Target, message: Message, secret: str) -> int:
-        private = self._settings.webhook_allow_private
         address = await run_sync(
-            lambda: resolve(target, allow_private=private),
+            lambda: resolve(target, allow_private=self._allow_private),
             # Nothing can cut the system's resolver off; its answer is not waited for any longer.
             abandon_on_cancel=True,
             limiter=self._lookups,
@@ -187,7 +225,6 @@ class Sender:
     def _secret(self, owner: str) -> str:
         if owner:
             return self._keys.webhook_secret(owner)
-        secret = self._settings.webhook_secret
-        if secret is None:
+        if self._default_secret is None:
             raise KeyNotFound("STABLESR_WEBHOOK_SECRET is not set any more.")
-        return secret
+        return self._default_secret

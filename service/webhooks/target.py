@@ -40,7 +40,7 @@ class BlockedTarget(Exception):
     """The name stands for an address that is not public."""
 
 
-class UnknownHost(Exception):
+class UnknownHost(OSError):
     """The name stands for no address at this moment."""
 
 
@@ -123,8 +123,8 @@ def resolve(target: Target, *, allow_private: bool) -> Address:
 def lookup(host: str, port: int) -> list[Address]:
     """All addresses of a name, as this machine resolves it."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise UnknownHost(f"{host} cannot be resolved: {error}.") from error
     # A scope, as in fe80::1%eth0, names a network of this machine: never public.
-    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]

@@ -16,7 +16,7 @@ from jobs.errors import ImageTruncated
 from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS_KEY
 from jobs.settings import Settings
-from service.webhooks.message import key_of, signature
+from service.webhooks.sender import key_of, signature
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, serving, upload
 from tests.service.receiver import HOST, Receiver, receiving

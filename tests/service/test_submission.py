@@ -12,7 +12,7 @@ from PIL import Image
 from jobs.errors import ImageAnimated, OutputTooLarge, UnsupportedFormat
 from jobs.schema import ImageInfo, OutputFormat, Parameters
 from jobs.settings import Settings
-from service.images import inspect
+from service.submission import inspect
 from tests.worker.image_files import file_of, gradient, png_of, ramp16, tiff_of
 
 

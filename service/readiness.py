@@ -1,4 +1,4 @@
-"""Which presets the live workers serve, and why a preset is not served.
+"""Which presets the live workers serve, and whether the image store takes an image.
 
 A worker without the weights of its preset is not ready and says why in the register. Requests for
 that preset are refused with the reason: waiting helps only once the operator has acted.
@@ -6,13 +6,19 @@ that preset are refused with the reason: waiting helps only once the operator ha
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import structlog
+
+from jobs.errors import StoreUnavailable
+from jobs.store import BlobStore
 from jobs.workers import WorkerInfo
 from service.errors import PresetNotServed
 
-__all__ = ["Serving"]
+__all__ = ["Serving", "StoreProbe"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +71,32 @@ class Serving:
                 preset=preset,
                 served=[*sorted(self.available)],
             )
+
+
+log = structlog.stdlib.get_logger(__name__)
+
+# Asked more often, the last answer is repeated: the route needs no key, and each try is a write.
+REMEMBER_S = 5.0
+
+
+class StoreProbe:
+    """Blocking: call it from threads. Safe to share between them."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._until: float | None = None
+        self._works = False
+
+    def works(self) -> bool:
+        """Whether a blob could be written and removed, now or some seconds ago."""
+        with self._lock:
+            if self._until is None or self._until <= time.monotonic():
+                try:
+                    self._store.try_out()
+                    self._works = True
+                except StoreUnavailable as error:
+                    log.warning("the image store does not work", detail=error.detail)
+                    self._works = False
+                self._until = time.monotonic() + REMEMBER_S
+            return self._works

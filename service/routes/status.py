@@ -1,0 +1,137 @@
+"""What is served and how the service is: /models, /metrics, /livez, /readyz."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+
+from jobs.errors import QueueUnavailable
+from jobs.formats import FORMATS
+from jobs.presets import PRESETS
+from service.dependencies import ReaderDep, Services, ServicesDep
+from service.errors import NotReady
+from service.openapi import problems
+from service.readiness import Serving
+from service.schema import ComponentView, ModelsView, ModelView, ReadyView
+
+__all__ = ["router"]
+
+
+router = APIRouter()
+
+
+@router.get(
+    "/models",
+    tags=["models"],
+    summary="List the presets",
+    responses=problems(503),
+)
+def list_models(services: ServicesDep) -> ModelsView:
+    """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
+    settings = services.settings
+    serving = services.serving()
+    return ModelsView(
+        models=[
+            ModelView(
+                **asdict(preset),
+                default=preset.name == settings.preset,
+                available=preset.name in serving.available,
+                reason=serving.reason(preset.name),
+            )
+            for preset in PRESETS.values()
+        ],
+        formats=list(FORMATS),
+        max_upload_bytes=settings.max_upload_bytes,
+        max_input_pixels=settings.max_input_pixels,
+        max_output_pixels=settings.max_output_pixels,
+    )
+
+
+@router.get(
+    "/metrics",
+    tags=["health"],
+    response_class=Response,
+    summary="Figures for Prometheus",
+    responses={
+        200: {
+            "description": "The text format of Prometheus.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **problems(401, 429, _503="Redis is away, and with it who may ask."),
+    },
+)
+def metrics(request: Request, caller: ReaderDep) -> Response:
+    """Of the whole service, not of the asking key; where keys are asked for, any key will do.
+
+    The queue and the workers' figures are the same at every process of the service.
+    """
+    registry: CollectorRegistry = request.app.state.metrics.registry
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+RETRY_S = 5
+
+
+class LiveView(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+@router.get("/livez", tags=["health"], summary="Does the process answer?")
+async def livez() -> LiveView:
+    """Asks nothing of anybody: a failure means that the process should be started anew."""
+    return LiveView()
+
+
+@router.get(
+    "/readyz",
+    tags=["health"],
+    summary="Would an upload be worked on?",
+    responses=problems(_503="Something is missing; `components` says what."),
+)
+def readyz(services: ServicesDep) -> ReadyView:
+    """Redis answers, the image store takes images, and a live worker serves the default preset."""
+    components = _components(services)
+    missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
+    if missing:
+        raise NotReady(
+            "; ".join(missing) + ".",
+            components={name: part.model_dump() for name, part in components.items()},
+            retry_after=RETRY_S,
+        )
+    return ReadyView(status="ready", components=components)
+
+
+def _components(services: Services) -> dict[str, ComponentView]:
+    works = services.probe.works()
+    store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
+    try:
+        workers = services.queue.workers()
+    except QueueUnavailable:
+        return {
+            "redis": ComponentView(ready=False, detail="does not answer"),
+            "store": store,
+            "worker": ComponentView(ready=False, detail="is not known while Redis is away"),
+        }
+    preset = services.settings.preset
+    workers = [worker for worker in workers if worker.preset == preset]
+    ready = sum(worker.ready for worker in workers)
+    if ready:
+        detail = f"{ready} serving {preset}"
+    elif (reason := Serving.of(workers).reasons.get(preset)) is not None:
+        detail = f"for {preset} is not ready: {reason}"
+    elif conditions := [worker.condition for worker in workers if worker.reason is None]:
+        detail = f"for {preset} is {conditions[0]}"
+    else:
+        detail = f"for {preset} is missing: start one with `stablesr worker`"
+    return {
+        "redis": ComponentView(ready=True, detail="answers"),
+        "store": store,
+        "worker": ComponentView(ready=ready > 0, detail=detail),
+    }
