@@ -71,7 +71,7 @@ def result_of(case: Case, model: LocalModel, folder: Path) -> Result:
     parameters = Parameters.model_validate({"preset": "tiny", "seed": 0} | dict(case.parameters))
     source, target = folder / "source", folder / f"target.{parameters.output_format}"
     source.write_bytes(case.file())
-    model.upscale(source, target, parameters, lambda moment: None)
+    model.upscale(source, {parameters.seed: target}, parameters, lambda moment: None)
     image = pyvips.Image.new_from_buffer(target.read_bytes(), "")
     levels = torch.from_numpy(image.numpy().reshape(image.height, image.width, -1).copy())
     coarse = torch.nn.functional.adaptive_avg_pool2d(
