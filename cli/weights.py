@@ -256,10 +256,10 @@ def _model_errors() -> Iterator[None]:
     require_torch("This command", instead="")
     from models.errors import DownloadFailed, LicenceNotAccepted, ModelError
 
-    try:
-        with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+    with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+        try:
             yield
-    except LicenceNotAccepted as error:
-        raise BadSettings(f"{error} Say so with --accept-licence.") from error
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror or error}.") from error
+        except LicenceNotAccepted as error:
+            raise BadSettings(f"{error} Say so with --accept-licence.") from error
+        except OSError as error:
+            raise InputError(f"{error.filename}: {error.strerror or error}.") from error

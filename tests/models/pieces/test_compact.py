@@ -184,7 +184,7 @@ def test_nothing_is_held_but_the_maps_that_were_counted(
             found.features,
             1.0,
             pieces,
-            free_features=True,
+            free_features=False,
             callbacks=Callbacks(lambda _: held.append(sum(s.held for s in made))),
         )
     encoding, decoding = made
