@@ -6,13 +6,19 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from cli.errors import BadSettings, InputError, NotInstalled
+from cli.errors import BadSettings, InputError, MissingExtra
 from jobs.errors import ImageError, InvalidSettings
 from jobs.formats import examine
 from jobs.settings import Settings
 from stablesr_client.files import format_of
 
 __all__ = ["check_input", "check_output", "load", "require", "require_torch"]
+
+EXTRAS = {
+    "worker": ("torch", "diffusers", "pyvips", "safetensors"),
+    "train": ("accelerate", "tensorboard"),
+    "evaluate": ("scipy", "skimage"),
+}
 
 
 def load(**options: str | int | None) -> Settings:
@@ -37,24 +43,20 @@ def require_torch(
         instead: what a person could do without.
 
     Raises:
-        NotInstalled: torch, diffusers, pyvips or safetensors is missing.
+        MissingExtra: torch, diffusers, pyvips or safetensors is missing.
     """
-    _require(purpose, ("torch", "diffusers", "pyvips", "safetensors"), "worker", instead)
+    require("worker", purpose, instead)
 
 
-def require(purpose: str, modules: tuple[str, ...], extra: str) -> None:
-    """Ends with the extra's name when torch or one of its `modules` is missing (NotInstalled)."""
-    require_torch(purpose, instead="")
-    _require(purpose, modules, extra)
-
-
-def _require(purpose: str, modules: tuple[str, ...], extra: str, instead: str = "") -> None:
-    missing = [name for name in modules if not importlib.util.find_spec(name)]
-    if missing:
-        raise NotInstalled(
-            f"{purpose} needs {', '.join(missing)}: install them with "
-            f'`pip install "stablesr-server[{extra}]"`{instead}.'
-        )
+def require(extra: str, purpose: str, instead: str = "") -> None:
+    """Ends with the extra's name when torch or another of its modules is missing (MissingExtra)."""
+    for name in ("worker", extra):
+        missing = [module for module in EXTRAS[name] if not importlib.util.find_spec(module)]
+        if missing:
+            raise MissingExtra(
+                f"{purpose} needs {', '.join(missing)}: install them with "
+                f'`pip install "stablesr-server[{name}]"`{instead}.'
+            )
 
 
 def check_input(path: Path) -> None:

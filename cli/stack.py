@@ -26,7 +26,7 @@ import httpx
 from rich.text import Text
 
 from cli.checks import require_torch
-from cli.errors import NotStarted
+from cli.errors import StartFailure
 from cli.processes import (
     Child,
     describe_end,
@@ -37,7 +37,7 @@ from cli.processes import (
 )
 from cli.view import console
 
-__all__ = ["Stack", "default_data_folder", "run"]
+__all__ = ["Stack", "run"]
 
 COLOURS = {"redis": "magenta", "worker": "cyan", "service": "green", "stablesr": "bold yellow"}
 READY_S = 300.0
@@ -53,12 +53,6 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "service": (sys.executable, "-m", "cli", "serve"),
 }
 """What is started beside Redis. As modules, so that it is this package, whatever PATH says."""
-
-
-def default_data_folder() -> Path:
-    """Where the embedded mode keeps its state: `$XDG_STATE_HOME/stablesr`, per user."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "stablesr"
 
 
 class Stack:
@@ -111,11 +105,11 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Starts every part; `wait_ready` tells when they answer.
+        """Starts every part; `wait_ready` waits until they answer.
 
         Raises:
             NotInstalled: torch or a redis-server is missing.
-            NotStarted: the data folder is in use by another stack.
+            StartFailure: the data folder is in use by another stack.
         """
         require_torch()
         redis_server = find_redis_server()
@@ -146,7 +140,7 @@ class Stack:
             stdin=redis_config(self.data / "redis", port, password),
             # Redis holds the lock too: should this process be killed, the folder stays taken
             # for as long as its Redis lives.
-            keep=[self._lock.fileno()],
+            pass_fds=[self._lock.fileno()],
         )
         for name in ("worker", "service"):
             self._start(name, self._commands[name])
@@ -155,7 +149,7 @@ class Stack:
         """Returns when `/readyz` answers 200: Redis, the service and the worker's model.
 
         Raises:
-            NotStarted: a part ended, or the time is over; with the last lines it said.
+            StartFailure: a part ended, or the time is over; with the last lines it said.
         """
         deadline = time.monotonic() + timeout_s
         answer = "no answer yet"
@@ -174,7 +168,7 @@ class Stack:
                 # Ever more slowly: each question is a line in the service's log.
                 time.sleep(pause)
                 pause = min(1.5 * pause, 1.0)
-        raise NotStarted(
+        raise StartFailure(
             f"The service was not ready after {timeout_s:.0f} seconds. {self.url}/readyz "
             f"says: {answer}. The logs are in {self.data / 'logs'}."
         )
@@ -183,12 +177,12 @@ class Stack:
         """Looks after the parts: a dead worker is started again.
 
         Raises:
-            NotStarted: Redis or the service ended, or the worker did so too often.
+            StartFailure: Redis or the service ended, or the worker did so too often.
         """
         for name in ("redis", "service"):
             status = self._children[name].poll()
             if status is not None:
-                raise NotStarted(_describe(self._children[name], status))
+                raise StartFailure(_describe(self._children[name], status))
         worker = self._children["worker"]
         status = worker.poll()
         if status is None:
@@ -196,7 +190,7 @@ class Stack:
         now = time.monotonic()
         self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S]
         if len(self._restarts) >= RESTARTS:
-            raise NotStarted(
+            raise StartFailure(
                 f"The worker was started {RESTARTS} times more within "
                 f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_describe(worker, status)}"
             )
@@ -227,19 +221,17 @@ class Stack:
 
     def _start(self, name: str, command: Sequence[str], **options: Any) -> None:
         """`options` are those of a `Child`."""
-        log = self.data / "logs" / f"{name}.log"
-        on_line = partial(self._on_line, name)
-        self._children[name] = Child(
-            name, command, env=self._env, log=log, on_line=on_line, **options
-        )
+        options |= {"env": self._env, "log": self.data / "logs" / f"{name}.log"}
+        options["on_line"] = partial(self._on_line, name)
+        self._children[name] = Child(name, command, **options)
 
     def _stop_part(self, name: str, grace_s: float) -> None:
         child = self._children[name]
-        running = child.poll() is None
+        is_alive = child.poll() is None
         status = child.stop(grace_s)
         del self._children[name]
         # The service ends by the very signal it was sent, after it has closed everything.
-        if running and status not in (0, -signal.SIGTERM):
+        if is_alive and status not in (0, -signal.SIGTERM):
             self._on_line("stablesr", f"The part {name} ended {describe_end(status)}.")
 
     def _take_lock(self) -> IO[str]:
@@ -250,7 +242,7 @@ class Stack:
             lock.seek(0)
             holder = lock.read().strip()
             lock.close()
-            raise NotStarted(
+            raise StartFailure(
                 f"The data folder {self.data} is in use by process {holder or 'unknown'} or by "
                 "its Redis: stop that first, or give another folder with --data."
             ) from None
@@ -264,16 +256,23 @@ def _describe(child: Child, status: int) -> str:
     return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"
 
 
-def run(data: Path, *, host: str, port: int, preset: str | None) -> None:
+def run(data: Path | None, *, host: str, port: int, preset: str | None) -> None:
     """Starts all parts, says where the page is, shows their lines, and ends them on a signal.
 
     Raises:
         CliError: a part could not be started or ended for good.
     """
-    with (
-        ends_as_interrupt(),
-        Stack(data, host=host, port=port, preset=preset, on_line=_print_line) as stack,
-    ):
+    if data is None:
+        state = os.environ.get("XDG_STATE_HOME")
+        data = (Path(state) if state else Path.home() / ".local" / "state") / "stablesr"
+
+    def print_line(part: str, line: str) -> None:
+        # A Text, since a log line may hold brackets that would read as markup.
+        prefix = Text(f"{part:>8} | ", style=COLOURS[part])
+        console.print(prefix.append(line, style="default"), soft_wrap=True)
+
+    stack = Stack(data, host=host, port=port, preset=preset, on_line=print_line)
+    with ends_as_interrupt(), stack:
         try:
             with console.status("Starting Redis, a worker and the service ..."):
                 stack.start()
@@ -289,10 +288,3 @@ def run(data: Path, *, host: str, port: int, preset: str | None) -> None:
         except KeyboardInterrupt:
             console.print("Ending: a running job goes back to the queue ...")
     console.print("Ended.")
-
-
-def _print_line(part: str, line: str) -> None:
-    # A Text, since a log line may hold brackets that would read as markup.
-    text = Text(f"{part:>8} | ", style=COLOURS[part])
-    text.append(line, style="default")
-    console.print(text, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Self
@@ -62,6 +61,11 @@ class Moment:
     steps: int | None = None
     eta_seconds: float | None = None
 
+    @property
+    def steps_text(self) -> str:
+        """Step and steps, empty in a stage without."""
+        return f"{self.step}/{self.steps}" if self.step is not None and self.steps else ""
+
 
 class _View(Progress):
     """A bar that is drawn anew in place on a terminal, and not at all elsewhere."""
@@ -96,7 +100,7 @@ class ProgressView(_View):
             self._task,
             description=now.stage,
             completed=now.fraction,
-            steps=f"step {now.step}/{now.steps}" if now.step is not None and now.steps else "",
+            steps=f"step {now.steps_text}" if now.steps_text else "",
             eta="" if now.eta_seconds is None else f"{duration(now.eta_seconds)} left",
         )
         if now.stage != self._stage:
@@ -133,12 +137,9 @@ class WeightsView(_View):
 
 class FolderView(_View):
     """The progress of a folder: images done of all, the time left, the failures, and the image
-    that moved last. Where standard error is no terminal, a line for each image.
+    that is worked on. Where standard error is no terminal, a line for each image."""
 
-    `clock` tells the time, for tests.
-    """
-
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self) -> None:
         super().__init__(
             SpinnerColumn(),
             "{task.fields[count]}",
@@ -153,13 +154,10 @@ class FolderView(_View):
             ),
             expand=True,
         )
-        self._clock = clock
-        self._total = 0
-        self._ended = 0
-        self._failures = 0
-        self._current = ""
-        self._running: dict[str, float] = {}
+        self._total = self._ends = self._failures = 0
+        self._fractions: dict[str, float] = {}
         self._start_time: float | None = None
+        self._current = "beginning"
         self._task = self.add_task("", total=1.0, count="", failures="", left="", current="")
 
     def __enter__(self) -> Self:
@@ -170,21 +168,21 @@ class FolderView(_View):
         """`total` images are to be done, which `summary` says."""
         self._total = total
         console.print(summary)
-        self._draw("beginning")
+        self._draw()
         self.start()
 
-    def moved(self, name: str, moment: Moment) -> None:
+    def show(self, name: str, moment: Moment) -> None:
         """An image is at this stage."""
-        self._start_time = self._clock() if self._start_time is None else self._start_time
-        self._running[name] = moment.fraction
-        steps = f" {moment.step}/{moment.steps}" if moment.step is not None and moment.steps else ""
-        others = f" (+{len(self._running) - 1})" if len(self._running) > 1 else ""
+        self._start_time = monotonic() if self._start_time is None else self._start_time
+        self._fractions[name] = moment.fraction
+        others = f" (+{len(self._fractions) - 1})" if len(self._fractions) > 1 else ""
         # The name last: it is what may be cut off.
-        self._draw(f"{moment.stage}{steps} {printable(name)}{others}")
+        stage = f"{moment.stage} {moment.steps_text}".rstrip()
+        self._draw(f"{stage} {printable(name)}{others}")
 
-    def done(self, name: str, output: str, width: int, height: int, seconds: float) -> None:
+    def end(self, name: str, output: str, width: int, height: int, seconds: float) -> None:
         """An image's result is in its place."""
-        self._end(name)
+        self._drop(name)
         if not console.is_terminal:
             left = self._left()
             self._print(
@@ -192,28 +190,27 @@ class FolderView(_View):
                 f"{seconds:.1f} s" + (f"; {left}" if left else "")
             )
 
-    def failed(self, name: str, reason: str) -> None:
+    def fail(self, name: str, reason: str) -> None:
         """An image failed; said at once, on a terminal too."""
         self._failures += 1
-        self._end(name)
+        self._drop(name)
         self._print(f"{printable(name)} failed: {reason}", style="red")
 
-    def _end(self, name: str) -> None:
-        self._running.pop(name, None)
-        self._ended += 1
+    def _drop(self, name: str) -> None:
+        self._fractions.pop(name, None)
+        self._ends += 1
         self._draw()
 
     def _print(self, text: str, style: str | None = None) -> None:
-        count = f"[{self._ended}/{self._total}] " if not console.is_terminal else ""
+        count = f"[{self._ends}/{self._total}] " if not console.is_terminal else ""
         console.print(escape(count + text), style=style, soft_wrap=True)
 
     def _draw(self, current: str | None = None) -> None:
-        self._current = self._current if current is None else current
-        worked = self._ended + sum(self._running.values())
+        self._current = current or self._current
         self.update(
             self._task,
-            completed=worked / self._total if self._total else 0.0,
-            count=f"{self._ended}/{self._total}",
+            completed=(self._ends + sum(self._fractions.values())) / max(self._total, 1),
+            count=f"{self._ends}/{self._total}",
             failures=f"{self._failures} failed" if self._failures else "",
             left=self._left(),
             current=self._current,
@@ -221,12 +218,12 @@ class FolderView(_View):
 
     def _left(self) -> str:
         """The time left, if the rest goes as what has been done."""
-        worked = self._ended - self._failures + sum(self._running.values())
-        if self._start_time is None or worked <= 0:
+        fractions = sum(self._fractions.values())
+        images = self._ends - self._failures + fractions
+        if self._start_time is None or images <= 0:
             return ""
-        pace = (self._clock() - self._start_time) / worked
-        todo = self._total - self._ended - sum(self._running.values())
-        return f"{duration(pace * todo)} left"
+        image_s = (monotonic() - self._start_time) / images
+        return f"{duration(image_s * (self._total - self._ends - fractions))} left"
 
 
 def duration(seconds: float) -> str:

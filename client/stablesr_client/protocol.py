@@ -106,8 +106,8 @@ class BaseClient:
         )
         outage.__cause__ = error
         passing = httpx.NetworkError | httpx.TimeoutException | httpx.RemoteProtocolError
-        refused = isinstance(error, httpx.ConnectError) and not self._has_answered
-        if refused or not isinstance(error, passing):
+        is_unknown = isinstance(error, httpx.ConnectError) and not self._has_answered
+        if is_unknown or not isinstance(error, passing):
             raise outage
         return outage
 
