@@ -22,11 +22,7 @@ EXTRAS = {
 
 
 def load(**options: str | int | None) -> Settings:
-    """The settings: environment variables, with the options that are not None in their place.
-
-    Raises:
-        BadSettings: a value is not possible; the message names each.
-    """
+    """The settings: environment variables, with the options that are not None in their place."""
     try:
         return Settings(**{key: value for key, value in options.items() if value is not None})
     except InvalidSettings as error:
@@ -36,20 +32,17 @@ def load(**options: str | int | None) -> Settings:
 def require_torch(
     purpose: str = "Upscaling on this machine", instead: str = ", or give a server with --server"
 ) -> None:
-    """Ends with the extra's name when this environment cannot run a model.
-
-    Args:
-        purpose: what needs it, for the message.
-        instead: what a person could do without.
-
-    Raises:
-        MissingExtra: torch, diffusers, pyvips or safetensors is missing.
-    """
+    """Ends with the extra's name when this environment cannot run a model (MissingExtra)."""
     require("worker", purpose, instead)
 
 
 def require(extra: str, purpose: str, instead: str = "") -> None:
-    """Ends with the extra's name when torch or another of its modules is missing (MissingExtra)."""
+    """Ends with the extra's name when one of its modules is missing (MissingExtra).
+
+    Args:
+        purpose: what needs it, for the message.
+        instead: what a person could do without.
+    """
     for name in ("worker", extra):
         missing = [module for module in EXTRAS[name] if not importlib.util.find_spec(module)]
         if missing:
@@ -60,11 +53,7 @@ def require(extra: str, purpose: str, instead: str = "") -> None:
 
 
 def check_input(path: Path) -> None:
-    """Looks at the structure of an image file; nothing is decoded.
-
-    Raises:
-        InputError: there is no such file, it cannot be read, or it is not an image.
-    """
+    """Looks at the structure of an image file (InputError); nothing is decoded."""
     try:
         with path.open("rb") as file:
             examine(file.read(), sys.maxsize)
@@ -77,11 +66,7 @@ def check_input(path: Path) -> None:
 
 
 def check_output(path: Path) -> str:
-    """The format that `path` asks for: "png", "webp", "jpeg" or "tiff".
-
-    Raises:
-        InputError: its suffix is none of those known, or its folder is missing.
-    """
+    """The format that `path` asks for, if it can be written there (InputError)."""
     try:
         output_format = format_of(path)
     except ValueError as error:

@@ -22,7 +22,8 @@ from typing import Any, Self
 
 from cli.errors import InputError
 from cli.folder import Fault, Item, Plan, list_names
-from cli.view import FolderView, Moment
+from cli.view import FolderView
+from stablesr_client import Progress
 
 __all__ = ["Journal", "Work"]
 
@@ -199,11 +200,11 @@ class Work:
             **({} if key is None else {"key": key}),
         )
         self._start_times[item.name] = monotonic()
-        self.show(item, Moment("reading"))
+        self.show(item, Progress(stage="reading"))
 
-    def show(self, item: Item, moment: Moment) -> None:
+    def show(self, item: Item, now: Progress) -> None:
         """Shows where the work on an image is."""
-        self._view.show(item.name, moment)
+        self._view.show(item.name, now)
 
     def end(self, item: Item, width: int, height: int) -> None:
         """Notes that an image's result is in its place."""

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 
 from cli.errors import BadSettings, InputError, JobFailure, translate
 from cli.options import UpscaleOptions
-from cli.view import Moment
 from jobs.errors import ImageError
 from jobs.schema import Parameters
 from jobs.settings import Settings
+from stablesr_client import Progress
 
 if TYPE_CHECKING:  # torch takes seconds; what is checked before a model is loaded needs none of it
-    from models.pipeline import Progress
+    from models.pipeline import Progress as ModelProgress
 
 __all__ = ["LocalModel", "parameters_of", "write_aside"]
 
@@ -32,11 +32,7 @@ SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
 
 
 def parameters_of(settings: Settings, options: UpscaleOptions, output_format: str) -> Parameters:
-    """The options as parameters, with all defaults filled in.
-
-    Raises:
-        BadSettings: a choice is not possible; the message names each.
-    """
+    """The options as parameters, with all defaults filled in."""
     values = {"preset": settings.preset, **options.parameters(), "output_format": output_format}
     try:
         return Parameters.model_validate(values)
@@ -77,7 +73,7 @@ class LocalModel:
         source: Path,
         targets: Mapping[int, Path],
         parameters: Parameters,
-        on_progress: Callable[[Moment], None],
+        on_progress: Callable[[Progress], None],
     ) -> tuple[int, int]:
         """Upscales one file from each seed to that seed's target, in their order.
 
@@ -102,7 +98,7 @@ class LocalModel:
             width, height = (round(side * options.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
             results = self._sr.upscale_rows(
-                image.rgb, options, list(targets), _moments(on_progress)
+                image.rgb, options, list(targets), _progress(on_progress)
             )
             for target, rows in zip(targets.values(), results, strict=True):
                 with write_aside(target) as aside:
@@ -122,33 +118,30 @@ class LocalModel:
         return width, height
 
 
-def _moments(on_progress: Callable[[Moment], None]) -> Callable[[Progress], None]:
+def _progress(on_progress: Callable[[Progress], None]) -> Callable[[ModelProgress], None]:
     """Turns the pipeline's progress into what a person is shown, with the time left."""
     first_step = 0.0
 
-    def on_step(now: Progress) -> None:
+    def on_step(now: ModelProgress) -> None:
         nonlocal first_step
         low, high = SPANS[now.stage]
         fraction = low + (high - low) * now.step / now.steps
-        if now.stage != "denoise":
-            on_progress(Moment(now.stage, fraction))
-            return
-        if now.step == 0:
-            first_step = monotonic()
-        seconds = monotonic() - first_step
-        eta = seconds / now.step * (now.steps - now.step) if now.step else None
-        on_progress(Moment(now.stage, fraction, now.step + 1, now.steps, eta))
+        progress = Progress(stage=now.stage, fraction=fraction)
+        if now.stage == "denoise":
+            if now.step == 0:
+                first_step = monotonic()
+            seconds = monotonic() - first_step
+            eta = seconds / now.step * (now.steps - now.step) if now.step else None
+            steps = {"step": now.step + 1, "steps": now.steps, "eta_seconds": eta}
+            progress = progress.model_copy(update=steps)
+        on_progress(progress)
 
     return on_step
 
 
 @contextmanager
 def write_aside(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target`, and renames it to `target` when the block ends well.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Gives a path beside `target`, and renames it to `target` when the block ends well."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         yield aside

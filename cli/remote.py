@@ -26,7 +26,7 @@ from cli.errors import (
 from cli.folder import Item
 from cli.journal import Work
 from cli.options import PARALLEL, UpscaleOptions
-from cli.view import Moment, ProgressView, console
+from cli.view import ProgressView, console
 from jobs.schema import SEED_MAX
 from stablesr_client import (
     AsyncClient,
@@ -36,6 +36,7 @@ from stablesr_client import (
     Job,
     JobFailed,
     Parameters,
+    Progress,
     Refused,
     RetryPolicy,
 )
@@ -62,11 +63,7 @@ OF_ALL = frozenset({"", "invalid-parameters", "unknown-preset"})
 
 @contextmanager
 def connect(server: str, api_key: str | None) -> Iterator[Client]:
-    """A client whose errors are the command's own.
-
-    Raises:
-        CliError: whatever the client or a file of it ends with.
-    """
+    """A client whose errors are the command's own."""
     try:
         client = Client(server, api_key=api_key)
     except ValueError as error:
@@ -80,15 +77,11 @@ def connect(server: str, api_key: str | None) -> Iterator[Client]:
 
 
 def follow(client: Client, job: Job, view: ProgressView) -> Job:
-    """Shows a job until it has ended, and gives it as it ended.
-
-    Raises:
-        stablesr_client.JobFailed: it has not succeeded.
-    """
-    view.show(_moment(job))
+    """Shows a job until it has ended, and gives it as it ended."""
+    view.show(_progress(job))
     for event in client.events(job):
         job = event.job
-        view.show(_moment(job))
+        view.show(_progress(job))
     if not job.succeeded:
         raise JobFailed(job)
     return job
@@ -98,9 +91,6 @@ def upscale_file(options: UpscaleOptions, output_format: str, server: str) -> No
     """Upscales one file; each of `--seeds` is a job, all submitted at once.
 
     An interruption cancels the jobs there; with several, so does the end of one without a result.
-
-    Raises:
-        CliError: the file, the server or a job is at fault.
     """
     requests = {options.target: options}
     if options.seeds is not None:
@@ -147,24 +137,19 @@ def _form(options: UpscaleOptions, output_format: str) -> Parameters:
     return cast(Parameters, {**options.parameters(), "output_format": output_format})
 
 
-def _moment(job: Job) -> Moment:
+def _progress(job: Job) -> Progress:
     """Where a job is: its place in the queue, or its stage and step."""
-    if job.state == "queued":
-        place = "" if job.queue_position is None else f" ({job.queue_position})"
-        return Moment(f"queued{place}")
-    if job.ended or job.progress is None:
-        return Moment(job.state, 1.0 if job.ended else 0.0)
-    now = job.progress
-    return Moment(now.stage, now.fraction, now.step, now.steps, now.eta_seconds)
+    if job.state == "queued" and job.queue_position is not None:
+        return Progress(stage=f"queued ({job.queue_position})")
+    if job.state == "queued" or job.ended or job.progress is None:
+        return Progress(stage=job.state, fraction=float(job.ended))
+    return job.progress
 
 
 def default_preset(server: str, api_key: str | None) -> str | None:
     """The preset that the server takes when none is named.
 
     Asked for first of all, it also tells whether the address is right.
-
-    Raises:
-        CliError: the server does not answer, or not as it should.
     """
     with connect(server, api_key) as client:
         default = client.models().default
@@ -175,9 +160,6 @@ def upscale_folder(server: str, work: Work, options: UpscaleOptions) -> None:
     """Does what `work` has to do, `--parallel` images at once.
 
     An interruption cancels the jobs that are under way.
-
-    Raises:
-        CliError: the server is away, or refuses what is the same for every image.
     """
     try:
         with translate(CLIENT_ERRORS):
@@ -236,10 +218,10 @@ class _Run:
             async with aclosing(self._client.events(job)) as events:
                 async for event in events:
                     job = event.job
-                    self._work.show(item, _moment(job))
+                    self._work.show(item, _progress(job))
             if not job.succeeded:
                 raise JobFailed(job)
-            self._work.show(item, Moment("downloading", 1.0))
+            self._work.show(item, Progress(stage="downloading", fraction=1))
             job = await self._client.download(job, item.target)
         except asyncio.CancelledError:
             await self._cancel(item, job)
@@ -261,7 +243,7 @@ class _Run:
 
     async def _submit(self, item: Item, key: str) -> Job:
         self._work.begin(item, key)
-        self._work.show(item, Moment("uploading"))
+        self._work.show(item, Progress(stage="uploading"))
         form = _form(self._options, item.output_format)
         submission = asyncio.create_task(
             self._client.submit(item.source, idempotency_key=key, **form)

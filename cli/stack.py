@@ -59,10 +59,8 @@ class Stack:
     """The running parts.
 
     Args:
-        data: the folder of all state; made when missing, readable by its owner only.
-        host: the address that the service listens on.
-        port: its port; 0 takes a free one.
-        preset: the preset that the worker serves; the settings' own when None.
+        data: the folder of all state, readable by its owner only.
+        port: that of the service; 0 takes a free one.
         on_line: called with each line a part says and each event, as (part, line).
         commands: what to start as "worker" and as "service".
     """
@@ -105,19 +103,14 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Starts every part; `wait_ready` waits until they answer.
-
-        Raises:
-            NotInstalled: torch or a redis-server is missing.
-            StartFailure: the data folder is in use by another stack.
-        """
+        """Starts every part, unless something is not installed or the data folder is in use."""
         require_torch()
         redis_server = find_redis_server()
         for folder in (self.data, self.data / "redis", self.data / "blobs", self.data / "logs"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = self._take_lock()
         for log in (self.data / "logs").glob("*.log"):
             log.unlink()
-        self._lock = self._take_lock()
         # Never in a file or an argument.
         port, password = free_port(), secrets.token_urlsafe(24)
         self._env = {
@@ -146,11 +139,7 @@ class Stack:
             self._start(name, self._commands[name])
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Returns when `/readyz` answers 200: Redis, the service and the worker's model.
-
-        Raises:
-            StartFailure: a part ended, or the time is over; with the last lines it said.
-        """
+        """Returns when `/readyz` answers 200; StartFailure when a part ends or time is over."""
         deadline = time.monotonic() + timeout_s
         answer = "no answer yet"
         pause = 0.1
@@ -174,11 +163,7 @@ class Stack:
         )
 
     def check(self) -> None:
-        """Looks after the parts: a dead worker is started again.
-
-        Raises:
-            StartFailure: Redis or the service ended, or the worker did so too often.
-        """
+        """Starts a dead worker again; StartFailure when it dies too often, or another part."""
         for name in ("redis", "service"):
             status = self._children[name].poll()
             if status is not None:
@@ -257,11 +242,7 @@ def _describe(child: Child, status: int) -> str:
 
 
 def run(data: Path | None, *, host: str, port: int, preset: str | None) -> None:
-    """Starts all parts, says where the page is, shows their lines, and ends them on a signal.
-
-    Raises:
-        CliError: a part could not be started or ended for good.
-    """
+    """Starts all parts, says where the page is, shows their lines, and ends them on a signal."""
     if data is None:
         state = os.environ.get("XDG_STATE_HOME")
         data = (Path(state) if state else Path.home() / ".local" / "state") / "stablesr"

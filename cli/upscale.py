@@ -26,11 +26,7 @@ __all__ = ["upscale"]
 
 
 def upscale(options: UpscaleOptions) -> None:
-    """Upscales what the options name.
-
-    Raises:
-        CliError: an option does not fit, a file is at fault, or an image cannot be upscaled.
-    """
+    """Upscales what the options name."""
     server = options.server
     if server is not None and any(value is not None for value in options.machine().values()):
         raise BadSettings(
@@ -85,9 +81,6 @@ def _upscale_folder(options: UpscaleOptions) -> None:
 
     Without a seed it is that of the folder's last run, and drawn for the first one: a run that
     resumes gives the images that the first would have given.
-
-    Raises:
-        PartialFailure: images failed; all others are done.
     """
     start = monotonic()
     plan = make_plan(

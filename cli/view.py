@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
@@ -20,12 +19,12 @@ from rich.progress import (
 )
 from rich.table import Column
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # help needs neither torch nor HTTP
     from models.checkpoints.files import WeightsProgress
+    from stablesr_client import Progress as JobProgress
 
 __all__ = [
     "FolderView",
-    "Moment",
     "ProgressView",
     "WeightsView",
     "console",
@@ -45,26 +44,6 @@ WEIGHTS_STAGES = {
     "convert": "converting to",
     "verify": "verifying",
 }
-
-
-@dataclass(frozen=True)
-class Moment:
-    """How far the work on an image is.
-
-    `fraction` of all of it is 0 to 1; `step` of `steps` counts from 1 within the stage that has
-    steps; `eta_seconds` is None while it is unknown.
-    """
-
-    stage: str
-    fraction: float = 0.0
-    step: int | None = None
-    steps: int | None = None
-    eta_seconds: float | None = None
-
-    @property
-    def steps_text(self) -> str:
-        """Step and steps, empty in a stage without."""
-        return f"{self.step}/{self.steps}" if self.step is not None and self.steps else ""
 
 
 class _View(Progress):
@@ -94,13 +73,13 @@ class ProgressView(_View):
         self._print_stage()
         return super().__enter__()
 
-    def show(self, now: Moment) -> None:
+    def show(self, now: JobProgress) -> None:
         """Shows the stage, the fraction of all work, the step, and the time left."""
         self.update(
             self._task,
             description=now.stage,
             completed=now.fraction,
-            steps=f"step {now.steps_text}" if now.steps_text else "",
+            steps=f"step {now.step}/{now.steps}" if now.step is not None and now.steps else "",
             eta="" if now.eta_seconds is None else f"{duration(now.eta_seconds)} left",
         )
         if now.stage != self._stage:
@@ -142,7 +121,7 @@ class FolderView(_View):
     def __init__(self) -> None:
         super().__init__(
             SpinnerColumn(),
-            "{task.fields[count]}",
+            "{task.fields[ends]}/{task.total}",
             BarColumn(bar_width=24),
             PERCENTAGE,
             TextColumn("{task.fields[failures]}", style="red"),
@@ -154,11 +133,10 @@ class FolderView(_View):
             ),
             expand=True,
         )
-        self._total = self._ends = self._failures = 0
+        self._ends = self._failures = 0
         self._fractions: dict[str, float] = {}
         self._start_time: float | None = None
-        self._current = "beginning"
-        self._task = self.add_task("", total=1.0, count="", failures="", left="", current="")
+        self._task = self.add_task("", ends=0, failures="", left="", current="beginning")
 
     def __enter__(self) -> Self:
         # The line comes with `begin`: what is printed before it stands alone.
@@ -166,19 +144,19 @@ class FolderView(_View):
 
     def begin(self, total: int, summary: str) -> None:
         """`total` images are to be done, which `summary` says."""
-        self._total = total
         console.print(summary)
-        self._draw()
+        self.update(self._task, total=total)
         self.start()
 
-    def show(self, name: str, moment: Moment) -> None:
+    def show(self, name: str, now: JobProgress) -> None:
         """An image is at this stage."""
         self._start_time = monotonic() if self._start_time is None else self._start_time
-        self._fractions[name] = moment.fraction
+        self._fractions[name] = now.fraction
+        steps = f" {now.step}/{now.steps}" if now.step is not None and now.steps else ""
         others = f" (+{len(self._fractions) - 1})" if len(self._fractions) > 1 else ""
         # The name last: it is what may be cut off.
-        stage = f"{moment.stage} {moment.steps_text}".rstrip()
-        self._draw(f"{stage} {printable(name)}{others}")
+        current = f"{now.stage}{steps} {printable(name)}{others}"
+        self.update(self._task, completed=self._images(), left=self._left(), current=current)
 
     def end(self, name: str, output: str, width: int, height: int, seconds: float) -> None:
         """An image's result is in its place."""
@@ -199,31 +177,25 @@ class FolderView(_View):
     def _drop(self, name: str) -> None:
         self._fractions.pop(name, None)
         self._ends += 1
-        self._draw()
+        failures = f"{self._failures} failed" if self._failures else ""
+        left, images = self._left(), self._images()
+        self.update(self._task, completed=images, ends=self._ends, failures=failures, left=left)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        count = f"[{self._ends}/{self._total}] " if not console.is_terminal else ""
+        count = f"[{self._ends}/{self.tasks[0].total}] " if not console.is_terminal else ""
         console.print(escape(count + text), style=style, soft_wrap=True)
 
-    def _draw(self, current: str | None = None) -> None:
-        self._current = current or self._current
-        self.update(
-            self._task,
-            completed=(self._ends + sum(self._fractions.values())) / max(self._total, 1),
-            count=f"{self._ends}/{self._total}",
-            failures=f"{self._failures} failed" if self._failures else "",
-            left=self._left(),
-            current=self._current,
-        )
+    def _images(self) -> float:
+        """How many have been worked on."""
+        return self._ends + sum(self._fractions.values())
 
     def _left(self) -> str:
         """The time left, if the rest goes as what has been done."""
-        fractions = sum(self._fractions.values())
-        images = self._ends - self._failures + fractions
-        if self._start_time is None or images <= 0:
+        images, total = self._images(), self.tasks[0].total or 0
+        if self._start_time is None or images <= self._failures:
             return ""
-        image_s = (monotonic() - self._start_time) / images
-        return f"{duration(image_s * (self._total - self._ends - fractions))} left"
+        image_s = (monotonic() - self._start_time) / (images - self._failures)
+        return f"{duration(image_s * (total - images))} left"
 
 
 def duration(seconds: float) -> str:
@@ -244,6 +216,4 @@ def readable(size: int) -> str:
 def printable(name: str) -> str:
     """A file's name as a terminal can show it, whatever bytes it is made of."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

@@ -30,11 +30,7 @@ FORMATS: Mapping[str, str] = {
 
 
 def format_of(target: Path) -> str:
-    """The format that a file's name asks for.
-
-    Raises:
-        ValueError: its suffix is none of those known.
-    """
+    """The format that a file's name asks for; ValueError when its suffix is unknown."""
     if (suffix := target.suffix.lower()) not in FORMATS:
         raise ValueError(f"{target}: the name must end in one of {', '.join(FORMATS)}.")
     return FORMATS[suffix]
@@ -62,14 +58,7 @@ def _utf8(name: str) -> str:
 class PartialDownload:
     """A result on its way to the disk: beside its target until it is complete, then renamed.
 
-    Nothing remains beside the target at the end of its `with` block.
-
-    Args:
-        target: the file that is replaced in the end.
-        result: what the job announced.
-
-    Raises:
-        OSError: the file cannot be written.
+    Nothing remains beside the target at the end of its `with` block. Its methods raise OSError.
     """
 
     def __init__(self, target: Path, result: Result) -> None:
@@ -123,11 +112,7 @@ class PartialDownload:
         self._at_end = True
 
     def is_complete(self) -> bool:
-        """Whether the bytes are those that were announced; wrong ones are dropped once.
-
-        Raises:
-            DownloadFailed: they are wrong for the second time.
-        """
+        """Whether the bytes are those announced; wrong ones are dropped once, then refused."""
         digest = self._hash.hexdigest()
         if self._size != self._result.bytes:
             if not self._at_end:

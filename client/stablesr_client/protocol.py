@@ -95,11 +95,10 @@ class BaseClient:
         return self._http.build_request(method, path, timeout=timeout, **content)
 
     def _outage(self, error: httpx.TransportError) -> Unreachable:
-        """A broken connection as an error of the client.
+        """A broken connection as an error of the client; raises one that is final.
 
-        Raises:
-            Unreachable: it is final. Where no server has ever answered, the address is more
-                likely wrong than its server away; and what is wrong with a request stays so.
+        Where no server has ever answered, the address is more likely wrong than its server away;
+        and what is wrong with a request stays so.
         """
         outage = Unreachable(
             f"No server answers at {self._server} ({str(error) or type(error).__name__})."
@@ -126,10 +125,8 @@ class BaseClient:
         fields = {"title": problem.title or answer, "status": status, "retry_after": retry_after}
         raise REFUSALS.get(status, Refused)(problem.model_copy(update=fields))
 
-    def _read(self, model: type[M], response: httpx.Response) -> M:
-        return self._parse(model, response.content)
-
-    def _parse(self, model: type[M], content: str | bytes) -> M:
+    def _read(self, model: type[M], source: httpx.Response | str) -> M:
+        content = source.content if isinstance(source, httpx.Response) else source
         try:
             return model.model_validate_json(content)
         except ValidationError as error:
@@ -147,9 +144,9 @@ class BaseClient:
         """The events that the next bytes of a stream complete, for the job as it was before."""
         for name, data in parser.feed(chunk):
             if name == "progress":
-                job = job.model_copy(update={"progress": self._parse(Progress, data)})
+                job = job.model_copy(update={"progress": self._read(Progress, data)})
             elif name in ("state", "end"):
-                job = self._parse(Job, data)
+                job = self._read(Job, data)
             else:
                 continue
             yield Event(name=name, job=job, id=parser.last_id)

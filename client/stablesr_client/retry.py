@@ -40,7 +40,7 @@ class RetryPolicy:
 
 
 class Polling:
-    """Polls a job until it has ended, for at most `timeout` seconds.
+    """The polling of a job for at most `timeout` seconds.
 
     `job` is its latest state, `headers` and `pause_s` are those of the next request.
     """
@@ -59,11 +59,7 @@ class Polling:
         return self._deadline - monotonic()
 
     def limit(self, pause_s: float) -> float:
-        """The pause, cut so that the last request comes at the timeout.
-
-        Raises:
-            TimedOut: the timeout is over.
-        """
+        """The pause, cut so that the last request comes at the timeout; then TimedOut."""
         if (remaining_s := self.remaining_s()) <= 0:
             raise TimedOut(self.job, self._timeout)
         return min(pause_s, remaining_s)
@@ -107,12 +103,7 @@ class Retries:
         self._connect_time = monotonic()
 
     def pause_after(self, error: Unreachable | Refused) -> float:
-        """The seconds to wait before the next attempt.
-
-        Raises:
-            Unreachable, Refused: `error` itself, which is final or has lasted for too long.
-            TimedOut: the timeout of the polling is over.
-        """
+        """The seconds to wait before the next attempt; raises an `error` that is final."""
         now, policy, server_s = monotonic(), self._policy, None
         if isinstance(error, Refused):
             server_s = error.problem.retry_after

@@ -34,6 +34,13 @@ def script() -> Iterator[Script]:
 
 
 @pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    Image.radial_gradient("L").resize((12, 9)).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three images, one in a sub-folder, and files that are none."""
     folder = tmp_path / "photos"

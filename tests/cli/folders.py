@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from cli.view import Moment
 from jobs.schema import Parameters
 from jobs.settings import Settings
+from stablesr_client import Progress
 
 __all__ = ["NAMES", "StubModel", "last_states", "names", "results", "run", "running", "upscale"]
 
@@ -38,7 +38,7 @@ class StubModel:
     ) -> tuple[int, int]:
         [target] = targets.values()
         self.requests.append((source.name, parameters))
-        show(Moment("denoise", 0.5, 1, 4))
+        show(Progress(stage="denoise", fraction=0.5, step=1, steps=4))
         if source.name in self.errors:
             raise self.errors[source.name]
         target.write_bytes(b"upscaled " + source.read_bytes())

@@ -8,20 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from cli.main import app
 from cli.processes import free_port
 
 runner = CliRunner()
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "in.png"
-    Image.new("RGB", (8, 6), "teal").save(path)
-    return path
 
 
 def test_help_names_every_command_and_the_exit_codes() -> None:
@@ -37,7 +29,9 @@ def test_the_version_is_the_packages() -> None:
     assert result.output == f"stablesr {version('stablesr-server')}\n"
 
 
-def test_help_and_a_remote_upscale_need_no_torch(image: Path, tmp_path: Path) -> None:
+def test_help_and_a_remote_upscale_need_no_torch_and_name_a_server_that_is_away(
+    image: Path, tmp_path: Path
+) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     code = (
         "import sys\n"
@@ -56,14 +50,6 @@ def test_help_and_a_remote_upscale_need_no_torch(image: Path, tmp_path: Path) ->
     assert ended.returncode == 4, ended.stderr
     assert address in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def test_an_unreachable_server_ends_with_4_and_its_address(image: Path, tmp_path: Path) -> None:
-    address = f"http://127.0.0.1:{free_port()}"
-    arguments = ["upscale", str(image), str(tmp_path / "out.png")]
-    result = runner.invoke(app, [*arguments, "--server", address])
-    assert result.exit_code == 4
-    assert address in result.stderr
     assert not (tmp_path / "out.png").exists()
 
 

@@ -35,7 +35,7 @@ def lines() -> queue.Queue[str]:
 
 @pytest.fixture
 def start(tmp_path: Path, lines: queue.Queue[str]) -> Start:
-    def start(code: str, stdin: str | None = None) -> Child:
+    def start(code: str, stdin: str = "") -> Child:
         command = [sys.executable, "-u", "-c", code]
         log = tmp_path / "log"
         return Child("part", command, env=os.environ, log=log, stdin=stdin, on_line=lines.put)

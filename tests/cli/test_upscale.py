@@ -23,13 +23,6 @@ runner = CliRunner()
 PROGRESS = {"stage": "denoise", "step": 3, "steps": 20, "fraction": 0.2, "eta_seconds": 61.0}
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "in.png"
-    Image.radial_gradient("L").resize((12, 9)).convert("RGB").save(path)
-    return path
-
-
 def upscale(image: Path, *options: str, target: str = "out.png") -> Result:
     return runner.invoke(app, ["upscale", str(image), str(image.parent / target), *options])
 

@@ -1,4 +1,7 @@
-"""Both clients behind one blocking face, on a clock that only their own sleeping moves."""
+"""Both clients behind one blocking face, on a clock that only their own sleeping moves.
+
+Iterators come as lists, `first` items of them at most.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
-from stablesr_client import AsyncClient, Client, Event, Job, Models
+from stablesr_client import AsyncClient, Client, Event, Job
 
 __all__ = ["AsyncShell", "FakeClock", "Shell", "SyncShell"]
 
@@ -41,23 +44,6 @@ class FakeClock:
         # Other tasks get their turn, as with the real one.
         await asyncio.sleep(0)
         self.sleep(seconds)
-
-
-class Shell(Protocol):
-    """The calls of a client; iterators come as lists, `first` items of them at most."""
-
-    def submit(self, *arguments: Any, **options: Any) -> Job: ...
-    def get(self, *arguments: Any, **options: Any) -> Job: ...
-    def wait(self, *arguments: Any, **options: Any) -> Job: ...
-    def download(self, *arguments: Any, **options: Any) -> Job: ...
-    def cancel(self, *arguments: Any, **options: Any) -> Job: ...
-    def upscale(self, *arguments: Any, **options: Any) -> Job: ...
-    def models(self) -> Models: ...
-    def events(
-        self, *arguments: Any, each: Each = ..., first: int | None = None, **options: Any
-    ) -> list[Event]: ...
-    def jobs(self, *arguments: Any, first: int | None = None, **options: Any) -> list[Job]: ...
-    def close(self) -> None: ...
 
 
 class SyncShell:
@@ -102,6 +88,9 @@ class AsyncShell:
     def close(self) -> None:
         self._runner.run(self._client.close())
         self._runner.close()
+
+
+Shell = SyncShell | AsyncShell
 
 
 async def _collect(
