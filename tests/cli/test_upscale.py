@@ -182,6 +182,8 @@ def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
         return np.asarray(image, np.int16)
 
 
+# Two processes that import torch; on a busy machine with two cores that takes its time.
+@pytest.mark.timeout(600)
 def test_an_image_of_several_tiles_over_two_devices_is_that_of_one(tmp_path: Path) -> None:
     levels = np.random.default_rng(0).integers(0, 255, (128, 140, 3), np.uint8)
     Image.fromarray(levels).save(tmp_path / "in.png")
