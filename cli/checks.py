@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from cli.errors import BadSettings, InputError, NotInstalled
+from cli.errors import BadSettings, InputError, MissingExtra
 from jobs.errors import ImageError, InvalidSettings
 from jobs.formats import examine
 from jobs.settings import Settings
@@ -14,13 +14,15 @@ from stablesr_client.files import format_of
 
 __all__ = ["check_input", "check_output", "load", "require", "require_torch"]
 
+EXTRAS = {
+    "worker": ("torch", "diffusers", "pyvips", "safetensors"),
+    "train": ("accelerate", "tensorboard"),
+    "evaluate": ("scipy", "skimage"),
+}
+
 
 def load(**options: str | int | None) -> Settings:
-    """The settings: environment variables, with the options that are not None in their place.
-
-    Raises:
-        BadSettings: a value is not possible; the message names each.
-    """
+    """The settings: environment variables, with the options that are not None in their place."""
     try:
         return Settings(**{key: value for key, value in options.items() if value is not None})
     except InvalidSettings as error:
@@ -30,39 +32,28 @@ def load(**options: str | int | None) -> Settings:
 def require_torch(
     purpose: str = "Upscaling on this machine", instead: str = ", or give a server with --server"
 ) -> None:
-    """Ends with the extra's name when this environment cannot run a model.
+    """Ends with the extra's name when this environment cannot run a model (MissingExtra)."""
+    require("worker", purpose, instead)
+
+
+def require(extra: str, purpose: str, instead: str = "") -> None:
+    """Ends with the extra's name when one of its modules is missing (MissingExtra).
 
     Args:
         purpose: what needs it, for the message.
         instead: what a person could do without.
-
-    Raises:
-        NotInstalled: torch, diffusers, pyvips or safetensors is missing.
     """
-    _require(purpose, ("torch", "diffusers", "pyvips", "safetensors"), "worker", instead)
-
-
-def require(purpose: str, modules: tuple[str, ...], extra: str) -> None:
-    """Ends with the extra's name when torch or one of its `modules` is missing (NotInstalled)."""
-    require_torch(purpose, instead="")
-    _require(purpose, modules, extra)
-
-
-def _require(purpose: str, modules: tuple[str, ...], extra: str, instead: str = "") -> None:
-    missing = [name for name in modules if not importlib.util.find_spec(name)]
-    if missing:
-        raise NotInstalled(
-            f"{purpose} needs {', '.join(missing)}: install them with "
-            f'`pip install "stablesr-server[{extra}]"`{instead}.'
-        )
+    for name in ("worker", extra):
+        missing = [module for module in EXTRAS[name] if not importlib.util.find_spec(module)]
+        if missing:
+            raise MissingExtra(
+                f"{purpose} needs {', '.join(missing)}: install them with "
+                f'`pip install "stablesr-server[{name}]"`{instead}.'
+            )
 
 
 def check_input(path: Path) -> None:
-    """Looks at the structure of an image file; nothing is decoded.
-
-    Raises:
-        InputError: there is no such file, it cannot be read, or it is not an image.
-    """
+    """Looks at the structure of an image file (InputError); nothing is decoded."""
     try:
         with path.open("rb") as file:
             examine(file.read(), sys.maxsize)
@@ -75,11 +66,7 @@ def check_input(path: Path) -> None:
 
 
 def check_output(path: Path) -> str:
-    """The format that `path` asks for: "png", "webp", "jpeg" or "tiff".
-
-    Raises:
-        InputError: its suffix is none of those known, or its folder is missing.
-    """
+    """The format that `path` asks for, if it can be written there (InputError)."""
     try:
         output_format = format_of(path)
     except ValueError as error:

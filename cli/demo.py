@@ -15,7 +15,7 @@ from cli.checks import check_input
 from cli.errors import CliError
 from cli.local import write_aside
 from cli.processes import ends_as_interrupt
-from cli.remote import connected, follow
+from cli.remote import connect, follow
 from cli.stack import Stack
 from cli.view import ProgressView, console
 from stablesr_client import Job
@@ -29,7 +29,7 @@ PHOTOGRAPH = "kingfisher.jpg"
 STAGES = ("queue", "load", "encode", "denoise", "decode", "total")
 
 
-class DemoFailed(CliError):
+class DemoFailure(CliError):
     """The service answered, and the answer is not what was asked for."""
 
 
@@ -42,12 +42,12 @@ def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
         CliError: a part did not start, the image is none, the job failed, or the result has not
             exactly four times the input's size.
     """
-    bundled = as_file(files("cli") / "photographs" / PHOTOGRAPH)
+    photograph = as_file(files("cli") / "photographs" / PHOTOGRAPH)
     start = time.monotonic()
-    upscaled, pair = folder / "upscaled.png", folder / "side-by-side.png"
+    target, pair = folder / "upscaled.png", folder / "side-by-side.png"
     with (
         ends_as_interrupt(),
-        nullcontext(image) if image is not None else bundled as source,
+        nullcontext(image) if image is not None else photograph as source,
         tempfile.TemporaryDirectory(prefix="stablesr-demo-") as data,
     ):
         check_input(source)
@@ -56,11 +56,11 @@ def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
                 stack.start()
                 stack.wait_ready()
             ready_s = time.monotonic() - start
-            with connected(stack.url, None) as client, ProgressView("uploading") as view:
+            with connect(stack.url, None) as client, ProgressView("uploading") as view:
                 job = client.submit(source, scale=SCALE, seed=SEED, output_format="png")
                 job = follow(client, job, view)
-                client.download(job, upscaled)
-        sizes = _write_pair(source, upscaled, job, pair)
+                client.download(job, target)
+        sizes = _write_pair(source, target, job, pair)
     table = Table(title=f"{source.name}: {sizes} pixels, preset {job.preset}, seed {job.seed}")
     table.add_column("what")
     table.add_column("seconds", justify="right")
@@ -71,38 +71,38 @@ def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
             table.add_row(f"job: {stage}", f"{seconds:.2f}")
     table.add_row("all, from start to stop", f"{time.monotonic() - start:.1f}")
     console.print(table)
-    console.print(f"Written: {upscaled} and {pair}", soft_wrap=True)
+    console.print(f"Written: {target} and {pair}", soft_wrap=True)
 
 
-def _write_pair(source: Path, upscaled: Path, job: Job, target: Path) -> str:
+def _write_pair(source: Path, target: Path, job: Job, pair: Path) -> str:
     """Draws the bicubic enlargement and the result side by side, each with a caption below.
 
     Returns:
         The sizes of the two files in words.
 
     Raises:
-        DemoFailed: the result has not the size that was asked for.
+        DemoFailure: the result has not the size that was asked for.
     """
     band, gap = 36, 8
-    with Image.open(source) as before, Image.open(upscaled) as after:
+    with Image.open(source) as before, Image.open(target) as after:
         upright = ImageOps.exif_transpose(before).convert("RGB")
         result = after.convert("RGB")
         sizes = f"{before.width} x {before.height} -> {after.width} x {after.height}"
     size = (SCALE * upright.width, SCALE * upright.height)
     if result.size != size:
-        raise DemoFailed(
-            f"{upscaled} has {result.width} x {result.height} pixels; {SCALE} times "
+        raise DemoFailure(
+            f"{target} has {result.width} x {result.height} pixels; {SCALE} times "
             f"{upright.width} x {upright.height} is {size[0]} x {size[1]}."
         )
-    pair = Image.new("RGB", (2 * result.width + gap, result.height + band), "white")
-    pair.paste(upright.resize(size, Image.Resampling.BICUBIC), (0, 0))
-    pair.paste(result, (result.width + gap, 0))
-    draw = ImageDraw.Draw(pair)
+    sheet = Image.new("RGB", (2 * result.width + gap, result.height + band), "white")
+    sheet.paste(upright.resize(size, Image.Resampling.BICUBIC), (0, 0))
+    sheet.paste(result, (result.width + gap, 0))
+    draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=18)
     captions = (f"bicubic x{SCALE}", f"StableSR, preset {job.preset}, x{SCALE}")
     for text, left in zip(captions, (0, result.width + gap), strict=True):
         middle = (left + result.width // 2, result.height + band // 2)
         draw.text(middle, text, fill="black", font=font, anchor="mm")
-    with write_aside(target) as aside:
-        pair.save(aside, format="PNG")
+    with write_aside(pair) as aside:
+        sheet.save(aside, format="PNG")
     return sizes

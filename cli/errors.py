@@ -12,11 +12,11 @@ __all__ = [
     "BadSettings",
     "CliError",
     "InputError",
-    "JobFailed",
-    "NotInstalled",
-    "NotStarted",
-    "Refused",
-    "SomeFailed",
+    "JobFailure",
+    "MissingExtra",
+    "PartialFailure",
+    "Refusal",
+    "StartFailure",
     "Unreachable",
     "translate",
 ]
@@ -43,23 +43,23 @@ class Unreachable(CliError, exit_code=4):
     """No server answers at the address."""
 
 
-class Refused(CliError, exit_code=5):
+class Refusal(CliError, exit_code=5):
     """The server answered with a problem: its title and detail."""
 
 
-class JobFailed(CliError, exit_code=6):
+class JobFailure(CliError, exit_code=6):
     """A job was accepted and then failed, expired or was canceled."""
 
 
-class NotInstalled(CliError, exit_code=7):
+class MissingExtra(CliError, exit_code=7):
     """An extra of the package is missing."""
 
 
-class NotStarted(CliError, exit_code=8):
+class StartFailure(CliError, exit_code=8):
     """A part of the embedded mode did not start, or ended once too often."""
 
 
-class SomeFailed(CliError, exit_code=9):
+class PartialFailure(CliError, exit_code=9):
     """Some images of a folder failed; the others are done."""
 
 

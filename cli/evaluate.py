@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.checks import load, require
-from cli.errors import BadSettings, CliError, InputError, JobFailed, translate
+from cli.errors import BadSettings, CliError, InputError, JobFailure, translate
 from cli.options import AsJson, ColorFixOption, Device, Preset, Steps, option
 from cli.view import console
 from jobs.settings import Settings
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds; help needs none of it
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Score StableSR on pictures, beside other methods and the paper.",
+    help="Score StableSR on images, beside other methods and the paper.",
     invoke_without_command=True,
     no_args_is_help=True,
 )
@@ -76,7 +76,7 @@ def compare(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Score StableSR on pictures, beside other methods and the paper.
+    """Score StableSR on images, beside other methods and the paper.
 
     Inputs and originals are matched by their names. Pages to look at and to choose on blindly are
     written beside the scores.
@@ -102,14 +102,14 @@ def compare(
             methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])
         ]
         ours = methods.OursAtWeights(sr, list(dict.fromkeys(weights)), options)
-        loaded = learned.load(() if offline else learned.LEARNED, sr.device)
+        metrics = learned.load(() if offline else learned.LEARNED, sr.device)
         if vgg is not None:
-            learned.add_vgg(loaded, vgg)
+            learned.add_vgg(metrics, vgg)
         scores = comparison.compare(
             pairs,
             [*beside, ours],
             out,
-            loaded,
+            metrics,
             border,
             lambda picture, method: console.print(f"{picture}: {method}", markup=False),
         )
@@ -126,9 +126,9 @@ def compare(
         }
         comparison.write_json(out / "scores.json", scores.as_dict())
         page = sheets.write_sheets(scores, pairs, out)
-        judged = ours.name(min(weights, key=lambda w: abs(w - sr.preset.fidelity_weight)))
+        study_method = ours.name(min(weights, key=lambda w: abs(w - sr.preset.fidelity_weight)))
         others = [name for method in beside for name in method.names]
-        pages = study.write_study(pairs, judged, others, out, seed)
+        pages = study.write_study(pairs, study_method, others, out, seed)
     if as_json:
         typer.echo((out / "scores.json").read_text("utf-8"), nl=False)
     else:
@@ -172,18 +172,15 @@ def _model(settings: Settings) -> StableSR:
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """Turns the errors of evaluation and model into the command's; checks that both are here."""
-    require("Evaluation", ("scipy", "skimage"), "evaluate")
+    require("evaluate", "Evaluation")
     from evaluation.methods import BaselineUnavailable
     from evaluation.pictures import BadPictures
     from evaluation.study import BadStudy
     from models.errors import InvalidOption, ModelError
 
     errors: dict[type[Exception], type[CliError]] = {
-        BadPictures: InputError,
-        BadStudy: InputError,
-        BaselineUnavailable: BadSettings,
-        InvalidOption: BadSettings,
-        ModelError: JobFailed,
+        **{BadPictures: InputError, BadStudy: InputError, BaselineUnavailable: BadSettings},
+        **{InvalidOption: BadSettings, ModelError: JobFailure},
     }
     try:
         with translate(errors):
@@ -198,7 +195,7 @@ def _print_scores(scores: Comparison) -> None:
     settings = scores.settings
     table = Table(
         "",
-        title=f"{settings['pictures']} pictures, x{settings['scale']}, {settings['steps']} steps, "
+        title=f"{settings['pictures']} images, x{settings['scale']}, {settings['steps']} steps, "
         f"seed {settings['seed']}, PSNR and SSIM on Y without {settings['border']} px of border",
         title_justify="left",
     )
@@ -223,4 +220,4 @@ def _print_scores(scores: Comparison) -> None:
     out.print(table)
     for name, why in scores.unavailable.items():
         out.print(f"{METRICS[name].label} is not measured: {why}", markup=False, soft_wrap=True)
-    out.print("The paper's rows are of full-size networks on other pictures.", soft_wrap=True)
+    out.print("The paper's rows are of full-size networks on other images.", soft_wrap=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -55,11 +54,11 @@ def list_keys() -> None:
         table.add_row(
             info.id,
             info.name,
-            _day(info.created_at),
+            f"{info.created_at:%Y-%m-%d}",
             "never" if info.used_at is None else f"{info.used_at:%Y-%m-%d %H:%M} UTC",
             "the server's" if info.max_queued is None else str(info.max_queued),
             "the server's" if info.per_minute is None else str(info.per_minute),
-            "valid" if info.revoked_at is None else f"revoked {_day(info.revoked_at)}",
+            "valid" if info.revoked_at is None else f"revoked {info.revoked_at:%Y-%m-%d}",
         )
     if infos:
         # On standard output: it is what was asked for, not a remark.
@@ -99,7 +98,3 @@ def _keys() -> Iterator[Keys]:
         raise Unreachable(error.detail) from error
     finally:
         connection.close()
-
-
-def _day(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d}"

@@ -55,8 +55,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(value: bool) -> None:
+    if value:
         typer.echo(f"stablesr {version('stablesr-server')}")
         raise typer.Exit
 
@@ -81,9 +81,9 @@ def up(
     preset: Preset = None,
 ) -> None:
     """Start Redis, a worker and the service on this machine, until Ctrl-C."""
-    from cli import stack
+    from cli.stack import run
 
-    stack.run(data or stack.default_data_folder(), host=host, port=port, preset=preset)
+    run(data, host=host, port=port, preset=preset)
 
 
 @app.command()
@@ -114,38 +114,13 @@ def worker(
     raise typer.Exit(main(load(preset=preset, device=device, slots=slots)))
 
 
-@app.command()
+@app.command("upscale")
 @with_options(UpscaleOptions)
-def upscale(options: UpscaleOptions) -> None:
+def upscale_images(options: UpscaleOptions) -> None:
     """Upscale one image, or all images of a folder into another."""
-    server = options.server
-    if server is not None and any(value is not None for value in options.machine().values()):
-        raise BadSettings(
-            "--tile-batch, --decode-tile, --compile and --devices are for this machine, not for a "
-            "server."
-        )
-    if options.source.is_dir():
-        if options.seeds is not None:
-            raise BadSettings("--seeds is for one image; a folder has one result for each.")
-        if options.parallel is not None and server is None:
-            raise BadSettings("--parallel is for a server; this machine does one after the other.")
-        from cli.folder import run
+    from cli.upscale import upscale
 
-        run.run(options)
-        return
-    if options.has_folder_options:
-        raise BadSettings(
-            "--format, --recursive, --overwrite and --parallel are for folders; "
-            f"{options.source} is none."
-        )
-    if server is not None:
-        from cli import remote
-
-        remote.run(options, server)
-    else:
-        from cli import local
-
-        local.run(options)
+    upscale(options)
 
 
 app.command("plan")(plan.plan)

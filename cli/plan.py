@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.checks import load, require_torch
-from cli.errors import BadSettings, JobFailed, translate
+from cli.errors import BadSettings, JobFailure, translate
 from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch, option
 from jobs.settings import Settings
 
@@ -62,7 +62,7 @@ def plan(
     from worker.errors import NotStarted
 
     defaults = get_preset(settings.preset)
-    errors = {NotStarted: BadSettings, InvalidOption: BadSettings, ModelError: JobFailed}
+    errors = {NotStarted: BadSettings, InvalidOption: BadSettings, ModelError: JobFailure}
     with translate(errors):
         options = Options(
             fidelity_weight=(
@@ -99,8 +99,8 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         memory = Memory(0, limit - resident(), memory.disk)
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
     resources = resources_of(settings, jobs=1)
-    chosen = planner.plan(estimate, preset, (height, width), options, memory, resources)
-    layout, grid = chosen.layout, chosen.layout.grid
+    outcome = planner.plan(estimate, preset, (height, width), options, memory, resources)
+    layout, grid = outcome.layout, outcome.layout.grid
     return {
         "input": [width, height],
         "result": list(layout.size[::-1]),
@@ -108,14 +108,14 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         "latent": [grid.width, grid.height],
         "tile": grid.tile,
         "overlap": grid.overlap,
-        "tiles": chosen.tiles,
-        "tile_batch": chosen.tile_batch,
-        "decode_tile": chosen.pieces.rows,
-        "keep": chosen.pieces.keep,
-        "offload": chosen.offload,
+        "tiles": outcome.tiles,
+        "tile_batch": outcome.tile_batch,
+        "decode_tile": outcome.pieces.rows,
+        "keep": outcome.pieces.keep,
+        "offload": outcome.offload,
         "memory_bytes": memory._asdict(),
-        "peak_bytes": {stage: peak._asdict() for stage, peak in chosen.peaks._asdict().items()},
-        "flops": estimate.flops(layout, chosen.pieces, chosen.tiles, options),
+        "peak_bytes": {stage: peak._asdict() for stage, peak in outcome.peaks._asdict().items()},
+        "flops": estimate.flops(layout, outcome.pieces, outcome.tiles, options),
     }
 
 
@@ -125,11 +125,11 @@ def _print(facts: dict[str, Any]) -> None:
     flops, peaks, steps = facts["flops"], facts["peak_bytes"], facts["flops"]["steps"]
     sizes = {name: "{} x {}".format(*facts[name]) for name in ("input", "result", "canvas")}
     tile = " x ".join(str(min(facts["tile"], side)) for side in facts["latent"])
-    computed = f", computed at {sizes['canvas']}" if sizes["canvas"] != sizes["result"] else ""
+    canvas = f", computed at {sizes['canvas']}" if sizes["canvas"] != sizes["result"] else ""
     # What was asked for, and so on the standard output, unlike what other commands say.
     console = Console(highlight=False)
     console.print(
-        f"{sizes['input']} -> {sizes['result']} pixels{computed}: {facts['tiles']} tiles of {tile} "
+        f"{sizes['input']} -> {sizes['result']} pixels{canvas}: {facts['tiles']} tiles of {tile} "
         f"latent cells, overlap {facts['overlap']}, {facts['tile_batch']} in a call.",
         soft_wrap=True,
     )

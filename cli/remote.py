@@ -1,60 +1,106 @@
-"""`stablesr upscale --server`: one file through a server; and what a server's words become here."""
+"""`stablesr upscale --server`: the work done by a server, and what its words become here."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 import secrets
+import signal
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import stablesr_client
-from cli.checks import check_input, check_output
 from cli.errors import (
     BadSettings,
     CliError,
     InputError,
-    JobFailed,
-    Refused,
+    JobFailure,
+    Refusal,
     Unreachable,
     translate,
 )
-from cli.options import UpscaleOptions
-from cli.view import Moment, ProgressView, console
+from cli.folder import Item
+from cli.journal import Work
+from cli.options import PARALLEL, UpscaleOptions
+from cli.view import ProgressView, console
 from jobs.schema import SEED_MAX
-from stablesr_client import Client, ClientError, Job, Parameters
+from stablesr_client import (
+    AsyncClient,
+    Client,
+    ClientError,
+    DownloadFailed,
+    Job,
+    JobFailed,
+    Parameters,
+    Progress,
+    Refused,
+    RetryPolicy,
+)
 
-__all__ = ["CLIENT_ERRORS", "connected", "follow", "form", "moment_of", "run"]
+__all__ = ["connect", "default_preset", "follow", "upscale_file", "upscale_folder"]
 
 CLIENT_ERRORS: Mapping[type[Exception], type[CliError]] = {
     stablesr_client.Unreachable: Unreachable,
-    stablesr_client.Refused: Refused,
-    stablesr_client.UnexpectedAnswer: Refused,
-    ClientError: JobFailed,
+    Refused: Refusal,
+    stablesr_client.UnexpectedAnswer: Refusal,
+    ClientError: JobFailure,
 }
 """What the command ends with after an error of the client."""
 
+# A full queue is waited for as long as the server says; that is what a queue is for.
+RETRY_POLICY = RetryPolicy(busy_s=math.inf)
+CANCEL_S = 10.0
+"""How long an interrupted run spends on canceling its jobs."""
 
-def run(options: UpscaleOptions, server: str) -> None:
-    """Upscales one file through `server`; each of `--seeds` is a job, all submitted at once.
+# Refusals that are about one image; all others would meet every image.
+OF_AN_IMAGE = frozenset({404, 409, 410, 413, 422})
+OF_ALL = frozenset({"", "invalid-parameters", "unknown-preset"})
+
+
+@contextmanager
+def connect(server: str, api_key: str | None) -> Iterator[Client]:
+    """A client whose errors are the command's own."""
+    try:
+        client = Client(server, api_key=api_key)
+    except ValueError as error:
+        raise BadSettings(f"--server {error}") from error
+    try:
+        with translate(CLIENT_ERRORS), client:
+            yield client
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        raise InputError(f"{where}{error.strerror or error}.") from error
+
+
+def follow(client: Client, job: Job, view: ProgressView) -> Job:
+    """Shows a job until it has ended, and gives it as it ended."""
+    view.show(_progress(job))
+    for event in client.events(job):
+        job = event.job
+        view.show(_progress(job))
+    if not job.succeeded:
+        raise JobFailed(job)
+    return job
+
+
+def upscale_file(options: UpscaleOptions, output_format: str, server: str) -> None:
+    """Upscales one file; each of `--seeds` is a job, all submitted at once.
 
     An interruption cancels the jobs there; with several, so does the end of one without a result.
-
-    Raises:
-        CliError: the file, the server or a job is at fault.
     """
-    output_format = check_output(options.target)
-    check_input(options.source)
     requests = {options.target: options}
     if options.seeds is not None:
         seed = secrets.randbelow(SEED_MAX + 1) if options.seed is None else options.seed
         requests = {path: replace(options, seed=s) for s, path in options.targets(seed).items()}
     jobs: dict[Path, Job] = {}
-    with connected(server, options.api_key) as client, ProgressView("uploading") as view:
+    with connect(server, options.api_key) as client, ProgressView("uploading") as view:
         try:
             for path, request in requests.items():
-                jobs[path] = client.submit(options.source, **form(request, output_format))
+                jobs[path] = client.submit(options.source, **_form(request, output_format))
             for path in requests:
                 job = follow(client, jobs[path], view)
                 client.download(job, path)
@@ -76,56 +122,6 @@ def run(options: UpscaleOptions, server: str) -> None:
     )
 
 
-def follow(client: Client, job: Job, view: ProgressView) -> Job:
-    """Shows a job until it has ended, and gives it as it ended.
-
-    Raises:
-        stablesr_client.JobFailed: it has not succeeded.
-    """
-    view.show(moment_of(job))
-    for event in client.events(job):
-        job = event.job
-        view.show(moment_of(job))
-    if not job.succeeded:
-        raise stablesr_client.JobFailed(job)
-    return job
-
-
-def form(options: UpscaleOptions, output_format: str) -> Parameters:
-    """The options as the client takes them; `UpscaleOptions` names its fields after them."""
-    return cast(Parameters, {**options.parameters(), "output_format": output_format})
-
-
-def moment_of(job: Job) -> Moment:
-    """Where a job is: its place in the queue, or its stage and step."""
-    if job.state == "queued":
-        place = "" if job.queue_position is None else f" ({job.queue_position})"
-        return Moment(f"queued{place}")
-    if job.ended or job.progress is None:
-        return Moment(job.state, 1.0 if job.ended else 0.0)
-    now = job.progress
-    return Moment(now.stage, now.fraction, now.step, now.steps, now.eta_seconds)
-
-
-@contextmanager
-def connected(server: str, api_key: str | None) -> Iterator[Client]:
-    """A client whose errors are the command's own.
-
-    Raises:
-        CliError: whatever the client or a file of it ends with.
-    """
-    try:
-        client = Client(server, api_key=api_key)
-    except ValueError as error:
-        raise BadSettings(f"--server {error}") from error
-    try:
-        with translate(CLIENT_ERRORS), client:
-            yield client
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        raise InputError(f"{where}{error.strerror or error}.") from error
-
-
 def _cancel(client: Client, job: Job) -> None:
     """Cancels a job and says so, or that it could not be."""
     try:
@@ -134,3 +130,140 @@ def _cancel(client: Client, job: Job) -> None:
         console.print(f"The job {job.id} could not be canceled: {error}")
     else:
         console.print(f"The job {job.id} was canceled.")
+
+
+def _form(options: UpscaleOptions, output_format: str) -> Parameters:
+    """The options as the client takes them; `UpscaleOptions` names its fields after them."""
+    return cast(Parameters, {**options.parameters(), "output_format": output_format})
+
+
+def _progress(job: Job) -> Progress:
+    """Where a job is: its place in the queue, or its stage and step."""
+    if job.state == "queued" and job.queue_position is not None:
+        return Progress(stage=f"queued ({job.queue_position})")
+    if job.state == "queued" or job.ended or job.progress is None:
+        return Progress(stage=job.state, fraction=float(job.ended))
+    return job.progress
+
+
+def default_preset(server: str, api_key: str | None) -> str | None:
+    """The preset that the server takes when none is named.
+
+    Asked for first of all, it also tells whether the address is right.
+    """
+    with connect(server, api_key) as client:
+        default = client.models().default
+    return None if default is None else default.name
+
+
+def upscale_folder(server: str, work: Work, options: UpscaleOptions) -> None:
+    """Does what `work` has to do, `--parallel` images at once.
+
+    An interruption cancels the jobs that are under way.
+    """
+    try:
+        with translate(CLIENT_ERRORS):
+            asyncio.run(_upscale_all(server, work, options))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _upscale_all(server: str, work: Work, options: UpscaleOptions) -> None:
+    items = iter(work.todo)
+    this = asyncio.current_task()
+    assert this is not None  # it runs in one
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # As asyncio.run does it for Ctrl-C: an exception out of a handler could hit any task.
+        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    try:
+        async with (
+            AsyncClient(server, api_key=options.api_key, retry_policy=RETRY_POLICY) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            run = _Run(client, work, options)
+            for _ in range(options.parallel or PARALLEL):
+                group.create_task(run.consume(items))
+    except BaseExceptionGroup as errors:
+        # One is enough to end with: what ends a run would have met every image.
+        raise errors.exceptions[0] from None
+
+
+class _Run:
+    """A run through one client; its tasks share the images."""
+
+    def __init__(self, client: AsyncClient, work: Work, options: UpscaleOptions) -> None:
+        self._client = client
+        self._work = work
+        self._options = options
+
+    async def consume(self, items: Iterator[Item]) -> None:
+        """One of the tasks: the next image, until there is none."""
+        for item in items:
+            try:
+                await self._upscale(item)
+            except (JobFailed, DownloadFailed) as error:
+                self._work.fail(item, str(error))
+            except Refused as error:
+                status, slug = error.problem.status, error.problem.slug
+                # A proxy that refuses a large body gives no problem.
+                if status not in OF_AN_IMAGE or (status != 413 and slug in OF_ALL):
+                    raise
+                self._work.fail(item, str(error))
+            except OSError as error:
+                self._work.fail(item, error.strerror or str(error))
+
+    async def _upscale(self, item: Item) -> None:
+        job = await self._resume(item) or await self._submit(item, uuid.uuid4().hex)
+        try:
+            async with aclosing(self._client.events(job)) as events:
+                async for event in events:
+                    job = event.job
+                    self._work.show(item, _progress(job))
+            if not job.succeeded:
+                raise JobFailed(job)
+            self._work.show(item, Progress(stage="downloading", fraction=1))
+            job = await self._client.download(job, item.target)
+        except asyncio.CancelledError:
+            await self._cancel(item, job)
+            raise
+        assert job.result is not None  # what was downloaded
+        self._work.end(item, job.result.width, job.result.height)
+
+    async def _resume(self, item: Item) -> Job | None:
+        """The job of a run that was killed, if the image has one that is of use."""
+        key = self._work.open_key(item)
+        if key is None:
+            return None
+        try:
+            job = await self._submit(item, key)
+        # The key has been used up, in one of several ways; a new one tells what is wrong.
+        except Refused:
+            return None
+        return job if job.succeeded or not job.ended else None
+
+    async def _submit(self, item: Item, key: str) -> Job:
+        self._work.begin(item, key)
+        self._work.show(item, Progress(stage="uploading"))
+        form = _form(self._options, item.output_format)
+        submission = asyncio.create_task(
+            self._client.submit(item.source, idempotency_key=key, **form)
+        )
+        try:
+            return await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            # There may be a job already whose id is still on its way here.
+            await asyncio.wait([submission], timeout=CANCEL_S)
+            if submission.done() and submission.exception() is None:
+                await self._cancel(item, submission.result())
+            else:
+                submission.cancel()
+            raise
+
+    async def _cancel(self, item: Item, job: Job) -> None:
+        """Cancels a job; one that cannot be reached is left to the next run."""
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                await self._client.cancel(job)
+        except (ClientError, TimeoutError):
+            return
+        self._work.stop(item)

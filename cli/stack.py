@@ -26,7 +26,7 @@ import httpx
 from rich.text import Text
 
 from cli.checks import require_torch
-from cli.errors import NotStarted
+from cli.errors import StartFailure
 from cli.processes import (
     Child,
     describe_end,
@@ -37,7 +37,7 @@ from cli.processes import (
 )
 from cli.view import console
 
-__all__ = ["Stack", "default_data_folder", "run"]
+__all__ = ["Stack", "run"]
 
 COLOURS = {"redis": "magenta", "worker": "cyan", "service": "green", "stablesr": "bold yellow"}
 READY_S = 300.0
@@ -55,20 +55,12 @@ COMMANDS: Mapping[str, Sequence[str]] = {
 """What is started beside Redis. As modules, so that it is this package, whatever PATH says."""
 
 
-def default_data_folder() -> Path:
-    """Where the embedded mode keeps its state: `$XDG_STATE_HOME/stablesr`, per user."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "stablesr"
-
-
 class Stack:
     """The running parts.
 
     Args:
-        data: the folder of all state; made when missing, readable by its owner only.
-        host: the address that the service listens on.
-        port: its port; 0 takes a free one.
-        preset: the preset that the worker serves; the settings' own when None.
+        data: the folder of all state, readable by its owner only.
+        port: that of the service; 0 takes a free one.
         on_line: called with each line a part says and each event, as (part, line).
         commands: what to start as "worker" and as "service".
     """
@@ -111,19 +103,14 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Starts every part; `wait_ready` tells when they answer.
-
-        Raises:
-            NotInstalled: torch or a redis-server is missing.
-            NotStarted: the data folder is in use by another stack.
-        """
+        """Starts every part, unless something is not installed or the data folder is in use."""
         require_torch()
         redis_server = find_redis_server()
         for folder in (self.data, self.data / "redis", self.data / "blobs", self.data / "logs"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = self._take_lock()
         for log in (self.data / "logs").glob("*.log"):
             log.unlink()
-        self._lock = self._take_lock()
         # Never in a file or an argument.
         port, password = free_port(), secrets.token_urlsafe(24)
         self._env = {
@@ -146,17 +133,13 @@ class Stack:
             stdin=redis_config(self.data / "redis", port, password),
             # Redis holds the lock too: should this process be killed, the folder stays taken
             # for as long as its Redis lives.
-            keep=[self._lock.fileno()],
+            pass_fds=[self._lock.fileno()],
         )
         for name in ("worker", "service"):
             self._start(name, self._commands[name])
 
     def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Returns when `/readyz` answers 200: Redis, the service and the worker's model.
-
-        Raises:
-            NotStarted: a part ended, or the time is over; with the last lines it said.
-        """
+        """Returns when `/readyz` answers 200; StartFailure when a part ends or time is over."""
         deadline = time.monotonic() + timeout_s
         answer = "no answer yet"
         pause = 0.1
@@ -174,21 +157,17 @@ class Stack:
                 # Ever more slowly: each question is a line in the service's log.
                 time.sleep(pause)
                 pause = min(1.5 * pause, 1.0)
-        raise NotStarted(
+        raise StartFailure(
             f"The service was not ready after {timeout_s:.0f} seconds. {self.url}/readyz "
             f"says: {answer}. The logs are in {self.data / 'logs'}."
         )
 
     def check(self) -> None:
-        """Looks after the parts: a dead worker is started again.
-
-        Raises:
-            NotStarted: Redis or the service ended, or the worker did so too often.
-        """
+        """Starts a dead worker again; StartFailure when it dies too often, or another part."""
         for name in ("redis", "service"):
             status = self._children[name].poll()
             if status is not None:
-                raise NotStarted(_describe(self._children[name], status))
+                raise StartFailure(_describe(self._children[name], status))
         worker = self._children["worker"]
         status = worker.poll()
         if status is None:
@@ -196,7 +175,7 @@ class Stack:
         now = time.monotonic()
         self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S]
         if len(self._restarts) >= RESTARTS:
-            raise NotStarted(
+            raise StartFailure(
                 f"The worker was started {RESTARTS} times more within "
                 f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_describe(worker, status)}"
             )
@@ -227,19 +206,17 @@ class Stack:
 
     def _start(self, name: str, command: Sequence[str], **options: Any) -> None:
         """`options` are those of a `Child`."""
-        log = self.data / "logs" / f"{name}.log"
-        on_line = partial(self._on_line, name)
-        self._children[name] = Child(
-            name, command, env=self._env, log=log, on_line=on_line, **options
-        )
+        options |= {"env": self._env, "log": self.data / "logs" / f"{name}.log"}
+        options["on_line"] = partial(self._on_line, name)
+        self._children[name] = Child(name, command, **options)
 
     def _stop_part(self, name: str, grace_s: float) -> None:
         child = self._children[name]
-        running = child.poll() is None
+        is_alive = child.poll() is None
         status = child.stop(grace_s)
         del self._children[name]
         # The service ends by the very signal it was sent, after it has closed everything.
-        if running and status not in (0, -signal.SIGTERM):
+        if is_alive and status not in (0, -signal.SIGTERM):
             self._on_line("stablesr", f"The part {name} ended {describe_end(status)}.")
 
     def _take_lock(self) -> IO[str]:
@@ -250,7 +227,7 @@ class Stack:
             lock.seek(0)
             holder = lock.read().strip()
             lock.close()
-            raise NotStarted(
+            raise StartFailure(
                 f"The data folder {self.data} is in use by process {holder or 'unknown'} or by "
                 "its Redis: stop that first, or give another folder with --data."
             ) from None
@@ -264,16 +241,19 @@ def _describe(child: Child, status: int) -> str:
     return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"
 
 
-def run(data: Path, *, host: str, port: int, preset: str | None) -> None:
-    """Starts all parts, says where the page is, shows their lines, and ends them on a signal.
+def run(data: Path | None, *, host: str, port: int, preset: str | None) -> None:
+    """Starts all parts, says where the page is, shows their lines, and ends them on a signal."""
+    if data is None:
+        state = os.environ.get("XDG_STATE_HOME")
+        data = (Path(state) if state else Path.home() / ".local" / "state") / "stablesr"
 
-    Raises:
-        CliError: a part could not be started or ended for good.
-    """
-    with (
-        ends_as_interrupt(),
-        Stack(data, host=host, port=port, preset=preset, on_line=_print_line) as stack,
-    ):
+    def print_line(part: str, line: str) -> None:
+        # A Text, since a log line may hold brackets that would read as markup.
+        prefix = Text(f"{part:>8} | ", style=COLOURS[part])
+        console.print(prefix.append(line, style="default"), soft_wrap=True)
+
+    stack = Stack(data, host=host, port=port, preset=preset, on_line=print_line)
+    with ends_as_interrupt(), stack:
         try:
             with console.status("Starting Redis, a worker and the service ..."):
                 stack.start()
@@ -289,10 +269,3 @@ def run(data: Path, *, host: str, port: int, preset: str | None) -> None:
         except KeyboardInterrupt:
             console.print("Ending: a running job goes back to the queue ...")
     console.print("Ended.")
-
-
-def _print_line(part: str, line: str) -> None:
-    # A Text, since a log line may hold brackets that would read as markup.
-    text = Text(f"{part:>8} | ", style=COLOURS[part])
-    text.append(line, style="default")
-    console.print(text, soft_wrap=True)

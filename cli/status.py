@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
 
-from cli.errors import Refused, Unreachable
+from cli.errors import Refusal, Unreachable
 from cli.options import ApiKey, Server
 
 if TYPE_CHECKING:  # help needs neither HTTP nor metrics
     import httpx
+    from prometheus_client.samples import Sample
 
 __all__ = ["status"]
 
 STATES = ("queued", "processing", "succeeded", "failed", "canceled", "expired")
 
-Labels = frozenset[tuple[str, str]]
-
 
 def status(server: Server = None, api_key: ApiKey = None) -> None:
     """Show a server's workers, its queue and what became of its jobs."""
     import httpx
+    from prometheus_client.parser import text_string_to_metric_families
 
     server = server or "http://127.0.0.1:8000"
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
@@ -33,57 +32,44 @@ def status(server: Server = None, api_key: ApiKey = None) -> None:
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise Unreachable(f"No server answers at {server}: {error}.") from error
     if metrics.status_code != httpx.codes.OK:
-        raise Refused(f"{server}/metrics answers {metrics.status_code}: {_detail(metrics)}")
-    typer.echo(f"{'ready' if ready.is_success else 'not ready'}: {_ready(ready)}")
-    for line in _lines(_samples(metrics.text)):
+        raise Refusal(f"{server}/metrics answers {metrics.status_code}: {_detail(metrics)}")
+    if ready.is_success:
+        components = ready.json()["components"]
+        parts = ", ".join(f"{name} {part['detail']}" for name, part in components.items())
+        typer.echo(f"ready: {parts}")
+    else:
+        typer.echo(f"not ready: {_detail(ready)}")
+    families = text_string_to_metric_families(metrics.text)
+    for line in _lines([sample for family in families for sample in family.samples]):
         typer.echo(line)
 
 
-def _detail(answer: httpx.Response) -> str:
-    if answer.headers.get("Content-Type") == "application/problem+json":
-        return str(answer.json().get("detail"))
+def _detail(response: httpx.Response) -> str:
+    if response.headers.get("Content-Type") == "application/problem+json":
+        return str(response.json().get("detail"))
     return "not the answer of this service."
 
 
-def _ready(answer: httpx.Response) -> str:
-    if not answer.is_success:
-        return _detail(answer)
-    components = answer.json()["components"]
-    return ", ".join(f"{name} {part['detail']}" for name, part in components.items())
+def _lines(samples: list[Sample]) -> Iterator[str]:
+    def select(name: str) -> list[Sample]:
+        return [sample for sample in samples if sample.name == f"stablesr_{name}"]
 
+    def by_state(name: str) -> str:
+        counts = {sample.labels["state"]: sample.value for sample in select(name)}
+        parts = [f"{counts[state]:.0f} {state}" for state in STATES if round(counts.get(state, 0))]
+        return ", ".join(parts) or "nothing"
 
-def _samples(text: str) -> Mapping[str, Mapping[Labels, float]]:
-    from prometheus_client.parser import text_string_to_metric_families
-
-    samples: dict[str, dict[Labels, float]] = defaultdict(dict)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            samples[sample.name][frozenset(sample.labels.items())] = sample.value
-    return samples
-
-
-def _lines(samples: Mapping[str, Mapping[Labels, float]]) -> list[str]:
-    lines = []
-    oldest = samples.get("stablesr_queue_oldest_seconds", {})
-    running = samples.get("stablesr_running_jobs", {})
-    for labels, count in samples.get("stablesr_workers", {}).items():
-        preset, state = dict(labels)["preset"], dict(labels)["state"]
-        lines.append(f"workers   {preset}: {count:g} {state}")
-    for labels, count in running.items():
-        lines.append(f"running   {dict(labels)['preset']}: {count:g} jobs")
-    for labels, count in samples.get("stablesr_queue_jobs", {}).items():
-        if count:
-            waits = f"the next one for {oldest.get(labels, 0):.0f} s"
-            lines.append(f"waiting   {dict(labels)['preset']}: {count:g} jobs, {waits}")
-    lines.append("last minute   " + _by_state(samples, "stablesr_job_moves_last_minute"))
-    lines.append("since ever    " + _by_state(samples, "stablesr_job_moves_total"))
-    for labels, size in samples.get("stablesr_worker_memory_bytes", {}).items():
-        names = dict(labels)
-        lines.append(f"memory    {names['worker']}: {names['kind']} {size / 2**20:.0f} MiB")
-    return lines
-
-
-def _by_state(samples: Mapping[str, Mapping[Labels, float]], name: str) -> str:
-    counts = {dict(labels)["state"]: count for labels, count in samples.get(name, {}).items()}
-    parts = [f"{counts[state]:.0f} {state}" for state in STATES if round(counts.get(state, 0))]
-    return ", ".join(parts) or "nothing"
+    for s in select("workers"):
+        yield f"workers   {s.labels['preset']}: {s.value:g} {s.labels['state']}"
+    for s in select("running_jobs"):
+        yield f"running   {s.labels['preset']}: {s.value:g} jobs"
+    oldest = {s.labels["preset"]: s.value for s in select("queue_oldest_seconds")}
+    for s in select("queue_jobs"):
+        if s.value:
+            preset = s.labels["preset"]
+            waits = f"the next one for {oldest.get(preset, 0):.0f} s"
+            yield f"waiting   {preset}: {s.value:g} jobs, {waits}"
+    yield "last minute   " + by_state("job_moves_last_minute")
+    yield "since ever    " + by_state("job_moves_total")
+    for s in select("worker_memory_bytes"):
+        yield f"memory    {s.labels['worker']}: {s.labels['kind']} {s.value / 2**20:.0f} MiB"

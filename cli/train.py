@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from cli.checks import require
-from cli.errors import BadSettings, CliError, InputError, JobFailed, translate
+from cli.errors import BadSettings, CliError, InputError, JobFailure, translate
 from cli.options import option
 from cli.view import console
 
@@ -30,7 +30,7 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
 ) -> None:
     """Train a stage on your own photographs: the guidance (encoder), CFW, the prior, the VAE."""
-    require("Training", ("accelerate", "tensorboard"), "train")
+    require("train", "Training")
     from models.errors import ModelError
     from training import run
     from training.config import InvalidRun, NoPhotographs, RunExists, read_settings
@@ -40,7 +40,7 @@ def train(
         InvalidRun: BadSettings,
         NoPhotographs: InputError,
         RunExists: InputError,
-        ModelError: JobFailed,
+        ModelError: JobFailure,
     }
     with translate(errors):
         settings = read_settings(config)
@@ -52,11 +52,8 @@ def train(
         else:
             end = run.train(stage, settings, out, resume=resume, max_steps=max_steps, say=_print)
     if end == "stopped":
-        raise Stopped("Stopped after a checkpoint; --resume goes on from there.")
-
-
-class Stopped(CliError, exit_code=130):
-    """A signal ended it; the exit code is that of an interruption."""
+        console.print("Stopped after a checkpoint; --resume goes on from there.")
+        raise typer.Exit(130)
 
 
 def _print(line: str) -> None:

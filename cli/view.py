@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
@@ -21,12 +19,12 @@ from rich.progress import (
 )
 from rich.table import Column
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # help needs neither torch nor HTTP
     from models.checkpoints.files import WeightsProgress
+    from stablesr_client import Progress as JobProgress
 
 __all__ = [
     "FolderView",
-    "Moment",
     "ProgressView",
     "WeightsView",
     "console",
@@ -46,21 +44,6 @@ WEIGHTS_STAGES = {
     "convert": "converting to",
     "verify": "verifying",
 }
-
-
-@dataclass(frozen=True)
-class Moment:
-    """How far the work on an image is.
-
-    `fraction` of all of it is 0 to 1; `step` of `steps` counts from 1 within the stage that has
-    steps; `eta_seconds` is None while it is unknown.
-    """
-
-    stage: str
-    fraction: float = 0.0
-    step: int | None = None
-    steps: int | None = None
-    eta_seconds: float | None = None
 
 
 class _View(Progress):
@@ -90,7 +73,7 @@ class ProgressView(_View):
         self._print_stage()
         return super().__enter__()
 
-    def show(self, now: Moment) -> None:
+    def show(self, now: JobProgress) -> None:
         """Shows the stage, the fraction of all work, the step, and the time left."""
         self.update(
             self._task,
@@ -133,15 +116,12 @@ class WeightsView(_View):
 
 class FolderView(_View):
     """The progress of a folder: images done of all, the time left, the failures, and the image
-    that moved last. Where standard error is no terminal, a line for each image.
+    that is worked on. Where standard error is no terminal, a line for each image."""
 
-    `clock` tells the time, for tests.
-    """
-
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self) -> None:
         super().__init__(
             SpinnerColumn(),
-            "{task.fields[count]}",
+            "{task.fields[ends]}/{task.total}",
             BarColumn(bar_width=24),
             PERCENTAGE,
             TextColumn("{task.fields[failures]}", style="red"),
@@ -153,14 +133,10 @@ class FolderView(_View):
             ),
             expand=True,
         )
-        self._clock = clock
-        self._total = 0
-        self._ended = 0
-        self._failures = 0
-        self._current = ""
-        self._running: dict[str, float] = {}
+        self._ends = self._failures = 0
+        self._fractions: dict[str, float] = {}
         self._start_time: float | None = None
-        self._task = self.add_task("", total=1.0, count="", failures="", left="", current="")
+        self._task = self.add_task("", ends=0, failures="", left="", current="beginning")
 
     def __enter__(self) -> Self:
         # The line comes with `begin`: what is printed before it stands alone.
@@ -168,23 +144,23 @@ class FolderView(_View):
 
     def begin(self, total: int, summary: str) -> None:
         """`total` images are to be done, which `summary` says."""
-        self._total = total
         console.print(summary)
-        self._draw("beginning")
+        self.update(self._task, total=total)
         self.start()
 
-    def moved(self, name: str, moment: Moment) -> None:
+    def show(self, name: str, now: JobProgress) -> None:
         """An image is at this stage."""
-        self._start_time = self._clock() if self._start_time is None else self._start_time
-        self._running[name] = moment.fraction
-        steps = f" {moment.step}/{moment.steps}" if moment.step is not None and moment.steps else ""
-        others = f" (+{len(self._running) - 1})" if len(self._running) > 1 else ""
+        self._start_time = monotonic() if self._start_time is None else self._start_time
+        self._fractions[name] = now.fraction
+        steps = f" {now.step}/{now.steps}" if now.step is not None and now.steps else ""
+        others = f" (+{len(self._fractions) - 1})" if len(self._fractions) > 1 else ""
         # The name last: it is what may be cut off.
-        self._draw(f"{moment.stage}{steps} {printable(name)}{others}")
+        current = f"{now.stage}{steps} {printable(name)}{others}"
+        self.update(self._task, completed=self._images(), left=self._left(), current=current)
 
-    def done(self, name: str, output: str, width: int, height: int, seconds: float) -> None:
+    def end(self, name: str, output: str, width: int, height: int, seconds: float) -> None:
         """An image's result is in its place."""
-        self._end(name)
+        self._drop(name)
         if not console.is_terminal:
             left = self._left()
             self._print(
@@ -192,41 +168,34 @@ class FolderView(_View):
                 f"{seconds:.1f} s" + (f"; {left}" if left else "")
             )
 
-    def failed(self, name: str, reason: str) -> None:
+    def fail(self, name: str, reason: str) -> None:
         """An image failed; said at once, on a terminal too."""
         self._failures += 1
-        self._end(name)
+        self._drop(name)
         self._print(f"{printable(name)} failed: {reason}", style="red")
 
-    def _end(self, name: str) -> None:
-        self._running.pop(name, None)
-        self._ended += 1
-        self._draw()
+    def _drop(self, name: str) -> None:
+        self._fractions.pop(name, None)
+        self._ends += 1
+        failures = f"{self._failures} failed" if self._failures else ""
+        left, images = self._left(), self._images()
+        self.update(self._task, completed=images, ends=self._ends, failures=failures, left=left)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        count = f"[{self._ended}/{self._total}] " if not console.is_terminal else ""
+        count = f"[{self._ends}/{self.tasks[0].total}] " if not console.is_terminal else ""
         console.print(escape(count + text), style=style, soft_wrap=True)
 
-    def _draw(self, current: str | None = None) -> None:
-        self._current = self._current if current is None else current
-        worked = self._ended + sum(self._running.values())
-        self.update(
-            self._task,
-            completed=worked / self._total if self._total else 0.0,
-            count=f"{self._ended}/{self._total}",
-            failures=f"{self._failures} failed" if self._failures else "",
-            left=self._left(),
-            current=self._current,
-        )
+    def _images(self) -> float:
+        """How many have been worked on."""
+        return self._ends + sum(self._fractions.values())
 
     def _left(self) -> str:
         """The time left, if the rest goes as what has been done."""
-        worked = self._ended - self._failures + sum(self._running.values())
-        if self._start_time is None or worked <= 0:
+        images, total = self._images(), self.tasks[0].total or 0
+        if self._start_time is None or images <= self._failures:
             return ""
-        pace = (self._clock() - self._start_time) / worked
-        todo = self._total - self._ended - sum(self._running.values())
-        return f"{duration(pace * todo)} left"
+        image_s = (monotonic() - self._start_time) / (images - self._failures)
+        return f"{duration(image_s * (total - images))} left"
 
 
 def duration(seconds: float) -> str:
@@ -247,6 +216,4 @@ def readable(size: int) -> str:
 def printable(name: str) -> str:
     """A file's name as a terminal can show it, whatever bytes it is made of."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

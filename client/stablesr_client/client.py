@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import random
 import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from time import sleep
 from typing import Any, Self, Unpack
 
 import httpx
 
-from stablesr_client import protocol
 from stablesr_client.errors import JobFailed, Refused, Unreachable
-from stablesr_client.events import EventParser
 from stablesr_client.files import Image, PartialDownload, format_of, image_file
-from stablesr_client.protocol import Call, Protocol
-from stablesr_client.retry import Polling, RetryPolicy
+from stablesr_client.protocol import (
+    CANCEL_S,
+    NO_EVENTS,
+    BaseClient,
+    EventParser,
+    job_path,
+    page_params,
+    submission,
+)
+from stablesr_client.retry import Polling, Retries, RetryPolicy
 from stablesr_client.schema import Event, Job, JobPage, Models, Parameters
 
 __all__ = ["Client"]
 
 
-class Client(Protocol):
+class Client(BaseClient):
     """A client of one server; safe to share between threads, closed by its `with` block.
 
     All calls raise Unreachable when no server answers and Refused when it refuses, for longer than
@@ -34,7 +38,7 @@ class Client(Protocol):
         server: its address, such as "http://127.0.0.1:8000".
         api_key: sent as `Authorization: Bearer`.
         retry_policy: how long it tries again when the server is away or full.
-        transport: in place of the network; so are `sleep`, `now` and `chance`, for tests.
+        transport: in place of the network, for tests.
 
     Raises:
         ValueError: the address is none, or the key holds characters that cannot be sent.
@@ -47,13 +51,9 @@ class Client(Protocol):
         api_key: str | None = None,
         retry_policy: RetryPolicy | None = None,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-        now: Callable[[], float] = time.monotonic,
-        chance: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(server, api_key, retry_policy, now, chance)
+        super().__init__(server, api_key, retry_policy)
         self._http: httpx.Client = httpx.Client(transport=transport, **self._options)
-        self._sleep = sleep
 
     def __enter__(self) -> Self:
         return self
@@ -87,25 +87,24 @@ class Client(Protocol):
         Raises:
             OSError: the file cannot be read.
         """
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        fields = {name: str(value) for name, value in parameters.items() if value is not None}
+        content = submission(parameters, idempotency_key)
         with image_file(image, filename) as file:
-            files = {"image": file}
-            response = self._send(protocol.SUBMIT, headers=headers, data=fields, files=files)
+            content["files"] = {"image": file}
+            response = self._send("POST", "/upscale", **content)
         return self._read(Job, response)
 
     def get(self, job: Job | str) -> Job:
         """The job as it is now."""
-        return self._read(Job, self._send(protocol.GET, job))
+        return self._read(Job, self._send("GET", job_path(job)))
 
     def cancel(self, job: Job | str) -> Job:
         """Cancels a job; a running one stops at its next step, one that has ended stays so."""
-        response = self._send(protocol.CANCEL, job)
+        response = self._send("DELETE", job_path(job), {409})
         return self.get(job) if response.status_code == 409 else self._read(Job, response)
 
     def models(self) -> Models:
         """The presets, their defaults, limits and licences, and which are served now."""
-        return self._read(Models, self._send(protocol.MODELS))
+        return self._read(Models, self._send("GET", "/models"))
 
     def jobs(self, state: str | None = None, limit: int | None = None) -> Iterator[Job]:
         """The jobs of this key, newest first, requested page by page while they are read.
@@ -114,12 +113,12 @@ class Client(Protocol):
             state: only those in it.
             limit: at most so many.
         """
-        left, page = sys.maxsize if limit is None else limit, None
-        while left > 0 and (page is None or page.next is not None):
-            response = self._send(protocol.LIST, params=protocol.list_params(state, left, page))
-            page = self._read(JobPage, response)
-            yield from page.jobs[:left]
-            left -= len(page.jobs)
+        remaining, page = sys.maxsize if limit is None else limit, JobPage(jobs=())
+        while remaining > 0:
+            params = page_params(state, page.next, remaining)
+            page = self._read(JobPage, self._send("GET", "/jobs", params=params))
+            yield from page.jobs[:remaining]
+            remaining = 0 if page.next is None else remaining - len(page.jobs)
 
     def wait(
         self,
@@ -138,15 +137,15 @@ class Client(Protocol):
             TimedOut: the timeout is over.
         """
         job = self.get(job) if isinstance(job, str) else job
-        if on_progress is not None:
-            on_progress(job)
-        polling = self._polling(job, timeout)
-        while not polling.job.ended:
-            if self._poll(polling) and on_progress is not None:
+        polling = Polling(job, self._policy, timeout)
+        while True:
+            if on_progress is not None:
                 on_progress(polling.job)
-        if not polling.job.succeeded:
-            raise JobFailed(polling.job)
-        return polling.job
+            if polling.job.succeeded:
+                return polling.job
+            if polling.job.ended:
+                raise JobFailed(polling.job)
+            self._poll(polling)
 
     def events(self, job: Job | str, last_event_id: str | None = None) -> Iterator[Event]:
         """The changes of a job, as they happen, until its end; a cut stream is resumed.
@@ -154,35 +153,35 @@ class Client(Protocol):
         A server without events is polled instead. Events up to `last_event_id` are left out.
         """
         job = self.get(job) if isinstance(job, str) else job
-        parser, attempts = EventParser(last_event_id), self._attempts()
+        parser, retries = EventParser(last_event_id), Retries(self._policy)
         while True:
-            response = self._send(protocol.EVENTS, job, headers=parser.headers())
+            response = self._send(
+                "GET", job_path(job, "/events"), NO_EVENTS, stream=True, headers=parser.headers()
+            )
             with closing(response):
-                if response.status_code in protocol.NO_EVENTS:
+                if response.status_code in NO_EVENTS:
                     break
                 if response.status_code == 204:  # the caller's last event was the end
                     return
-                connected_at = self._clock.now()
-                parser.reconnected()
+                retries.connect()
+                parser.connect()
                 outage = Unreachable(f"{self._server} ended the events before the job's end.")
                 try:
                     for chunk in response.iter_bytes():
                         for event in self._read_events(parser, chunk, job):
-                            attempts.reset()
+                            retries.reset()
                             yield event
                             if event.name == "end":
                                 return
                             job = event.job
                 except httpx.TransportError as error:
                     outage = self._outage(error)
-            if self._clock.now() - connected_at > self._policy.longest_pause_s:
-                attempts.reset()
-            self._sleep(max(attempts.pause_after(outage), parser.retry_s))
-        polling = self._polling(self.get(job))
+            sleep(max(retries.pause_after(outage), parser.retry_s))
+        polling = Polling(self.get(job), self._policy)
         yield polling.event()
         while not polling.job.ended:
-            if self._poll(polling):
-                yield polling.event()
+            self._poll(polling)
+            yield polling.event()
 
     def download(self, job: Job | str, path: Path | str) -> Job:
         """Writes the result of a job that has succeeded to a file.
@@ -198,20 +197,22 @@ class Client(Protocol):
         job = self.get(job) if isinstance(job, str) or job.result is None else job
         if job.result is None:
             raise JobFailed(job)
-        attempts = self._attempts()
+        retries = Retries(self._policy)
         with PartialDownload(Path(path), job.result) as part:
-            while not part.complete():
+            while not part.is_complete():
                 try:
-                    response = self._send(protocol.RESULT, job, headers=part.headers())
+                    response = self._send(
+                        "GET", job_path(job, "/result"), {416}, stream=True, headers=part.headers()
+                    )
                     with closing(response):
                         part.begin(response)
                         for chunk in response.iter_bytes():
                             if part.write(chunk):
-                                attempts.reset()
+                                retries.reset()
                         part.end()
                 except httpx.TransportError as error:
-                    self._sleep(attempts.pause_after(self._outage(error)))
-            part.keep()
+                    sleep(retries.pause_after(self._outage(error)))
+            part.rename()
         return job
 
     def upscale(
@@ -240,32 +241,42 @@ class Client(Protocol):
             raise
         except BaseException:  # an interruption too: the result will not be fetched
             with suppress(httpx.TransportError):
-                self._http.delete(protocol.CANCEL.path_of(job), timeout=protocol.CANCEL_S)
+                self._http.delete(job_path(job), timeout=CANCEL_S)
             raise
         return self.download(job, target)
 
-    def _poll(self, polling: Polling) -> bool:
-        """Asks for the job again, after a pause; whether it has changed."""
-        self._sleep(polling.pause())
-        response = self._send(protocol.POLL, polling.job, polling, headers=polling.headers())
-        return self._read_poll(response, polling)
+    def _poll(self, polling: Polling) -> None:
+        """Polls until the job has changed."""
+        has_news = False
+        while not has_news:
+            sleep(polling.limit(polling.pause_s))
+            path = job_path(polling.job)
+            response = self._send("GET", path, {304}, polling=polling, headers=polling.headers)
+            has_news = self._read_poll(response, polling)
 
     def _send(
-        self, call: Call, job: Job | str = "", polling: Polling | None = None, **content: Any
+        self,
+        method: str,
+        path: str,
+        accept: Collection[int] = (),
+        *,
+        stream: bool = False,
+        polling: Polling | None = None,
+        **content: Any,
     ) -> httpx.Response:
-        """Sends a request until its answer is a success or accepted, or the polling times out."""
-        attempts = self._attempts(polling)
-        failure: Refused | Unreachable | None
+        """Sends a request until it succeeds or is accepted, or the polling times out."""
+        retries = Retries(self._policy, polling)
+        failure: Refused | Unreachable
         while True:
-            request = self._request(call, job, polling, content)
+            request = self._request(method, path, polling, content)
             try:
-                response = self._http.send(request, stream=call.stream)
+                response = self._http.send(request, stream=stream)
                 if not response.is_success:
                     response.read()
+                self._check(response, accept)
+                return response
             except httpx.TransportError as error:
                 failure = self._outage(error)
-            else:
-                failure = self._refusal(call, response)
-                if failure is None:
-                    return response
-            self._sleep(attempts.pause_after(failure))
+            except Refused as error:
+                failure = error
+            sleep(retries.pause_after(failure))

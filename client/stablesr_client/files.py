@@ -23,27 +23,17 @@ Image = Path | str | bytes | BinaryIO
 """A file's path, a file's content, or an open binary file."""
 
 FORMATS: Mapping[str, str] = {
-    ".png": "png",
-    ".webp": "webp",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".tif": "tiff",
-    ".tiff": "tiff",
+    **{".png": "png", ".webp": "webp"},
+    **{".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff"},
 }
 """The format of a result by the suffix of its file's name."""
 
 
 def format_of(target: Path) -> str:
-    """The format that a file's name asks for.
-
-    Raises:
-        ValueError: its suffix is none of those known.
-    """
-    try:
-        return FORMATS[target.suffix.lower()]
-    except KeyError:
-        known = ", ".join(FORMATS)
-        raise ValueError(f"{target}: the name must end in one of {known}.") from None
+    """The format that a file's name asks for; ValueError when its suffix is unknown."""
+    if (suffix := target.suffix.lower()) not in FORMATS:
+        raise ValueError(f"{target}: the name must end in one of {', '.join(FORMATS)}.")
+    return FORMATS[suffix]
 
 
 @contextmanager
@@ -68,14 +58,7 @@ def _utf8(name: str) -> str:
 class PartialDownload:
     """A result on its way to the disk: beside its target until it is complete, then renamed.
 
-    Nothing is left beside the target at the end of its `with` block.
-
-    Args:
-        target: the file that is replaced in the end.
-        result: what the job announced.
-
-    Raises:
-        OSError: the file cannot be written.
+    Nothing remains beside the target at the end of its `with` block. Its methods raise OSError.
     """
 
     def __init__(self, target: Path, result: Result) -> None:
@@ -83,13 +66,12 @@ class PartialDownload:
         self._result = result
         # Two downloads to one target do not meet, not even those of two threads.
         self._path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        self._furthest = self._restarts = 0
         self._etag: str | None = None
-        self._furthest = 0
-        self._restarted = False
 
     def __enter__(self) -> Self:
         self._file = self._path.open("wb")
-        self._restart()
+        self._clear()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -108,11 +90,11 @@ class PartialDownload:
         return headers
 
     def begin(self, response: httpx.Response) -> None:
-        """Reads the head of an answer, whose body continues the bytes so far or replaces them."""
+        """Reads the head of a response, whose body continues the bytes so far or replaces them."""
         match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         partial = response.status_code == httpx.codes.PARTIAL_CONTENT
         if not (partial and match and int(match[1]) == self._size):
-            self._restart()
+            self._clear()
         etag = response.headers.get("ETag")
         # Only a strong one promises the same bytes.
         self._etag = etag if etag and not etag.startswith("W/") else None
@@ -126,18 +108,14 @@ class PartialDownload:
         return self._size > furthest
 
     def end(self) -> None:
-        """The body has ended, and was not cut."""
-        self._ended = True
+        """The body has come to its end, and was not cut."""
+        self._at_end = True
 
-    def complete(self) -> bool:
-        """Whether the bytes are those that were announced; wrong ones are dropped once.
-
-        Raises:
-            DownloadFailed: they are wrong for the second time.
-        """
+    def is_complete(self) -> bool:
+        """Whether the bytes are those announced; wrong ones are dropped once, then refused."""
         digest = self._hash.hexdigest()
         if self._size != self._result.bytes:
-            if not self._ended:
+            if not self._at_end:
                 return False
             fault = f"The result should have {self._result.bytes} bytes; {self._size} arrived."
         elif self._result.sha256 in (None, digest):
@@ -145,23 +123,23 @@ class PartialDownload:
         else:
             fault = f"The result's sha256 should be {self._result.sha256}; it is {digest}."
         # Once more from the start: the pieces may have been of two files.
-        if self._restarted:
+        if self._restarts:
             raise DownloadFailed(fault)
-        self._restarted = True
-        self._restart()
+        self._restarts = 1
+        self._clear()
         return False
 
-    def keep(self) -> None:
+    def rename(self) -> None:
         """Makes it the target, on the disk before it has the target's name."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         self._path.replace(self._target)
 
-    def _restart(self) -> None:
+    def _clear(self) -> None:
         self._file.seek(0)
         self._file.truncate()
         self._hash = hashlib.sha256()
         self._size = 0
         self._etag = None
-        self._ended = False
+        self._at_end = False

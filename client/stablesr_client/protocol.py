@@ -1,9 +1,11 @@
-"""What both clients share: a server's address, its requests, and what its answers mean."""
+"""What both clients share: a server's address, its requests, and what its responses mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import codecs
+import io
+import uuid
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -18,11 +20,18 @@ from stablesr_client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from stablesr_client.events import EventParser
-from stablesr_client.retry import Attempts, Clock, Polling, RetryPolicy, retry_after_s
-from stablesr_client.schema import Event, Job, JobPage, Problem, Progress
+from stablesr_client.retry import Polling, RetryPolicy, retry_after_s
+from stablesr_client.schema import Event, Job, Problem, Progress
 
-__all__ = ["CANCEL_S", "NO_EVENTS", "Call", "Protocol", "list_params"]
+__all__ = [
+    "CANCEL_S",
+    "NO_EVENTS",
+    "BaseClient",
+    "EventParser",
+    "job_path",
+    "page_params",
+    "submission",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -30,13 +39,11 @@ SILENCE_S = 60.0
 """How long a server may be silent, such as while it takes in an upload."""
 CONNECT_S = 10.0
 CANCEL_S = 5.0
-"""How long the cancellation of a caller who is being interrupted may take."""
+"""How long the cancellation for an interrupted caller may take."""
 SHORTEST_S = 0.1
-"""The least time for a request, however near the end of a timeout is."""
+"""The least time for a request, however near the timeout is."""
 PAGE_SIZE = 100
 
-# The same request may be answered otherwise later.
-TRANSIENT = frozenset({408, 429, 502, 503, 504})
 # How a server without events answers, or one with too many streams open. 404 may also mean that
 # it does not know the job, which polling will show.
 NO_EVENTS = frozenset({404, 405, 406, 429, 501})
@@ -47,50 +54,12 @@ REFUSALS: Mapping[int, type[Refused]] = {
 }
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call of the service's HTTP interface.
-
-    `accept` are the statuses beside success that the caller understands, `retry_on` those after
-    which it is sent again. With `stream` the body of a success is left to be read.
-    """
-
-    method: str
-    path: str
-    accept: frozenset[int] = frozenset()
-    retry_on: frozenset[int] = TRANSIENT
-    stream: bool = False
-
-    def path_of(self, job: Job | str) -> str:
-        """The path for a job, given by itself or its id."""
-        return self.path.format(id=quote(job if isinstance(job, str) else job.id, safe=""))
-
-
-# With Retry-After, 409 means that the first submission under its key is being worked on.
-SUBMIT = Call("POST", "/upscale", retry_on=TRANSIENT | {409})
-LIST = Call("GET", "/jobs")
-MODELS = Call("GET", "/models")
-GET = Call("GET", "/jobs/{id}")
-# While a job is waited for, one answer 500 is no reason to give it up.
-POLL = Call("GET", "/jobs/{id}", accept=frozenset({304}), retry_on=TRANSIENT | {500})
-EVENTS = Call("GET", "/jobs/{id}/events", NO_EVENTS, TRANSIENT | {500}, stream=True)
-CANCEL = Call("DELETE", "/jobs/{id}", accept=frozenset({409}))
-RESULT = Call("GET", "/jobs/{id}/result", accept=frozenset({416}), stream=True)
-
-
-class Protocol:
+class BaseClient:
     """A client without its sending; the arguments are those of `Client`."""
 
     _http: httpx.Client | httpx.AsyncClient
 
-    def __init__(
-        self,
-        server: str,
-        api_key: str | None,
-        retry_policy: RetryPolicy | None,
-        now: Callable[[], float],
-        chance: Callable[[], float],
-    ) -> None:
+    def __init__(self, server: str, api_key: str | None, retry_policy: RetryPolicy | None) -> None:
         try:
             url = httpx.URL(server)
         except httpx.InvalidURL as error:
@@ -106,10 +75,9 @@ class Protocol:
                 raise ValueError("The API key holds characters that no key has.")
             headers["Authorization"] = f"Bearer {api_key}"
         self._server = str(url.copy_with(userinfo=b"")).rstrip("/")
-        self._answered = False
-        """Whether the server has ever answered."""
+        self._has_answered = False
+        """Whether the server ever has."""
         self._policy = retry_policy or RetryPolicy()
-        self._clock = Clock(now, chance)
         self._options: dict[str, Any] = {
             "base_url": url,
             "headers": headers,
@@ -117,48 +85,37 @@ class Protocol:
             "trust_env": url.scheme == "https" or url.host not in LOOPBACK,
         }
 
-    def _attempts(self, polling: Polling | None = None) -> Attempts:
-        return Attempts(self._policy, self._clock, polling)
-
-    def _polling(self, job: Job, timeout: float | None = None) -> Polling:
-        return Polling(job, self._policy, self._clock, timeout)
-
     def _request(
-        self, call: Call, job: Job | str, polling: Polling | None, content: Mapping[str, Any]
+        self, method: str, path: str, polling: Polling | None, content: Mapping[str, Any]
     ) -> httpx.Request:
-        """The request of a call, which does not outlast the polling's timeout."""
-        left_s = SILENCE_S if polling is None else polling.left_s()
-        silence_s = min(max(left_s, SHORTEST_S), SILENCE_S)
+        """A request that does not outlast the polling's timeout."""
+        remaining_s = SILENCE_S if polling is None else polling.remaining_s()
+        silence_s = min(max(remaining_s, SHORTEST_S), SILENCE_S)
         timeout = httpx.Timeout(silence_s, connect=min(silence_s, CONNECT_S))
-        return self._http.build_request(call.method, call.path_of(job), timeout=timeout, **content)
+        return self._http.build_request(method, path, timeout=timeout, **content)
 
     def _outage(self, error: httpx.TransportError) -> Unreachable:
-        """A broken connection as an error of the client.
+        """A broken connection as an error of the client; raises one that is final.
 
-        Raises:
-            Unreachable: it is final. Where no server has ever answered, the address is more
-                likely wrong than its server away; and what is wrong with a request stays so.
+        Where no server has ever answered, the address is more likely wrong than its server away;
+        and what is wrong with a request stays so.
         """
-        reason = str(error) or type(error).__name__
-        outage = Unreachable(f"No server answers at {self._server} ({reason}).")
+        outage = Unreachable(
+            f"No server answers at {self._server} ({str(error) or type(error).__name__})."
+        )
         outage.__cause__ = error
         passing = httpx.NetworkError | httpx.TimeoutException | httpx.RemoteProtocolError
-        if not isinstance(error, passing) or (
-            isinstance(error, httpx.ConnectError) and not self._answered
-        ):
+        is_unknown = isinstance(error, httpx.ConnectError) and not self._has_answered
+        if is_unknown or not isinstance(error, passing):
             raise outage
         return outage
 
-    def _refusal(self, call: Call, response: httpx.Response) -> Refused | None:
-        """A refusal after which to try again; None for a success or an accepted status.
-
-        Raises:
-            Refused: it is final.
-        """
-        self._answered = True
+    def _check(self, response: httpx.Response, accept: Collection[int]) -> None:
+        """Raises Refused, unless it is a success or a status that the caller accepts."""
+        self._has_answered = True
         status = response.status_code
-        if response.is_success or status in call.accept:
-            return None
+        if response.is_success or status in accept:
+            return
         try:
             problem = Problem.model_validate_json(response.content)
         except ValidationError:
@@ -166,15 +123,12 @@ class Protocol:
         answer = f"{self._server} answered {status} {response.reason_phrase}".strip()
         retry_after = retry_after_s(response.headers.get("Retry-After"))
         fields = {"title": problem.title or answer, "status": status, "retry_after": retry_after}
-        refusal = REFUSALS.get(status, Refused)(problem.model_copy(update=fields))
-        # The service itself (not a proxy) that names no time will not change its answer.
-        if status not in call.retry_on or (problem.slug and retry_after is None):
-            raise refusal
-        return refusal
+        raise REFUSALS.get(status, Refused)(problem.model_copy(update=fields))
 
-    def _read(self, model: type[M], answer: httpx.Response | str) -> M:
+    def _read(self, model: type[M], source: httpx.Response | str) -> M:
+        content = source.content if isinstance(source, httpx.Response) else source
         try:
-            return model.model_validate_json(answer if isinstance(answer, str) else answer.content)
+            return model.model_validate_json(content)
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise UnexpectedAnswer(
@@ -183,24 +137,79 @@ class Protocol:
 
     def _read_poll(self, response: httpx.Response, polling: Polling) -> bool:
         """Whether the job has changed."""
-        same = response.status_code == 304
-        return polling.update(None if same else self._read(Job, response), response.headers)
+        job = None if response.status_code == 304 else self._read(Job, response)
+        return polling.update(job, response.headers)
 
     def _read_events(self, parser: EventParser, chunk: bytes, job: Job) -> Iterator[Event]:
         """The events that the next bytes of a stream complete, for the job as it was before."""
-        for event in parser.feed(chunk):
-            if event.name == "progress":
-                progress = self._read(Progress, event.data)
-                job = job.model_copy(update={"progress": progress})
-            elif event.name in ("state", "end"):
-                job = self._read(Job, event.data)
+        for name, data in parser.feed(chunk):
+            if name == "progress":
+                job = job.model_copy(update={"progress": self._read(Progress, data)})
+            elif name in ("state", "end"):
+                job = self._read(Job, data)
             else:
                 continue
-            yield Event(name=event.name, job=job, id=event.id)
+            yield Event(name=name, job=job, id=parser.last_id)
 
 
-def list_params(state: str | None, left: int, page: JobPage | None) -> dict[str, str]:
-    """The query for the page after another, with at most as many jobs as are left to list."""
-    cursor = None if page is None else page.next
-    params = {"state": state, "cursor": cursor, "limit": str(min(left, PAGE_SIZE))}
+class EventParser:
+    """Parses Server-Sent Events (HTML Living Standard, 9.2) from bytes, however they are cut.
+
+    `last_id` and `retry_s`, the pause before a new connection, outlive a connection.
+    """
+
+    def __init__(self, last_id: str | None = None) -> None:
+        self.last_id = last_id
+        self.retry_s = 0.0
+        self.connect()
+
+    def connect(self) -> None:
+        """A connection begins: drops the unfinished event of the last one."""
+        decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        # Not httpx's lines, which end at any of Unicode's separators.
+        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
+        self._line, self._id, self._name = "", self.last_id, ""
+        self._data: list[str] = []
+
+    def headers(self) -> dict[str, str]:
+        """The headers of a request for the events after the last one."""
+        resume = {} if self.last_id is None else {"Last-Event-ID": self.last_id}
+        return {"Accept": "text/event-stream", **resume}
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
+        """Name and data of each event that these bytes complete; `last_id` is then its id."""
+        *lines, self._line = (self._line + self._decoder.decode(chunk)).split("\n")
+        for line in lines:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if not line:
+                # Only now: an event that is cut off has to be sent again.
+                self.last_id = self._id
+                if self._data:
+                    yield self._name or "message", "\n".join(self._data)
+                self._name, self._data = "", []
+            elif name == "data":
+                self._data.append(value)
+            elif name == "event":
+                self._name = value
+            elif name == "id" and "\0" not in value:
+                self._id = value
+            elif name == "retry" and value.isascii() and value.isdigit():
+                self.retry_s = int(value) / 1000
+
+
+def job_path(job: Job | str, below: str = "") -> str:
+    """The path of a job, given by itself or its id."""
+    return f"/jobs/{quote(job if isinstance(job, str) else job.id, safe='')}{below}"
+
+
+def page_params(state: str | None, cursor: str | None, remaining: int) -> dict[str, Any]:
+    """The query for a page of the list of jobs."""
+    params = {"state": state, "cursor": cursor, "limit": min(remaining, PAGE_SIZE)}
     return {name: value for name, value in params.items() if value is not None}
+
+
+def submission(parameters: Mapping[str, Any], idempotency_key: str | None) -> dict[str, Any]:
+    """What is sent beside the image: its key, drawn unless given, and the parameters."""
+    fields = {name: str(value) for name, value in parameters.items() if value is not None}
+    return {"headers": {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}, "data": fields}

@@ -73,12 +73,9 @@ class Problem(BaseModel, frozen=True):
         errors = self.members.get("errors")
         if not isinstance(errors, list) or (self.detail and len(errors) < 2):
             return text
-        faults = [
-            ": ".join(str(error[key]) for key in ("field", "detail") if error.get(key))
-            for error in errors
-            if isinstance(error, dict)
-        ]
-        return "\n".join([text, *(f"  {fault}" for fault in faults if fault)])
+        pairs = [(e.get("field"), e.get("detail")) for e in errors if isinstance(e, dict)]
+        faults = (": ".join(str(part) for part in pair if part) for pair in pairs if any(pair))
+        return "\n  ".join([text, *faults])
 
 
 class Progress(BaseModel, frozen=True):

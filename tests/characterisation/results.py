@@ -54,7 +54,7 @@ def results(folder: Path) -> Iterator[tuple[str, Result]]:
     """Upscales every case in float32 on one thread; files lie in `folder`.
 
     Raises:
-        InputError, JobFailed: as `LocalModel.upscale`.
+        InputError, JobFailure: as `LocalModel.upscale`.
     """
     settings = Settings(preset="tiny", device="cpu", tile_batch=1)
     threads = torch.get_num_threads()

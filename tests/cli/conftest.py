@@ -10,8 +10,8 @@ import pytest
 import structlog
 from PIL import Image
 
-from cli.folder import run as folder_run
-from tests.cli.folders import StubModel
+from tests.cli.fake_service import FakeService
+from tests.cli.folders import NAMES, StubModel
 from tests.scripted_server import Script, serve
 
 
@@ -34,6 +34,13 @@ def script() -> Iterator[Script]:
 
 
 @pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    Image.radial_gradient("L").resize((12, 9)).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three images, one in a sub-folder, and files that are none."""
     folder = tmp_path / "photos"
@@ -52,7 +59,23 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> type[StubModel]:
-    StubModel.loaded = 0
-    StubModel.asked, StubModel.broken = [], {}
-    monkeypatch.setattr(folder_run, "LocalModel", StubModel)
+    StubModel.count, StubModel.requests, StubModel.errors = 0, [], {}
+    monkeypatch.setattr("cli.upscale.LocalModel", StubModel)
     return StubModel
+
+
+@pytest.fixture
+def many_photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, name in enumerate(NAMES):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def service(script: Script) -> Iterator[FakeService]:
+    service = FakeService(script)
+    yield service
+    # What still waits for a job's end must not keep the server's threads.
+    service.release()

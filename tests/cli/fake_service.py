@@ -29,7 +29,7 @@ class _Job:
     state: str = "queued"
     ended: threading.Event = field(default_factory=threading.Event)
 
-    def told(self) -> dict[str, Any]:
+    def view(self) -> dict[str, Any]:
         content = result_of(self.image, self.fields)
         digest = hashlib.sha256(content).hexdigest()
         result = {"width": 96, "height": 64, "bytes": len(content), "sha256": digest}
@@ -70,7 +70,7 @@ class FakeService:
             assert self._changed.wait_for(lambda: set(names) <= set(self.uploads), timeout)
 
     def wait_for_followers(self, *names: str, timeout: float = 100) -> None:
-        """Returns when somebody follows the jobs of these files."""
+        """Returns when the jobs of these files are followed."""
         with self._changed:
             assert self._changed.wait_for(lambda: set(names) <= self._followed, timeout)
 
@@ -83,10 +83,10 @@ class FakeService:
 
     def states(self) -> dict[str, list[str]]:
         """The states of the jobs of each file."""
-        found: dict[str, list[str]] = {}
+        states: dict[str, list[str]] = {}
         for job in self.jobs.values():
-            found.setdefault(job.name, []).append(job.state)
-        return found
+            states.setdefault(job.name, []).append(job.state)
+        return states
 
     def _end(self, job: _Job, state: str) -> None:
         job.state = state
@@ -106,17 +106,17 @@ class FakeService:
             return None
         if method == "DELETE":
             self._end(job, "canceled")
-            return _json(200, job.told())
+            return _json(200, job.view())
         if rest.endswith("/events"):
             with self._changed:
                 self._followed.add(job.name)
                 self._changed.notify_all()
             job.ended.wait(60)
-            data = json.dumps(job.told())
+            data = json.dumps(job.view())
             return Answer(200, f"id: 1\nevent: end\ndata: {data}\n\n".encode())
         if rest.endswith("/result"):
             return Answer(200, result_of(job.image, job.fields), {"ETag": '"1"'})
-        return _json(200, job.told())
+        return _json(200, job.view())
 
     def _submit(self, headers: dict[str, str], body: bytes) -> Answer:
         name, image, fields = _form(headers["content-type"], body)
@@ -137,7 +137,7 @@ class FakeService:
             self._end(job, "failed")
         elif name not in self.hold and not job.ended.is_set():
             self._end(job, "succeeded")
-        return _json(202, job.told())
+        return _json(202, job.view())
 
 
 def _json(status: int, body: object) -> Answer:

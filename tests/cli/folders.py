@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from typer.testing import CliRunner, Result
 
-from cli.local import Written
 from cli.main import app
-from cli.view import Moment
 from jobs.schema import Parameters
 from jobs.settings import Settings
+from stablesr_client import Progress
 
-__all__ = ["StubModel", "names", "upscale"]
+__all__ = ["NAMES", "StubModel", "last_states", "names", "results", "run", "running", "upscale"]
 
 runner = CliRunner()
+NAMES = ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
 
 
 class StubModel:
     """In place of the real one: writes at once, and remembers what it was asked for."""
 
-    loaded = 0
-    asked: ClassVar[list[tuple[str, Parameters]]] = []
-    broken: ClassVar[dict[str, Exception]] = {}
+    count = 0
+    requests: ClassVar[list[tuple[str, Parameters]]] = []
+    errors: ClassVar[dict[str, Exception]] = {}
 
     def __init__(self, settings: Settings) -> None:
-        StubModel.loaded += 1
+        StubModel.count += 1
 
     def upscale(
         self, source: Path, targets: Mapping[int, Path], parameters: Parameters, show: Any
-    ) -> list[Written]:
+    ) -> tuple[int, int]:
         [target] = targets.values()
-        self.asked.append((source.name, parameters))
-        show(Moment("denoise", 0.5, 1, 4))
-        if source.name in self.broken:
-            raise self.broken[source.name]
-        content = b"upscaled " + source.read_bytes()
-        target.write_bytes(content)
-        return [Written(32, 24, len(content))]
+        self.requests.append((source.name, parameters))
+        show(Progress(stage="denoise", fraction=0.5, step=1, steps=4))
+        if source.name in self.errors:
+            raise self.errors[source.name]
+        target.write_bytes(b"upscaled " + source.read_bytes())
+        return 32, 24
 
 
 def upscale(source: Path, out: Path, *options: str) -> Result:
@@ -52,3 +55,30 @@ def names(folder: Path) -> list[str]:
     """The results; what begins with a dot is no result."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(f.relative_to(folder).as_posix() for f in files if not f.name.startswith("."))
+
+
+@contextmanager
+def running(*command: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def last_states(out: Path) -> dict[str, str]:
+    """The last state of each image in the journal."""
+    lines = [json.loads(line) for line in (out / ".stablesr.jsonl").read_text().splitlines()]
+    return {line["input"]: line["state"] for line in lines if "input" in line}
+
+
+def results(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir() if path.name != ".stablesr.jsonl")

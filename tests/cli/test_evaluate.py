@@ -33,7 +33,7 @@ def test_one_command_degrades_compares_and_writes_pages_and_its_study_is_tallied
     command = ["evaluate", "--hr", str(originals), *options.split(), "--out", str(out)]
     result = runner.invoke(app, command, env=WIDE)
     assert result.exit_code == 0, result.output
-    for word in ("bicubic", "narrow w=0.5", "paper, DRealSR", "PSNR", "0.6356", "2 pictures, x4"):
+    for word in ("bicubic", "narrow w=0.5", "paper, DRealSR", "PSNR", "0.6356", "2 images, x4"):
         assert word in result.stdout
     scores = json.loads((out / "scores.json").read_text())
     assert (scores["settings"]["degrade"], scores["settings"]["steps"]) == ("mild", 1)

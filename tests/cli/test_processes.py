@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 
-from cli.errors import NotInstalled
+from cli.errors import MissingExtra
 from cli.processes import (
     Child,
     describe_end,
@@ -35,7 +35,7 @@ def lines() -> queue.Queue[str]:
 
 @pytest.fixture
 def start(tmp_path: Path, lines: queue.Queue[str]) -> Start:
-    def start(code: str, stdin: str | None = None) -> Child:
+    def start(code: str, stdin: str = "") -> Child:
         command = [sys.executable, "-u", "-c", code]
         log = tmp_path / "log"
         return Child("part", command, env=os.environ, log=log, stdin=stdin, on_line=lines.put)
@@ -143,5 +143,5 @@ def test_without_a_redis_on_path_the_one_in_the_wheel_is_found(
 def test_without_any_redis_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(NotInstalled, match=r"stablesr-server\[embedded\]"):
+    with pytest.raises(MissingExtra, match=r"stablesr-server\[embedded\]"):
         find_redis_server()

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from cli import stack as stack_module
-from cli.errors import NotStarted
+from cli.errors import StartFailure
 from cli.stack import Stack
 
 WORKER = "import signal; print('worker is up', flush=True); signal.pause()"
@@ -124,7 +124,7 @@ def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
                 os.waitid(os.P_PID, stack.pid("worker"), os.WEXITED | os.WNOWAIT)
                 stack.check()
 
-        with pytest.raises(NotStarted, match="no weights here"):
+        with pytest.raises(StartFailure, match="no weights here"):
             look_after_the_worker_until_it_is_given_up()
     assert heard.count("stablesr", "starting it again") == stack_module.RESTARTS
 
@@ -134,14 +134,14 @@ def test_a_service_that_cannot_start_ends_all_with_its_last_words(
 ) -> None:
     with make(tmp_path, heard, service="raise SystemExit('the port is taken')") as stack:
         stack.start()
-        with pytest.raises(NotStarted, match="the port is taken"):
+        with pytest.raises(StartFailure, match="the port is taken"):
             stack.wait_ready(60)
 
 
 def test_a_data_folder_in_use_is_refused_with_the_holder(
     stack: Stack, tmp_path: Path, heard: Heard
 ) -> None:
-    with make(tmp_path / "data", heard) as second, pytest.raises(NotStarted) as caught:
+    with make(tmp_path / "data", heard) as second, pytest.raises(StartFailure) as caught:
         second.start()
     assert f"in use by process {os.getpid()}" in str(caught.value)
 

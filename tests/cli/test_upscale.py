@@ -1,17 +1,21 @@
-"""`stablesr upscale` through a server, as a person runs it."""
+"""`stablesr upscale` of one image, through a server and here, as a person runs it."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
+from cli.options import UpscaleOptions
+from tests.cli.fake_service import FakeService, result_of
 from tests.scripted_server import DONE, IMAGE, JOB_ID, Script, job
 
 runner = CliRunner()
@@ -19,26 +23,26 @@ runner = CliRunner()
 PROGRESS = {"stage": "denoise", "step": 3, "steps": 20, "fraction": 0.2, "eta_seconds": 61.0}
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "in.png"
-    Image.new("RGB", (8, 6), "teal").save(path)
-    return path
+def upscale(image: Path, *options: str, target: str = "out.png") -> Result:
+    return runner.invoke(app, ["upscale", str(image), str(image.parent / target), *options])
 
 
-def upscale(picture: Path, target: str, script: Script, *options: str) -> Result:
-    arguments = ["upscale", str(picture), str(picture.parent / target), "--server", script.url]
-    return runner.invoke(app, [*arguments, *options])
+def results(image: Path) -> list[str]:
+    return sorted(path.name for path in image.parent.iterdir() if path != image)
 
 
-def test_a_result_arrives_with_what_was_asked_for(picture: Path, script: Script) -> None:
+def test_a_result_arrives_with_what_was_asked_for(image: Path, script: Script) -> None:
     script.add("POST /upscale", 202, job("queued", queue_position=2))
     script.add(f"GET /jobs/{JOB_ID}", 200, job("processing", progress=PROGRESS), Retry_After="0")
     script.add(f"GET /jobs/{JOB_ID}", 200, job("succeeded", result=DONE))
     script.add(f"GET /jobs/{JOB_ID}/result", 200, IMAGE)
-    result = upscale(picture, "out.webp", script, "--scale", "2.5", "--color-fix", "wavelet")
+    result = upscale(
+        image,
+        *("--server", script.url, "--scale", "2.5", "--color-fix", "wavelet"),
+        target="out.webp",
+    )
     assert result.exit_code == 0, result.output
-    assert (picture.parent / "out.webp").read_bytes() == IMAGE
+    assert (image.parent / "out.webp").read_bytes() == IMAGE
     [(_, body)] = script.calls("POST /upscale")
     for name, value in {"scale": "2.5", "color_fix": "wavelet", "output_format": "webp"}.items():
         assert f'name="{name}"\r\n\r\n{value}\r\n'.encode() in body
@@ -47,9 +51,9 @@ def test_a_result_arrives_with_what_was_asked_for(picture: Path, script: Script)
         assert words in result.stderr
 
 
-def test_the_key_of_the_environment_is_sent(picture: Path, script: Script) -> None:
+def test_the_key_of_the_environment_is_sent(image: Path, script: Script) -> None:
     script.add("POST /upscale", 401, {"title": "The API key is wrong"})
-    arguments = ["upscale", str(picture), str(picture.parent / "out.png"), "--server", script.url]
+    arguments = ["upscale", str(image), str(image.parent / "out.png"), "--server", script.url]
     result = runner.invoke(app, arguments, env={"STABLESR_API_KEY": "ssr_1"})
     assert result.exit_code == 5
     assert "The API key is wrong" in result.stderr
@@ -57,37 +61,37 @@ def test_the_key_of_the_environment_is_sent(picture: Path, script: Script) -> No
     assert script.calls("POST /upscale")[0][0]["authorization"] == "Bearer ssr_1"
 
 
-def test_an_address_without_a_scheme_ends_with_2(picture: Path) -> None:
-    target = picture.parent / "out.png"
-    result = runner.invoke(app, ["upscale", str(picture), str(target), "--server", "host:80"])
+def test_an_address_without_a_scheme_ends_with_2(image: Path) -> None:
+    target = image.parent / "out.png"
+    result = runner.invoke(app, ["upscale", str(image), str(target), "--server", "host:80"])
     assert result.exit_code == 2
     assert "--server host:80: an address begins with http" in result.stderr
 
 
-def test_a_refusal_ends_with_5_and_the_servers_words(picture: Path, script: Script) -> None:
+def test_a_refusal_ends_with_5_and_the_servers_words(image: Path, script: Script) -> None:
     problem = {"title": "The image has too many pixels", "detail": "48 are more than 40."}
     script.add("POST /upscale", 422, problem)
-    result = upscale(picture, "out.png", script)
+    result = upscale(image, "--server", script.url)
     assert result.exit_code == 5
     assert "The image has too many pixels: 48 are more than 40." in result.stderr
 
 
-def test_a_failed_job_ends_with_6_and_leaves_no_file(picture: Path, script: Script) -> None:
+def test_a_failed_job_ends_with_6_and_leaves_no_file(image: Path, script: Script) -> None:
     script.add("POST /upscale", 202, job("queued"))
     problem = {"title": "Out of memory", "detail": "Ask for less [sic]."}
     script.add(f"GET /jobs/{JOB_ID}", 200, job("failed", error=problem))
-    result = upscale(picture, "out.png", script)
+    result = upscale(image, "--server", script.url)
     assert result.exit_code == 6
     assert "Out of memory: Ask for less [sic]." in result.stderr
-    assert list(picture.parent.iterdir()) == [picture]
+    assert list(image.parent.iterdir()) == [image]
 
 
-def test_ctrl_c_cancels_the_job_and_ends_with_130(picture: Path, script: Script) -> None:
+def test_ctrl_c_cancels_the_job_and_ends_with_130(image: Path, script: Script) -> None:
     script.add("POST /upscale", 202, job("queued", queue_position=1))
     script.add(f"GET /jobs/{JOB_ID}", 200, job("processing"), Retry_After="0")
     script.add(f"DELETE /jobs/{JOB_ID}", 202, job("processing"))
-    target = picture.parent / "out.png"
-    command = [sys.executable, "-m", "cli", "upscale", str(picture), str(target)]
+    target = image.parent / "out.png"
+    command = [sys.executable, "-m", "cli", "upscale", str(image), str(target)]
     with subprocess.Popen(
         [*command, "--server", script.url], stderr=subprocess.PIPE, text=True
     ) as process:
@@ -105,3 +109,104 @@ def test_ctrl_c_cancels_the_job_and_ends_with_130(picture: Path, script: Script)
     assert f"The job {JOB_ID} was canceled." in rest
     assert len(script.calls(f"DELETE /jobs/{JOB_ID}")) == 1
     assert not target.exists()
+
+
+def test_seeds_follow_each_other_and_begin_again_after_the_last() -> None:
+    options = UpscaleOptions(Path("in.png"), Path("a/out.webp"), seeds=3)
+    targets = options.targets(2**32 - 2)
+    assert [(seed, str(path)) for seed, path in targets.items()] == [
+        (4294967294, "a/out-4294967294.webp"),
+        (4294967295, "a/out-4294967295.webp"),
+        (0, "a/out-0.webp"),
+    ]
+
+
+def test_each_seed_is_a_job_of_its_own_on_a_server(image: Path, service: FakeService) -> None:
+    ended = upscale(image, "--server", service.url, "--seeds", "3", "--seed", "8", "--scale", "2")
+    assert ended.exit_code == 0, ended.output
+    assert results(image) == ["out-10.png", "out-8.png", "out-9.png"]
+    for seed in ("8", "9", "10"):
+        asked = {"seed": seed, "scale": "2.0", "output_format": "png"}
+        expected = result_of(image.read_bytes(), asked)
+        assert (image.parent / f"out-{seed}.png").read_bytes() == expected
+
+
+def test_a_failed_job_ends_it_and_the_others_are_canceled(
+    image: Path, service: FakeService
+) -> None:
+    service.fail = {"in.png"}
+    ended = upscale(image, "--server", service.url, "--seeds", "3")
+    assert ended.exit_code == 6
+    assert "The worker broke" in ended.stderr
+    assert service.states()["in.png"][1:] == ["canceled", "canceled"]
+    assert results(image) == []
+
+
+def test_here_each_file_is_what_its_seed_gives_alone(image: Path) -> None:
+    # One step of the embedded weights draws no noise.
+    few = ("--steps", "3", "--fidelity-weight", "0")
+    ended = upscale(image, "--seeds", "2", "--seed", "5", *few)
+    assert ended.exit_code == 0, ended.output
+    assert results(image) == ["out-5.png", "out-6.png"]
+    alone = upscale(image, "--seed", "6", *few)
+    assert alone.exit_code == 0, alone.output
+    first, second, single = (
+        np.asarray(Image.open(image.parent / name), np.int16)
+        for name in ("out-5.png", "out-6.png", "out.png")
+    )
+    assert np.abs(second - single).max() <= 1
+    assert np.abs(first - second).max() > 1
+
+
+def test_a_folder_has_no_seeds(image: Path) -> None:
+    arguments = ["upscale", str(image.parent), str(image.parent / "out"), "--seeds", "2"]
+    ended = runner.invoke(app, arguments)
+    assert ended.exit_code == 2
+    assert "--seeds is for one image" in ended.stderr
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cli", "upscale", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+    with Image.open(path) as image:
+        return np.asarray(image, np.int16)
+
+
+# Two processes that import torch; on a busy machine with two cores that takes its time.
+@pytest.mark.timeout(600)
+def test_an_image_of_several_tiles_over_two_devices_is_that_of_one(tmp_path: Path) -> None:
+    levels = np.random.default_rng(0).integers(0, 255, (128, 140, 3), np.uint8)
+    Image.fromarray(levels).save(tmp_path / "in.png")
+    few = "--steps", 1, "--seed", 3, "--fidelity-weight", 0
+    alone = run(tmp_path / "in.png", tmp_path / "alone.png", *few)
+    assert alone.returncode == 0, alone.stderr
+    both = run(tmp_path / "in.png", tmp_path / "both.png", *few, "--devices", "cpu, cpu")
+    assert both.returncode == 0, both.stderr
+    assert "s on cpu, cpu." in both.stdout + both.stderr
+    difference = np.abs(pixels(tmp_path / "alone.png") - pixels(tmp_path / "both.png"))
+    assert int(difference.max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("cuda:0,cuda:0", "cuda:0 twice; each GPU can be there once"),
+        ("cpu,nonsense", "'nonsense', which cannot be used here"),
+    ],
+)
+def test_devices_that_cannot_be_used_are_named(names: str, said: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "in.png")
+    ended = run(tmp_path / "in.png", tmp_path / "out.png", "--devices", names)
+    assert ended.returncode == 2
+    assert said in " ".join((ended.stdout + ended.stderr).split())
+    assert not (tmp_path / "out.png").exists()

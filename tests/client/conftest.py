@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,21 @@ def script() -> Iterator[Script]:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    return FakeClock(monkeypatch)
 
 
 @pytest.fixture(params=[SyncShell, AsyncShell], ids=["sync", "async"])
 def make_client(request: pytest.FixtureRequest, clock: FakeClock) -> Iterator[MakeClient]:
     """Makes clients of an address."""
-    made: list[Shell] = []
+    with ExitStack() as shells:
 
-    def make(url: str, **options: Any) -> Shell:
-        made.append(request.param(url, clock, **options))
-        return made[-1]
+        def make(url: str, **options: Any) -> Shell:
+            shell: Shell = request.param(url, **options)
+            shells.callback(shell.close)
+            return shell
 
-    yield make
-    for shell in made:
-        shell.close()
+        yield make
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def client(make_client: MakeClient, script: Script) -> Shell:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "in.png"
     path.write_bytes(IMAGE)
     return path

@@ -1,4 +1,7 @@
-"""Both clients behind one blocking face, on a clock that only their own sleeping moves."""
+"""Both clients behind one blocking face, on a clock that only their own sleeping moves.
+
+Iterators come as lists, `first` items of them at most.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from stablesr_client import AsyncClient, Client, Event, Job, Models
+import pytest
+
+from stablesr_client import AsyncClient, Client, Event, Job
 
 __all__ = ["AsyncShell", "FakeClock", "Shell", "SyncShell"]
 
@@ -18,51 +23,32 @@ Each = Callable[[Event], object]
 
 
 class FakeClock:
-    """Sleeping takes no time and is written down; `chance` is what chance always gives."""
+    """The clients' clock and dice: sleeping takes no time and is noted in `pauses`."""
 
-    def __init__(self, chance: float = 0.0) -> None:
-        self.slept: list[float] = []
-        self.at = 1000.0
-        self.luck = chance
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pauses: list[float] = []
+        self.chance = 0.0
         self.on_sleep: Callable[[], None] = lambda: None
-
-    def now(self) -> float:
-        return self.at
-
-    def chance(self) -> float:
-        return self.luck
+        self._time = 1000.0
+        monkeypatch.setattr("stablesr_client.retry.monotonic", lambda: self._time)
+        monkeypatch.setattr("stablesr_client.retry.random", lambda: self.chance)
+        monkeypatch.setattr("stablesr_client.client.sleep", self.sleep)
+        monkeypatch.setattr("stablesr_client.async_client.sleep", self.async_sleep)
 
     def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.at += seconds
+        self.pauses.append(seconds)
+        self._time += seconds
         self.on_sleep()
 
-    async def asleep(self, seconds: float) -> None:
+    async def async_sleep(self, seconds: float) -> None:
         # Other tasks get their turn, as with the real one.
         await asyncio.sleep(0)
         self.sleep(seconds)
 
 
-class Shell(Protocol):
-    """The calls of a client; iterators come as lists, `first` items of them at most."""
-
-    def submit(self, *arguments: Any, **options: Any) -> Job: ...
-    def get(self, *arguments: Any, **options: Any) -> Job: ...
-    def wait(self, *arguments: Any, **options: Any) -> Job: ...
-    def download(self, *arguments: Any, **options: Any) -> Job: ...
-    def cancel(self, *arguments: Any, **options: Any) -> Job: ...
-    def upscale(self, *arguments: Any, **options: Any) -> Job: ...
-    def models(self) -> Models: ...
-    def events(
-        self, *arguments: Any, each: Each = ..., first: int | None = None, **options: Any
-    ) -> list[Event]: ...
-    def jobs(self, *arguments: Any, first: int | None = None, **options: Any) -> list[Job]: ...
-    def close(self) -> None: ...
-
-
 class SyncShell:
-    def __init__(self, url: str, clock: FakeClock, **options: Any) -> None:
-        self._client = Client(url, sleep=clock.sleep, now=clock.now, chance=clock.chance, **options)
+    def __init__(self, url: str, **options: Any) -> None:
+        self._client = Client(url, **options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -70,22 +56,20 @@ class SyncShell:
     def events(
         self, *arguments: Any, each: Each = print, first: int | None = None, **options: Any
     ) -> list[Event]:
-        found: list[Event] = []
+        events: list[Event] = []
         for event in islice(self._client.events(*arguments, **options), first):
-            found.append(event)
+            events.append(event)
             each(event)
-        return found
+        return events
 
     def jobs(self, *arguments: Any, first: int | None = None, **options: Any) -> list[Job]:
         return list(islice(self._client.jobs(*arguments, **options), first))
 
 
 class AsyncShell:
-    def __init__(self, url: str, clock: FakeClock, **options: Any) -> None:
+    def __init__(self, url: str, **options: Any) -> None:
         self._runner = asyncio.Runner()
-        self._client = AsyncClient(
-            url, sleep=clock.asleep, now=clock.now, chance=clock.chance, **options
-        )
+        self._client = AsyncClient(url, **options)
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -106,15 +90,18 @@ class AsyncShell:
         self._runner.close()
 
 
+Shell = SyncShell | AsyncShell
+
+
 async def _collect(
     items: AsyncGenerator[T, None], first: int | None, each: Callable[[T], object] = print
 ) -> list[T]:
-    found: list[T] = []
+    result: list[T] = []
     # A loop that is left early must close its generator.
     async with aclosing(items):
         async for item in items:
-            found.append(item)
+            result.append(item)
             each(item)
-            if len(found) == first:
+            if len(result) == first:
                 break
-    return found
+    return result

@@ -1,24 +1,39 @@
-"""Both clients against the real service; the worker does as the test tells it."""
+"""Both clients against the real service, and the code in docs/client.md as it stands."""
 
 from __future__ import annotations
 
 import os
+import re
+import threading
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 
 import httpx
 import pytest
 import structlog
+from PIL import Image
 from redis import Redis
 
 from jobs.errors import ImageTruncated
 from jobs.keys import Keys
 from jobs.schema import Progress
 from jobs.settings import Settings
-from stablesr_client import Busy, Event, Job, JobFailed, NotFound, Refused, TimedOut, Unauthorized
+from stablesr_client import (
+    AsyncClient,
+    Busy,
+    Client,
+    Event,
+    Job,
+    JobFailed,
+    NotFound,
+    Refused,
+    TimedOut,
+    Unauthorized,
+)
 from tests.client.conftest import MakeClient
-from tests.client.cuts import CutAsyncTransport, Cuts, CutTransport
-from tests.client.shells import FakeClock, Shell, SyncShell
+from tests.client.cut_transport import CutTransport
+from tests.client.shells import FakeClock, Shell
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, serving
 from tests.service.pictures import picture
@@ -26,6 +41,9 @@ from tests.service.pictures import picture
 PNG = picture("PNG")
 RESULT = os.urandom(200_000)
 STEP = Progress(stage="denoise", step=1, steps=4, fraction=0.25, eta_seconds=3)
+PAGE = Path(__file__).parents[2] / "docs" / "client.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+ADDRESS = "http://127.0.0.1:8000"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,7 +59,7 @@ def service(
     redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Settings, str]]:
     settings = Settings(
-        redis_url=redis_server.url, blob_root=tmp_path_factory.mktemp("blobs"), max_queued=2
+        redis_url=redis_server.url, blob_root=tmp_path_factory.mktemp("blobs"), max_queued=3
     )
     with serving(settings) as plain:
         yield settings, str(plain.base_url)
@@ -70,16 +88,14 @@ def client(make_client: MakeClient, url: str) -> Shell:
 
 
 @pytest.fixture
-def cuts() -> Cuts:
-    return Cuts()
+def transport() -> CutTransport:
+    return CutTransport()
 
 
 @pytest.fixture
-def cut_client(make_client: MakeClient, url: str, cuts: Cuts) -> Shell:
-    """A client that loses what `cuts` says."""
-    plain = make_client(url)
-    transport = CutTransport if isinstance(plain, SyncShell) else CutAsyncTransport
-    return make_client(url, transport=transport(cuts))
+def cut_client(make_client: MakeClient, url: str, transport: CutTransport) -> Shell:
+    """A client that loses what `transport.cuts` says."""
+    return make_client(url, transport=transport)
 
 
 def one_step_each(worker: FakeWorker) -> Callable[[Job], None]:
@@ -99,80 +115,82 @@ def one_step_each(worker: FakeWorker) -> Callable[[Job], None]:
 def test_an_image_goes_in_and_its_result_comes_out(
     client: Shell, worker: FakeWorker, tmp_path: Path
 ) -> None:
-    seen: list[Job] = []
+    states: list[Job] = []
     move = one_step_each(worker)
 
     def on_progress(now: Job) -> None:
-        seen.append(now)
+        states.append(now)
         move(now)
 
     target = tmp_path / "out.png"
-    ended = client.upscale(PNG, target, on_progress, scale=2, seed=9)
+    job = client.upscale(PNG, target, on_progress, scale=2, seed=9)
     assert target.read_bytes() == RESULT
-    assert [now.state for now in seen] == ["queued", "processing", "processing", "succeeded"]
-    assert seen[0].queue_position == 1
-    assert seen[2].progress is not None
-    assert (seen[2].progress.stage, seen[2].progress.steps) == ("denoise", 4)
-    assert ended.seed == 9
-    assert ended.parameters is not None
-    assert ended.parameters["scale"] == 2
-    assert ended.result is not None
-    assert (ended.result.bytes, ended.result.media_type) == (len(RESULT), "image/png")
-    assert ended.created_at is not None
-    assert ended.expires_at is not None
+    assert [now.state for now in states] == ["queued", "processing", "processing", "succeeded"]
+    assert states[0].queue_position == 1
+    assert states[2].progress is not None
+    assert (states[2].progress.stage, states[2].progress.steps) == ("denoise", 4)
+    assert job.seed == 9
+    assert job.parameters is not None
+    assert job.parameters["scale"] == 2
+    assert job.result is not None
+    assert (job.result.bytes, job.result.media_type) == (len(RESULT), "image/png")
+    assert job.created_at is not None
+    assert job.expires_at is not None
 
 
 def test_events_tell_a_job_as_it_happens(client: Shell, worker: FakeWorker) -> None:
     move = one_step_each(worker)
     job = client.submit(PNG)
-    told = client.events(job, each=lambda event: move(event.job))
-    assert [event.name for event in told] == ["state", "state", "progress", "end"]
-    assert told[-1].job.succeeded
+    events = client.events(job, each=lambda event: move(event.job))
+    assert [event.name for event in events] == ["state", "state", "progress", "end"]
+    assert events[-1].job.succeeded
     # What the last event's id says is known is not told again.
-    assert client.events(job, last_event_id=told[-1].id) == []
+    assert client.events(job, last_event_id=events[-1].id) == []
     again: list[Event] = client.events(job.id, last_event_id="1")
     assert [event.name for event in again] == ["end"]
 
 
 def test_a_cut_event_stream_misses_nothing(
-    cut_client: Shell, cuts: Cuts, worker: FakeWorker
+    cut_client: Shell, transport: CutTransport, worker: FakeWorker
 ) -> None:
     move = one_step_each(worker)
     # In the middle of the second event; each holds a whole job.
-    cuts.after["/events"] = 2000
-    told = cut_client.events(cut_client.submit(PNG), each=lambda event: move(event.job))
-    assert [event.job.state for event in told] == ["queued", *["processing"] * 2, "succeeded"]
-    streams = [request for request in cuts.seen if request.url.path.endswith("/events")]
+    transport.cuts["/events"] = 2000
+    events = cut_client.events(cut_client.submit(PNG), each=lambda event: move(event.job))
+    assert [event.job.state for event in events] == ["queued", *["processing"] * 2, "succeeded"]
+    streams = [request for request in transport.requests if request.url.path.endswith("/events")]
     assert len(streams) == 2
 
 
 def test_a_submission_whose_answer_is_lost_makes_one_job(
-    cut_client: Shell, cuts: Cuts, redis: Redis
+    cut_client: Shell, transport: CutTransport, redis: Redis
 ) -> None:
-    cuts.after["/upscale"] = None
+    transport.cuts["/upscale"] = 0
     job = cut_client.submit(PNG, scale=2)
-    assert len(cuts.seen) == 2
+    assert len(transport.requests) == 2
     assert [now.id for now in cut_client.jobs()] == [job.id]
     assert len(redis.keys("stablesr:job:*")) == 1
 
 
 def test_a_cut_download_is_resumed_with_a_range(
-    cut_client: Shell, cuts: Cuts, worker: FakeWorker, tmp_path: Path
+    cut_client: Shell, transport: CutTransport, worker: FakeWorker, tmp_path: Path
 ) -> None:
     job = cut_client.submit(PNG)
     worker.start(job.id)
     worker.succeed(job.id, RESULT)
-    cuts.after["/result"] = 50_000
+    transport.cuts["/result"] = 50_000
     cut_client.download(job, tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes() == RESULT
-    ranges = [r.headers.get("range") for r in cuts.seen if r.url.path.endswith("/result")]
+    ranges = [r.headers.get("range") for r in transport.requests if r.url.path.endswith("/result")]
     assert ranges == [None, "bytes=50000-"]
 
 
-def test_no_request_of_a_wait_lasts_longer_than_the_wait(cut_client: Shell, cuts: Cuts) -> None:
+def test_no_request_of_a_wait_lasts_longer_than_the_wait(
+    cut_client: Shell, transport: CutTransport
+) -> None:
     with pytest.raises(TimedOut):
         cut_client.wait(cut_client.submit(PNG), timeout=3)
-    silences = [r.extensions["timeout"]["read"] for r in cuts.seen if r.method == "GET"]
+    silences = [r.extensions["timeout"]["read"] for r in transport.requests if r.method == "GET"]
     assert silences
     assert max(silences) <= 3
 
@@ -181,19 +199,19 @@ def test_a_failed_job_brings_its_problem(client: Shell, worker: FakeWorker) -> N
     job = client.submit(PNG)
     worker.start(job.id)
     worker.fail(job.id, ImageTruncated("The pixels end early.", row=3).problem())
-    with pytest.raises(JobFailed, match="The pixels end early") as caught:
+    with pytest.raises(JobFailed, match="The pixels end early") as error:
         client.wait(job)
-    assert caught.value.job.error is not None
-    assert caught.value.job.error.slug == "image-truncated"
+    assert error.value.job.error is not None
+    assert error.value.job.error.slug == "image-truncated"
 
 
 def test_refusals_say_what_is_wrong(client: Shell, tmp_path: Path) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Refused) as error:
         client.submit(b"no image at all")
-    assert caught.value.problem.slug.startswith("image-")
-    with pytest.raises(Refused, match="fidelity_weight must be") as caught:
+    assert error.value.problem.slug.startswith("image-")
+    with pytest.raises(Refused, match="fidelity_weight must be") as error:
         client.submit(PNG, fidelity_weight=7)
-    assert caught.value.problem.slug == "invalid-parameters"
+    assert error.value.problem.slug == "invalid-parameters"
     with pytest.raises(NotFound):
         client.get("0" * 32)
     job = client.submit(PNG)
@@ -207,28 +225,29 @@ def test_canceling_in_every_state(client: Shell, worker: FakeWorker) -> None:
     assert client.cancel(job).state == "canceled"
     running = client.submit(PNG)
     worker.start(running.id)
-    asked = client.cancel(running.id)
-    assert (asked.state, asked.cancel_requested) == ("processing", True)
+    answer = client.cancel(running.id)
+    assert (answer.state, answer.cancel_requested) == ("processing", True)
 
 
 def test_a_full_queue_is_waited_for_as_it_says(client: Shell, url: str, clock: FakeClock) -> None:
     first = client.submit(PNG)
-    client.submit(PNG)
-    with pytest.raises(Busy) as caught:
+    for _ in range(2):
         client.submit(PNG)
-    assert caught.value.problem.slug == "queue-full"
-    assert caught.value.problem.retry_after is not None
-    assert min(clock.slept) >= caught.value.problem.retry_after
+    with pytest.raises(Busy) as error:
+        client.submit(PNG)
+    assert error.value.problem.slug == "queue-full"
+    assert error.value.problem.retry_after is not None
+    assert min(clock.pauses) >= error.value.problem.retry_after
     # As soon as there is room, a waiting submission goes through.
-    clock.slept.clear()
+    clock.pauses.clear()
 
     def make_room() -> None:
-        if len(clock.slept) == 2:
+        if len(clock.pauses) == 2:
             httpx.delete(f"{url}/jobs/{first.id}")
 
     clock.on_sleep = make_room
     assert client.submit(PNG).state == "queued"
-    assert len(clock.slept) == 2
+    assert len(clock.pauses) == 2
 
 
 def test_the_list_and_the_presets(client: Shell, worker: FakeWorker) -> None:
@@ -257,3 +276,69 @@ def test_a_key_opens_its_own_jobs_and_no_others(
             make_client(url, api_key=other).get(job)
         assert make_client(url, api_key=other).jobs() == []
         assert [now.id for now in make_client(url, api_key=mine).jobs()] == [job.id]
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    methods = [
+        {
+            name: list(signature(call).parameters.values())
+            for name, call in vars(kind).items()
+            if callable(call) and not name.startswith("__")
+        }
+        for kind in (Client, AsyncClient)
+    ]
+    assert methods[0] == methods[1]
+
+
+@pytest.fixture
+def busy_worker(service: tuple[Settings, str], redis: Redis, worker: FakeWorker) -> Iterator[None]:
+    """A worker that is done with every job at once."""
+    over = threading.Event()
+
+    def work() -> None:
+        known: set[bytes] = set()
+        while not over.wait(0.01):
+            for key in set(redis.scan_iter("stablesr:job:*")) - known:
+                known.add(key)
+                job = key.decode().rpartition(":")[2]
+                worker.start(job)
+                worker.progress(job, STEP)
+                worker.succeed(job, picture("PNG", 96, 64))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_the_code_runs_as_it_stands(
+    snippet: str,
+    url: str,
+    busy_worker: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg", "photos/c.jpg"):
+        Image.new("RGB", (24, 16), "teal").save(name)
+    assert ADDRESS in snippet
+    exec(compile(snippet.replace(ADDRESS, url), str(PAGE), "exec"), {"__name__": "snippet"})
+    output = capsys.readouterr().out
+    if "photos" in snippet:
+        assert len(list(Path("photos").glob("*.4x.png"))) == 3
+        assert output == ""
+    elif "download" in snippet:
+        assert Path("photo-2x.png").exists()
+        assert "succeeded" in output
+    elif "upscale" in snippet:
+        assert output.startswith("96 64 ")
+    else:
+        assert output.split()[-1] == "succeeded"
+
+
+def test_the_page_has_all_its_code() -> None:
+    assert len(SNIPPETS) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,14 +13,12 @@ from cli.errors import InputError
 from cli.view import printable
 from stablesr_client.files import FORMATS
 
-__all__ = ["SHOWN", "Fault", "Item", "Plan", "images", "make_plan"]
+__all__ = ["Fault", "Item", "Plan", "images", "list_names", "make_plan"]
 
 SUFFIXES = frozenset({*FORMATS, ".avif"})
 """How the name of a file ends that is taken for an image; every other file is left alone."""
 
 OUTPUT_SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg", "tiff": ".tif"}
-SHOWN = 5
-"""Names in a message that could list thousands."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Fault:
-    """An image, or a folder of them, that cannot even be begun, and why."""
+    """An image, or a folder of them, that cannot be upscaled, and why."""
 
     name: str
     reason: str
@@ -47,8 +46,8 @@ class Fault:
 class Plan:
     """What a folder holds; `others` counts the files that are no images by their name."""
 
-    items: tuple[Item, ...]
-    faults: tuple[Fault, ...]
+    items: list[Item]
+    faults: list[Fault]
     others: int
 
 
@@ -65,8 +64,14 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
         InputError: `target` is a file, results would lie among the inputs, or two images would
             have one result.
     """
-    _check_folders(source, target)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{source} is a folder, so {target} must be one too; it is a file.")
     root, out = source.resolve(), target.resolve()
+    if out == root:
+        raise InputError(
+            f"The results would lie among the images of {source}; name another folder, "
+            f"such as {source / 'upscaled'}."
+        )
     items: list[Item] = []
     faults: list[Fault] = []
     others = 0
@@ -91,7 +96,7 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
         size, mtime_ns = status.st_size, status.st_mtime_ns
         items.append(Item(name, path, size, mtime_ns, output, target / output, item_format))
     _check_outputs(items, root, out)
-    return Plan(tuple(items), tuple(faults), others)
+    return Plan(items, faults, others)
 
 
 def images(count: int) -> str:
@@ -99,52 +104,46 @@ def images(count: int) -> str:
     return f"{count} image{'s' * (count != 1)}"
 
 
-def _files(
-    source: Path, without: Path | None, recursive: bool, faults: list[Fault]
-) -> Iterator[Path]:
-    """All files that are not hidden, in order of their names; unreadable folders are faults."""
+def list_names(names: list[str], separator: str, conjunction: str) -> str:
+    """The first of what could be thousands of names, for a message."""
+    more = f"{conjunction}{len(names) - 5} more" if len(names) > 5 else ""
+    return printable(separator.join(names[:5])) + more
 
-    def unreadable(error: OSError) -> None:
+
+def _files(
+    source: Path, output: Path | None, recursive: bool, faults: list[Fault]
+) -> Iterator[Path]:
+    """All files that are not hidden or `output`'s, by name; unreadable folders are faults."""
+
+    def note(error: OSError) -> None:
         folder = Path(error.filename)
         name = "." if folder == source else folder.relative_to(source).as_posix()
         faults.append(Fault(f"{name}/", error.strerror or str(error)))
 
-    for folder, folders, files in os.walk(source, onerror=unreadable):
+    for folder, folders, files in os.walk(source, onerror=note):
         here = Path(folder)
         folders[:] = sorted(
             name
             for name in folders
-            if recursive and not name.startswith(".") and (here / name).resolve() != without
+            if recursive and not name.startswith(".") and (here / name).resolve() != output
         )
         yield from (here / name for name in sorted(files) if not name.startswith("."))
 
 
-def _check_folders(source: Path, target: Path) -> None:
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{source} is a folder, so {target} must be one too; it is a file.")
-    if target.resolve() == source.resolve():
-        raise InputError(
-            f"The results would lie among the images of {source}; name another folder, "
-            f"such as {source / 'upscaled'}."
-        )
-
-
 def _check_outputs(items: list[Item], root: Path, out: Path) -> None:
-    inputs: dict[str, list[str]] = {}
+    inputs: dict[str, list[str]] = defaultdict(list)
     for item in items:
-        inputs.setdefault(item.output, []).append(item.name)
-    shared = [f"{' and '.join(names)} -> {to}" for to, names in inputs.items() if len(names) > 1]
-    if shared:
-        more = f", and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+        inputs[item.output].append(item.name)
+    clashes = [f"{' and '.join(names)} -> {to}" for to, names in inputs.items() if len(names) > 1]
+    if clashes:
         raise InputError(
-            "Several images would have one result: "
-            + printable("; ".join(shared[:SHOWN]))
-            + f"{more}. Rename one of each, or take --format same."
+            f"Several images would have one result: {list_names(clashes, '; ', ', and ')}. "
+            "Rename one of each, or take --format same."
         )
     if root.is_relative_to(out):
-        within = [item.output for item in items if (out / item.output).is_relative_to(root)]
-        if within:
-            raise InputError(
-                f"The result {printable(within[0])} would lie among the images of {root}; "
-                "name another folder for the results."
-            )
+        for output in inputs:
+            if (out / output).is_relative_to(root):
+                raise InputError(
+                    f"The result {printable(output)} would lie among the images of {root}; "
+                    "name another folder for the results."
+                )

@@ -1,4 +1,4 @@
-"""Fetching a result: whole or not at all, and from where it was cut."""
+"""Images on their way to the server and results on theirs to the disk: whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,6 +19,53 @@ RESULT = f"{GET}/result"
 POST = "POST /upscale"
 DELETE = f"DELETE /jobs/{JOB_ID}"
 BIG = os.urandom(300_000)
+
+
+@pytest.mark.parametrize("form", ["path as text", "bytes", "file", "file read half"])
+def test_an_image_may_be_given_in_any_form(
+    script: Script, client: Shell, image: Path, form: str
+) -> None:
+    script.add(POST, 202, job("queued"))
+    if form == "path as text":
+        client.submit(str(image))
+    elif form == "bytes":
+        client.submit(IMAGE, filename="mine.png")
+        assert b'filename="mine.png"' in script.calls(POST)[0][1]
+    else:
+        with image.open("rb") as file:
+            if form == "file read half":
+                file.read(4)
+            client.submit(file)
+        assert b'filename="in.png"' in script.calls(POST)[0][1]
+    assert IMAGE in script.calls(POST)[0][1]
+
+
+def test_an_image_from_a_pipe_is_sent_whole_again_after_a_reset(
+    script: Script, client: Shell
+) -> None:
+    script.reset(POST)
+    script.add(POST, 202, job("queued"))
+    reading, writing = os.pipe()
+    os.write(writing, IMAGE)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        client.submit(pipe)
+    assert [IMAGE in body for _, body in script.calls(POST)] == [True, True]
+
+
+def test_a_name_that_is_no_text_is_sent_as_well_as_it_can_be(
+    script: Script, client: Shell, tmp_path: Path
+) -> None:
+    script.add(POST, 202, job("queued"))
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    path.write_bytes(IMAGE)
+    client.submit(path)
+    assert b'filename="caf?.png"' in script.calls(POST)[0][1]
+
+
+def test_a_missing_file_is_the_systems_own_error(client: Shell, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        client.submit(tmp_path / "none.png")
 
 
 def done(content: bytes) -> Job:
@@ -67,7 +114,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(
     assert (tmp_path / "out.png").read_bytes() == BIG
     starts = [headers.get("range") for headers, _ in script.calls(RESULT)]
     assert starts == [None, "bytes=100000-", "bytes=150000-", "bytes=150000-"]
-    assert len(clock.slept) == 3
+    assert len(clock.pauses) == 3
 
 
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
@@ -158,34 +205,34 @@ def test_a_job_without_a_result_has_nothing_to_fetch(
         client.download(JOB_ID, tmp_path / "out.png")
 
 
-def test_one_call_submits_waits_and_fetches(script: Script, client: Shell, picture: Path) -> None:
+def test_one_call_submits_waits_and_fetches(script: Script, client: Shell, image: Path) -> None:
     script.add(POST, 202, job("queued"))
     script.add(GET, 200, job("succeeded", result=DONE))
     script.add(RESULT, 200, IMAGE)
-    seen: list[str] = []
-    target = picture.parent / "out.WEBP"
-    ended = client.upscale(picture, target, lambda now: seen.append(now.state), scale=2)
-    assert ended.succeeded
+    states: list[str] = []
+    target = image.parent / "out.WEBP"
+    last = client.upscale(image, target, lambda now: states.append(now.state), scale=2)
+    assert last.succeeded
     assert target.read_bytes() == IMAGE
-    assert seen == ["queued", "succeeded"]
+    assert states == ["queued", "succeeded"]
     assert b'name="output_format"\r\n\r\nwebp\r\n' in script.calls(POST)[0][1]
 
 
 def test_a_format_that_is_given_counts_and_the_name_is_free(
-    script: Script, client: Shell, picture: Path
+    script: Script, client: Shell, image: Path
 ) -> None:
     script.add(POST, 202, job("succeeded", result=DONE))
     script.add(RESULT, 200, IMAGE)
-    client.upscale(picture, picture.parent / "out", output_format="webp")
-    assert (picture.parent / "out").read_bytes() == IMAGE
+    client.upscale(image, image.parent / "out", output_format="webp")
+    assert (image.parent / "out").read_bytes() == IMAGE
     assert b'name="output_format"\r\n\r\nwebp\r\n' in script.calls(POST)[0][1]
 
 
 def test_a_name_that_says_no_format_is_refused_before_anything_is_sent(
-    script: Script, client: Shell, picture: Path
+    script: Script, client: Shell, image: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"out.gif: the name must end in one of .png"):
-        client.upscale(picture, picture.parent / "out.gif")
+        client.upscale(image, image.parent / "out.gif")
     assert script.seen == []
 
 
@@ -194,8 +241,8 @@ class Unplugged(BaseException):
 
 
 @pytest.mark.parametrize("why", ["timeout", "interrupted", "callback", "cancel lost"])
-def test_a_job_that_nobody_waits_for_any_more_is_canceled(
-    script: Script, make_client: MakeClient, picture: Path, clock: FakeClock, why: str
+def test_a_job_without_a_waiting_caller_is_canceled(
+    script: Script, make_client: MakeClient, image: Path, clock: FakeClock, why: str
 ) -> None:
     script.add(POST, 202, job("queued"))
     script.add(GET, 200, job("processing"), Retry_After="2")
@@ -216,14 +263,14 @@ def test_a_job_that_nobody_waits_for_any_more_is_canceled(
         options["timeout"] = 5
         error = TimedOut
     with pytest.raises(error):
-        make_client(script.url).upscale(picture, picture.parent / "out.png", **options)
+        make_client(script.url).upscale(image, image.parent / "out.png", **options)
     assert len(script.calls(DELETE)) == 1
-    assert list(picture.parent.iterdir()) == [picture]
+    assert list(image.parent.iterdir()) == [image]
 
 
-def test_a_job_that_failed_is_not_canceled(script: Script, client: Shell, picture: Path) -> None:
+def test_a_job_that_failed_is_not_canceled(script: Script, client: Shell, image: Path) -> None:
     script.add(POST, 202, job("queued"))
     script.add(GET, 200, job("failed"))
     with pytest.raises(JobFailed):
-        client.upscale(picture, picture.parent / "out.png")
+        client.upscale(image, image.parent / "out.png")
     assert not script.calls(DELETE)

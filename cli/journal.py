@@ -1,4 +1,4 @@
-"""What is left to do of a folder and what has become of it: OUT_DIR/.stablesr.jsonl.
+"""What is to do of a folder and what has become of it: OUT_DIR/.stablesr.jsonl.
 
 The journal has one JSON object a line. A line is on the disk before anything is built on it, so
 that a run that is killed leaves no doubt: an image whose last line says "begun" is not done,
@@ -13,7 +13,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,9 @@ from time import monotonic
 from typing import Any, Self
 
 from cli.errors import InputError
-from cli.folder.plan import SHOWN, Fault, Item, Plan
-from cli.local import Written
-from cli.view import FolderView, Moment, printable
+from cli.folder import Fault, Item, Plan, list_names
+from cli.view import FolderView
+from stablesr_client import Progress
 
 __all__ = ["Journal", "Work"]
 
@@ -133,7 +133,7 @@ class Work:
     """The images that a run has to do, with journal and view.
 
     Args:
-        shared: the parameters of all of them; an image's own are these and its output's format.
+        parameters: those of all of them; an image's own are these and its output's format.
         overwrite: also do what is done, and replace what is not the journal's.
 
     Raises:
@@ -145,19 +145,18 @@ class Work:
         plan: Plan,
         journal: Journal,
         view: FolderView,
-        shared: Mapping[str, Any],
+        parameters: Mapping[str, Any],
         *,
         overwrite: bool,
     ) -> None:
         self._journal = journal
         self._view = view
-        self._shared = dict(shared)
+        self._options = dict(parameters)
         self._start_times: dict[str, float] = {}
-        self.failed: list[Fault] = []
-        self.done = 0
-        self.unbegun = 0
-        """Images that failed before anything could be done about them."""
-        self.todo: Sequence[Item] = [i for i in plan.items if overwrite or not self._is_done(i)]
+        self.faults: list[Fault] = []
+        self.result_count = 0
+        self.todo = [item for item in plan.items if overwrite or not self._is_done(item)]
+        self.total = len(self.todo) + len(plan.faults)
         self.before = len(plan.items) - len(self.todo)
         foreign = [
             item.output
@@ -165,9 +164,8 @@ class Work:
             if not overwrite and item.output not in journal.outputs and item.target.exists()
         ]
         if foreign:
-            more = f" and {len(foreign) - SHOWN} more" if len(foreign) > SHOWN else ""
             raise InputError(
-                f"{printable(', '.join(foreign[:SHOWN]))}{more} would be replaced, and no run of "
+                f"{list_names(foreign, ', ', ' and ')} would be replaced, and no run of "
                 "this command has written it; --overwrite replaces it."
             )
         for item in self.todo:
@@ -177,77 +175,69 @@ class Work:
                 for part in item.target.parent.glob(f".{glob.escape(item.target.name)}.*.part"):
                     part.unlink(missing_ok=True)
 
-    def announce(self, faults: Sequence[Fault], summary: str) -> None:
-        """Shows how much there is to do, as `summary`, and the faults among it."""
-        self.unbegun = len(faults)
-        self._view.begin(len(self.todo) + len(faults), summary)
-        for fault in faults:
-            self._fail(fault)
-
-    def key_of_killed(self, item: Item) -> str | None:
+    def open_key(self, item: Item) -> str | None:
         """The key under which a run that was killed submitted this very image, if one did."""
         entry = self._journal.entries.get(item.name)
         if entry is None or entry.state != "begun":
             return None
         return entry.key if entry.is_of(item, self._parameters(item)) else None
 
-    def begin(self, item: Item, key: str | None = None) -> bool:
-        """Notes that work on an image begins; False when it cannot be read, which is noted too."""
-        try:
-            item.target.parent.mkdir(parents=True, exist_ok=True)
-            self._journal.write(
-                "begun",
-                input=item.name,
-                size=item.size,
-                mtime_ns=item.mtime_ns,
-                sha256=_digest(item.source),
-                output=item.output,
-                parameters=self._parameters(item),
-                **({} if key is None else {"key": key}),
-            )
-        except OSError as error:
-            self.fail(item, error.strerror or str(error))
-            return False
+    def begin(self, item: Item, key: str | None = None) -> None:
+        """Notes that work on an image begins.
+
+        Raises:
+            OSError: it cannot be read, or its result has no place.
+        """
+        item.target.parent.mkdir(parents=True, exist_ok=True)
+        self._journal.write(
+            "begun",
+            input=item.name,
+            size=item.size,
+            mtime_ns=item.mtime_ns,
+            sha256=_digest(item.source),
+            output=item.output,
+            parameters=self._parameters(item),
+            **({} if key is None else {"key": key}),
+        )
         self._start_times[item.name] = monotonic()
-        self.moved(item, Moment("reading"))
-        return True
+        self.show(item, Progress(stage="reading"))
 
-    def moved(self, item: Item, moment: Moment) -> None:
+    def show(self, item: Item, now: Progress) -> None:
         """Shows where the work on an image is."""
-        self._view.moved(item.name, moment)
+        self._view.show(item.name, now)
 
-    def end(self, item: Item, written: Written) -> None:
+    def end(self, item: Item, width: int, height: int) -> None:
         """Notes that an image's result is in its place."""
         seconds = monotonic() - self._start_times.pop(item.name)
-        width, height = written.width, written.height
         self._journal.write(
             "done",
             input=item.name,
-            output_bytes=written.bytes,
+            output_bytes=item.target.stat().st_size,
             width=width,
             height=height,
             seconds=round(seconds, 3),
         )
-        self.done += 1
-        self._view.done(item.name, item.output, width, height, seconds)
+        self.result_count += 1
+        self._view.end(item.name, item.output, width, height, seconds)
 
     def fail(self, item: Item, reason: str) -> None:
         """Notes that an image could not be upscaled."""
         # On one line, and without the path that stands before it anyway.
         reason = " ".join(reason.removeprefix(f"{item.source}: ").split())
         self._journal.write("failed", input=item.name, error=reason)
-        self._fail(Fault(item.name, reason))
+        self.note(Fault(item.name, reason))
+
+    def note(self, fault: Fault) -> None:
+        """Counts and shows a fault."""
+        self.faults.append(fault)
+        self._view.fail(fault.name, fault.reason)
 
     def stop(self, item: Item) -> None:
         """Notes that work on an image was ended before its end."""
         self._journal.write("stopped", input=item.name)
 
-    def _fail(self, fault: Fault) -> None:
-        self.failed.append(fault)
-        self._view.failed(fault.name, fault.reason)
-
     def _parameters(self, item: Item) -> dict[str, Any]:
-        return {**self._shared, "output_format": item.output_format}
+        return {**self._options, "output_format": item.output_format}
 
     def _is_done(self, item: Item) -> bool:
         entry = self._journal.entries.get(item.name)
