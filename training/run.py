@@ -104,6 +104,7 @@ def train(
         on_progress = _LOG.debug
     seed = stream(settings.seed, stage)
     networks = initial_networks(stage, settings, out, seed, on_progress).to(accelerator.device)
+    networks.requires_grad_(False)  # the trainer changes that for what learns
     if isinstance(networks.autoencoder, CompactAutoencoder):
         # Its convolutions take two thirds of the time in this layout.
         channels_last(networks.autoencoder)

@@ -36,7 +36,7 @@ class Trainer:
     """Trains what an objective names; everything else of its networks stays bit for bit.
 
     Args:
-        objective: what is learned, on the accelerator's device.
+        objective: what is learned, on the accelerator's device; no parameter has a gradient yet.
         settings: how long and how fast.
         folder: checkpoints and log go here.
         accelerator: made for this stage.
@@ -61,7 +61,6 @@ class Trainer:
         self._objective, self._settings, self._folder = objective, settings, folder
         self._accelerator, self._export, self._on_progress = accelerator, export, on_progress
         folder.mkdir(parents=True, exist_ok=True)
-        objective.networks.requires_grad_(False)
         parameters = {
             name: parameter
             for name, parameter in objective.networks.named_parameters()

@@ -74,9 +74,10 @@ NOT_MET = {
     "floors of models/": 13,
     "modules in import circles": 5,
     "settings": 52,
-    "participles as names, per cent": 4.01,
+    "participles as names, per cent": 4.1,
     "lines with nobody, somebody, whoever": 30,
     "benchmarks": 7,
+    "words of documents": 10_052,
     "test files that mirror nothing": 55,
 }
 

@@ -32,7 +32,7 @@ def test_the_compact_autoencoder_is_scaled_so_that_every_channel_deviates_by_one
     tmp_path: Path,
 ) -> None:
     settings = settings_of(tmp_path, WITH_COMPACT, vae={**VAE, "teacher_share": 0})
-    train("vae", settings, tmp_path / "out", resume=False, max_steps=1, on_progress=quiet)
+    train("vae", settings, tmp_path / "out", resume=False, max_steps=1)
     autoencoder = load_folder(tmp_path / "out" / "vae" / "weights", CPU, torch.float32).autoencoder
     pairs = Pairs(settings.data, crop=32, batch=64, seed=1, device=CPU)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def test_stages_of_the_compact_autoencoder_refuse_the_released_one(
 ) -> None:
     settings = settings_of(tmp_path, teacher=TEACHER, **{stage: table})
     with pytest.raises(InvalidRun, match=f"The stage {stage} trains the compact autoencoder"):
-        train(stage, settings, tmp_path / "out", resume=False, on_progress=quiet)
+        train(stage, settings, tmp_path / "out", resume=False)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_head_alone_learns_what_the_networks_last_layer_does(
 ) -> None:
     out = tmp_path / "out"
     before = initial_networks("decoder", settings, out, 0, quiet).state_dict()
-    assert train("decoder", settings, out, resume=False, on_progress=quiet) == "finished"
+    assert train("decoder", settings, out, resume=False) == "finished"
     after = load_folder(out / "decoder" / "weights", CPU, torch.float32).state_dict()
     names = {name for name in before if not torch.equal(before[name], after[name])}
     assert names
@@ -84,8 +84,8 @@ def test_the_head_alone_learns_what_the_networks_last_layer_does(
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, settings: RunSettings) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train("decoder", settings, whole, resume=False, max_steps=6, on_progress=quiet)
-    train("decoder", settings, parts, resume=False, max_steps=3, on_progress=quiet)
-    train("decoder", settings, parts, resume=True, max_steps=6, on_progress=quiet)
+    train("decoder", settings, whole, resume=False, max_steps=6)
+    train("decoder", settings, parts, resume=False, max_steps=3)
+    train("decoder", settings, parts, resume=True, max_steps=6)
     ends = [folder / "decoder" / "weights" for folder in (whole, parts)]
     assert not changed_names(*ends)

@@ -19,7 +19,6 @@ from tests.training.small_run import (
     VAE,
     loop,
     losses,
-    quiet,
     settings_of,
 )
 from training.image_stages import Cfw
@@ -103,7 +102,7 @@ def test_blended_weights_lie_between_the_start_and_the_average(tmp_path: Path) -
         # Stopped and resumed: the start is not that of the second part.
         for steps, resume in ((2, False), (4, True)):
             out = tmp_path / f"out{share}"
-            train("distill", settings, out, resume=resume, max_steps=steps, on_progress=quiet)
+            train("distill", settings, out, resume=resume, max_steps=steps)
         folders[share] = tmp_path / f"out{share}" / "distill" / "weights"
     start, end, blend = (
         load_folder(folder, CPU, torch.float32).state_dict()
@@ -122,7 +121,7 @@ def test_factors_slow_the_parameters_that_they_name(tmp_path: Path) -> None:
         "loop": loop(1, average=0, weight_decay=0, factors=factors),
     }
     settings = settings_of(tmp_path, WITH_COMPACT, vae=table)
-    train("vae", settings, tmp_path / "out", resume=False, on_progress=quiet)
+    train("vae", settings, tmp_path / "out", resume=False)
     before, after = (
         load_folder(folder, CPU, torch.float32).state_dict()
         for folder in (tmp_path / "base", tmp_path / "out" / "vae" / "weights")
@@ -146,7 +145,7 @@ def test_backward_passes_of_one_step_are_averaged(
     monkeypatch.setattr(Cfw, "draw", lambda self, number: draw(self, 0))
     once = settings_of(tmp_path, cfw={**CFW, "loss": {}, "loop": loop(2)})
     thrice = settings_of(tmp_path, cfw={**CFW, "loss": {}, "loop": loop(2, accumulate=3)})
-    train("cfw", once, tmp_path / "once", resume=False, on_progress=quiet)
-    train("cfw", thrice, tmp_path / "thrice", resume=False, on_progress=quiet)
+    train("cfw", once, tmp_path / "once", resume=False)
+    train("cfw", thrice, tmp_path / "thrice", resume=False)
     expected = losses(tmp_path / "once" / "cfw")
     assert losses(tmp_path / "thrice" / "cfw") == pytest.approx(expected, rel=1e-4)
