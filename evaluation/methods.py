@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from evaluation.images import EvaluationError
 from models.networks.layout import channels_last
@@ -21,6 +20,7 @@ from models.pipeline import StableSR
 from models.prepared import Prepared
 from models.sampling import StepRequest, drive_all
 from training.config import ModelFileUnreadable
+from training.pairs import upsample
 from training.realesrgan import CompactNet, RRDBNet
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "Network",
     "OursAtWeights",
     "Predict",
-    "bicubic",
     "make_baseline",
     "sample_latent",
 ]
@@ -95,7 +94,7 @@ class Network:
         """As `Method` says.
 
         Raises:
-            BaselineUnavailable: it enlarges by another factor.
+            BaselineUnavailable: it upscales by another factor.
         """
         [name] = self.names
         if self._scale not in (scale, None):
@@ -106,11 +105,6 @@ class Network:
         with torch.inference_mode():
             result = self._run(image.to(self._device), scale).clamp(0, 1).float().cpu()
         yield MethodResult(name, result, time.perf_counter() - began)
-
-
-def bicubic(image: Tensor, scale: int) -> Tensor:
-    """(1, 3, h, w) in [0, 1] enlarged without antialiasing, as the pipeline enlarges its input."""
-    return F.interpolate(image, scale_factor=scale, mode="bicubic").clamp(0, 1)
 
 
 class OursAtWeights:
@@ -165,7 +159,7 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
     """
     device = torch.device(device)
     if name == "bicubic":
-        return Network(name, bicubic, None, torch.device("cpu"))
+        return Network(name, upsample, None, torch.device("cpu"))
     package, _, place = name.partition("=")
     if package in PACKAGES:
         return _from_package(package, Path(place) if place else None, device)

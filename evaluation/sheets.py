@@ -103,14 +103,15 @@ def write_sheets(comparison: Comparison, pairs: Sequence[Pair], out: Path) -> Pa
     return out / "index.html"
 
 
-def _results(comparison: Comparison, pair: Pair, out: Path) -> list[tuple[str, Pixels, str]]:
+def _cells(comparison: Comparison, pair: Pair, out: Path) -> list[Cell]:
     lr, original = pair.pixels()
-    scores = {row.method: _note(row.scores) for row in comparison.rows if row.image == pair.name}
+    notes = {row.method: _note(row.scores) for row in comparison.rows if row.image == pair.name}
     height, width = lr.shape[:2]
-    results = [("input", magnify(lr, pair.scale), f"{width} x {height}")]
-    for method in comparison.methods:
-        results.append((method, read(result_path(out, method, pair.name)), scores[method]))
-    return [*results, ("original", original, "")]
+    return [
+        Cell(magnify(lr, pair.scale), "input", f"{width} x {height}"),
+        *(Cell(read(result_path(out, m, pair.name)), m, notes[m]) for m in comparison.methods),
+        Cell(original, "original"),
+    ]
 
 
 def _note(scores: dict[str, float]) -> str:
@@ -119,14 +120,13 @@ def _note(scores: dict[str, float]) -> str:
 
 
 def _sheet(comparison: Comparison, pair: Pair, out: Path) -> Pixels:
-    results = _results(comparison, pair, out)
-    original = results[-1][1]
+    cells = _cells(comparison, pair, out)
+    original = cells[-1].image
     side = max(min(original.shape[:2]) // _MAGNIFICATION, 1)
     top, left = finest(original, side)
     cut = np.s_[top : top + side, left : left + side]
-    whole = [Cell(image, title, note) for title, image, note in results]
     return contact_sheet(
-        [whole, [Cell(magnify(p[cut], _MAGNIFICATION), "") for _, p, _ in results]]
+        [cells, [Cell(magnify(cell.image[cut], _MAGNIFICATION), "") for cell in cells]]
     )
 
 

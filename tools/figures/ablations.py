@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from evaluation.images import Pixels, pixels_of, tensor_of
-from evaluation.methods import bicubic, sample_latent
+from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
 from models.options import Options
 from models.pipeline import StableSR
@@ -18,6 +18,7 @@ from models.prepared import Prepared
 from models.tiling import TileGrid
 from tools.figures.observation import encoder_at, with_tile, without_modulation
 from tools.figures.seams import borders, seam_ratio
+from training.pairs import upsample
 
 __all__ = ["ABLATED_TIME", "Ablation", "Worth", "ablations"]
 
@@ -131,7 +132,7 @@ def _aggregation(
     Tiles are half as large as the preset's, for a picture of its native size has only one.
     """
     cells = sr.preset.tile // 2
-    reference = pixels_of(bicubic(image, round(weights[-1].scale)))
+    reference = pixels_of(upsample(image, round(weights[-1].scale)))
     small = with_tile(sr, cells)
     results: list[dict[float, Scores]] = []
     for overlap in (cells // 2, 0):

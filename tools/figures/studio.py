@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from evaluation.images import BadImages, Pixels, degrade_pixels, pixels_of, tensor_of, write
-from evaluation.methods import bicubic, sample_latent
+from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.sheets import Cell, contact_sheet, finest, magnify
 from models.color import ColorFix
@@ -23,6 +23,7 @@ from tools.figures import plots
 from tools.figures.ablations import ABLATED_TIME
 from tools.figures.observation import encoder_at, signal_to_noise, similarity
 from tools.figures.seams import NEAR, profile, seam_ratio, tiles_alone
+from training.pairs import upsample
 
 __all__ = ["FEW", "SCALE", "Studio", "Subject"]
 
@@ -167,7 +168,7 @@ class Studio:
     def bicubic_scores(self) -> dict[str, float]:
         scores = []
         for p in self.pictures:
-            result = pixels_of(bicubic(tensor_of(p.lr), SCALE))
+            result = pixels_of(upsample(tensor_of(p.lr), SCALE))
             scores.append(offline_scores(result, p.original, BORDER))
         return {name: statistics.fmean(s[name] for s in scores) for name in scores[0]}
 
@@ -222,7 +223,7 @@ class Studio:
             lr = tensor_of(
                 degrade_pixels(picture.original, picture.name, 2, "mild", self.options.seed)
             )
-            plain = pixels_of(bicubic(lr, SCALE))
+            plain = pixels_of(upsample(lr, SCALE))
             for at, name in enumerate(names):
                 began = time.perf_counter()
                 if at == 0:
