@@ -35,8 +35,8 @@ from benchmarks.machine import alone, peak_memory, synchronize
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result
+from evaluation.images import tensor_of
 from evaluation.methods import make_baseline
-from evaluation.pictures import tensor_of
 from models.options import Options
 from models.pipeline import Progress, StableSR
 from worker.images import write

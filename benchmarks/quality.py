@@ -25,9 +25,9 @@ from benchmarks.images import SCALE, Difference, Pixels, mosaic
 from benchmarks.model import Variant, add_model, load, model_of
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result, Unit
+from evaluation.images import DEGRADATIONS, Degradation, degrade_pixels, pixels_of, tensor_of
 from evaluation.metrics import BORDER, METRICS, offline_scores
 from evaluation.niqe import BLOCK
-from evaluation.pictures import DEGRADATIONS, Degradation, degraded, pixels_of, tensor_of
 from models.diffusion import SamplerName
 from models.options import Options
 from models.pipeline import StableSR
@@ -48,7 +48,7 @@ def pairs_of(count: int, size: int, kind: Degradation) -> list[Pair]:
     """The first images of this side (px)."""
     originals = [mosaic(size, first=number) for number in range(count)]
     return [
-        Pair(pixels, degraded(pixels, str(number), SCALE, kind, 0))
+        Pair(pixels, degrade_pixels(pixels, str(number), SCALE, kind, 0))
         for number, pixels in enumerate(originals)
     ]
 

@@ -86,23 +86,23 @@ def compare(
     if hr is None or (lr is None) == (degrade is None):
         raise BadSettings("Give --hr, and either --lr or --degrade.")
     with _model_errors():
-        from evaluation import comparison, learned, methods, pictures, sheets, study
+        from evaluation import comparison, images, learned, methods, sheets, study
         from models.options import Options
 
         settings = load(preset=preset, device=device)
         weights = fidelity_weight or [0.0, 0.5, 1.0]
         options = Options(steps=steps, seed=seed, color_fix=color_fix or Options.color_fix)
         if degrade is not None:
-            pairs = pictures.write_degraded(hr, out / "lr", 4, degrade, seed)
+            pairs = images.write_degraded(hr, out / "lr", 4, degrade, seed)
         else:
             assert lr is not None
-            pairs = pictures.matched(lr, hr)
+            pairs = images.match_images(lr, hr)
         sr = _model(settings)
         beside = [
             methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])
         ]
         ours = methods.OursAtWeights(sr, list(dict.fromkeys(weights)), options)
-        metrics = learned.load(() if offline else learned.LEARNED, sr.device)
+        metrics = learned.load(() if offline else learned.LEARNED_SCORES, sr.device)
         if vgg is not None:
             learned.add_vgg(metrics, vgg)
         scores = comparison.compare(
@@ -152,7 +152,7 @@ def tally(
     for p in preferences:
         share = "" if p.share is None else f"{p.share:.0%}"
         interval = "" if p.interval is None else f"{p.interval[0]:.0%} to {p.interval[1]:.0%}"
-        counts = (str(p.won), str(p.lost), str(p.undecided))
+        counts = (str(p.wins), str(p.losses), str(p.ties))
         table.add_row(escape(p.method), escape(p.against), *counts, share, interval)
     Console(highlight=False).print(table)
 
@@ -173,13 +173,13 @@ def _model(settings: Settings) -> StableSR:
 def _model_errors() -> Iterator[None]:
     """Turns the errors of evaluation and model into the command's; checks that both are here."""
     require("evaluate", "Evaluation")
+    from evaluation.images import BadImages
     from evaluation.methods import BaselineUnavailable
-    from evaluation.pictures import BadPictures
     from evaluation.study import BadStudy
     from models.errors import InvalidOption, ModelError
 
     errors: dict[type[Exception], type[CliError]] = {
-        **{BadPictures: InputError, BadStudy: InputError, BaselineUnavailable: BadSettings},
+        **{BadImages: InputError, BadStudy: InputError, BaselineUnavailable: BadSettings},
         **{InvalidOption: BadSettings, ModelError: JobFailure},
     }
     try:
@@ -190,7 +190,7 @@ def _model_errors() -> Iterator[None]:
 
 
 def _print_scores(scores: Comparison) -> None:
-    from evaluation.metrics import METRICS, PUBLISHED
+    from evaluation.metrics import METRICS, PAPER_SCORES
 
     settings = scores.settings
     table = Table(
@@ -200,7 +200,7 @@ def _print_scores(scores: Comparison) -> None:
         title_justify="left",
     )
     # The paper's other scores stand in the table too, where ours could not be measured.
-    names = {*scores.metrics, *PUBLISHED["RealSR"]}
+    names = {*scores.metrics, *PAPER_SCORES["RealSR"]}
     metrics = [metric for metric in METRICS.values() if metric.name in names]
     for metric in metrics:
         arrow = "↑" if metric.higher_is_better else "↓"
@@ -214,7 +214,7 @@ def _print_scores(scores: Comparison) -> None:
         seconds = f"{scores.seconds(method):.2f}"
         table.add_row(escape(method), *cells(scores.means(method), "-"), seconds)
     table.add_section()
-    for name, values in PUBLISHED.items():
+    for name, values in PAPER_SCORES.items():
         table.add_row(f"paper, {name}", *cells(values, ""), "", style="dim")
     out = Console(highlight=False)
     out.print(table)

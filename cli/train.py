@@ -48,9 +48,13 @@ def train(
             data = settings.data.model_copy(update={"photographs": photographs})
             settings = settings.model_copy(update={"data": data})
         if stage == "all":
-            end = run.train_all(settings, out, resume=resume, max_steps=max_steps, say=_print)
+            end = run.train_all(
+                settings, out, resume=resume, max_steps=max_steps, on_progress=_print
+            )
         else:
-            end = run.train(stage, settings, out, resume=resume, max_steps=max_steps, say=_print)
+            end = run.train(
+                stage, settings, out, resume=resume, max_steps=max_steps, on_progress=_print
+            )
     if end == "stopped":
         console.print("Stopped after a checkpoint; --resume goes on from there.")
         raise typer.Exit(130)

@@ -1,5 +1,5 @@
 """Measures results against originals and other methods.
 
-`comparison` scores methods over pairs of pictures, `sheets` and `study` make pages that a person
+`comparison` scores methods over pairs of images, `sheets` and `study` make pages that a person
 looks at. Needs the extra `evaluate`; nothing that serves images imports it.
 """

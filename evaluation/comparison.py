@@ -1,4 +1,4 @@
-"""Methods over pairs of pictures: every result written, scored and timed."""
+"""Methods over pairs of images: every result written, scored and timed."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from evaluation.learned import Learned
+from evaluation.images import BadImages, Pair, pixels_of, read, tensor_of, write, write_bytes
+from evaluation.learned import LearnedScores
 from evaluation.methods import Method
-from evaluation.metrics import BORDER, METRICS, PUBLISHED, offline_scores
-from evaluation.pictures import BadPictures, Pair, pixels_of, read, tensor_of, write, write_bytes
+from evaluation.metrics import BORDER, METRICS, PAPER_SCORES, offline_scores
 
 __all__ = ["Comparison", "Row", "compare", "result_path", "write_json", "write_text"]
 
-Tell = Callable[[str, str], None]
-"""Hears the picture and the method that were just done."""
+OnProgress = Callable[[str, str], None]
+"""Hears the image and the method that were just done."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One result."""
 
-    picture: str
+    image: str
     method: str
     seconds: float
     scores: dict[str, float]
@@ -48,9 +47,9 @@ class Comparison:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def pictures(self) -> list[str]:
+    def images(self) -> list[str]:
         """Their names, in order."""
-        return list(dict.fromkeys(row.picture for row in self.rows))
+        return list(dict.fromkeys(row.image for row in self.rows))
 
     @property
     def metrics(self) -> list[str]:
@@ -62,14 +61,14 @@ class Comparison:
         return [row for row in self.rows if row.method == method]
 
     def means(self, method: str) -> dict[str, float]:
-        """Mean of each score over the pictures, where all of them have it; a set's own scores."""
+        """Mean of each score over the images, where all of them have it; a set's own scores."""
         rows = self.of(method)
-        shared = [n for n in METRICS if rows and all(n in r.scores for r in rows)]
-        means = {n: statistics.fmean(r.scores[n] for r in rows) for n in shared}
+        names = [n for n in METRICS if rows and all(n in r.scores for r in rows)]
+        means = {n: statistics.fmean(r.scores[n] for r in rows) for n in names}
         return means | self.sets.get(method, {})
 
     def seconds(self, method: str) -> float:
-        """Median of a picture; what was loaded and warmed up in the first does not count."""
+        """Median of an image; what was loaded and warmed up in the first does not count."""
         return statistics.median(row.seconds for row in self.of(method))
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,46 +78,49 @@ class Comparison:
             "methods": {
                 m: {"mean": self.means(m), "seconds": self.seconds(m)} for m in self.methods
             },
-            "pictures": [asdict(row) for row in self.rows],
+            "pictures": [
+                {"picture": r.image, "method": r.method, "seconds": r.seconds, "scores": r.scores}
+                for r in self.rows
+            ],
             "unavailable": self.unavailable,
-            "paper": {name: dict(scores) for name, scores in PUBLISHED.items()},
+            "paper": {name: dict(scores) for name, scores in PAPER_SCORES.items()},
         }
 
 
-def result_path(out: Path, method: str, picture: str) -> Path:
+def result_path(out: Path, method: str, image: str) -> Path:
     """Where a result is kept."""
-    return out / "results" / method.replace(" ", "-") / f"{picture}.png"
+    return out / "results" / method.replace(" ", "-") / f"{image}.png"
 
 
 def compare(
     pairs: Sequence[Pair],
     methods: Sequence[Method],
     out: Path,
-    learned: Learned | None = None,
+    networks: LearnedScores | None = None,
     border: int = BORDER,
-    tell: Tell = lambda picture, method: None,
+    on_progress: OnProgress = lambda image, method: None,
 ) -> Comparison:
-    """Enlarges every input by every method, writes the results under `out`, and scores them.
+    """Upscales every input by every method, writes the results under `out`, and scores them.
 
-    Results are rounded to 8 bits before anything is measured. A picture that is too small for the
+    Results are rounded to 8 bits before anything is measured. An image that is too small for the
     scores is refused before any work.
 
     Raises:
-        BadPictures: two methods share a name.
-        EvaluationError: a picture is too small, or a method cannot enlarge by its scale.
+        BadImages: two methods share a name.
+        EvaluationError: an image is too small, or a method cannot upscale by its scale.
     """
     names = [name for method in methods for name in method.names]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise BadPictures(f"Two methods are called {', '.join(sorted(twice))}.")
-    learned = learned or Learned()
+        raise BadImages(f"Two methods are called {', '.join(sorted(twice))}.")
+    networks = networks or LearnedScores()
     for pair in pairs:
         original = read(pair.hr)
         offline_scores(original, original, border)
     for name in names:
         # A set's score is of a whole folder: nothing of an earlier comparison may lie in it.
         shutil.rmtree(result_path(out, name, "").parent, ignore_errors=True)
-    found = Comparison(names)
+    comparison = Comparison(names)
     for pair in pairs:
         lr, original = pair.pixels()
         for method in methods:
@@ -126,24 +128,18 @@ def compare(
                 pixels = pixels_of(result.image)
                 write(result_path(out, result.method, pair.name), pixels)
                 scores = offline_scores(pixels, original, border)
-                scores |= learned.scores(pixels, original)
-                found.rows.append(Row(pair.name, result.method, result.seconds, scores))
-                tell(pair.name, result.method)
-    with _together(pairs) as originals:
-        for name in names:
-            results = result_path(out, name, "").parent
-            found.sets[name] = learned.folder_scores(results, originals)
-    found.unavailable = dict(learned.unavailable)
-    return found
-
-
-@contextmanager
-def _together(pairs: Sequence[Pair]) -> Iterator[Path]:
-    """A folder with the originals of these pairs alone."""
+                scores |= networks.scores(pixels, original)
+                comparison.rows.append(Row(pair.name, result.method, result.seconds, scores))
+                on_progress(pair.name, result.method)
     with TemporaryDirectory(prefix="originals-") as folder:
+        # These pairs' originals alone.
         for pair in pairs:
             (Path(folder) / pair.hr.name).symlink_to(pair.hr.resolve())
-        yield Path(folder)
+        for name in names:
+            results = result_path(out, name, "").parent
+            comparison.sets[name] = networks.folder_scores(results, Path(folder))
+    comparison.unavailable = dict(networks.unavailable)
+    return comparison
 
 
 def write_text(path: Path, text: str) -> None:

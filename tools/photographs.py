@@ -92,16 +92,16 @@ def write_photographs(out: Path, packages_dir: Path | None = None) -> dict[str, 
     `packages_dir` holds the packages as `NAME_VERSION_ARCH.deb`; without it they are fetched with
     `apt-get download`. Raises PhotographsUnavailable.
     """
-    chosen = photographs()
+    entries = photographs()
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="photographs-") as scratch:
-        names = sorted({p.package for p in chosen})
+        names = sorted({p.package for p in entries})
         if packages_dir is None:
             packages_dir = Path(scratch) / "packages"
             _fetch(names, packages_dir)
         roots = {n: _unpack(n, packages_dir, Path(scratch) / n) for n in names}
-        for photograph in chosen:
-            image = _reduced(photograph, roots[photograph.package])
+        for photograph in entries:
+            image = _read(photograph, roots[photograph.package])
             folder = out / photograph.role
             folder.mkdir(parents=True, exist_ok=True)
             if photograph.crop is None:
@@ -126,27 +126,29 @@ def _fetch(names: Sequence[str], folder: Path) -> None:
             f"{', '.join(names)} elsewhere and name their folder with --packages-dir."
         )
     folder.mkdir(parents=True)
-    done = subprocess.run([apt, "download", *names], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise PhotographsUnavailable(f"apt-get download failed: {done.stderr.strip()}")
+    process = subprocess.run([apt, "download", *names], cwd=folder, capture_output=True, text=True)
+    if process.returncode:
+        raise PhotographsUnavailable(f"apt-get download failed: {process.stderr.strip()}")
 
 
 def _unpack(name: str, packages: Path, target: Path) -> Path:
-    found = sorted(packages.glob(f"{name}_*.deb"))
-    if len(found) != 1:
+    files = sorted(packages.glob(f"{name}_*.deb"))
+    if len(files) != 1:
         raise PhotographsUnavailable(
-            f"{packages} holds {len(found)} files {name}_*.deb; it must hold exactly one."
+            f"{packages} holds {len(files)} files {name}_*.deb; it must hold exactly one."
         )
     tool = shutil.which("dpkg-deb")
     if tool is None:
         raise PhotographsUnavailable("dpkg-deb is not on this machine; it comes with dpkg.")
-    done = subprocess.run([tool, "-x", found[0], target], capture_output=True, text=True)
-    if done.returncode:
-        raise PhotographsUnavailable(f"{found[0].name} cannot be unpacked: {done.stderr.strip()}")
+    process = subprocess.run([tool, "-x", files[0], target], capture_output=True, text=True)
+    if process.returncode:
+        raise PhotographsUnavailable(
+            f"{files[0].name} cannot be unpacked: {process.stderr.strip()}"
+        )
     return target
 
 
-def _reduced(photograph: Photograph, root: Path) -> Image.Image:
+def _read(photograph: Photograph, root: Path) -> Image.Image:
     path = root / photograph.path
     if not path.is_file():
         raise PhotographsUnavailable(
@@ -156,8 +158,8 @@ def _reduced(photograph: Photograph, root: Path) -> Image.Image:
     data = path.read_bytes()
     if photograph.member:
         data = _member(data, photograph.member)
-    with Image.open(io.BytesIO(data)) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    with Image.open(io.BytesIO(data)) as file:
+        image = ImageOps.exif_transpose(file).convert("RGB")
     ratio = photograph.side / max(image.size)
     if ratio >= 1:
         return image
@@ -232,9 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.photographs")
     parser.add_argument("out", type=Path, metavar="OUT_DIR")
     parser.add_argument("--packages-dir", type=Path, help="folder of packages already fetched")
-    parsed = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        counts = write_photographs(parsed.out, parsed.packages_dir)
+        counts = write_photographs(options.out, options.packages_dir)
     except PhotographsUnavailable as problem:
         print(problem, file=sys.stderr)
         return 1

@@ -23,13 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.shipping")
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parsed = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        networks = load_folder(parsed.source, torch.device("cpu"), torch.float16)
+        networks = load_folder(options.source, torch.device("cpu"), torch.float16)
     except ModelError as problem:
         print(problem, file=sys.stderr)
         return 1
-    save_folder(networks, parsed.target, torch.float16)
+    save_folder(networks, options.target, torch.float16)
     return 0
 
 

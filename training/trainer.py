@@ -19,14 +19,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from training.checkpoint import Average, Checkpoints, Log, Progress
-from training.config import LoopSettings, RunExists, TrainingError
+from training.checkpoint import Checkpoints, Log, Progress, substitute
+from training.config import LoopSettings, RunExists
 from training.objective import Batch, ImageObjective, Objective
 
-__all__ = ["Ahead", "Ended", "Trainer"]
+__all__ = ["Outcome", "Prefetcher", "Trainer"]
 
-Ended = Literal["finished", "limited", "stopped"]
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+Outcome = Literal["finished", "limited", "stopped"]
 """At its last step; at `max_steps`; by a signal."""
 
 
@@ -34,13 +36,15 @@ class Trainer:
     """Trains what an objective names; everything else of its networks stays bit for bit.
 
     Args:
-        objective: what is learned, on the accelerator's device.
+        objective: what is learned, on the accelerator's device; no parameter has a gradient yet.
         settings: how long and how fast.
         folder: checkpoints and log go here.
         accelerator: made for this stage.
-        export: writes the networks as they are; called with the averaged weights in place at every
-            checkpoint.
-        say: hears a line for people now and then.
+        export: writes the networks as they are; called at every checkpoint, while they hold the
+            averaged weights.
+        on_progress: hears a line for people now and then.
+        blend: what is exported lies so far of the way from the start to the averaged weights
+            (arXiv 2109.01903, section 3).
     """
 
     def __init__(
@@ -51,43 +55,46 @@ class Trainer:
         accelerator: Accelerator,
         *,
         export: Callable[[], None],
-        say: Callable[[str], None],
+        on_progress: Callable[[str], None],
+        blend: float = 1.0,
     ) -> None:
         self._objective, self._settings, self._folder = objective, settings, folder
-        self._accelerator, self._export, self._say = accelerator, export, say
+        self._accelerator, self._export, self._on_progress = accelerator, export, on_progress
         folder.mkdir(parents=True, exist_ok=True)
-        objective.networks.requires_grad_(False)
-        learned = {
+        parameters = {
             name: parameter
             for name, parameter in objective.networks.named_parameters()
             if objective.trainable(name)
         }
-        if not learned:
-            raise TrainingError("No parameter of the networks learns in this stage.")
-        for parameter in learned.values():
+        for parameter in parameters.values():
             parameter.requires_grad_(True)
-        self._learned = list(learned.values())
-        self._average = Average(learned, settings.average)
+        self._parameters, self._blend = nn.ParameterList(parameters.values()), blend
+        self._start = [p.detach().clone() for p in self._parameters] if blend < 1 else []
         self.progress = Progress(settings)
-        self._optimizer = self._adam(*_grouped(learned, settings.factors))
-        self._module, self._optimizer = accelerator.prepare(objective, self._optimizer)
-        kept = [learned]
-        self._critic: nn.Module | None = None
-        self._judged = objective if isinstance(objective, ImageObjective) else None
-        critic = None if self._judged is None else self._judged.critic
-        if critic is not None:
-            kept.append(dict(critic.named_parameters()))
-            optimizer = self._adam({"params": list(critic.parameters())})
-            self._critic, self._critic_optimizer = accelerator.prepare(critic, optimizer)
-        self._models = [m for m in (self._module, self._critic) if m is not None]
+        self._average = AveragedModel(self._parameters, multi_avg_fn=self._update_average)
+        optimizer = self._adam(_groups(parameters, settings.factors))
+        self._module, self._optimizer = accelerator.prepare(objective, optimizer)
+        self._models, self._optimizers = [self._module], [self._optimizer]
+        weights = [parameters]
+        self._image_objective: ImageObjective[Any, Any] | None = (
+            objective if isinstance(objective, ImageObjective) else None
+        )
+        if self._image_objective is not None and self._image_objective.critic is not None:
+            critic = self._image_objective.critic
+            weights.append(dict(critic.named_parameters()))
+            rate = self._image_objective.critic_learning_rate or settings.learning_rate
+            group = {"params": list(critic.parameters()), "factor": rate / settings.learning_rate}
+            module, optimizer = accelerator.prepare(critic, self._adam([group]))
+            self._models.append(module)
+            self._optimizers.append(optimizer)
         accelerator.register_for_checkpointing(self.progress, self._average)
-        self._checkpoints = Checkpoints(folder, accelerator, tuple(kept))
-        self._kept = -1  # step of the newest checkpoint
-        self._batches = Ahead(objective.draw, accelerator.device)
+        self._checkpoints = Checkpoints(folder, accelerator, weights)
+        self._checkpoint_step = -1
+        self._batches = Prefetcher(objective.draw, accelerator.device)
         # Terms of the steps since the last look: to read them sooner would wait for the device.
         self._unread: list[dict[str, Tensor]] = []
 
-    def _adam(self, *groups: dict[str, Any]) -> torch.optim.Optimizer:
+    def _adam(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         s = self._settings
         return torch.optim.AdamW(
             groups,
@@ -97,15 +104,15 @@ class Trainer:
             fused=self._accelerator.device.type == "cuda",
         )
 
-    def run(self, *, resume: bool, max_steps: int | None = None) -> Ended:
+    def run(self, *, resume: bool, max_steps: int | None = None) -> Outcome:
         """Trains to the end, or to `max_steps`, or until SIGINT or SIGTERM.
 
-        However it ends, the averaged weights are then in the networks and in the last export.
+        However it ends, the averaged weights are then in the last export.
 
         Raises:
             RunExists: there is a checkpoint, and `resume` is False.
         """
-        newest = self._checkpoints.newest()
+        progress, newest = self.progress, self._checkpoints.newest()
         if newest is not None and not resume:
             raise RunExists(
                 f"{self._folder} already holds a run ({newest.name}): go on with it with "
@@ -113,50 +120,49 @@ class Trainer:
             )
         if newest is not None:
             self._checkpoints.load(newest)
-            self._kept = self.progress.step
-            self._say(f"{self._folder}: going on after step {self.progress.step}")
+            self._checkpoint_step = progress.step
+            self._on_progress(f"{self._folder}: resuming after step {progress.step}")
         elif resume:
-            self._say(f"{self._folder}: no checkpoint to resume from, starting at step 0")
-        last = self.progress.total if max_steps is None else max_steps
-        log = Log(self._folder, self.progress.step) if self._accelerator.is_main_process else None
+            self._on_progress(f"{self._folder}: no checkpoint to resume from, starting at step 0")
+        log = Log(self._folder, progress.step) if self._accelerator.is_main_process else None
         try:
-            with _stop_requested() as stopped:
-                while not self.progress.over and self.progress.step < last and not stopped():
+            with _stop_event() as stop:
+                while not (progress.over or stop.is_set()):
+                    if max_steps is not None and progress.step >= max_steps:
+                        break
                     self._advance(log)
-                    last = self.progress.total if max_steps is None else max_steps
-                interrupted = stopped()
-            if self._kept != self.progress.step:
+            if self._checkpoint_step != progress.step:
                 self._save()
         finally:
             self._batches.close()
             if log is not None:
                 log.close()
-        self._average.apply()
-        if self.progress.over:
+        if progress.over:
             return "finished"
-        return "stopped" if interrupted else "limited"
+        return "stopped" if stop.is_set() else "limited"
 
     def _advance(self, log: Log | None) -> None:
         """One step, logged and kept where it is time to."""
-        began = time.monotonic()
+        start = time.monotonic()
         self._unread.append(self._step())
-        self.progress.step += 1
-        step, recent = self.progress.step, self.progress.recent
-        logged = step % self._settings.log_every == 0
-        if logged or step % self._settings.save_every == 0:
+        progress = self.progress
+        progress.step += 1
+        log_now = progress.step % self._settings.log_every == 0
+        save_now = progress.step % self._settings.save_every == 0
+        if log_now or save_now:
             self._read()
-        self.progress.seconds += time.monotonic() - began
-        if logged:
-            values = {name: sum(seen) / len(seen) for name, seen in recent.items()}
-            recent.clear()
+        progress.seconds += time.monotonic() - start
+        if log_now:
+            values = {name: sum(terms) / len(terms) for name, terms in progress.recent.items()}
+            progress.recent.clear()
             if log is not None:
                 rate = self._optimizer.param_groups[0]["lr"]
-                log.write(step, {**values, "rate": rate, "seconds": self.progress.seconds})
-                self._say(
-                    f"step {step} of {self.progress.total}, loss {values['loss']:.5f}, "
-                    f"{self.progress.seconds:.0f} s"
+                log.write(progress.step, {**values, "rate": rate, "seconds": progress.seconds})
+                self._on_progress(
+                    f"step {progress.step} of {progress.total}, loss {values['loss']:.5f}, "
+                    f"{progress.seconds:.0f} s"
                 )
-        if step % self._settings.save_every == 0:
+        if save_now:
             self._save()
 
     def _read(self) -> None:
@@ -169,87 +175,82 @@ class Trainer:
 
     def _step(self) -> dict[str, Tensor]:
         """One step of the optimizers; this process's terms, scalars on the device."""
-        step, accelerator = self.progress.step, self._accelerator
-        joined = self._judged is not None and self._judged.wants_critic(step)
-        self._set_rates()
+        step, accelerator, objective = self.progress.step, self._accelerator, self._image_objective
+        with_critic = objective is not None and objective.wants_critic(step)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.progress.learning_rate * group["factor"]
         sums: dict[str, Tensor] = {}
         for part in range(self._settings.accumulate):
             batch = self._batches(step * self._settings.accumulate + part)
             with accelerator.accumulate(*self._models):
-                made = self._module(batch)  # prepared: autocasts by itself
+                outputs = self._module(batch)  # prepared: autocasts by itself
                 with accelerator.autocast():
-                    terms = self._objective.terms(made, batch, step)
+                    terms = self._objective.terms(outputs, batch, step)
                 loss = torch.stack(list(terms.values())).sum()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(self._learned, self._settings.clip_norm)
+                    accelerator.clip_grad_norm_(self._parameters, self._settings.clip_norm)
                 self._optimizer.step()
                 self._optimizer.zero_grad()
-                if joined:
-                    terms["critic"] = self._critic_step(made, batch)
+                if objective is not None and with_critic:
+                    terms["critic"] = objective.critic_terms(self._models[1], outputs, batch)
+                    accelerator.backward(terms["critic"])
+                    self._optimizers[1].step()
+                    self._optimizers[1].zero_grad()
             for name, term in {"loss": loss, **terms}.items():
                 sums[name] = sums[name] + term.detach() if name in sums else term.detach()
-        self._average.update(step)
+        self._average.update_parameters(self._parameters)
         return {name: total / self._settings.accumulate for name, total in sums.items()}
 
-    def _critic_step(self, made: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        accelerator, critic = self._accelerator, self._critic
-        assert critic is not None
-        assert self._judged is not None
-        loss = self._judged.critic_terms(critic, made, batch)
-        accelerator.backward(loss)
-        self._critic_optimizer.step()
-        self._critic_optimizer.zero_grad()
-        return loss
-
-    def _set_rates(self) -> None:
-        rate = self.progress.learning_rate
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        if self._judged is not None and self._critic is not None:
-            usual = self._settings.learning_rate
-            for group in self._critic_optimizer.param_groups:
-                group["lr"] = rate * ((self._judged.critic_learning_rate or usual) / usual)
+    def _update_average(self, averages: _Tensors, parameters: _Tensors, count: object) -> None:
+        # Early steps would otherwise weigh the start for hundreds of steps.
+        step = self.progress.step
+        decay = min(self._settings.average, (1 + step) / (10 + step))
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
 
     def _save(self) -> None:
         self._read()
         self.progress.replan()
-        told: list[Any] = [self.progress.total]  # processes differ in seconds
-        self.progress.total = broadcast_object_list(told)[0]
+        totals: list[Any] = [self.progress.total]  # processes differ in seconds
+        self.progress.total = broadcast_object_list(totals)[0]
         self._checkpoints.save(self.progress.step)
-        self._kept = self.progress.step
+        self._checkpoint_step = self.progress.step
         if self._accelerator.is_main_process:
-            with self._average.in_place():
+            weights = [parameter.detach() for parameter in self._average.module.parameters()]
+            if self._start:
+                pairs = zip(self._start, weights, strict=True)
+                weights = [start.lerp(weight, self._blend) for start, weight in pairs]
+            with substitute(list(self._parameters), weights):
                 self._export()
         self._accelerator.wait_for_everyone()
 
 
-def _grouped(learned: dict[str, nn.Parameter], factors: dict[str, float]) -> list[dict[str, Any]]:
+def _groups(parameters: dict[str, nn.Parameter], factors: dict[str, float]) -> list[dict[str, Any]]:
     """The optimizer's groups: parameters whose learning rate has the same factor."""
     groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in learned.items():
+    for name, parameter in parameters.items():
         factor = next((f for start, f in factors.items() if name.startswith(start)), 1.0)
         groups.setdefault(factor, []).append(parameter)
     return [{"params": params, "factor": factor} for factor, params in groups.items()]
 
 
 @contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; the step is finished and kept first."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: asked.set()) for number in signals]
+def _stop_event() -> Iterator[threading.Event]:
+    """Set by SIGINT and SIGTERM; the step is finished and kept first."""
+    stop = threading.Event()
+    handlers = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        yield asked.is_set
+        yield stop
     finally:
-        for number, handler in zip(signals, before, strict=True):
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-class Ahead:
+class Prefetcher:
     """Draws batches in their order; on a GPU each on a thread of its own, one before it is asked.
 
     A batch follows from its number alone, so nothing depends on when it was made. On a CPU the
@@ -262,28 +263,24 @@ class Ahead:
 
     def __init__(self, draw: Callable[[int], Batch], device: torch.device) -> None:
         self._draw = draw
-        # The current device is each thread's own, and `device` may leave its number open.
-        self._current = torch.cuda.current_device() if device.type == "cuda" else None
-        self._pool = ThreadPoolExecutor(1, "batches") if device.type == "cuda" else None
-        self._next: tuple[int, Future[Batch]] | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        if device.type == "cuda":
+            # The current device is each thread's own, and `device` may leave its number open.
+            current = torch.cuda.current_device()
+            self._executor = ThreadPoolExecutor(1, "batches", torch.cuda.set_device, (current,))
+        self._futures: dict[int, Future[Batch]] = {}
 
     def __call__(self, number: int) -> Batch:
         """The batch of that number; raises what `draw` raises."""
-        if self._pool is None:
+        if self._executor is None:
             return self._draw(number)
-        if self._next is not None and self._next[0] == number:
-            made = self._next[1]
-        else:
-            made = self._pool.submit(self._drawn, number)
-        batch = made.result()
-        self._next = (number + 1, self._pool.submit(self._drawn, number + 1))
-        return batch
-
-    def _drawn(self, number: int) -> Batch:
-        torch.cuda.set_device(self._current)
-        return self._draw(number)
+        numbers = (number, number + 1)
+        self._futures = {
+            n: self._futures.get(n) or self._executor.submit(self._draw, n) for n in numbers
+        }
+        return self._futures[number].result()
 
     def close(self) -> None:
         """Ends the thread; what it made in vain is dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from evaluation.pictures import write
+from evaluation.images import write
 from models.pipeline import StableSR
 from tests.evaluation.conftest import NARROWER, NATIVE, crop, write_originals
 

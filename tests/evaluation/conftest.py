@@ -1,4 +1,4 @@
-"""Pictures with texture, and networks that take milliseconds."""
+"""Images with texture, and networks that take milliseconds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation.pictures import Pixels, read, write
+from evaluation.images import Pixels, read, write
 from models.pipeline import StableSR
 from tests.models.narrow import CONFIG, PRESET
 
-# Guidance as narrow as the rest, for pictures large enough for NIQE's patches.
+# Guidance as narrow as the rest, for images large enough for NIQE's patches.
 NARROWER = replace(
     CONFIG,
     unet=replace(CONFIG.unet, feature_width=8, modulation_width=8),

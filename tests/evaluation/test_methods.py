@@ -1,4 +1,4 @@
-"""What enlarges: StableSR at several weights, networks in packages, spandrel's models."""
+"""What upscales: StableSR at several weights, networks in packages, spandrel's models."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evaluation.images import tensor_of
 from evaluation.methods import BaselineUnavailable, OursAtWeights, make_baseline
-from evaluation.pictures import tensor_of
 from models.options import Options
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop
@@ -28,7 +28,7 @@ PACKAGES = [
 ]
 
 
-def made_small(
+def shrink(
     monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], sizes: tuple[int, ...]
 ) -> nn.Module:
     """One network of these sizes; every other of its kind will have them too."""
@@ -42,7 +42,7 @@ def layers_of(network: nn.Module) -> list[nn.Module]:
 
 
 @pytest.mark.parametrize(("name", "package", "file", "kind", "sizes"), PACKAGES)
-def test_a_network_out_of_a_named_folder_is_a_baseline_that_enlarges_by_4(
+def test_a_network_out_of_a_named_folder_is_a_baseline_that_upscales_by_4(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     name: str,
@@ -51,7 +51,7 @@ def test_a_network_out_of_a_named_folder_is_a_baseline_that_enlarges_by_4(
     kind: type[nn.Module],
     sizes: tuple[int, ...],
 ) -> None:
-    network = made_small(monkeypatch, kind, sizes)
+    network = shrink(monkeypatch, kind, sizes)
     folder = write_model(tmp_path / "models", file, layers_of(network))
     image = torch.rand(1, 3, 5, 6)
     [result] = make_baseline(f"{name}={folder}").enlarge(image, 4)
@@ -69,21 +69,21 @@ def test_without_a_path_the_networks_package_is_looked_for_and_named_if_it_is_mi
     kind: type[nn.Module],
     sizes: tuple[int, ...],
 ) -> None:
-    network = made_small(monkeypatch, kind, sizes)
-    asked: list[str] = []
-    found: list[SimpleNamespace | None] = [None, SimpleNamespace(origin=tmp_path / "__init__.py")]
+    network = shrink(monkeypatch, kind, sizes)
+    names: list[str] = []
+    specs: list[SimpleNamespace | None] = [None, SimpleNamespace(origin=tmp_path / "__init__.py")]
 
     def find_spec(name: str) -> SimpleNamespace | None:
-        asked.append(name)
-        return found.pop(0)
+        names.append(name)
+        return specs.pop(0)
 
     monkeypatch.setattr("importlib.util.find_spec", find_spec)
-    said = rf"{name} needs the weights in the package {package}, .* as {name}=PATH"
-    with pytest.raises(BaselineUnavailable, match=said):
+    message = rf"{name} needs the weights in the package {package}, .* as {name}=PATH"
+    with pytest.raises(BaselineUnavailable, match=message):
         make_baseline(name)
     write_model(tmp_path / "models", file, layers_of(network))
     assert make_baseline(name).names == (name,)
-    assert asked == 2 * [package.replace("-", "_")]
+    assert names == 2 * [package.replace("-", "_")]
 
 
 def test_a_place_without_the_weights_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ class _Descriptor:
         return image.repeat_interleave(2, 2).repeat_interleave(2, 3) + 0.5
 
 
-def test_a_model_file_is_read_by_spandrel_and_enlarges_by_its_own_factor_only(
+def test_a_model_file_is_read_by_spandrel_and_upscales_by_its_own_factor_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path = tmp_path / "small-x2.pth"
@@ -128,7 +128,7 @@ def test_a_model_file_is_read_by_spandrel_and_enlarges_by_its_own_factor_only(
     [result] = method.enlarge(torch.full((1, 3, 4, 5), 0.75), 2)
     assert (result.method, tuple(result.image.shape)) == ("small-x2", (1, 3, 8, 10))
     assert float(result.image.max()) == 1
-    with pytest.raises(BaselineUnavailable, match="enlarges by 2 only, but the pictures ask for 4"):
+    with pytest.raises(BaselineUnavailable, match="upscales by 2 only, but the images ask for 4"):
         list(method.enlarge(torch.rand(1, 3, 4, 5), 4))
 
 

@@ -12,24 +12,24 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from evaluation.learned import LEARNED, Learned, add_vgg, load
+from evaluation.images import EvaluationError, Pixels, degrade_pixels, pixels_of, read, tensor_of
+from evaluation.learned import LEARNED_SCORES, LearnedScores, add_vgg, load
 from evaluation.methods import OursAtWeights
 from evaluation.metrics import lattice, luma, offline_scores, phase, psnr, ssim
 from evaluation.niqe import niqe
-from evaluation.pictures import EvaluationError, Pixels, degraded, pixels_of, read, tensor_of
 from models.options import Options
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop
 from tests.training.vgg_files import vgg_file
 
 
-def noisy(picture: Pixels, strength: float) -> Pixels:
-    noise = np.random.default_rng(0).normal(0, strength, picture.shape)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+def noisy(image: Pixels, strength: float) -> Pixels:
+    noise = np.random.default_rng(0).normal(0, strength, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-def blurred(picture: Pixels) -> Pixels:
-    soft: Pixels = gaussian_filter(picture.astype(np.float64), (2, 2, 0)).astype(np.uint8)
+def blur(image: Pixels) -> Pixels:
+    soft: Pixels = gaussian_filter(image.astype(np.float64), (2, 2, 0)).astype(np.uint8)
     return soft
 
 
@@ -48,18 +48,18 @@ def test_psnr_is_that_of_a_known_error() -> None:
 
 def test_the_border_does_not_count_and_the_pixel_within_it_does() -> None:
     original = crop("petra", 64, 64)
-    spoiled = original.copy()
-    spoiled[:4] = 0
-    spoiled[:, -4:] = 0
-    assert psnr(spoiled, original, 4) == math.inf
-    assert ssim(spoiled, original, 4) == 1
-    assert psnr(spoiled, original, 3) < 40
+    other = original.copy()
+    other[:4] = 0
+    other[:, -4:] = 0
+    assert psnr(other, original, 4) == math.inf
+    assert ssim(other, original, 4) == 1
+    assert psnr(other, original, 3) < 40
 
 
 def test_ssim_falls_with_noise_and_with_blur() -> None:
     original = crop("petra", 128, 128)
     assert 1 > ssim(noisy(original, 5), original) > ssim(noisy(original, 20), original) > 0
-    assert ssim(blurred(original), original) < 0.9
+    assert ssim(blur(original), original) < 0.9
 
 
 def test_results_of_another_size_and_tiny_ones_are_refused() -> None:
@@ -73,7 +73,7 @@ def test_niqe_prefers_a_photograph_to_its_blurred_and_its_noisy_self() -> None:
     original = crop("kitten", 288, 288)
     clean = niqe(original)
     assert 2 < clean < 6
-    assert niqe(blurred(original)) > clean + 1
+    assert niqe(blur(original)) > clean + 1
     assert niqe(noisy(original, 30)) > clean + 1
 
 
@@ -89,17 +89,17 @@ def test_without_pyiqa_every_learned_score_says_why_it_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    loaded = load()
-    assert set(loaded.unavailable) == set(LEARNED)
-    assert "pip install pyiqa" in loaded.unavailable["lpips"]
-    assert loaded.scores(crop("petra", 32, 32), crop("petra", 32, 32)) == {}
+    scores = load()
+    assert set(scores.unavailable) == set(LEARNED_SCORES)
+    assert "pip install pyiqa" in scores.unavailable["lpips"]
+    assert scores.scores(crop("petra", 32, 32), crop("petra", 32, 32)) == {}
 
 
 def test_a_score_whose_weights_cannot_be_fetched_is_named_and_the_others_are_measured(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def create_metric(name: str, device: object) -> Any:
-        def late(*given: Any) -> float:
+        def late(*images: Any) -> float:
             raise ConnectionError("no such host\nmore")
 
         if name == "lpips":
@@ -107,27 +107,27 @@ def test_a_score_whose_weights_cannot_be_fetched_is_named_and_the_others_are_mea
         return {"clipiqa": late, "musiq": lambda image: 50.0, "fid": lambda a, b: 7.0}[name]
 
     monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
-    loaded = load()
-    assert loaded.unavailable == {"lpips": "OSError: no route to the hub"}
-    picture = crop("petra", 32, 32)
-    assert loaded.scores(picture, picture) == {"musiq": 50.0}
-    assert loaded.unavailable["clipiqa"] == "ConnectionError: no such host"
-    assert loaded.folder_scores(tmp_path, tmp_path) == {"fid": 7.0}
+    scores = load()
+    assert scores.unavailable == {"lpips": "OSError: no route to the hub"}
+    image = crop("petra", 32, 32)
+    assert scores.scores(image, image) == {"musiq": 50.0}
+    assert scores.unavailable["clipiqa"] == "ConnectionError: no such host"
+    assert scores.folder_scores(tmp_path, tmp_path) == {"fid": 7.0}
 
 
 def test_a_vgg_16_from_a_file_scores_how_far_a_picture_is_from_its_original(tmp_path: Path) -> None:
-    loaded = Learned()
-    add_vgg(loaded, vgg_file(tmp_path / "vgg16.pth"))
+    scores = LearnedScores()
+    add_vgg(scores, vgg_file(tmp_path / "vgg16.pth"))
     original = crop("petra", 32, 32)
-    assert loaded.scores(original, original) == {"vgg": 0}
-    near, far = (loaded.scores(noisy(original, n), original)["vgg"] for n in (2, 20))
+    assert scores.scores(original, original) == {"vgg": 0}
+    near, far = (scores.scores(noisy(original, n), original)["vgg"] for n in (2, 20))
     assert 0 < near < far
 
 
 def test_the_scores_that_run_offline_are_five() -> None:
     original = crop("petra", 192, 192)
-    found = offline_scores(noisy(original, 5), original, 4)
-    assert set(found) == {"psnr", "ssim", "niqe", "lattice", "phase"}
+    scores = offline_scores(noisy(original, 5), original, 4)
+    assert set(scores) == {"psnr", "ssim", "niqe", "lattice", "phase"}
 
 
 PHOTOGRAPH = Path(__file__).parents[1] / "photographs" / "red_panda.webp"
@@ -138,12 +138,12 @@ def photograph() -> Pixels:
     return read(PHOTOGRAPH)
 
 
-def with_pattern(picture: Pixels, cell: np.ndarray) -> Pixels:
+def with_pattern(image: Pixels, cell: np.ndarray) -> Pixels:
     side = len(cell)
-    tiles = (picture.shape[0] // side, picture.shape[1] // side)
+    tiles = (image.shape[0] // side, image.shape[1] // side)
     pattern = np.tile(cell, tiles)[..., None]
-    made: Pixels = (picture + pattern).round().clip(0, 255).astype(np.uint8)
-    return made
+    result: Pixels = (image + pattern).round().clip(0, 255).astype(np.uint8)
+    return result
 
 
 def test_a_photograph_has_no_lattice(photograph: Pixels) -> None:
@@ -161,9 +161,9 @@ def test_a_pattern_of_two_grey_levels_that_repeats_is_seen(photograph: Pixels, p
 def test_rows_count_as_columns_do(photograph: Pixels) -> None:
     cell = np.zeros((4, 4))
     cell[:, 0] = 6.0
-    patterned = with_pattern(photograph, cell)
-    turned = np.ascontiguousarray(np.rot90(patterned))
-    assert lattice(turned) == pytest.approx(lattice(patterned), abs=0.5)
+    image = with_pattern(photograph, cell)
+    rotation = np.ascontiguousarray(np.rot90(image))
+    assert lattice(rotation) == pytest.approx(lattice(image), abs=0.5)
 
 
 def test_a_period_that_no_decoder_has_is_no_lattice(photograph: Pixels) -> None:
@@ -188,12 +188,12 @@ def test_a_flat_picture_has_neither() -> None:
 def test_the_embedded_weights_leave_no_lattice(weight: float) -> None:
     """Version 3 left lines of 5 dB at w = 0."""
     sr = StableSR.from_preset("tiny")
-    found = []
+    scores = []
     for path in sorted(PHOTOGRAPH.parent.glob("*.webp"))[:6]:
-        low = tensor_of(degraded(read(path), path.stem, 4, "paper", 0))
+        low = tensor_of(degrade_pixels(read(path), path.stem, 4, "paper", 0))
         [result] = OursAtWeights(sr, [weight], Options()).enlarge(low, 4)
-        picture = pixels_of(result.image)
-        found.append((lattice(picture), phase(picture)))
-    lines, phases = zip(*found, strict=True)
+        image = pixels_of(result.image)
+        scores.append((lattice(image), phase(image)))
+    lines, phases = zip(*scores, strict=True)
     assert np.mean(lines) < 2.0
     assert np.mean(phases) < 0.08

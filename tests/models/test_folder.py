@@ -13,7 +13,7 @@ from models.checkpoints.folder import load_folder, preset_folder, save_folder
 from models.errors import CheckpointMismatch
 from models.networks.bundle import Networks
 from models.presets import PRESETS
-from training.starting import TINY
+from training.initial_weights import TINY
 
 CPU = torch.device("cpu")
 

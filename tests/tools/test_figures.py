@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from evaluation.pictures import BadPictures, Pixels, degraded, tensor_of
+from evaluation.images import BadImages, Pixels, degrade_pixels, tensor_of
 from models.networks.modulation import FeatureModulation
 from models.options import Options
 from models.pipeline import StableSR
@@ -27,7 +27,7 @@ from tools.figures.seams import borders, seam_ratio, tiles_alone
 
 
 @pytest.fixture
-def opened() -> StableSR:
+def model() -> StableSR:
     """Networks whose modulation does something; a fresh one does nothing."""
     torch.manual_seed(1)
     fresh = StableSR.with_random_weights(NARROWER, NATIVE, fold=False)
@@ -57,22 +57,22 @@ def request(sr: StableSR, timestep: int) -> StepRequest:
 
 
 def test_a_modulation_that_does_nothing_has_similarity_one_and_another_has_less(
-    opened: StableSR,
+    model: StableSR,
 ) -> None:
-    both = latents(opened)
+    both = latents(model)
     with torch.inference_mode():
-        changed = similarity(opened, both, both, [0, 999])
-    assert set(changed.by_size) == {1, 2, 4, 8}
-    assert all(value < 0.999 for value in changed.mean)
-    for module in modulations(opened):
+        different = similarity(model, both, both, [0, 999])
+    assert set(different.by_size) == {1, 2, 4, 8}
+    assert all(value < 0.999 for value in different.mean)
+    for module in modulations(model):
         for conv in (module.gamma, module.beta):
             nn.init.zeros_(conv.weight)
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
     with torch.inference_mode():
-        still = similarity(opened, both, both, [0, 999])
+        still = similarity(model, both, both, [0, 999])
     assert still.mean == pytest.approx([1, 1], abs=1e-5)
-    assert hooks(opened) == 0
+    assert hooks(model) == 0
 
 
 def test_signal_to_noise_falls_to_that_of_the_schedules_end() -> None:
@@ -82,28 +82,28 @@ def test_signal_to_noise_falls_to_that_of_the_schedules_end() -> None:
 
 
 def test_an_encoder_told_the_true_timestep_predicts_as_ever_and_another_does_not(
-    opened: StableSR,
+    model: StableSR,
 ) -> None:
-    asked = request(opened, 700)
-    [true] = opened.predict([asked])
-    [same] = encoder_at(opened, 700)([asked])
-    [other] = encoder_at(opened, 0)([asked])
+    step_request = request(model, 700)
+    [true] = model.predict([step_request])
+    [same] = encoder_at(model, 700)([step_request])
+    [other] = encoder_at(model, 0)([step_request])
     torch.testing.assert_close(same, true, rtol=0, atol=1e-6)
     assert not torch.allclose(other, true, atol=1e-4)
 
 
 def test_without_modulation_the_input_does_not_matter_and_afterwards_it_does_again(
-    opened: StableSR,
+    model: StableSR,
 ) -> None:
-    asked = request(opened, 700)
-    elsewhere = replace(asked, lr=asked.lr + 1)
-    [before] = opened.predict([asked])
-    with without_modulation(opened.networks.unet):
-        [plain], [moved] = opened.predict([asked]), opened.predict([elsewhere])
-    torch.testing.assert_close(plain, moved, rtol=0, atol=0)
+    step_request = request(model, 700)
+    elsewhere = replace(step_request, lr=step_request.lr + 1)
+    [before] = model.predict([step_request])
+    with without_modulation(model.networks.unet):
+        [plain], [other] = model.predict([step_request]), model.predict([elsewhere])
+    torch.testing.assert_close(plain, other, rtol=0, atol=0)
     assert not torch.allclose(plain, before, atol=1e-4)
-    torch.testing.assert_close(opened.predict([asked])[0], before, rtol=0, atol=0)
-    assert hooks(opened) == 0
+    torch.testing.assert_close(model.predict([step_request])[0], before, rtol=0, atol=0)
+    assert hooks(model) == 0
 
 
 def smooth() -> Pixels:
@@ -146,9 +146,9 @@ def test_a_difference_counts_when_it_exceeds_twice_its_error() -> None:
 
 def test_every_part_is_measured_at_both_weights(sr: StableSR) -> None:
     original = crop("petra", 256, 256)
-    pictures = [("petra", degraded(original, "petra", 4, "mild", 0), original)]
-    found = ablations(sr, pictures, Options(steps=1))
-    assert [(a.part, a.weight) for a in found] == [
+    pictures = [("petra", degrade_pixels(original, "petra", 4, "mild", 0), original)]
+    results = ablations(sr, pictures, Options(steps=1))
+    assert [(a.part, a.weight) for a in results] == [
         ("prior and guidance", "0"),
         ("prior and guidance", "0.5"),
         ("time awareness", "0"),
@@ -163,9 +163,9 @@ def test_every_part_is_measured_at_both_weights(sr: StableSR) -> None:
         ("aggregation, tiles of 16", "0.5"),
     ]
     scores = ["psnr", "ssim", "niqe", "lattice", "phase", "seam"]
-    assert [w.score for w in found[-1].worths] == scores
+    assert [w.score for w in results[-1].worths] == scores
     # One picture has no spread, and so shows nothing.
-    assert not any(w.measurable for a in found for w in a.worths)
+    assert not any(w.measurable for a in results for w in a.worths)
     assert hooks(sr) == 0
 
 
@@ -176,15 +176,17 @@ def test_one_command_draws_every_figure_and_the_page_names_each(
     monkeypatch.setattr(studio, "POINTS", 3)
     monkeypatch.setattr(studio, "TIMES", (0,))
     monkeypatch.setattr(studio, "WEIGHTS", (0.0, 1.0))
-    gained = Ablation("gained", "0", [Worth("psnr", 25, 24, 0.1), Worth("niqe", 5, 4, 0.1)])
+    gain = Ablation("gained", "0", [Worth("psnr", 25, 24, 0.1), Worth("niqe", 5, 4, 0.1)])
     vain = Ablation("vain", "0.5", [Worth("psnr", 25, 24, 0.6), Worth("seam", 1.0, 1.1, 0.2)])
-    monkeypatch.setattr(command, "ablations", lambda *given: [gained, vain])
-    heard: list[str] = []
-    command.draw(sr, originals, tmp_path, count=1, longest=4, shown="petra", tell=heard.append)
+    monkeypatch.setattr(command, "ablations", lambda *arguments: [gain, vain])
+    lines: list[str] = []
+    command.draw(
+        sr, originals, tmp_path, count=1, longest=4, subject="petra", on_progress=lines.append
+    )
     page = (tmp_path / "figures.md").read_text()
-    named = set(re.findall(r"\(images/(.*?)\)", page))
-    assert named == {p.name for p in (tmp_path / "images").iterdir()}
-    for name in named:
+    names = set(re.findall(r"\(images/(.*?)\)", page))
+    assert names == {p.name for p in (tmp_path / "images").iterdir()}
+    for name in names:
         path = tmp_path / "images" / name
         if path.suffix == ".png":
             with Image.open(path) as picture:
@@ -196,9 +198,9 @@ def test_one_command_draws_every_figure_and_the_page_names_each(
     assert "| gained | 0 | 25.00 / 24.00 (+1.00 ± 0.10) |  |" in page
     assert "| better PSNR; worse NIQE |" in page
     assert page.count("| nothing measurable |") == 1
-    assert heard[-1] == "4 steps: petra"
-    with pytest.raises(BadPictures, match="no picture called 'absent'"):
-        command.draw(sr, originals, tmp_path, shown="absent")
+    assert lines[-1] == "4 steps: petra"
+    with pytest.raises(BadImages, match="no picture called 'absent'"):
+        command.draw(sr, originals, tmp_path, subject="absent")
 
 
 def test_a_folder_that_is_not_there_is_named(

@@ -16,8 +16,8 @@ import models
 from tools import photographs as module
 from tools.photographs import CROP, PhotographsUnavailable, main, photographs
 
-SHIPPED = 4  # version of the weights in the package
-KEPT = Path(__file__).parents[1] / "photographs"
+SHIPPED_VERSION = 4  # version of the weights in the package
+CROPS = Path(__file__).parents[1] / "photographs"
 FREE = {
     "BSD-2-Clause",
     "CC-BY-2.0",
@@ -46,20 +46,20 @@ def test_no_source_that_is_judged_by_is_trained_on() -> None:
 
 
 def test_every_name_is_used_once_and_every_licence_is_free() -> None:
-    chosen = photographs()
-    assert len({p.name for p in chosen}) == len(chosen)
-    assert {p.licence for p in chosen} <= FREE
-    assert all(p.author for p in chosen)
+    entries = photographs()
+    assert len({p.name for p in entries}) == len(entries)
+    assert {p.licence for p in entries} <= FREE
+    assert all(p.author for p in entries)
 
 
 def test_the_kept_crops_are_those_held_out_from_the_first() -> None:
     held_out = {p.name for p in photographs() if p.role == "held-out" and not p.seen}
-    assert {p.stem for p in KEPT.glob("*.webp")} == held_out
-    licences = (KEPT / "LICENCES.md").read_text(encoding="utf-8")
+    assert {p.stem for p in CROPS.glob("*.webp")} == held_out
+    licences = (CROPS / "LICENCES.md").read_text(encoding="utf-8")
     for name in held_out:
         assert f"`{name}.webp`" in licences
-        with Image.open(KEPT / f"{name}.webp") as opened:
-            assert (opened.size, opened.mode) == ((CROP, CROP), "RGB")
+        with Image.open(CROPS / f"{name}.webp") as file:
+            assert (file.size, file.mode) == ((CROP, CROP), "RGB")
 
 
 def test_the_origin_of_the_weights_names_every_photograph_trained_on_and_no_other() -> None:
@@ -69,7 +69,7 @@ def test_the_origin_of_the_weights_names_every_photograph_trained_on_and_no_othe
         for line in origin.read_text(encoding="utf-8").splitlines()
         if line.startswith("| `")
     }
-    assert rows == {p.name for p in photographs() if p.role == "train" or SHIPPED in p.seen}
+    assert rows == {p.name for p in photographs() if p.role == "train" or SHIPPED_VERSION in p.seen}
 
 
 def package(folder: Path, name: str, files: dict[str, bytes]) -> None:
@@ -127,12 +127,14 @@ def eet_archive(entries: dict[str, bytes]) -> bytes:
 def small_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two packages with a photograph each, and a list that names them."""
     whole, *_ = (p for p in photographs() if p.role == "train")
-    kept, *_ = (p for p in photographs() if p.role == "held-out")
-    chosen = [
+    held_out, *_ = (p for p in photographs() if p.role == "held-out")
+    entries = [
         replace(whole, name="a", package="plain", path="usr/a.png", member="", side=100),
-        replace(kept, name="b", package="packed", path="usr/b.rcc", member="in/b.png", crop=(8, 4)),
+        replace(
+            held_out, name="b", package="packed", path="usr/b.rcc", member="in/b.png", crop=(8, 4)
+        ),
     ]
-    monkeypatch.setattr(module, "photographs", lambda: chosen)
+    monkeypatch.setattr(module, "photographs", lambda: entries)
     package(tmp_path, "plain", {"usr/a.png": png(200, 120)})
     package(tmp_path, "packed", {"usr/b.rcc": qt_resource("in", "b.png", png(600, 540))})
     return tmp_path
@@ -140,23 +142,23 @@ def small_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_photographs_come_out_of_packages_and_of_qt_resource_files(small_list: Path) -> None:
     assert main([str(small_list / "out"), "--packages-dir", str(small_list)]) == 0
-    with Image.open(small_list / "out" / "train" / "a.png") as opened:
-        assert opened.size == (100, 60)
-    with Image.open(small_list / "out" / "held-out" / "b.webp") as opened:
-        assert opened.size == (CROP, CROP)
+    with Image.open(small_list / "out" / "train" / "a.png") as file:
+        assert file.size == (100, 60)
+    with Image.open(small_list / "out" / "held-out" / "b.webp") as file:
+        assert file.size == (CROP, CROP)
         whole = Image.open(io.BytesIO(png(600, 540)))
-        assert opened.convert("RGB").tobytes() == whole.crop((8, 4, 520, 516)).tobytes()
+        assert file.convert("RGB").tobytes() == whole.crop((8, 4, 520, 516)).tobytes()
     assert not list((small_list / "out").rglob(".*"))
 
 
 def test_photographs_to_choose_by_have_a_folder_of_their_own(
     small_list: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = [replace(p, role="validation") for p in module.photographs() if p.crop is not None]
-    monkeypatch.setattr(module, "photographs", lambda: chosen)
+    entries = [replace(p, role="validation") for p in module.photographs() if p.crop is not None]
+    monkeypatch.setattr(module, "photographs", lambda: entries)
     assert module.write_photographs(small_list / "out", small_list) == {"validation": 1}
-    with Image.open(small_list / "out" / "validation" / "b.webp") as opened:
-        assert opened.size == (CROP, CROP)
+    with Image.open(small_list / "out" / "validation" / "b.webp") as file:
+        assert file.size == (CROP, CROP)
     assert [p.name for p in (small_list / "out").iterdir()] == ["validation"]
 
 
@@ -171,26 +173,26 @@ def test_a_role_that_does_not_exist_and_a_crop_in_the_wrong_place_are_refused() 
             replace(whole, role=role)
 
 
-def archived(small_list: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+def list_theme(small_list: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     """A list whose one photograph lies in a theme with this content."""
     [photograph] = [p for p in module.photographs() if p.name == "a"]
-    wanted = replace(photograph, package="theme", path="usr/a.edj", member="edje/images/0")
+    entry = replace(photograph, package="theme", path="usr/a.edj", member="edje/images/0")
     package(small_list, "theme", {"usr/a.edj": content})
-    monkeypatch.setattr(module, "photographs", lambda: [wanted])
+    monkeypatch.setattr(module, "photographs", lambda: [entry])
 
 
 def test_photographs_come_out_of_eet_archives(
     small_list: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = {"edje/images/1": png(7, 7), "edje/images/0": png(80, 50), "edje/file": b"groups"}
-    archived(small_list, monkeypatch, eet_archive(others))
+    list_theme(small_list, monkeypatch, eet_archive(others))
     module.write_photographs(small_list / "out", small_list)
-    with Image.open(small_list / "out" / "train" / "a.png") as opened:
-        assert opened.convert("RGB").tobytes() == Image.open(io.BytesIO(png(80, 50))).tobytes()
+    with Image.open(small_list / "out" / "train" / "a.png") as file:
+        assert file.convert("RGB").tobytes() == Image.open(io.BytesIO(png(80, 50))).tobytes()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (eet_archive({"edje/file": b""}), "The EET archive has no entry edje/images/0"),
         (b"ZIP!", "hold edje/images/0 is neither a Qt resource file nor an EET archive"),
@@ -198,10 +200,10 @@ def test_photographs_come_out_of_eet_archives(
     ids=["member", "archive"],
 )
 def test_an_unknown_archive_and_a_missing_member_are_named(
-    small_list: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+    small_list: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
 ) -> None:
-    archived(small_list, monkeypatch, content)
-    with pytest.raises(PhotographsUnavailable, match=said):
+    list_theme(small_list, monkeypatch, content)
+    with pytest.raises(PhotographsUnavailable, match=message):
         module.write_photographs(small_list / "out", small_list)
 
 

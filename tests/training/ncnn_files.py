@@ -14,32 +14,25 @@ from training.realesrgan import CompactNet, RRDBNet
 __all__ = ["exported", "small_compact", "small_rrdb", "write_model"]
 
 
-def exported(parts: Sequence[nn.Module], *, half: bool = False) -> tuple[str, bytes]:
-    """The `.param` text and the `.bin` of convolutions and PReLUs, in their order."""
-    lines, data = ["7767517", "9 9", "Input input.1 0 1 data"], b""
-    for number, part in enumerate(parts):
+def exported(parts: Sequence[nn.Module], *, half: bool = False) -> bytes:
+    """The `.bin` of convolutions and PReLUs, in their order."""
+    data = b""
+    for part in parts:
         if isinstance(part, nn.PReLU):
-            lines.append(f"PReLU PRelu_{number} 1 1 a b 0={part.num_parameters}")
             data += part.weight.detach().numpy().astype("<f4").tobytes()
             continue
         assert isinstance(part, nn.Conv2d)
         assert part.bias is not None
-        count = part.weight.numel()
-        sizes = f"0={part.out_channels} 1=3 4=1 5=1 6={count}"
-        lines.append(f"Convolution Conv_{number} 1 1 a b {sizes}")
-        lines.append("Split splitncnn_0 1 2 a b c")
         raw = part.weight.detach().numpy().astype("<f2" if half else "<f4").tobytes()
         data += struct.pack("<I", 0x01306B47 if half else 0) + raw + bytes(-len(raw) % 4)
         data += part.bias.detach().numpy().astype("<f4").tobytes()
-    return "\n".join(lines) + "\n", data
+    return data
 
 
 def write_model(folder: Path, name: str, parts: Sequence[nn.Module]) -> Path:
-    """A folder with `name.param` and `name.bin`."""
-    param, data = exported(parts)
+    """A folder with `name.bin`."""
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.param").write_text(param)
-    (folder / f"{name}.bin").write_bytes(data)
+    (folder / f"{name}.bin").write_bytes(exported(parts))
     return folder
 
 

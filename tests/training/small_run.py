@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,18 @@ from tests.models.narrow import CONFIG
 from training.config import RunSettings
 
 __all__ = [
+    "CFW",
     "CPU",
+    "DISTILL",
+    "ENCODER",
+    "TEACHER",
+    "VAE",
     "Bicubic",
     "base_weights",
-    "learned_names",
+    "changed_names",
     "loop",
+    "losses",
+    "quiet",
     "settings_of",
     "write_photographs",
 ]
@@ -58,15 +66,35 @@ class Bicubic(nn.Module):
         return F.interpolate(image, scale_factor=4, mode="bicubic")
 
 
-def loop(steps: int, **given: Any) -> dict[str, Any]:
+def quiet(line: str) -> None:
+    """Hears the progress of a run and shows nothing."""
+
+
+def loop(steps: int, **changes: Any) -> dict[str, Any]:
     return {
         "steps": steps,
         "batch": 2,
         "learning_rate": 1e-3,
         "log_every": 1,
         "save_every": 6,
-        **given,
+        **changes,
     }
+
+
+# Tables of a configuration.
+VAE: dict[str, Any] = {"crop": 32, "teacher_share": 0.5, "loop": loop(6, save_every=4)}
+ENCODER: dict[str, Any] = {"crop": 64, "cached": 2, "loop": loop(8, save_every=3)}
+DISTILL: dict[str, Any] = {"crop": 64, "steps": [1, 2], "loss": {}, "loop": loop(6, save_every=4)}
+TEACHER: dict[str, Any] = {"network": "nowhere", "crop": 64, "batch": 2, "batches": 2}
+CFW: dict[str, Any] = {
+    "crop": 64,
+    "sampled": 2,
+    "sampled_batch": 2,
+    "sampling_steps": 2,
+    "crop_cells": 5,
+    "loss": {"perceptual": 0.1, "adversarial": 0.1, "adversarial_after": 3, "critic_width": 4},
+    "loop": loop(6, save_every=4),
+}
 
 
 def settings_of(tmp_path: Path, config: ModelConfig = CONFIG, /, **tables: Any) -> RunSettings:
@@ -80,9 +108,17 @@ def settings_of(tmp_path: Path, config: ModelConfig = CONFIG, /, **tables: Any) 
     )
 
 
-def learned_names(before: Path, after: Path) -> set[str]:
+def changed_names(before: Path, after: Path) -> set[str]:
     """Tensors that are not bit for bit the same."""
     old = load_folder(before, CPU, torch.float32).state_dict()
     new = load_folder(after, CPU, torch.float32).state_dict()
     assert set(old) == set(new)
     return {name for name in old if not torch.equal(old[name], new[name])}
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """By step, from a stage's log."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    result = {line["step"]: line["loss"] for line in map(json.loads, lines)}
+    assert len(result) == len(lines), "a step was logged twice"
+    return result

@@ -7,9 +7,9 @@ from training.config import LoopSettings
 
 
 def progress(*, step: int, seconds: float, minutes: float | None = 1.0) -> Progress:
-    made = Progress(LoopSettings(steps=1000, batch=1, minutes=minutes))
-    made.step, made.seconds = step, seconds
-    return made
+    result = Progress(LoopSettings(steps=1000, batch=1, minutes=minutes))
+    result.step, result.seconds = step, seconds
+    return result
 
 
 def test_the_number_of_steps_is_what_fits_into_the_minutes_at_most_what_was_asked() -> None:
@@ -20,11 +20,11 @@ def test_the_number_of_steps_is_what_fits_into_the_minutes_at_most_what_was_aske
 
 
 def test_a_stage_that_is_over_stays_over_though_its_last_steps_were_quick() -> None:
-    ended = progress(step=20, seconds=55.0)
-    ended.total = 20
-    ended.replan()
-    assert ended.over
-    assert ended.total == 20
+    stage = progress(step=20, seconds=55.0)
+    stage.total = 20
+    stage.replan()
+    assert stage.over
+    assert stage.total == 20
 
 
 def test_without_minutes_nothing_is_planned_anew() -> None:

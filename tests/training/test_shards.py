@@ -1,4 +1,4 @@
-"""Batches kept in files, and those that the teacher has enlarged."""
+"""Batches kept in files, and those that the teacher has upscaled."""
 
 from __future__ import annotations
 
@@ -10,41 +10,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.training.ncnn_files import write_model
-from tests.training.small_run import CPU, Bicubic, write_photographs
-from training import shards
+from tests.training.small_run import CPU, Bicubic, quiet, write_photographs
 from training.config import DataSettings, ModelFileUnreadable, RunExists, TeacherSettings
-from training.shards import TAUGHT, Shards, taught, teacher_shards
+from training.shards import TEACHER, Shards, crop_alike, teacher_shards
 
 
 def batch(number: int) -> dict[str, Tensor]:
     return {"value": 10 * number + torch.arange(4.0), "twice": 20 * number + 2 * torch.arange(4.0)}
 
 
-def picked(folder: Path) -> list[tuple[float, float]]:
-    kept = Shards(folder, batch, 3, {"of": "numbers"})
-    found = []
-    for step in range(5):
-        entries = kept.pick(6, torch.Generator().manual_seed(step))
-        found += [(float(e["value"]), float(e["twice"])) for e in entries]
-    return found
-
-
-# One file has about 200 bytes: none is held, the first alone, all of them.
-@pytest.mark.parametrize("held", [0, 300, 10**6])
-def test_the_same_entries_are_picked_whatever_memory_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
-) -> None:
-    wanted = picked(tmp_path / "plain")
-    monkeypatch.setattr(shards, "_MOST_HELD", held)
-    assert picked(tmp_path / "other") == wanted
-    assert all(twice == 2 * value for value, twice in wanted)
-    assert len(set(wanted)) > 6
+def test_entries_are_picked_at_random_with_all_their_parts(tmp_path: Path) -> None:
+    shards = Shards(tmp_path / "numbers", batch, 3, {"of": "numbers"})
+    entries = [
+        (float(entry["value"]), float(entry["twice"]))
+        for step in range(5)
+        for entry in shards.pick(6, torch.Generator().manual_seed(step))
+    ]
+    assert all(twice == 2 * value for value, twice in entries)
+    assert len(set(entries)) > 6
 
 
 SETTINGS = TeacherSettings(network=Path("nowhere"), crop=64, batch=2, batches=2)
 
 
-def marked(number: int) -> dict[str, Tensor]:
+def coordinates(number: int) -> dict[str, Tensor]:
     """One batch whose pixels of `low` tell their places, and the other images are made of it."""
     y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
     low = torch.stack([y, x, torch.full_like(x, number)]).to(torch.uint8)[None]
@@ -53,9 +42,9 @@ def marked(number: int) -> dict[str, Tensor]:
 
 
 def test_all_images_of_an_entry_are_cut_at_one_place_and_turned_alike(tmp_path: Path) -> None:
-    shards = Shards(tmp_path / "pairs", marked, 3, {})
+    shards = Shards(tmp_path / "pairs", coordinates, 3, {})
     names = ("high", "low", "teacher")
-    high, low, teacher = taught(shards, names, 200, 32, torch.Generator().manual_seed(0))
+    high, low, teacher = crop_alike(shards, names, 200, 32, torch.Generator().manual_seed(0))
     assert high.shape == teacher.shape == (200, 3, 32, 32)
     assert low.shape == (200, 3, 8, 8)
     torch.testing.assert_close(F.avg_pool2d(high, 4), low)
@@ -72,43 +61,43 @@ def test_all_images_of_an_entry_are_cut_at_one_place_and_turned_alike(tmp_path: 
 
 
 def test_what_is_drawn_follows_from_the_generator_alone(tmp_path: Path) -> None:
-    shards = Shards(tmp_path / "pairs", marked, 3, {})
+    shards = Shards(tmp_path / "pairs", coordinates, 3, {})
 
-    def drawn(names: tuple[str, ...], seed: int) -> Tensor:
-        return taught(shards, names, 6, 32, torch.Generator().manual_seed(seed))[0]
+    def draw(names: tuple[str, ...], seed: int) -> Tensor:
+        return crop_alike(shards, names, 6, 32, torch.Generator().manual_seed(seed))[0]
 
-    assert torch.equal(drawn(("high",), 1), drawn(("high", "low"), 1))
-    assert not torch.equal(drawn(("high",), 1), drawn(("high",), 2))
+    assert torch.equal(draw(("high",), 1), draw(("high", "low"), 1))
+    assert not torch.equal(draw(("high",), 1), draw(("high",), 2))
 
 
-def test_the_teacher_enlarges_the_degraded_photographs_once(
+def test_the_teacher_upscales_the_degraded_photographs_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded: list[Path] = []
+    paths: list[Path] = []
 
     def from_model(path: Path) -> Bicubic:
-        loaded.append(path)
+        paths.append(path)
         return Bicubic()
 
     monkeypatch.setattr("training.shards.RRDBNet.from_model", from_model)
     data = DataSettings(photographs=write_photographs(tmp_path / "photographs"))
     shards = teacher_shards(SETTINGS, data, 3, tmp_path / "out", CPU)
-    shards.make(lambda line: None)
-    assert loaded == [Path("nowhere")]
-    made = [shards.whole(number) for number in range(2)]
-    for batch in made:
+    shards.make(quiet)
+    assert paths == [Path("nowhere")]
+    batches = [shards.batch(number) for number in range(2)]
+    for batch in batches:
         assert {name: tuple(part.shape) for name, part in batch.items()} == {
             "high": (2, 3, 64, 64),
             "low": (2, 3, 16, 16),
             "teacher": (2, 3, 64, 64),
         }
-        wanted = F.interpolate(batch["low"] / 255, scale_factor=4, mode="bicubic").clamp(0, 1)
-        torch.testing.assert_close(batch["teacher"] / 255, wanted, rtol=0, atol=0.6 / 255)
-    assert not torch.equal(made[0]["high"], made[1]["high"])
+        expected = F.interpolate(batch["low"] / 255, scale_factor=4, mode="bicubic").clamp(0, 1)
+        torch.testing.assert_close(batch["teacher"] / 255, expected, rtol=0, atol=0.6 / 255)
+    assert not torch.equal(batches[0]["high"], batches[1]["high"])
     again = teacher_shards(SETTINGS, data, 3, tmp_path / "out", CPU)
-    again.make(lambda line: None)
-    assert loaded == [Path("nowhere")]
-    assert sorted(p.name for p in (tmp_path / "out" / TAUGHT).glob("*.safetensors")) == [
+    again.make(quiet)
+    assert paths == [Path("nowhere")]
+    assert sorted(p.name for p in (tmp_path / "out" / TEACHER).glob("*.safetensors")) == [
         "000000.safetensors",
         "000001.safetensors",
     ]
@@ -129,5 +118,5 @@ def test_a_teacher_that_is_another_network_is_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "models", "realesrgan-x4plus", [torch.nn.Conv2d(3, 64, 3)])
     settings = SETTINGS.model_copy(update={"network": folder})
     shards = teacher_shards(settings, data, 3, tmp_path / "out", CPU)
-    with pytest.raises(ModelFileUnreadable, match="has 1 layers, but this network has 351"):
-        shards.make(lambda line: None)
+    with pytest.raises(ModelFileUnreadable, match="Layer 1 of 351"):
+        shards.make(quiet)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.pictures import BadPictures, degraded, listed, read
+from evaluation.images import BadImages, degrade_pixels, list_images, read
 from models.errors import ModelError
 from models.options import Options
 from models.pipeline import StableSR
@@ -22,14 +22,14 @@ from tools.figures.studio import FEW, SCALE, Studio, Subject
 __all__ = ["draw", "main"]
 
 
-def _chosen(names: Sequence[str], count: int, shown: str | None) -> list[str]:
+def _select(names: Sequence[str], count: int, subject: str | None) -> list[str]:
     """That many names, evenly from all, the shown one first."""
-    if shown is not None and shown not in names:
-        raise BadPictures(f"There is no picture called {shown!r}, but {', '.join(names)}.")
-    others = [name for name in names if name != shown]
-    count = min(count, len(names)) - (shown is not None)
+    if subject is not None and subject not in names:
+        raise BadImages(f"There is no picture called {subject!r}, but {', '.join(names)}.")
+    others = [name for name in names if name != subject]
+    count = min(count, len(names)) - (subject is not None)
     even = [others[i * len(others) // count] for i in range(count)]
-    return even if shown is None else [shown, *even]
+    return even if subject is None else [subject, *even]
 
 
 def draw(
@@ -39,9 +39,9 @@ def draw(
     *,
     count: int = 4,
     longest: int = 200,
-    shown: str | None = None,
+    subject: str | None = None,
     seed: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Draws every figure into `out/images` and writes `out/figures.md`.
 
@@ -51,37 +51,39 @@ def draw(
         out: folder of the page.
         count: pictures that are used, evenly chosen in the order of their names.
         longest: the most steps that are tried.
-        shown: name of the picture in the sheets, one more if need be; the first when None.
+        subject: name of the picture in the sheets, one more if need be; the first when None.
         seed: of degradation and noise.
-        tell: hears what was just done.
+        on_progress: hears what was just done.
 
     Raises:
-        BadPictures: of the originals.
+        BadImages: of the originals.
     """
-    files = listed(hr)
+    files = list_images(hr)
     pictures = []
-    for name in _chosen(list(files), count, shown):
+    for name in _select(list(files), count, subject):
         original = read(files[name])
-        pictures.append(Subject(name, degraded(original, name, SCALE, "paper", seed), original))
+        pictures.append(
+            Subject(name, degrade_pixels(original, name, SCALE, "paper", seed), original)
+        )
     options = Options(scale=SCALE, seed=seed, fidelity_weight=sr.preset.fidelity_weight)
     began = time.perf_counter()
     studio = Studio(sr, pictures, options, out / "images")
     studio.guidance()
-    tell("guidance over timesteps")
+    on_progress("guidance over timesteps")
     studio.time_awareness()
-    tell("time awareness")
+    on_progress("time awareness")
     studio.color_correction()
-    tell("colour correction")
-    studio.fidelity(tell)
-    seams = studio.aggregation(tell)
-    studio.steps(longest, tell)
-    found = ablations(sr, [(p.name, p.lr, p.original) for p in pictures], options, tell)
+    on_progress("colour correction")
+    studio.fidelity(on_progress)
+    seams = studio.aggregation(on_progress)
+    studio.steps(longest, on_progress)
+    results = ablations(sr, [(p.name, p.lr, p.original) for p in pictures], options, on_progress)
     write_page(
         out / "figures.md",
         preset=sr.preset,
         pictures=[p.name for p in pictures],
         few=len(pictures[:FEW]),
-        ablations=found,
+        ablations=results,
         seams=seams,
         date=datetime.date.today(),
         minutes=(time.perf_counter() - began) / 60,
@@ -108,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.out,
             count=options.photographs,
             longest=options.longest,
-            shown=options.shown,
-            tell=print,
+            subject=options.shown,
+            on_progress=print,
         )
     except ModelError as error:
         print(error, file=sys.stderr)

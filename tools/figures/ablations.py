@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from evaluation.methods import bicubic, sampled
+from evaluation.images import Pixels, pixels_of, tensor_of
+from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
-from evaluation.pictures import Pixels, pixels_of, tensor_of
 from models.options import Options
 from models.pipeline import StableSR
 from models.prepared import Prepared
 from models.tiling import TileGrid
 from tools.figures.observation import encoder_at, with_tile, without_modulation
 from tools.figures.seams import borders, seam_ratio
+from training.pairs import upsample
 
 __all__ = ["ABLATED_TIME", "Ablation", "Worth", "ablations"]
 
@@ -63,7 +64,7 @@ def ablations(
     sr: StableSR,
     pictures: Sequence[Picture],
     options: Options,
-    tell: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[Ablation]:
     """Measures every part over the pictures, at w = 0 and at the options' weight.
 
@@ -71,21 +72,21 @@ def ablations(
         sr: the model.
         pictures: inputs and originals, at the options' scale.
         options: the method as it is.
-        tell: hears what was just done.
+        on_progress: hears what was just done.
     """
     cases: dict[tuple[str, str], list[tuple[Scores, Scores]]] = {}
     for name, lr, original in pictures:
         for part, weight, with_part, without in _cases(sr, tensor_of(lr), original, options):
             cases.setdefault((part, weight), []).append((with_part, without))
-        tell(f"ablations: {name}")
+        on_progress(f"ablations: {name}")
     return [
-        Ablation(part, weight, [_worth(score, found) for score in found[0][0]])
-        for (part, weight), found in cases.items()
+        Ablation(part, weight, [_worth(score, pairs) for score in pairs[0][0]])
+        for (part, weight), pairs in cases.items()
     ]
 
 
-def _worth(score: str, found: Sequence[tuple[Scores, Scores]]) -> Worth:
-    ours, theirs = ([pair[i][score] for pair in found] for i in (0, 1))
+def _worth(score: str, pairs: Sequence[tuple[Scores, Scores]]) -> Worth:
+    ours, theirs = ([pair[i][score] for pair in pairs] for i in (0, 1))
     gains = [a - b for a, b in zip(ours, theirs, strict=True)]
     error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
     return Worth(score, statistics.fmean(ours), statistics.fmean(theirs), error)
@@ -100,26 +101,25 @@ def _cases(
         return offline_scores(pixels_of(result), original, BORDER)
 
     free, usual = replace(options, fidelity_weight=0.0), options
-    with sr.prepare(image, replace(options, fidelity_weight=1.0)) as prepared:
-        full = sampled(sr, prepared, options)
-        timeless = sampled(sr, prepared, options, encoder_at(sr, ABLATED_TIME))
+    with sr.prepare(image, replace(options, fidelity_weight=1.0)) as encoding:
+        full = sample_latent(sr, encoding, options)
+        timeless = sample_latent(sr, encoding, options, encoder_at(sr, ABLATED_TIME))
         with without_modulation(sr.networks.unet):
-            plain = sampled(sr, prepared, options)
-        best = {o.fidelity_weight: score(sr.decode(prepared, full, o)) for o in (free, usual)}
-        unsampled = prepared.latent
+            plain = sample_latent(sr, encoding, options)
+        best = {o.fidelity_weight: score(sr.decode(encoding, full, o)) for o in (free, usual)}
         for part, latent in (
-            ("prior and guidance", unsampled),
+            ("prior and guidance", encoding.latent),
             ("time awareness", timeless),
             ("modulation", plain),
         ):
             for o in (free, usual):
-                without = score(sr.decode(prepared, latent, o))
+                without = score(sr.decode(encoding, latent, o))
                 yield part, f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
         for o in (usual, replace(options, fidelity_weight=1.0)):
-            with_part = best.get(o.fidelity_weight) or score(sr.decode(prepared, full, o))
+            with_part = best.get(o.fidelity_weight) or score(sr.decode(encoding, full, o))
             yield "CFW", f"{o.fidelity_weight:g} against 0", with_part, best[0.0]
         for o in (free, usual):
-            without = score(sr.decode(prepared, full, replace(o, color_fix="none")))
+            without = score(sr.decode(encoding, full, replace(o, color_fix="none")))
             yield "colour correction", f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
     yield from _aggregation(sr, image, original, (free, usual))
 
@@ -132,29 +132,29 @@ def _aggregation(
     Tiles are half as large as the preset's, for a picture of its native size has only one.
     """
     cells = sr.preset.tile // 2
-    enlarged = pixels_of(bicubic(image, round(weights[-1].scale)))
+    reference = pixels_of(upsample(image, round(weights[-1].scale)))
     small = with_tile(sr, cells)
-    found: list[dict[float, Scores]] = []
+    results: list[dict[float, Scores]] = []
     for overlap in (cells // 2, 0):
         options = replace(weights[-1], tile_overlap=overlap)
-        with small.prepare(image, replace(options, fidelity_weight=1.0)) as prepared:
-            latent = sampled(small, prepared, options)
+        with small.prepare(image, replace(options, fidelity_weight=1.0)) as encoding:
+            latent = sample_latent(small, encoding, options)
             scores = {}
             for o in weights:
-                result = pixels_of(small.decode(prepared, latent, o))
+                result = pixels_of(small.decode(encoding, latent, o))
                 height, width = latent.shape[2:]
                 grid = TileGrid(height, width, cells, overlap)
-                ratio = _seam(result, enlarged, prepared, grid)
+                ratio = _seam(result, reference, encoding, grid)
                 scores[o.fidelity_weight] = offline_scores(result, original, BORDER) | {
                     "seam": ratio
                 }
-            found.append(scores)
+            results.append(scores)
     for o in weights:
         w = o.fidelity_weight
-        yield f"aggregation, tiles of {cells}", f"{w:g}", found[0][w], found[1][w]
+        yield f"aggregation, tiles of {cells}", f"{w:g}", results[0][w], results[1][w]
 
 
-def _seam(result: Pixels, reference: Pixels, prepared: Prepared, grid: TileGrid) -> float:
+def _seam(result: Pixels, reference: Pixels, encoding: Prepared, grid: TileGrid) -> float:
     # A cell's side in pixels of the result, which may be smaller than the canvas.
-    cell = result.shape[0] * 8 // prepared.reference.shape[2]
+    cell = result.shape[0] * 8 // encoding.reference.shape[2]
     return seam_ratio(result, reference, *borders(grid, cell), cell)

@@ -86,34 +86,34 @@ def similarity(
     for at, timestep in enumerate(timesteps):
         noisy = add_noise(clean, noise, timestep)
         request = StepRequest(noisy, lr, timestep, context, at, len(timesteps))
-        with _observed(sr.networks.unet, clean.shape[-1]) as seen:
+        with _observe(sr.networks.unet, clean.shape[-1]) as cosines:
             (predict or sr.predict)([request])
-        for size, values in sorted(seen.items()):
+        for size, values in sorted(cosines.items()):
             by_size[size].append(sum(values) / len(values))
     return Similarity(list(timesteps), dict(by_size))
 
 
 @contextmanager
-def _observed(unet: ModulatedUNet, side: int) -> Iterator[dict[int, list[float]]]:
+def _observe(unet: ModulatedUNet, side: int) -> Iterator[dict[int, list[float]]]:
     """While it lasts, each modulation adds its cosine under how much smaller its map is."""
-    seen: dict[int, list[float]] = defaultdict(list)
-    normed: dict[nn.Module, Tensor] = {}
+    cosines: dict[int, list[float]] = defaultdict(list)
+    norms: dict[nn.Module, Tensor] = {}
     handles: list[RemovableHandle] = []
 
-    def before(norm: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        normed[norm] = out
+    def before(norm: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        norms[norm] = out
 
-    def after(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+    def after(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         assert isinstance(module, FeatureModulation)
-        flat = [x.detach().flatten(1).float() for x in (normed.pop(module.norm), out)]
+        flat = [x.detach().flatten(1).float() for x in (norms.pop(module.norm), out)]
         cosine = float(F.cosine_similarity(flat[0], flat[1]).mean())
-        seen[side // int(out.shape[-1])].append(cosine)
+        cosines[side // int(out.shape[-1])].append(cosine)
 
     try:
         for module in modulations(unet):
             handles.append(module.norm.register_forward_hook(before))
             handles.append(module.register_forward_hook(after))
-        yield seen
+        yield cosines
     finally:
         for handle in handles:
             handle.remove()
@@ -128,8 +128,8 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
         tiles = TileBatch.of(requests, sr.networks.context)
         true = torch.tensor(tiles.timesteps)
         with sr.residency.holding("denoiser"):
-            told = torch.full_like(true, timestep).to(sr.device)
-            features = sr.networks.encoder(tiles.lr, told)
+            constant = torch.full_like(true, timestep).to(sr.device)
+            features = sr.networks.encoder(tiles.lr, constant)
             context = tiles.context
             if context is None:
                 context = sr.networks.context.expand(len(true), -1, -1)
@@ -141,19 +141,19 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
 
 def modulations(unet: ModulatedUNet) -> list[FeatureModulation]:
     """Of every residual block; a folded network (`models.folding`) has none to look at."""
-    found = [module for module in unet.modules() if isinstance(module, FeatureModulation)]
-    assert found, "the networks are folded: load them with fold=False"
-    return found
+    result = [module for module in unet.modules() if isinstance(module, FeatureModulation)]
+    assert result, "the networks are folded: load them with fold=False"
+    return result
 
 
 @contextmanager
 def without_modulation(unet: ModulatedUNet) -> Iterator[None]:
     """While it lasts, features are normalised as ever, and neither scaled nor shifted."""
 
-    def plain(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def plain(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         assert isinstance(module, FeatureModulation)
-        kept: Tensor = module.norm(given[0])
-        return kept
+        result: Tensor = module.norm(inputs[0])
+        return result
 
     handles: list[RemovableHandle] = []
     try:

@@ -39,10 +39,10 @@ class Panel:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    held = io.StringIO()
-    figure.savefig(held, format="svg", metadata={"Date": None})
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     # Trailing blanks are matplotlib's; a repository has none.
-    write_text(path, "\n".join(line.rstrip() for line in held.getvalue().splitlines()) + "\n")
+    write_text(path, "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n")
 
 
 def draw_guidance(
@@ -56,14 +56,14 @@ def draw_guidance(
     with style.context(_STYLE):
         figure = Figure(figsize=(10, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        for axes, shown in (
+        for axes, curves in (
             (left, lines),
             (
                 right,
                 {f"1/{n} of the latent" if n > 1 else "latent size": v for n, v in by_size.items()},
             ),
         ):
-            for color, (name, values) in zip(_COLORS, shown.items(), strict=False):
+            for color, (name, values) in zip(_COLORS, curves.items(), strict=False):
                 axes.plot(timesteps, values, marker=".", color=color, label=name)
             axes.set_xlabel("timestep (999 is noise; sampling runs to the left)")
             axes.set_xlim(0, 1000)

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evaluation.images import Pixels
 from evaluation.metrics import luma
-from evaluation.pictures import Pixels
 from models.options import Options
 from models.pipeline import StableSR
 from models.tiling import TileGrid
@@ -98,9 +98,9 @@ def tiles_alone(sr: StableSR, image: Tensor, options: Options, side: int) -> Ten
     lines = []
     number = 0
     for line in torch.split(image, side, dim=2):
-        done = []
+        squares = []
         for square in torch.split(line, side, dim=3):
-            done.append(sr.upscale(square, replace(options, seed=options.seed + number)))
+            squares.append(sr.upscale(square, replace(options, seed=options.seed + number)))
             number += 1
-        lines.append(torch.cat(done, dim=3))
+        lines.append(torch.cat(squares, dim=3))
     return torch.cat(lines, dim=2)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.methods import bicubic, sampled
+from evaluation.images import BadImages, Pixels, degrade_pixels, pixels_of, tensor_of, write
+from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
-from evaluation.pictures import BadPictures, Pixels, degraded, pixels_of, tensor_of, write
-from evaluation.sheets import Cell, contact_sheet, enlarged, finest
+from evaluation.sheets import Cell, contact_sheet, finest, magnify
 from models.color import ColorFix
 from models.options import Options
 from models.pipeline import StableSR
@@ -23,11 +23,12 @@ from tools.figures import plots
 from tools.figures.ablations import ABLATED_TIME
 from tools.figures.observation import encoder_at, signal_to_noise, similarity
 from tools.figures.seams import NEAR, profile, seam_ratio, tiles_alone
+from training.pairs import upsample
 
 __all__ = ["FEW", "SCALE", "Studio", "Subject"]
 
 SCALE = 4
-SHOWN = 256
+DETAIL_SIDE = 256
 """Side in pixels of the details that sheets show."""
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 STEPS = (4, 10, 25, 50, 100, 200)
@@ -53,14 +54,14 @@ class Subject:
 
     def detail(self, picture: Pixels) -> Pixels:
         """The part of a result where the original has most detail."""
-        side = min(SHOWN, *self.original.shape[:2])
+        side = min(DETAIL_SIDE, *self.original.shape[:2])
         top, left = finest(self.original, side)
         return picture[top : top + side, left : left + side]
 
     def sheet(self, results: Sequence[tuple[str, Pixels]]) -> Pixels:
         """Details of input, results and original in one row, or two where they are many."""
         cells = [
-            Cell(self.detail(enlarged(self.lr, SCALE)), "input"),
+            Cell(self.detail(magnify(self.lr, SCALE)), "input"),
             *(Cell(self.detail(p), title, self.note(p)) for title, p in results),
             Cell(self.detail(self.original), "original"),
         ]
@@ -83,21 +84,21 @@ class Studio:
         side = self.sr.preset.native
         return [p for p in self.pictures if p.original.shape[:2] == (side, side)]
 
-    def decoded(
+    def decode_at(
         self, latent_options: Options, picture: Subject, weights: Sequence[float]
     ) -> list[Pixels]:
         """One sampling, decoded at each weight."""
         options = replace(latent_options, fidelity_weight=max(weights))
-        with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
-            latent = sampled(self.sr, prepared, options)
-            chosen = [replace(options, fidelity_weight=w) for w in weights]
-            return [pixels_of(self.sr.decode(prepared, latent, o)) for o in chosen]
+        with self.sr.prepare(tensor_of(picture.lr), options) as encoding:
+            latent = sample_latent(self.sr, encoding, options)
+            each = [replace(options, fidelity_weight=w) for w in weights]
+            return [pixels_of(self.sr.decode(encoding, latent, o)) for o in each]
 
     def guidance(self) -> None:
         """Cosine similarity over timesteps, as it is and with the encoder told one timestep."""
         pictures = self.native
         if not pictures:
-            raise BadPictures(
+            raise BadImages(
                 f"No picture has {self.sr.preset.native} x {self.sr.preset.native} pixels, which "
                 "the comparison of features asks for."
             )
@@ -114,8 +115,8 @@ class Studio:
             timesteps = [round(t) for t in np.linspace(0, 999, POINTS)]
             batch = torch.cat(clean), torch.cat(lr)
             aware = similarity(self.sr, *batch, timesteps)
-            told = encoder_at(self.sr, ABLATED_TIME)
-            constant = similarity(self.sr, *batch, timesteps, told)
+            predict = encoder_at(self.sr, ABLATED_TIME)
+            constant = similarity(self.sr, *batch, timesteps, predict)
         lines = {"time-aware": aware.mean, f"encoder told t = {ABLATED_TIME}": constant.mean}
         snr = signal_to_noise(timesteps)
         plots.draw_guidance(self.images / "guidance.svg", timesteps, lines, aware.by_size, snr)
@@ -124,31 +125,31 @@ class Studio:
         """One picture at w = 0, the encoder told the true timestep or one for all."""
         picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
         results = []
-        with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
-            for told in (*TIMES, None):
-                predict = None if told is None else encoder_at(self.sr, told)
-                latent = sampled(self.sr, prepared, options, predict)
-                title = "time-aware" if told is None else f"told t = {told}"
-                results.append((title, pixels_of(self.sr.decode(prepared, latent, options))))
+        with self.sr.prepare(tensor_of(picture.lr), options) as encoding:
+            for timestep in (*TIMES, None):
+                predict = None if timestep is None else encoder_at(self.sr, timestep)
+                latent = sample_latent(self.sr, encoding, options, predict)
+                title = "time-aware" if timestep is None else f"told t = {timestep}"
+                results.append((title, pixels_of(self.sr.decode(encoding, latent, options))))
         write(self.images / "time-awareness.png", picture.sheet(results))
 
     def color_correction(self) -> None:
         """One picture at w = 0 with each correction."""
         picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
         fixes: tuple[ColorFix, ...] = ("none", "wavelet", "adain")
-        with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
-            latent = sampled(self.sr, prepared, options)
+        with self.sr.prepare(tensor_of(picture.lr), options) as encoding:
+            latent = sample_latent(self.sr, encoding, options)
             results = [
-                (fix, pixels_of(self.sr.decode(prepared, latent, replace(options, color_fix=fix))))
+                (fix, pixels_of(self.sr.decode(encoding, latent, replace(options, color_fix=fix))))
                 for fix in fixes
             ]
         write(self.images / "color-correction.png", picture.sheet(results))
 
-    def fidelity(self, tell: Callable[[str], None]) -> None:
+    def fidelity(self, on_progress: Callable[[str], None]) -> None:
         """The fidelity weight from 0 to 1: one picture, and curves over all of them."""
         scores: list[list[dict[str, float]]] = []
         for picture in self.pictures:
-            results = self.decoded(self.options, picture, WEIGHTS)
+            results = self.decode_at(self.options, picture, WEIGHTS)
             scores.append([offline_scores(r, picture.original, BORDER) for r in results])
             if picture is self.pictures[0]:
                 titles = [f"w = {w:g}" for w in WEIGHTS]
@@ -156,7 +157,7 @@ class Studio:
                     self.images / "fidelity.png",
                     picture.sheet(list(zip(titles, results, strict=True))),
                 )
-            tell(f"fidelity weight: {picture.name}")
+            on_progress(f"fidelity weight: {picture.name}")
         plain = self.bicubic_scores()
         panels = [
             plots.Panel(label, {"": _means(scores, name)}, plain[name])
@@ -165,31 +166,31 @@ class Studio:
         plots.draw_panels(self.images / "fidelity.svg", "fidelity weight w", WEIGHTS, panels)
 
     def bicubic_scores(self) -> dict[str, float]:
-        found = []
+        scores = []
         for p in self.pictures:
-            result = pixels_of(bicubic(tensor_of(p.lr), SCALE))
-            found.append(offline_scores(result, p.original, BORDER))
-        return {name: statistics.fmean(f[name] for f in found) for name in found[0]}
+            result = pixels_of(upsample(tensor_of(p.lr), SCALE))
+            scores.append(offline_scores(result, p.original, BORDER))
+        return {name: statistics.fmean(s[name] for s in scores) for name in scores[0]}
 
-    def steps(self, longest: int, tell: Callable[[str], None]) -> None:
+    def steps(self, longest: int, on_progress: Callable[[str], None]) -> None:
         """More steps: one picture at w = 0, and curves of scores and seconds."""
         counts = [n for n in STEPS if n <= longest]
         usual = self.options.fidelity_weight
         scores: list[list[list[dict[str, float]]]] = []
         seconds = []
-        shown = []
+        sheet = []
         for picture in self.pictures[:FEW]:
             rows = []
             for n in counts:
                 began = time.perf_counter()
-                results = self.decoded(replace(self.options, steps=n), picture, (0.0, usual))
+                results = self.decode_at(replace(self.options, steps=n), picture, (0.0, usual))
                 seconds.append((n, time.perf_counter() - began))
                 rows.append([offline_scores(r, picture.original, BORDER) for r in results])
                 if picture is self.pictures[0]:
-                    shown.append((f"{n} steps", results[0]))
-                tell(f"{n} steps: {picture.name}")
+                    sheet.append((f"{n} steps", results[0]))
+                on_progress(f"{n} steps: {picture.name}")
             scores.append(rows)
-        write(self.images / "steps.png", self.pictures[0].sheet(shown))
+        write(self.images / "steps.png", self.pictures[0].sheet(sheet))
         lines = {
             name: {
                 f"w = {w:g}": _means([[r[i] for r in rows] for rows in scores], name)
@@ -205,7 +206,7 @@ class Studio:
         ]
         plots.draw_panels(self.images / "steps.svg", "steps", counts, panels, log=True)
 
-    def aggregation(self, tell: Callable[[str], None]) -> list[tuple[str, float, float]]:
+    def aggregation(self, on_progress: Callable[[str], None]) -> list[tuple[str, float, float]]:
         """Tiles upscaled alone, tiles that touch, and tiles that overlap, at twice the native size.
 
         Returns each one's name, mean seam ratio and median seconds.
@@ -216,11 +217,13 @@ class Studio:
         ratios: list[list[float]] = [[] for _ in names]
         profiles: list[list[np.ndarray[tuple[int], np.dtype[np.float64]]]] = [[] for _ in names]
         took: list[list[float]] = [[] for _ in names]
-        shown = []
+        cells = []
         for picture in self.pictures[:FEW]:
             # Half the original's size, so that four times as large is twice the native size.
-            lr = tensor_of(degraded(picture.original, picture.name, 2, "mild", self.options.seed))
-            plain = pixels_of(bicubic(lr, SCALE))
+            lr = tensor_of(
+                degrade_pixels(picture.original, picture.name, 2, "mild", self.options.seed)
+            )
+            plain = pixels_of(upsample(lr, SCALE))
             for at, name in enumerate(names):
                 began = time.perf_counter()
                 if at == 0:
@@ -234,11 +237,11 @@ class Studio:
                 ratios[at].append(seam_ratio(pixels, plain, rows, columns))
                 profiles[at].append(profile(pixels, rows, columns))
                 if picture is self.pictures[0]:
-                    low, high = native - SHOWN // 2, native + SHOWN // 2
+                    low, high = native - DETAIL_SIDE // 2, native + DETAIL_SIDE // 2
                     cut = pixels[low:high, low:high]
-                    shown.append(Cell(cut, name, f"seam ratio {ratios[at][0]:.2f}"))
-                tell(f"{name}: {picture.name}")
-        write(self.images / "aggregation.png", contact_sheet([shown]))
+                    cells.append(Cell(cut, name, f"seam ratio {ratios[at][0]:.2f}"))
+                on_progress(f"{name}: {picture.name}")
+        write(self.images / "aggregation.png", contact_sheet([cells]))
         curves = {n: [*np.mean(p, axis=0)] for n, p in zip(names, profiles, strict=True)}
         plots.draw_profiles(self.images / "seams.svg", NEAR, curves)
         return [

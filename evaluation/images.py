@@ -1,6 +1,6 @@
-"""Pictures to evaluate on: low-resolution inputs and their originals, matched by name.
+"""Images to evaluate on: low-resolution inputs and their originals, matched by name.
 
-A picture is 8-bit RGB, (height, width, 3) uint8, upright. Other kinds are refused, not converted:
+An image is 8-bit RGB, (height, width, 3) uint8, upright. Other kinds are refused, not converted:
 a silent conversion would be measured as an error of the method.
 """
 
@@ -9,10 +9,9 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -20,21 +19,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.errors import ModelError
-from training.degradation import MILD, PAPER, degrade
+from training.degradation import MILD, PAPER, degrade, reduce_bicubic
 
 __all__ = [
     "DEGRADATIONS",
-    "BadPictures",
+    "BadImages",
     "Degradation",
     "EvaluationError",
     "Pair",
     "Pixels",
-    "degraded",
-    "listed",
-    "matched",
+    "degrade_pixels",
+    "list_images",
+    "match_images",
     "pixels_of",
     "read",
     "tensor_of",
@@ -55,8 +53,8 @@ class EvaluationError(ModelError):
     """Base of every error raised by `evaluation` on purpose."""
 
 
-class BadPictures(EvaluationError):
-    """Pictures are missing, do not match, or have a kind or size that cannot be compared."""
+class BadImages(EvaluationError):
+    """Images are missing, do not match, or have a kind or size that cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +76,21 @@ def read(path: Path) -> Pixels:
     """A file's pixels, turned upright.
 
     Raises:
-        BadPictures: it cannot be read, or is not 8-bit RGB without transparency.
+        BadImages: it cannot be read, or is not 8-bit RGB without transparency.
     """
     try:
-        with Image.open(path) as opened:
-            mode, transparent = opened.mode, opened.has_transparency_data
+        with Image.open(path) as file:
+            mode, transparent = file.mode, file.has_transparency_data
             if transparent or mode not in ("RGB", "L", "P"):
-                raise BadPictures(
+                raise BadImages(
                     f"{path} has mode {mode}{' with transparency' if transparent else ''}, but "
-                    "pictures to compare must be RGB with 8 bits a channel, without transparency."
+                    "images to compare must be RGB with 8 bits a channel, without transparency."
                 )
-            return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"), np.uint8)
+            return np.asarray(ImageOps.exif_transpose(file).convert("RGB"), np.uint8)
     except UnidentifiedImageError:
-        raise BadPictures(f"{path} is not an image that can be read.") from None
+        raise BadImages(f"{path} is not an image that can be read.") from None
     except OSError as error:
-        raise BadPictures(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise BadImages(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def write(path: Path, pixels: Pixels) -> None:
@@ -124,94 +122,83 @@ def pixels_of(image: Tensor) -> Pixels:
     return levels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
-def listed(folder: Path) -> dict[str, Path]:
+def list_images(folder: Path) -> dict[str, Path]:
     """The images of a folder by their names without suffix, sorted.
 
     Raises:
-        BadPictures: there is no such folder or no image in it, or two images share a name.
+        BadImages: there is no such folder or no image in it, or two images share a name.
     """
     if not folder.is_dir():
-        raise BadPictures(f"There is no folder {folder}.")
-    found: dict[str, Path] = {}
+        raise BadImages(f"There is no folder {folder}.")
+    paths: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
             continue
-        if path.stem in found:
-            raise BadPictures(
-                f"{found[path.stem].name} and {path.name} in {folder} share a name, but pictures "
+        if path.stem in paths:
+            raise BadImages(
+                f"{paths[path.stem].name} and {path.name} in {folder} share a name, but images "
                 "are matched by their names without suffix."
             )
-        found[path.stem] = path
-    if not found:
-        raise BadPictures(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
-    return found
+        paths[path.stem] = path
+    if not paths:
+        raise BadImages(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
+    return paths
 
 
-def matched(lr: Path, hr: Path) -> list[Pair]:
+def match_images(lr: Path, hr: Path) -> list[Pair]:
     """Pairs inputs and originals of two folders by name; every file must have its other.
 
     Raises:
-        BadPictures: one has no other, or sides differ by no whole factor, or not by one factor.
+        BadImages: one has no other, or sides differ by no whole factor, or not by one factor.
     """
-    inputs, originals = listed(lr), listed(hr)
+    inputs, originals = list_images(lr), list_images(hr)
     for ours, theirs, folder in ((inputs, originals, hr), (originals, inputs, lr)):
         alone = [name for name in ours if name not in theirs]
         if alone:
-            raise BadPictures(
-                f"{folder} has no picture called {_some(alone)}, of which the other folder has one."
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            raise BadImages(
+                f"{folder} has no image called {', '.join(alone[:3])}{more}, of which the other "
+                "folder has one."
             )
-    pairs = [_pair(name, inputs[name], originals[name]) for name in inputs]
-    scales = {pair.scale for pair in pairs}
-    if len(scales) > 1:
-        first, other = pairs[0], next(p for p in pairs if p.scale != pairs[0].scale)
-        raise BadPictures(
-            f"{first.name} has to be enlarged by {first.scale} and {other.name} by {other.scale}, "
-            "but all pictures of one comparison must have the same scale."
+    pairs: list[Pair] = []
+    for name, path in inputs.items():
+        (height, width), (full_height, full_width) = (
+            read(p).shape[:2] for p in (path, originals[name])
         )
+        scale = full_width // width
+        if scale < 1 or (full_height, full_width) != (scale * height, scale * width):
+            raise BadImages(
+                f"{path} has {width} x {height} pixels and {originals[name]} has {full_width} x "
+                f"{full_height}, but both sides of the original must be the same whole number of "
+                "times larger."
+            )
+        if pairs and scale != pairs[0].scale:
+            raise BadImages(
+                f"{pairs[0].name} has to be upscaled by {pairs[0].scale} and {name} by {scale}, "
+                "but all images of one comparison must have the same scale."
+            )
+        pairs.append(Pair(name, path, originals[name], scale))
     return pairs
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+DEGRADATIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
+    "paper": lambda i, s, g: degrade(i, s, generator=g, settings=PAPER),
+    "mild": lambda i, s, g: degrade(i, s, generator=g, settings=MILD),
+    "bicubic": lambda i, s, g: reduce_bicubic(i, s),
+}
 
 
-def _pair(name: str, lr: Path, hr: Path) -> Pair:
-    (height, width), (full_height, full_width) = read(lr).shape[:2], read(hr).shape[:2]
-    scale = full_width // width
-    if scale < 1 or (full_height, full_width) != (scale * height, scale * width):
-        raise BadPictures(
-            f"{lr} has {width} x {height} pixels and {hr} has {full_width} x {full_height}, but "
-            "both sides of the original must be the same whole number of times larger."
-        )
-    return Pair(name, lr, hr, scale)
-
-
-def _bicubic(image: Tensor, scale: int, generator: torch.Generator) -> Tensor:
-    small = F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True)
-    return (small.clamp(0, 1) * 255).round() / 255
-
-
-DEGRADATIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = MappingProxyType(
-    {
-        "paper": lambda i, s, g: degrade(i, s, generator=g, settings=PAPER),
-        "mild": lambda i, s, g: degrade(i, s, generator=g, settings=MILD),
-        "bicubic": _bicubic,
-    }
-)
-
-
-def degraded(original: Pixels, name: str, scale: int, kind: Degradation, seed: int) -> Pixels:
+def degrade_pixels(original: Pixels, name: str, scale: int, kind: Degradation, seed: int) -> Pixels:
     """An input made from an original; seed and name alone decide what is drawn for it.
 
-    So a picture gets the same input whatever others are evaluated with it.
+    So an image gets the same input whatever others are evaluated with it.
 
     Raises:
-        BadPictures: its sides are no multiples of the scale.
+        BadImages: its sides are no multiples of the scale.
     """
     height, width = original.shape[:2]
     if height % scale or width % scale:
-        raise BadPictures(
+        raise BadImages(
             f"{name} has {width} x {height} pixels, but both sides must be multiples of the "
             f"scale {scale} to be degraded."
         )
@@ -223,10 +210,10 @@ def write_degraded(hr: Path, lr: Path, scale: int, kind: Degradation, seed: int)
     """Makes the inputs of a folder of originals and pairs them.
 
     Raises:
-        BadPictures: of the originals, as above.
+        BadImages: of the originals, as above.
     """
     pairs = []
-    for name, path in listed(hr).items():
-        write(lr / f"{name}.png", degraded(read(path), name, scale, kind, seed))
+    for name, path in list_images(hr).items():
+        write(lr / f"{name}.png", degrade_pixels(read(path), name, scale, kind, seed))
         pairs.append(Pair(name, lr / f"{name}.png", path, scale))
     return pairs

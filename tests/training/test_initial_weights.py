@@ -12,17 +12,13 @@ from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from tests.models.narrow import CONFIG, WITH_COMPACT
 from tests.training.ncnn_files import small_compact
-from tests.training.small_run import base_weights, loop, settings_of
+from tests.training.small_run import base_weights, loop, quiet, settings_of
 from training.config import InvalidRun, RunSettings, StageName
-from training.starting import SIZES, starting_networks
+from training.initial_weights import SIZES, initial_networks
 
 
-def quiet(line: str) -> None:
-    """Nobody listens."""
-
-
-def started(stage: StageName, settings: RunSettings, out: Path, seed: int = 0) -> Networks:
-    return starting_networks(stage, settings, out, seed, quiet)
+def networks_of(stage: StageName, settings: RunSettings, out: Path, seed: int = 0) -> Networks:
+    return initial_networks(stage, settings, out, seed, quiet)
 
 
 def test_a_fresh_autoencoder_starts_from_the_seed_and_not_from_the_base(
@@ -30,32 +26,34 @@ def test_a_fresh_autoencoder_starts_from_the_seed_and_not_from_the_base(
 ) -> None:
     monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
     settings = settings_of(tmp_path, vae={"crop": 32, "fresh": True, "loop": loop(1)})
-    networks = started("vae", settings, tmp_path / "out")
+    networks = networks_of("vae", settings, tmp_path / "out")
     assert networks.config == WITH_COMPACT
-    again, other = (started("vae", settings, tmp_path / "out", seed) for seed in (0, 1))
-    wanted, name = networks.state_dict(), "autoencoder.encoder.conv_in.weight"
-    assert torch.equal(again.state_dict()[name], wanted[name])
-    assert not torch.equal(other.state_dict()[name], wanted[name])
+    again, other = (networks_of("vae", settings, tmp_path / "out", seed) for seed in (0, 1))
+    expected, name = networks.state_dict(), "autoencoder.encoder.conv_in.weight"
+    assert torch.equal(again.state_dict()[name], expected[name])
+    assert not torch.equal(other.state_dict()[name], expected[name])
 
 
-def test_a_fresh_decoder_may_start_from_real_esrgans_compact_network(
+def test_a_fresh_decoder_starts_from_the_network_of_the_stage_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
-    read: list[Path] = []
+    paths: list[Path] = []
 
     def from_model(path: Path) -> torch.nn.Module:
-        read.append(path)
+        paths.append(path)
         return small_compact(1)
 
-    monkeypatch.setattr("training.starting.CompactNet.from_model", from_model)
-    table = {"crop": 32, "fresh": True, "decoder_from": tmp_path / "models", "loop": loop(1)}
-    networks = started("vae", settings_of(tmp_path, vae=table), tmp_path / "out")
-    assert read == [tmp_path / "models"]
+    monkeypatch.setattr("training.initial_weights.CompactNet.from_model", from_model)
+    vae = {"crop": 32, "fresh": True, "loop": loop(1)}
+    decoder = {"crop": 32, "network": tmp_path / "models", "loop": loop(1)}
+    settings = settings_of(tmp_path, vae=vae, decoder=decoder)
+    networks = networks_of("vae", settings, tmp_path / "out")
+    assert paths == [tmp_path / "models"]
     assert isinstance(networks.autoencoder, CompactAutoencoder)
-    found, wanted = networks.autoencoder.decoder.state_dict(), small_compact(1).state_dict()
-    assert torch.equal(found["picture_in.weight"], wanted["layers.0.weight"])
-    assert torch.equal(found["layers.1.conv.weight"], wanted["layers.4.weight"])
+    ours, theirs = networks.autoencoder.decoder.state_dict(), small_compact(1).state_dict()
+    assert torch.equal(ours["picture_in.weight"], theirs["layers.0.weight"])
+    assert torch.equal(ours["layers.1.conv.weight"], theirs["layers.4.weight"])
 
 
 def test_random_networks_with_the_released_autoencoder_are_refused_for_the_first_stage(
@@ -64,7 +62,7 @@ def test_random_networks_with_the_released_autoencoder_are_refused_for_the_first
     monkeypatch.setitem(SIZES, "tiny", CONFIG)
     settings = settings_of(tmp_path, vae={"crop": 32, "fresh": True, "loop": loop(1)})
     with pytest.raises(InvalidRun, match="The stage vae trains the compact autoencoder"):
-        started("vae", settings, tmp_path / "out")
+        networks_of("vae", settings, tmp_path / "out")
 
 
 def test_a_fresh_prior_takes_from_other_weights_what_fits(
@@ -75,14 +73,14 @@ def test_a_fresh_prior_takes_from_other_weights_what_fits(
     start = base_weights(tmp_path / "start", CONFIG)
     table = {"crop": 64, "fresh": True, "start": start, "loop": loop(1)}
     settings = settings_of(tmp_path, WITH_COMPACT, prior=table)
-    said: list[str] = []
-    found = starting_networks("prior", settings, tmp_path / "out", 7, said.append).state_dict()
+    lines: list[str] = []
+    networks = initial_networks("prior", settings, tmp_path / "out", 7, lines.append).state_dict()
     torch.manual_seed(3)
     theirs = Networks(CONFIG).state_dict()
-    other = {n for n, p in found.items() if n in theirs and not torch.equal(p, theirs[n])}
+    other = {n for n, p in networks.items() if n in theirs and not torch.equal(p, theirs[n])}
     of_prior = {n for n in other if n.startswith("unet.") and ".modulation." not in n}
     assert of_prior == {"unet.conv_in.weight", "unet.conv_out.weight", "unet.conv_out.bias"}
-    assert any(line.endswith(f"tensors start from {start}") for line in said)
+    assert any(line.endswith(f"tensors start from {start}") for line in lines)
 
 
 @torch.no_grad()
@@ -92,14 +90,14 @@ def test_a_fresh_fusion_starts_as_the_decoder_is_without(
     monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
     cfw = {"crop": 64, "fresh": True, "sampled": 1, "crop_cells": 4, "loop": loop(1)}
     settings = settings_of(tmp_path, WITH_COMPACT, cfw=cfw)
-    autoencoder = started("cfw", settings, tmp_path / "out").autoencoder
+    autoencoder = networks_of("cfw", settings, tmp_path / "out").autoencoder
     assert isinstance(autoencoder, CompactAutoencoder)
     autoencoder.decoder.head.conv_out.weight.data.normal_()
     image = torch.rand(1, 3, 32, 40) * 2 - 1
-    encoded = autoencoder.encode(image)
-    plain = autoencoder.decode(encoded.moments)
-    fused = autoencoder.decode(encoded.moments, encoded.features, torch.ones(()))
-    torch.testing.assert_close(fused, plain)
+    encoding = autoencoder.encode(image)
+    plain = autoencoder.decode(encoding.moments)
+    fusion = autoencoder.decode(encoding.moments, encoding.features, torch.ones(()))
+    torch.testing.assert_close(fusion, plain)
 
 
 def test_fresh_fusion_of_another_kind_of_autoencoder_is_refused(
@@ -108,21 +106,21 @@ def test_fresh_fusion_of_another_kind_of_autoencoder_is_refused(
     monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
     cfw = {"crop": 64, "fresh": True, "sampled": 1, "crop_cells": 4, "loop": loop(1)}
     with pytest.raises(InvalidRun, match="autoencoders of two kinds"):
-        started("cfw", settings_of(tmp_path, cfw=cfw), tmp_path / "out")
+        networks_of("cfw", settings_of(tmp_path, cfw=cfw), tmp_path / "out")
 
 
 def test_a_stage_starts_from_the_nearest_one_before_it_that_was_run(tmp_path: Path) -> None:
     """Without distillation the fusion layers follow the guidance."""
     cfw = {"crop": 64, "sampled": 1, "crop_cells": 4, "loop": loop(1)}
     settings = settings_of(tmp_path, cfw=cfw)
-    said: list[str] = []
+    lines: list[str] = []
     out = tmp_path / "out"
     for stage in ("prior", "encoder", "distill"):
-        starting_networks("cfw", settings, out, 0, said.append)
+        initial_networks("cfw", settings, out, 0, lines.append)
         (out / stage).mkdir(parents=True)
         base_weights(out / stage / "weights", replace(CONFIG, context_tokens=3))
-    starting_networks("cfw", settings, out, 0, said.append)
-    assert said == [
+    initial_networks("cfw", settings, out, 0, lines.append)
+    assert lines == [
         f"cfw: starting from {place}"
         for place in (
             tmp_path / "base",

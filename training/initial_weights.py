@@ -1,0 +1,194 @@
+"""The networks that a stage starts from, and the sizes of fresh ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from models.checkpoints.folder import load_folder, preset_folder
+from models.checkpoints.places import CONFIG
+from models.config import CompactConfig, EncoderConfig, ModelConfig, UNetConfig
+from models.networks.bundle import Networks
+from models.networks.compact import CompactAutoencoder
+from models.presets import PRESETS
+from training.config import STAGES, InvalidRun, RunSettings, StageName
+from training.objective import Guidance, Prior
+from training.realesrgan import CompactNet, start_decoder
+
+__all__ = ["SIZES", "TINY", "WEIGHTS_FOLDER", "initial_networks"]
+
+TINY = ModelConfig(
+    unet=UNetConfig(
+        in_channels=16,
+        out_channels=16,
+        widths=(64, 96, 128, 128),
+        layers=1,
+        # 4096 tokens of self-attention at the finest level cost as much as all the rest.
+        attention=(False, True, True, False),
+        head_channels=32,
+        context_width=32,
+        feature_width=48,
+        modulation_width=32,
+        # Groups of two channels, as version 1 had at the finest level, normalise too much away.
+        groups=8,
+    ),
+    encoder=EncoderConfig(
+        in_channels=16,
+        widths=(48, 64, 64, 64),
+        layers=1,
+        attention=(False, True, True, False),
+        heads=4,
+        feature_width=48,
+        groups=8,
+    ),
+    autoencoder=CompactConfig(),
+    # Far fewer steps than the released 200: v keeps the early ones stable.
+    prediction="v_prediction",
+    # One step from the LR latent as it is. From pure noise the guidance has to hand the whole image
+    # to a frozen UNet, which it had not learned after 200 steps; from here it had after 20.
+    first_timestep=250,
+    noised_start=False,
+    context_tokens=4,
+)
+
+SIZES = {"tiny": TINY, "full": ModelConfig()}
+"""By the name that a configuration gives; `full` is the released StableSR's."""
+
+WEIGHTS_FOLDER = "weights"
+"""Below a stage's folder: what the next one starts from."""
+
+
+def initial_networks(
+    stage: StageName,
+    settings: RunSettings,
+    out: Path,
+    seed: int,
+    on_progress: Callable[[str], None],
+) -> Networks:
+    """What the stage before this one wrote in `out`; else the base; for the first, random numbers.
+
+    Float32, on the CPU; which it was is said. Where the stage is `fresh`, its own part is random.
+
+    Raises:
+        InvalidRun: there is nothing to start from, or it does not fit the sizes.
+        ModelError: the weights cannot be read.
+    """
+    table, sizes = getattr(settings, stage), SIZES[settings.sizes]
+    fresh = getattr(table, "fresh", False)
+    torch.manual_seed(seed)
+    random = stage == STAGES[0] and (fresh or settings.base is None)
+    if random:
+        on_progress(f"{stage}: starting from random numbers, sizes {settings.sizes}")
+        networks = Networks(sizes)
+    else:
+        folder = _folder(stage, settings, out)
+        on_progress(f"{stage}: starting from {folder}" + (", its own part anew" * fresh))
+        networks = _load(folder)
+    if stage in ("vae", "decoder", "distill"):
+        autoencoder = networks.autoencoder
+        if not isinstance(autoencoder, CompactAutoencoder):
+            raise InvalidRun(
+                f"The stage {stage} trains the compact autoencoder, but these weights have the "
+                "released one: leave the stage out, or start from others."
+            )
+        if settings.decoder is not None and (random or stage == "decoder"):
+            path = settings.decoder.network
+            on_progress(f"{stage}: the decoder starts from {path}")
+            start_decoder(autoencoder.decoder, CompactNet.from_model(path))
+    if fresh and not random:
+        networks = _refresh(stage, networks, sizes)
+        if getattr(table, "start", None) is not None:
+            _borrow(stage, networks, table.start, on_progress)
+    return networks
+
+
+def _load(folder: Path) -> Networks:
+    return load_folder(folder, torch.device("cpu"), torch.float32)
+
+
+def _folder(stage: StageName, settings: RunSettings, out: Path) -> Path:
+    before = STAGES[: STAGES.index(stage)]
+    # The nearest that was run: not every configuration has all of them.
+    for name in reversed(before):
+        if (out / name / WEIGHTS_FOLDER / CONFIG).is_file():
+            return out / name / WEIGHTS_FOLDER
+    if settings.base is None:
+        raise InvalidRun(
+            f"The stage {stage} starts from {before[-1]}, which has no weights in {out}: train "
+            "that first, or name weights to start from as `base`."
+        )
+    if settings.base in PRESETS:
+        return preset_folder(PRESETS[settings.base])
+    return Path(settings.base)
+
+
+def _is_fresh(stage: StageName, name: str) -> bool:
+    if stage == "prior":
+        return Prior.trainable(name)
+    if stage == "encoder":
+        return Guidance.trainable(name) and ".modulation.norm." not in name
+    return ".fusion." in name
+
+
+def _refresh(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
+    """The networks with the stage's own part of these sizes and random."""
+    config = _fresh_config(stage, old.config, sizes)
+    networks = Networks(config, first_stage=None if old.first_stage is None else "encoder")
+    if stage == "prior":
+        torch.nn.init.normal_(networks.context)
+    tensors = {k: v for k, v in old.state_dict().items() if not _is_fresh(stage, k)}
+    for name, tensor in networks.state_dict().items():
+        if name in tensors and tensors[name].shape != tensor.shape:
+            raise InvalidRun(
+                f"{name} is {tuple(tensors[name].shape)} in the weights to start from and "
+                f"{tuple(tensor.shape)} in the configured sizes: they must agree."
+            )
+    networks.load_state_dict(tensors, strict=False)
+    if stage in ("prior", "encoder"):
+        # Gamma and beta of zero: the guidance starts from the prior as it is.
+        for name, parameter in networks.unet.named_parameters():
+            if ".modulation.gamma." in name or ".modulation.beta." in name:
+                torch.nn.init.zeros_(parameter)
+    if stage == "cfw" and isinstance(networks.autoencoder, CompactAutoencoder):
+        decoder = networks.autoencoder.decoder
+        assert decoder.fusion is not None
+        decoder.fusion.copy(decoder.layers[decoder.shared :])
+    return networks
+
+
+def _fresh_config(stage: StageName, config: ModelConfig, sizes: ModelConfig) -> ModelConfig:
+    if stage == "prior":
+        return replace(
+            config,
+            unet=sizes.unet,
+            prediction=sizes.prediction,
+            context_tokens=sizes.context_tokens,
+        )
+    if stage == "encoder":
+        return replace(config, encoder=sizes.encoder)
+    ours, theirs = config.autoencoder, sizes.autoencoder
+    if type(ours) is not type(theirs):
+        raise InvalidRun(
+            "The weights to start from and the sizes have autoencoders of two kinds: with fresh "
+            'fusion layers, sizes is "tiny" for the compact one and "full" for the released one.'
+        )
+    compact = isinstance(ours, CompactConfig)
+    fields = ("shared_layers",) if compact else ("growth", "fusion_blocks")
+    changes = {field: getattr(theirs, field) for field in fields}
+    return replace(config, autoencoder=replace(ours, **changes))
+
+
+@torch.no_grad()
+def _borrow(
+    stage: StageName, networks: Networks, folder: Path, on_progress: Callable[[str], None]
+) -> None:
+    """Tensors of the stage's own part from other weights, where name and shape agree."""
+    theirs = _load(folder).state_dict()
+    own = {n: p for n, p in networks.state_dict().items() if _is_fresh(stage, n)}
+    names = [n for n, p in own.items() if n in theirs and theirs[n].shape == p.shape]
+    for name in names:
+        own[name].copy_(theirs[name])
+    on_progress(f"{stage}: {len(names)} of {len(own)} tensors start from {folder}")
