@@ -41,7 +41,7 @@ def _bytes(text: str) -> int:
 
 Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
 DType = Literal["float16", "bfloat16", "float32"]
-Stored = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
+DTypeOption = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
 ShardSize = Annotated[
     int | None,
     option(
@@ -59,7 +59,7 @@ def list_weights() -> None:
     """Show every preset: whether its weights are here, where, and under what licence."""
     require_torch("This command", instead="")
     from jobs.presets import PRESETS
-    from models.checkpoints.places import preset_folder
+    from models.checkpoints.files import preset_folder
 
     table = Table("preset", "here", "size", "type", "where", "licence")
     for preset in PRESETS.values():
@@ -93,27 +93,29 @@ def pull(
         bool, option("Do not ask about the licence.", "--accept-licence")
     ] = False,
     text: Text = False,
-    dtype: Stored = "float16",
+    dtype: DTypeOption = "float16",
     shard_size: ShardSize = None,
     keep: Annotated[bool, option("Keep the downloaded files in .downloads.", "--keep")] = False,
     again: Annotated[bool, typer.Option("--force", help="Replace weights that are here.")] = False,
 ) -> None:
-    """Download the released files of a preset, check and convert them. Goes on where it broke."""
+    """Download the released files of a preset, check and convert them. Resumes."""
     with _model_errors():
+        import torch
+
         from models.checkpoints import pull as pulling
-        from models.checkpoints.places import weights_root
+        from models.checkpoints.files import weights_root
         from models.checkpoints.writing import Form
 
         preset, root = _preset(name), weights_root()
         here = pulling.is_there(preset, root) and not again
-        accepted = here or accept_licence or _ask(preset)
+        consent = here or accept_licence or _ask(preset)
         with WeightsView() as view:
             folder = pulling.pull(
                 preset,
                 root,
-                accept_licence=accepted,
+                accept_licence=consent,
                 on_progress=view,
-                form=Form.named(dtype, shard_size, text),
+                form=Form(getattr(torch, dtype), shard_size, text),
                 keep=keep,
                 again=again,
             )
@@ -156,32 +158,35 @@ def convert(
         Path | None, option("The folder to write.", default="where the preset is looked for")
     ] = None,
     text: Text = False,
-    dtype: Stored = "float16",
+    dtype: DTypeOption = "float16",
     shard_size: ShardSize = None,
     again: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
 ) -> None:
     """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
     with _model_errors(), WeightsView() as view:
+        import torch
+
         from models.checkpoints import convert as converting
-        from models.checkpoints.places import preset_folder
+        from models.checkpoints.files import preset_folder
         from models.checkpoints.sources import Sources
         from models.checkpoints.writing import Form
 
         preset = _preset(name)
-        done = converting.convert(
+        folder = out or preset_folder(preset)
+        conversion = converting.convert(
             preset,
             Sources(diffusion, autoencoder, base),
-            out or preset_folder(preset),
-            Form.named(dtype, shard_size, text),
+            folder,
+            Form(getattr(torch, dtype), shard_size, text),
             replace_folder=again,
             on_progress=view,
         )
-    for what, count in done.dropped.items():
+    for what, count in conversion.omissions.items():
         console.print(f"Left out: {count} tensors, {what}.", soft_wrap=True)
-    if done.foreign:
-        names = ", ".join(done.foreign[:5])
-        console.print(f"Not run: {len(done.foreign)} names in the files ({names}).", soft_wrap=True)
-    _report(done.folder)
+    if foreign := conversion.foreign:
+        names = ", ".join(foreign[:5])
+        console.print(f"Not run: {len(foreign)} names in the files ({names}).", soft_wrap=True)
+    _report(folder)
 
 
 @app.command()

@@ -118,7 +118,7 @@ def _levels(shapes: Shapes, prefix: str, first: int) -> tuple[tuple[int, ...], l
 def _unet(shapes: Shapes) -> UNetConfig:
     first, inputs = (size(shapes, f"{_UNET}input_blocks.0.0.weight", axis) for axis in (0, 1))
     widths, attention, layers = _levels(shapes, _UNET, first)
-    shared = f"{_UNET}input_blocks.1.0.spade.mlp_shared.0.weight"
+    hidden = f"{_UNET}input_blocks.1.0.spade.mlp_shared.0.weight"
     key = f"{_UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
         in_channels=inputs,
@@ -129,8 +129,8 @@ def _unet(shapes: Shapes) -> UNetConfig:
         # 64 as in SD 2.1; networks too narrow for that are test networks with heads of 16.
         head_channels=64 if first % 64 == 0 else 16,
         context_width=size(shapes, key, 1),
-        feature_width=size(shapes, shared, 1),
-        modulation_width=size(shapes, shared),
+        feature_width=size(shapes, hidden, 1),
+        modulation_width=size(shapes, hidden),
     )
 
 
