@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -28,15 +28,15 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text)
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        size = ByteSize(0)
+    if size < 1:
         raise typer.BadParameter(f"{text!r} is no size such as 2GB or 500MB.")
-    return int(float(match[1]) * unit)
+    return int(size)
 
 
 Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
@@ -100,8 +100,6 @@ def pull(
 ) -> None:
     """Download the released files of a preset, check and convert them. Resumes."""
     with _model_errors():
-        import torch
-
         from models.checkpoints import pull as pulling
         from models.checkpoints.files import weights_root
         from models.checkpoints.writing import Form
@@ -115,7 +113,7 @@ def pull(
                 root,
                 accept_licence=consent,
                 on_progress=view,
-                form=Form(getattr(torch, dtype), shard_size, text),
+                form=Form(dtype, shard_size, text),
                 keep=keep,
                 again=again,
             )
@@ -164,8 +162,6 @@ def convert(
 ) -> None:
     """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
     with _model_errors(), WeightsView() as view:
-        import torch
-
         from models.checkpoints import convert as converting
         from models.checkpoints.files import preset_folder
         from models.checkpoints.sources import Sources
@@ -177,7 +173,7 @@ def convert(
             preset,
             Sources(diffusion, autoencoder, base),
             folder,
-            Form(getattr(torch, dtype), shard_size, text),
+            Form(dtype, shard_size, text),
             replace_folder=again,
             on_progress=view,
         )
@@ -261,10 +257,10 @@ def _model_errors() -> Iterator[None]:
     require_torch("This command", instead="")
     from models.errors import DownloadFailed, LicenceNotAccepted, ModelError
 
-    try:
-        with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+    with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+        try:
             yield
-    except LicenceNotAccepted as error:
-        raise BadSettings(f"{error} Say so with --accept-licence.") from error
-    except OSError as error:
-        raise InputError(f"{error.filename}: {error.strerror or error}.") from error
+        except LicenceNotAccepted as error:
+            raise BadSettings(f"{error} Say so with --accept-licence.") from error
+        except OSError as error:
+            raise InputError(f"{error.filename}: {error.strerror or error}.") from error

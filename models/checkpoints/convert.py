@@ -88,7 +88,7 @@ def convert(
         files, float32 = write_tensors(new, tensors, form, on_progress)
         record = Record(
             preset=preset.name,
-            dtype=form.name,
+            dtype=form.dtype,
             float32=tuple(float32),
             shared_encoder=one_encoder,
             licence=preset.release.licence,
@@ -126,7 +126,7 @@ def _contents(source: SourceTensors, form: Form) -> tuple[ModelConfig, dict[str,
         )
     context = _embed_empty_prompt(config.text, tensors)
     tensors["context"] = LazyTensor(context.dtype, tuple(context.shape), lambda: context)
-    differences = list(_encoder_differences(tensors, form.dtype))
+    differences = list(_encoder_differences(tensors, form.torch_dtype))
     if differences:
         log.warning(
             "the VAE encoders of the two files differ in %d tensors (such as %s): both are kept",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import re
 import time
@@ -23,7 +24,7 @@ import httpx2
 from huggingface_hub import get_hf_file_metadata
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from models.checkpoints.convert import convert
 from models.checkpoints.files import (
@@ -151,7 +152,7 @@ def _check_room(release: Release, downloads: Path, form: Form) -> None:
     """Whether everything will fit that is on the disk at once. Raises DiskFull."""
     total = sum(file.size for file in release.files)
     present = sum(path.stat().st_size for path in downloads.iterdir())
-    folder_bytes = int(_CONVERTED_RATIO * total * form.dtype.itemsize / 2)
+    folder_bytes = int(_CONVERTED_RATIO * total * form.torch_dtype.itemsize / 2)
     check_room(downloads, max(total - present, 0) + folder_bytes)
 
 
@@ -168,10 +169,14 @@ def _download(
         if file.sha256 in (None, existing.sha256):
             return existing
         target.unlink()
+    disable_progress_bars("huggingface_hub.http_get")
+    # Its own handler would write a second line for each one of the log.
+    logging.getLogger("huggingface_hub").handlers.clear()
     endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
     url = f"{endpoint}/{repository}/resolve/{_REVISION}/{file.name}"
     with _as_sentence(url):
-        metadata = get_hf_file_metadata(url, token=_token(), retry_on_errors=True)
+        token = os.environ.get("HF_TOKEN") or False
+        metadata = get_hf_file_metadata(url, token=token, retry_on_errors=True)
     if metadata.size and abs(metadata.size - file.size) > _SIZE_TOLERANCE * file.size:
         raise DownloadFailed(
             f"{url} is not the released file: the server has {metadata.size} bytes, and "
@@ -180,8 +185,9 @@ def _download(
     # Only letters and digits: an ETag may have others.
     revision = re.sub(r"\W", "", file.sha256 or metadata.etag or "")
     part = target.with_name(f"{target.name}.{revision}.part")
+    longest = metadata.size or (1 + _SIZE_TOLERANCE) * file.size
     for other in target.parent.glob(f"{target.name}.*part*"):
-        if other != part or not revision or other.stat().st_size > (metadata.size or file.size):
+        if other != part or not revision or other.stat().st_size > longest:
             other.unlink()
     _fetch(url, part, metadata.size, file, on_progress)
     actual = sum_of(part, lambda now: on_progress(replace(now, name=file.name)))
@@ -193,11 +199,6 @@ def _download(
         )
     part.rename(target)
     return FileSum(target.name, actual.bytes, actual.sha256)
-
-
-def _token() -> str | bool:
-    """Of a login that the hub may ask for; the library sends it to no other host."""
-    return os.environ.get("HF_TOKEN") or False
 
 
 class _Part(io.FileIO):
@@ -215,10 +216,12 @@ class _Part(io.FileIO):
 
 def _fetch(url: str, path: Path, size: int | None, file: ReleasedFile, report: OnProgress) -> None:
     """Appends to a part what is missing of the file. Raises DownloadFailed and DiskFull."""
-    disable_progress_bars("huggingface_hub.http_get")
     total = size or file.size
     check_room(path.parent, total - (path.stat().st_size if path.exists() else 0))
-    headers, failures = build_hf_headers(token=_token()), 0
+    headers, failures = {"Accept-Encoding": "identity"}, 0
+    if token := os.environ.get("HF_TOKEN"):
+        # Not sent on to another host that a redirect leads to.
+        headers["Authorization"] = f"Bearer {token}"
     with _Part(path, WeightsProgress("download", file.name, 0, total), report) as part:
         while True:
             position = part.tell()
@@ -228,8 +231,11 @@ def _fetch(url: str, path: Path, size: int | None, file: ReleasedFile, report: O
                 return
             except DownloadFailed as error:
                 failures = 0 if part.tell() > position else failures + 1
-                # The other faults of a connection are repeated by the library.
                 cause = error.__cause__
+                if _status(cause) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    # Nothing comes after what is here; its sum tells whether it is the file.
+                    return
+                # The other faults of a connection are repeated by the library.
                 may_pass = isinstance(cause, httpx2.ReadError) or _status(cause) >= 500
                 if failures >= _ATTEMPTS or not may_pass:
                     raise

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,16 +31,16 @@ _DTYPE_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF1
 class Form:
     """How converted weights are stored."""
 
-    dtype: torch.dtype = torch.float16
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_bytes: int | None = None
     """Largest size of a file; None writes one file."""
     text: bool = False
     """Keep the text tower, which prompts need."""
 
     @property
-    def name(self) -> str:
-        """The type's, such as float16."""
-        return str(self.dtype).removeprefix("torch.")
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
 
 def write_tensors(
@@ -54,7 +55,7 @@ def write_tensors(
         CheckpointMismatch: a tensor has values that are no numbers.
         DiskFull: the disk has no room.
     """
-    sizes = {name: math.prod(t.shape) * form.dtype.itemsize for name, t in tensors.items()}
+    sizes = {name: math.prod(t.shape) * form.torch_dtype.itemsize for name, t in tensors.items()}
     position, total = 0, sum(sizes.values())
     check_room(folder, total)
     shards = _shards(sizes, form.shard_bytes)
@@ -63,8 +64,8 @@ def write_tensors(
     def narrow(file: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         nonlocal position
         for name in names:
-            tensor = _narrow(name, tensors[name].read(), form.dtype)
-            if tensor.dtype != form.dtype:
+            tensor = _narrow(name, tensors[name].read(), form.torch_dtype)
+            if tensor.dtype != form.torch_dtype:
                 float32.append(name)
             yield name, tensor
             position += sizes[name]
@@ -76,7 +77,7 @@ def write_tensors(
     if float32:
         log.warning(
             "%d tensors have values beyond %s and are kept in float32: %s",
-            *(len(float32), form.name, ", ".join(float32[:5])),
+            *(len(float32), form.dtype, ", ".join(float32[:5])),
         )
     paths = [folder / file for file in shards]
     if form.shard_bytes is not None:

@@ -16,7 +16,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Self
 
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session
 
 from models.presets import Preset, Release, ReleasedFile, get_preset
 
@@ -90,11 +90,11 @@ class Hub:
 
 def small_preset(contents: dict[str, bytes]) -> Preset:
     """stablesr-512, with the sizes and sums of these files."""
-    files = (
+    diffusion, autoencoder = (
         ReleasedFile(name, len(content), hashlib.sha256(content).hexdigest())
         for name, content in contents.items()
     )
-    return replace(get_preset("stablesr-512"), release=Release(*files))
+    return replace(get_preset("stablesr-512"), release=Release(diffusion, autoencoder))
 
 
 def files_in(root: Path) -> list[str]:

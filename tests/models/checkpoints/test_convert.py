@@ -34,7 +34,7 @@ from tests.parity import CASES, Golden, compare, draw_weight
 
 CPU = torch.device("cpu")
 PRESET = get_preset("stablesr-512")
-FP32 = Form(torch.float32)
+FP32 = Form("float32")
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
@@ -96,7 +96,7 @@ def test_the_same_files_give_the_same_folder(tmp_path: Path) -> None:
 
 
 def test_the_text_tower_is_kept_when_asked_and_its_unused_end_never(tmp_path: Path) -> None:
-    converted(tmp_path, *released(), Form(torch.float32, text=True))
+    converted(tmp_path, *released(), Form("float32", text=True))
     networks = load_folder(tmp_path / "out", CPU, torch.float32)
     assert networks.config.text == SMALL.text
     assert networks.text is not None
@@ -144,7 +144,7 @@ def test_a_difference_in_the_quant_conv_counts_too(tmp_path: Path) -> None:
 
 
 def test_several_files_are_written_with_an_index_and_loaded(tmp_path: Path) -> None:
-    converted(tmp_path, *released(), Form(torch.float32, shard_bytes=1_000_000))
+    converted(tmp_path, *released(), Form("float32", shard_bytes=1_000_000))
     folder = tmp_path / "out"
     index = json.loads((folder / INDEX).read_text())
     files = sorted(set(index["weight_map"].values()))
@@ -403,7 +403,7 @@ def test_converted_golden_files_give_the_golden_outputs(tmp_path: Path) -> None:
         get_preset("stablesr-512"),
         Sources(*files),
         tmp_path / "out",
-        Form(torch.float32, shard_bytes=20_000_000, text=True),
+        Form("float32", shard_bytes=20_000_000, text=True),
     )
     # Every tensor is drawn by its name, so the two encoders differ and both must be kept.
     assert not conversion.record.shared_encoder

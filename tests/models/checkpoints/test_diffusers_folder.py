@@ -25,7 +25,7 @@ from models.presets import get_preset
 from tests.models.released import SMALL, Tensors, ours, released, save, write_files
 
 PRESET = get_preset("stablesr-768v")
-FP32 = Form(torch.float32, text=True)
+FP32 = Form("float32", text=True)
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 

@@ -9,7 +9,7 @@ from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub.utils import close_session
+from huggingface_hub import close_session
 
 from models.checkpoints import pull as pulling
 from models.checkpoints.files import Absence, WeightsProgress, preset_folder
