@@ -157,12 +157,8 @@ def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
 
 def _files(folder: Path) -> list[Path]:
     """The files that hold the folder's tensors."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
-    if not index.is_file():
-        raise WeightsNotFound(f"There are no weights in {folder}: {WEIGHTS} is missing.")
-    files = read_index(index)
+    single, index = folder / WEIGHTS, folder / INDEX
+    files = read_index(index) if index.is_file() and not single.is_file() else [single]
     for path in files:
         if not path.is_file():
             raise WeightsNotFound(f"The weights in {folder} are not complete: {path} is missing.")
@@ -267,8 +263,6 @@ def verify(folder: Path, on_progress: OnProgress = ignore) -> Verification:
     record = describe(folder).record
     _, checkpoint = open_folder(folder)
     for file in record.files if record else ():
-        if not (folder / file.name).is_file():
-            raise WeightsNotFound(f"The weights in {folder} are not complete: no {file.name}.")
         current = sum_of(folder / file.name, on_progress)
         if current != file:
             raise CheckpointUnreadable(
