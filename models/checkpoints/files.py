@@ -17,8 +17,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from secrets import token_hex
@@ -69,26 +68,24 @@ def preset_folder(preset: Preset, root: Path | None = None) -> Path:
 class Absence:
     """Why a preset's weights are not here: a note beside their place, which `stablesr weights
     prepare` leaves and a worker without weights repeats. `reason` is a clause that clients may
-    read, `at` the time (ISO 8601, UTC)."""
+    read."""
 
     reason: str
-    at: str
 
-    @classmethod
-    def note(cls, preset: Preset, reason: str) -> None:
+    @staticmethod
+    def note(preset: Preset, reason: str) -> None:
         """Leaves a note in place of an older one. Raises OSError."""
         path = _note(preset)
         path.parent.mkdir(parents=True, exist_ok=True)
-        absence = cls(reason, datetime.now(UTC).isoformat(timespec="seconds"))
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(absence)) + "\n")
+        part.write_text(json.dumps({"reason": reason}) + "\n")
         os.replace(part, path)
 
     @classmethod
     def of(cls, preset: Preset) -> Self | None:
         """The note of a preset; None when there is none."""
         try:
-            return cls(**json.loads(_note(preset).read_text()))
+            return cls(json.loads(_note(preset).read_text())["reason"])
         except FileNotFoundError:
             return None
 

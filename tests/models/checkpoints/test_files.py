@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,6 @@ def test_a_note_is_read_back_until_it_is_forgotten(
     absence = Absence.of(PRESET)
     assert absence is not None
     assert absence.reason == "no licence"
-    age = datetime.now(UTC) - datetime.fromisoformat(absence.at)
-    assert abs(age.total_seconds()) < 60
     assert Absence.of(OTHER) is None
     assert files_in(tmp_path) == ["weights/stablesr-512.absent.json"]
     Absence.forget(PRESET)
