@@ -111,7 +111,7 @@ class WeightsView(_View):
             self._task = self.add_task(description, total=now.total or None)
             if not console.is_terminal:
                 console.print(description, soft_wrap=True, markup=False)
-        self.update(self._task, completed=now.done, total=now.total or None)
+        self.update(self._task, completed=now.position, total=now.total or None)
 
 
 class FolderView(_View):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -28,20 +28,20 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", text)
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        size = ByteSize(0)
+    if size < 1:
         raise typer.BadParameter(f"{text!r} is no size such as 2GB or 500MB.")
-    return int(float(match[1]) * unit)
+    return int(size)
 
 
 Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
 DType = Literal["float16", "bfloat16", "float32"]
-Stored = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
+DTypeOption = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
 ShardSize = Annotated[
     int | None,
     option(
@@ -59,7 +59,7 @@ def list_weights() -> None:
     """Show every preset: whether its weights are here, where, and under what licence."""
     require_torch("This command", instead="")
     from jobs.presets import PRESETS
-    from models.checkpoints.places import preset_folder
+    from models.checkpoints.files import preset_folder
 
     table = Table("preset", "here", "size", "type", "where", "licence")
     for preset in PRESETS.values():
@@ -93,27 +93,27 @@ def pull(
         bool, option("Do not ask about the licence.", "--accept-licence")
     ] = False,
     text: Text = False,
-    dtype: Stored = "float16",
+    dtype: DTypeOption = "float16",
     shard_size: ShardSize = None,
     keep: Annotated[bool, option("Keep the downloaded files in .downloads.", "--keep")] = False,
     again: Annotated[bool, typer.Option("--force", help="Replace weights that are here.")] = False,
 ) -> None:
-    """Download the released files of a preset, check and convert them. Goes on where it broke."""
+    """Download the released files of a preset, check and convert them. Resumes."""
     with _model_errors():
         from models.checkpoints import pull as pulling
-        from models.checkpoints.places import weights_root
+        from models.checkpoints.files import weights_root
         from models.checkpoints.writing import Form
 
         preset, root = _preset(name), weights_root()
         here = pulling.is_there(preset, root) and not again
-        accepted = here or accept_licence or _ask(preset)
+        consent = here or accept_licence or _ask(preset)
         with WeightsView() as view:
             folder = pulling.pull(
                 preset,
                 root,
-                accept_licence=accepted,
+                accept_licence=consent,
                 on_progress=view,
-                form=Form.named(dtype, shard_size, text),
+                form=Form(dtype, shard_size, text),
                 keep=keep,
                 again=again,
             )
@@ -156,32 +156,33 @@ def convert(
         Path | None, option("The folder to write.", default="where the preset is looked for")
     ] = None,
     text: Text = False,
-    dtype: Stored = "float16",
+    dtype: DTypeOption = "float16",
     shard_size: ShardSize = None,
     again: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
 ) -> None:
     """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
     with _model_errors(), WeightsView() as view:
         from models.checkpoints import convert as converting
-        from models.checkpoints.places import preset_folder
+        from models.checkpoints.files import preset_folder
         from models.checkpoints.sources import Sources
         from models.checkpoints.writing import Form
 
         preset = _preset(name)
-        done = converting.convert(
+        folder = out or preset_folder(preset)
+        conversion = converting.convert(
             preset,
             Sources(diffusion, autoencoder, base),
-            out or preset_folder(preset),
-            Form.named(dtype, shard_size, text),
+            folder,
+            Form(dtype, shard_size, text),
             replace_folder=again,
             on_progress=view,
         )
-    for what, count in done.dropped.items():
+    for what, count in conversion.omissions.items():
         console.print(f"Left out: {count} tensors, {what}.", soft_wrap=True)
-    if done.foreign:
-        names = ", ".join(done.foreign[:5])
-        console.print(f"Not run: {len(done.foreign)} names in the files ({names}).", soft_wrap=True)
-    _report(done.folder)
+    if foreign := conversion.foreign:
+        names = ", ".join(foreign[:5])
+        console.print(f"Not run: {len(foreign)} names in the files ({names}).", soft_wrap=True)
+    _report(folder)
 
 
 @app.command()

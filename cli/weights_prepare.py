@@ -1,7 +1,7 @@
 """`stablesr weights prepare`: the weights of STABLESR_PRESET, fetched before a worker starts.
 
 For stacks that start without a person. Whatever keeps the weights away is a line in the log and a
-note for the worker (`models.checkpoints.places`), not a failure: the worker is not ready and
+note for the worker (`models.checkpoints.files`), not a failure: the worker is not ready and
 repeats the reason to its clients, and the next start of the stack tries again.
 """
 
@@ -17,9 +17,8 @@ import structlog
 from jobs.logs import configure_logging
 from jobs.presets import PRESETS
 from jobs.settings import Settings
-from models.checkpoints.files import WeightsProgress
+from models.checkpoints.files import Absence, WeightsProgress, weights_root
 from models.checkpoints.folder import open_folder
-from models.checkpoints.places import Absence, weights_root
 from models.checkpoints.pull import pull
 from models.errors import (
     CheckpointError,
@@ -51,13 +50,12 @@ def prepare(settings: Settings) -> None:
         return
     model_preset = get_preset(preset.name)
     licence = preset.licence.partition(" (")[0]  # without what is said of it in brackets
-    accepted = settings.accept_licence or ""
     try:
         folder = pull(
             model_preset,
             weights_root(),
             # By its name: what is accepted for one preset may not be what another has.
-            accept_licence=accepted.casefold() == licence.casefold(),
+            accept_licence=(settings.accept_licence or "").casefold() == licence.casefold(),
             on_progress=_Progress(preset.name),
         )
         open_folder(folder)
@@ -105,7 +103,7 @@ class _Progress:
 
     def __call__(self, now: WeightsProgress) -> None:
         part = (now.stage, now.name)
-        if part == self._part and now.done < now.total and time.monotonic() < self._next:
+        if part == self._part and now.position < now.total and time.monotonic() < self._next:
             return
         self._part, self._next = part, time.monotonic() + PROGRESS_S
         log.info(
@@ -113,7 +111,7 @@ class _Progress:
             preset=self._preset,
             stage=now.stage,
             name=now.name,
-            percent=round(100 * now.done / now.total) if now.total else None,
+            percent=round(100 * now.position / now.total) if now.total else None,
             gigabytes=round(now.total / 1e9, 2),
         )
 

@@ -32,7 +32,7 @@ from models.options import Options
 from models.plan import Plan, Planner, Resources, needs_offload, steps_in
 from models.prepared import Prepared, Progress
 from models.presets import Preset, get_preset
-from models.prompts.contexts import check_prompts, contexts
+from models.prompts import check_prompts, contexts
 from models.residency import Offloaded, Residency, Resident
 from models.resize import upsampled
 from models.sampling import Sampler, StepRequest, drive_all, sample

@@ -111,9 +111,9 @@ class Golden:
         entries += [(e, autoencoder) for e in autoencoder_entries(config)]
         unread = (diffusion.keys() - SCHEDULE_KEYS) | autoencoder.keys()
         for entry, shapes in entries:
-            drawn = draw_weight(self.salt, entry.released, shapes[entry.released])
+            drawn = draw_weight(self.salt, entry.name, shapes[entry.name])
             tensors.update(from_released(entry, drawn, config.encoder.heads))
-            unread.discard(entry.released)
+            unread.discard(entry.name)
         if unread:
             raise ValueError(f"tensors that map nowhere: {', '.join(sorted(unread)[:5])}.")
         tensors["context"] = networks.context.detach()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoints.folder import load_folder, preset_folder
-from models.checkpoints.places import CONFIG
+from models.checkpoints.files import CONFIG
 from models.config import CompactConfig, EncoderConfig, ModelConfig, UNetConfig
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder

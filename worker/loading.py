@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.settings import Settings
-from models.checkpoints.places import Absence, preset_folder
+from models.checkpoints.files import Absence, preset_folder
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser
 from models.pipeline import StableSR

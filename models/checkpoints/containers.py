@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile
@@ -37,13 +38,15 @@ _MAX_PICKLE_BYTES = 8 * 2**20
 """The pickles of the released files have about a third of a megabyte."""
 _MAX_UNPACKED_BYTES = 2**33
 """Of a compressed archive, which torch unpacks into memory. The released files have 6.5 GB."""
-_MAX_TOUCHED_BYTES = 2**29
+_MAX_RESIDENT_BYTES = 2**29
 """Read pages of a mapped file count as memory of the process until the file is mapped anew."""
 _DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
 )
-_EXPECTED = "A checkpoint is a .ckpt file written by torch 1.6 or newer, or a .safetensors file."
+_ZIP_ERRORS = (BadZipFile, NotImplementedError, ValueError, struct.error, EOFError, zlib.error)
+"""What the zip module raises for a damaged file."""
+_ADVICE = "A checkpoint is a .ckpt file written by torch 1.6 or newer, or a .safetensors file."
 
 Load = Callable[[], Mapping[str, object]]
 
@@ -97,7 +100,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise CheckpointUnreadable(f"There is no file {path}.") from None
     except IsADirectoryError:
-        raise CheckpointUnreadable(f"{path} is a folder. {_EXPECTED}") from None
+        raise CheckpointUnreadable(f"{path} is a folder. {_ADVICE}") from None
     except OSError as error:
         raise CheckpointUnreadable(f"{path} cannot be read: {error.strerror or error}.") from error
     raise CheckpointUnreadable(f"{path} {_guess(head)}")
@@ -109,7 +112,7 @@ def open_safetensors(path: Path) -> Checkpoint:
     Raises:
         CheckpointUnreadable: the file is cut off or damaged.
     """
-    return _Mapping(path, lambda: load_file(path)).checkpoint()
+    return _MappedFile(path, lambda: load_file(path)).checkpoint()
 
 
 def _open_archive(path: Path) -> Checkpoint:
@@ -117,20 +120,12 @@ def _open_archive(path: Path) -> Checkpoint:
     try:
         with ZipFile(path) as archive:
             members = archive.infolist()
-            packed = any(member.compress_type != ZIP_STORED for member in members)
-            unpacked_bytes = sum(member.file_size for member in members) if packed else 0
+            is_stored = all(member.compress_type == ZIP_STORED for member in members)
+            unpacked_bytes = 0 if is_stored else sum(member.file_size for member in members)
             # Torch does not notice damage in what it unpacks.
             if 0 < unpacked_bytes <= _MAX_UNPACKED_BYTES and (name := archive.testzip()):
                 raise BadZipFile(f"{name} is damaged")
-    # What the zip module raises for a damaged file.
-    except (
-        BadZipFile,
-        NotImplementedError,
-        ValueError,
-        struct.error,
-        EOFError,
-        zlib.error,
-    ) as error:
+    except _ZIP_ERRORS as error:
         raise CheckpointUnreadable(
             f"{path} begins as a torch checkpoint and does not end as one ({error}): it was cut "
             "off or is damaged; get the file again."
@@ -152,10 +147,23 @@ def _open_archive(path: Path) -> Checkpoint:
                 f"{path} is no StableSR checkpoint: {what} {size} bytes, while at most {limit} "
                 "are read."
             )
-    with _explained(path):
+    with _as_sentence(path):
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    load = _archive_loader(path, foreign, mapped=not packed)
-    return _Mapping(path, load, mapped=not packed).checkpoint(tuple(sorted(foreign)))
+    stubs: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_Stub, n) for n in foreign]
+
+    def load() -> Mapping[str, object]:
+        with torch.serialization.safe_globals(stubs):
+            value = torch.load(path, map_location="cpu", weights_only=True, mmap=is_stored)
+        if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+            value = value["state_dict"]
+        if not isinstance(value, dict):
+            raise CheckpointUnreadable(
+                f"{path} holds no tensors by name: a checkpoint is a dictionary of tensors, or has "
+                "one under state_dict."
+            )
+        return {name: item for name, item in value.items() if isinstance(name, str)}
+
+    return _MappedFile(path, load, is_mapped=is_stored).checkpoint(tuple(sorted(foreign)))
 
 
 class _Stub:
@@ -168,56 +176,43 @@ class _Stub:
         pass
 
 
-def _archive_loader(path: Path, foreign: Iterable[str], *, mapped: bool) -> Load:
-    stubs: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_Stub, n) for n in foreign]
-
-    def load() -> Mapping[str, object]:
-        with torch.serialization.safe_globals(stubs):
-            value = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-            value = value["state_dict"]
-        if not isinstance(value, dict):
-            raise CheckpointUnreadable(
-                f"{path} holds no tensors by name: a checkpoint is a dictionary of tensors, or has "
-                "one under state_dict."
-            )
-        return {name: item for name, item in value.items() if isinstance(name, str)}
-
-    return load
-
-
-class _Mapping:
+class _MappedFile:
     """A file of tensors; it is mapped anew when much of it has been read."""
 
-    def __init__(self, path: Path, load: Load, *, mapped: bool = True) -> None:
-        self._path, self._load, self._mapped = path, load, mapped
+    def __init__(self, path: Path, load: Load, *, is_mapped: bool = True) -> None:
+        self._path, self._load, self._is_mapped = path, load, is_mapped
         self._size = path.stat().st_size
-        self._items: Mapping[str, object] = {}
-        self._touched = 0
+        self._resident_bytes = 0
+        with _as_sentence(path):
+            self._items = load()
 
     def checkpoint(self, foreign: tuple[str, ...] = ()) -> Checkpoint:
         """Looks at every tensor, and reads none."""
-        with _explained(self._path):
-            self._items = self._load()
-        tensors = {n: self._lazy(n, t) for n, t in self._items.items() if _is_plain(t)}
+        tensors: dict[str, LazyTensor] = {}
+        for name, item in self._items.items():
+            # Only tensors whose numbers lie in the file.
+            if (
+                isinstance(item, Tensor)
+                and (item.layout, item.device.type) == (torch.strided, "cpu")
+                and not item.is_quantized
+            ):
+                self._check(name, item)
+                tensors[name] = LazyTensor(item.dtype, tuple(item.shape), partial(self._read, name))
         others = tuple(name for name in self._items if name not in tensors)
         return Checkpoint(self._path, tensors, others, foreign, (self._path,))
 
-    def _lazy(self, name: str, tensor: object) -> LazyTensor:
-        assert isinstance(tensor, Tensor)  # as `_is_plain` says
+    def _check(self, name: str, tensor: Tensor) -> None:
         if tensor.dtype not in _DTYPES:
             raise CheckpointUnreadable(
-                f"{self._path}: {name} has the type {tensor.dtype}; known are "
-                f"{', '.join(str(dtype).removeprefix('torch.') for dtype in _DTYPES)}."
+                f"{self._path}: {name} has the type {tensor.dtype}, which is not read."
             )
         # With stride 0 a few bytes would be a tensor of any size.
-        there = tensor.untyped_storage().nbytes() // tensor.itemsize
-        if tensor.numel() > there:
+        available = tensor.untyped_storage().nbytes() // tensor.itemsize
+        if tensor.numel() > available:
             raise CheckpointUnreadable(
                 f"{self._path} is damaged: {name} of shape {tuple(tensor.shape)} needs "
-                f"{tensor.numel()} numbers, and {there} are there; get the file again."
+                f"{tensor.numel()} numbers, and {available} are there; get the file again."
             )
-        return LazyTensor(tensor.dtype, tuple(tensor.shape), lambda: self._read(name))
 
     def _read(self, name: str) -> Tensor:
         # A page beyond the end of a mapped file would end the process.
@@ -225,27 +220,18 @@ class _Mapping:
             raise CheckpointUnreadable(
                 f"{self._path} was cut off while it was read, before {name}."
             )
-        if self._mapped and self._touched > _MAX_TOUCHED_BYTES:
-            self._items, self._touched = {}, 0
-            with _explained(self._path):
+        if self._is_mapped and self._resident_bytes > _MAX_RESIDENT_BYTES:
+            self._items, self._resident_bytes = {}, 0
+            with _as_sentence(self._path):
                 self._items = self._load()
         tensor = self._items[name]
         assert isinstance(tensor, Tensor)  # as it was when the file was opened
-        self._touched += tensor.nbytes
+        self._resident_bytes += tensor.nbytes
         return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
-def _is_plain(value: object) -> bool:
-    """Whether it is a tensor whose numbers lie in the file."""
-    return (
-        isinstance(value, Tensor)
-        and (value.layout, value.device.type) == (torch.strided, "cpu")
-        and not value.is_quantized
-    )
-
-
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _as_sentence(path: Path) -> Iterator[None]:
     """Turns the errors of the libraries into one sentence."""
     try:
         yield
@@ -268,27 +254,18 @@ def _explained(path: Path) -> Iterator[None]:
 def _guess(head: bytes) -> str:
     """What a file that begins like this is."""
     if not head:
-        return f"is empty: the download did not begin. {_EXPECTED}"
+        return f"is empty: the download did not begin. {_ADVICE}"
     if head.startswith(b"version https://git-lfs"):
-        return (
-            "is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`, or "
-            "download it from its page."
-        )
+        return "is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`."
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return (
-            "is a web page, not the file: what was saved is the page about the download or an "
-            "error. Download the file itself."
-        )
+        return "is a web page, not the file: download the file itself."
     if head[0] == 0x80 and head[1:2] <= b"\x05":
-        return (
-            "is a checkpoint in the old format of torch, before 1.6, a plain pickle, which is not "
-            f"read. {_EXPECTED}"
-        )
+        return f"is a checkpoint in the old format of torch, a plain pickle. {_ADVICE}"
     # The end of this piece may cut a character in two.
     text = head.decode(errors="ignore")
     if b"\0" in head or len(text.encode()) < len(head) - 3:
-        return f"is no checkpoint. {_EXPECTED}"
-    return f"is a text file, no checkpoint. {_EXPECTED}"
+        return f"is no checkpoint. {_ADVICE}"
+    return f"is a text file, no checkpoint. {_ADVICE}"
 
 
 def read_index(index: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from models.checkpoints.files import (
     replaced_folder,
     sum_of,
 )
-from models.checkpoints.folder import UNUSED, Description, Record
+from models.checkpoints.folder import IGNORED_PREFIXES, Description, Record
 from models.checkpoints.sources import Sources, SourceTensors, open_sources
 from models.checkpoints.writing import Form, write_tensors
 from models.config import ModelConfig, TextConfig
@@ -37,11 +37,8 @@ log = logging.getLogger(__name__)
 class Conversion:
     """What a conversion did."""
 
-    folder: Path
-    bytes: int
-    tensors: int
     record: Record
-    dropped: Mapping[str, int]
+    omissions: Mapping[str, int]
     """How many tensors of the files were left out, by what they are."""
     foreign: tuple[str, ...]
     """Names of classes and functions in the files that were not executed."""
@@ -86,22 +83,21 @@ def convert(
         log.info("names in the files that were not executed: %s", ", ".join(source.foreign))
     origin = tuple(sums.get(path) or sum_of(path, on_progress) for path in source.files)
     _check_origin(preset, origin)
-    config, tensors, shared = _contents(source, form)
+    config, tensors, one_encoder = _contents(source, form)
     with replaced_folder(folder) as new:
         files, float32 = write_tensors(new, tensors, form, on_progress)
         record = Record(
             preset=preset.name,
-            dtype=form.name,
+            dtype=form.dtype,
             float32=tuple(float32),
-            shared_encoder=shared,
+            shared_encoder=one_encoder,
             licence=preset.release.licence,
             licence_url=preset.release.licence_url,
             sources=origin,
             files=tuple(sum_of(path, on_progress) for path in files),
         )
         Description(config, record).write(new)
-    size = sum(file.bytes for file in record.files)
-    return Conversion(folder, size, len(tensors), record, source.dropped, source.foreign)
+    return Conversion(record, source.omissions, source.foreign)
 
 
 def _check_origin(preset: Preset, origin: tuple[FileSum, ...]) -> None:
@@ -130,16 +126,16 @@ def _contents(source: SourceTensors, form: Form) -> tuple[ModelConfig, dict[str,
         )
     context = _embed_empty_prompt(config.text, tensors)
     tensors["context"] = LazyTensor(context.dtype, tuple(context.shape), lambda: context)
-    differences = list(_encoder_differences(tensors, form.dtype))
+    differences = list(_encoder_differences(tensors, form.torch_dtype))
     if differences:
         log.warning(
             "the VAE encoders of the two files differ in %d tensors (such as %s): both are kept",
             *(len(differences), differences[0]),
         )
+    omissions = IGNORED_PREFIXES if differences else ("first_stage.",)
     if not form.text:
-        config = replace(config, text=None)
-    left_out = (*(UNUSED if differences else ["first_stage."]), *([] if form.text else ["text."]))
-    tensors = {name: t for name, t in sorted(tensors.items()) if not name.startswith(left_out)}
+        config, omissions = replace(config, text=None), (*omissions, "text.")
+    tensors = {name: t for name, t in sorted(tensors.items()) if not name.startswith(omissions)}
     return config, tensors, not differences
 
 
@@ -169,12 +165,12 @@ def _embed_empty_prompt(config: TextConfig, tensors: Mapping[str, LazyTensor]) -
     words = tensors["text.token_embedding.weight"].read()[tokens].float()
     state = words + tensors["text.positional_embedding"].read().float()
     for i, block in enumerate(tower.blocks):
-        state = _loaded(block, f"text.blocks.{i}", tensors)(state[None])[0]
-    embedding: Tensor = _loaded(tower.ln_final, "text.ln_final", tensors)(state[None])
+        state = _with_numbers(block, f"text.blocks.{i}", tensors)(state[None])[0]
+    embedding: Tensor = _with_numbers(tower.ln_final, "text.ln_final", tensors)(state[None])
     return embedding
 
 
-def _loaded(module: nn.Module, name: str, tensors: Mapping[str, LazyTensor]) -> nn.Module:
+def _with_numbers(module: nn.Module, name: str, tensors: Mapping[str, LazyTensor]) -> nn.Module:
     """A copy of a module on the meta device, with its numbers; the module stays without."""
     numbers = {key: tensors[f"{name}.{key}"].read().float() for key in module.state_dict()}
     copy = deepcopy(module)

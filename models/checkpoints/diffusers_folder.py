@@ -17,19 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.checkpoints.containers import (
-    Checkpoint,
-    LazyTensor,
-    join,
-    open_checkpoint,
-    read_index,
-)
+from models.checkpoints.containers import Checkpoint, LazyTensor, join, open_checkpoint, read_index
 from models.checkpoints.folder import check_names
 from models.checkpoints.inventory import count, size, text_config
 from models.config import Prediction, TextConfig, UNetConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable
 
-__all__ = ["DiffusersFolder", "is_diffusers_folder"]
+__all__ = ["DiffusersFolder"]
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -43,52 +37,26 @@ _TEXT_LAYERS = {
 _VIT_H_WIDTH, _VIT_H_BLOCKS = 1024, 23
 
 
-def is_diffusers_folder(path: Path) -> bool:
-    return (path / "unet").is_dir() and (path / "vae").is_dir()
-
-
 class DiffusersFolder:
     """The parts of a folder: `unet`, `vae` and, where there is one, `text_encoder`.
 
     Raises:
         CheckpointUnreadable: a part is missing or damaged.
+        CheckpointMismatch: the folder says that it predicts something else than `prediction`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, prediction: Prediction) -> None:
+        if not ((path / "unet").is_dir() and (path / "vae").is_dir()):
+            raise CheckpointUnreadable(f"{path} is no folder of diffusers: it lacks unet/ or vae/.")
+        _check_prediction(path, prediction)
         self.unet = _part(path / "unet")
-        self.vae = _renamed(_part(path / "vae"), _modern)
-        tower = path / "text_encoder"
-        self.text = (
-            _renamed(_part(tower), lambda name: name.removeprefix("text_model."))
-            if tower.is_dir()
-            else None
-        )
+        self.vae = _part(path / "vae", _modern)
+        text = path / "text_encoder"
+        self.text = _part(text, lambda n: n.removeprefix("text_model.")) if text.is_dir() else None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        parts = (self.unet, self.vae, self.text)
-        return tuple(path for part in parts if part is not None for path in part.files)
-
-    def check_prediction(self, expected: Prediction) -> None:
-        """Whether the base predicts what the preset needs, where the folder says so.
-
-        Raises:
-            CheckpointMismatch: it predicts something else.
-        """
-        path = self.path / "scheduler" / "scheduler_config.json"
-        if not path.is_file():
-            return
-        try:
-            predicts = json.loads(path.read_text()).get("prediction_type", "epsilon")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointUnreadable(f"{path} is damaged: {error}.") from error
-        if predicts != expected:
-            raise CheckpointMismatch(
-                f"{self.path} is another base: it predicts {predicts}, and this preset needs one "
-                f"that predicts {expected}, Stable Diffusion "
-                f"{'2.1 (768 pixels)' if expected == 'v_prediction' else '2.1-base (512 pixels)'}."
-            )
+        return (*self.unet.files, *self.vae.files, *(self.text.files if self.text else ()))
 
     def unet_config(self, feature_width: int, modulation_width: int) -> UNetConfig:
         """Sizes of the UNet; those of the modulation, which is not in it, are given.
@@ -147,24 +115,39 @@ class DiffusersFolder:
         return tensors if self.text is None else tensors | _text_tensors(self.text, ours)
 
 
-def _part(folder: Path) -> Checkpoint:
+def _check_prediction(folder: Path, prediction: Prediction) -> None:
+    """Whether the base predicts what the preset needs, where the folder says so."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return
+    try:
+        actual = json.loads(path.read_text()).get("prediction_type", "epsilon")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointUnreadable(f"{path} is damaged: {error}.") from error
+    if actual != prediction:
+        raise CheckpointMismatch(
+            f"{folder} is another base: it predicts {actual}, and this preset needs one "
+            f"that predicts {prediction}, Stable Diffusion "
+            f"{'2.1 (768 pixels)' if prediction == 'v_prediction' else '2.1-base (512 pixels)'}."
+        )
+
+
+def _part(folder: Path, rename: Callable[[str], str] = str) -> Checkpoint:
     """All tensors of a part, from one file or several; float32 before the fp16 variant."""
-    for kind, variant in product(("safetensors", "bin"), ("", ".fp16")):
-        for stem in _STEMS:
-            single = folder / f"{stem}{variant}.{kind}"
-            if single.is_file():
-                return open_checkpoint(single)
-            index = folder / f"{stem}.{kind}.index{variant}.json"
-            if index.is_file():
-                return join(folder, map(open_checkpoint, read_index(index)))
+    for kind, variant, stem in product(("safetensors", "bin"), ("", ".fp16"), _STEMS):
+        single = folder / f"{stem}{variant}.{kind}"
+        index = folder / f"{stem}.{kind}.index{variant}.json"
+        if single.is_file():
+            part = open_checkpoint(single)
+        elif index.is_file():
+            part = join(folder, map(open_checkpoint, read_index(index)))
+        else:
+            continue
+        return replace(part, tensors={rename(name): t for name, t in part.tensors.items()})
     raise CheckpointUnreadable(
         f"{folder} holds no weights: a part of a diffusers folder has a file such as "
         f"{_STEMS[0]}.safetensors or {_STEMS[1]}.safetensors."
     )
-
-
-def _renamed(part: Checkpoint, rename: Callable[[str], str]) -> Checkpoint:
-    return replace(part, tensors={rename(name): tensor for name, tensor in part.tensors.items()})
 
 
 def _modern(name: str) -> str:
@@ -176,7 +159,7 @@ def _modern(name: str) -> str:
 
 def _by_name(part: Checkpoint, network: str, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """Tensors that have our name without the network's; the modulation is not among them."""
-    expected = {
+    reference = {
         name.removeprefix(network): tuple(tensor.shape)
         for name, tensor in ours.items()
         if name.startswith(network) and ".modulation." not in name
@@ -184,11 +167,11 @@ def _by_name(part: Checkpoint, network: str, ours: Mapping[str, Tensor]) -> dict
     # Projections of the autoencoder's attention are linear, but some files keep them as 1x1
     # convolutions.
     shapes = {
-        name: shape[:2] if shape[2:] == (1, 1) and len(expected.get(name, ())) == 2 else shape
+        name: shape[:2] if shape[2:] == (1, 1) and len(reference.get(name, ())) == 2 else shape
         for name, shape in part.shapes.items()
     }
-    check_names(part.path, shapes, expected, others=part.others)
-    return {f"{network}{n}": _stacked([part.tensors[n]], shape) for n, shape in expected.items()}
+    check_names(part.path, shapes, reference, others=part.others)
+    return {f"{network}{n}": _stack([part.tensors[n]], shape) for n, shape in reference.items()}
 
 
 def _text_tensors(part: Checkpoint, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
@@ -199,26 +182,26 @@ def _text_tensors(part: Checkpoint, ours: Mapping[str, Tensor]) -> dict[str, Laz
     for leaf in ("weight", "bias"):
         sources[f"ln_final.{leaf}"] = [f"final_layer_norm.{leaf}"]
         for i in range(count(part.shapes, r"encoder\.layers\.(\d+)\.")):
-            r, o = f"encoder.layers.{i}", f"blocks.{i}"
-            sources[f"{o}.qkv.{leaf}"] = [f"{r}.self_attn.{x}_proj.{leaf}" for x in "qkv"]
+            layer, block = f"encoder.layers.{i}", f"blocks.{i}"
+            sources[f"{block}.qkv.{leaf}"] = [f"{layer}.self_attn.{x}_proj.{leaf}" for x in "qkv"]
             for name, our in _TEXT_LAYERS.items():
-                sources[f"{o}.{our}.{leaf}"] = [f"{r}.{name}.{leaf}"]
-    shapes = {name: tuple(ours[f"text.{name}"].shape) for name in sources}
-    expected = {
+                sources[f"{block}.{our}.{leaf}"] = [f"{layer}.{name}.{leaf}"]
+    shapes = {our: tuple(ours[f"text.{our}"].shape) for our in sources}
+    reference = {
         name: (shapes[our][0] // len(names), *shapes[our][1:])
         for our, names in sources.items()
         for name in names
     }
     # A table of the numbers 0 to 76, which older versions of transformers saved.
-    stored = {n: s for n, s in part.shapes.items() if n != "embeddings.position_ids"}
-    check_names(part.path, stored, expected, others=part.others)
+    present = {n: s for n, s in part.shapes.items() if n != "embeddings.position_ids"}
+    check_names(part.path, present, reference, others=part.others)
     return {
-        f"text.{our}": _stacked([part.tensors[name] for name in names], shapes[our])
+        f"text.{our}": _stack([part.tensors[name] for name in names], shapes[our])
         for our, names in sources.items()
     }
 
 
-def _stacked(parts: Sequence[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
+def _stack(parts: Sequence[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
     """Tensors along the first axis, in that shape."""
     return LazyTensor(
         parts[0].dtype, shape, lambda: torch.cat([part.read() for part in parts]).reshape(shape)

@@ -1,4 +1,4 @@
-"""Files and folders on the disk: sums, progress, room, and a new folder in place of an old one.
+"""Where weights lie on the disk: their folders, sums, room, and a new folder in place of an old.
 
 A folder is written beside its place and renamed. `.NAME.*.part` is one in the making, or one that
 was replaced and is being removed; `.NAME.*.old` is a whole one that makes room: between its two
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -20,34 +21,93 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from secrets import token_hex
-from typing import Literal
+from typing import Literal, Self
 
 from models.errors import DiskFull
+from models.presets import Preset
 
 __all__ = [
+    "CONFIG",
+    "INDEX",
+    "WEIGHTS",
+    "Absence",
     "FileSum",
     "OnProgress",
     "WeightsProgress",
     "check_room",
     "clear_leftovers",
     "ignore",
-    "no_room",
+    "is_disk_full",
+    "preset_folder",
     "replaced_folder",
     "sum_of",
+    "weights_root",
 ]
 
 log = logging.getLogger(__name__)
 
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+"""The tensors of a folder lie in WEIGHTS, or in several files that this one lists."""
+
+
+def weights_root() -> Path:
+    """Where pulled and converted weights live: STABLESR_WEIGHTS, else the user's data folder."""
+    folder = os.environ.get("STABLESR_WEIGHTS")
+    return Path(folder or Path.home() / ".local" / "share" / "stablesr" / "weights")
+
+
+def preset_folder(preset: Preset, root: Path | None = None) -> Path:
+    """The folder of a preset's weights; it need not exist."""
+    if preset.embedded:
+        return Path(__file__).parents[1] / "weights" / preset.name
+    return (root or weights_root()) / preset.name
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why a preset's weights are not here: a note beside their place, which `stablesr weights
+    prepare` leaves and a worker without weights repeats. `reason` is a clause that clients may
+    read."""
+
+    reason: str
+
+    @staticmethod
+    def note(preset: Preset, reason: str) -> None:
+        """Leaves a note in place of an older one. Raises OSError."""
+        path = _note(preset)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"reason": reason}) + "\n")
+        os.replace(part, path)
+
+    @classmethod
+    def of(cls, preset: Preset) -> Self | None:
+        """The note of a preset; None when there is none."""
+        try:
+            return cls(json.loads(_note(preset).read_text())["reason"])
+        except FileNotFoundError:
+            return None
+
+    @staticmethod
+    def forget(preset: Preset) -> None:
+        """Removes the note, if there is one. Raises OSError."""
+        _note(preset).unlink(missing_ok=True)
+
+
+def _note(preset: Preset) -> Path:
+    return weights_root() / f"{preset.name}.absent.json"
+
 
 @dataclass(frozen=True)
 class WeightsProgress:
-    """How far a download or a conversion is; `done` of `total` are bytes."""
+    """How far a download or a conversion is; `position` of `total` are bytes."""
 
     stage: Literal["wait", "download", "check", "convert", "verify"]
     """wait: another process is at work on the same folder. check: the sums of files are taken."""
     name: str
     """The file's or the preset's."""
-    done: int = 0
+    position: int = 0
     total: int = 0
 
 
@@ -69,13 +129,13 @@ class FileSum:
 
 def sum_of(path: Path, on_progress: OnProgress = ignore) -> FileSum:
     """A file's size and SHA-256, which takes a second or two for each gigabyte. Raises OSError."""
-    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    digest, position, total = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
-            done += len(chunk)
-            on_progress(WeightsProgress("check", path.name, done, total))
-    return FileSum(path.name, done, digest.hexdigest())
+            position += len(chunk)
+            on_progress(WeightsProgress("check", path.name, position, total))
+    return FileSum(path.name, position, digest.hexdigest())
 
 
 def check_room(folder: Path, size: int) -> None:
@@ -93,7 +153,7 @@ def check_room(folder: Path, size: int) -> None:
         )
 
 
-def no_room(error: OSError) -> bool:
+def is_disk_full(error: OSError) -> bool:
     """Whether an error says that the disk, or one's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -112,9 +172,12 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         new.mkdir(parents=True)
         with _lock(new):
             yield new
-            _replace(folder, new, old)
+            if folder.exists():
+                _replace(folder, new, old)
+            else:
+                new.rename(folder)
     except OSError as error:
-        if no_room(error):
+        if is_disk_full(error):
             raise DiskFull(f"The disk of {folder} ran full; nothing was kept.") from error
         raise
     finally:
@@ -124,9 +187,6 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 def _replace(folder: Path, new: Path, old: Path) -> None:
     """Puts `new` in the place of `folder`, or leaves that one there. `clear_leftovers` does the
     same for a process that is killed in between."""
-    if not folder.exists():
-        new.rename(folder)
-        return
     with _lock(folder):
         folder.rename(old)
         try:
@@ -159,15 +219,14 @@ def _lock(folder: Path) -> Iterator[bool]:
 def clear_leftovers(folder: Path) -> None:
     """Puts the folder back if a process was killed while it replaced it; removes what else such
     processes left. Raises OSError."""
-    leftovers = [p for p in folder.parent.glob(f".{escape(folder.name)}.*.*") if p.is_dir()]
+    beside = folder.parent.glob(f".{escape(folder.name)}.*.*")
+    leftovers = [p for p in beside if p.suffix in (".old", ".part") and p.is_dir()]
     # The newest old one first: it is the one to put back.
     leftovers.sort(key=lambda path: (path.suffix != ".old", -path.stat().st_mtime))
     for leftover in leftovers:
-        if leftover.suffix not in (".old", ".part"):
-            continue
-        with _lock(leftover) as gone:
-            if gone and leftover.suffix == ".old" and not folder.exists():
+        with _lock(leftover) as is_free:
+            if is_free and leftover.suffix == ".old" and not folder.exists():
                 leftover.rename(folder)
                 log.warning("%s was left by a process that was killed, and is back", folder)
-            elif gone:
+            elif is_free:
                 shutil.rmtree(leftover, ignore_errors=True)

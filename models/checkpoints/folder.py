@@ -19,14 +19,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.checkpoints.containers import Checkpoint, join, open_safetensors, read_index
-from models.checkpoints.files import FileSum, OnProgress, WeightsProgress, ignore, sum_of
-from models.checkpoints.places import CONFIG, INDEX, WEIGHTS, preset_folder
+from models.checkpoints.files import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    FileSum,
+    OnProgress,
+    WeightsProgress,
+    ignore,
+    preset_folder,
+    sum_of,
+)
 from models.config import ModelConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable, WeightsNotFound
 from models.networks.bundle import Networks
 
 __all__ = [
-    "UNUSED",
+    "IGNORED_PREFIXES",
     "Description",
     "Record",
     "Verification",
@@ -42,7 +51,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-UNUSED = ("first_stage.decoder.", "first_stage.post_quant_conv.")
+IGNORED_PREFIXES = ("first_stage.decoder.", "first_stage.post_quant_conv.")
 """How the names of tensors begin that no step calls: images are decoded by the CFW file's decoder.
 Conversions used to keep them."""
 _MAX_FAULTS = 5
@@ -134,7 +143,9 @@ def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
     """
     config = describe(folder).config
     checkpoint = join(folder, map(open_safetensors, _files(folder)))
-    tensors = {name: t for name, t in checkpoint.tensors.items() if not name.startswith(UNUSED)}
+    tensors = {
+        name: t for name, t in checkpoint.tensors.items() if not name.startswith(IGNORED_PREFIXES)
+    }
     checkpoint = replace(checkpoint, tensors=tensors)
     own = any(name.startswith("first_stage.") for name in tensors)
     with torch.device("meta"):
@@ -146,12 +157,8 @@ def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
 
 def _files(folder: Path) -> list[Path]:
     """The files that hold the folder's tensors."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    index = folder / INDEX
-    if not index.is_file():
-        raise WeightsNotFound(f"There are no weights in {folder}: {WEIGHTS} is missing.")
-    files = read_index(index)
+    single, index = folder / WEIGHTS, folder / INDEX
+    files = read_index(index) if index.is_file() and not single.is_file() else [single]
     for path in files:
         if not path.is_file():
             raise WeightsNotFound(f"The weights in {folder} are not complete: {path} is missing.")
@@ -161,33 +168,30 @@ def _files(folder: Path) -> list[Path]:
 def check_names(
     path: Path,
     shapes: Mapping[str, Sequence[int]],
-    expected: Mapping[str, Sequence[int]],
+    reference: Mapping[str, Sequence[int]],
     *,
     others: Iterable[str] = (),
     to: str = "the networks",
 ) -> None:
-    """Whether the names and shapes of tensors are exactly the expected ones.
+    """Whether the names and shapes of tensors are exactly those of `reference`.
 
-    Args:
-        path: of the file or folder, for the message.
-        others: names that hold no tensor.
-        to: what it does not fit, for the message.
+    `others` are names that hold no tensor; `path` and `to` say in the message what does not fit.
 
     Raises:
         CheckpointMismatch: with the first few names of what is missing, left over or of the wrong
             shape.
     """
-    faults = [f"missing {name}" for name in sorted(expected.keys() - shapes.keys())]
-    faults += [f"left over {name}" for name in sorted({*shapes, *others} - expected.keys())]
+    faults = [f"missing {name}" for name in sorted(reference.keys() - shapes.keys())]
+    faults += [f"left over {name}" for name in sorted({*shapes, *others} - reference.keys())]
     faults += [
-        f"{name} has shape {tuple(shapes[name])} instead of {tuple(expected[name])}"
-        for name in sorted(expected.keys() & shapes.keys())
-        if tuple(expected[name]) != tuple(shapes[name])
+        f"{name} has shape {tuple(shapes[name])} instead of {tuple(reference[name])}"
+        for name in sorted(reference.keys() & shapes.keys())
+        if tuple(reference[name]) != tuple(shapes[name])
     ]
     if faults:
         more = f" and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
-        listed = "; ".join(faults[:_MAX_FAULTS])
-        raise CheckpointMismatch(f"{path} does not fit {to}: {listed}{more}.")
+        first = "; ".join(faults[:_MAX_FAULTS])
+        raise CheckpointMismatch(f"{path} does not fit {to}: {first}{more}.")
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Networks:
@@ -234,9 +238,7 @@ def random_networks(
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite; without a mask of the tensor's size."""
-    if tensor.numel() == 0:
-        return True
-    return all(bool(bound.isfinite()) for bound in torch.aminmax(tensor))
+    return not tensor.numel() or all(bool(end.isfinite()) for end in torch.aminmax(tensor))
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,6 @@ def verify(folder: Path, on_progress: OnProgress = ignore) -> Verification:
     record = describe(folder).record
     _, checkpoint = open_folder(folder)
     for file in record.files if record else ():
-        if not (folder / file.name).is_file():
-            raise WeightsNotFound(f"The weights in {folder} are not complete: no {file.name}.")
         current = sum_of(folder / file.name, on_progress)
         if current != file:
             raise CheckpointUnreadable(
@@ -270,12 +270,12 @@ def verify(folder: Path, on_progress: OnProgress = ignore) -> Verification:
                 f"was {file.sha256}. Pull or convert the weights again."
             )
     total = sum(path.stat().st_size for path in checkpoint.files)
-    done, dtypes = 0, Counter[str]()
+    position, dtypes = 0, Counter[str]()
     for name, lazy in checkpoint.tensors.items():
         tensor = lazy.read()
         if not is_finite(tensor):
             raise CheckpointMismatch(f"{name} in {folder} has values that are no numbers.")
         dtypes[str(tensor.dtype).removeprefix("torch.")] += 1
-        done += tensor.nbytes
-        on_progress(WeightsProgress("verify", folder.name, done, total))
+        position += tensor.nbytes
+        on_progress(WeightsProgress("verify", folder.name, position, total))
     return Verification(total, dtypes, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from models.config import (
     AutoencoderConfig,
@@ -100,8 +101,10 @@ def text_config(shapes: Shapes, position: str, token: str, blocks: int) -> TextC
     )
 
 
-def _levels(shapes: Shapes, prefix: str, first: int) -> tuple[tuple[int, ...], list[bool], int]:
-    """Widths and attention of each level of an encoder half, and residual blocks a level."""
+def _levels(shapes: Shapes, prefix: str) -> dict[str, Any]:
+    """What the UNet and the time-aware encoder share: channels, widths and attention of each level
+    of the encoder half, and residual blocks a level."""
+    first, inputs = (size(shapes, f"{prefix}input_blocks.0.0.weight", axis) for axis in (0, 1))
     levels, blocks = [(first, False)], 0
     for number in range(1, count(shapes, rf"{re.escape(prefix)}input_blocks\.(\d+)\.")):
         at = f"{prefix}input_blocks.{number}"
@@ -112,39 +115,28 @@ def _levels(shapes: Shapes, prefix: str, first: int) -> tuple[tuple[int, ...], l
         width = size(shapes, f"{at}.0.out_layers.3.weight")
         levels[-1] = width, f"{at}.1.norm.weight" in shapes
     widths, attention = zip(*levels, strict=True)
-    return widths, list(attention), blocks // len(levels)
+    layers = blocks // len(levels)
+    return {"in_channels": inputs, "widths": widths, "attention": attention, "layers": layers}
 
 
 def _unet(shapes: Shapes) -> UNetConfig:
-    first, inputs = (size(shapes, f"{_UNET}input_blocks.0.0.weight", axis) for axis in (0, 1))
-    widths, attention, layers = _levels(shapes, _UNET, first)
-    shared = f"{_UNET}input_blocks.1.0.spade.mlp_shared.0.weight"
+    levels, hidden = _levels(shapes, _UNET), f"{_UNET}input_blocks.1.0.spade.mlp_shared.0.weight"
     key = f"{_UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
-        in_channels=inputs,
+        **levels,
         out_channels=size(shapes, f"{_UNET}out.2.weight"),
-        widths=widths,
-        layers=layers,
-        attention=tuple(attention),
         # 64 as in SD 2.1; networks too narrow for that are test networks with heads of 16.
-        head_channels=64 if first % 64 == 0 else 16,
+        head_channels=64 if size(shapes, f"{_UNET}input_blocks.0.0.weight") % 64 == 0 else 16,
         context_width=size(shapes, key, 1),
-        feature_width=size(shapes, shared, 1),
-        modulation_width=size(shapes, shared),
+        feature_width=size(shapes, hidden, 1),
+        modulation_width=size(shapes, hidden),
     )
 
 
 def encoder_config(shapes: Shapes) -> EncoderConfig:
     """Sizes of the time-aware encoder. Raises CheckpointMismatch."""
-    first, inputs = (size(shapes, f"{_ENCODER}input_blocks.0.0.weight", axis) for axis in (0, 1))
-    widths, attention, layers = _levels(shapes, _ENCODER, first)
-    return EncoderConfig(
-        in_channels=inputs,
-        widths=widths,
-        layers=layers,
-        attention=tuple(attention),
-        feature_width=size(shapes, f"{_ENCODER}fea_tran.0.out_layers.3.weight"),
-    )
+    feature_width = size(shapes, f"{_ENCODER}fea_tran.0.out_layers.3.weight")
+    return EncoderConfig(**_levels(shapes, _ENCODER), feature_width=feature_width)
 
 
 def autoencoder_config(shapes: Shapes) -> AutoencoderConfig:

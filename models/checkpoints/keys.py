@@ -29,18 +29,10 @@ __all__ = [
 
 SCHEDULE_KEYS = frozenset(
     [
-        "betas",
-        "alphas_cumprod",
-        "alphas_cumprod_prev",
-        "sqrt_alphas_cumprod",
-        "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod",
-        "sqrt_recip_alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance",
-        "posterior_log_variance_clipped",
-        "posterior_mean_coef1",
-        "posterior_mean_coef2",
+        *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
+        *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"),
+        *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance"),
+        *("posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
     ]
 )
 """Tables of the 1000-step schedule that the diffusion file stores beside the weights: derived."""
@@ -50,9 +42,9 @@ Kind = Literal["copy", "conv1x1", "qkv"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One released tensor and the tensors of ours that it holds."""
+    """One released tensor, by its name there, and the tensors of ours that it holds."""
 
-    released: str
+    name: str
     ours: tuple[str, ...]
     """Names prefixed by the network: unet, encoder, autoencoder, first_stage or text. Empty for
     what belongs to the released networks and is never used."""
@@ -176,18 +168,20 @@ def _released_name(name: str, config: ModelConfig) -> str:
     network, *parts, leaf = name.split(".")
     match network:
         case "unet":
-            released = f"{_unet_name(parts, config.unet)}.{leaf}"
+            layer = _unet_name(parts, config.unet)
         case "encoder":
-            released = f"{_unet_name(parts, config.encoder)}.{leaf}"
+            layer = _unet_name(parts, config.encoder)
         case "text" if parts and parts[0] == "blocks":
-            layer = _TEXT_BLOCK.get(f"{parts[2]}.{leaf}")
-            layer = layer or f"{_TEXT_BLOCK.get(parts[2], parts[2])}.{leaf}"
-            released = f"transformer.resblocks.{parts[1]}.{layer}"
+            block = f"transformer.resblocks.{parts[1]}"
+            joint = _TEXT_BLOCK.get(f"{parts[2]}.{leaf}")
+            if joint:
+                return f"{_PREFIXES[network]}{block}.{joint}"
+            layer = f"{block}.{_TEXT_BLOCK.get(parts[2], parts[2])}"
         case "text":
-            released = ".".join([*parts, leaf])
+            layer = ".".join(parts)
         case _:
-            released = f"{_vae_name(parts, config.released_autoencoder)}.{leaf}"
-    return f"{_PREFIXES[network]}{released}"
+            layer = _vae_name(parts, config.released_autoencoder)
+    return f"{_PREFIXES[network]}{'.'.join(filter(None, (layer, leaf)))}"
 
 
 def _kind(name: str) -> Kind:
@@ -210,9 +204,9 @@ def _entries(config: ModelConfig) -> dict[str, Entry]:
     for name in names:
         if name == "context":  # the empty prompt's embedding, which conversion computes
             continue
-        released = _released_name(name, config)
-        ours = entries[released].ours if released in entries else ()
-        entries[released] = Entry(released, (*ours, name), _kind(name))
+        original = _released_name(name, config)
+        ours = entries[original].ours if original in entries else ()
+        entries[original] = Entry(original, (*ours, name), _kind(name))
     return entries
 
 
@@ -228,30 +222,10 @@ def diffusion_entries(config: ModelConfig) -> list[Entry]:
         # What no step calls: the tower's last block and its projection.
         text, last = _PREFIXES["text"], config.text.layers - 1
         block = f"{text}transformer.resblocks."
-        layers = [e.released for e in entries if e.released.startswith(f"{block}0.")]
-        unused = [name.replace(f"{block}0.", f"{block}{last}.") for name in layers]
-        unused += [f"{text}text_projection", f"{text}logit_scale"]
-        entries += [Entry(name, ()) for name in unused]
+        layers = [e.name for e in entries if e.name.startswith(f"{block}0.")]
+        idle = [name.replace(f"{block}0.", f"{block}{last}.") for name in layers]
+        entries += [Entry(n, ()) for n in (*idle, f"{text}text_projection", f"{text}logit_scale")]
     return entries
-
-
-def _to_linear(tensor: Tensor) -> Tensor:
-    return tensor.reshape(tensor.shape[:2])
-
-
-def _split_heads(tensor: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """(3 * width, ...) laid out head by head -> q, k, v of (width, ...)."""
-    width, rest = tensor.shape[0] // 3, tensor.shape[1:2]
-    parts = tensor.reshape(heads, 3, width // heads, *rest)
-    return tuple(parts[:, i].reshape(width, *rest).contiguous() for i in range(3))
-
-
-def _join_heads(parts: list[Tensor], heads: int) -> Tensor:
-    width = parts[0].shape[0]
-    rest = parts[0].shape[1:]
-    split = [p.reshape(heads, width // heads, *rest) for p in parts]
-    joined = torch.stack(split, dim=1).reshape(3 * width, *rest)
-    return joined[..., None] if rest else joined
 
 
 def from_released(entry: Entry, tensor: Tensor, heads: int) -> dict[str, Tensor]:
@@ -259,17 +233,24 @@ def from_released(entry: Entry, tensor: Tensor, heads: int) -> dict[str, Tensor]
     if not entry.ours:
         return {}
     if entry.kind == "qkv":
-        return dict(zip(entry.ours, _split_heads(tensor, heads), strict=True))
-    return {entry.ours[0]: _to_linear(tensor) if entry.kind == "conv1x1" else tensor}
+        # (3 * width, ...) laid out head by head -> q, k, v of (width, ...).
+        width, rest = tensor.shape[0] // 3, tensor.shape[1:2]
+        parts = tensor.reshape(heads, 3, width // heads, *rest).unbind(1)
+        split = [part.reshape(width, *rest).contiguous() for part in parts]
+        return dict(zip(entry.ours, split, strict=True))
+    return {entry.ours[0]: tensor.reshape(tensor.shape[:2]) if entry.kind == "conv1x1" else tensor}
 
 
 def to_released(entry: Entry, ours: Mapping[str, Tensor], heads: int) -> Tensor:
     """Inverse of `from_released`, of an entry that is used."""
     tensors = [ours[name] for name in entry.ours]
     if entry.kind == "qkv":
-        return _join_heads(tensors, heads)
+        width, *rest = tensors[0].shape
+        heads_apart = [tensor.reshape(heads, width // heads, *rest) for tensor in tensors]
+        qkv = torch.stack(heads_apart, dim=1).reshape(3 * width, *rest)
+        return qkv[..., None] if rest else qkv
     if entry.kind == "conv1x1":
         # The encoder's projections are 1-d convolutions, the autoencoder's 2-d ones.
-        tail = (1,) if entry.released.startswith("structcond") else (1, 1)
+        tail = (1,) if entry.name.startswith("structcond") else (1, 1)
         return tensors[0].reshape(*tensors[0].shape, *tail)
     return tensors[0]

@@ -1,35 +1,62 @@
-"""Fetches the released files of a preset, checks them, and converts them."""
+"""Fetches the released files of a preset from the Hugging Face hub, checks and converts them.
+
+`huggingface_hub` finds a file's size and SHA-256 and repeats requests. Its `hf_hub_download` begins
+each call anew (as of 2.4); the files here have 6.5 GB, so what arrives is appended to a part that
+stays, and the library's `http_get` is told where to go on.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import io
+import logging
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx2
+from huggingface_hub import get_hf_file_metadata
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from models.checkpoints.convert import convert
-from models.checkpoints.download import download
 from models.checkpoints.files import (
+    CONFIG,
+    FileSum,
     OnProgress,
     WeightsProgress,
     check_room,
     clear_leftovers,
     ignore,
+    is_disk_full,
+    preset_folder,
+    sum_of,
 )
-from models.checkpoints.places import CONFIG, preset_folder
 from models.checkpoints.sources import Sources
 from models.checkpoints.writing import Form
-from models.errors import LicenceNotAccepted
-from models.presets import Preset, Release
+from models.errors import DiskFull, DownloadFailed, LicenceNotAccepted
+from models.presets import Preset, Release, ReleasedFile
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 __all__ = ["is_there", "pull"]
 
 _DOWNLOADS = ".downloads"
 _HUB, _REVISION = "https://huggingface.co", "main"
-# A converted folder in float16 with its text tower has 0.39 of the size of the released files.
-_CONVERTED = 0.4
+_CONVERTED_RATIO = 0.4
+"""A converted folder in float16 with its text tower has 0.39 of the size of the released files."""
+_ATTEMPTS = 5
+"""In a row without a byte."""
+_SIZE_TOLERANCE = 0.01
+"""The released sizes are known to three digits."""
 
 
 def is_there(preset: Preset, root: Path) -> bool:
@@ -50,7 +77,6 @@ def pull(
     form: Form | None = None,
     keep: bool = False,
     again: bool = False,
-    pause: Callable[[float], None] = time.sleep,
 ) -> Path:
     """Puts the weights of a preset into `root/<preset>`, complete or not at all.
 
@@ -67,7 +93,6 @@ def pull(
         keep: leave the downloaded files in `root/.downloads`; they are removed otherwise, once
             they are converted.
         again: replace a folder that is there.
-        pause: waits a number of seconds.
 
     Returns:
         The folder; of a preset that comes with the package, its own.
@@ -95,27 +120,14 @@ def pull(
         downloads = root / _DOWNLOADS
         downloads.mkdir(exist_ok=True)
         _check_room(release, downloads, form)
-        endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
         paths = {downloads / file.name: file for file in release.files}
         sums = {
-            path: download(
-                f"{endpoint}/{release.repository}/resolve/{_REVISION}/{file.name}",
-                path,
-                file,
-                token=os.environ.get("HF_TOKEN"),
-                on_progress=on_progress,
-                pause=pause,
-            )
+            path: _download(release.repository, file, path, on_progress)
             for path, file in paths.items()
         }
+        sources = Sources(*paths)
         convert(
-            preset,
-            Sources(*paths),
-            folder,
-            form,
-            replace_folder=again,
-            sums=sums,
-            on_progress=on_progress,
+            preset, sources, folder, form, replace_folder=again, sums=sums, on_progress=on_progress
         )
         if not keep:
             for path in paths:
@@ -140,5 +152,122 @@ def _check_room(release: Release, downloads: Path, form: Form) -> None:
     """Whether everything will fit that is on the disk at once. Raises DiskFull."""
     total = sum(file.size for file in release.files)
     present = sum(path.stat().st_size for path in downloads.iterdir())
-    converted = int(_CONVERTED * total * form.dtype.itemsize / 2)
-    check_room(downloads, max(total - present, 0) + converted)
+    folder_bytes = int(_CONVERTED_RATIO * total * form.torch_dtype.itemsize / 2)
+    check_room(downloads, max(total - present, 0) + folder_bytes)
+
+
+def _download(
+    repository: str, file: ReleasedFile, target: Path, on_progress: OnProgress
+) -> FileSum:
+    """Downloads a file to `target`, which is whole and checked, or not there.
+
+    What an attempt got is kept beside it under the file's sum (or ETag, where the sum is not
+    known), so that the next one resumes, and not from a part of another file.
+    """
+    if target.exists():
+        existing = sum_of(target, on_progress)
+        if file.sha256 in (None, existing.sha256):
+            return existing
+        target.unlink()
+    disable_progress_bars("huggingface_hub.http_get")
+    # Its own handler would write a second line for each one of the log.
+    logging.getLogger("huggingface_hub").handlers.clear()
+    endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
+    url = f"{endpoint}/{repository}/resolve/{_REVISION}/{file.name}"
+    with _as_sentence(url):
+        token = os.environ.get("HF_TOKEN") or False
+        metadata = get_hf_file_metadata(url, token=token, retry_on_errors=True)
+    if metadata.size and abs(metadata.size - file.size) > _SIZE_TOLERANCE * file.size:
+        raise DownloadFailed(
+            f"{url} is not the released file: the server has {metadata.size} bytes, and "
+            f"{file.name} has about {file.size}."
+        )
+    # Only letters and digits: an ETag may have others.
+    revision = re.sub(r"\W", "", file.sha256 or metadata.etag or "")
+    part = target.with_name(f"{target.name}.{revision}.part")
+    longest = metadata.size or (1 + _SIZE_TOLERANCE) * file.size
+    for other in target.parent.glob(f"{target.name}.*part*"):
+        if other != part or not revision or other.stat().st_size > longest:
+            other.unlink()
+    _fetch(url, part, metadata.size, file, on_progress)
+    actual = sum_of(part, lambda now: on_progress(replace(now, name=file.name)))
+    if re.fullmatch("[0-9a-f]{64}", revision) and revision != actual.sha256:
+        part.unlink()
+        raise DownloadFailed(
+            f"{file.name} from {url} is not the released file: its sha256 is {actual.sha256} and "
+            f"should be {revision}. What came was removed; try again, or use another source."
+        )
+    part.rename(target)
+    return FileSum(target.name, actual.bytes, actual.sha256)
+
+
+class _Part(io.FileIO):
+    """A file that is appended to, with progress."""
+
+    def __init__(self, path: Path, progress: WeightsProgress, on_progress: OnProgress) -> None:
+        super().__init__(path, "ab")
+        self._progress, self._on_progress = progress, on_progress
+
+    def write(self, chunk: ReadableBuffer, /) -> int:
+        count = super().write(chunk)
+        self._on_progress(replace(self._progress, position=self.tell()))
+        return count
+
+
+def _fetch(url: str, path: Path, size: int | None, file: ReleasedFile, report: OnProgress) -> None:
+    """Appends to a part what is missing of the file. Raises DownloadFailed and DiskFull."""
+    total = size or file.size
+    check_room(path.parent, total - (path.stat().st_size if path.exists() else 0))
+    headers, failures = {"Accept-Encoding": "identity"}, 0
+    if token := os.environ.get("HF_TOKEN"):
+        # Not sent on to another host that a redirect leads to.
+        headers["Authorization"] = f"Bearer {token}"
+    with _Part(path, WeightsProgress("download", file.name, 0, total), report) as part:
+        while True:
+            position = part.tell()
+            try:
+                with _as_sentence(url, part):
+                    http_get(url, part, resume_size=position, headers=headers, expected_size=size)
+                return
+            except DownloadFailed as error:
+                failures = 0 if part.tell() > position else failures + 1
+                cause = error.__cause__
+                if _status(cause) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    # Nothing comes after what is here; its sum tells whether it is the file.
+                    return
+                # The other faults of a connection are repeated by the library.
+                may_pass = isinstance(cause, httpx2.ReadError) or _status(cause) >= 500
+                if failures >= _ATTEMPTS or not may_pass:
+                    raise
+                time.sleep(2**failures)
+
+
+def _status(error: BaseException | None) -> int:
+    """The status that a server answered; 0 where it answered none."""
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+
+
+@contextmanager
+def _as_sentence(url: str, part: _Part | None = None) -> Iterator[None]:
+    """Turns the library's errors into DownloadFailed, and those of a full disk into DiskFull."""
+    try:
+        yield
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        raise DownloadFailed(f"{url} is no address to download from: {error}.") from error
+    except (httpx2.HTTPError, OSError) as error:
+        size, status = part.tell() if part else 0, _status(error)
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise DiskFull(f"The disk ran full after {size} bytes of {url}.") from error
+        if isinstance(error, OSError) and error.errno:  # of the part, not of the server
+            raise
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise DownloadFailed(
+                f"{url} asks for a login ({status}): set HF_TOKEN to a token that may read it."
+            ) from error
+        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+            raise DownloadFailed(
+                f"{url} is not there ({status}): the file was moved or removed."
+            ) from error
+        reason = f"the server answers {status}" if status else str(error) or type(error).__name__
+        rest = f" {size} bytes of it are kept for the next try." if size else ""
+        raise DownloadFailed(f"{url} could not be downloaded: {reason}.{rest}") from error

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.containers import Checkpoint, LazyTensor, open_checkpoint
-from models.checkpoints.diffusers_folder import DiffusersFolder, is_diffusers_folder
+from models.checkpoints.diffusers_folder import DiffusersFolder
 from models.checkpoints.folder import check_names
 from models.checkpoints.inventory import autoencoder_config, config_of, encoder_config, size
 from models.checkpoints.keys import (
@@ -32,13 +32,13 @@ from models.checkpoints.keys import (
     to_released,
 )
 from models.config import ModelConfig, Prediction
-from models.errors import CheckpointMismatch, CheckpointUnreadable
+from models.errors import CheckpointMismatch
 from models.networks.bundle import Networks
 
 __all__ = ["SourceTensors", "Sources", "open_sources"]
 
 _UNET, _ENCODER, _MODULATION = "model.diffusion_model.", "structcond_stage_model.", ".spade."
-_DROPPED_PREFIXES = {
+_TRAINING_PREFIXES = {
     "model_ema.": "moving averages of the weights",
     "loss.": "the loss that the autoencoder was trained with",
 }
@@ -74,7 +74,7 @@ class SourceTensors:
     tensors: Mapping[str, LazyTensor]
     """By our names: unet, encoder, autoencoder, first_stage and, where there is one, text."""
     files: tuple[Path, ...]
-    dropped: Mapping[str, int]
+    omissions: Mapping[str, int]
     """How many tensors were left out, by what they are."""
     foreign: tuple[str, ...]
     """Names of classes and functions in the files that have nothing to do with tensors."""
@@ -88,12 +88,10 @@ def open_sources(sources: Sources, prediction: Prediction) -> SourceTensors:
         CheckpointMismatch: a file is not what it was given as, or has tensors that are missing,
             left over or of the wrong shape, by name.
     """
-    diffusion = _unprefixed(open_checkpoint(sources.diffusion))
+    diffusion = _without_prefix(open_checkpoint(sources.diffusion))
     autoencoder = open_checkpoint(sources.autoencoder)
     _check_roles(diffusion, autoencoder, sources.base)
-    base = None if sources.base is None else _open_base(sources.base)
-    if isinstance(base, DiffusersFolder):
-        base.check_prediction(prediction)
+    base = None if sources.base is None else _open_base(sources.base, prediction)
     try:
         config = _config(diffusion, base, autoencoder, prediction)
         ours = _meta_tensors(config)
@@ -103,23 +101,20 @@ def open_sources(sources: Sources, prediction: Prediction) -> SourceTensors:
         ) from error
 
     entries, heads = diffusion_entries(config), config.encoder.heads
-    guidance = [entry for entry in entries if _is_guidance(entry.released)]
-    rest = [entry for entry in entries if not _is_guidance(entry.released)]
-    match base:
-        case None:
-            tensors = _released_tensors(diffusion, entries, ours, heads)
-        case DiffusersFolder():
-            tensors = _released_tensors(diffusion, guidance, ours, heads) | base.tensors(ours)
-        case Checkpoint():
-            tensors = _released_tensors(diffusion, guidance, ours, heads)
-            tensors |= _released_tensors(base, rest, ours, heads)
-    tensors |= _released_tensors(autoencoder, autoencoder_entries(config), ours, heads)
+    guidance = [entry for entry in entries if _is_guidance(entry.name)]
+    rest = [entry for entry in entries if not _is_guidance(entry.name)]
+    tensors = _select(autoencoder, autoencoder_entries(config), ours, heads)
+    tensors |= _select(diffusion, entries if base is None else guidance, ours, heads)
+    if isinstance(base, DiffusersFolder):
+        tensors |= base.tensors(ours)
+    elif base is not None:
+        tensors |= _select(base, rest, ours, heads)
 
     parts = [diffusion, autoencoder, *([base] if isinstance(base, Checkpoint) else [])]
-    dropped = Counter(reason for part in parts for reason in _dropped(part).values())
+    omissions = Counter(reason for part in parts for reason in _omissions(part).values())
     files = [file for part in (diffusion, base, autoencoder) if part for file in part.files]
     foreign = sorted({name for part in parts for name in part.foreign})
-    return SourceTensors(config, tensors, tuple(files), dropped, tuple(foreign))
+    return SourceTensors(config, tensors, tuple(files), omissions, tuple(foreign))
 
 
 def _is_guidance(name: str) -> bool:
@@ -127,48 +122,49 @@ def _is_guidance(name: str) -> bool:
     return name.startswith(_ENCODER) or _MODULATION in name
 
 
-def _released_tensors(
+def _select(
     checkpoint: Checkpoint, entries: Sequence[Entry], ours: Mapping[str, Tensor], heads: int
 ) -> dict[str, LazyTensor]:
-    """Our tensors that a file in the released naming holds.
+    """Our tensors that a file holds, which must be those of `entries` and what is left out.
 
-    Args:
-        checkpoint: must hold exactly the tensors of `entries`, beside what is dropped.
-        entries: what the file is to hold.
-        ours: as `_meta_tensors` gives them.
-        heads: of the time-aware encoder.
+    `ours` is as `_meta_tensors` gives them; `heads` are those of the time-aware encoder.
 
     Raises:
         CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
     """
-    ignored = {entry.released for entry in entries if not entry.ours} | _dropped(checkpoint).keys()
+    outside = {entry.name for entry in entries if not entry.ours} | _omissions(checkpoint).keys()
     entries = [entry for entry in entries if entry.ours]
     check_names(
         checkpoint.path,
-        {name: shape for name, shape in checkpoint.shapes.items() if name not in ignored},
-        {e.released: to_released(e, ours, heads).shape for e in entries},
-        others=(name for name in checkpoint.others if name not in ignored),
+        {name: shape for name, shape in checkpoint.shapes.items() if name not in outside},
+        {entry.name: to_released(entry, ours, heads).shape for entry in entries},
+        others=(name for name in checkpoint.others if name not in outside),
     )
-    tensors: dict[str, LazyTensor] = {}
-    for entry in entries:
-        lazy = checkpoint.tensors[entry.released]
-        for name in entry.ours:
-            read = partial(_read, lazy, entry, name, heads)
-            tensors[name] = LazyTensor(lazy.dtype, tuple(ours[name].shape), read)
-    return tensors
+
+    def read(entry: Entry, name: str) -> Tensor:
+        return from_released(entry, checkpoint.tensors[entry.name].read(), heads)[name]
+
+    return {
+        name: LazyTensor(
+            checkpoint.tensors[entry.name].dtype,
+            tuple(ours[name].shape),
+            partial(read, entry, name),
+        )
+        for entry in entries
+        for name in entry.ours
+    }
 
 
-def _read(lazy: LazyTensor, entry: Entry, name: str, heads: int) -> Tensor:
-    return from_released(entry, lazy.read(), heads)[name]
-
-
-def _dropped(checkpoint: Checkpoint) -> dict[str, str]:
+def _omissions(checkpoint: Checkpoint) -> dict[str, str]:
     """Names in a released file that no network has, and what each is."""
-    dropped = dict.fromkeys(SCHEDULE_KEYS, "tables of the noise schedule")
-    names = (*checkpoint.tensors, *checkpoint.others)
-    for prefix, reason in _DROPPED_PREFIXES.items():
-        dropped |= {name: reason for name in names if name.startswith(prefix)}
-    return {name: dropped[name] for name in names if name in dropped}
+    reasons: dict[str, str] = {}
+    for name in (*checkpoint.tensors, *checkpoint.others):
+        if name in SCHEDULE_KEYS:
+            reasons[name] = "tables of the noise schedule"
+        for prefix, reason in _TRAINING_PREFIXES.items():
+            if name.startswith(prefix):
+                reasons[name] = reason
+    return reasons
 
 
 def _meta_tensors(config: ModelConfig) -> dict[str, Tensor]:
@@ -198,10 +194,10 @@ def _config(
     if not isinstance(base, DiffusersFolder):
         whole = shapes if base is None else {**base.shapes, **shapes}
         return config_of(whole, autoencoder.shapes, prediction)
-    shared = f"{_UNET}input_blocks.1.0{_MODULATION}mlp_shared.0.weight"
+    hidden = f"{_UNET}input_blocks.1.0{_MODULATION}mlp_shared.0.weight"
     text = base.text_config()
     return ModelConfig(
-        unet=base.unet_config(size(shapes, shared, 1), size(shapes, shared)),
+        unet=base.unet_config(size(shapes, hidden, 1), size(shapes, hidden)),
         encoder=encoder_config(shapes),
         autoencoder=autoencoder_config(autoencoder.shapes),
         text=text,
@@ -223,7 +219,7 @@ def _kind(checkpoint: Checkpoint) -> Kind:
     return "unknown"
 
 
-def _unprefixed(checkpoint: Checkpoint) -> Checkpoint:
+def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
     """Without a prefix that stands before all names of StableSR's own tensors."""
     prefixes = {n.partition(_ENCODER)[0] for n in checkpoint.tensors if _ENCODER in n}
     if len(prefixes) != 1:
@@ -240,10 +236,8 @@ def _check_roles(diffusion: Checkpoint, autoencoder: Checkpoint, base: Path | No
             f"The two files are swapped: {autoencoder.path} is {_KINDS[kinds[1]]} and "
             f"{diffusion.path} is {_KINDS[kinds[0]]}; the diffusion file comes first."
         )
-    if kinds[0] not in ("whole", "guidance"):
-        raise CheckpointMismatch(_wrong(diffusion, "diffusion file", "whole"))
-    if kinds[1] != "autoencoder":
-        raise CheckpointMismatch(_wrong(autoencoder, "autoencoder file", "autoencoder"))
+    _check_role(diffusion, "diffusion file", "whole", "guidance")
+    _check_role(autoencoder, "autoencoder file", "autoencoder")
     if kinds[0] == "whole" and base is not None:
         raise CheckpointMismatch(f"{diffusion.path} is whole and takes no base: leave {base} out.")
     if kinds[0] == "guidance" and base is None:
@@ -253,20 +247,19 @@ def _check_roles(diffusion: Checkpoint, autoencoder: Checkpoint, base: Path | No
         )
 
 
-def _wrong(checkpoint: Checkpoint, role: str, expected: Kind) -> str:
-    names = ", ".join(list(checkpoint.tensors)[:3]) or "none"
-    return (
-        f"{checkpoint.path} was given as the {role} and is {_KINDS[_kind(checkpoint)]} (its first "
-        f"tensors: {names}); what belongs there is {_KINDS[expected]}."
-    )
+def _check_role(checkpoint: Checkpoint, role: str, *kinds: Kind) -> None:
+    kind = _kind(checkpoint)
+    if kind not in kinds:
+        names = ", ".join(list(checkpoint.tensors)[:3]) or "none"
+        raise CheckpointMismatch(
+            f"{checkpoint.path} was given as the {role} and is {_KINDS[kind]} (its first tensors: "
+            f"{names}); what belongs there is {_KINDS[kinds[0]]}."
+        )
 
 
-def _open_base(path: Path) -> Checkpoint | DiffusersFolder:
-    if is_diffusers_folder(path):
-        return DiffusersFolder(path)
+def _open_base(path: Path, prediction: Prediction) -> Checkpoint | DiffusersFolder:
     if path.is_dir():
-        raise CheckpointUnreadable(f"{path} is no folder of diffusers: it lacks unet/ or vae/.")
+        return DiffusersFolder(path, prediction)
     base = open_checkpoint(path)
-    if _kind(base) != "base":
-        raise CheckpointMismatch(_wrong(base, "base", "base"))
+    _check_role(base, "base", "base")
     return base

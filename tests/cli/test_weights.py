@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,8 +13,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from models import presets
 from models.checkpoints.folder import load_folder
-from models.presets import PRESETS, Release, ReleasedFile
-from tests.models.hub import Hub
+from models.presets import PRESETS
+from tests.models.hub import Hub, small_preset
 from tests.models.released import released, write_files
 
 runner = CliRunner()
@@ -37,16 +35,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def hub(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with small files, which are those of stablesr-512 here."""
     contents = {path.name: path.read_bytes() for path in files}
-    diffusion, autoencoder = (
-        ReleasedFile(name, len(content), hashlib.sha256(content).hexdigest())
-        for name, content in contents.items()
-    )
-    small = replace(PRESETS["stablesr-512"], release=Release(diffusion, autoencoder))
-    changed = MappingProxyType({**PRESETS, "stablesr-512": small})
-    monkeypatch.setattr(presets, "PRESETS", changed)
-    with Hub(contents) as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
+    catalogue = MappingProxyType({**PRESETS, "stablesr-512": small_preset(contents)})
+    monkeypatch.setattr(presets, "PRESETS", catalogue)
+    with Hub(contents) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
 
 
 def run(*arguments: object) -> tuple[int, str]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import logging
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +21,11 @@ from cli.main import app
 from cli.processes import free_port
 from cli.weights_prepare import prepare
 from jobs.settings import Settings
-from models.checkpoints.places import Absence, preset_folder
-from models.checkpoints.pull import pull
+from models.checkpoints.files import Absence, preset_folder
 from models.pipeline import StableSR
-from models.presets import Preset, ReleasedFile, get_preset
+from models.presets import Preset, get_preset
+from tests.models.hub import Hub, small_preset
 from tests.models.released import released, write_files
-from tests.scripted_server import Answer, Script, serve
 from tests.worker.processes import CONTEXT
 
 PRESET = "stablesr-512"
@@ -37,12 +34,10 @@ LICENCE = "S-Lab License 1.0"
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where weights lie; the hub is one that nobody runs, and nobody waits before trying again."""
+    """Where weights lie; no hub runs, and pauses before the next attempt are skipped."""
     monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setattr(
-        cli.weights_prepare, "pull", functools.partial(pull, pause=lambda seconds: None)
-    )
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     return tmp_path / "weights"
 
 
@@ -108,7 +103,7 @@ def test_without_room_nothing_is_fetched(said: Any, monkeypatch: pytest.MonkeyPa
     assert "1.0 GB" in line["detail"]
 
 
-def test_an_error_that_nobody_foresaw_is_logged_whole_and_noted(
+def test_an_unforeseen_error_is_logged_whole_and_noted(
     said: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object, **more: object) -> Path:
@@ -160,61 +155,48 @@ def test_the_example_of_settings_names_the_licence_that_is_asked_for(said: Any) 
     assert f'STABLESR_ACCEPT_LICENCE="{LICENCE}"' in said().reason
 
 
-class Hub(NamedTuple):
-    """A server with small files in the layout of the released ones, and the preset they are of."""
+@pytest.fixture
+def preset(files: dict[str, bytes]) -> Preset:
+    return small_preset(files)
 
-    script: Script
-    preset: Preset
-    files: dict[str, bytes]
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    paths = write_files(tmp_path_factory.mktemp("files"), *released())
+    return {path.name: path.read_bytes() for path in paths}
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    files = {path.name: path.read_bytes() for path in write_files(tmp_path, *released())}
-
-    def sized(file: ReleasedFile) -> ReleasedFile:
-        content = files[file.name]
-        return replace(file, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-
-    preset = get_preset(PRESET)
-    release = preset.release
-    assert release is not None
-    diffusion, autoencoder = map(sized, release.files)
-    small = replace(release, diffusion=diffusion, autoencoder=autoencoder)
-    preset = replace(preset, release=small)
-    with serve() as script:
-        monkeypatch.setenv("HF_ENDPOINT", script.url)
-        for name, content in files.items():
-            script.add(f"GET /{release.repository}/resolve/main/{name}", 200, content)
-        yield Hub(script, preset, files)
+def hub(files: dict[str, bytes], preset: Preset, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A server with small files in the layout of the released ones."""
+    monkeypatch.setattr(cli.weights_prepare, "get_preset", lambda name: preset)
+    with Hub(files) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
 
 
 def test_with_consent_the_weights_are_fetched_and_the_note_is_taken_away(
-    root: Path, said: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    root: Path, said: Any, hub: Hub
 ) -> None:
-    monkeypatch.setattr(cli.weights_prepare, "get_preset", lambda name: hub.preset)
     assert said().reason is not None
-    assert hub.script.seen == []
+    assert hub.requests == []
     line, reason = said(accept_licence=LICENCE)
     assert line["event"] == "weights are there"
     assert reason is None
     assert {path.name for path in root.iterdir() if not path.name.startswith(".")} == {PRESET}
     StableSR.from_preset(PRESET, torch.device("cpu"), torch.float32)
-    asked = len(hub.script.seen)
+    count = len(hub.requests)
     assert said().line["event"] == "weights are there"
-    assert len(hub.script.seen) == asked
+    assert len(hub.requests) == count
 
 
-def test_a_long_download_says_how_far_it_is(
-    root: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli.weights_prepare, "get_preset", lambda name: hub.preset)
+def test_a_long_download_says_how_far_it_is(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(Settings(preset=PRESET, accept_licence=LICENCE, log_format="json"))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    told = [(line["stage"], line["name"], line["percent"]) for line in lines if "stage" in line]
+    parts = [(line["stage"], line["name"], line["percent"]) for line in lines if "stage" in line]
     for name in hub.files:
-        assert ("download", name, 100) in told
-    assert ("convert", "model.safetensors", 100) in told
+        assert ("download", name, 100) in parts
+    assert ("convert", "model.safetensors", 100) in parts
 
 
 def _prepare(environment: dict[str, str], preset: Preset) -> None:
@@ -225,26 +207,25 @@ def _prepare(environment: dict[str, str], preset: Preset) -> None:
         prepare(Settings())
 
 
-def test_a_process_that_is_ended_leaves_nothing_half_written_and_the_next_goes_on(
-    root: Path, hub: Hub
+def test_a_process_that_is_ended_leaves_nothing_half_written_and_the_next_resumes(
+    root: Path, hub: Hub, preset: Preset
 ) -> None:
     first, second = hub.files
     waits, go_on = threading.Event(), threading.Event()
 
-    def stalled(call: str, headers: dict[str, str], body: bytes) -> Answer | None:
-        if call.endswith(second) and not go_on.is_set():
+    def stall() -> None:
+        if hub.requests[-1].path.endswith(second) and not go_on.is_set():
             waits.set()
             go_on.wait(30)
-        return None
 
-    hub.script.handle = stalled
+    hub.before = stall
     environment = {
-        "HF_ENDPOINT": hub.script.url,
+        "HF_ENDPOINT": hub.url,
         "STABLESR_ACCEPT_LICENCE": LICENCE,
         "STABLESR_PRESET": PRESET,
         "STABLESR_WEIGHTS": str(root),
     }
-    process = CONTEXT.Process(target=_prepare, args=(environment, hub.preset))
+    process = CONTEXT.Process(target=_prepare, args=(environment, preset))
     process.start()
     assert waits.wait(60)
     process.terminate()
@@ -253,10 +234,9 @@ def test_a_process_that_is_ended_leaves_nothing_half_written_and_the_next_goes_o
     assert not (root / PRESET).exists()
     go_on.set()
 
-    process = CONTEXT.Process(target=_prepare, args=(environment, hub.preset))
+    process = CONTEXT.Process(target=_prepare, args=(environment, preset))
     process.start()
     process.join(60)
     assert process.exitcode == 0
     assert (root / PRESET / "config.json").exists()
-    calls = [call for call, _, _ in hub.script.seen]
-    assert sum(call.endswith(first) for call in calls) == 1
+    assert len(hub.starts(first)) == 1

@@ -9,13 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Hub", "Request"]
+from huggingface_hub import close_session
+
+from models.presets import Preset, Release, ReleasedFile, get_preset
+
+__all__ = ["NAMES", "WHOLE", "Hub", "Request", "files_in", "small_preset"]
+
+NAMES = "stablesr_000117.ckpt", "vqgan_cfw_00011.ckpt"
+WHOLE = ["stablesr-512/config.json", "stablesr-512/model.safetensors"]
+"""What a pull leaves."""
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,7 +38,6 @@ class Request:
     start: int | None
     """First byte asked for, where a range was."""
     authorization: str | None
-    if_range: str | None
 
 
 @dataclass
@@ -37,16 +45,14 @@ class Hub:
     """Files by name, and what goes wrong.
 
     `cuts`: after how many bytes each answer in turn breaks off. `statuses`: what the first requests
-    are answered with, with a Retry-After. `ranges`: whether they are honoured; `conditions`:
-    whether If-Range is. `tags`: whether there are ETags. `before`: is called before bytes are sent.
+    are answered with, with a Retry-After. `ranges`: whether they are honoured. `tells_sum`: whether
+    the hub tells a file's. `before`: is called before bytes are sent.
     """
 
     files: dict[str, bytes]
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
-    conditions: bool = True
-    tags: bool = True
     tells_sum: bool = True
     before: Callable[[], object] = lambda: None
     requests: list[Request] = field(default_factory=list)
@@ -61,6 +67,8 @@ class Hub:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # The library keeps connections, whose threads here would not end.
+        close_session()
         for server, thread in self._servers:
             server.shutdown()
             thread.join()
@@ -78,6 +86,22 @@ class Hub:
         """The first bytes of a file that were asked for, in order."""
         asked = [r for r in self.requests if r.path.startswith("/bytes/") and r.path.endswith(name)]
         return [r.start or 0 for r in asked]
+
+
+def small_preset(contents: dict[str, bytes]) -> Preset:
+    """stablesr-512, with the sizes and sums of these files."""
+    diffusion, autoencoder = (
+        ReleasedFile(name, len(content), hashlib.sha256(content).hexdigest())
+        for name, content in contents.items()
+    )
+    return replace(get_preset("stablesr-512"), release=Release(diffusion, autoencoder))
+
+
+def files_in(root: Path) -> list[str]:
+    """Every file in the root, but for the lock."""
+    return sorted(
+        str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.name != ".lock"
+    )
 
 
 def _address(server: ThreadingHTTPServer) -> str:
@@ -113,7 +137,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.path,
             int(ranged[1]) if ranged else None,
             self.headers.get("Authorization"),
-            self.headers.get("If-Range"),
         )
         self.hub.requests.append(request)
         return request
@@ -159,9 +182,6 @@ class _Bytes(_Handler):
         request = self.note()
         content = self.hub.files[self.path.removeprefix("/bytes/")]
         start = (request.start or 0) if self.hub.ranges else 0
-        tag = f'"{hashlib.md5(content).hexdigest()}"'
-        if self.hub.conditions and request.if_range not in (None, tag):
-            start = 0
         if start >= len(content):
             self.empty(416, Content_Range=f"bytes */{len(content)}")
             return
@@ -171,8 +191,6 @@ class _Bytes(_Handler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(rest)))
-        if self.hub.tags:
-            self.send_header("ETag", tag)
         self.end_headers()
         if send:
             cut = self.hub.cuts.pop(0) if self.hub.cuts else len(rest)

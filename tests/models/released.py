@@ -64,7 +64,7 @@ def released(config: ModelConfig = SMALL, seed: int = 0) -> tuple[Tensors, Tenso
 def _released(config: ModelConfig, seed: int) -> tuple[Tensors, Tensors]:
     tensors, heads = ours(config, seed), config.encoder.heads
     diffusion, wrapped = (
-        {e.released: to_released(e, tensors, heads) for e in entries if e.ours}
+        {e.name: to_released(e, tensors, heads) for e in entries if e.ours}
         for entries in (
             diffusion_entries(config),
             autoencoder_entries(config),
@@ -72,7 +72,7 @@ def _released(config: ModelConfig, seed: int) -> tuple[Tensors, Tensors]:
     )
     for entry in diffusion_entries(config):
         if not entry.ours:
-            diffusion[entry.released] = torch.zeros(1)
+            diffusion[entry.name] = torch.zeros(1)
     diffusion |= {name: torch.zeros(1000) for name in SCHEDULE_KEYS}
     return diffusion, wrapped
 

@@ -18,7 +18,7 @@ from PIL import Image
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import result_key
-from models.checkpoints.places import Absence, preset_folder
+from models.checkpoints.files import Absence, preset_folder
 from models.presets import get_preset
 from tests.worker.processes import CONTEXT, House, png, wait_for
 from worker.device import choose_device, choose_dtype

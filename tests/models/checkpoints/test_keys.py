@@ -23,7 +23,7 @@ from models.config import EncoderConfig, ModelConfig, TextConfig, UNetConfig
 from models.errors import CheckpointMismatch
 from models.networks.bundle import Networks
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 Inventory = dict[str, dict[str, list[int]]]
 
@@ -44,13 +44,13 @@ def test_every_released_tensor_has_one_place_and_every_place_one_tensor(size: st
     shapes = {**released["state_dict"], **released["cfw_state_dict"]}
     config = config_of(released["state_dict"], released["cfw_state_dict"])
     table = entries(config)
-    assert sorted(e.released for e in table) == sorted(shapes.keys() - SCHEDULE_KEYS)
+    assert sorted(e.name for e in table) == sorted(shapes.keys() - SCHEDULE_KEYS)
 
     with torch.device("meta"):
         networks = Networks(config, first_stage="whole")
     ours: dict[str, Tensor] = {}
     for entry in table:
-        tensor = torch.empty(shapes[entry.released], device="meta")
+        tensor = torch.empty(shapes[entry.name], device="meta")
         mapped = from_released(entry, tensor, config.encoder.heads)
         assert not ours.keys() & mapped.keys()
         ours.update(mapped)
@@ -68,7 +68,7 @@ def test_the_way_back_gives_every_released_shape(size: str) -> None:
         ours = Networks(config, first_stage="whole").state_dict()
     for entry in (e for e in entries(config) if e.ours):
         back = to_released(entry, ours, config.encoder.heads)
-        assert list(back.shape) == shapes[entry.released], entry.released
+        assert list(back.shape) == shapes[entry.name], entry.name
 
 
 def test_values_survive_the_way_there_and_back() -> None:
@@ -76,10 +76,10 @@ def test_values_survive_the_way_there_and_back() -> None:
     shapes = {**released["state_dict"], **released["cfw_state_dict"]}
     config = config_of(released["state_dict"], released["cfw_state_dict"])
     for entry in (e for e in entries(config) if e.ours):
-        tensor = torch.randn(shapes[entry.released])
+        tensor = torch.randn(shapes[entry.name])
         mapped = from_released(entry, tensor, config.encoder.heads)
         back = to_released(entry, mapped, config.encoder.heads)
-        assert torch.equal(back, tensor), entry.released
+        assert torch.equal(back, tensor), entry.name
 
 
 def test_the_full_inventory_gives_the_sizes_of_the_released_model() -> None:
