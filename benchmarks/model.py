@@ -72,7 +72,7 @@ def load(model: Model, variant: Variant, resources: Resources | None = None) -> 
     dtype, compiling = DTYPES[variant.dtype], CompileOptions(variant.compile)
     if model.weights == "preset":
         return StableSR.from_preset(
-            model.preset, model.device, dtype, resources, fold=variant.fuse, compiling=compiling
+            model.preset, model.device, dtype, resources, fuse=variant.fuse, compiling=compiling
         )
     return StableSR.with_random_weights(
         ModelConfig(),
@@ -80,6 +80,6 @@ def load(model: Model, variant: Variant, resources: Resources | None = None) -> 
         model.device,
         dtype,
         resources,
-        fold=variant.fuse,
+        fuse=variant.fuse,
         compiling=compiling,
     )

@@ -110,12 +110,12 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         "overlap": grid.overlap,
         "tiles": chosen.tiles,
         "tile_batch": chosen.tile_batch,
-        "decode_tile": chosen.pieces.rows,
-        "keep": chosen.pieces.keep,
+        "decode_tile": chosen.strips.rows,
+        "keep": chosen.strips.keep,
         "offload": chosen.offload,
         "memory_bytes": memory._asdict(),
         "peak_bytes": {stage: peak._asdict() for stage, peak in chosen.peaks._asdict().items()},
-        "flops": estimate.flops(layout, chosen.pieces, chosen.tiles, options),
+        "flops": estimate.flops(layout, chosen.strips, chosen.tiles, options),
     }
 
 

@@ -1,4 +1,4 @@
-"""The autoencoder at work on one image: in pieces, and further from the device where it must be."""
+"""The autoencoder at work on one image: in strips, and further from the device where it must be."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from models.memory import MemoryBudget, until_it_fits
 from models.networks.bundle import Networks
-from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, decode, encode
-from models.pieces.store import FeatureMap
 from models.plan import further
+from models.strips import Callbacks, EncodedStrips, Keep, StripConfig, decode, encode
+from models.strips.store import FeatureMap
 from models.whole import Whole
 
 __all__ = ["AutoencoderAtWork", "Changes", "Encoding"]
@@ -43,7 +43,7 @@ class Changes:
 class Encoding:
     """An image's latent, and the features that its decoding reads. Close it to free these."""
 
-    def __init__(self, latent: Tensor, encoded: EncodedPieces, keep: Keep) -> None:
+    def __init__(self, latent: Tensor, encoded: EncodedStrips, keep: Keep) -> None:
         self.latent = latent
         """Scaled, float32 (1, c, h, w) on the device."""
         self.keep = keep
@@ -80,36 +80,36 @@ class AutoencoderAtWork:
         self._changes, self._whole = changes, whole
 
     def encode(
-        self, image: Tensor, pieces: Pieces, *, features: bool, tell: Callable[[float], None]
+        self, image: Tensor, strips: StripConfig, *, features: bool, tell: Callable[[float], None]
     ) -> Encoding:
         """(1, 3, H, W) in [-1, 1] on the host; `tell` hears the fraction that is done."""
         networks, whole = self._networks, self._whole
         sides = image.shape[2], image.shape[3]
         share = 1.0 if networks.first_stage is None else 0.5
 
-        def first(pieces: Pieces) -> EncodedPieces:
-            made = self._at_once(sides, pieces, lambda: whole.encode(image, features=features))
+        def first(strips: StripConfig) -> EncodedStrips:
+            made = self._at_once(sides, strips, lambda: whole.encode(image, features=features))
             if made is not None:
                 return made
             return encode(
                 networks.autoencoder,
                 image,
-                pieces,
+                strips,
                 device=self._device,
                 dtype=self._dtype,
                 features=features,
                 callbacks=self._callbacks(lambda done: tell(share * done)),
             )
 
-        def second(pieces: Pieces) -> Tensor:
+        def second(strips: StripConfig) -> Tensor:
             assert networks.first_stage is not None
-            made = self._at_once(sides, pieces, lambda: whole.moments(image))
+            made = self._at_once(sides, strips, lambda: whole.moments(image))
             if made is not None:
                 return made
             with encode(
                 networks.first_stage,
                 image,
-                pieces,
+                strips,
                 device=self._device,
                 dtype=self._dtype,
                 features=False,
@@ -117,13 +117,13 @@ class AutoencoderAtWork:
             ) as encoded:
                 return encoded.moments
 
-        encoded, pieces = self._spilling(pieces, first)
+        encoded, strips = self._spilling(strips, first)
         try:
             moments = encoded.moments
             if networks.first_stage is not None:
                 # Features come from the CFW file's encoder, the latent from the diffusion file's.
-                moments, _ = self._spilling(pieces, second)
-            return Encoding(networks.autoencoder.latent(moments), encoded, pieces.keep)
+                moments, _ = self._spilling(strips, second)
+            return Encoding(networks.autoencoder.latent(moments), encoded, strips.keep)
         except BaseException:
             encoded.close()
             raise
@@ -133,7 +133,7 @@ class AutoencoderAtWork:
         latent: Tensor,
         features: tuple[FeatureMap, ...],
         fidelity: float,
-        pieces: Pieces,
+        strips: StripConfig,
         *,
         tell: Callable[[float], None],
     ) -> Tensor:
@@ -142,8 +142,8 @@ class AutoencoderAtWork:
         unscaled = self._networks.autoencoder.unscaled(latent)
         sides = config.downscale * latent.shape[2], config.downscale * latent.shape[3]
 
-        def run(pieces: Pieces) -> Tensor:
-            made = self._at_once(sides, pieces, lambda: whole.decode(unscaled, features, fidelity))
+        def run(strips: StripConfig) -> Tensor:
+            made = self._at_once(sides, strips, lambda: whole.decode(unscaled, features, fidelity))
             if made is not None:
                 return made
             return decode(
@@ -151,20 +151,20 @@ class AutoencoderAtWork:
                 unscaled,
                 features,
                 fidelity,
-                pieces,
+                strips,
                 device=self._device,
                 dtype=self._dtype,
                 callbacks=self._callbacks(tell),
             )
 
-        image, _ = self._spilling(pieces, run)
+        image, _ = self._spilling(strips, run)
         return image
 
     def _at_once(
-        self, sides: tuple[int, int], pieces: Pieces, run: Callable[[], T | None]
+        self, sides: tuple[int, int], strips: StripConfig, run: Callable[[], T | None]
     ) -> T | None:
         """What `run` gives; None where the image must go in strips."""
-        if not self._whole.takes(*sides, pieces):
+        if not self._whole.takes(*sides, strips):
             return None
         note = self._changes.note
         result, _ = until_it_fits(
@@ -178,13 +178,15 @@ class AutoencoderAtWork:
     def _callbacks(self, tell: Callable[[float], None]) -> Callbacks:
         return Callbacks(progress=tell, on_shrink=partial(self._changes.note, "rows"))
 
-    def _spilling(self, pieces: Pieces, run: Callable[[Pieces], T]) -> tuple[T, Pieces]:
-        """What `run` gives, and with which pieces it did."""
+    def _spilling(
+        self, strips: StripConfig, run: Callable[[StripConfig], T]
+    ) -> tuple[T, StripConfig]:
+        """What `run` gives, and with which strips it did."""
 
-        def next_place(pieces: Pieces) -> Pieces | None:
-            return further(pieces, self._device, MemoryBudget(self._device, pieces.scratch).free())
+        def next_place(strips: StripConfig) -> StripConfig | None:
+            return further(strips, self._device, MemoryBudget(self._device, strips.scratch).free())
 
-        def note(before: Pieces, after: Pieces) -> None:
+        def note(before: StripConfig, after: StripConfig) -> None:
             self._changes.note("keep", before.keep, after.keep)
 
-        return until_it_fits(run, pieces, next_place, note)
+        return until_it_fits(run, strips, next_place, note)

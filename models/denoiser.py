@@ -104,7 +104,7 @@ class Denoiser:
     `eager_calls`.
 
     Args:
-        networks: on the device; folded, or compiled calls cannot leave the context out.
+        networks: on the device; fused, or compiled calls cannot leave the context out.
         device: where they compute.
         options: of compiling.
         changes: noted where memory ran out.

@@ -24,7 +24,7 @@ from models.diffusion import TRAINING_STEPS, add_noise, make_stepper
 from models.errors import InvalidOption
 from models.estimate import Estimate
 from models.finishing import check_finite, finished_rows, joined
-from models.folding import for_inference
+from models.fusing import for_inference
 from models.geometry import output_size
 from models.memory import is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
@@ -109,10 +109,10 @@ class StableSR:
         dtype: torch.dtype = torch.float32,
         resources: Resources | None = None,
         *,
-        fold: bool = True,
+        fuse: bool = True,
         compiling: CompileOptions | None = None,
     ) -> StableSR:
-        """Loads a preset's weights, and folds them for inference unless told not to.
+        """Loads a preset's weights, and fuses them for inference unless told not to.
 
         Raises:
             UnknownPreset: no preset has that name.
@@ -121,7 +121,7 @@ class StableSR:
         preset = get_preset(name)
         folder = preset_folder(preset)
         return cls.from_folder(
-            folder, preset, device, dtype, resources, fold=fold, compiling=compiling
+            folder, preset, device, dtype, resources, fuse=fuse, compiling=compiling
         )
 
     @classmethod
@@ -133,7 +133,7 @@ class StableSR:
         dtype: torch.dtype = torch.float32,
         resources: Resources | None = None,
         *,
-        fold: bool = True,
+        fuse: bool = True,
         compiling: CompileOptions | None = None,
     ) -> StableSR:
         """Loads weights from a folder; the preset says how to sample with them."""
@@ -145,7 +145,7 @@ class StableSR:
             given = replace(given, offload=needs_offload(estimate, given.free(device)))
         place = torch.device("cpu") if given.offload else device
         networks = load_folder(folder, place, dtype)
-        if fold:
+        if fuse:
             for_inference(networks, device, dtype, lambda: room_to_grow(given.free(_CPU).host))
         return cls(networks, preset, device, dtype, given, compiling)
 
@@ -158,14 +158,14 @@ class StableSR:
         dtype: torch.dtype = torch.float32,
         resources: Resources | None = None,
         *,
-        fold: bool = True,
+        fuse: bool = True,
         compiling: CompileOptions | None = None,
     ) -> StableSR:
         """Full-size networks without a checkpoint, for benchmarks."""
         device = torch.device(device)
         place = torch.device("cpu") if resources and resources.offload else device
         networks = random_networks(config, place, dtype)
-        if fold:
+        if fuse:
             free = (resources or Resources()).free(_CPU)
             for_inference(networks, device, dtype, lambda: room_to_grow(free.host))
         return cls(networks, preset, device, dtype, resources, compiling)
@@ -260,7 +260,7 @@ class StableSR:
             reference = upsampled(image, layout.canvas, layout.padded)
             fusion = options.fidelity_weight > 0
             encoding = self._autoencoder.encode(
-                reference, chosen.pieces, features=fusion, tell=tell
+                reference, chosen.strips, features=fusion, tell=tell
             )
         trim()
         return Prepared(chosen, reference, encoding)
@@ -345,7 +345,7 @@ class StableSR:
                     latent,
                     prepared.encoding.features,
                     options.fidelity_weight,
-                    self.planner.pieces_now(
+                    self.planner.strips_now(
                         prepared.plan, options, prepared.held, prepared.encoding.keep
                     ),
                     tell=tell,

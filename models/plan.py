@@ -23,8 +23,8 @@ from models.estimate import Estimate, Peaks
 from models.geometry import Layout, canvas_size
 from models.memory import Memory, MemoryBudget, in_words
 from models.options import Options
-from models.pieces import Keep, Pieces
 from models.presets import Preset
+from models.strips import Keep, StripConfig
 
 __all__ = ["Plan", "Planner", "Resources", "further", "needs_offload", "plan", "steps_in"]
 
@@ -87,7 +87,7 @@ class Plan:
     """In one step; both contexts' with guidance"""
     tile_batch: int
     """Of them in one network call"""
-    pieces: Pieces
+    strips: StripConfig
     offload: bool
     peaks: Peaks
 
@@ -98,8 +98,8 @@ class Plan:
         return {
             "canvas": f"{width}x{height}",
             "tiles": self.tiles,
-            "rows": self.pieces.rows,
-            "keep": self.pieces.keep,
+            "rows": self.strips.rows,
+            "keep": self.strips.keep,
             "offload": self.offload,
             **{f"peak_{p}_bytes": max(getattr(x, p) for x in self.peaks) for p in Memory._fields},
         }
@@ -130,10 +130,10 @@ def plan(
         alone = offload or steps_in(*sides, options, preset)
         guest = Memory() if alone else _guest(estimate, preset)
 
-    def peaks_of(pieces: Pieces, batch: int) -> Peaks:
+    def peaks_of(strips: StripConfig, batch: int) -> Peaks:
         return estimate.peaks(
             layout,
-            pieces,
+            strips,
             batch,
             fusion=options.fidelity_weight > 0,
             offload=offload,
@@ -141,17 +141,17 @@ def plan(
         )
 
     lacking: list[str] = []
-    for pieces in _candidates(estimate, layout, resources):
+    for strips in _candidates(estimate, layout, resources):
         batch = resources.tile_batch or 1
-        peaks = peaks_of(pieces, batch)
+        peaks = peaks_of(strips, batch)
         if lacking := _lacking(peaks, memory):
             continue
         while resources.tile_batch is None and batch < min(_MAX_TILE_BATCH, tiles):
-            larger = peaks_of(pieces, 2 * batch)
+            larger = peaks_of(strips, 2 * batch)
             if _lacking(larger, memory):
                 break
             batch, peaks = 2 * batch, larger
-        return Plan(layout, tiles, batch, pieces, offload, peaks)
+        return Plan(layout, tiles, batch, strips, offload, peaks)
     raise NotEnoughMemory(
         f"An image of {sides[1]} x {sides[0]} pixels at scale {options.scale:g}, which is computed "
         f"at {layout.canvas[1]} x {layout.canvas[0]}, needs at least {'; '.join(lacking)}. "
@@ -182,13 +182,13 @@ def needs_offload(estimate: Estimate, memory: Memory) -> bool:
     return not estimate.unified and estimate.weights.all > _MOST_WEIGHTS * memory.device
 
 
-def further(pieces: Pieces, device: torch.device, memory: Memory) -> Pieces | None:
+def further(strips: StripConfig, device: torch.device, memory: Memory) -> StripConfig | None:
     """The same with maps kept one place further away; None where there is none."""
     places = _places(device)
-    beyond = places[places.index(pieces.keep) + 1 :]
+    beyond = places[places.index(strips.keep) + 1 :]
     if not beyond or (beyond[0] == "disk" and not memory.disk):
         return None
-    return replace(pieces, keep=beyond[0])
+    return replace(strips, keep=beyond[0])
 
 
 def _places(device: torch.device) -> tuple[Keep, ...]:
@@ -196,14 +196,14 @@ def _places(device: torch.device) -> tuple[Keep, ...]:
     return ("device", "host", "disk") if device.type == "cuda" else ("device", "disk")
 
 
-def _candidates(estimate: Estimate, layout: Layout, resources: Resources) -> Iterator[Pieces]:
+def _candidates(estimate: Estimate, layout: Layout, resources: Resources) -> Iterator[StripConfig]:
     """From fast to small."""
     height, width = layout.padded
     pixels = _strip_pixels(estimate.config, gpu=not estimate.unified)
     for keep in _places(estimate.device):
         rows = resources.decode_tile or max(1, min(pixels // width, height))
         while rows:
-            yield Pieces(rows=rows, keep=keep, scratch=resources.scratch)
+            yield StripConfig(rows=rows, keep=keep, scratch=resources.scratch)
             rows = 0 if resources.decode_tile else rows // 2
 
 
@@ -217,8 +217,8 @@ def _guest(estimate: Estimate, preset: Preset) -> Memory:
     """What the largest image that steps in takes at most, weights aside."""
     sides = preset.native, _GUEST * preset.native
     layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
-    pieces = Pieces(rows=_strip_pixels(estimate.config, gpu=False) // sides[1])
-    stages = (estimate.coding(layout, pieces, decode=d, fusion=True) for d in (False, True))
+    strips = StripConfig(rows=_strip_pixels(estimate.config, gpu=False) // sides[1])
+    stages = (estimate.coding(layout, strips, decode=d, fusion=True) for d in (False, True))
     return Memory(*map(max, *stages))
 
 
@@ -267,15 +267,15 @@ class Planner:
             or plan(self.estimate, self.preset, sides, native, memory, self.resources).tile_batch
         )
 
-    def pieces_now(self, plan: Plan, options: Options, held: Memory, keep: Keep) -> Pieces:
+    def strips_now(self, plan: Plan, options: Options, held: Memory, keep: Keep) -> StripConfig:
         """For decoding: what was free when the image was encoded may be another's now. `held`:
         what it has taken; `keep`: where its features are."""
         try:
-            return self.plan(*plan.layout.source, options, held).pieces
+            return self.plan(*plan.layout.source, options, held).strips
         except NotEnoughMemory as error:
             # Refusing now would waste the steps that were made. Strips shrink when they must.
             log.warning("decoding as planned, although: %s", error)
-            return replace(plan.pieces, keep=keep)
+            return replace(plan.strips, keep=keep)
 
     def memory(self, held: Memory) -> Memory:
         """What is free, and what the networks and an image have of it already."""

@@ -1,8 +1,8 @@
 """Images of a single tile through the autoencoder at once, by compiled callables.
 
-In pieces (`models.pieces`) the host has much to launch beside the products: statistics of norms,
+In strips (`models.strips`) the host has much to launch beside the products: statistics of norms,
 strips, copies. For an image as small as this a GPU would wait for that; as one graph it need not.
-The same arithmetic, so exact but for rounding. Larger images go in pieces, where memory is bounded
+The same arithmetic, so exact but for rounding. Larger images go in strips, where memory is bounded
 and launches matter little.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from models.compiler import CompiledCalls, CompileOptions, Function
 from models.networks.bundle import AnyAutoencoder, Networks
 from models.networks.layout import channels_last
-from models.pieces import EncodedPieces, Pieces
-from models.pieces.store import FeatureMap, MapStore
+from models.strips import EncodedStrips, StripConfig
+from models.strips.store import FeatureMap, MapStore
 
 __all__ = ["Whole"]
 
@@ -65,12 +65,12 @@ class Whole:
                 if part is not None:
                     channels_last(part)
 
-    def takes(self, height: int, width: int, pieces: Pieces) -> bool:
-        """Whether images of these sides (px) go at once, where the plan would have such pieces."""
+    def takes(self, height: int, width: int, strips: StripConfig) -> bool:
+        """Whether images of these sides (px) go at once, where the plan would have such strips."""
         if not self.compiled:
             return False
         square = height == width == self._side
-        return square and pieces.rows >= height and pieces.keep == "device"
+        return square and strips.rows >= height and strips.keep == "device"
 
     def compilations(self) -> list[Callable[[], None]]:
         """What compiles all before it is needed; none where nothing is to be compiled."""
@@ -91,8 +91,8 @@ class Whole:
         log.info("images of %d px are ready after %.1f s", self._side, time.monotonic() - began)
 
     @torch.inference_mode()
-    def encode(self, image: Tensor, *, features: bool) -> EncodedPieces | None:
-        """(1, 3, H, W) in [-1, 1], anywhere -> as `models.pieces.encode`; None where it cannot be
+    def encode(self, image: Tensor, *, features: bool) -> EncodedStrips | None:
+        """(1, 3, H, W) in [-1, 1], anywhere -> as `models.strips.encode`; None where it cannot be
         compiled."""
         made = self._results("encode_image", self._encode, image)
         if made is None:
@@ -104,7 +104,7 @@ class Whole:
         except BaseException:
             store.close()
             raise
-        return EncodedPieces(moments, maps, store)
+        return EncodedStrips(moments, maps, store)
 
     def moments(self, image: Tensor) -> Tensor | None:
         """The first stage's, float32 (1, 2 c, h, w); None where it cannot be compiled."""
@@ -117,7 +117,7 @@ class Whole:
         self, latent: Tensor, features: tuple[FeatureMap, ...], fidelity: float
     ) -> Tensor | None:
         """An unscaled latent -> (1, 3, H, W), float32 on the host; None where it cannot be
-        compiled. `features` and `fidelity` as of `models.pieces.decode`."""
+        compiled. `features` and `fidelity` as of `models.strips.decode`."""
         if not features or fidelity == 0:
             made = self._results("decode_image", self._decode, latent)
         else:
@@ -139,7 +139,7 @@ class Whole:
 
 
 def _kept(store: MapStore, feature: Tensor) -> FeatureMap:
-    """A map that decoding in pieces can read as well."""
+    """A map that decoding in strips can read as well."""
     made = store.new(*feature.shape[1:], normalized=True)
     made.write(0, feature)
     made.count(made.counted(feature))

@@ -1,8 +1,8 @@
-"""Compares the networks with golden figures: `python -m tests.parity [--fold] [--cuda] [DIR]`.
+"""Compares the networks with golden figures: `python -m tests.parity [--fuse] [--cuda] [DIR]`.
 
 DIR, by default `tests/golden`, is laid out like that folder: arrays, inputs and inventories;
 weights and inputs are drawn by the rules of its README and enter the networks through the same
-key mapping as the released files; --fold folds them for inference, --cuda computes on a GPU,
+key mapping as the released files; --fuse fuses them for inference, --cuda computes on a GPU,
 without TF32. Prints one line an array and exits 1 when any is above the tolerance.
 """
 
@@ -33,7 +33,7 @@ from models.checkpoints.keys import (
 from models.color import adain, wavelet
 from models.config import Prediction
 from models.diffusion import DDIM, DDPM, Stepper, add_noise, alphas_cumprod, respaced_timesteps
-from models.folding import fold
+from models.fusing import fuse
 from models.networks.bundle import Networks
 from models.sampling import Step, drive, sample
 from models.tiling import TileGrid, gaussian_weights
@@ -78,8 +78,8 @@ def draw_weight(salt: str, key: str, shape: list[int]) -> Tensor:
 class Golden:
     """A folder of golden figures and the networks that have to reproduce them."""
 
-    def __init__(self, folder: Path, *, folded: bool = False, device: str = "cpu") -> None:
-        self._folded, self._device = folded, device
+    def __init__(self, folder: Path, *, fused: bool = False, device: str = "cpu") -> None:
+        self._fused, self._device = fused, device
         described = json.loads((folder / "inputs.json").read_text())
         self.salt: str = described["salt"]
         self.inputs: dict[str, tuple[str, list[int]]] = described["inputs"]
@@ -119,7 +119,7 @@ class Golden:
         tensors["context"] = networks.context.detach()
         networks.load_state_dict(tensors)
         networks.eval().requires_grad_(False).to(self._device)
-        return fold(networks) if self._folded else networks
+        return fuse(networks) if self._fused else networks
 
     def predict(self, step: Step) -> Tensor:
         request = step.part(0, len(step))
@@ -254,9 +254,9 @@ def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
         yield f"image_sr_{name}", (image.clamp(0, 1) * 255).to(torch.uint8)
 
 
-FOLDED: tuple[Case, ...] = (_networks, _autoencoders, _plain_decoder)
-"""Those that ask the networks whose layers folds replace, once."""
-QUICK: tuple[Case, ...] = (_schedule, *FOLDED, _text, _colors)
+FUSED_CASES: tuple[Case, ...] = (_networks, _autoencoders, _plain_decoder)
+"""Those that ask the networks whose layers fuses replace, once."""
+QUICK: tuple[Case, ...] = (_schedule, *FUSED_CASES, _text, _colors)
 """Those that take seconds: each network asked once."""
 CASES: tuple[Case, ...] = (*QUICK, _samplers, _image)
 
@@ -296,20 +296,20 @@ def comparisons(golden: Golden, cases: Sequence[Case] = CASES) -> Iterator[Compa
 
 
 def main(arguments: list[str]) -> int:
-    folded, device = "--fold" in arguments, "cuda" if "--cuda" in arguments else "cpu"
+    fused, device = "--fuse" in arguments, "cuda" if "--cuda" in arguments else "cpu"
     # Convolutions would otherwise read 10 bits of each number.
     torch.backends.cudnn.allow_tf32 = False
-    arguments = [argument for argument in arguments if argument not in ("--fold", "--cuda")]
+    arguments = [argument for argument in arguments if argument not in ("--fuse", "--cuda")]
     folder = Path(arguments[0]) if arguments else Path(__file__).parent / "golden"
     if len(arguments) > 1 or not (folder / "golden.npz").is_file():
         print(
-            f"usage: python -m tests.parity [--fold] [--cuda] [DIR], and {folder} must hold "
+            f"usage: python -m tests.parity [--fuse] [--cuda] [DIR], and {folder} must hold "
             "golden.npz (see tests/golden/README.md).",
             file=sys.stderr,
         )
         return 2
     failed = 0
-    for c in comparisons(Golden(folder, folded=folded, device=device)):
+    for c in comparisons(Golden(folder, fused=fused, device=device)):
         failed += not c.ok
         print(f"{'ok  ' if c.ok else 'FAIL'} {c.name:32} {c.error:.2e} {c.note}".rstrip())
     print(f"{failed} arrays above the tolerance" if failed else "every array within tolerance")

@@ -7,7 +7,7 @@ places only the means of a cell are not zero, so that a sampler's small errors t
 pattern of cells. What the deep layers add is interleaved; the loss `phase` keeps it from being one.
 
 No norms and no attention: a part of an image is computed as the whole is, and strips need no
-statistics (`models.pieces`). The decoder's middle is the compact network of Real-ESRGAN (arXiv
+statistics (`models.strips`). The decoder's middle is the compact network of Real-ESRGAN (arXiv
 2107.10833, section 4: SRVGGNet), its end doubles the size twice by interpolation and convolutions,
 as ESRGAN's does (arXiv 1809.00219): interleaved channels would leave a lattice.
 """

@@ -89,7 +89,7 @@ class TimeAwareEncoder(nn.Module):
         self.levels = nn.ModuleList(_Level(config, i) for i in range(len(config.widths)))
         self.middle = _Middle(config)
         self.taps = nn.ModuleList(_resnet(config, w, config.feature_width) for w in config.widths)
-        # What `models.folding` puts in the place of the embedding.
+        # What `models.fusing` puts in the place of the embedding.
         self.time_table: nn.Module | None = None
 
     def forward(self, latent: Tensor, timestep: Tensor) -> list[Tensor]:

@@ -158,7 +158,7 @@ class ModulatedUNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-        # What `models.folding` puts in the place of layers.
+        # What `models.fusing` puts in the place of layers.
         self.time_table: nn.Module | None = None
         """Of the embedding: what all residual blocks add at a timestep."""
         self.joined: nn.ModuleList | None = None

@@ -33,7 +33,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
 
     def load(model: Model, variant: Variant, resources: Resources | None = None) -> StableSR:
         weights = narrow.CONFIG, narrow.PRESET, "cpu", DTYPES[variant.dtype]
-        return StableSR.with_random_weights(*weights, resources, fold=variant.fuse)
+        return StableSR.with_random_weights(*weights, resources, fuse=variant.fuse)
 
     def call(run: Callable[[Any], Any], task: Any) -> Any:
         return run(task)

@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from models.compiler import CompileOptions
 from models.config import ModelConfig
 from models.options import Options
-from models.pieces import Pieces
 from models.pipeline import StableSR
 from models.plan import Resources
 from models.presets import PRESETS
 from models.sampling import StepRequest, drive
-from tests.models.pieces.pictures import (
-    decode_pieces,
-    encode_pieces,
+from models.strips import StripConfig
+from tests.models.strips.images import (
+    decode_strips,
+    encode_strips,
     latent_of,
     relative_error,
 )
@@ -68,9 +68,9 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
     return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
 
 
-@pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
-def test_the_reference_values_are_reproduced_on_cuda(folded: bool) -> None:
-    golden = Golden(GOLDEN, folded=folded, device="cuda")
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_the_reference_values_are_reproduced_on_cuda(fused: bool) -> None:
+    golden = Golden(GOLDEN, fused=fused, device="cuda")
     wrong = [f"{c.name}: {c.error:.1e} {c.note}" for c in comparisons(golden) if not c.ok]
     assert not wrong
 
@@ -97,8 +97,8 @@ def test_coding_in_pieces_is_coding_whole(sr: StableSR, tmp_path: Path, keep: st
     image = (picture(264, 200) * 2 - 1).to(CUDA)
     with torch.inference_mode():
         whole = autoencoder.encode(image)
-        pieces = Pieces(rows=24, keep=keep, scratch=tmp_path)  # type: ignore[arg-type]  # a Literal
-        encoded = encode_pieces(autoencoder, image.cpu(), pieces, device=CUDA)
+        strips = StripConfig(rows=24, keep=keep, scratch=tmp_path)  # type: ignore[arg-type]  # a Literal
+        encoded = encode_strips(autoencoder, image.cpu(), strips, device=CUDA)
         with encoded:
             assert relative_error(encoded.moments.cpu(), whole.moments.cpu()) < 1e-5
             latent = torch.randn_like(latent_of(autoencoder, whole.moments))
@@ -107,7 +107,7 @@ def test_coding_in_pieces_is_coding_whole(sr: StableSR, tmp_path: Path, keep: st
                     latent, whole.features, torch.tensor(fidelity, device=CUDA)
                 )
                 features = encoded.features if fidelity else ()
-                found = decode_pieces(autoencoder, latent, features, fidelity, pieces, device=CUDA)
+                found = decode_strips(autoencoder, latent, features, fidelity, strips, device=CUDA)
                 assert relative_error(found.cpu(), wanted.cpu()) < 1e-5
 
 

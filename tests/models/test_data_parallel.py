@@ -15,7 +15,7 @@ from models.compiler import CompileMode, CompileOptions
 from models.config import ModelConfig
 from models.data_parallel import DataParallel, split
 from models.denoiser import Denoiser, TileBatch
-from models.folding import fold
+from models.fusing import fuse
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest
@@ -34,7 +34,7 @@ def narrow_sr() -> StableSR:
 
 def replica(mode: CompileMode = "off", config: ModelConfig = narrow.CONFIG) -> Denoiser:
     torch.manual_seed(7)
-    networks = fold(random_networks(config, CPU, torch.float32))
+    networks = fuse(random_networks(config, CPU, torch.float32))
     return Denoiser(networks, CPU, CompileOptions(mode), Changes(), offloaded=False)
 
 

@@ -18,14 +18,14 @@ from models.checkpoints.folder import random_networks
 from models.compiler import CompileMode, CompileOptions
 from models.denoiser import Denoiser, TileBatch, bucket_of, buckets
 from models.errors import InvalidOption
-from models.folding import fold
+from models.fusing import fuse
 from models.networks.bundle import Networks
 from models.pipeline import StableSR
 from models.plan import Resources
 from models.sampling import StepRequest
 from tests.models import narrow
 from tests.models.compiler import Compiler, Tracer
-from tests.models.folding import small
+from tests.models.fusing import small
 
 CPU = torch.device("cpu")
 ON = CompileOptions("on")
@@ -33,7 +33,7 @@ ON = CompileOptions("on")
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return fold(small.made(torch.float32))
+    return fuse(small.made(torch.float32))
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
 def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    networks = fold(random_networks(narrow.CONFIG, CPU, torch.float32))
+    networks = fuse(random_networks(narrow.CONFIG, CPU, torch.float32))
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
     denoiser = made(networks)
@@ -219,7 +219,7 @@ def test_auto_compiles_on_a_gpu_only() -> None:
 
 
 def test_attention_is_fused_where_kernels_are_laid_out_channels_last() -> None:
-    networks = fold(small.made(torch.float32))
+    networks = fuse(small.made(torch.float32))
     denoiser = made(networks)
     assert denoiser.compiled
     tile = torch.zeros(1, 4, 8, 8)

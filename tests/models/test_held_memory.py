@@ -20,12 +20,12 @@ from models.errors import NotFinite
 from models.memory import Memory
 from models.networks.bundle import Networks
 from models.options import Options
-from models.pieces import Pieces
 from models.pipeline import StableSR
 from models.plan import Resources
 from models.prepared import Prepared
 from models.presets import get_preset
 from models.sampling import drive
+from models.strips import StripConfig
 from tests.models import narrow
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StableSR:
     roomy = sr.plan(60, 90, OPTIONS).peaks
     tight = max(peak.host for peak in roomy) - 1
     monkeypatch.setattr(sr.planner, "memory", lambda held: Memory(0, tight, 10**12))
-    assert sr.plan(60, 90, OPTIONS).pieces.keep == "disk"
+    assert sr.plan(60, 90, OPTIONS).strips.keep == "disk"
     return sr
 
 
@@ -142,9 +142,9 @@ def test_an_abandoned_result_lets_go_of_its_image(on_disk: StableSR, tmp_path: P
 
 def failing_unless(keep: str, real: Callable[..., Any]) -> Callable[..., Any]:
     def run(*given: Any, **more: Any) -> Any:
-        [pieces] = [value for value in given if isinstance(value, Pieces)]
-        if pieces.keep != keep:
-            raise torch.OutOfMemoryError(f"no room for maps on the {pieces.keep}")
+        [strips] = [value for value in given if isinstance(value, StripConfig)]
+        if strips.keep != keep:
+            raise torch.OutOfMemoryError(f"no room for maps on the {strips.keep}")
         return real(*given, **more)
 
     return run
@@ -169,7 +169,7 @@ def test_features_that_moved_on_count_where_they_are(
     real = getattr(models.autoencoding, "encode")  # noqa: B009  # a name that is not exported
     monkeypatch.setattr(models.autoencoding, "encode", failing_unless("disk", real))
     with sr.prepare(IMAGE, OPTIONS) as prepared:
-        assert prepared.plan.pieces.keep == "device"
+        assert prepared.plan.strips.keep == "device"
         assert prepared.summary["keep"] == "disk"
         assert prepared.held.disk > 0
         assert prepared.held.device == prepared.latent.nbytes

@@ -19,9 +19,9 @@ from models.estimate import Estimate, tile_bytes, tile_flops
 from models.memory import Memory
 from models.networks.bundle import Networks
 from models.options import Options
-from models.pieces import Pieces
 from models.plan import Plan, Resources, further, needs_offload, plan, steps_in
 from models.presets import get_preset
+from models.strips import StripConfig
 
 GB = 10**9
 PLENTY = Memory(100 * GB, 100 * GB, 1000 * GB)
@@ -89,7 +89,7 @@ def test_the_arithmetic_is_the_published_one() -> None:
     tile = tile_flops(FULL, 64, 64)
     assert tile / 1e12 == pytest.approx(0.965, abs=0.001)
     chosen = planned(512, PLENTY)
-    sizes = chosen.layout, chosen.pieces, chosen.tiles
+    sizes = chosen.layout, chosen.strips, chosen.tiles
     flops = estimated().flops(*sizes, Options(steps=200))
     assert flops["step"] == tile
     assert flops["encode"] / 1e12 == pytest.approx(1.12, abs=0.01)
@@ -108,16 +108,16 @@ def test_tiles_are_counted_as_published(side: int, tiles: int) -> None:
 
 def test_with_room_everything_stays_on_the_device() -> None:
     chosen = planned(4096, PLENTY)
-    assert (chosen.pieces.keep, chosen.tile_batch, chosen.offload) == ("device", 8, False)
+    assert (chosen.strips.keep, chosen.tile_batch, chosen.offload) == ("device", 8, False)
     assert planned(512, PLENTY).tile_batch == 1
 
 
 def test_maps_move_to_the_host_and_to_the_disk_as_memory_gets_less() -> None:
-    assert planned(4096, Memory(6 * GB, 32 * GB, 100 * GB)).pieces.keep == "host"
-    assert planned(4096, Memory(6 * GB, 4 * GB, 100 * GB)).pieces.keep == "disk"
+    assert planned(4096, Memory(6 * GB, 32 * GB, 100 * GB)).strips.keep == "host"
+    assert planned(4096, Memory(6 * GB, 4 * GB, 100 * GB)).strips.keep == "disk"
     # On a processor the device's memory is the host's.
-    assert planned(4096, Memory(0, 24 * GB, 100 * GB), "cpu").pieces.keep == "device"
-    assert planned(4096, Memory(0, 6 * GB, 100 * GB), "cpu").pieces.keep == "disk"
+    assert planned(4096, Memory(0, 24 * GB, 100 * GB), "cpu").strips.keep == "device"
+    assert planned(4096, Memory(0, 6 * GB, 100 * GB), "cpu").strips.keep == "disk"
 
 
 def test_strips_and_batches_shrink_before_a_plan_is_given_up() -> None:
@@ -189,7 +189,7 @@ def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
 
 def test_what_is_decided_already_stays_so() -> None:
     chosen = planned(2048, PLENTY, tile_batch=3, decode_tile=24, offload=True)
-    assert (chosen.tile_batch, chosen.pieces.rows, chosen.offload) == (3, 24, True)
+    assert (chosen.tile_batch, chosen.strips.rows, chosen.offload) == (3, 24, True)
     zero: dict[str, Any] = {"tile_batch": 0, "decode_tile": 0, "memory_limit": 0}
     for name in zero:
         with pytest.raises(InvalidOption, match=f"{name} is 0, but must be at least 1"):
@@ -207,13 +207,15 @@ def test_without_a_plan_it_is_said_what_is_needed_and_what_there_is() -> None:
 
 def test_further_places_are_the_host_and_the_disk_if_it_is_one() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    near = Pieces(rows=5)
+    near = StripConfig(rows=5)
     onto_host = further(near, gpu, PLENTY)
-    assert onto_host == Pieces(rows=5, keep="host")
-    assert further(Pieces(rows=5, keep="host"), gpu, PLENTY) == Pieces(rows=5, keep="disk")
-    assert further(near, cpu, PLENTY) == Pieces(rows=5, keep="disk")
+    assert onto_host == StripConfig(rows=5, keep="host")
+    assert further(StripConfig(rows=5, keep="host"), gpu, PLENTY) == StripConfig(
+        rows=5, keep="disk"
+    )
+    assert further(near, cpu, PLENTY) == StripConfig(rows=5, keep="disk")
     assert further(near, cpu, Memory(0, GB, 0)) is None
-    assert further(Pieces(keep="disk"), gpu, PLENTY) is None
+    assert further(StripConfig(keep="disk"), gpu, PLENTY) is None
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -16,16 +16,16 @@ from models.checkpoints.folder import random_networks
 from models.errors import InvalidOption
 from models.geometry import MAX_CANVAS, canvas_size
 from models.options import Options
-from models.pieces import Cost
 from models.pipeline import StableSR
 from models.sampling import StepRequest
+from models.strips import Cost
 from tests.models import narrow
 
 
 class Coder:
     """Stands in for the autoencoder: tensors of the shapes that it takes and gives."""
 
-    def encode(self, image: Tensor, pieces: object, **more: object) -> Coder:
+    def encode(self, image: Tensor, strips: object, **more: object) -> Coder:
         self.latent = F.avg_pool2d(image[:, [0, 1, 2, 0]], 8)
         return self
 

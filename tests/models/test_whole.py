@@ -10,12 +10,12 @@ from torch import Tensor
 
 from models.checkpoints.folder import random_networks
 from models.compiler import CompileOptions
-from models.folding import fold
+from models.fusing import fuse
 from models.networks.bundle import Networks
 from models.options import Options
-from models.pieces import Pieces
 from models.pipeline import StableSR
 from models.plan import Resources
+from models.strips import StripConfig
 from tests.models import narrow
 from tests.models.compiler import Compiler, Tracer
 
@@ -46,7 +46,7 @@ def made(
         other = Networks(narrow.CONFIG, first_stage="encoder").eval()
         networks.first_stage = other.first_stage
     given = resources or Resources(offload=offload)
-    return StableSR(fold(networks), narrow.PRESET, CPU, torch.float32, given, compiling)
+    return StableSR(fuse(networks), narrow.PRESET, CPU, torch.float32, given, compiling)
 
 
 @pytest.mark.parametrize("first_stage", [False, True], ids=["", "own first stage"])
@@ -89,7 +89,7 @@ def test_what_was_encoded_whole_can_be_decoded_in_strips(
         assert prepared.encoding.held == right.encoding.held > 0
         latent = torch.zeros_like(prepared.latent)
         # Others have taken the memory meanwhile.
-        monkeypatch.setattr(ours.planner, "pieces_now", lambda *_: Pieces(rows=8))
+        monkeypatch.setattr(ours.planner, "strips_now", lambda *_: StripConfig(rows=8))
         wanted = plain.decode(right, latent, options)
         assert float((ours.decode(prepared, latent, options) - wanted).abs().max()) < 1e-5
     assert compiler.made == ["encode_image_1"]

@@ -140,9 +140,9 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
 
 
 def modulations(unet: ModulatedUNet) -> list[FeatureModulation]:
-    """Of every residual block; a folded network (`models.folding`) has none to look at."""
+    """Of every residual block; a fused network (`models.fusing`) has none to look at."""
     found = [module for module in unet.modules() if isinstance(module, FeatureModulation)]
-    assert found, "the networks are folded: load them with fold=False"
+    assert found, "the networks are fused: load them with fuse=False"
     return found
 
 

@@ -1,0 +1,107 @@
+"""The middle block's attention, exact and with averaged keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.strips import Callbacks, StripConfig
+from models.strips.attention import attended, averaging
+from models.strips.executor import Executor
+from models.strips.store import MapStore
+from tests.models.strips.conftest import make_small
+from tests.models.strips.images import CPU, decode_strips, encode_strips, relative_error
+
+
+@pytest.fixture
+def attention() -> Attention:
+    torch.manual_seed(0)
+    return Attention(
+        16,
+        heads=1,
+        dim_head=16,
+        norm_num_groups=4,
+        eps=1e-6,
+        bias=True,
+        residual_connection=True,
+        _from_deprecated_attn_block=True,
+    ).eval()
+
+
+def in_pieces(attention: Attention, x: Tensor, keys: int, rows: int = 3) -> Tensor:
+    height, width = x.shape[2:]
+    with MapStore("device", CPU, torch.float32, rows, None) as store:
+        source = store.new(16, height, width, normalized=True)
+        source.write(0, x)
+        source.count(source.counted(x))
+        run = Executor(store, rows, 1, Callbacks())
+        return attended(run, source, attention, keys).read(0, height).clone()
+
+
+def averaged(attention: Attention, x: Tensor, factor: int) -> Tensor:
+    """Every cell's key and value replaced by its block's average, all of them kept."""
+    height, width = x.shape[2:]
+    assert attention.group_norm is not None
+    normed = attention.group_norm(x)
+    means = F.avg_pool2d(normed, factor, ceil_mode=True, count_include_pad=False)
+    blocks = F.interpolate(means, scale_factor=factor)[:, :, :height, :width]
+    cells, blocks = (t.flatten(2).transpose(1, 2) for t in (normed, blocks))
+    key, value = attention.to_k(blocks), attention.to_v(blocks)
+    out = F.scaled_dot_product_attention(attention.to_q(cells), key, value)
+    taken: Tensor = attention.to_out[0](out)
+    return x + taken.transpose(1, 2).view_as(x)
+
+
+def test_up_to_the_bound_attention_is_exact(attention: Attention) -> None:
+    x = torch.randn(1, 16, 7, 10) + torch.linspace(0, 3, 10)
+    assert relative_error(in_pieces(attention, x, keys=70), attention(x)) < 1e-6
+
+
+@pytest.mark.parametrize(("keys", "factor"), [(69, 2), (20, 2), (19, 3), (1, 10)])
+def test_above_it_keys_are_averages_that_weigh_as_much_as_they_cover(
+    attention: Attention, keys: int, factor: int
+) -> None:
+    x = torch.randn(1, 16, 7, 10) + torch.linspace(0, 3, 10)
+    found = in_pieces(attention, x, keys)
+    assert relative_error(found, averaged(attention, x, factor)) < 1e-6
+    assert relative_error(found, attention(x)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "keys", "factor"),
+    [(8, 8, 64, 1), (8, 8, 63, 2), (9, 9, 25, 2), (9, 9, 24, 3), (1, 520, 65_536, 1)],
+)
+def test_the_smallest_average_that_fits_is_taken(
+    height: int, width: int, keys: int, factor: int
+) -> None:
+    assert averaging(height, width, keys) == factor
+
+
+def test_queries_in_chunks_see_all_keys(
+    attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.strips.attention._SCORES", 70 * 4)
+    x = torch.randn(1, 16, 7, 10)
+    assert relative_error(in_pieces(attention, x, keys=70), attention(x)) < 1e-6
+
+
+def test_averaging_changes_a_photograph_by_less_than_a_hundredth() -> None:
+    autoencoder = make_small()
+    path = Path(__file__).parents[2] / "photographs" / "kitten.webp"
+    small = Image.open(path).convert("RGB").resize((128, 128), Image.Resampling.BICUBIC)
+    image = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    results = []
+    for keys in (256, 255):
+        strips = StripConfig(attention_keys=keys)
+        with encode_strips(autoencoder, image, strips) as found:
+            latent = found.moments.chunk(2, dim=1)[0]
+            results.append(decode_strips(autoencoder, latent, found.features, 0.5, strips))
+    exact, averaged_keys = results
+    assert 1e-5 < relative_error(averaged_keys, exact) < 1e-2
