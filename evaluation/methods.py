@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evaluation.pictures import EvaluationError
-from models.networks.layout import channels_last
+from models.networks.bundle import channels_last
 from models.options import Options
 from models.pipeline import StableSR
 from models.prepared import Prepared

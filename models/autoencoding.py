@@ -139,7 +139,7 @@ class AutoencoderAtWork:
     ) -> Tensor:
         """A scaled latent -> (1, 3, H, W) in [-1, 1] or so, float32 on the host."""
         config, whole = self._networks.config.autoencoder, self._whole
-        unscaled = self._networks.autoencoder.unscaled(latent)
+        unscaled = self._networks.autoencoder.unscale(latent)
         sides = config.downscale * latent.shape[2], config.downscale * latent.shape[3]
 
         def run(strips: StripConfig) -> Tensor:

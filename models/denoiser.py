@@ -26,8 +26,7 @@ from torch import Tensor
 from models.autoencoding import Changes
 from models.compiler import CompiledCalls, CompileOptions, Function
 from models.memory import is_out_of_memory
-from models.networks.bundle import Networks
-from models.networks.layout import channels_last
+from models.networks.bundle import Networks, channels_last
 from models.sampling import StepRequest
 
 __all__ = ["Denoiser", "TileBatch", "bucket_of", "buckets"]

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from models.compiler import CompiledCalls, CompileOptions, Function
-from models.networks.bundle import AnyAutoencoder, Networks
-from models.networks.layout import channels_last
+from models.networks.bundle import AnyAutoencoder, Networks, channels_last
 from models.strips import EncodedStrips, StripConfig
 from models.strips.store import FeatureMap, MapStore
 

@@ -248,7 +248,7 @@ def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
     yield "image_sampled_latent", sampled
     w = torch.tensor(float(golden.arrays["image_fidelity"]))
     features = networks.autoencoder.encode(up).features
-    decoded = networks.autoencoder.decode(networks.autoencoder.unscaled(sampled), features, w)
+    decoded = networks.autoencoder.decode(networks.autoencoder.unscale(sampled), features, w)
     for name, fix in (("adain", adain), ("wavelet", wavelet)):
         image = (fix(decoded, up)[0].permute(1, 2, 0) + 1) / 2
         yield f"image_sr_{name}", (image.clamp(0, 1) * 255).to(torch.uint8)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from models.diffusion import DDPM, add_noise
+from models.networks.autoencoder import FusionLayer
 from models.networks.bundle import Networks
-from models.networks.fusion import FusionLayer
 from training.config import CfwSettings, DistillSettings
 from training.denoising import Guidance
 from training.image_loss import ImageLoss
@@ -49,7 +49,7 @@ def _sampled_latent(
             predicted = networks.predict(canvas, lr, [timestep] * len(lr), context).float()
             fresh = next(noise) if scheduler.needs_noise(index) else None
             canvas = scheduler.step(index, canvas, predicted, fresh)
-    return networks.autoencoder.unscaled(canvas)
+    return networks.autoencoder.unscale(canvas)
 
 
 class Distillation(ImageObjective):

@@ -188,7 +188,7 @@ def _renewed(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
     if stage == "cfw" and isinstance(networks.autoencoder, CompactAutoencoder):
         decoder = networks.autoencoder.decoder
         assert decoder.fusion is not None
-        decoder.fusion.copy(decoder.layers[decoder.shared :])
+        decoder.fusion.copy(decoder.layers[decoder.shared_layers :])
     return networks
 
 

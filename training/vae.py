@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.networks.bundle import Networks
-from models.networks.compact import ANCHORED, CompactAutoencoder, anchored, quarter
+from models.networks.compact import HAAR_CHANNELS, CompactAutoencoder, haar, quarter
 from training.config import VaeSettings
 from training.image_loss import ImageLoss
 from training.objective import Batch, ImageObjective
@@ -61,7 +61,7 @@ class Vae(ImageObjective):
         autoencoder = self.networks.autoencoder
         latent = autoencoder.encode(batch["image"]).moments.float()
         out = autoencoder.decode(latent + batch["noise"])
-        return {"image": out.float(), "free": latent[:, ANCHORED:]}
+        return {"image": out.float(), "free": latent[:, HAAR_CHANNELS:]}
 
     def further_terms(self, made: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The pull of the free channels to zero."""
@@ -118,8 +118,8 @@ class Decoder(ImageObjective):
         small = quarter(self._images(number)).clamp(0, 1)
         with torch.no_grad():
             target = self._network[0](small) * 2 - 1
-        latent = anchored(small * 2 - 1)
-        free = self.networks.config.autoencoder.latent_channels - ANCHORED
+        latent = haar(small * 2 - 1)
+        free = self.networks.config.autoencoder.latent_channels - HAAR_CHANNELS
         empty = latent.new_zeros((len(latent), free, *latent.shape[2:]))
         return {"latent": torch.cat([latent, empty], dim=1), "target": target}
 

@@ -29,9 +29,8 @@ from models.fusing.modulation import fuse_modulation
 from models.fusing.times import fuse_times
 from models.fusing.upsampling import fuse_upsampling
 from models.fusing.winograd import is_worthwhile, use_winograd
-from models.networks.bundle import Networks
+from models.networks.bundle import Networks, channels_last
 from models.networks.compact import CompactAutoencoder
-from models.networks.layout import channels_last
 
 __all__ = [
     "FUSIONS",

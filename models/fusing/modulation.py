@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from models.fusing.weights import convolution, wide
 from models.networks.bundle import Networks
-from models.networks.modulation import FeatureModulation, ModulatedResnetBlock2D
-from models.networks.unet import ModulatedUNet
+from models.networks.unet import FeatureModulation, ModulatedResnetBlock2D, ModulatedUNet
 
 __all__ = ["FusedModulation", "JoinedConv", "fuse_modulation"]
 

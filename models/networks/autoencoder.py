@@ -1,7 +1,8 @@
 """SD's KL autoencoder, its encoder's features kept and its decoder wrapped (paper, section 3.3).
 
 Built from diffusers' `Encoder` and `Decoder`; their modules and names are unchanged, only the
-forward passes differ, and `decoder.fusion` is new.
+forward passes differ, and `decoder.fusion` is new: controllable feature wrapping (CFW, eq. 5) of
+residual-in-residual dense blocks, which are those of ESRGAN (arXiv 1809.00219, section 3.1).
 """
 
 from __future__ import annotations
@@ -9,17 +10,85 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
+import torch
 from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.config import AutoencoderConfig
-from models.networks.fusion import FusionLayer
 
-__all__ = ["Autoencoder", "Encoded"]
+__all__ = [
+    "RESIDUAL_SCALE",
+    "Autoencoder",
+    "DenseBlock",
+    "EncoderOutput",
+    "FusionLayer",
+    "ResidualInResidual",
+]
 
 
-class Encoded(NamedTuple):
+RESIDUAL_SCALE = 0.2
+
+
+class DenseBlock(nn.Module):
+    """Five 3x3 convolutions, each reading all that came before; residual scaled by 0.2."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width + i * growth, growth if i < 4 else width, 3, padding=1)
+            for i in range(5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x
+        for conv in list(self.convs)[:-1]:
+            seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], dim=1)
+        out: Tensor = x + RESIDUAL_SCALE * self.convs[-1](seen)
+        return out
+
+
+class ResidualInResidual(nn.Module):
+    """Three dense blocks in a residual that is scaled by 0.2 again."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(DenseBlock(width, growth) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + RESIDUAL_SCALE * self.blocks(x)
+        return out
+
+
+class FusionLayer(nn.Module):
+    """What the decoder's feature lacks, told from the encoder's feature of the same size."""
+
+    def __init__(self, width: int, growth: int, blocks: int, groups: int) -> None:
+        super().__init__()
+        self.enter = self._resnet(2 * width, width, groups)
+        self.dense = nn.Sequential(*(ResidualInResidual(width, growth) for _ in range(blocks)))
+        self.leave = self._resnet(width, width, groups)
+
+    @staticmethod
+    def _resnet(inputs: int, width: int, groups: int) -> ResnetBlock2D:
+        return ResnetBlock2D(
+            in_channels=inputs,
+            out_channels=width,
+            temb_channels=None,  # type: ignore[arg-type]  # declared int, None means no embedding
+            groups=groups,
+            eps=1e-6,
+        )
+
+    def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
+        """Both (n, width, h, w) -> the residual that the fidelity weight scales."""
+        x = self.enter(torch.cat([encoded, decoded], dim=1), None)
+        out: Tensor = self.leave(self.dense(x), None)
+        return out
+
+
+class EncoderOutput(NamedTuple):
     """What an encoder says of an image."""
 
     moments: Tensor
@@ -31,7 +100,7 @@ class Encoded(NamedTuple):
 
 
 class _FeatureEncoder(Encoder):
-    def forward(self, sample: Tensor) -> Encoded:  # type: ignore[override]  # the base gives no features
+    def forward(self, sample: Tensor) -> EncoderOutput:  # type: ignore[override]  # the base gives no features
         sample = self.conv_in(sample)
         seen = []
         for block in cast("Iterable[DownEncoderBlock2D]", self.down_blocks):
@@ -42,7 +111,7 @@ class _FeatureEncoder(Encoder):
                 sample = block.downsamplers[0](sample)
         sample = self.mid_block(sample)
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
-        return Encoded(sample, (seen[1], seen[2]))
+        return EncoderOutput(sample, (seen[1], seen[2]))
 
 
 class _WrappedDecoder(Decoder):
@@ -122,10 +191,10 @@ class Autoencoder(nn.Module):
             self.post_quant_conv = nn.Conv2d(latent, latent, 1)
             self.decoder = _WrappedDecoder(config, fusion=fusion)
 
-    def encode(self, image: Tensor) -> Encoded:
+    def encode(self, image: Tensor) -> EncoderOutput:
         """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> posterior moments, features."""
         moments, features = self.encoder(image)
-        return Encoded(self.quant_conv(moments), features)
+        return EncoderOutput(self.quant_conv(moments), features)
 
     def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latent of the posterior: its mean, or a sample where `noise` is given."""
@@ -134,7 +203,7 @@ class Autoencoder(nn.Module):
             mean = mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * noise
         return mean * self.config.scaling_factor
 
-    def unscaled(self, latent: Tensor) -> Tensor:
+    def unscale(self, latent: Tensor) -> Tensor:
         """What `decode` takes, of what the sampler gives."""
         return latent / self.config.scaling_factor
 
@@ -147,7 +216,7 @@ class Autoencoder(nn.Module):
         """Unscaled latent (n, c, h, w) -> image (n, 3, 8h, 8w), nominally in [-1, 1].
 
         Args:
-            latent: what the sampler returned, `unscaled`.
+            latent: what the sampler returned, after `unscale`.
             features: the encoder's, of the upsampled LR image; None decodes plainly.
             fidelity: with features: scalar tensor w in [0, 1] (eq. 5). 0 is as without them.
         """

@@ -15,7 +15,7 @@ from models.networks.encoder import TimeAwareEncoder
 from models.networks.text import TextTower
 from models.networks.unet import ModulatedUNet
 
-__all__ = ["AnyAutoencoder", "Networks", "make_autoencoder"]
+__all__ = ["AnyAutoencoder", "Networks", "channels_last", "make_autoencoder"]
 
 AnyAutoencoder = Autoencoder | CompactAutoencoder
 """One protocol: `encode` with features, `latent` and back, `decode` with a fidelity weight."""
@@ -78,3 +78,14 @@ class Networks(nn.Module):
         if given is not None or self.unet.knows_context:
             return given
         return self.context.to(noisy.device).expand(len(noisy), -1, -1)
+
+
+def channels_last(part: nn.Module) -> None:
+    """Lays the kernels of convolutions out so; their results follow.
+
+    A kernel is a `weight` of four dimensions. Keys and values of the constant context have four as
+    well, and attention of keys so laid out is none of the fused ones.
+    """
+    for name, parameter in part.named_parameters():
+        if parameter.ndim == 4 and name.endswith(".weight"):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

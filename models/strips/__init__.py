@@ -21,7 +21,7 @@ strips are halved and the strip that failed is done again.
 
 The result differs from the whole image's by rounding alone, in float32 by less than 1e-5 of it;
 another height of strips changes it as little, but not by nothing. Above
-`StripConfig.attention_keys` latent cells the attention is an approximation, the same for any strips.
+`StripConfig.attention_keys` latent pixels attention is an approximation, the same for any strips.
 """
 
 from models.strips.coding import coding_cost, decode, encode

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from models.fusing.upsampling import PhaseUpsample
 from models.fusing.winograd import WinogradConv2d
-from models.networks.fusion import RESIDUAL_SCALE, DenseBlock
+from models.networks.autoencoder import RESIDUAL_SCALE, DenseBlock
 from models.strips.executor import Executor, Pass, Read, Result, Source, Write
 from models.strips.statistics import Normalization
 from models.strips.store import FeatureMap

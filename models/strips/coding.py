@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.config import AutoencoderConfig, CompactConfig
 from models.networks.bundle import AnyAutoencoder, make_autoencoder
-from models.networks.compact import ANCHORED, CompactAutoencoder, anchored, quarter
+from models.networks.compact import HAAR_CHANNELS, CompactAutoencoder, haar, quarter
 from models.strips.compact import run_compact_decoder, run_compact_encoder
 from models.strips.cost import META, Cost, Counter
 from models.strips.decoder import run_decoder
@@ -60,7 +60,7 @@ def encode(
             run,
             image=TensorSource(image, device, dtype),
             features=features,
-            write=_into(moments[:, ANCHORED:] if compact else moments),
+            write=_into(moments[:, HAAR_CHANNELS:] if compact else moments),
         )
     except BaseException:
         store.close()
@@ -75,7 +75,7 @@ def _room_for_moments(autoencoder: AnyAutoencoder, image: Tensor, device: torch.
     if not isinstance(autoencoder, CompactAutoencoder):
         return torch.empty((1, 2 * config.latent_channels, *cells), device=device)
     moments = torch.empty((1, config.latent_channels, *cells), device=device)
-    moments[:, :ANCHORED] = anchored(quarter(image))
+    moments[:, :HAAR_CHANNELS] = haar(quarter(image))
     return moments
 
 

@@ -19,9 +19,9 @@ from models.networks.compact import (
     CompactFusion,
     CompactHead,
     ResidualBlock,
-    enlarged,
-    picture,
-    repeated,
+    enlarge,
+    inverse_haar,
+    repeat,
 )
 from models.strips.blocks import conv_flops, layers
 from models.strips.executor import Executor, Pass, Read, Result, Source, Write
@@ -123,12 +123,12 @@ def run_compact_decoder(
     fusion = decoder.fusion if features is not None else None
     x = _entered(run, autoencoder, latent)
     stages = layers(decoder.layers, nn.ModuleDict)
-    x = _convolved(run, x, stages[: decoder.shared])
+    x = _convolved(run, x, stages[: decoder.shared_layers])
     if fusion is None or features is None:
-        x = _convolved(run, x, stages[decoder.shared :])
+        x = _convolved(run, x, stages[decoder.shared_layers :])
     else:
         fused = _fusion_entered(run, features[0], x, fusion, free=free_features)
-        x = _convolved(run, x, stages[decoder.shared :])
+        x = _convolved(run, x, stages[decoder.shared_layers :])
         fused = _convolved(run, fused, layers(fusion.layers, nn.ModuleDict))
         x = _between(run, x, fused, fidelity)
     _headed(run, latent, x, decoder.head, write)
@@ -143,7 +143,7 @@ def _entered(run: Executor, autoencoder: CompactAutoencoder, latent: Source) -> 
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
         cells = strips[0]
-        small = Strip(picture(cells.rows) * 0.5 + 0.5, 2 * cells.top, height)
+        small = Strip(inverse_haar(cells.rows) * 0.5 + 0.5, 2 * cells.top, height)
         deep = convolve(cells, cast("Convolution", decoder.conv_in))
         for block in coarse:
             deep = _residual(deep, block)
@@ -257,13 +257,13 @@ def _headed(run: Executor, latent: Source, x: FeatureMap, head: CompactHead, wri
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
         strip = activated(strips[0], convs[0])
-        strip = activated(_repeated(strip), convs[1])
+        strip = activated(_repeat(strip), convs[1])
         strip = activated(strip, convs[2])
-        strip = activated(_repeated(strip), convs[3])
+        strip = activated(_repeat(strip), convs[3])
         strip = convolve(activated(strip, convs[4]), last).crop(span)
         cells = strips[1]
-        small = Strip(picture(cells.rows), 2 * cells.top, x.height)
-        return [strip._replace(rows=strip.rows + _enlarged(small).crop(span).rows)]
+        small = Strip(inverse_haar(cells.rows), 2 * cells.top, x.height)
+        return [strip._replace(rows=strip.rows + _enlarge(small).crop(span).rows)]
 
     area = height * width
     sizes = (16, 4, 4, 1, 1)
@@ -294,13 +294,13 @@ def _residual(strip: Strip, block: ResidualBlock) -> Strip:
     return made._replace(rows=strip.crop(Span(made.top, made.bottom)).rows + made.rows)
 
 
-def _repeated(strip: Strip) -> Strip:
-    return Strip(repeated(strip.rows), 2 * strip.top, 2 * strip.height)
+def _repeat(strip: Strip) -> Strip:
+    return Strip(repeat(strip.rows), 2 * strip.top, 2 * strip.height)
 
 
-def _enlarged(strip: Strip) -> Strip:
+def _enlarge(strip: Strip) -> Strip:
     """Four times the size; two rows beside a cut are given up, as they read what is beyond."""
     above, below = 2 * int(strip.top > 0), 2 * int(strip.bottom < strip.height)
-    rows = enlarged(strip.rows)
+    rows = enlarge(strip.rows)
     kept = rows[:, :, above : rows.shape[2] - below]
     return Strip(kept, 4 * strip.top + above, 4 * strip.height)

@@ -12,8 +12,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from models.fusing.upsampling import PhaseUpsample
-from models.networks.autoencoder import Autoencoder
-from models.networks.fusion import DenseBlock, FusionLayer, ResidualInResidual
+from models.networks.autoencoder import Autoencoder, DenseBlock, FusionLayer, ResidualInResidual
 from models.strips.blocks import dense_block, entered, head, layers, resnet, upsampled
 from models.strips.encoder import middle
 from models.strips.executor import Executor, Source, Write

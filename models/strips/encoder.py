@@ -24,9 +24,9 @@ class EncodedStrips:
 
     def __init__(self, moments: Tensor, features: tuple[FeatureMap, ...], store: MapStore) -> None:
         self.moments = moments
-        """As of `Encoded`, float32 on the network's device."""
+        """As of `EncoderOutput`, float32 on the network's device."""
         self.features = features
-        """As of `Encoded`; none if they were not asked for."""
+        """As of `EncoderOutput`; none if they were not asked for."""
         self._store = store
 
     @property

@@ -15,10 +15,10 @@ from models.config import AutoencoderConfig, CompactConfig, ModelConfig
 from models.networks.autoencoder import Autoencoder
 from models.networks.bundle import Networks, make_autoencoder
 from models.networks.compact import (
-    ANCHORED,
+    HAAR_CHANNELS,
     CompactAutoencoder,
-    anchored,
-    picture,
+    haar,
+    inverse_haar,
     quarter,
 )
 from tests.models.narrow import AUTOENCODER, COMPACT, CONFIG, WITH_COMPACT
@@ -46,25 +46,25 @@ def test_twelve_channels_are_the_image_at_a_quarter_of_its_size(
     image = drawn(2, 3, 32, 48)
     latent = compact.encode(image).moments
     assert latent.shape == (2, 16, 4, 6)
-    torch.testing.assert_close(latent[:, :ANCHORED], anchored(quarter(image)))
-    torch.testing.assert_close(picture(latent), quarter(image))
+    torch.testing.assert_close(latent[:, :HAAR_CHANNELS], haar(quarter(image)))
+    torch.testing.assert_close(inverse_haar(latent), quarter(image))
 
 
 def test_the_basis_is_orthonormal_so_that_errors_are_as_large_in_the_latent_as_in_the_image() -> (
     None
 ):
     small = drawn(2, 3, 6, 10).double()
-    latent = anchored(small)
-    assert latent.shape == (2, ANCHORED, 3, 5)
-    torch.testing.assert_close(picture(latent), small)
+    latent = haar(small)
+    assert latent.shape == (2, HAAR_CHANNELS, 3, 5)
+    torch.testing.assert_close(inverse_haar(latent), small)
     torch.testing.assert_close(latent.square().sum(), small.square().sum())
     # And the other way round: every latent is that of an image.
-    free = drawn(2, ANCHORED, 3, 5, seed=1).double()
-    torch.testing.assert_close(anchored(picture(free)), free)
+    free = drawn(2, HAAR_CHANNELS, 3, 5, seed=1).double()
+    torch.testing.assert_close(haar(inverse_haar(free)), free)
 
 
 def test_of_a_grey_image_all_anchored_channels_but_the_first_are_zero() -> None:
-    latent = anchored(torch.full((1, 3, 4, 4), 0.5))
+    latent = haar(torch.full((1, 3, 4, 4), 0.5))
     # A cell has twelve numbers: brightness holds them all.
     torch.testing.assert_close(latent[:, 0], torch.full((1, 2, 2), 0.5 * 12**0.5))
     assert float(latent[:, 1:].abs().max()) < 1e-6
@@ -85,7 +85,7 @@ def test_a_flat_image_decodes_without_a_pattern_of_cells_inside_a_border(
     flat = drawn(1, 3, 1, 1).expand(1, 3, 2 * cells, 2 * cells)
     free = drawn(1, 4, 1, 1, seed=1).expand(1, 4, cells, cells)
     feature = drawn(1, COMPACT.quarter_width, 1, 1, seed=2).expand(1, -1, 2 * cells, 2 * cells)
-    latent = torch.cat([anchored(flat), free], dim=1)
+    latent = torch.cat([haar(flat), free], dim=1)
     made = compact.decode(latent, (feature,) if fused else None, torch.tensor(0.8))
     inside = made[..., border:-border, border:-border]
     middle = inside[..., 16:17, 16:17]
@@ -100,7 +100,7 @@ def test_scaled_and_unscaled_latents_are_each_others_inverse(compact: CompactAut
     moments = compact.encode(drawn(1, 3, 16, 24)).moments
     latent = compact.latent(moments)
     torch.testing.assert_close(latent, moments * torch.tensor(scale).view(1, 16, 1, 1))
-    torch.testing.assert_close(compact.unscaled(latent), moments)
+    torch.testing.assert_close(compact.unscale(latent), moments)
     torch.testing.assert_close(compact.latent(moments, torch.ones_like(moments)), latent)
 
 
@@ -108,7 +108,7 @@ def test_the_released_autoencoders_mean_comes_back_from_its_latent() -> None:
     torch.manual_seed(0)
     released = make_autoencoder(AUTOENCODER).requires_grad_(False)
     moments = released.encode(drawn(1, 3, 16, 24)).moments
-    torch.testing.assert_close(released.unscaled(released.latent(moments)), moments[:, :4])
+    torch.testing.assert_close(released.unscale(released.latent(moments)), moments[:, :4])
 
 
 def test_at_fidelity_0_features_are_not_looked_at(compact: CompactAutoencoder) -> None:

@@ -74,7 +74,7 @@ def test_rows_are_what_the_whole_image_would_be(fix: Any, size: tuple[int, int])
         whole = networks.autoencoder.latent(encoded.moments)
         torch.testing.assert_close(prepared.latent, whole, rtol=1e-4, atol=1e-5)
         latent = latent_of(sr, prepared, options)
-        unscaled = networks.autoencoder.unscaled(latent)
+        unscaled = networks.autoencoder.unscale(latent)
         decoded = networks.autoencoder.decode(unscaled, encoded.features, torch.tensor(0.5))
         wanted = (correct_color(decoded, prepared.reference, fix) + 1) / 2
         wanted = wanted[:, :, : layout.canvas[0], : layout.canvas[1]]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from evaluation.pictures import BadPictures, Pixels, degraded, tensor_of
-from models.networks.modulation import FeatureModulation
+from models.networks.unet import FeatureModulation
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest

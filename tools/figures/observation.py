@@ -21,8 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from evaluation.methods import Predict
 from models.denoiser import TileBatch
 from models.diffusion import add_noise, alphas_cumprod
-from models.networks.modulation import FeatureModulation
-from models.networks.unet import ModulatedUNet
+from models.networks.unet import FeatureModulation, ModulatedUNet
 from models.pipeline import StableSR
 from models.sampling import StepRequest
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.networks.autoencoder import Encoded
+from models.networks.autoencoder import EncoderOutput
 from models.networks.bundle import AnyAutoencoder
 from models.strips import Callbacks, EncodedStrips, StripConfig, decode, encode
 from models.strips.store import FeatureMap
@@ -85,7 +85,7 @@ def decode_strips(
 
 def coded_whole(
     autoencoder: AnyAutoencoder, image: Tensor, fidelity: float
-) -> tuple[Encoded, Tensor, Tensor, Tensor]:
+) -> tuple[EncoderOutput, Tensor, Tensor, Tensor]:
     """What encoding says, the latent, and it decoded with and without fusion."""
     dtype = dtype_of(autoencoder)
     encoded = autoencoder.encode(image.to(dtype))
