@@ -110,7 +110,7 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         "overlap": grid.overlap,
         "tiles": chosen.tiles,
         "tile_batch": chosen.tile_batch,
-        "decode_tile": chosen.strips.rows,
+        "decode_tile": chosen.strips.height,
         "keep": chosen.strips.keep,
         "offload": chosen.offload,
         "memory_bytes": memory._asdict(),

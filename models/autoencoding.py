@@ -15,8 +15,7 @@ from torch import Tensor
 from models.memory import MemoryBudget, until_it_fits
 from models.networks.bundle import Networks
 from models.plan import further
-from models.strips import Callbacks, EncodedStrips, Keep, StripConfig, decode, encode
-from models.strips.store import FeatureMap
+from models.strips import Callbacks, EncodedStrips, FeatureMap, Keep, StripConfig, decode, encode
 from models.whole import Whole
 
 __all__ = ["AutoencoderAtWork", "Changes", "Encoding"]
@@ -57,7 +56,7 @@ class Encoding:
     @property
     def held(self) -> int:
         """Bytes of the features that are not freed yet."""
-        return self._encoded.held
+        return self._encoded.nbytes
 
     def close(self) -> None:
         self._encoded.close()
@@ -72,11 +71,10 @@ class AutoencoderAtWork:
         self,
         networks: Networks,
         device: torch.device,
-        dtype: torch.dtype,
         changes: Changes,
         whole: Whole,
     ) -> None:
-        self._networks, self._device, self._dtype = networks, device, dtype
+        self._networks, self._device = networks, device
         self._changes, self._whole = changes, whole
 
     def encode(
@@ -95,8 +93,6 @@ class AutoencoderAtWork:
                 networks.autoencoder,
                 image,
                 strips,
-                device=self._device,
-                dtype=self._dtype,
                 features=features,
                 callbacks=self._callbacks(lambda done: tell(share * done)),
             )
@@ -110,8 +106,6 @@ class AutoencoderAtWork:
                 networks.first_stage,
                 image,
                 strips,
-                device=self._device,
-                dtype=self._dtype,
                 features=False,
                 callbacks=self._callbacks(lambda done: tell(share + share * done)),
             ) as encoded:
@@ -152,8 +146,6 @@ class AutoencoderAtWork:
                 features,
                 fidelity,
                 strips,
-                device=self._device,
-                dtype=self._dtype,
                 callbacks=self._callbacks(tell),
             )
 

@@ -123,7 +123,7 @@ def corrected_rows(image: Tensor, reference: Tensor, fix: ColorFix, rows: int) -
 def _pooled(image: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """`_statistics` of (1, 3, h, w), merged from those of strips."""
     parts = (Statistics.of(strip) for strip in torch.split(image, rows, dim=2))
-    found = reduce(Statistics.merged, parts)
+    found = reduce(Statistics.merge, parts)
     deviation = (found.m2 / max(found.count - 1, 1) + _EPSILON).sqrt()
     mean, deviation = (x.to(image).view(1, -1, 1, 1) for x in (found.mean, deviation))
     return mean, deviation

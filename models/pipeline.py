@@ -90,7 +90,7 @@ class StableSR:
         )
         self.denoiser: Denoiser | DataParallel = denoiser
         """May be exchanged before the first image"""
-        self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes, self._whole)
+        self._autoencoder = AutoencoderAtWork(networks, device, self.changes, self._whole)
         self.residency: Residency = Offloaded(networks, device) if offload else Resident()
         estimate = Estimate.of(networks, dtype, device)
         self.planner = Planner(

@@ -98,7 +98,7 @@ class Plan:
         return {
             "canvas": f"{width}x{height}",
             "tiles": self.tiles,
-            "rows": self.strips.rows,
+            "rows": self.strips.height,
             "keep": self.strips.keep,
             "offload": self.offload,
             **{f"peak_{p}_bytes": max(getattr(x, p) for x in self.peaks) for p in Memory._fields},
@@ -203,7 +203,7 @@ def _candidates(estimate: Estimate, layout: Layout, resources: Resources) -> Ite
     for keep in _places(estimate.device):
         rows = resources.decode_tile or max(1, min(pixels // width, height))
         while rows:
-            yield StripConfig(rows=rows, keep=keep, scratch=resources.scratch)
+            yield StripConfig(height=rows, keep=keep, scratch=resources.scratch)
             rows = 0 if resources.decode_tile else rows // 2
 
 
@@ -217,7 +217,7 @@ def _guest(estimate: Estimate, preset: Preset) -> Memory:
     """What the largest image that steps in takes at most, weights aside."""
     sides = preset.native, _GUEST * preset.native
     layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
-    strips = StripConfig(rows=_strip_pixels(estimate.config, gpu=False) // sides[1])
+    strips = StripConfig(height=_strip_pixels(estimate.config, gpu=False) // sides[1])
     stages = (estimate.coding(layout, strips, decode=d, fusion=True) for d in (False, True))
     return Memory(*map(max, *stages))
 

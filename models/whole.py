@@ -18,8 +18,7 @@ from torch import Tensor
 
 from models.compiler import CompiledCalls, CompileOptions, Function
 from models.networks.bundle import AnyAutoencoder, Networks, channels_last
-from models.strips import EncodedStrips, StripConfig
-from models.strips.store import FeatureMap, MapStore
+from models.strips import EncodedStrips, FeatureMap, MapStore, StripConfig
 
 __all__ = ["Whole"]
 
@@ -69,7 +68,7 @@ class Whole:
         if not self.compiled:
             return False
         square = height == width == self._side
-        return square and strips.rows >= height and strips.keep == "device"
+        return square and strips.height >= height and strips.keep == "device"
 
     def compilations(self) -> list[Callable[[], None]]:
         """What compiles all before it is needed; none where nothing is to be compiled."""
@@ -97,7 +96,7 @@ class Whole:
         if made is None:
             return None
         moments, *seen = made
-        store = MapStore("device", self._device, self._dtype, self._side, None)
+        store = MapStore(StripConfig(self._side), self._device, self._dtype)
         try:
             maps = tuple(_kept(store, feature) for feature in seen) if features else ()
         except BaseException:
@@ -139,9 +138,8 @@ class Whole:
 
 def _kept(store: MapStore, feature: Tensor) -> FeatureMap:
     """A map that decoding in strips can read as well."""
-    made = store.new(*feature.shape[1:], normalized=True)
+    made = store.new(*feature.shape[1:], with_statistics=True)
     made.write(0, feature)
-    made.count(made.counted(feature))
     return made
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.fusing.weights import constant, wide
+from models.fusing.layers import constant, wide
 from models.memory import in_words
 from models.networks.bundle import Networks
 
@@ -83,7 +83,7 @@ class WinogradConv2d(nn.Module):
         self.kernel_size = conv.kernel_size
         self.results = _results(conv)
         """m: the side of what one square gives."""
-        self.weight = _transformed(conv.weight, self.results)
+        self.weight = _transform(conv.weight, self.results)
         """((m + 2)^2, in, out)"""
         self.forth = constant(_both_ways(_FORTH[self.results]), conv.weight)
         """((m + 2)^2, (m + 2)^2)"""
@@ -101,38 +101,38 @@ class WinogradConv2d(nn.Module):
         `padding` is 1 where zeros stand above and below the rows, 0 where the first and the last
         are only read.
         """
-        out: Tensor = _convolved(x, self.weight, self.forth, self.back, self.bias, padding)
+        out: Tensor = _convolve(x, self.weight, self.forth, self.back, self.bias, padding)
         return out
 
 
 # One operator for torch's compiler too: it would take minutes over the strips, and win nothing.
 @torch.library.custom_op("stablesr::winograd", mutates_args=())
-def _convolved(
+def _convolve(
     x: Tensor, weight: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: int
 ) -> Tensor:
     m, rows = math.isqrt(len(back)), x.shape[2]
     out, height = _new(x, weight, m, padding)
     n, down, _, across, _, channels = out.shape
     width = x.shape[3]
-    cells = x.permute(0, 2, 3, 1)
+    pixels = x.permute(0, 2, 3, 1)
     for top, bottom in _bands(weight, n, down, across):
         first, end = m * top - padding, m * bottom + 2 - padding
         beyond = (1, m * across + 1 - width), (max(-first, 0), max(end - rows, 0))
-        read = F.pad(cells[:, max(first, 0) : end], (0, 0, *beyond[0], *beyond[1]))
-        made = _squares(read, weight, forth, back)
+        read = F.pad(pixels[:, max(first, 0) : end], (0, 0, *beyond[0], *beyond[1]))
+        results = _squares(read, weight, forth, back)
         if bias is not None:
-            made.view(-1, channels).add_(bias)
-        made = made.view(m, m, n, bottom - top, across, channels)
-        out[:, top:bottom] = made.permute(2, 3, 0, 4, 1, 5)
-    return _cropped(out, height, width)
+            results.view(-1, channels).add_(bias)
+        results = results.view(m, m, n, bottom - top, across, channels)
+        out[:, top:bottom] = results.permute(2, 3, 0, 4, 1, 5)
+    return _crop(out, height, width)
 
 
-@_convolved.register_fake
+@_convolve.register_fake
 def _(
     x: Tensor, weight: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: int
 ) -> Tensor:
     out, height = _new(x, weight, math.isqrt(len(back)), padding)
-    return _cropped(out, height, x.shape[3])
+    return _crop(out, height, x.shape[3])
 
 
 def _new(x: Tensor, weight: Tensor, m: int, padding: int) -> tuple[Tensor, int]:
@@ -142,7 +142,7 @@ def _new(x: Tensor, weight: Tensor, m: int, padding: int) -> tuple[Tensor, int]:
     return x.new_empty((n, -(-height // m), m, -(-width // m), m, weight.shape[2])), height
 
 
-def _cropped(out: Tensor, height: int, width: int) -> Tensor:
+def _crop(out: Tensor, height: int, width: int) -> Tensor:
     """Whole squares -> (n, out, height, width)."""
     n, down, m, across, _, channels = out.shape
     whole = out.view(n, m * down, m * across, channels)
@@ -178,49 +178,46 @@ def is_worthwhile(device: torch.device, dtype: torch.dtype) -> bool:
 def use_winograd(networks: Networks, room: int | None = None) -> None:
     """Wide 3x3 convolutions without stride, as far as there is room.
 
-    After all fuses: they read the kernels.
+    After `fuse`, which reads the kernels.
 
     Args:
         networks: in place.
         room: bytes that their weights may grow by; as many as it takes, if not given.
     """
     parts = networks.autoencoder, networks.first_stage, networks.encoder, networks.unet
-    found = 0
-    left: list[int] = []
+    total = 0
+    plain: list[int] = []
     # What saves most time for a byte comes first: the autoencoder's maps are large, and a network's
     # largest are those with the fewest channels.
     for part in filter(None, parts):
-        for owner, child, conv in sorted(_plain(part), key=lambda where: _growth(where[2])):
-            found, more = found + 1, _growth(conv)
+        for owner, name, conv in sorted(_candidates(part), key=lambda place: _growth(place[2])):
+            total, growth = total + 1, _growth(conv)
             if room is not None:
-                if more > room:
-                    left.append(more)
+                if growth > room:
+                    plain.append(growth)
                     continue
-                room -= more
-            owner.register_module(child, WinogradConv2d(conv))
-    if left:
+                room -= growth
+            owner.register_module(name, WinogradConv2d(conv))
+    if plain:
         log.warning(
             "%d of %d wide convolutions are computed as they are: in another basis they would be "
             "faster and take %s more memory, of which %s may be taken",
-            len(left),
-            found,
-            in_words(sum(left)),
+            len(plain),
+            total,
+            in_words(sum(plain)),
             in_words(room or 0),
         )
 
 
-def _plain(part: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d]]:
+def _candidates(part: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv2d]]:
     """3x3 convolutions without stride that are wide enough, each with its owner and name."""
     for owner in part.modules():
-        for name, child in owner.named_children():
-            if isinstance(child, nn.Conv2d) and _is_plain(child):
-                yield owner, name, child
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
-    few = min(conv.in_channels, conv.out_channels)
-    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and few >= _LEAST_CHANNELS
+        for name, conv in owner.named_children():
+            if isinstance(conv, nn.Conv2d):
+                shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+                narrow = min(conv.in_channels, conv.out_channels) < _LEAST_CHANNELS
+                if shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and not narrow:
+                    yield owner, name, conv
 
 
 def _results(conv: nn.Conv2d) -> int:
@@ -234,15 +231,15 @@ def _growth(conv: nn.Conv2d) -> int:
     return own * places // 9 - own
 
 
-def _transformed(kernel: Tensor, results: int) -> nn.Parameter:
+def _transform(kernel: Tensor, results: int) -> nn.Parameter:
     """(out, in, 3, 3) -> ((m + 2)^2, in, out)."""
     forth = _both_ways(_KERNEL[results]).to(kernel.device)
     out, channels = kernel.shape[:2]
-    made = torch.empty((len(forth), channels, out), dtype=kernel.dtype, device=kernel.device)
+    weight = torch.empty((len(forth), channels, out), dtype=kernel.dtype, device=kernel.device)
     for start in range(0, out, _OUTPUTS):
         part = wide(kernel[start : start + _OUTPUTS]).flatten(2)
-        made[:, :, start : start + _OUTPUTS] = torch.einsum("pk,oik->pio", forth, part)
-    return nn.Parameter(made, requires_grad=False)
+        weight[:, :, start : start + _OUTPUTS] = torch.einsum("pk,oik->pio", forth, part)
+    return nn.Parameter(weight, requires_grad=False)
 
 
 def _both_ways(side: _Matrix) -> Tensor:

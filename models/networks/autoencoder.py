@@ -43,10 +43,10 @@ class DenseBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = x
+        inputs = x
         for conv in list(self.convs)[:-1]:
-            seen = torch.cat([seen, F.leaky_relu(conv(seen), 0.2)], dim=1)
-        out: Tensor = x + RESIDUAL_SCALE * self.convs[-1](seen)
+            inputs = torch.cat([inputs, F.leaky_relu(conv(inputs), 0.2)], dim=1)
+        out: Tensor = x + RESIDUAL_SCALE * self.convs[-1](inputs)
         return out
 
 
@@ -63,7 +63,7 @@ class ResidualInResidual(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """What the decoder's feature lacks, told from the encoder's feature of the same size."""
+    """What the decoder's feature lacks, predicted from the encoder's of the same size."""
 
     def __init__(self, width: int, growth: int, blocks: int, groups: int) -> None:
         super().__init__()
@@ -81,15 +81,15 @@ class FusionLayer(nn.Module):
             eps=1e-6,
         )
 
-    def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
+    def forward(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
         """Both (n, width, h, w) -> the residual that the fidelity weight scales."""
-        x = self.enter(torch.cat([encoded, decoded], dim=1), None)
+        x = self.enter(torch.cat([encoder_feature, x], dim=1), None)
         out: Tensor = self.leave(self.dense(x), None)
         return out
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder says of an image."""
+    """Of an image."""
 
     moments: Tensor
     """Unscaled: mean and log-variance of the posterior, (n, 2 * latent_channels, H/8, W/8); of the
@@ -102,20 +102,20 @@ class EncoderOutput(NamedTuple):
 class _FeatureEncoder(Encoder):
     def forward(self, sample: Tensor) -> EncoderOutput:  # type: ignore[override]  # the base gives no features
         sample = self.conv_in(sample)
-        seen = []
+        levels = []
         for block in cast("Iterable[DownEncoderBlock2D]", self.down_blocks):
             for resnet in block.resnets:
                 sample = resnet(sample, None)
-            seen.append(sample)
+            levels.append(sample)
             if block.downsamplers is not None:
                 sample = block.downsamplers[0](sample)
         sample = self.mid_block(sample)
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
-        return EncoderOutput(sample, (seen[1], seen[2]))
+        return EncoderOutput(sample, (levels[1], levels[2]))
 
 
 class _WrappedDecoder(Decoder):
-    """Decoder whose quarter- and half-size levels add `fidelity * fusion(encoded, decoded)`."""
+    """Decoder whose quarter- and half-size levels add `fidelity * fusion(feature, sample)`."""
 
     def __init__(self, config: AutoencoderConfig, *, fusion: bool) -> None:
         super().__init__(
@@ -147,15 +147,13 @@ class _WrappedDecoder(Decoder):
     ) -> Tensor:
         sample = self.mid_block(self.conv_in(sample))
         # Deepest level first: of four levels the second is a quarter of the image's size.
-        at = {
-            len(self.up_blocks) - 3: ("quarter_size", 1),
-            len(self.up_blocks) - 2: ("half_size", 0),
-        }
+        last = len(self.up_blocks) - 1
+        places = {last - 2: ("quarter_size", 1), last - 1: ("half_size", 0)}
         for i, block in enumerate(cast("Iterable[UpDecoderBlock2D]", self.up_blocks)):
             for resnet in block.resnets:
                 sample = resnet(sample, None)
-            if features is not None and self.fusion is not None and i in at:
-                name, place = at[i]
+            if features is not None and self.fusion is not None and i in places:
+                name, place = places[i]
                 sample = sample + fidelity * self.fusion[name](features[place], sample)
             if block.upsamplers is not None:
                 sample = block.upsamplers[0](sample)

@@ -71,13 +71,10 @@ class Networks(nn.Module):
 
     def denoise(self, noisy: Tensor, lr: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """`predict` with the timesteps as a tensor (n,) on the device."""
-        out: Tensor = self.unet(noisy, t, self._context(noisy, context), self.encoder(lr, t))
+        if context is None and not self.unet.knows_context:
+            context = self.context.to(noisy.device).expand(len(noisy), -1, -1)
+        out: Tensor = self.unet(noisy, t, context, self.encoder(lr, t))
         return out
-
-    def _context(self, noisy: Tensor, given: Tensor | None) -> Tensor | None:
-        if given is not None or self.unet.knows_context:
-            return given
-        return self.context.to(noisy.device).expand(len(noisy), -1, -1)
 
 
 def channels_last(part: nn.Module) -> None:

@@ -127,9 +127,9 @@ class CompactFusion(nn.Module):
         assert self.enter.bias is not None
         nn.init.zeros_(self.enter.bias)
 
-    def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
+    def forward(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
         """Both (n, width, h, w), before the later layers -> the feature after them."""
-        x: Tensor = decoded + self.enter(torch.cat([encoded, decoded], dim=1))
+        x = x + self.enter(torch.cat([encoder_feature, x], dim=1))
         return run_layers(self.layers, x)
 
 

@@ -8,7 +8,6 @@ maps by name; only `*.modulation.*` is new.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 import torch
@@ -56,24 +55,17 @@ class ModulatedResnetBlock2D(ResnetBlock2D):
     jobs cannot mix.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        embedding_width: int,
-        feature_width: int,
-        modulation_width: int,
-        groups: int,
-    ) -> None:
+    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
-            temb_channels=embedding_width,
-            groups=groups,
+            temb_channels=config.embedding_width,
+            groups=config.groups,
             eps=1e-5,
         )
-        self.modulation = FeatureModulation(out_channels, feature_width, modulation_width, groups)
+        self.modulation = FeatureModulation(
+            out_channels, config.feature_width, config.modulation_width, config.groups
+        )
 
     def forward(self, sample: Tensor, temb: Tensor, feature: Tensor) -> Tensor:
         """sample (n, in, h, w), temb (n, e) after SiLU, feature (n, f, h, w) -> (n, out, h, w)."""
@@ -83,6 +75,13 @@ class ModulatedResnetBlock2D(ResnetBlock2D):
         skip = sample if self.conv_shortcut is None else self.conv_shortcut(sample)
         out: Tensor = skip + self.modulation(hidden, feature)
         return out
+
+
+def _transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList | None:
+    """One after each residual block of the level, if it has attention."""
+    if not config.attention[level]:
+        return None
+    return nn.ModuleList(_transformer(config, config.widths[level]) for _ in range(count))
 
 
 def _transformer(config: UNetConfig, width: int) -> Transformer2DModel:
@@ -117,14 +116,9 @@ class _DownBlock(_Level):
         super().__init__()
         width = config.widths[level]
         previous = config.widths[max(level - 1, 0)]
-        block = _resnet(config)
         inputs = [previous] + [width] * (config.layers - 1)
-        self.resnets = nn.ModuleList(block(i, width) for i in inputs)
-        self.attentions = (
-            nn.ModuleList(_transformer(config, width) for _ in inputs)
-            if config.attention[level]
-            else None
-        )
+        self.resnets = nn.ModuleList(ModulatedResnetBlock2D(config, i, width) for i in inputs)
+        self.attentions = _transformers(config, level, len(inputs))
         last = level == len(config.widths) - 1
         self.downsamplers = (
             None if last else nn.ModuleList([Downsample2D(width, use_conv=True, name="op")])
@@ -147,8 +141,7 @@ class _MidBlock(_Level):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         width = config.widths[-1]
-        block = _resnet(config)
-        self.resnets = nn.ModuleList([block(width, width), block(width, width)])
+        self.resnets = nn.ModuleList(ModulatedResnetBlock2D(config, width, width) for _ in range(2))
         self.attentions = nn.ModuleList([_transformer(config, width)])
 
     def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None) -> Tensor:
@@ -161,16 +154,11 @@ class _UpBlock(_Level):
     def __init__(self, config: UNetConfig, level: int, skips: Sequence[int], below: int) -> None:
         super().__init__()
         width = config.widths[level]
-        block = _resnet(config)
         inputs = [below] + [width] * config.layers
         self.resnets = nn.ModuleList(
-            block(i + s, width) for i, s in zip(inputs, skips, strict=True)
+            ModulatedResnetBlock2D(config, i + s, width) for i, s in zip(inputs, skips, strict=True)
         )
-        self.attentions = (
-            nn.ModuleList(_transformer(config, width) for _ in inputs)
-            if config.attention[level]
-            else None
-        )
+        self.attentions = _transformers(config, level, len(inputs))
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(width, use_conv=True)])
 
     def forward(
@@ -181,16 +169,6 @@ class _UpBlock(_Level):
             x = torch.cat([x, skips.pop()], dim=1)
             x = self._layer(i, x, temb, feature, context)
         return x if self.upsamplers is None else self.upsamplers[0](x)
-
-
-def _resnet(config: UNetConfig) -> partial[ModulatedResnetBlock2D]:
-    return partial(
-        ModulatedResnetBlock2D,
-        embedding_width=config.embedding_width,
-        feature_width=config.feature_width,
-        modulation_width=config.modulation_width,
-        groups=config.groups,
-    )
 
 
 class ModulatedUNet(nn.Module):
@@ -212,17 +190,17 @@ class ModulatedUNet(nn.Module):
         self.up_blocks = nn.ModuleList()
         below = widths[-1]
         for level in reversed(range(len(widths))):
-            taken = [skips.pop() for _ in range(config.layers + 1)]
-            self.up_blocks.append(_UpBlock(config, level, taken, below))
+            widths_of_skips = [skips.pop() for _ in range(config.layers + 1)]
+            self.up_blocks.append(_UpBlock(config, level, widths_of_skips, below))
             below = widths[level]
 
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
         # What `models.fusing` puts in the place of layers.
-        self.time_table: nn.Module | None = None
+        self.time_table: nn.Embedding | None = None
         """Of the embedding: what all residual blocks add at a timestep."""
-        self.joined: nn.ModuleList | None = None
+        self.level_convs: nn.ModuleList | None = None
         """Of the blocks' first convolutions of a feature, finest level first."""
         self.knows_context = False
         """Whether the cross-attention holds the empty prompt's keys and values."""
@@ -247,7 +225,8 @@ class ModulatedUNet(nn.Module):
             (n, out_channels, h, w).
         """
         temb = self._embedding(timestep, sample.dtype)
-        features = self._joined(features)
+        if self.level_convs is not None:
+            features = [conv(f) for conv, f in zip(self.level_convs, features, strict=True)]
         x = self.conv_in(sample)
         skips = [x]
         for block, feature in zip(self.down_blocks, features, strict=True):
@@ -260,12 +239,6 @@ class ModulatedUNet(nn.Module):
     def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """As residual blocks read it."""
         if self.time_table is not None:
-            return cast("Tensor", self.time_table(timestep))
+            return cast("Tensor", self.time_table(timestep.long()))
         # Every residual block applies SiLU to the embedding first: done once for all of them.
         return F.silu(self.time_embedding(self.time_proj(timestep).to(dtype)))
-
-    def _joined(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
-        """As residual blocks read them."""
-        if self.joined is None:
-            return features
-        return [join(f) for join, f in zip(self.joined, features, strict=True)]

@@ -1,10 +1,10 @@
-"""The middle block's attention: every latent cell looks at all of them, one head.
+"""The middle block's attention: every latent pixel looks at all of them, one head.
 
-Queries go in chunks, keys and values are held whole, so memory grows with the cells and time with
-their square. Above `attention_keys` cells, keys and values are averaged over f x f cells, the
-smallest f that brings them under it. Queries keep their resolution, so there is no seam; what is
-lost is how sharply a cell can point at another. A cell of the border that covers less than
-f x f weighs less by as much: log(covered / f^2) is added to its scores.
+Queries go in chunks, keys and values are held whole, so memory grows with the pixels and time with
+their square. Above `StripConfig.attention_keys` pixels, keys and values are averaged over f x f of
+them, the smallest f that brings them under it. Queries keep their resolution, so there is no seam;
+what is lost is how sharply a pixel can point at another. An average at the border that covers less
+than f x f weighs less by as much: log(covered / f^2) is added to its scores.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.strips.executor import Executor, Pass, Read, Result
-from models.strips.statistics import Normalization
-from models.strips.store import FeatureMap
-from models.strips.strips import Span, Strip
+from models.strips.executor import Executor, Pass, Read
+from models.strips.layers import Normalization, Span, Strip
+from models.strips.maps import FeatureMap
 
-__all__ = ["attended", "averaging"]
+__all__ = ["attend", "averaging"]
 
 # Scores of one call, where a kernel holds them all: 1 GiB in float32.
 _SCORES = 2**28
@@ -35,35 +34,34 @@ def averaging(height: int, width: int, keys: int) -> int:
     return next(f for f in count(1) if -(-height // f) * -(-width // f) <= keys)
 
 
-def attended(run: Executor, x: FeatureMap, attention: Attention, keys: int) -> FeatureMap:
-    """`x` plus what each of its cells takes from all; `x` is freed."""
-    factor = averaging(x.height, x.width, keys)
-    normalization = Normalization(_norm(attention), [x.statistics])
-    key, value, bias = _keys_and_values(run, x, attention, normalization, factor)
+def attend(run: Executor, x: FeatureMap, attention: Attention) -> FeatureMap:
+    """`x` plus its attention; `x` is freed."""
+    norm = attention.group_norm
+    assert norm is not None, "the autoencoder's attention is normalized"
+    normalization = Normalization(norm, [x])
+    key, value, bias = _keys_and_values(run, x, attention, normalization)
     project = cast(nn.Linear, attention.to_out[0])
     chunk = max(1, _SCORES // len(key))
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
-        cells = _cells(normalization(strips[0].rows))
-        out = torch.empty_like(cells)
-        for top in range(0, len(cells), chunk):
-            query = attention.to_q(cells[top : top + chunk])
-            taken = F.scaled_dot_product_attention(
+        pixels = _flatten(normalization(strips[0].rows))
+        out = torch.empty_like(pixels)
+        for top in range(0, len(pixels), chunk):
+            query = attention.to_q(pixels[top : top + chunk])
+            mixture = F.scaled_dot_product_attention(
                 query[None, None], key[None, None], value[None, None], attn_mask=bias
             )
-            out[top : top + chunk] = project(taken[0, 0])
-        return [strips[0]._replace(rows=_rows(out, x.width) + strips[0].rows)]
+            out[top : top + chunk] = project(mixture[0, 0])
+        rows = out.view(-1, x.width, x.channels).permute(2, 0, 1)[None]
+        return [strips[0]._replace(rows=rows + strips[0].rows)]
 
-    cells = x.height * x.width
-    linear = 4 * cells * x.channels**2
+    pixels = x.height * x.width
     return run.map(
         Pass(
-            [Result(x.channels)],
-            x.height,
-            x.width,
             [Read(x)],
+            [x.channels],
             compute,
-            flops=linear + 4 * cells * len(key) * x.channels,
+            flops=4 * pixels * x.channels**2 + 4 * pixels * len(key) * x.channels,
             temporaries=4 * x.channels,
             resident=2 * key.nbytes,
         )
@@ -71,13 +69,10 @@ def attended(run: Executor, x: FeatureMap, attention: Attention, keys: int) -> F
 
 
 def _keys_and_values(
-    run: Executor,
-    x: FeatureMap,
-    attention: Attention,
-    normalization: Normalization,
-    factor: int,
+    run: Executor, x: FeatureMap, attention: Attention, normalization: Normalization
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both (keys, channels), and what is added to the scores of each key, if anything."""
+    factor = averaging(x.height, x.width, run.store.config.attention_keys)
     height, width = -(-x.height // factor), -(-x.width // factor)
     shape = (height * width, x.channels)
     device, dtype = run.store.device, run.store.dtype
@@ -91,16 +86,14 @@ def _keys_and_values(
         return [Strip(rows, span.top, height)]
 
     def write(top: int, rows: Tensor) -> None:
-        cells = _cells(rows)
-        at = slice(top * width, top * width + len(cells))
-        key[at], value[at] = attention.to_k(cells), attention.to_v(cells)
+        pixels = _flatten(rows)
+        part = slice(top * width, top * width + len(pixels))
+        key[part], value[part] = attention.to_k(pixels), attention.to_v(pixels)
 
     run.emit(
         Pass(
-            [Result(x.channels)],
-            height,
-            width,
             [Read(x, stride=Fraction(factor), last=False)],
+            [x.channels],
             compute,
             flops=4 * height * width * x.channels**2,
             temporaries=factor**2 * x.channels + 3 * x.channels,
@@ -118,17 +111,6 @@ def _keys_and_values(
     return key, value, bias.to(device, dtype)[None, None, None]
 
 
-def _cells(rows: Tensor) -> Tensor:
+def _flatten(rows: Tensor) -> Tensor:
     """(1, channels, n, width) -> (n * width, channels)"""
     return rows[0].permute(1, 2, 0).flatten(0, 1)
-
-
-def _rows(cells: Tensor, width: int) -> Tensor:
-    """Inverse of `_cells`."""
-    return cells.view(-1, width, cells.shape[1]).permute(2, 0, 1)[None]
-
-
-def _norm(attention: Attention) -> nn.GroupNorm:
-    norm = attention.group_norm
-    assert norm is not None, "the autoencoder's attention is normalized"
-    return norm

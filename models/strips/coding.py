@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+import models.strips.autoencoder as released
+import models.strips.compact as compact
 from models.config import AutoencoderConfig, CompactConfig
 from models.networks.bundle import AnyAutoencoder, make_autoencoder
 from models.networks.compact import HAAR_CHANNELS, CompactAutoencoder, haar, quarter
-from models.strips.compact import run_compact_decoder, run_compact_encoder
-from models.strips.cost import META, Cost, Counter
-from models.strips.decoder import run_decoder
-from models.strips.encoder import EncodedStrips, run_encoder
-from models.strips.executor import Executor, TensorSource, Write
-from models.strips.settings import Callbacks, StripConfig
-from models.strips.store import FeatureMap, MapStore
+from models.strips.executor import META, Callbacks, Cost, Counter, Executor, TensorSource, Write
+from models.strips.maps import FeatureMap, MapStore, StripConfig
 
-__all__ = ["coding_cost", "decode", "encode"]
+__all__ = ["EncodedStrips", "coding_cost", "decode", "encode"]
+
+
+class EncodedStrips:
+    """The output of an encoder. Holds memory or files until it is closed."""
+
+    def __init__(self, moments: Tensor, features: tuple[FeatureMap, ...], store: MapStore) -> None:
+        self.moments = moments
+        """As of `EncoderOutput`, float32 on the network's device."""
+        self.features = features
+        """As of `EncoderOutput`, or none."""
+        self._store = store
+
+    @property
+    def nbytes(self) -> int:
+        """Of the features."""
+        return self._store.nbytes
+
+    def close(self) -> None:
+        """Frees the features; the moments stay."""
+        self._store.close()
+
+    def __enter__(self) -> EncodedStrips:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 @torch.inference_mode()
@@ -28,55 +52,45 @@ def encode(
     image: Tensor,
     strips: StripConfig,
     *,
-    device: torch.device,
-    dtype: torch.dtype,
     features: bool = True,
     callbacks: Callbacks | None = None,
 ) -> EncodedStrips:
     """`autoencoder.encode`, in strips.
 
     Args:
-        autoencoder: on `device`, in `dtype`.
+        autoencoder: its device and dtype are those of the maps.
         image: (1, 3, H, W) in [-1, 1], sides multiples of 8; on the host, read strip by strip.
-        strips: size of the strips and where maps are kept.
-        device: of the network.
-        dtype: of the network and of the maps.
-        features: whether the decoder's fusion will want them; they stay until `close()`.
-        callbacks: told and asked between strips.
+        strips: height of the strips and where maps are kept.
+        features: whether the decoder's fusion will read them; they stay until `close()`.
+        callbacks: called between strips.
 
     Raises:
         ScratchFull: maps are kept on disk and it has no room.
         torch.OutOfMemoryError: there is no memory for strips of one row either.
     """
-    config = autoencoder.config
+    config, (device, dtype) = autoencoder.config, _place(autoencoder)
     height, width = image.shape[2:]
-    flops = coding_cost(config, height, width, strips, dtype, decode=False, fusion=features).flops
-    moments = _room_for_moments(autoencoder, image, device)
-    store = MapStore(strips.keep, device, dtype, strips.rows, strips.scratch)
+    cost = coding_cost(config, height, width, strips, dtype, decode=False, fusion=features)
+    sides = height // config.downscale, width // config.downscale
+    if isinstance(autoencoder, CompactAutoencoder):
+        moments = torch.empty((1, config.latent_channels, *sides), device=device)
+        moments[:, :HAAR_CHANNELS] = haar(quarter(image))
+        free = moments[:, HAAR_CHANNELS:]
+    else:
+        free = moments = torch.empty((1, 2 * config.latent_channels, *sides), device=device)
+    store = MapStore(strips, device, dtype)
     try:
-        run = Executor(store, strips.rows, flops, callbacks or Callbacks())
-        compact = isinstance(autoencoder, CompactAutoencoder)
-        kept = _encoder_passes(autoencoder, strips)(
-            run,
-            image=TensorSource(image, device, dtype),
+        maps = _passes(autoencoder).run_encoder(
+            Executor(store, cost.flops, callbacks or Callbacks()),
+            autoencoder,
+            TensorSource(image, device, dtype),
             features=features,
-            write=_into(moments[:, HAAR_CHANNELS:] if compact else moments),
+            write=_write_into(free),
         )
     except BaseException:
         store.close()
         raise
-    return EncodedStrips(moments, kept, store)
-
-
-def _room_for_moments(autoencoder: AnyAutoencoder, image: Tensor, device: torch.device) -> Tensor:
-    """Of the compact autoencoder with the channels in it that are the image itself."""
-    config = autoencoder.config
-    cells = [side // config.downscale for side in image.shape[2:]]
-    if not isinstance(autoencoder, CompactAutoencoder):
-        return torch.empty((1, 2 * config.latent_channels, *cells), device=device)
-    moments = torch.empty((1, config.latent_channels, *cells), device=device)
-    moments[:, :HAAR_CHANNELS] = haar(quarter(image))
-    return moments
+    return EncodedStrips(moments, maps, store)
 
 
 @torch.inference_mode()
@@ -87,23 +101,17 @@ def decode(
     fidelity: float,
     strips: StripConfig,
     *,
-    device: torch.device,
-    dtype: torch.dtype,
-    free_features: bool = False,
     callbacks: Callbacks | None = None,
 ) -> Tensor:
     """`autoencoder.decode`, in strips.
 
     Args:
-        autoencoder: on `device`, in `dtype`.
+        autoencoder: its device and dtype are those of the maps.
         latent: unscaled, (1, c, h, w), anywhere and of any dtype.
         features: of `encode`; without them it decodes plainly, as with fidelity 0.
         fidelity: weight of the fusion in [0, 1] (eq. 5).
-        strips: size of the strips and where maps are kept.
-        device: of the network.
-        dtype: of the network and of the maps.
-        free_features: free each as it is read for the last time, not with `EncodedStrips`.
-        callbacks: told and asked between strips.
+        strips: height of the strips and where maps are kept.
+        callbacks: called between strips.
 
     Returns:
         (1, 3, 8h, 8w), float32 on the host, nominally in [-1, 1].
@@ -112,32 +120,36 @@ def decode(
         ScratchFull: maps are kept on disk and it has no room.
         torch.OutOfMemoryError: there is no memory for strips of one row either.
     """
-    wanted = features if fidelity > 0 and features else None
-    config = autoencoder.config
+    maps = features if fidelity > 0 and features else None
+    callbacks = callbacks or Callbacks()
+    config, (device, dtype) = autoencoder.config, _place(autoencoder)
     height, width = (config.downscale * side for side in latent.shape[2:])
     # Kept further away, memory was short: strips can shrink, the whole cannot.
-    at_once = strips.rows >= height and strips.keep == "device"
-    if isinstance(autoencoder, CompactAutoencoder) and at_once:
-        image = _decoded_whole(autoencoder, latent, wanted, fidelity, device, dtype, callbacks)
-        for feature in features if free_features else ():
-            feature.free()
-        return image
-    callbacks = callbacks or Callbacks()
-    flops = coding_cost(
-        config, height, width, strips, dtype, decode=True, fusion=wanted is not None
-    ).flops
-    image = torch.empty((1, 3, height, width))
-    with MapStore(strips.keep, device, dtype, strips.rows, strips.scratch) as store:
-        run = Executor(store, strips.rows, flops, callbacks)
-        _decoder_passes(autoencoder, strips)(
-            run,
-            latent=TensorSource(latent, device, dtype),
-            features=wanted,
-            fidelity=fidelity,
-            free_features=free_features,
-            write=_into(image),
+    if (
+        isinstance(autoencoder, CompactAutoencoder)
+        and strips.height >= height
+        and strips.keep == "device"
+    ):
+        # A strip of full height needs no maps between passes, whose copies take time.
+        callbacks.check()
+        inputs = None if maps is None else [x.read(0, x.height) for x in maps]
+        weight = torch.tensor(fidelity, device=device, dtype=dtype)
+        latent = latent.to(device, dtype).contiguous(memory_format=torch.channels_last)
+        image = autoencoder.decode(latent, inputs, weight).float().cpu()
+    else:
+        cost = coding_cost(
+            config, height, width, strips, dtype, decode=True, fusion=maps is not None
         )
-    # Fused upsamplers (`models.fusing`) have less arithmetic than was counted.
+        image = torch.empty((1, 3, height, width))
+        with MapStore(strips, device, dtype) as store:
+            _passes(autoencoder).run_decoder(
+                Executor(store, cost.flops, callbacks),
+                autoencoder,
+                TensorSource(latent, device, dtype),
+                maps,
+                fidelity,
+                write=_write_into(image),
+            )
     callbacks.progress(1.0)
     return image
 
@@ -159,25 +171,19 @@ def coding_cost(
     caller's.
     """
     run, autoencoder = Counter(strips, dtype), _without_weights(config)
+    passes = _passes(autoencoder)
     if not decode:
         image = run.source(3, height, width)
-        _encoder_passes(autoencoder, strips)(run, image=image, features=fusion, write=_nowhere)
+        passes.run_encoder(run, autoencoder, image, features=fusion, write=_write_nothing)
         return run.cost
     features = [
         run.hold(channels, height // smaller, width // smaller)
         for channels, smaller in config.feature_widths
         if fusion
     ]
-    _decoder_passes(autoencoder, strips)(
-        run,
-        latent=run.source(
-            config.latent_channels, height // config.downscale, width // config.downscale
-        ),
-        features=features or None,
-        fidelity=1.0,
-        free_features=False,
-        write=_nowhere,
-    )
+    sides = height // config.downscale, width // config.downscale
+    latent = run.source(config.latent_channels, *sides)
+    passes.run_decoder(run, autoencoder, latent, features or None, 1.0, write=_write_nothing)
     return run.cost
 
 
@@ -187,44 +193,18 @@ def _without_weights(config: AutoencoderConfig | CompactConfig) -> AnyAutoencode
         return make_autoencoder(config)
 
 
-def _encoder_passes(
-    autoencoder: AnyAutoencoder, strips: StripConfig
-) -> Callable[..., tuple[FeatureMap, ...]]:
-    """`run_encoder` of this network."""
-    if isinstance(autoencoder, CompactAutoencoder):
-        return partial(run_compact_encoder, autoencoder=autoencoder)
-    return partial(run_encoder, autoencoder=autoencoder, keys=strips.attention_keys)
+def _passes(autoencoder: AnyAutoencoder) -> ModuleType:
+    """Has `run_encoder` and `run_decoder` of this network."""
+    return compact if isinstance(autoencoder, CompactAutoencoder) else released
 
 
-def _decoder_passes(autoencoder: AnyAutoencoder, strips: StripConfig) -> Callable[..., None]:
-    """`run_decoder` of this network."""
-    if isinstance(autoencoder, CompactAutoencoder):
-        return partial(run_compact_decoder, autoencoder=autoencoder)
-    return partial(run_decoder, autoencoder=autoencoder, keys=strips.attention_keys)
+def _place(autoencoder: AnyAutoencoder) -> tuple[torch.device, torch.dtype]:
+    parameter = next(autoencoder.parameters())
+    return parameter.device, parameter.dtype
 
 
-def _decoded_whole(
-    autoencoder: CompactAutoencoder,
-    latent: Tensor,
-    features: Sequence[FeatureMap] | None,
-    fidelity: float,
-    device: torch.device,
-    dtype: torch.dtype,
-    callbacks: Callbacks | None,
-) -> Tensor:
-    """A strip of full height needs no maps between passes, whose copies take time."""
-    told = callbacks or Callbacks()
-    told.check()
-    seen = None if features is None else [x.read(0, x.height) for x in features]
-    weight = torch.tensor(fidelity, device=device, dtype=dtype)
-    laid = latent.to(device, dtype).contiguous(memory_format=torch.channels_last)
-    image = autoencoder.decode(laid, seen, weight).float().cpu()
-    told.progress(1.0)
-    return image
-
-
-def _into(whole: Tensor) -> Write:
-    """Writes rows into a tensor (1, channels, height, width)."""
+def _write_into(whole: Tensor) -> Write:
+    """Into a tensor (1, channels, height, width)."""
 
     def write(top: int, rows: Tensor) -> None:
         whole[:, :, top : top + rows.shape[2]] = rows
@@ -232,5 +212,5 @@ def _into(whole: Tensor) -> Write:
     return write
 
 
-def _nowhere(top: int, rows: Tensor) -> None:
-    """Nothing is computed, so nothing is written."""
+def _write_nothing(top: int, rows: Tensor) -> None:
+    """Nothing is computed."""

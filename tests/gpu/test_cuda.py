@@ -23,13 +23,8 @@ from models.pipeline import StableSR
 from models.plan import Resources
 from models.presets import PRESETS
 from models.sampling import StepRequest, drive
-from models.strips import StripConfig
-from tests.models.strips.images import (
-    decode_strips,
-    encode_strips,
-    latent_of,
-    relative_error,
-)
+from models.strips import StripConfig, decode, encode
+from tests.models.strips.images import latent_of, relative_error
 from tests.parity import Golden, comparisons
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -92,28 +87,25 @@ def test_the_same_seed_gives_the_same_image_bit_for_bit(sr: StableSR) -> None:
 
 
 @pytest.mark.parametrize("keep", ["device", "host", "disk"])
-def test_coding_in_pieces_is_coding_whole(sr: StableSR, tmp_path: Path, keep: str) -> None:
+def test_coding_in_strips_is_coding_whole(sr: StableSR, tmp_path: Path, keep: str) -> None:
     autoencoder = sr.networks.autoencoder
     image = (picture(264, 200) * 2 - 1).to(CUDA)
     with torch.inference_mode():
         whole = autoencoder.encode(image)
-        strips = StripConfig(rows=24, keep=keep, scratch=tmp_path)  # type: ignore[arg-type]  # a Literal
-        encoded = encode_strips(autoencoder, image.cpu(), strips, device=CUDA)
-        with encoded:
-            assert relative_error(encoded.moments.cpu(), whole.moments.cpu()) < 1e-5
+        strips = StripConfig(height=24, keep=keep, scratch=tmp_path)  # type: ignore[arg-type]  # a Literal
+        with encode(autoencoder, image.cpu(), strips) as output:
+            assert relative_error(output.moments.cpu(), whole.moments.cpu()) < 1e-5
             latent = torch.randn_like(latent_of(autoencoder, whole.moments))
             for fidelity in (0.0, 1.0):
-                wanted = autoencoder.decode(
-                    latent, whole.features, torch.tensor(fidelity, device=CUDA)
-                )
-                features = encoded.features if fidelity else ()
-                found = decode_strips(autoencoder, latent, features, fidelity, strips, device=CUDA)
-                assert relative_error(found.cpu(), wanted.cpu()) < 1e-5
+                reference = autoencoder.decode(latent, whole.features, torch.tensor(fidelity))
+                features = output.features if fidelity else ()
+                result = decode(autoencoder, latent, features, fidelity, strips)
+                assert relative_error(result.cpu(), reference.cpu()) < 1e-5
 
 
 def test_tiles_of_one_call_are_predicted_as_alone(sr: StableSR) -> None:
     channels = sr.networks.config.unet.in_channels
-    tiles = torch.randn(2, 5, channels, 64, 64, device=CUDA)
+    tiles = torch.randn(2, 5, channels, 64, 64)
     requests = [
         StepRequest(tiles[0, i : i + 1], tiles[1, i : i + 1], t, None, 0, 1)
         for i, t in enumerate((999, 500, 1, 250, 0))
@@ -134,7 +126,7 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
     for step in quick.denoiser.compilations(2, 64):
         step()
     channels = eager.networks.config.unet.in_channels
-    tiles = torch.randn(2, 4, channels, 64, 64, device=CUDA)
+    tiles = torch.randn(2, 4, channels, 64, 64)
 
     def request(n: int, t: int) -> list[StepRequest]:
         return [StepRequest(tiles[0, :n], tiles[1, :n], t, None, 0, 1)]

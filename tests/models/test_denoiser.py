@@ -33,7 +33,7 @@ ON = CompileOptions("on")
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return fuse(small.made(torch.float32))
+    return fuse(small.build(torch.float32))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_auto_compiles_on_a_gpu_only() -> None:
 
 
 def test_attention_is_fused_where_kernels_are_laid_out_channels_last() -> None:
-    networks = fuse(small.made(torch.float32))
+    networks = fuse(small.build(torch.float32))
     denoiser = made(networks)
     assert denoiser.compiled
     tile = torch.zeros(1, 4, 8, 8)

@@ -189,7 +189,7 @@ def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
 
 def test_what_is_decided_already_stays_so() -> None:
     chosen = planned(2048, PLENTY, tile_batch=3, decode_tile=24, offload=True)
-    assert (chosen.tile_batch, chosen.strips.rows, chosen.offload) == (3, 24, True)
+    assert (chosen.tile_batch, chosen.strips.height, chosen.offload) == (3, 24, True)
     zero: dict[str, Any] = {"tile_batch": 0, "decode_tile": 0, "memory_limit": 0}
     for name in zero:
         with pytest.raises(InvalidOption, match=f"{name} is 0, but must be at least 1"):
@@ -207,13 +207,11 @@ def test_without_a_plan_it_is_said_what_is_needed_and_what_there_is() -> None:
 
 def test_further_places_are_the_host_and_the_disk_if_it_is_one() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    near = StripConfig(rows=5)
+    near = StripConfig(height=5)
     onto_host = further(near, gpu, PLENTY)
-    assert onto_host == StripConfig(rows=5, keep="host")
-    assert further(StripConfig(rows=5, keep="host"), gpu, PLENTY) == StripConfig(
-        rows=5, keep="disk"
-    )
-    assert further(near, cpu, PLENTY) == StripConfig(rows=5, keep="disk")
+    assert onto_host == StripConfig(height=5, keep="host")
+    assert further(onto_host, gpu, PLENTY) == StripConfig(height=5, keep="disk")
+    assert further(near, cpu, PLENTY) == StripConfig(height=5, keep="disk")
     assert further(near, cpu, Memory(0, GB, 0)) is None
     assert further(StripConfig(keep="disk"), gpu, PLENTY) is None
 

@@ -89,7 +89,7 @@ def test_what_was_encoded_whole_can_be_decoded_in_strips(
         assert prepared.encoding.held == right.encoding.held > 0
         latent = torch.zeros_like(prepared.latent)
         # Others have taken the memory meanwhile.
-        monkeypatch.setattr(ours.planner, "strips_now", lambda *_: StripConfig(rows=8))
+        monkeypatch.setattr(ours.planner, "strips_now", lambda *_: StripConfig(height=8))
         wanted = plain.decode(right, latent, options)
         assert float((ours.decode(prepared, latent, options) - wanted).abs().max()) < 1e-5
     assert compiler.made == ["encode_image_1"]

@@ -11,7 +11,7 @@ from models.config import EncoderConfig, ModelConfig, TextConfig, UNetConfig
 from models.networks.bundle import Networks
 from tests.models import narrow
 
-__all__ = ["CONFIG", "made"]
+__all__ = ["CONFIG", "build"]
 
 CONFIG = ModelConfig(
     unet=UNetConfig(
@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
 )
 
 
-def made(dtype: torch.dtype = torch.float64, *, text: bool = False) -> Networks:
+def build(dtype: torch.dtype = torch.float64, *, text: bool = False) -> Networks:
     """The same numbers at every call; biases and norms are not the ones that do nothing."""
     config = replace(CONFIG, text=TextConfig(12, 2, 2, 3, 20)) if text else CONFIG
     networks = random_networks(config, torch.device("cpu"), torch.float64)

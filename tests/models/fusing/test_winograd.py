@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import models.fusing.winograd
 from models.estimate import Estimate
-from models.fusing import FUSIONS, for_inference, fuse
+from models.fusing import for_inference, fuse
 from models.fusing.winograd import WinogradConv2d, is_worthwhile, use_winograd
 from models.memory import Memory
 from models.presets import get_preset
@@ -23,7 +23,7 @@ TOLERANCE = 1e-12
 CPU = torch.device("cpu")
 
 
-def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -35,7 +35,7 @@ def error(ours: Tensor, right: Tensor) -> float:
 def conv(inputs: int, outputs: int, *, bias: bool = True, seed: int = 0) -> nn.Conv2d:
     made = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias, dtype=torch.float64)
     for number, parameter in enumerate(made.parameters()):
-        parameter.data = drawn(*parameter.shape, seed=seed + number)
+        parameter.data = random_tensor(*parameter.shape, seed=seed + number)
     return made
 
 
@@ -62,7 +62,7 @@ def test_a_map_of_any_sides_is_convolved_the_same(
     plain = conv(3, 5, bias=bias)
     ours = WinogradConv2d(plain)
     assert ours.results == results
-    x = drawn(2, 3, *sides)
+    x = random_tensor(2, 3, *sides)
     assert error(ours(x), plain(x)) < TOLERANCE
     last = x.contiguous(memory_format=torch.channels_last)
     assert torch.equal(ours(last), ours(x))
@@ -71,7 +71,7 @@ def test_a_map_of_any_sides_is_convolved_the_same(
 @pytest.mark.parametrize("height", [3, 4, 9])
 @torch.inference_mode()
 def test_rows_that_are_only_read_give_no_results(results: int, height: int) -> None:
-    plain, x = conv(3, 5), drawn(1, 3, height, 6)
+    plain, x = conv(3, 5), random_tensor(1, 3, height, 6)
     right = plain(x)[:, :, 1:-1]
     assert error(WinogradConv2d(plain).rows(x, padding=0), right) < TOLERANCE
 
@@ -80,7 +80,7 @@ def test_rows_that_are_only_read_give_no_results(results: int, height: int) -> N
 def test_a_large_map_is_computed_in_bands_with_the_same_result(
     results: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, x = WinogradConv2d(conv(3, 5)), drawn(2, 3, 23, 10)
+    ours, x = WinogradConv2d(conv(3, 5)), random_tensor(2, 3, 23, 10)
     whole = ours(x)
     seen: list[int] = []
     read = models.fusing.winograd._squares
@@ -102,7 +102,7 @@ def test_float32_is_as_near_to_the_exact_result_as_the_convolution_within_a_few_
     """Of a layer as wide as full-size ones."""
     plain = conv(320, 320)
     plain.weight.data /= 3 * 320**0.5
-    x = drawn(1, 320, 16, 16)
+    x = random_tensor(1, 320, 16, 16)
     right = plain(x)
     ours = WinogradConv2d(plain).float()(x.float()).double()
     own = plain.float()(x.float()).double()
@@ -112,16 +112,15 @@ def test_float32_is_as_near_to_the_exact_result_as_the_convolution_within_a_few_
 
 @pytest.mark.usefixtures("all_widths")
 @torch.inference_mode()
-def test_networks_give_the_same_with_all_folds_and_without_any() -> None:
-    plain = small.made()
-    noisy, lr = drawn(2, 2, 4, 8, 24)
-    image, w = drawn(1, 3, 40, 24, seed=1), torch.tensor(0.7, dtype=torch.float64)
+def test_networks_give_the_same_fused_or_not() -> None:
+    plain = small.build()
+    noisy, lr = random_tensor(2, 2, 4, 8, 24)
+    image, w = random_tensor(1, 3, 40, 24, seed=1), torch.tensor(0.7, dtype=torch.float64)
     right = plain.predict(noisy, lr, [3, 700], None)
     encoded = plain.autoencoder.encode(image)
     latent = encoded.moments[:, :4]
     decoded = plain.autoencoder.decode(latent, encoded.features, w)
-    for names in ([], list(FUSIONS)):
-        ours = fuse(small.made(), names)
+    for ours in (small.build(), fuse(small.build())):
         use_winograd(ours)
         assert count(ours) > 100
         assert error(ours.predict(noisy, lr, [3, 700], None), right) < TOLERANCE
@@ -138,17 +137,15 @@ def count(part: nn.Module) -> int:
 @pytest.mark.parametrize("rows", [1, 3, 8, 64])
 @torch.inference_mode()
 def test_an_image_goes_in_strips_as_it_does_whole(rows: int) -> None:
-    plain, ours = small.made(), fuse(small.made())
+    plain, ours = small.build(), fuse(small.build())
     use_winograd(ours)
-    image = drawn(1, 3, 40, 24).float()
+    image = random_tensor(1, 3, 40, 24).float()
     strips, double = StripConfig(rows), torch.float64
     right = plain.autoencoder.encode(image.double())
-    with encode(ours.autoencoder, image, strips, device=CPU, dtype=double) as found:
+    with encode(ours.autoencoder, image, strips) as found:
         torch.testing.assert_close(found.moments, right.moments.float(), rtol=1e-5, atol=1e-5)
         latent = right.moments[:, :4]
-        made = decode(
-            ours.autoencoder, latent, found.features, 0.7, strips, device=CPU, dtype=double
-        )
+        made = decode(ours.autoencoder, latent, found.features, 0.7, strips)
     wanted = plain.autoencoder.decode(latent, right.features, torch.tensor(0.7, dtype=double))
     torch.testing.assert_close(made, wanted.float(), rtol=1e-5, atol=1e-5)
 
@@ -157,7 +154,7 @@ def test_only_wide_convolutions_without_stride_change_their_basis(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(models.fusing.winograd, "_LEAST_CHANNELS", 16)
-    networks = small.made()
+    networks = small.build()
     kept = copy.deepcopy(networks)
     use_winograd(networks)
     for name, module in kept.named_modules():
@@ -185,7 +182,7 @@ def test_only_wide_convolutions_without_stride_change_their_basis(
 def test_it_is_for_float32_on_processors(device: str, dtype: torch.dtype, wanted: bool) -> None:
     place = torch.device(device)
     assert is_worthwhile(place, dtype) == wanted
-    networks = small.made(dtype)
+    networks = small.build(dtype)
     for_inference(networks, place, dtype, lambda: 2**30)
     assert (count(networks) > 0) == wanted
 
@@ -203,7 +200,7 @@ def grown(part: nn.Module) -> int:
 def test_convolutions_that_there_is_no_room_for_stay_as_they_are_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    all_, some = small.made(), small.made()
+    all_, some = small.build(), small.build()
     use_winograd(all_)
     rest = grown(all_.unet) // 2
     room = grown(all_) - grown(all_.unet) + rest
@@ -232,7 +229,7 @@ def is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 @pytest.mark.parametrize("padding", [0, 1])
 def test_to_the_compiler_a_convolution_is_one_operator(results: int, padding: int) -> None:
     ours = WinogradConv2d(conv(3, 5))
-    tracer, x = Tracer(), drawn(2, 3, 23, 10)
+    tracer, x = Tracer(), random_tensor(2, 3, 23, 10)
 
     def run(x: Tensor) -> tuple[Tensor]:
         return (ours.rows(x, padding=padding),)
@@ -241,7 +238,7 @@ def test_to_the_compiler_a_convolution_is_one_operator(results: int, padding: in
     [graph] = tracer.graphs
     assert [n.op for n in graph.graph.nodes].count("call_function") == 1
     arguments = x, ours.weight, ours.forth, ours.back, ours.bias, padding
-    torch.library.opcheck(models.fusing.winograd._convolved, arguments)
+    torch.library.opcheck(models.fusing.winograd._convolve, arguments)
 
 
 def test_an_estimate_counts_the_kernels_as_they_will_be(caplog: pytest.LogCaptureFixture) -> None:

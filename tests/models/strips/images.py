@@ -1,4 +1,4 @@
-"""Pictures and both ways to code them."""
+"""Autoencoders, images and how whole images are coded."""
 
 from __future__ import annotations
 
@@ -8,15 +8,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.networks.autoencoder import EncoderOutput
+from models.checkpoints.folder import load_folder, preset_folder
+from models.config import AutoencoderConfig, CompactConfig
+from models.networks.autoencoder import Autoencoder, EncoderOutput
 from models.networks.bundle import AnyAutoencoder
-from models.strips import Callbacks, EncodedStrips, StripConfig, decode, encode
-from models.strips.store import FeatureMap
+from models.networks.compact import CompactAutoencoder
+from models.presets import get_preset
 
 CPU = torch.device("cpu")
+SMALL = AutoencoderConfig(
+    widths=(8, 16, 32, 32), layers=2, latent_channels=4, groups=4, growth=4, fusion_blocks=2
+)
+"""The released topology, narrow."""
+COMPACT = CompactConfig(
+    quarter_width=8, eighth_width=16, layers=11, head_widths=(8, 16, 8), shared_layers=3
+)
+"""More layers than one pass has; the first are shared by both ends of the fidelity weight."""
 
 
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
+def make_small() -> Autoencoder:
+    """Random weights; every bias and norm has values of its own."""
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(SMALL)
+    for parameter in autoencoder.parameters():
+        if parameter.ndim == 1:
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+    return autoencoder.eval().requires_grad_(False)
+
+
+def make_compact() -> CompactAutoencoder:
+    """No layer is one that does nothing at the start, and slopes differ."""
+    torch.manual_seed(0)
+    autoencoder = CompactAutoencoder(COMPACT)
+    for parameter in autoencoder.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return autoencoder.eval().requires_grad_(False)
+
+
+def load_tiny() -> AnyAutoencoder:
+    """The embedded weights."""
+    return load_folder(preset_folder(get_preset("tiny")), CPU, torch.float32).autoencoder
+
+
+def make_image(height: int, width: int, seed: int = 0) -> Tensor:
     """Shapes with sharp edges and some noise, (1, 3, height, width) in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, height // 8 + 1, width // 8 + 1, generator=generator)
@@ -24,12 +58,8 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
     return (image + 0.1 * torch.randn(image.shape, generator=generator)).clamp(0, 1) * 2 - 1
 
 
-def relative_error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.float() - wanted.float()).norm() / wanted.float().norm())
-
-
-def dtype_of(autoencoder: AnyAutoencoder) -> torch.dtype:
-    return next(autoencoder.parameters()).dtype
+def relative_error(result: Tensor, reference: Tensor) -> float:
+    return float((result.float() - reference.float()).norm() / reference.float().norm())
 
 
 def latent_of(autoencoder: AnyAutoencoder, moments: Tensor) -> Tensor:
@@ -37,61 +67,14 @@ def latent_of(autoencoder: AnyAutoencoder, moments: Tensor) -> Tensor:
     return moments[:, : autoencoder.config.latent_channels]
 
 
-def encode_strips(
-    autoencoder: AnyAutoencoder,
-    image: Tensor,
-    strips: StripConfig,
-    *,
-    features: bool = True,
-    callbacks: Callbacks | None = None,
-    device: torch.device = CPU,
-) -> EncodedStrips:
-    dtype = dtype_of(autoencoder)
-    return encode(
-        autoencoder,
-        image,
-        strips,
-        device=device,
-        dtype=dtype,
-        features=features,
-        callbacks=callbacks,
-    )
-
-
-def decode_strips(
-    autoencoder: AnyAutoencoder,
-    latent: Tensor,
-    features: tuple[FeatureMap, ...],
-    fidelity: float,
-    strips: StripConfig,
-    *,
-    free_features: bool = False,
-    callbacks: Callbacks | None = None,
-    device: torch.device = CPU,
-) -> Tensor:
-    dtype = dtype_of(autoencoder)
-    return decode(
-        autoencoder,
-        latent,
-        features,
-        fidelity,
-        strips,
-        device=device,
-        dtype=dtype,
-        free_features=free_features,
-        callbacks=callbacks,
-    )
-
-
-def coded_whole(
+def code_whole(
     autoencoder: AnyAutoencoder, image: Tensor, fidelity: float
 ) -> tuple[EncoderOutput, Tensor, Tensor, Tensor]:
-    """What encoding says, the latent, and it decoded with and without fusion."""
-    dtype = dtype_of(autoencoder)
-    encoded = autoencoder.encode(image.to(dtype))
-    latent = latent_of(autoencoder, encoded.moments)
-    wrapped = autoencoder.decode(latent, encoded.features, torch.tensor(fidelity, dtype=dtype))
-    return encoded, latent, wrapped, autoencoder.decode(latent)
+    """The encoder's output, the latent, and it decoded with and without fusion."""
+    output = autoencoder.encode(image)
+    latent = latent_of(autoencoder, output.moments)
+    fusion = autoencoder.decode(latent, output.features, torch.tensor(fidelity))
+    return output, latent, fusion, autoencoder.decode(latent)
 
 
 def open_files(folder: Path) -> list[str]:

@@ -12,12 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.strips import Callbacks, StripConfig
-from models.strips.attention import attended, averaging
+from models.strips import Callbacks, MapStore, StripConfig, decode, encode
+from models.strips.attention import attend, averaging
 from models.strips.executor import Executor
-from models.strips.store import MapStore
-from tests.models.strips.conftest import make_small
-from tests.models.strips.images import CPU, decode_strips, encode_strips, relative_error
+from tests.models.strips.images import CPU, make_small, relative_error
 
 
 @pytest.fixture
@@ -35,17 +33,15 @@ def attention() -> Attention:
     ).eval()
 
 
-def in_pieces(attention: Attention, x: Tensor, keys: int, rows: int = 3) -> Tensor:
+def in_strips(attention: Attention, x: Tensor, keys: int) -> Tensor:
     height, width = x.shape[2:]
-    with MapStore("device", CPU, torch.float32, rows, None) as store:
-        source = store.new(16, height, width, normalized=True)
+    with MapStore(StripConfig(3, attention_keys=keys), CPU, torch.float32) as store:
+        source = store.new(16, height, width, with_statistics=True)
         source.write(0, x)
-        source.count(source.counted(x))
-        run = Executor(store, rows, 1, Callbacks())
-        return attended(run, source, attention, keys).read(0, height).clone()
+        return attend(Executor(store, 1, Callbacks()), source, attention).read(0, height).clone()
 
 
-def averaged(attention: Attention, x: Tensor, factor: int) -> Tensor:
+def average(attention: Attention, x: Tensor, factor: int) -> Tensor:
     """Every cell's key and value replaced by its block's average, all of them kept."""
     height, width = x.shape[2:]
     assert attention.group_norm is not None
@@ -55,13 +51,13 @@ def averaged(attention: Attention, x: Tensor, factor: int) -> Tensor:
     cells, blocks = (t.flatten(2).transpose(1, 2) for t in (normed, blocks))
     key, value = attention.to_k(blocks), attention.to_v(blocks)
     out = F.scaled_dot_product_attention(attention.to_q(cells), key, value)
-    taken: Tensor = attention.to_out[0](out)
-    return x + taken.transpose(1, 2).view_as(x)
+    mixture: Tensor = attention.to_out[0](out)
+    return x + mixture.transpose(1, 2).view_as(x)
 
 
 def test_up_to_the_bound_attention_is_exact(attention: Attention) -> None:
     x = torch.randn(1, 16, 7, 10) + torch.linspace(0, 3, 10)
-    assert relative_error(in_pieces(attention, x, keys=70), attention(x)) < 1e-6
+    assert relative_error(in_strips(attention, x, keys=70), attention(x)) < 1e-6
 
 
 @pytest.mark.parametrize(("keys", "factor"), [(69, 2), (20, 2), (19, 3), (1, 10)])
@@ -69,9 +65,9 @@ def test_above_it_keys_are_averages_that_weigh_as_much_as_they_cover(
     attention: Attention, keys: int, factor: int
 ) -> None:
     x = torch.randn(1, 16, 7, 10) + torch.linspace(0, 3, 10)
-    found = in_pieces(attention, x, keys)
-    assert relative_error(found, averaged(attention, x, factor)) < 1e-6
-    assert relative_error(found, attention(x)) > 1e-4
+    result = in_strips(attention, x, keys)
+    assert relative_error(result, average(attention, x, factor)) < 1e-6
+    assert relative_error(result, attention(x)) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -89,7 +85,7 @@ def test_queries_in_chunks_see_all_keys(
 ) -> None:
     monkeypatch.setattr("models.strips.attention._SCORES", 70 * 4)
     x = torch.randn(1, 16, 7, 10)
-    assert relative_error(in_pieces(attention, x, keys=70), attention(x)) < 1e-6
+    assert relative_error(in_strips(attention, x, keys=70), attention(x)) < 1e-6
 
 
 def test_averaging_changes_a_photograph_by_less_than_a_hundredth() -> None:
@@ -100,8 +96,8 @@ def test_averaging_changes_a_photograph_by_less_than_a_hundredth() -> None:
     results = []
     for keys in (256, 255):
         strips = StripConfig(attention_keys=keys)
-        with encode_strips(autoencoder, image, strips) as found:
-            latent = found.moments.chunk(2, dim=1)[0]
-            results.append(decode_strips(autoencoder, latent, found.features, 0.5, strips))
-    exact, averaged_keys = results
-    assert 1e-5 < relative_error(averaged_keys, exact) < 1e-2
+        with encode(autoencoder, image, strips) as output:
+            latent = output.moments.chunk(2, dim=1)[0]
+            results.append(decode(autoencoder, latent, output.features, 0.5, strips))
+    exact, approximate = results
+    assert 1e-5 < relative_error(approximate, exact) < 1e-2

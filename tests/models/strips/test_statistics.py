@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.strips.statistics import Normalization, Statistics
+from models.strips import MapStore, StripConfig
+from models.strips.layers import Normalization
+from models.strips.statistics import Statistics
+from tests.models.strips.images import CPU
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,30 +20,30 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_parts_of_any_height_pool_to_the_wholes_statistics(cuts: list[int]) -> None:
     x = rows(1, 6, 33, 7) * torch.arange(1, 7).view(1, 6, 1, 1) + rows(1, 6, 33, 1, seed=1)
     parts = [Statistics.of(part) for part in torch.split(x, cuts, dim=2)]
-    pooled = parts[0]
+    pool = parts[0]
     for part in parts[1:]:
-        pooled = pooled.merged(part)
-    wanted = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
-    assert pooled.count == 33 * 7
-    torch.testing.assert_close(pooled.m2 / pooled.count, wanted[0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(pooled.mean, wanted[1], rtol=1e-5, atol=1e-7)
+        pool = pool.merge(part)
+    reference = torch.var_mean(x.double(), dim=(0, 2, 3), correction=0)
+    assert pool.count == 33 * 7
+    torch.testing.assert_close(pool.m2 / pool.count, reference[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(pool.mean, reference[1], rtol=1e-5, atol=1e-7)
 
 
 def test_a_large_offset_costs_no_digits() -> None:
     # Mean of squares minus square of the mean would lose all of them here: 1e8 + 1 in float32.
     x = rows(1, 4, 64, 64) + 1e4
-    variance = Statistics.of(x[:, :, :10]).merged(Statistics.of(x[:, :, 10:])).grouped(2)[1]
-    wanted = x.double().view(2, -1).var(dim=1, correction=0).repeat_interleave(2)
-    torch.testing.assert_close(variance, wanted, rtol=1e-6, atol=0)
+    variance = Statistics.of(x[:, :, :10]).merge(Statistics.of(x[:, :, 10:])).pool(2)[1]
+    reference = x.double().view(2, -1).var(dim=1, correction=0).repeat_interleave(2)
+    torch.testing.assert_close(variance, reference, rtol=1e-6, atol=0)
 
 
 def test_many_chunks_pool_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rows(1, 4, 16, 16)
     whole = Statistics.of(x)
     monkeypatch.setattr("models.strips.statistics.CHUNK", 40)
-    chunked = Statistics.of(x)
-    torch.testing.assert_close(chunked.m2, whole.m2, rtol=1e-6, atol=0)
-    torch.testing.assert_close(chunked.mean, whole.mean, rtol=1e-5, atol=1e-8)
+    parts = Statistics.of(x)
+    torch.testing.assert_close(parts.m2, whole.m2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-5, atol=1e-8)
 
 
 def test_normalization_is_the_group_norm_of_the_joined_maps() -> None:
@@ -48,9 +51,15 @@ def test_normalization_is_the_group_norm_of_the_joined_maps() -> None:
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = rows(1, 6, 9, 5) + torch.arange(6).view(1, 6, 1, 1)
-    # The second group takes channels of both maps.
-    parts = [Statistics.of(x[:, :2]), Statistics.of(x[:, 2:])]
-    torch.testing.assert_close(Normalization(norm, parts)(x), norm(x))
+    with MapStore(StripConfig(4), CPU, torch.float32) as store:
+        # The second group takes channels of both maps.
+        maps = [store.new(channels, 9, 5, with_statistics=True) for channels in (2, 4)]
+        for feature_map, channels in zip(maps, torch.split(x, [2, 4], dim=1), strict=True):
+            # A strip that failed comes again, shorter, and is counted once.
+            feature_map.write(0, channels[:, :, :8])
+            for top in (0, 4, 8):
+                feature_map.write(top, channels[:, :, top : top + 4])
+        torch.testing.assert_close(Normalization(norm, maps)(x), norm(x))
 
 
 def test_rows_that_are_measured_are_not_changed() -> None:
