@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import InvalidOption
-from models.strips.statistics import Statistics
+from models.statistics import Statistics
 
 __all__ = ["ColorFix", "adain", "correct_color", "corrected_rows", "wavelet"]
 

@@ -1,10 +1,10 @@
 """The compact autoencoder: a latent that holds the image at a quarter of its size.
 
-Sixteen channels at an eighth. Twelve are the image at a quarter, the four pixels of a cell in a
-Haar basis and their colours as brightness and two differences: nothing is learned there, so the
-latent of a small image is that image. Four more carry what the decoder needs beside it. In flat
-places only the means of a cell are not zero, so that a sampler's small errors there make no
-pattern of cells. What the deep layers add is interleaved; the loss `phase` keeps it from being one.
+Sixteen channels at an eighth of the size. Twelve are the image at a quarter: 2 x 2 pixels in a Haar
+basis, their colours as brightness and two differences. Nothing is learned there, so the latent of a
+small image is that image. Four more carry what the decoder needs beside it. In flat areas only the
+means are not zero, so a sampler's small errors there make no 2 x 2 pattern. What the deep layers
+add is interleaved; the loss `phase` keeps it from being such a pattern.
 
 No norms and no attention: a part of an image is computed as the whole is, and strips need no
 statistics (`models.strips`). The decoder's middle is the compact network of Real-ESRGAN (arXiv
@@ -68,8 +68,8 @@ def haar(small: Tensor) -> Tensor:
 def inverse_haar(latent: Tensor) -> Tensor:
     """Inverse of `haar`; reads the first twelve channels."""
     basis = _basis(latent.device, latent.dtype)
-    cells = F.conv2d(latent[:, :HAAR_CHANNELS], basis.t()[:, :, None, None].contiguous())
-    return F.pixel_shuffle(cells, 2)
+    pixels = F.conv2d(latent[:, :HAAR_CHANNELS], basis.t()[:, :, None, None].contiguous())
+    return F.pixel_shuffle(pixels, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -179,7 +179,7 @@ class CompactHead(nn.Module):
 
 
 def repeat(x: Tensor) -> Tensor:
-    """Twice the size, every cell four times."""
+    """Twice the size, every pixel four times."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 

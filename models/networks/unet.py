@@ -77,13 +77,6 @@ class ModulatedResnetBlock2D(ResnetBlock2D):
         return out
 
 
-def _transformers(config: UNetConfig, level: int, count: int) -> nn.ModuleList | None:
-    """One after each residual block of the level, if it has attention."""
-    if not config.attention[level]:
-        return None
-    return nn.ModuleList(_transformer(config, config.widths[level]) for _ in range(count))
-
-
 def _transformer(config: UNetConfig, width: int) -> Transformer2DModel:
     block: Transformer2DModel = Transformer2DModel(
         num_attention_heads=width // config.head_channels,
@@ -99,8 +92,13 @@ def _transformer(config: UNetConfig, width: int) -> Transformer2DModel:
 class _Level(nn.Module):
     """Residual blocks of one resolution, each followed by a transformer where there is one."""
 
-    resnets: nn.ModuleList
-    attentions: nn.ModuleList | None
+    def __init__(
+        self, config: UNetConfig, width: int, inputs: Sequence[int], transformers: int
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ModulatedResnetBlock2D(config, i, width) for i in inputs)
+        blocks = [_transformer(config, width) for _ in range(transformers)]
+        self.attentions = nn.ModuleList(blocks) if blocks else None
 
     def _layer(
         self, i: int, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None
@@ -113,12 +111,9 @@ class _Level(nn.Module):
 
 class _DownBlock(_Level):
     def __init__(self, config: UNetConfig, level: int) -> None:
-        super().__init__()
-        width = config.widths[level]
-        previous = config.widths[max(level - 1, 0)]
+        width, previous = config.widths[level], config.widths[max(level - 1, 0)]
         inputs = [previous] + [width] * (config.layers - 1)
-        self.resnets = nn.ModuleList(ModulatedResnetBlock2D(config, i, width) for i in inputs)
-        self.attentions = _transformers(config, level, len(inputs))
+        super().__init__(config, width, inputs, len(inputs) * config.attention[level])
         last = level == len(config.widths) - 1
         self.downsamplers = (
             None if last else nn.ModuleList([Downsample2D(width, use_conv=True, name="op")])
@@ -139,10 +134,8 @@ class _DownBlock(_Level):
 
 class _MidBlock(_Level):
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
         width = config.widths[-1]
-        self.resnets = nn.ModuleList(ModulatedResnetBlock2D(config, width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([_transformer(config, width)])
+        super().__init__(config, width, [width, width], 1)
 
     def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None) -> Tensor:
         x = self._layer(0, x, temb, feature, context)
@@ -152,13 +145,11 @@ class _MidBlock(_Level):
 
 class _UpBlock(_Level):
     def __init__(self, config: UNetConfig, level: int, skips: Sequence[int], below: int) -> None:
-        super().__init__()
         width = config.widths[level]
-        inputs = [below] + [width] * config.layers
-        self.resnets = nn.ModuleList(
-            ModulatedResnetBlock2D(config, i + s, width) for i, s in zip(inputs, skips, strict=True)
-        )
-        self.attentions = _transformers(config, level, len(inputs))
+        inputs = [
+            x + skip for x, skip in zip([below] + [width] * config.layers, skips, strict=True)
+        ]
+        super().__init__(config, width, inputs, len(inputs) * config.attention[level])
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(width, use_conv=True)])
 
     def forward(

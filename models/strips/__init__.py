@@ -7,9 +7,9 @@ host or on disk. Every layer sees at a strip's border the rows that are really t
 only at the image's.
 
 A network is a list of passes (`executor`). A pass ends where a group norm needs the whole map
-before it: its statistics are gathered from the strips as they are written (`statistics`), so the
-next pass knows them. A residual block is two passes, one of the fusion's dense blocks, which have
-no norms, is one (`autoencoder`); nothing is computed twice but the rows of the halos.
+before it: its statistics are gathered from the strips as they are written, so the next pass knows
+them. A residual block is two passes, one of the fusion's dense blocks, which have no norms, is one
+(`autoencoder`); nothing is computed twice but the rows of the halos.
 
 A map is freed block by block while the pass that reads it last goes over it, and that pass's result
 takes its place: at no time are more held than two maps of the finest level's width and a few

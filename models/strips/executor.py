@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from models.memory import halved, until_it_fits
+from models.statistics import GPU_CHUNK
 from models.strips.layers import Span, Strip
 from models.strips.maps import FeatureMap, MapStore, StripConfig
-from models.strips.statistics import GPU_CHUNK
 
 __all__ = [
     "META",

@@ -16,8 +16,8 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.statistics import Statistics
 from models.strips.maps import FeatureMap
-from models.strips.statistics import Statistics
 
 __all__ = [
     "Convolution",

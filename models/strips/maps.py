@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.errors import ScratchFull
-from models.strips.statistics import Statistics
+from models.statistics import Statistics
 
 __all__ = ["FeatureMap", "Keep", "MapStore", "StripConfig"]
 

@@ -39,8 +39,8 @@ def random_tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def error(ours: Tensor, right: Tensor) -> float:
-    return float((ours - right).norm() / right.norm())
+def error(ours: Tensor, reference: Tensor) -> float:
+    return float((ours - reference).norm() / reference.norm())
 
 
 @torch.inference_mode()
@@ -50,25 +50,23 @@ def test_a_prediction_is_the_same(plain: Networks) -> None:
         noisy, lr = random_tensor(2, 3, 4, height, width)
         for context in (None, random_tensor(3, 5, 12, seed=1)):
             arguments = (noisy, lr, [0, 487, 999], context)
-            ours, right = fused.predict(*arguments), plain.predict(*arguments)
-            assert error(ours, right) < TOLERANCE
+            ours, reference = fused.predict(*arguments), plain.predict(*arguments)
+            assert error(ours, reference) < TOLERANCE
 
 
 @torch.inference_mode()
 def test_an_image_is_encoded_and_decoded_the_same(plain: Networks) -> None:
     fused = fuse(small.build()).autoencoder
     for height, width in ((1, 1), (3, 5), (8, 7)):
-        image, w = (
-            random_tensor(1, 3, 8 * height, 8 * width),
-            torch.tensor(0.7, dtype=torch.float64),
-        )
-        right = plain.autoencoder.encode(image)
+        image = random_tensor(1, 3, 8 * height, 8 * width)
+        w = torch.tensor(0.7, dtype=torch.float64)
+        reference = plain.autoencoder.encode(image)
         ours = fused.encode(image)
-        assert error(ours.moments, right.moments) < TOLERANCE
+        assert error(ours.moments, reference.moments) < TOLERANCE
         latent = random_tensor(1, 4, height, width, seed=1)
-        for features, fidelity in ((None, None), (right.features, w)):
-            reference = plain.autoencoder.decode(latent, features, fidelity)
-            assert error(fused.decode(latent, features, fidelity), reference) < TOLERANCE
+        for features, fidelity in ((None, None), (reference.features, w)):
+            expected = plain.autoencoder.decode(latent, features, fidelity)
+            assert error(fused.decode(latent, features, fidelity), expected) < TOLERANCE
 
 
 @torch.inference_mode()
@@ -78,8 +76,8 @@ def test_the_first_stage_is_fused_as_well() -> None:
     fuse(networks)
     for part in (networks.autoencoder, networks.first_stage):
         assert isinstance(part, Autoencoder)
-        found = [m for m in part.modules() if isinstance(m, PhaseUpsample)]
-        assert len(found) == len(part.config.widths) - 1
+        layers = [m for m in part.modules() if isinstance(m, PhaseUpsample)]
+        assert len(layers) == len(part.config.widths) - 1
 
 
 @torch.inference_mode()
@@ -99,8 +97,8 @@ def test_every_timestep_has_its_row(plain: Networks) -> None:
     tile = random_tensor(1, 4, 8, 8)
     for timestep in (0, 1, 250, 998, 999):
         ours = fused.encoder(tile, torch.tensor([timestep]))
-        right = plain.encoder(tile, torch.tensor([timestep]))
-        assert max(error(a, b) for a, b in zip(ours, right, strict=True)) < TOLERANCE
+        reference = plain.encoder(tile, torch.tensor([timestep]))
+        assert max(error(a, b) for a, b in zip(ours, reference, strict=True)) < TOLERANCE
     table = fused.unet.time_table
     assert table is not None
     assert len(table.weight) == 1000
@@ -112,12 +110,12 @@ def test_a_low_precision_is_as_close_to_the_exact_result_as_unfused(
     plain: Networks, dtype: torch.dtype
 ) -> None:
     noisy, lr = random_tensor(2, 2, 4, 8, 16)
-    right = plain.predict(noisy, lr, [100, 900], None)
+    reference = plain.predict(noisy, lr, [100, 900], None)
     arguments = (noisy.to(dtype), lr.to(dtype), [100, 900], None)
     unfused, fused = small.build(dtype), fuse(small.build(dtype))
     assert {p.dtype for p in fused.parameters()} == {dtype}
-    ours = error(fused.predict(*arguments).double(), right)
-    assert ours < 1.5 * error(unfused.predict(*arguments).double(), right)
+    ours = error(fused.predict(*arguments).double(), reference)
+    assert ours < 1.5 * error(unfused.predict(*arguments).double(), reference)
 
 
 def test_layers_that_were_fused_are_dropped() -> None:

@@ -27,16 +27,16 @@ def random_tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def error(ours: Tensor, right: Tensor) -> float:
-    assert ours.shape == right.shape
-    return float((ours - right).norm() / right.norm())
+def error(ours: Tensor, reference: Tensor) -> float:
+    assert ours.shape == reference.shape
+    return float((ours - reference).norm() / reference.norm())
 
 
 def conv(inputs: int, outputs: int, *, bias: bool = True, seed: int = 0) -> nn.Conv2d:
-    made = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias, dtype=torch.float64)
-    for number, parameter in enumerate(made.parameters()):
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias, dtype=torch.float64)
+    for number, parameter in enumerate(layer.parameters()):
         parameter.data = random_tensor(*parameter.shape, seed=seed + number)
-    return made
+    return layer
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_a_map_of_any_sides_is_convolved_the_same(
 @torch.inference_mode()
 def test_rows_that_are_only_read_give_no_results(results: int, height: int) -> None:
     plain, x = conv(3, 5), random_tensor(1, 3, height, 6)
-    right = plain(x)[:, :, 1:-1]
-    assert error(WinogradConv2d(plain).rows(x, padding=0), right) < TOLERANCE
+    reference = plain(x)[:, :, 1:-1]
+    assert error(WinogradConv2d(plain).rows(x, padding=0), reference) < TOLERANCE
 
 
 @torch.inference_mode()
@@ -82,19 +82,19 @@ def test_a_large_map_is_computed_in_bands_with_the_same_result(
 ) -> None:
     ours, x = WinogradConv2d(conv(3, 5)), random_tensor(2, 3, 23, 10)
     whole = ours(x)
-    seen: list[int] = []
+    heights: list[int] = []
     read = models.fusing.winograd._squares
 
-    def watched(rows: Tensor, *basis: Tensor) -> Tensor:
-        seen.append(rows.shape[1] - 2)
+    def watch(rows: Tensor, *basis: Tensor) -> Tensor:
+        heights.append(rows.shape[1] - 2)
         return read(rows, *basis)
 
-    monkeypatch.setattr(models.fusing.winograd, "_squares", watched)
+    monkeypatch.setattr(models.fusing.winograd, "_squares", watch)
     monkeypatch.setattr(models.fusing.winograd, "_BAND_BYTES", 4000)
     assert error(ours(x), whole) < TOLERANCE
-    assert len(seen) > 3
+    assert len(heights) > 3
     # No band is much smaller than the others.
-    assert max(seen) - min(seen) <= results
+    assert max(heights) - min(heights) <= results
 
 
 @torch.inference_mode()
@@ -103,11 +103,11 @@ def test_float32_is_as_near_to_the_exact_result_as_the_convolution_within_a_few_
     plain = conv(320, 320)
     plain.weight.data /= 3 * 320**0.5
     x = random_tensor(1, 320, 16, 16)
-    right = plain(x)
+    reference = plain(x)
     ours = WinogradConv2d(plain).float()(x.float()).double()
     own = plain.float()(x.float()).double()
-    assert error(ours, right) < 3e-6
-    assert error(ours, right) < 20 * error(own, right)
+    assert error(ours, reference) < 3e-6
+    assert error(ours, reference) < 20 * error(own, reference)
 
 
 @pytest.mark.usefixtures("all_widths")
@@ -116,17 +116,17 @@ def test_networks_give_the_same_fused_or_not() -> None:
     plain = small.build()
     noisy, lr = random_tensor(2, 2, 4, 8, 24)
     image, w = random_tensor(1, 3, 40, 24, seed=1), torch.tensor(0.7, dtype=torch.float64)
-    right = plain.predict(noisy, lr, [3, 700], None)
+    reference = plain.predict(noisy, lr, [3, 700], None)
     encoded = plain.autoencoder.encode(image)
     latent = encoded.moments[:, :4]
     decoded = plain.autoencoder.decode(latent, encoded.features, w)
     for ours in (small.build(), fuse(small.build())):
         use_winograd(ours)
         assert count(ours) > 100
-        assert error(ours.predict(noisy, lr, [3, 700], None), right) < TOLERANCE
-        found = ours.autoencoder.encode(image)
-        assert error(found.moments, encoded.moments) < TOLERANCE
-        assert error(ours.autoencoder.decode(latent, found.features, w), decoded) < TOLERANCE
+        assert error(ours.predict(noisy, lr, [3, 700], None), reference) < TOLERANCE
+        output = ours.autoencoder.encode(image)
+        assert error(output.moments, encoded.moments) < TOLERANCE
+        assert error(ours.autoencoder.decode(latent, output.features, w), decoded) < TOLERANCE
 
 
 def count(part: nn.Module) -> int:
@@ -141,13 +141,13 @@ def test_an_image_goes_in_strips_as_it_does_whole(rows: int) -> None:
     use_winograd(ours)
     image = random_tensor(1, 3, 40, 24).float()
     strips, double = StripConfig(rows), torch.float64
-    right = plain.autoencoder.encode(image.double())
-    with encode(ours.autoencoder, image, strips) as found:
-        torch.testing.assert_close(found.moments, right.moments.float(), rtol=1e-5, atol=1e-5)
-        latent = right.moments[:, :4]
-        made = decode(ours.autoencoder, latent, found.features, 0.7, strips)
-    wanted = plain.autoencoder.decode(latent, right.features, torch.tensor(0.7, dtype=double))
-    torch.testing.assert_close(made, wanted.float(), rtol=1e-5, atol=1e-5)
+    reference = plain.autoencoder.encode(image.double())
+    with encode(ours.autoencoder, image, strips) as output:
+        torch.testing.assert_close(output.moments, reference.moments.float(), rtol=1e-5, atol=1e-5)
+        latent = reference.moments[:, :4]
+        result = decode(ours.autoencoder, latent, output.features, 0.7, strips)
+    expected = plain.autoencoder.decode(latent, reference.features, torch.tensor(0.7, dtype=double))
+    torch.testing.assert_close(result, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_only_wide_convolutions_without_stride_change_their_basis(
@@ -155,14 +155,14 @@ def test_only_wide_convolutions_without_stride_change_their_basis(
 ) -> None:
     monkeypatch.setattr(models.fusing.winograd, "_LEAST_CHANNELS", 16)
     networks = small.build()
-    kept = copy.deepcopy(networks)
+    original = copy.deepcopy(networks)
     use_winograd(networks)
-    for name, module in kept.named_modules():
-        made = networks.get_submodule(name)
+    for name, module in original.named_modules():
+        result = networks.get_submodule(name)
         if isinstance(module, nn.Conv2d):
             wide = min(module.in_channels, module.out_channels) >= 16
             plain = module.kernel_size == (3, 3) and module.stride == (1, 1)
-            assert isinstance(made, WinogradConv2d) == (wide and plain), name
+            assert isinstance(result, WinogradConv2d) == (wide and plain), name
     before = {name: p.clone() for name, p in networks.named_parameters()}
     use_winograd(networks)
     assert all(torch.equal(p, before[name]) for name, p in networks.named_parameters())
@@ -171,7 +171,7 @@ def test_only_wide_convolutions_without_stride_change_their_basis(
 
 @pytest.mark.usefixtures("all_widths")
 @pytest.mark.parametrize(
-    ("device", "dtype", "wanted"),
+    ("device", "dtype", "expected"),
     [
         ("cpu", torch.float32, True),
         ("cpu", torch.bfloat16, False),
@@ -179,12 +179,12 @@ def test_only_wide_convolutions_without_stride_change_their_basis(
         ("cuda", torch.bfloat16, False),
     ],
 )
-def test_it_is_for_float32_on_processors(device: str, dtype: torch.dtype, wanted: bool) -> None:
+def test_it_is_for_float32_on_processors(device: str, dtype: torch.dtype, expected: bool) -> None:
     place = torch.device(device)
-    assert is_worthwhile(place, dtype) == wanted
+    assert is_worthwhile(place, dtype) == expected
     networks = small.build(dtype)
     for_inference(networks, place, dtype, lambda: 2**30)
-    assert (count(networks) > 0) == wanted
+    assert (count(networks) > 0) == expected
 
 
 def grown(part: nn.Module) -> int:
@@ -210,17 +210,19 @@ def test_convolutions_that_there_is_no_room_for_stay_as_they_are_and_the_log_say
     assert count(some.encoder) == count(all_.encoder)
     assert 0 < count(some.unet) < count(all_.unet)
     assert 0.9 * room < grown(some) <= room
-    changed = [m for m in some.unet.modules() if isinstance(m, WinogradConv2d)]
-    kept = [m for m in some.unet.modules() if is_wide(m)]
-    assert max(m.in_channels * m.out_channels for m in changed) <= min(
-        m.in_channels * m.out_channels for m in kept
+    fast = [m for m in some.unet.modules() if isinstance(m, WinogradConv2d)]
+    slow = [m for m in some.unet.modules() if is_wide(m)]
+    assert max(m.in_channels * m.out_channels for m in fast) <= min(
+        m.in_channels * m.out_channels for m in slow
     )
-    [said] = caplog.messages
-    assert said.startswith(f"{len(kept)} of {count(all_)} wide convolutions are computed as they")
+    [message] = caplog.messages
+    assert message.startswith(
+        f"{len(slow)} of {count(all_)} wide convolutions are computed as they"
+    )
 
 
 def is_wide(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether it would be changed."""
+    """Whether Winograd's algorithm is for it."""
     return (
         isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and module.stride == (1, 1)
     )
@@ -251,5 +253,5 @@ def test_an_estimate_counts_the_kernels_as_they_will_be(caplog: pytest.LogCaptur
     all_, some = weights(64), weights(8)
     assert 1.8 < all_ / plain < 2.2
     assert plain < some < all_
-    [said] = caplog.messages
-    assert "wide convolutions are computed as they are" in said
+    [message] = caplog.messages
+    assert "wide convolutions are computed as they are" in message

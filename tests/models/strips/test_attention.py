@@ -42,15 +42,15 @@ def in_strips(attention: Attention, x: Tensor, keys: int) -> Tensor:
 
 
 def average(attention: Attention, x: Tensor, factor: int) -> Tensor:
-    """Every cell's key and value replaced by its block's average, all of them kept."""
+    """Every pixel's key and value replaced by its block's average, all of them kept."""
     height, width = x.shape[2:]
     assert attention.group_norm is not None
-    normed = attention.group_norm(x)
-    means = F.avg_pool2d(normed, factor, ceil_mode=True, count_include_pad=False)
+    normal = attention.group_norm(x)
+    means = F.avg_pool2d(normal, factor, ceil_mode=True, count_include_pad=False)
     blocks = F.interpolate(means, scale_factor=factor)[:, :, :height, :width]
-    cells, blocks = (t.flatten(2).transpose(1, 2) for t in (normed, blocks))
+    pixels, blocks = (t.flatten(2).transpose(1, 2) for t in (normal, blocks))
     key, value = attention.to_k(blocks), attention.to_v(blocks)
-    out = F.scaled_dot_product_attention(attention.to_q(cells), key, value)
+    out = F.scaled_dot_product_attention(attention.to_q(pixels), key, value)
     mixture: Tensor = attention.to_out[0](out)
     return x + mixture.transpose(1, 2).view_as(x)
 

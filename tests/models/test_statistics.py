@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from models.strips import MapStore, StripConfig
-from models.strips.layers import Normalization
-from models.strips.statistics import Statistics
-from tests.models.strips.images import CPU
+from models.statistics import Statistics
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -40,26 +36,10 @@ def test_a_large_offset_costs_no_digits() -> None:
 def test_many_chunks_pool_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rows(1, 4, 16, 16)
     whole = Statistics.of(x)
-    monkeypatch.setattr("models.strips.statistics.CHUNK", 40)
+    monkeypatch.setattr("models.statistics.CHUNK", 40)
     parts = Statistics.of(x)
     torch.testing.assert_close(parts.m2, whole.m2, rtol=1e-6, atol=0)
     torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-5, atol=1e-8)
-
-
-def test_normalization_is_the_group_norm_of_the_joined_maps() -> None:
-    norm = nn.GroupNorm(2, 6, eps=1e-6)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    x = rows(1, 6, 9, 5) + torch.arange(6).view(1, 6, 1, 1)
-    with MapStore(StripConfig(4), CPU, torch.float32) as store:
-        # The second group takes channels of both maps.
-        maps = [store.new(channels, 9, 5, with_statistics=True) for channels in (2, 4)]
-        for feature_map, channels in zip(maps, torch.split(x, [2, 4], dim=1), strict=True):
-            # A strip that failed comes again, shorter, and is counted once.
-            feature_map.write(0, channels[:, :, :8])
-            for top in (0, 4, 8):
-                feature_map.write(top, channels[:, :, top : top + 4])
-        torch.testing.assert_close(Normalization(norm, maps)(x), norm(x))
 
 
 def test_rows_that_are_measured_are_not_changed() -> None:
