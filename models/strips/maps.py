@@ -117,6 +117,7 @@ class FeatureMap:
     ) -> None:
         self.channels, self.height, self.width = channels, height, width
         self._store = store
+        self._row_nbytes = width * channels * store.dtype.itemsize
         self._block_rows = min(height, max(store.config.height, -(-height // _BLOCKS)))
         self._blocks: dict[int, Tensor | _File] = {}
         self._with_statistics = with_statistics
@@ -130,12 +131,17 @@ class FeatureMap:
     @property
     def nbytes(self) -> int:
         """Of the whole map."""
-        return self.height * self.width * self.channels * self._store.dtype.itemsize
+        return self.height * self._row_nbytes
+
+    @property
+    def nbytes_now(self) -> int:
+        """Of the blocks that there are."""
+        return sum(self._rows(number) for number in self._blocks) * self._row_nbytes
 
     @property
     def block_nbytes(self) -> int:
         """Of what is allocated and freed at once."""
-        return self._block_rows * self.width * self.channels * self._store.dtype.itemsize
+        return self._block_rows * self._row_nbytes
 
     def read(self, top: int, bottom: int) -> Tensor:
         """Rows (1, channels, n, width) on the network's device; not to be written to."""
@@ -169,7 +175,8 @@ class FeatureMap:
         end = 0
         for number, first, count in self._parts(top, top + len(pixels)):
             if number not in self._blocks:
-                self._blocks[number] = self._store.allocate(self._shape(number))
+                shape = self._rows(number), self.width, self.channels
+                self._blocks[number] = self._store.allocate(shape)
             block, part = self._blocks[number], pixels[end : end + count]
             if isinstance(block, Tensor):
                 block[first : first + count].copy_(part)
@@ -186,7 +193,6 @@ class FeatureMap:
                 block = self._blocks.pop(number)
                 if isinstance(block, _File):
                     block.close()
-                self._store.free(self._shape(number))
         if before >= self.height:
             self._statistics.clear()
 
@@ -198,9 +204,9 @@ class FeatureMap:
             yield number, first, count
             top += count
 
-    def _shape(self, number: int) -> tuple[int, int, int]:
-        rows = min(self._block_rows, self.height - number * self._block_rows)
-        return rows, self.width, self.channels
+    def _rows(self, number: int) -> int:
+        """Of a block."""
+        return min(self._block_rows, self.height - number * self._block_rows)
 
 
 class MapStore:
@@ -215,10 +221,11 @@ class MapStore:
     def __init__(self, config: StripConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.device, self.dtype = config, device, dtype
         self._maps: list[FeatureMap] = []
-        self.nbytes = 0
-        """Of the maps now."""
-        self.peak = 0
-        """The most bytes so far."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all maps now."""
+        return sum(feature_map.nbytes_now for feature_map in self._maps)
 
     @property
     def in_place(self) -> bool:
@@ -234,19 +241,10 @@ class MapStore:
 
     def allocate(self, shape: tuple[int, int, int]) -> Tensor | _File:
         """Room for (rows, width, channels)."""
-        block: Tensor | _File
         if self.config.keep == "disk":
-            block = _File(shape, self.dtype, self.config.scratch)
-        else:
-            device = self.device if self.config.keep == "device" else "cpu"
-            block = torch.empty(shape, device=device, dtype=self.dtype)
-        self.nbytes += self._size(shape)
-        self.peak = max(self.peak, self.nbytes)
-        return block
-
-    def free(self, shape: tuple[int, int, int]) -> None:
-        """A block of this shape is no longer there."""
-        self.nbytes -= self._size(shape)
+            return _File(shape, self.dtype, self.config.scratch)
+        device = self.device if self.config.keep == "device" else "cpu"
+        return torch.empty(shape, device=device, dtype=self.dtype)
 
     def close(self) -> None:
         for feature_map in self._maps:
@@ -258,6 +256,3 @@ class MapStore:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _size(self, shape: tuple[int, int, int]) -> int:
-        return shape[0] * shape[1] * shape[2] * self.dtype.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,6 @@ from models.networks.compact import CompactAutoencoder
 from models.strips import Callbacks, MapStore, StripConfig, coding_cost, decode, encode
 from tests.models.strips.images import (
     COMPACT,
-    CPU,
     SMALL,
     latent_of,
     make_image,
@@ -228,23 +228,24 @@ def test_maps_take_what_was_counted(
     sizes = (autoencoder.config, height, width, strips, torch.float32)
     counts = [coding_cost(*sizes, decode=d, fusion=fusion).maps for d in (False, True)]
     stores: list[MapStore] = []
-    init = MapStore.__init__
+    peaks = [0, 0]
+    allocate = MapStore.allocate
 
-    def watch(self: MapStore, *args: object) -> None:
-        init(self, *args)  # type: ignore[arg-type]  # passed on as they came
-        if self.device == CPU:  # those of counters are on none
-            stores.append(self)
+    def watch(store: MapStore, shape: tuple[int, int, int]) -> object:
+        if store not in stores:
+            stores.append(store)
+        block = math.prod(shape) * store.dtype.itemsize
+        stage = len(stores) - 1
+        peaks[stage] = max(peaks[stage], block + sum(s.nbytes for s in stores))
+        return allocate(store, shape)
 
-    monkeypatch.setattr(MapStore, "__init__", watch)
-    nbytes: list[int] = []
-    callbacks = Callbacks(lambda _: nbytes.append(sum(s.nbytes for s in stores)))
+    monkeypatch.setattr(MapStore, "allocate", watch)
     with encode(autoencoder, make_image(height, width), strips, features=fusion) as output:
         latent = latent_of(autoencoder, output.moments)
-        decode(autoencoder, latent, output.features, 1.0, strips, callbacks=callbacks)
-    encoding, decoding = stores
-    assert 0.75 * counts[0] < encoding.peak <= counts[0]
-    assert 0.7 * counts[1] < max(nbytes) <= counts[1]
-    assert decoding.nbytes == encoding.nbytes == 0
+        decode(autoencoder, latent, output.features, 1.0, strips)
+    for peak, count in zip(peaks, counts, strict=True):
+        assert 0.75 * count < peak <= count
+    assert [store.nbytes for store in stores] == [0, 0]
 
 
 @pytest.mark.parametrize("rows", [8, 16, 64])
