@@ -35,10 +35,8 @@ class DataParallel:
         self._replicas = tuple(replicas)
         first, *others = self._replicas
         self.devices = tuple(device for replica in self._replicas for device in replica.devices)
-        self.compiled = first.compiled
-        """As of `Denoiser`"""
         for replica in others:
-            replica.changes = first.changes
+            replica.fallbacks = first.fallbacks
         self._threads = [
             ThreadPoolExecutor(1, f"device-{number}") for number in range(len(self._replicas))
         ]

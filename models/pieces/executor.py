@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.memory import halved, until_it_fits
+from models.memory import half, until_it_fits
 from models.pieces.settings import Callbacks
 from models.pieces.store import FeatureMap, MapStore
 from models.pieces.strips import Span, Strip
@@ -172,7 +172,7 @@ class Executor:
             bottom, self.rows = until_it_fits(
                 partial(self._strip, step, take, top),
                 self.rows,
-                halved,
+                half,
                 self._callbacks.on_shrink,
             )
             for read in step.reads:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.autoencoding import Changes
 from models.checkpoints.folder import random_networks
 from models.compiler import CompileMode, CompileOptions
 from models.config import ModelConfig
 from models.data_parallel import DataParallel, split
 from models.denoiser import Denoiser, TileBatch
 from models.folding import fold
+from models.memory import Fallbacks
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest
@@ -35,7 +35,7 @@ def narrow_sr() -> StableSR:
 def replica(mode: CompileMode = "off", config: ModelConfig = narrow.CONFIG) -> Denoiser:
     torch.manual_seed(7)
     networks = fold(random_networks(config, CPU, torch.float32))
-    return Denoiser(networks, CPU, CompileOptions(mode), Changes(), offloaded=False)
+    return Denoiser(networks, CPU, CompileOptions(mode), Fallbacks(), offload=False)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ class Arithmetic(Denoiser):
 
     def __init__(self) -> None:
         networks = random_networks(narrow.CONFIG, CPU, torch.bfloat16)
-        super().__init__(networks, CPU, CompileOptions(), Changes(), offloaded=False)
+        super().__init__(networks, CPU, CompileOptions(), Fallbacks(), offload=False)
         self.calls: list[int] = []
         self.together: threading.Barrier | None = None
 
@@ -159,7 +159,7 @@ def test_a_device_without_memory_halves_its_own_share_and_it_is_counted_once_for
     alone.times[-1] = 14
     assert torch.equal(call.by(parallel), alone.by(Arithmetic()))
     assert [one.calls for one in replicas] == [[2], [2], [2, 1, 1]]
-    assert replicas[0].changes.counts == {"tile_batch": 1}
+    assert replicas[0].fallbacks.counts == {"tile_batch": 1}
 
 
 def test_calls_that_were_not_compiled_are_counted_over_all_devices(

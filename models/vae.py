@@ -1,0 +1,331 @@
+"""The VAE on one image: in strips, or by compiled calls where the image is a single tile.
+
+Strips shrink when memory runs out; when the smallest does not help, feature maps move from the
+device to the host to the disk, and the work begins anew.
+
+In strips (`models.pieces`) the host has much to launch beside the products: statistics of norms,
+strips, copies. For an image of one tile a GPU would wait for that; as one graph it need not. The
+arithmetic is the same, exact but for rounding. For larger images memory must be bounded, and
+launches matter little.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from models.compiler import CompiledCalls, CompileOptions, Function
+from models.memory import Fallbacks, MemoryBudget, places, until_it_fits
+from models.networks.bundle import AnyAutoencoder, Networks
+from models.networks.layout import channels_last
+from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, decode, encode
+from models.pieces.store import FeatureMap, MapStore
+
+__all__ = ["CompiledVae", "Encoding", "Vae", "further"]
+
+T = TypeVar("T")
+_Stage = Literal["autoencoder", "first_stage"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An image's latent, and the features that its decoding reads. Close it to free these."""
+
+    latent: Tensor
+    """Scaled, float32 (1, c, h, w) on the device."""
+    keep: Keep
+    """Where the features are; further away than planned where memory ran out."""
+    pieces: EncodedPieces
+
+    @property
+    def features(self) -> tuple[FeatureMap, ...]:
+        return self.pieces.features
+
+    @property
+    def nbytes(self) -> int:
+        """Of the features that are not freed yet."""
+        return self.pieces.held
+
+    def close(self) -> None:
+        self.pieces.close()
+
+
+class Vae:
+    """Encodes and decodes images; several threads may.
+
+    Args:
+        networks: whose autoencoder, and first stage where there is one.
+        device: where they compute.
+        dtype: of their weights.
+        fallbacks: noted where memory ran out.
+        compiled_vae: for images of a single tile.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        device: torch.device,
+        dtype: torch.dtype,
+        fallbacks: Fallbacks,
+        compiled_vae: CompiledVae,
+    ) -> None:
+        self._networks, self._device, self._dtype = networks, device, dtype
+        self._fallbacks, self._compiled_vae = fallbacks, compiled_vae
+
+    def encode(
+        self, image: Tensor, pieces: Pieces, *, features: bool, on_progress: Callable[[float], None]
+    ) -> Encoding:
+        """(1, 3, H, W) in [-1, 1] on the host; `on_progress` is called with the finished part."""
+        networks = self._networks
+        share = 1.0 if networks.first_stage is None else 0.5
+
+        def run(
+            stage: _Stage, base: float, features: bool, pieces: Pieces
+        ) -> tuple[EncodedPieces, Pieces]:
+            callbacks = self._callbacks(lambda done: on_progress(base + share * done))
+            return self._spill(
+                pieces, lambda pieces: self._encode(stage, image, pieces, callbacks, features)
+            )
+
+        encoding, pieces = run("autoencoder", 0.0, features, pieces)
+        try:
+            moments = encoding.moments
+            if networks.first_stage is not None:
+                # Features come from the CFW file's encoder, the latent from the diffusion file's.
+                first_stage, _ = run("first_stage", share, False, pieces)
+                first_stage.close()
+                moments = first_stage.moments
+            return Encoding(networks.autoencoder.latent(moments), pieces.keep, encoding)
+        except BaseException:
+            encoding.close()
+            raise
+
+    def _encode(
+        self, stage: _Stage, image: Tensor, pieces: Pieces, callbacks: Callbacks, features: bool
+    ) -> EncodedPieces:
+        sides = image.shape[2], image.shape[3]
+        encoding = self._whole(
+            sides, pieces, lambda: self._compiled_vae.encode(stage, image, features=features)
+        )
+        return encoding or encode(
+            getattr(self._networks, stage),
+            image,
+            pieces,
+            device=self._device,
+            dtype=self._dtype,
+            features=features,
+            callbacks=callbacks,
+        )
+
+    def decode(
+        self,
+        latent: Tensor,
+        features: tuple[FeatureMap, ...],
+        fidelity: float,
+        pieces: Pieces,
+        *,
+        on_progress: Callable[[float], None],
+    ) -> Tensor:
+        """A scaled latent -> (1, 3, H, W) in [-1, 1] or so, float32 on the host."""
+        autoencoder = self._networks.autoencoder
+        latent = autoencoder.unscaled(latent)
+        downscale = autoencoder.config.downscale
+        sides = downscale * latent.shape[2], downscale * latent.shape[3]
+
+        def run(pieces: Pieces) -> Tensor:
+            image = self._whole(
+                sides, pieces, lambda: self._compiled_vae.decode(latent, features, fidelity)
+            )
+            if image is not None:
+                return image
+            return decode(
+                autoencoder,
+                latent,
+                features,
+                fidelity,
+                pieces,
+                device=self._device,
+                dtype=self._dtype,
+                callbacks=self._callbacks(on_progress),
+            )
+
+        image, _ = self._spill(pieces, run)
+        return image
+
+    def _whole(
+        self, sides: tuple[int, int], pieces: Pieces, run: Callable[[], T | None]
+    ) -> T | None:
+        """What `run` gives; None where the image must go in strips."""
+        if not self._compiled_vae.takes(*sides, pieces):
+            return None
+        result, _ = until_it_fits(
+            lambda whole: run() if whole else None,
+            True,
+            lambda whole: False if whole else None,
+            lambda *_: self._fallbacks.note("image", "whole", "in strips"),
+        )
+        return result
+
+    def _callbacks(self, on_progress: Callable[[float], None]) -> Callbacks:
+        return Callbacks(progress=on_progress, on_shrink=partial(self._fallbacks.note, "rows"))
+
+    def _spill(self, pieces: Pieces, run: Callable[[Pieces], T]) -> tuple[T, Pieces]:
+        """What `run` gives, and with which pieces it did."""
+
+        def next_place(pieces: Pieces) -> Pieces | None:
+            disk = MemoryBudget(scratch=pieces.scratch).free(self._device).disk
+            return further(pieces, self._device, disk)
+
+        def note(before: Pieces, after: Pieces) -> None:
+            self._fallbacks.note("keep", before.keep, after.keep)
+
+        return until_it_fits(run, pieces, next_place, note)
+
+
+def further(pieces: Pieces, device: torch.device, disk: int) -> Pieces | None:
+    """The same with maps kept one place further away; None where there is none. `disk`: bytes that
+    are free there."""
+    nearest_first = places(device)
+    beyond = nearest_first[nearest_first.index(pieces.keep) + 1 :]
+    if not beyond or (beyond[0] == "disk" and not disk):
+        return None
+    return replace(pieces, keep=beyond[0])
+
+
+class CompiledVae:
+    """Encodes and decodes images of one size by compiled calls; several threads may.
+
+    Args:
+        networks: on the device.
+        device: where they compute.
+        compiled_calls: of the denoiser, so that their memory is shared.
+        options: of compiling.
+        side: px of these images, which are square.
+        offload: whether the networks leave the device, which a compiled call does not survive.
+    """
+
+    def __init__(
+        self,
+        networks: Networks,
+        device: torch.device,
+        compiled_calls: CompiledCalls,
+        options: CompileOptions,
+        side: int,
+        *,
+        offload: bool,
+    ) -> None:
+        self._networks, self._device = networks, device
+        self._compiled_calls, self._side = compiled_calls, side
+        self.on = options.whole_images(device) and not offload
+        """Whether calls are to be compiled"""
+        self.eager_calls: Counter[str] = Counter()
+        """That were to be compiled and were not: failure is the only reason."""
+        self._encoders = {"autoencoder": _encode_function(networks.autoencoder)}
+        if networks.first_stage is not None:
+            self._encoders["first_stage"] = _encode_function(networks.first_stage)
+        self._decode, self._fuse = _decode_functions(networks.autoencoder)
+        if self.on:
+            for name in self._encoders:
+                channels_last(getattr(networks, name))
+
+    def takes(self, height: int, width: int, pieces: Pieces) -> bool:
+        """Whether images of these sides (px) go at once, where the plan would have such pieces."""
+        square = height == width == self._side
+        return self.on and square and pieces.rows >= height and pieces.keep == "device"
+
+    def compilations(self) -> list[Callable[[], None]]:
+        """What compiles all before it is needed; none where nothing is to be compiled."""
+        return [self._compile] if self.on else []
+
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        start = time.monotonic()
+        image = torch.zeros((1, 3, self._side, self._side))
+        encoding = self.encode("autoencoder", image, features=True)
+        if "first_stage" in self._encoders:
+            self.encode("first_stage", image, features=False)
+        if encoding is not None:
+            with encoding:
+                latent = torch.zeros_like(self._networks.autoencoder.latent(encoding.moments))
+                self.decode(latent, (), 0.0)
+                self.decode(latent, encoding.features, 1.0)
+        log.info("images of %d px are ready after %.1f s", self._side, time.monotonic() - start)
+
+    @torch.inference_mode()
+    def encode(self, stage: _Stage, image: Tensor, *, features: bool) -> EncodedPieces | None:
+        """(1, 3, H, W) in [-1, 1], anywhere -> as `models.pieces.encode`; None where it cannot be
+        compiled."""
+        name = "encode_image" if stage == "autoencoder" else stage
+        results = self._call(name, self._encoders[stage], image)
+        if results is None:
+            return None
+        moments, *tensors = results
+        dtype = self._networks.context.dtype
+        store = MapStore("device", self._device, dtype, self._side, None)
+        try:
+            maps = tuple(_feature_map(store, tensor) for tensor in tensors) if features else ()
+        except BaseException:
+            store.close()
+            raise
+        return EncodedPieces(moments, maps, store)
+
+    @torch.inference_mode()
+    def decode(
+        self, latent: Tensor, features: tuple[FeatureMap, ...], fidelity: float
+    ) -> Tensor | None:
+        """An unscaled latent -> (1, 3, H, W), float32 on the host; None where it cannot be
+        compiled. `features` and `fidelity` as of `models.pieces.decode`."""
+        if not features or fidelity == 0:
+            results = self._call("decode_image", self._decode, latent)
+        else:
+            tensors = [feature.read(0, feature.height) for feature in features]
+            weight = torch.tensor([fidelity])
+            results = self._call("fuse_image", self._fuse, latent, weight, *tensors)
+        return None if results is None else results[0].cpu()
+
+    def _call(self, name: str, function: Function, *arguments: Tensor) -> tuple[Tensor, ...] | None:
+        dtype = self._networks.context.dtype
+        results = self._compiled_calls(
+            name, function, *(x.to(self._device, dtype) for x in arguments)
+        )
+        if results is None:
+            self.eager_calls["failure"] += 1
+        return results
+
+
+def _feature_map(store: MapStore, feature: Tensor) -> FeatureMap:
+    """A map that decoding in strips can read as well."""
+    feature_map = store.new(*feature.shape[1:], normalized=True)
+    feature_map.write(0, feature)
+    feature_map.count(feature_map.counted(feature))
+    return feature_map
+
+
+def _encode_function(autoencoder: AnyAutoencoder) -> Function:
+    def encode(image: Tensor) -> tuple[Tensor, ...]:
+        moments, features = autoencoder.encode(image)
+        return moments.float(), *features
+
+    return encode
+
+
+def _decode_functions(autoencoder: AnyAutoencoder) -> tuple[Function, Function]:
+    """Plainly, and with the encoder's features fused in."""
+
+    def decode(latent: Tensor) -> tuple[Tensor]:
+        return (autoencoder.decode(latent).float(),)
+
+    def fuse(latent: Tensor, weight: Tensor, *features: Tensor) -> tuple[Tensor]:
+        return (autoencoder.decode(latent, features, weight).float(),)
+
+    return decode, fuse
