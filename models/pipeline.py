@@ -46,10 +46,6 @@ class Progress:
     steps: int
 
 
-def _ignore(progress: object) -> None:
-    pass
-
-
 class StableSR:
     """A loaded set of weights. Its methods hold no state between calls; several threads may
     call them.
@@ -74,29 +70,24 @@ class StableSR:
     ) -> None:
         self.networks, self.preset, self.device, self.dtype = networks, preset, device, dtype
         budget, compiling = budget or MemoryBudget(), compiling or CompileOptions()
-        self.offload = bool(budget.offload)
+        self.offload = offload = bool(budget.offload)
         """Whether autoencoder and denoiser take turns on the device."""
         self.memory_fallbacks = memory = Fallbacks()
-        denoiser = Denoiser(networks, device, compiling, memory, offload=self.offload)
+        denoiser = Denoiser(networks, device, compiling, memory, offload=offload)
         self.compiled_vae = CompiledVae(
-            networks,
-            device,
-            denoiser.compiled_calls,
-            compiling,
-            preset.native,
-            offload=self.offload,
+            networks, device, denoiser.compiled_calls, compiling, preset.native, offload=offload
         )
         self.denoiser: Denoiser | DataParallel = denoiser
         """May be exchanged before the first image"""
         self._vae = Vae(networks, device, dtype, memory, self.compiled_vae)
         # Last, because it notes where the weights lie.
-        self._offload = offload = Offload(networks, device) if self.offload else None
+        self._parts = parts = Offload(networks, device) if offload else None
         estimate = Estimate.of(networks, dtype, device)
         self.planner = Planner(
             estimate,
             preset,
-            replace(budget, offload=self.offload),
-            lambda: offload.nbytes(estimate.weights) if offload else estimate.weights.all,
+            replace(budget, offload=offload),
+            lambda: parts.nbytes(estimate.weights) if parts else estimate.weights.all,
             lambda tiles: self.denoiser.room(tiles),
         )
 
@@ -159,23 +150,18 @@ class StableSR:
 
     def on_device(self, part: Part) -> AbstractContextManager[None]:
         """Within, the part's networks are on the device."""
-        return self._offload.on_device(part) if self._offload else nullcontext()
+        return self._parts.on_device(part) if self._parts else nullcontext()
 
     def steps_in(self, image: Tensor, options: Options) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
         strips of a larger one, where `on_progress` is called. None is with offload, where the
-        larger one keeps its networks on the device.
-
-        Raises:
-            InvalidOption: the canvas would be too large.
-        """
-        if self.offload:
-            return False
-        return steps_in(image.shape[2], image.shape[3], options, self.preset)
+        larger one keeps its networks on the device. Raises InvalidOption as `prepare`."""
+        height, width = image.shape[2:]
+        return not self.offload and steps_in(height, width, options, self.preset)
 
     @torch.inference_mode()
     def prepare(
-        self, image: Tensor, options: Options, on_progress: Callable[[float], None] = _ignore
+        self, image: Tensor, options: Options, on_progress: Callable[[float], None] = lambda _: None
     ) -> EncodedImage:
         """Enlarges, pads and encodes an image. The plan is made here, with what is free now.
 
@@ -200,11 +186,11 @@ class StableSR:
             plan = self.planner.plan(image.shape[2], image.shape[3], options)
             reference = enlarge(image, plan.layout.canvas, plan.layout.padded)
             fusion = options.fidelity_weight > 0
-            encoding = self._vae.encode(
+            latent, encoding, pieces = self._vae.encode(
                 reference, plan.pieces, features=fusion, on_progress=on_progress
             )
         trim()
-        return EncodedImage(plan, reference, encoding)
+        return EncodedImage(plan, reference, latent, encoding, pieces.keep)
 
     def sample(self, encoded_image: EncodedImage, options: Options) -> Sampler:
         """The generator that denoises an image: see `models.sampling`.
@@ -214,15 +200,11 @@ class StableSR:
                 first step.
             MissingTextTower: there is a prompt, and the weights hold no text tower; at once too.
         """
-        config, latent = self.networks.config, encoded_image.latent
-        context: Tensor | None = None
-        negative_context: Tensor | None = None
+        networks, preset, latent = self.networks, self.preset, encoded_image.latent
         # The networks know the empty prompt's context.
-        if options.prompt or options.guidance_scale != 1:
-            context, negative_context = contexts(
-                self.networks, options, self.preset.name, latent.device
-            )
-        return sample_image(latent, config, self.preset, options, context, negative_context)
+        prompt = options.prompt or options.guidance_scale != 1
+        pair = contexts(networks, options, preset.name, latent.device) if prompt else (None, None)
+        return sample_image(latent, networks.config, preset, options, *pair)
 
     @torch.inference_mode()
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
@@ -238,7 +220,7 @@ class StableSR:
         encoded_image: EncodedImage,
         latent: Tensor,
         options: Options,
-        on_progress: Callable[[float], None] = _ignore,
+        on_progress: Callable[[float], None] = lambda _: None,
     ) -> Iterator[Tensor]:
         """Decodes a sampled latent at once, and hands the result out as rows, top to bottom.
 
@@ -256,14 +238,14 @@ class StableSR:
         """
         check_finite(latent, "sampled latent", self.dtype)
         trim()
-        plan, encoding = encoded_image.plan, encoded_image.encoding
+        plan = encoded_image.plan
         with torch.inference_mode():
             with self.on_device("autoencoder"):
                 image = self._vae.decode(
                     latent,
-                    encoding.features,
+                    encoded_image.encoding.features,
                     options.fidelity_weight,
-                    self.planner.pieces_now(plan, options, encoded_image.memory, encoding.keep),
+                    self.planner.pieces_now(encoded_image, options),
                     on_progress=on_progress,
                 )
             trim()
@@ -278,7 +260,7 @@ class StableSR:
         self,
         image: Tensor,
         options: Options | None = None,
-        on_progress: Callable[[Progress], None] = _ignore,
+        on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Tensor:
         """All of it, alone: (1, 3, H, W) in [0, 1] -> (1, 3, scale * H, scale * W)."""
         options = options or Options()
@@ -294,7 +276,7 @@ class StableSR:
         image: Tensor,
         options: Options,
         seeds: Sequence[int],
-        on_progress: Callable[[Progress], None] = _ignore,
+        on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Iterator[Iterator[Tensor]]:
         """One image from several seeds: each result as `rows` gives it, in the seeds' order.
 

@@ -23,9 +23,8 @@ from models.estimate import Estimate, Peaks
 from models.geometry import Layout, canvas_size
 from models.memory import Memory, MemoryBudget, in_words, places
 from models.options import Options
-from models.pieces import Keep, Pieces
+from models.pieces import EncodedPieces, Keep, Pieces
 from models.presets import Preset
-from models.vae import Encoding
 
 __all__ = ["EncodedImage", "Plan", "Planner", "plan", "steps_in"]
 
@@ -78,22 +77,22 @@ class EncodedImage:
     plan: Plan
     reference: Tensor
     """The enlarged image in [-1, 1], (1, 3, H, W), on the host."""
-    encoding: Encoding
-
-    @property
-    def latent(self) -> Tensor:
-        """Its scaled latent, float32 (1, c, H/8, W/8), on the device."""
-        return self.encoding.latent
+    latent: Tensor
+    """Its scaled latent, float32 (1, c, H/8, W/8), on the device."""
+    encoding: EncodedPieces
+    """With the features that the decoder reads"""
+    keep: Keep
+    """Where these are; further away than planned where memory ran out."""
 
     @property
     def summary(self) -> dict[str, object]:
         """The plan as the encoding left it, for a log line."""
-        return {**self.plan.summary, "keep": self.encoding.keep}
+        return {**self.plan.summary, "keep": self.keep}
 
     @property
     def memory(self) -> Memory:
         """Bytes that this image takes now."""
-        features = Memory.at(self.encoding.keep, self.encoding.nbytes)
+        features = Memory.at(self.keep, self.encoding.held)
         return features + Memory(self.latent.nbytes, self.reference.nbytes)
 
     def close(self) -> None:
@@ -248,15 +247,14 @@ class Planner:
             or plan(self.estimate, self.preset, sides, native, memory, self.budget).tile_batch
         )
 
-    def pieces_now(self, plan: Plan, options: Options, in_use: Memory, keep: Keep) -> Pieces:
-        """For decoding: what was free when the image was encoded may be another's now. `in_use`:
-        what the image takes; `keep`: where its features are."""
+    def pieces_now(self, image: EncodedImage, options: Options) -> Pieces:
+        """For decoding: what was free when the image was encoded may be another's now."""
         try:
-            return self.plan(*plan.layout.source, options, in_use).pieces
+            return self.plan(*image.plan.layout.source, options, image.memory).pieces
         except NotEnoughMemory as error:
             # Refusing now would waste the denoising. Strips shrink when they must.
             log.warning("decoding as planned, although: %s", error)
-            return replace(plan.pieces, keep=keep)
+            return replace(image.plan.pieces, keep=image.keep)
 
     def memory(self, in_use: Memory) -> Memory:
         """What is free, and what the networks and an image have of it already."""

@@ -15,7 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
 
@@ -26,38 +26,15 @@ from models.compiler import CompiledCalls, CompileOptions, Function
 from models.memory import Fallbacks, MemoryBudget, places, until_it_fits
 from models.networks.bundle import AnyAutoencoder, Networks
 from models.networks.layout import channels_last
-from models.pieces import Callbacks, EncodedPieces, Keep, Pieces, decode, encode
+from models.pieces import Callbacks, EncodedPieces, Pieces, decode, encode
 from models.pieces.store import FeatureMap, MapStore
 
-__all__ = ["CompiledVae", "Encoding", "Vae", "further"]
+__all__ = ["CompiledVae", "Vae", "further"]
 
 T = TypeVar("T")
 _Stage = Literal["autoencoder", "first_stage"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """An image's latent, and the features that its decoding reads. Close it to free these."""
-
-    latent: Tensor
-    """Scaled, float32 (1, c, h, w) on the device."""
-    keep: Keep
-    """Where the features are; further away than planned where memory ran out."""
-    pieces: EncodedPieces
-
-    @property
-    def features(self) -> tuple[FeatureMap, ...]:
-        return self.pieces.features
-
-    @property
-    def nbytes(self) -> int:
-        """Of the features that are not freed yet."""
-        return self.pieces.held
-
-    def close(self) -> None:
-        self.pieces.close()
 
 
 class Vae:
@@ -84,8 +61,16 @@ class Vae:
 
     def encode(
         self, image: Tensor, pieces: Pieces, *, features: bool, on_progress: Callable[[float], None]
-    ) -> Encoding:
-        """(1, 3, H, W) in [-1, 1] on the host; `on_progress` is called with the finished part."""
+    ) -> tuple[Tensor, EncodedPieces, Pieces]:
+        """An image's scaled latent, what its decoding reads, and with which pieces it went: maps
+        are further away than planned where memory ran out.
+
+        Args:
+            image: (1, 3, H, W) in [-1, 1] on the host.
+            pieces: as planned.
+            features: whether the decoder will read them.
+            on_progress: called with the finished part, 0 to 1.
+        """
         networks = self._networks
         share = 1.0 if networks.first_stage is None else 0.5
 
@@ -105,7 +90,7 @@ class Vae:
                 first_stage, _ = run("first_stage", share, False, pieces)
                 first_stage.close()
                 moments = first_stage.moments
-            return Encoding(networks.autoencoder.latent(moments), pieces.keep, encoding)
+            return networks.autoencoder.latent(moments), encoding, pieces
         except BaseException:
             encoding.close()
             raise

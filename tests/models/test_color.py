@@ -26,7 +26,9 @@ def deviation(image: Tensor) -> Tensor:
 
 def correct(image: Tensor, reference: Tensor, fix: ColorFix) -> Tensor:
     """The correction of whole images."""
-    return {"adain": adain, "wavelet": wavelet}.get(fix, lambda *_: image)(image, reference)
+    if fix == "none":
+        return image
+    return adain(image, reference) if fix == "adain" else wavelet(image, reference)
 
 
 def test_adain_gives_each_channel_the_references_mean_and_deviation() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.checkpoints.folder import random_networks
 from models.compiler import CompileMode, CompileOptions
 from models.config import ModelConfig
-from models.data_parallel import DataParallel, split
+from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
 from models.folding import fold
 from models.memory import Fallbacks
@@ -36,16 +36,6 @@ def replica(mode: CompileMode = "off", config: ModelConfig = narrow.CONFIG) -> D
     torch.manual_seed(7)
     networks = fold(random_networks(config, CPU, torch.float32))
     return Denoiser(networks, CPU, CompileOptions(mode), Fallbacks(), offload=False)
-
-
-@pytest.mark.parametrize(
-    ("tiles", "among", "sizes"),
-    [(7, 3, [3, 2, 2]), (2, 3, [1, 1]), (8, 2, [4, 4]), (1, 1, [1])],
-)
-def test_tiles_are_split_as_evenly_as_it_goes(tiles: int, among: int, sizes: list[int]) -> None:
-    cuts = split(tiles, among)
-    assert [stop - start for start, stop in cuts] == sizes
-    assert [start for start, _ in cuts] == [sum(sizes[:n]) for n in range(len(sizes))]
 
 
 def test_an_image_over_three_devices_is_that_of_one() -> None:
@@ -107,16 +97,16 @@ class Call:
         return torch.cat(denoiser.predict(requests))
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    ("tiles", "shares"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [3, 2, 2]), (8, [3, 3, 2])]
+)
 @pytest.mark.parametrize("context", [False, True])
 def test_every_tile_has_its_own_prediction_whichever_device_makes_it(
-    tiles: int, context: bool
+    tiles: int, shares: list[int], context: bool
 ) -> None:
     call, replicas = Call(tiles, context=context), [Arithmetic() for _ in range(3)]
     assert torch.equal(call.by(DataParallel(replicas)), call.by(Arithmetic()))
-    assert [one.calls for one in replicas] == [
-        [stop - start] for start, stop in split(tiles, 3)
-    ] + [[]] * (3 - min(3, tiles))
+    assert [sum(one.calls) for one in replicas] == shares + [0] * (3 - len(shares))
 
 
 def test_all_devices_compute_at_the_same_time() -> None:

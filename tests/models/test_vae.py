@@ -95,14 +95,14 @@ def test_what_was_encoded_whole_can_be_decoded_in_strips(
     options = Options(fidelity_weight=1.0)
     plain, ours = made(), made(WHOLE)
     with plain.prepare(SMALL, options) as right, ours.prepare(SMALL, options) as prepared:
-        assert prepared.encoding.nbytes == right.encoding.nbytes > 0
+        assert prepared.encoding.held == right.encoding.held > 0
         latent = torch.zeros_like(prepared.latent)
         # Others have taken the memory meanwhile.
         monkeypatch.setattr(ours.planner, "pieces_now", lambda *_: Pieces(rows=8))
         wanted = plain.decode(right, latent, options)
         assert float((ours.decode(prepared, latent, options) - wanted).abs().max()) < 1e-5
     assert compiler.made == ["encode_image_1"]
-    assert prepared.encoding.nbytes == 0
+    assert prepared.encoding.held == 0
 
 
 def test_what_cannot_be_compiled_goes_in_strips_is_said_and_counted(

@@ -88,5 +88,5 @@ def test_without_fidelity_nothing_is_fused_and_no_features_are_kept() -> None:
         layer.register_forward_hook(lambda *_: pytest.fail("a fusion layer was called"))
     with sr.prepare(torch.rand(1, 3, 16, 16), options) as prepared:
         assert prepared.encoding.features == ()
-        assert prepared.encoding.nbytes == 0
+        assert prepared.encoding.held == 0
         assert sr.decode(prepared, prepared.latent, options).isfinite().all()
