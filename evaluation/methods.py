@@ -18,7 +18,7 @@ from evaluation.pictures import EvaluationError
 from models.networks.bundle import channels_last
 from models.options import Options
 from models.pipeline import StableSR
-from models.prepared import Prepared
+from models.plan import EncodedImage
 from models.sampling import StepRequest, drive_all
 from training.config import ModelFileUnreadable
 from training.realesrgan import CompactNet, RRDBNet
@@ -142,7 +142,7 @@ class OursAtWeights:
 
 
 def sampled(
-    sr: StableSR, prepared: Prepared, options: Options, predict: Predict | None = None
+    sr: StableSR, prepared: EncodedImage, options: Options, predict: Predict | None = None
 ) -> Tensor:
     """The latent that sampling ends with; `predict` stands in for the model's own network call."""
     [latent] = drive_all(

@@ -25,7 +25,7 @@ from models.networks.encoder import TimeAwareEncoder
 from models.networks.unet import ModulatedUNet
 from models.options import Options
 from models.presets import Preset
-from models.strips import Cost, Keep, StripConfig, coding_cost
+from models.strips import Cost, StripConfig, coding_cost
 
 __all__ = ["Estimate", "Peaks", "Weights", "tile_bytes", "tile_flops"]
 
@@ -40,6 +40,8 @@ _TRANSFORMER, _OWN, _BELOW = 30.0, 3.5, 6.5
 # What kernels hold for themselves: 112 MB at most on an H200, 96 MB on a processor, as measured
 # (`benchmarks.memory`). A processor's convolutions rearrange their weights beside.
 _KERNELS = 128 * 2**20
+# The share of the device's memory that all weights may take together.
+_MOST_WEIGHTS = 2 / 3
 # The result's rows on their way to a file.
 _ROWS = 32 * 2**20
 
@@ -112,9 +114,18 @@ class Estimate:
         return estimate
 
     @property
-    def unified(self) -> bool:
+    def on_host(self) -> bool:
         """Whether the device computes in the host's memory."""
         return self.device.type != "cuda"
+
+    def needs_offload(self, memory: Memory) -> bool:
+        """Whether all networks on the device leave too little beside them: of full size, for a
+        canvas of the native size.
+
+        Decided once, when networks are loaded, so it cannot depend on an image. Where the device
+        computes in the host's memory there is nowhere to put a network aside.
+        """
+        return not self.on_host and self.weights.all > _MOST_WEIGHTS * memory.device
 
     def peaks(
         self,
@@ -139,7 +150,7 @@ class Estimate:
         """
         weights, grid = self.weights, layout.grid
         autoencoder = denoiser = Memory(weights.all)
-        if offload and not self.unified:
+        if offload and not self.on_host:
             autoencoder = Memory(weights.autoencoder, weights.all)
             denoiser = Memory(weights.denoiser, weights.all)
         call, beside = self.call(tiles, grid.tile_height, grid.tile_width), Memory()
@@ -154,7 +165,7 @@ class Estimate:
         latents = Memory(_LATENTS * numbers * _FLOAT)
         widths = self.config.autoencoder.feature_widths if fusion else ()
         numbers = sum(channels * _area(layout.padded) // n**2 for channels, n in widths)
-        features = _placed(numbers * self.dtype.itemsize, strips.keep)
+        features = Memory.at(strips.keep, numbers * self.dtype.itemsize)
         # The canvas is enlarged a channel at a time. Features wait while a second encoder works.
         encode = self.coding(layout, strips, decode=False, fusion=False)
         encode += autoencoder + features + images + Memory(host=canvas // 3) + beside
@@ -162,17 +173,20 @@ class Estimate:
         result = Memory(host=canvas + 3 * _area(layout.size) + _ROWS)
         decode = self.coding(layout, strips, decode=True, fusion=fusion)
         decode += autoencoder + latents + images + result + beside
-        return Peaks(*map(self._where, (denoiser, encode, denoise, decode)))
+        stages = [denoiser, encode, denoise, decode]
+        if self.on_host:
+            stages = [Memory(0, stage.device + stage.host, stage.disk) for stage in stages]
+        return Peaks(*stages)
 
     def coding(self, layout: Layout, strips: StripConfig, *, decode: bool, fusion: bool) -> Memory:
         """Maps and strips of encoding or decoding, features that fusion reads among them."""
         cost = self._cost(layout, strips, decode=decode, fusion=fusion)
-        return _placed(cost.maps, strips.keep) + Memory(cost.strips + _KERNELS)
+        return Memory.at(strips.keep, cost.maps) + Memory(cost.strips + _KERNELS)
 
     def call(self, tiles: int, height: int, width: int) -> int:
         """Bytes of a network call for tiles of these sides (latent pixels), weights aside."""
         unet, kernels = self.config.unet, _KERNELS
-        if self.unified:
+        if self.on_host:
             # The largest are those of the up blocks that read a skip too.
             largest = 9 * 2 * max(unet.widths) ** 2
             kernels = max(kernels, 4 * largest * self.dtype.itemsize)
@@ -193,10 +207,6 @@ class Estimate:
     def _cost(self, layout: Layout, strips: StripConfig, *, decode: bool, fusion: bool) -> Cost:
         config, sides = self.config.autoencoder, layout.padded
         return coding_cost(config, *sides, strips, self.dtype, decode=decode, fusion=fusion)
-
-    def _where(self, memory: Memory) -> Memory:
-        device, host, disk = memory
-        return Memory(0, device + host, disk) if self.unified else memory
 
 
 def tile_bytes(config: UNetConfig, height: int, width: int, dtype: torch.dtype) -> int:
@@ -223,10 +233,6 @@ def tile_flops(config: ModelConfig, height: int, width: int) -> int:
         with FlopCounterMode(display=False) as counter:
             denoiser(noisy, t, context, time_aware(lr, t))
     return int(counter.get_total_flops())
-
-
-def _placed(size: int, keep: Keep) -> Memory:
-    return Memory(*(size * (keep == place) for place in Memory._fields))
 
 
 def _area(sides: tuple[int, int]) -> int:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import TRAINING_STEPS, alphas_cumprod
 from models.networks.bundle import Networks
 from models.networks.unet import ModulatedUNet
+from models.schedulers import TRAINING_STEPS, alphas_cumprod
 from training.objective import Batch, Objective
 
 __all__ = ["Guidance", "Latents", "Prior", "open_modulation"]

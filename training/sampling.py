@@ -15,9 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.diffusion import DDPM, add_noise
 from models.networks.autoencoder import FusionLayer
 from models.networks.bundle import Networks
+from models.schedulers import DDPM, add_noise
 from training.config import CfwSettings, DistillSettings
 from training.denoising import Guidance
 from training.image_loss import ImageLoss

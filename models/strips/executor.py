@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.memory import halved, until_it_fits
+from models.memory import half, until_it_fits
 from models.statistics import GPU_CHUNK
 from models.strips.layers import Span, Strip
 from models.strips.maps import FeatureMap, MapStore, StripConfig
@@ -180,9 +180,7 @@ class Executor:
         top, height = 0, step.height
         while top < height:
             strip = partial(self._strip, step, write, top)
-            bottom, self.height = until_it_fits(
-                strip, self.height, halved, self._callbacks.on_shrink
-            )
+            bottom, self.height = until_it_fits(strip, self.height, half, self._callbacks.on_shrink)
             for read in step.reads:
                 read.release(bottom)
             self._flops += step.flops * (bottom - top) / height

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from models.compiler import CompileOptions
 from models.config import ModelConfig
+from models.memory import MemoryBudget
 from models.options import Options
 from models.pipeline import StableSR
-from models.plan import Resources
 from models.presets import PRESETS
 from models.sampling import StepRequest, drive
 from models.strips import StripConfig, decode, encode
@@ -153,7 +153,7 @@ def test_an_image_of_a_single_tile_is_the_same_whole_and_in_strips(
         found = made.upscale(image, options)
         assert float((found - wanted).abs().max()) < 2 / 255
         assert float((found - wanted).abs().mean()) < 2e-4
-    assert not made.departures
+    assert not made.fallbacks
 
 
 def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
@@ -166,7 +166,7 @@ def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
 def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: StableSR) -> None:
     image, options = picture(512, 512), Options(steps=1, fidelity_weight=1.0)
     wanted = sr.upscale(image, options)
-    before = dict(sr.changes.counts)
+    before = dict(sr.memory_fallbacks.counts)
     # Planned with all that the GPU has; then there is not enough of it.
     with sr.prepare(image, options) as prepared:
         latent = drive(
@@ -181,14 +181,14 @@ def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: Stab
         total = torch.cuda.get_device_properties(CUDA).total_memory
         torch.cuda.set_per_process_memory_fraction(taken / total)
         got = sr.decode(prepared, latent, options)
-    assert sum(sr.changes.counts.values()) > sum(before.values())
+    assert sum(sr.memory_fallbacks.counts.values()) > sum(before.values())
     assert float((got - wanted).abs().max()) < 2 / 255
 
 
 def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
     image, options = picture(384, 384), Options(steps=1, fidelity_weight=0.0)
     wanted = sr.upscale(image, options)
-    small = StableSR.from_preset("tiny", CUDA, resources=Resources(tile_batch=64))
+    small = StableSR.from_preset("tiny", CUDA, budget=MemoryBudget(tile_batch=64))
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
@@ -196,22 +196,20 @@ def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
         (torch.cuda.memory_allocated() + 220 * 2**20) / total
     )
     got = small.upscale(image, options)
-    assert small.changes.counts
+    assert small.memory_fallbacks.counts
     assert float((got - wanted).abs().max()) < 2 / 255
 
 
 def test_parts_take_turns_on_the_device_and_the_image_is_the_same(sr: StableSR) -> None:
     image, options = picture(100, 80), Options(steps=2)
-    turns = StableSR.from_preset("tiny", CUDA, resources=Resources(offload=True))
+    turns = StableSR.from_preset("tiny", CUDA, budget=MemoryBudget(offload=True))
     assert next(turns.networks.unet.parameters()).device.type == "cpu"
     got = turns.upscale(image, options)
     assert float((got - sr.upscale(image, options)).abs().max()) < 1 / 255
 
 
 def test_full_size_networks_in_bfloat16_give_numbers() -> None:
-    full = StableSR.with_random_weights(
-        ModelConfig(), PRESETS["stablesr-512"], CUDA, torch.bfloat16
-    )
+    full = StableSR.load(ModelConfig(), PRESETS["stablesr-512"], CUDA, torch.bfloat16)
     result = full.upscale(picture(128, 128), Options(steps=2, fidelity_weight=1.0))
     assert tuple(result.shape) == (1, 3, 512, 512)
     assert bool(torch.isfinite(result).all())

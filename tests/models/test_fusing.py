@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from models.checkpoints.folder import save_folder
 from models.fusing import fuse
 from models.fusing.layers import PhaseUpsample
+from models.loading import Offload
+from models.memory import MemoryBudget
 from models.networks.autoencoder import Autoencoder
 from models.networks.bundle import Networks
 from models.options import Options
 from models.pipeline import StableSR
-from models.plan import Resources
-from models.residency import Offloaded
 from models.strips import Callbacks, StripConfig, decode
 from tests.models import narrow
 from tests.models.fusing import small
@@ -174,8 +174,8 @@ def test_a_folder_is_fused_when_loaded_unless_fuse_is_false(tmp_path: Path) -> N
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     results: list[torch.Tensor] = []
     for sr in (
-        StableSR.from_folder(tmp_path, narrow.PRESET),
-        StableSR.from_folder(tmp_path, narrow.PRESET, fuse=False),
+        StableSR.load(tmp_path, narrow.PRESET),
+        StableSR.load(tmp_path, narrow.PRESET, fuse=False),
     ):
         assert (sr.networks.unet.time_table is not None) == (not results)
         results.append(sr.upscale(image, Options(seed=3)))
@@ -183,16 +183,14 @@ def test_a_folder_is_fused_when_loaded_unless_fuse_is_false(tmp_path: Path) -> N
 
 
 def test_offload_moves_everything_that_fuse_adds() -> None:
-    sr = StableSR.with_random_weights(
-        narrow.CONFIG, narrow.PRESET, resources=Resources(offload=True)
-    )
+    sr = StableSR.load(narrow.CONFIG, narrow.PRESET, budget=MemoryBudget(offload=True))
     before = {name: p.clone() for name, p in sr.networks.named_parameters()}
-    residency = Offloaded(sr.networks, torch.device("meta"))
-    with residency.holding("denoiser"):
+    offload = Offload(sr.networks, torch.device("meta"))
+    with offload.on_device("denoiser"):
         for part in (sr.networks.unet, sr.networks.encoder):
             assert {p.device.type for p in part.parameters()} == {"meta"}
             assert list(part.buffers()) == []
-    with residency.holding("autoencoder"):
+    with offload.on_device("autoencoder"):
         assert {p.device.type for p in sr.networks.autoencoder.parameters()} == {"meta"}
         for name, parameter in sr.networks.unet.named_parameters(prefix="unet"):
             assert torch.equal(parameter, before[name])
@@ -201,7 +199,7 @@ def test_offload_moves_everything_that_fuse_adds() -> None:
 @torch.inference_mode()
 def test_without_fidelity_nothing_is_fused_and_no_features_are_kept() -> None:
     """w = 0: the encoder's features are not kept, and the decoder does not look for any."""
-    sr = StableSR.with_random_weights(narrow.CONFIG, narrow.PRESET)
+    sr = StableSR.load(narrow.CONFIG, narrow.PRESET)
     options = Options(fidelity_weight=0, steps=1)
     fusion = sr.networks.autoencoder.decoder.fusion
     assert fusion is not None
@@ -209,5 +207,5 @@ def test_without_fidelity_nothing_is_fused_and_no_features_are_kept() -> None:
         layer.register_forward_hook(lambda *_: pytest.fail("a fusion layer was called"))
     with sr.prepare(torch.rand(1, 3, 16, 16), options) as prepared:
         assert prepared.encoding.features == ()
-        assert prepared.encoding.held == 0
+        assert prepared.encoding.nbytes == 0
         assert sr.decode(prepared, prepared.latent, options).isfinite().all()

@@ -30,7 +30,7 @@ from tools.figures.seams import borders, seam_ratio, tiles_alone
 def opened() -> StableSR:
     """Networks whose modulation does something; a fresh one does nothing."""
     torch.manual_seed(1)
-    fresh = StableSR.with_random_weights(NARROWER, NATIVE, fuse=False)
+    fresh = StableSR.load(NARROWER, NATIVE, fuse=False)
     for module in modulations(fresh):
         for conv in (module.gamma, module.beta):
             nn.init.normal_(conv.weight, std=0.3)

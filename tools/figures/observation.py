@@ -20,10 +20,10 @@ from torch.utils.hooks import RemovableHandle
 
 from evaluation.methods import Predict
 from models.denoiser import TileBatch
-from models.diffusion import add_noise, alphas_cumprod
 from models.networks.unet import FeatureModulation, ModulatedUNet
 from models.pipeline import StableSR
 from models.sampling import StepRequest
+from models.schedulers import add_noise, alphas_cumprod
 
 __all__ = [
     "Similarity",
@@ -126,7 +126,7 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
         sizes = [len(r) for r in requests]
         tiles = TileBatch.of(requests, sr.networks.context)
         true = torch.tensor(tiles.timesteps)
-        with sr.residency.holding("denoiser"):
+        with sr.on_device("denoiser"):
             told = torch.full_like(true, timestep).to(sr.device)
             features = sr.networks.encoder(tiles.lr, told)
             context = tiles.context
@@ -167,4 +167,4 @@ def without_modulation(unet: ModulatedUNet) -> Iterator[None]:
 def with_tile(sr: StableSR, cells: int) -> StableSR:
     """The same weights with tiles of another side, so that small pictures have several."""
     preset = replace(sr.preset, tile=cells, overlap=cells // 2)
-    return StableSR(sr.networks, preset, sr.device, sr.dtype, sr.planner.resources)
+    return StableSR(sr.networks, preset, sr.device, sr.dtype, sr.planner.budget)

@@ -16,8 +16,7 @@ from evaluation.methods import bicubic, sampled
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.pictures import BadPictures, Pixels, degraded, pixels_of, tensor_of, write
 from evaluation.sheets import Cell, contact_sheet, enlarged, finest
-from models.color import ColorFix
-from models.options import Options
+from models.options import ColorFix, Options
 from models.pipeline import StableSR
 from tools.figures import plots
 from tools.figures.ablations import ABLATED_TIME

@@ -1,15 +1,21 @@
-"""The noise schedule, and the steps of the samplers DDPM and DDIM; `models.solvers` has the others.
+"""The noise schedule, and the schedulers of the four samplers.
 
-1000 steps with scaled-linear betas as in Stable Diffusion. The coefficients are computed in
-float64 on the host and enter the step as plain numbers, so a step never waits for the device.
-DDPM: Ho et al., arXiv 2006.11239, eq. 6-7, respaced as in Nichol & Dhariwal, arXiv 2102.09672.
-DDIM: Song et al., arXiv 2010.02502, eq. 12 and 16.
+1000 steps with scaled-linear betas as in Stable Diffusion. The coefficients of DDPM and DDIM are
+computed in float64 on the host and enter the step as plain numbers, so a step never waits for the
+device. DPM-Solver++ and UniPC are those of diffusers, at timesteps of our own: solvers of second
+order of the probability-flow ODE. They add no noise: the seed decides the start and nothing else.
+
+    DDPM            Ho et al., arXiv 2006.11239, eq. 6-7
+                    respaced as in Nichol & Dhariwal, arXiv 2102.09672
+    DDIM            Song et al., arXiv 2010.02502, eq. 12 and 16
+    DPM-Solver++    (2M): Lu et al., arXiv 2211.01095, algorithm 2
+    UniPC           with B(h) = e^h - 1: Zhao et al., arXiv 2302.04867
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,23 +23,22 @@ from torch import Tensor
 
 from models.config import Prediction
 from models.errors import InvalidOption
+from models.options import SamplerName
 
 __all__ = [
     "DDIM",
     "DDPM",
     "TRAINING_STEPS",
-    "SamplerName",
-    "Stepper",
+    "Multistep",
+    "Scheduler",
     "add_noise",
     "alphas_cumprod",
-    "check_steps",
-    "make_stepper",
+    "make_scheduler",
     "respaced_timesteps",
+    "solver_timesteps",
 ]
 
 TRAINING_STEPS = 1000
-
-SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 
 
 def alphas_cumprod() -> npt.NDArray[np.float64]:
@@ -48,13 +53,13 @@ def respaced_timesteps(steps: int, first: int = TRAINING_STEPS - 1) -> list[int]
     Raises:
         InvalidOption: more steps than timesteps, or none.
     """
-    check_steps(steps, first)
+    _check_steps(steps, first)
     if steps == 1:
         return [first]
     return [round(i * first / (steps - 1)) for i in range(steps)]
 
 
-def check_steps(steps: int, first: int = TRAINING_STEPS - 1) -> None:
+def _check_steps(steps: int, first: int = TRAINING_STEPS - 1) -> None:
     """Raises InvalidOption for no steps, and for more than there are timesteps up to `first`."""
     if not 1 <= steps <= first + 1:
         raise InvalidOption(f"steps is {steps}, but must be between 1 and {first + 1}.")
@@ -66,10 +71,10 @@ def add_noise(latent: Tensor, noise: Tensor, timestep: int) -> Tensor:
     return math.sqrt(a) * latent + math.sqrt(1 - a) * noise
 
 
-class Stepper(Protocol):
+class Scheduler(Protocol):
     """One sampler's arithmetic: which timesteps, and what a prediction makes of the canvas.
 
-    Some keep what earlier steps predicted, so a stepper serves one canvas, its steps in order.
+    Some keep what earlier steps predicted, so a scheduler serves one canvas, its steps in order.
     """
 
     @property
@@ -89,10 +94,7 @@ class DDPM:
     def __init__(
         self, steps: int, prediction: Prediction = "epsilon", first: int = TRAINING_STEPS - 1
     ) -> None:
-        kept = respaced_timesteps(steps, first)
-        # The networks see ascending timesteps twice when several round to the same one: never,
-        # since there are as many as steps.
-        self.timesteps = kept[::-1]
+        self.timesteps = respaced_timesteps(steps, first)[::-1]
         self._prediction = prediction
         self._alphas = alphas_cumprod()[self.timesteps]
         # Signal fraction after each step; the last step ends at the clean latent.
@@ -118,7 +120,7 @@ class DDIM:
     """Implicit sampling with `eta` between 0 (deterministic) and 1 (as noisy as DDPM)."""
 
     def __init__(self, steps: int, prediction: Prediction = "epsilon", eta: float = 1.0) -> None:
-        check_steps(steps)
+        _check_steps(steps)
         stride = TRAINING_STEPS // steps
         self.timesteps = [i * stride for i in range(steps)][::-1]
         self._prediction = prediction
@@ -151,13 +153,79 @@ def _clean(sample: Tensor, prediction: Tensor, a: float, kind: Prediction) -> Te
     return (sample - math.sqrt(1 - a) * prediction) / math.sqrt(a)
 
 
-def make_stepper(
+def solver_timesteps(steps: int) -> list[int]:
+    """`steps` different timesteps, descending from 999 to 0, as even in log-SNR as they come.
+
+    Even in log-SNR, because that is the variable in which both methods are of second order
+    (Lu et al., arXiv 2206.00927, section 3). Even in time, which is diffusers' default, leaves a
+    last step from timestep 100 of 1000 with ten steps, and several times the error.
+
+    Raises:
+        InvalidOption: steps outside 1..1000.
+    """
+    _check_steps(steps)
+    if steps == 1:
+        return [TRAINING_STEPS - 1]
+    alphas = alphas_cumprod()
+    noise_to_signal = np.log((1 - alphas) / alphas)
+    even = np.linspace(noise_to_signal[0], noise_to_signal[-1], steps)
+    places = np.interp(even, noise_to_signal, np.arange(TRAINING_STEPS))
+    timesteps: list[int] = []
+    for index, place in enumerate(places):
+        # Each above the one before, and with room for those that follow.
+        least = timesteps[-1] + 1 if timesteps else 0
+        most = TRAINING_STEPS - (steps - index)
+        timesteps.append(min(max(round(float(place)), least), most))
+    return timesteps[::-1]
+
+
+class Multistep:
+    """A diffusers scheduler over our timesteps. It has a memory: one canvas, steps in order."""
+
+    def __init__(
+        self, name: Literal["dpmpp", "unipc"], steps: int, prediction: Prediction = "epsilon"
+    ) -> None:
+        self.timesteps = solver_timesteps(steps)
+        # The scheduler is given a schedule of these timesteps alone, as if the model had been
+        # trained on `steps` of them, so that it takes exactly those; its own ways of choosing
+        # some out of 1000 repeat one, or add a negative one, for some numbers of steps.
+        alphas = alphas_cumprod()[self.timesteps[::-1]]
+        betas = 1 - alphas / np.append(1.0, alphas[:-1])
+        # Here, because only these two samplers need this import.
+        from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+        # Any: diffusers wraps these classes so that a checker sees neither arguments nor methods.
+        schedulers: dict[str, Any] = {
+            "dpmpp": DPMSolverMultistepScheduler,
+            "unipc": UniPCMultistepScheduler,
+        }
+        self._scheduler = schedulers[name](
+            num_train_timesteps=steps,
+            trained_betas=betas,
+            prediction_type=prediction,
+            timestep_spacing="trailing",
+            final_sigmas_type="zero",
+        )
+        self._scheduler.set_timesteps(steps)
+        self._scheduler.set_begin_index(0)
+
+    def needs_noise(self, index: int) -> bool:
+        return False
+
+    def step(self, index: int, sample: Tensor, prediction: Tensor, noise: Tensor | None) -> Tensor:
+        own_timestep = len(self.timesteps) - 1 - index
+        following: Tensor
+        (following,) = self._scheduler.step(prediction, own_timestep, sample, return_dict=False)
+        return following
+
+
+def make_scheduler(
     name: SamplerName,
     steps: int,
     prediction: Prediction,
     eta: float | None = None,
     first: int = TRAINING_STEPS - 1,
-) -> Stepper:
+) -> Scheduler:
     """The sampler of that name, for one canvas; `eta` is DDIM's, 1 when None; `first` is the
     timestep that DDPM begins at.
 
@@ -169,9 +237,6 @@ def make_stepper(
     if name == "ddim":
         return DDIM(steps, prediction, 1.0 if eta is None else eta)
     if name in get_args(SamplerName):
-        # Here, because the solvers themselves stand on this module.
-        from models.solvers import Multistep
-
         return Multistep(name, steps, prediction)
-    known = ", ".join(get_args(SamplerName))
-    raise InvalidOption(f"sampler is {name!r}, but must be one of {known}.")
+    names = ", ".join(get_args(SamplerName))
+    raise InvalidOption(f"sampler is {name!r}, but must be one of {names}.")

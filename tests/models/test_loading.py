@@ -11,8 +11,8 @@ from torch import nn
 
 from models.checkpoints.folder import random_networks
 from models.estimate import Estimate
+from models.loading import Offload
 from models.networks.bundle import Networks
-from models.residency import Offloaded
 from tests.models import narrow
 
 DEVICE = torch.device("meta")
@@ -30,46 +30,46 @@ def places(module: nn.Module) -> set[str]:
 
 def test_one_part_at_a_time_is_on_the_device(networks: Networks) -> None:
     before = {name: p.clone() for name, p in networks.named_parameters()}
-    resident = Offloaded(networks, DEVICE)
+    offload = Offload(networks, DEVICE)
     weights = Estimate.of(networks, torch.float32, DEVICE).weights
     assert places(networks) == {"cpu"}
-    assert resident.held(weights) == 0
-    with resident.holding("autoencoder"):
+    assert offload.nbytes(weights) == 0
+    with offload.on_device("autoencoder"):
         assert places(networks.autoencoder) == {"meta"}
         assert places(networks.unet) | places(networks.encoder) == {"cpu"}
-        assert resident.held(weights) == weights.autoencoder
-    with resident.holding("denoiser"):
+        assert offload.nbytes(weights) == weights.autoencoder
+    with offload.on_device("denoiser"):
         assert places(networks.unet) | places(networks.encoder) == {"meta"}
         assert places(networks.autoencoder) == {"cpu"}
-        assert resident.held(weights) == weights.denoiser
+        assert offload.nbytes(weights) == weights.denoiser
     # What came back from the device is what was there all the time.
-    with resident.holding("autoencoder"):
+    with offload.on_device("autoencoder"):
         for name, parameter in networks.named_parameters():
             if not name.startswith("autoencoder."):
                 assert torch.equal(parameter, before[name])
 
 
 def test_a_part_that_is_there_is_not_moved_again(networks: Networks) -> None:
-    resident = Offloaded(networks, DEVICE)
+    offload = Offload(networks, DEVICE)
     for _ in range(5):
-        with resident.holding("denoiser"):
+        with offload.on_device("denoiser"):
             pass
-    assert resident.moves == 1
+    assert offload.moves == 1
 
 
 def test_the_other_part_comes_when_the_call_in_flight_has_ended(networks: Networks) -> None:
-    resident = Offloaded(networks, DEVICE)
+    offload = Offload(networks, DEVICE)
     order: list[str] = []
     asks = threading.Event()
 
     def decode() -> None:
         asks.set()
-        with resident.holding("autoencoder"):
+        with offload.on_device("autoencoder"):
             order.append("decode")
             assert places(networks.unet) == {"cpu"}
 
     with ThreadPoolExecutor(1) as pool:
-        with resident.holding("denoiser"):
+        with offload.on_device("denoiser"):
             decoding = pool.submit(decode)
             assert asks.wait(WAIT_S)
             assert places(networks.unet) == {"meta"}
@@ -81,23 +81,23 @@ def test_the_other_part_comes_when_the_call_in_flight_has_ended(networks: Networ
 def test_a_part_that_does_not_fit_leaves_the_device_empty(
     networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resident = Offloaded(networks, DEVICE)
-    with resident.holding("autoencoder"):
+    offload = Offload(networks, DEVICE)
+    with offload.on_device("autoencoder"):
         pass
-    moved = 0
+    moves = 0
 
     def full(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        nonlocal moved
-        moved += 1
-        if moved > 3:
+        nonlocal moves
+        moves += 1
+        if moves > 3:
             raise torch.OutOfMemoryError("no room")
         return torch.empty_like(tensor, device=device)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "to", full)
-        with pytest.raises(torch.OutOfMemoryError), resident.holding("denoiser"):
+        with pytest.raises(torch.OutOfMemoryError), offload.on_device("denoiser"):
             pass
     assert places(networks) == {"cpu"}
-    assert resident.there is None
-    with resident.holding("denoiser"):
+    assert offload.there is None
+    with offload.on_device("denoiser"):
         assert places(networks.unet) == {"meta"}

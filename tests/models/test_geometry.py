@@ -25,14 +25,14 @@ from tests.models import narrow
 class Coder:
     """Stands in for the autoencoder: tensors of the shapes that it takes and gives."""
 
-    def encode(self, image: Tensor, strips: object, **more: object) -> Coder:
+    def encode(self, image: Tensor, strips: object, **more: object) -> tuple[Tensor, Coder, object]:
         self.latent = F.avg_pool2d(image[:, [0, 1, 2, 0]], 8)
-        return self
+        return self.latent, self, strips
 
     def decode(self, latent: Tensor, *given: object, **more: object) -> Tensor:
         return F.interpolate(self.latent[:, :3], scale_factor=8.0)
 
-    features, held, keep = None, 0, "device"
+    features, held = None, 0
 
     def close(self) -> None:
         pass
@@ -52,7 +52,7 @@ def quick() -> Iterator[StableSR]:
     """Of a small native size, so that hundreds of images take seconds."""
     cpu, dtype = torch.device("cpu"), torch.float32
     sr = StandIn(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
-    sr._autoencoder = Coder()  # type: ignore[assignment]  # only what is called of it
+    sr._vae = Coder()  # type: ignore[assignment]  # only what is called of it
     with pytest.MonkeyPatch.context() as patch:
         # Counting what strips take is slower than these networks.
         patch.setattr(models.estimate, "coding_cost", lambda *given, **more: Cost(0, 0, 0))
@@ -117,7 +117,7 @@ def test_a_strip_that_cannot_be_computed_is_refused_before_anything_is(
     width: int, height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sr = StableSR.from_preset("tiny")
-    monkeypatch.setattr("models.pipeline.upsampled", None)
+    monkeypatch.setattr("models.pipeline.enlarge", None)
     with pytest.raises(InvalidOption, match="shorter side is enlarged to 512 at least"):
         sr.prepare(torch.rand(1, 3, height, width), Options())
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.parity import QUICK, Golden, compare, comparisons
 
-FOLDER = Path(__file__).parents[1] / "golden"
+FOLDER = Path(__file__).parent / "golden"
 
 
 def test_every_network_and_every_schedule_reproduce_their_golden_arrays() -> None:
