@@ -65,11 +65,13 @@ class ResidualInResidual(nn.Module):
 class FusionLayer(nn.Module):
     """What the decoder's feature lacks, predicted from the encoder's of the same size."""
 
-    def __init__(self, width: int, growth: int, blocks: int, groups: int) -> None:
+    def __init__(self, config: AutoencoderConfig, width: int) -> None:
         super().__init__()
-        self.enter = self._resnet(2 * width, width, groups)
-        self.dense = nn.Sequential(*(ResidualInResidual(width, growth) for _ in range(blocks)))
-        self.leave = self._resnet(width, width, groups)
+        self.enter = self._resnet(2 * width, width, config.groups)
+        self.dense = nn.Sequential(
+            *(ResidualInResidual(width, config.growth) for _ in range(config.fusion_blocks))
+        )
+        self.leave = self._resnet(width, width, config.groups)
 
     @staticmethod
     def _resnet(inputs: int, width: int, groups: int) -> ResnetBlock2D:
@@ -126,18 +128,17 @@ class _WrappedDecoder(Decoder):
             layers_per_block=config.layers,
             norm_num_groups=config.groups,
         )
-        self.fusion = (
-            nn.ModuleDict(
-                {
-                    name: FusionLayer(
-                        config.widths[level], config.growth, config.fusion_blocks, config.groups
-                    )
-                    for name, level in (("half_size", 1), ("quarter_size", 2))
-                }
-            )
-            if fusion
-            else None
-        )
+        # In the features' order.
+        levels = {"half_size": 1, "quarter_size": 2}
+        layers = {name: FusionLayer(config, config.widths[n]) for name, n in levels.items()}
+        self.fusion = nn.ModuleDict(layers) if fusion else None
+
+    def fusion_at(self, level: int) -> tuple[FusionLayer, int] | None:
+        """The fusion layer of a level, the deepest being 0, and which feature it reads."""
+        feature = len(self.up_blocks) - 2 - level
+        if self.fusion is None or feature not in (0, 1):
+            return None
+        return cast("FusionLayer", self.fusion[("half_size", "quarter_size")[feature]]), feature
 
     def forward(  # type: ignore[override]  # the base takes no features
         self,
@@ -146,15 +147,12 @@ class _WrappedDecoder(Decoder):
         fidelity: Tensor | None = None,
     ) -> Tensor:
         sample = self.mid_block(self.conv_in(sample))
-        # Deepest level first: of four levels the second is a quarter of the image's size.
-        last = len(self.up_blocks) - 1
-        places = {last - 2: ("quarter_size", 1), last - 1: ("half_size", 0)}
-        for i, block in enumerate(cast("Iterable[UpDecoderBlock2D]", self.up_blocks)):
+        for level, block in enumerate(cast("Iterable[UpDecoderBlock2D]", self.up_blocks)):
             for resnet in block.resnets:
                 sample = resnet(sample, None)
-            if features is not None and self.fusion is not None and i in places:
-                name, place = places[i]
-                sample = sample + fidelity * self.fusion[name](features[place], sample)
+            if features is not None and (fusion := self.fusion_at(level)):
+                layer, i = fusion
+                sample = sample + fidelity * layer(features[i], sample)
             if block.upsamplers is not None:
                 sample = block.upsamplers[0](sample)
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(sample)))

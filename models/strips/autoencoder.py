@@ -87,16 +87,12 @@ def run_decoder(
     weight = torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype)
     x = run.map(_convolutions(latent, [autoencoder.post_quant_conv, decoder.conv_in]))
     x = _middle(run, x, decoder.mid_block)
-    # Deepest level first: of four levels the second is a quarter of the image's size.
-    last = len(decoder.up_blocks) - 1
-    places = {last - 2: ("quarter_size", 1), last - 1: ("half_size", 0)}
     for level, block in enumerate(layers(decoder.up_blocks, UpDecoderBlock2D)):
         for residual in layers(block.resnets, ResnetBlock2D):
             x = _resnet(run, [x], residual)
-        if features is not None and decoder.fusion is not None and level in places:
-            name, place = places[level]
-            fusion = cast(FusionLayer, decoder.fusion[name])
-            x = _fuse_features(run, features[place], x, fusion, weight)
+        if features is not None and (fusion := decoder.fusion_at(level)):
+            layer, i = fusion
+            x = _fuse_features(run, features[i], x, layer, weight)
         if block.upsamplers is not None:
             (sampler,) = block.upsamplers
             x = _upsample(run, x, cast(Upsample2D, sampler))
