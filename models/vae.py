@@ -77,7 +77,7 @@ class Vae:
         def run(
             stage: _Stage, base: float, features: bool, pieces: Pieces
         ) -> tuple[EncodedPieces, Pieces]:
-            callbacks = self._callbacks(lambda done: on_progress(base + share * done))
+            callbacks = self._callbacks(lambda fraction: on_progress(base + share * fraction))
             return self._spill(
                 pieces, lambda pieces: self._encode(stage, image, pieces, callbacks, features)
             )
