@@ -143,7 +143,7 @@ class StableSR:
         calls = self.denoiser.eager_calls + self.compiled_vae.eager_calls
         return {**self.memory_fallbacks.counts, **{f"eager_{why}": n for why, n in calls.items()}}
 
-    def compile(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def compile(self, on_progress: Callable[[int, int], None] = lambda index, total: None) -> None:
         """Compiles calls of every size before the first image; see `compile_all`."""
         steps = self.denoiser.compilations(self.tile_batch, self.preset.tile)
         compile_all([*steps, *self.compiled_vae.compilations()], on_progress)

@@ -86,7 +86,7 @@ class Vae:
         def run(
             stage: _Stage, base: float, features: bool, strips: StripConfig
         ) -> tuple[EncodedStrips, StripConfig]:
-            callbacks = self._callbacks(lambda done: on_progress(base + share * done))
+            callbacks = self._callbacks(lambda fraction: on_progress(base + share * fraction))
             return self._spill(
                 strips, lambda strips: self._encode(stage, image, strips, callbacks, features)
             )
