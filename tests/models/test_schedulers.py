@@ -116,7 +116,7 @@ def test_eta_is_handed_to_ddim_and_is_1_by_default() -> None:
 
 def test_an_unknown_sampler_is_refused_by_name() -> None:
     with pytest.raises(InvalidOption, match=r"'euler'.*ddpm, ddim, dpmpp, unipc"):
-        make_scheduler("euler", 5, "epsilon")  # type: ignore[arg-type]  # wrong on purpose
+        make_scheduler("euler", 5, "epsilon")
 
 
 SOLVERS = ("dpmpp", "unipc")
