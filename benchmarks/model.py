@@ -9,8 +9,8 @@ import torch
 
 from models.compiler import CompileMode, CompileOptions
 from models.config import ModelConfig
+from models.memory import MemoryBudget
 from models.pipeline import StableSR
-from models.plan import Resources
 from models.presets import PRESETS, get_preset
 
 __all__ = ["DTYPES", "Model", "Variant", "add_model", "load", "model_of"]
@@ -62,24 +62,24 @@ def model_of(parser: argparse.ArgumentParser, a: argparse.Namespace) -> Model:
     return Model(a.preset, weights, a.device, a.threads)
 
 
-def load(model: Model, variant: Variant, resources: Resources | None = None) -> StableSR:
+def load(model: Model, variant: Variant, budget: MemoryBudget | None = None) -> StableSR:
     """The preset's weights, or networks of full size with random ones, in this process."""
     torch.set_num_threads(model.threads)
-    resources = resources or Resources()
+    budget = budget or MemoryBudget()
     if not variant.winograd:
         # Larger kernels are made only where memory has room.
-        resources = replace(resources, memory_limit=1)
+        budget = replace(budget, memory_limit=1)
     dtype, compiling = DTYPES[variant.dtype], CompileOptions(variant.compile)
     if model.weights == "preset":
         return StableSR.from_preset(
-            model.preset, model.device, dtype, resources, fold=variant.fuse, compiling=compiling
+            model.preset, model.device, dtype, budget, fuse=variant.fuse, compiling=compiling
         )
-    return StableSR.with_random_weights(
+    return StableSR.load(
         ModelConfig(),
         get_preset(model.preset),
         model.device,
         dtype,
-        resources,
-        fold=variant.fuse,
+        budget,
+        fuse=variant.fuse,
         compiling=compiling,
     )

@@ -28,8 +28,7 @@ from benchmarks.results import Measurement, Result, Unit
 from evaluation.images import DEGRADATIONS, Degradation, degrade_pixels, pixels_of, tensor_of
 from evaluation.metrics import BORDER, METRICS, offline_scores
 from evaluation.niqe import BLOCK
-from models.diffusion import SamplerName
-from models.options import Options
+from models.options import Options, SamplerName
 from models.pipeline import StableSR
 
 MIN_SIZE = 2 * BLOCK

@@ -159,14 +159,14 @@ def tally(
 
 def _model(settings: Settings) -> StableSR:
     from models.pipeline import StableSR
-    from worker.device import choose_device, choose_dtype, resources_of
+    from worker.device import budget_of, choose_device, choose_dtype
     from worker.errors import NotStarted
 
     with translate({NotStarted: BadSettings}):
         device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
-    resources = resources_of(settings, jobs=1)
-    return StableSR.from_preset(settings.preset, device, dtype, resources)
+    budget = budget_of(settings, jobs=1)
+    return StableSR.from_preset(settings.preset, device, dtype, budget)
 
 
 @contextmanager

@@ -85,21 +85,21 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
     from models.presets import get_preset
-    from worker.device import choose_device, choose_dtype, named_device, resources_of
+    from worker.device import budget_of, choose_device, choose_dtype, named_device
 
     preset, limit = get_preset(settings.preset), settings.memory_limit
     # With a limit, that is what the device has, which then need not be in this machine.
     device = (choose_device if limit is None else named_device)(settings.device)
     here = device if limit is None else named_device("cpu")
-    memory = MemoryBudget(here, settings.scratch).free()
+    memory = MemoryBudget(scratch=settings.scratch).free(here)
     if limit is not None and device.type == "cuda":
         memory = Memory(limit, memory.host, memory.disk)
     elif limit is not None:
         # Python and the libraries take as much of it as in this process.
         memory = Memory(0, limit - resident(), memory.disk)
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
-    resources = resources_of(settings, jobs=1)
-    outcome = planner.plan(estimate, preset, (height, width), options, memory, resources)
+    budget = budget_of(settings, jobs=1)
+    outcome = planner.plan(estimate, preset, (height, width), options, memory, budget)
     layout, grid = outcome.layout, outcome.layout.grid
     return {
         "input": [width, height],
@@ -110,12 +110,12 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         "overlap": grid.overlap,
         "tiles": outcome.tiles,
         "tile_batch": outcome.tile_batch,
-        "decode_tile": outcome.pieces.rows,
-        "keep": outcome.pieces.keep,
+        "decode_tile": outcome.strips.height,
+        "keep": outcome.strips.keep,
         "offload": outcome.offload,
         "memory_bytes": memory._asdict(),
         "peak_bytes": {stage: peak._asdict() for stage, peak in outcome.peaks._asdict().items()},
-        "flops": estimate.flops(layout, outcome.pieces, outcome.tiles, options),
+        "flops": estimate.flops(layout, outcome.strips, outcome.tiles, options),
     }
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.images import EvaluationError
-from models.networks.layout import channels_last
+from models.networks.bundle import channels_last
 from models.options import Options
 from models.pipeline import StableSR
-from models.prepared import Prepared
+from models.plan import EncodedImage
 from models.sampling import StepRequest, drive_all
 from training.config import ModelFileUnreadable
 from training.pairs import upsample
@@ -135,7 +135,7 @@ class OursAtWeights:
 
 
 def sample_latent(
-    sr: StableSR, encoding: Prepared, options: Options, predict: Predict | None = None
+    sr: StableSR, encoding: EncodedImage, options: Options, predict: Predict | None = None
 ) -> Tensor:
     """The latent that sampling ends with; `predict` stands in for the model's own network call."""
     [latent] = drive_all(

@@ -1,87 +1,139 @@
-"""Colour correction of the result toward the upsampled LR image: paper, section 3.4.
+"""Pixels outside the networks: the input is enlarged, the result corrected and reduced.
 
-`correct_color` takes a whole image; `corrected_rows` gives the same in strips, so that the
-corrected image never stands beside the one it was made of.
+Colour correction toward the enlarged input: paper, section 3.4. The result comes in strips, so that
+no second image stands beside the decoded one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.errors import InvalidOption
-from models.pieces.statistics import Statistics
+from models.errors import InvalidOption, NotFinite
+from models.geometry import Layout
+from models.options import ColorFix
+from models.statistics import Statistics
 
-__all__ = ["ColorFix", "adain", "correct_color", "corrected_rows", "wavelet"]
+__all__ = [
+    "check_finite",
+    "correct_rows",
+    "enlarge",
+    "join_rows",
+    "reduce_rows",
+    "result_rows",
+    "wavelet",
+]
 
-ColorFix = Literal["adain", "wavelet", "none"]
-
+# Pixels of a strip of the result, and rows at least, because the wavelet reads 31 more on both
+# sides.
+_STRIP_PIXELS, _STRIP_ROWS = 2**18, 64
 _EPSILON = 1e-5
 _LEVELS = 5
 # How far a row's low frequencies reach: the sum of the dilations.
 _HALO = 2**_LEVELS - 1
 
 
-def _statistics(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over the image, (n, c, 1, 1)."""
-    deviation = (image.var(dim=(2, 3), keepdim=True) + _EPSILON).sqrt()
-    return image.mean(dim=(2, 3), keepdim=True), deviation
+def enlarge(image: Tensor, canvas: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """The networks' input: bicubic, in [-1, 1], reflected right and below.
+
+    Args:
+        image: (1, 3, h, w) in [0, 1].
+        canvas: height and width to enlarge it to.
+        padding: height and width to fill it up to.
+
+    Returns:
+        (1, 3, *padding), float32 on the host.
+    """
+    height, width = canvas
+    out = torch.empty((1, image.shape[1], *padding))
+    # A channel at a time, so that no second image of this size is made.
+    for channel in range(image.shape[1]):
+        part = image[:, channel : channel + 1].to("cpu", torch.float32)
+        part = F.interpolate(part, size=canvas, mode="bicubic", align_corners=False)
+        out[:, channel : channel + 1, :height, :width] = part.clamp_(0, 1).mul_(2).sub_(1)
+    out[:, :, :, width:] = out[:, :, :, _reflection(width, padding[1])]
+    out[:, :, height:] = out[:, :, _reflection(height, padding[0])]
+    return out
 
 
-def adain(image: Tensor, reference: Tensor) -> Tensor:
-    """Gives each channel of `image` (n, 3, h, w) the mean and deviation of `reference` (eq. 7)."""
-    mean, deviation = _statistics(image)
-    wanted_mean, wanted_deviation = _statistics(reference)
-    return (image - mean) / deviation * wanted_deviation + wanted_mean
+def _reflection(size: int, end: int) -> Tensor:
+    """Which of `size` places stands at each place from there to `end`, the border itself once."""
+    period = max(2 * (size - 1), 1)
+    places = torch.arange(size, end) % period
+    return torch.where(places < size, places, period - places)
 
 
-def _blur(image: Tensor, dilation: int) -> Tensor:
-    """3x3 binomial blur with holes of `dilation`, borders replicated."""
-    row = image.new_tensor([0.25, 0.5, 0.25])
-    channels = image.shape[1]
-    padded = F.pad(image, (dilation,) * 4, mode="replicate")
-    across = row.view(1, 1, 1, 3).expand(channels, 1, 1, 3)
-    down = row.view(1, 1, 3, 1).expand(channels, 1, 3, 1)
-    padded = F.conv2d(padded, across, dilation=(1, dilation), groups=channels)
-    return F.conv2d(padded, down, dilation=(dilation, 1), groups=channels)
+def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    """Stops what would be written as a black image.
 
-
-def _low_frequencies(image: Tensor) -> Tensor:
-    for level in range(_LEVELS):
-        image = _blur(image, 2**level)
-    return image
-
-
-def wavelet(image: Tensor, reference: Tensor) -> Tensor:
-    """High frequencies of `image` on the low ones of `reference`, both (n, 3, h, w)."""
-    return image - _low_frequencies(image) + _low_frequencies(reference)
-
-
-def correct_color(image: Tensor, reference: Tensor, fix: ColorFix) -> Tensor:
-    """The correction of that name.
+    Args:
+        values: (1, c, h, w); a few rows at a time are looked at.
+        what: they are.
+        dtype: that they were computed in.
 
     Raises:
-        InvalidOption: an unknown name.
+        NotFinite: an infinity or no number is among them.
     """
-    if fix == "adain":
-        return adain(image, reference)
-    if fix == "wavelet":
-        return wavelet(image, reference)
-    if fix == "none":
-        return image
-    raise InvalidOption(_unknown(fix))
+    if all(bool(part.isfinite().all()) for part in torch.split(values, _STRIP_ROWS, dim=2)):
+        return
+    name = str(dtype).removeprefix("torch.")
+    hint = "Use bfloat16 or float32, which hold larger ones."
+    if dtype != torch.float16:
+        hint = "Verify the weights (`stablesr weights verify`)."
+    raise NotFinite(f"The {what}, computed in {name}, has values that are not finite. {hint}")
 
 
-def corrected_rows(image: Tensor, reference: Tensor, fix: ColorFix, rows: int) -> Iterator[Tensor]:
-    """`correct_color`, `rows` rows at a time: (1, 3, n, w) each, from top to bottom.
+@torch.no_grad()
+def result_rows(
+    image: Tensor, reference: Tensor, layout: Layout, fix: ColorFix
+) -> Iterator[Tensor]:
+    """The result from top to bottom, (3, n, W) each, in [0, 1]: corrected, cut and reduced.
 
-    AdaIN needs statistics of both whole images, which are pooled before the first strip comes;
-    the wavelet's low frequencies reach 31 rows, which are read on both sides of a strip.
+    Args:
+        image: the decoder's, (1, 3, *layout.padded), in [-1, 1] or so, float32 on the host.
+        reference: the enlarged input, like it.
+        layout: the sizes.
+        fix: how colours are matched to the reference's.
+    """
+    rows = _canvas_rows(image, reference, layout.canvas, fix)
+    if layout.size != layout.canvas:
+        rows = reduce_rows(rows, layout.canvas[0], layout.size)
+    for strip in rows:
+        yield strip.clamp(0, 1)
+
+
+def _canvas_rows(
+    image: Tensor, reference: Tensor, canvas: tuple[int, int], fix: ColorFix
+) -> Iterator[Tensor]:
+    height, width = canvas
+    top = 0
+    for strip in correct_rows(image, reference, fix, max(_STRIP_ROWS, _STRIP_PIXELS // width)):
+        if top < height:
+            yield (strip[0, :, : height - top, :width] + 1) / 2
+        top += strip.shape[2]
+
+
+def join_rows(rows: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
+    """Rows (3, n, W) from top to bottom -> (1, 3, *size)."""
+    result = torch.empty((1, 3, *size))
+    top = 0
+    for strip in rows:
+        result[0, :, top : top + strip.shape[1]] = strip
+        top += strip.shape[1]
+    return result
+
+
+def correct_rows(image: Tensor, reference: Tensor, fix: ColorFix, rows: int) -> Iterator[Tensor]:
+    """Colour correction, `rows` rows at a time: (1, 3, n, w) each, from top to bottom.
+
+    AdaIN gives each channel the mean and deviation of the reference's (eq. 7); both are pooled from
+    strips before the first comes. The wavelet's low frequencies reach 31 rows, which are read on
+    both sides of a strip.
 
     Args:
         image: (1, 3, h, w), float32.
@@ -95,12 +147,12 @@ def corrected_rows(image: Tensor, reference: Tensor, fix: ColorFix, rows: int) -
     height = image.shape[2]
     strip: Callable[[int, int], Tensor]
     if fix == "adain":
-        mean, deviation = _pooled(image, rows)
-        wanted_mean, wanted_deviation = _pooled(reference, rows)
+        mean, deviation = _mean_and_deviation(image, rows)
+        reference_mean, reference_deviation = _mean_and_deviation(reference, rows)
 
         def strip(top: int, bottom: int) -> Tensor:
             normal = (image[:, :, top:bottom] - mean) / deviation
-            return normal * wanted_deviation + wanted_mean
+            return normal * reference_deviation + reference_mean
 
     elif fix == "wavelet":
 
@@ -115,19 +167,85 @@ def corrected_rows(image: Tensor, reference: Tensor, fix: ColorFix, rows: int) -
             return image[:, :, top:bottom]
 
     else:
-        raise InvalidOption(_unknown(fix))
+        names = ", ".join(get_args(ColorFix))
+        raise InvalidOption(f"color_fix is {fix!r}, but must be one of {names}.")
     for top in range(0, height, rows):
         yield strip(top, min(top + rows, height))
 
 
-def _pooled(image: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """`_statistics` of (1, 3, h, w), merged from those of strips."""
-    parts = (Statistics.of(strip) for strip in torch.split(image, rows, dim=2))
-    found = reduce(Statistics.merged, parts)
-    deviation = (found.m2 / max(found.count - 1, 1) + _EPSILON).sqrt()
-    mean, deviation = (x.to(image).view(1, -1, 1, 1) for x in (found.mean, deviation))
+def _mean_and_deviation(image: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Of each channel of (1, 3, h, w), (1, 3, 1, 1)."""
+    strips = torch.split(image, rows, dim=2)
+    statistics = reduce(Statistics.merge, map(Statistics.of, strips))
+    deviation = (statistics.m2 / max(statistics.count - 1, 1) + _EPSILON).sqrt()
+    mean, deviation = (x.to(image).view(1, -1, 1, 1) for x in (statistics.mean, deviation))
     return mean, deviation
 
 
-def _unknown(fix: str) -> str:
-    return f"color_fix is {fix!r}, but must be one of {', '.join(get_args(ColorFix))}."
+def wavelet(image: Tensor, reference: Tensor) -> Tensor:
+    """High frequencies of `image` on the low ones of `reference`, both (n, 3, h, w)."""
+    return image - _low_frequencies(image) + _low_frequencies(reference)
+
+
+def _low_frequencies(image: Tensor) -> Tensor:
+    for level in range(_LEVELS):
+        image = _blur(image, 2**level)
+    return image
+
+
+def _blur(image: Tensor, dilation: int) -> Tensor:
+    """3x3 binomial blur with holes of `dilation`, borders replicated."""
+    kernel = image.new_tensor([0.25, 0.5, 0.25])
+    channels = image.shape[1]
+    across = kernel.view(1, 1, 1, 3).expand(channels, 1, 1, 3)
+    down = kernel.view(1, 1, 3, 1).expand(channels, 1, 3, 1)
+    out = F.pad(image, (dilation,) * 4, mode="replicate")
+    out = F.conv2d(out, across, dilation=(1, dilation), groups=channels)
+    return F.conv2d(out, down, dilation=(dilation, 1), groups=channels)
+
+
+def reduce_rows(rows: Iterable[Tensor], height: int, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Resizes an image to a size that is in neither direction larger than its own.
+
+    The result is that of `F.interpolate(mode="bicubic", antialias=True)` on the whole image: a
+    cubic filter (Keys 1981, a = -0.5) stretched by the factor of reduction, across and down.
+
+    Args:
+        rows: (channels, n, width) each, together `height` rows, float32.
+        height: of the image.
+        size: height and width of the result.
+
+    Yields:
+        (channels, n, width) each, together the result. Only the rows under the filter are in
+        memory.
+    """
+    scale = torch.tensor(height / size[0])
+    centers = scale * (torch.arange(size[0]) + 0.5)
+    starts = (centers - 2 * scale + 0.5).long().clamp(min=0)
+    stops = (centers + 2 * scale + 0.5).long().clamp(max=height)
+    window, top, row = None, 0, 0
+    for strip in rows:
+        # Rows do not mix here: the factor down is 1, where the filter is the identity.
+        narrow = F.interpolate(
+            strip[None], size=(strip.shape[1], size[1]), mode="bicubic", antialias=True
+        )[0]
+        window = narrow if window is None else torch.cat([window, narrow], dim=1)
+        bottom = top + window.shape[1]
+        stop = int(torch.searchsorted(stops, bottom, right=True))
+        if stop == row:
+            continue
+        places = torch.arange(top, bottom)
+        weights = _cubic((places - centers[row:stop, None] + 0.5) * (1 / scale))
+        weights *= (places >= starts[row:stop, None]) & (places < stops[row:stop, None])
+        yield weights / weights.sum(1, keepdim=True) @ window
+        row = stop
+        if row < size[0]:
+            window = window[:, int(starts[row]) - top :]
+            top = bottom - window.shape[1]
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """The filter at a distance of `x` rows of the result."""
+    x = x.abs()
+    near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 from models.errors import InvalidOption
 from models.memory import is_out_of_memory
 
-__all__ = ["CompileMode", "CompileOptions", "CompiledCalls", "Function"]
+__all__ = ["CompileMode", "CompileOptions", "CompiledCalls", "Function", "compile_all"]
 
 log = logging.getLogger(__name__)
 
@@ -60,13 +60,13 @@ class CompileOptions:
         if self.fixed_batch is not None and self.fixed_batch < 1:
             raise InvalidOption(f"fixed_batch is {self.fixed_batch}, but must be at least 1.")
 
-    def enabled(self, device: torch.device) -> bool:
+    def suits(self, device: torch.device) -> bool:
         """Whether network calls on that device are compiled."""
         return self.mode == "on" or (self.mode == "auto" and device.type == "cuda")
 
     def whole_images(self, device: torch.device) -> bool:
         """Whether images of a single tile go through the autoencoder by compiled calls."""
-        if self.fixed_batch is not None or not self.enabled(device):
+        if self.fixed_batch is not None or not self.suits(device):
             return False
         # A processor is busy with a strip, and says between two how far it is.
         return device.type == "cuda" if self.whole is None else self.whole
@@ -87,6 +87,21 @@ class CompileOptions:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.cache)
 
 
+def compile_all(
+    steps: Sequence[Callable[[], None]], on_progress: Callable[[int, int], None]
+) -> None:
+    """Takes the steps, and calls `on_progress` before each with how many are ready, of how many.
+    What memory has no room for is compiled when it is first needed, if it fits by then."""
+    for index, step in enumerate(steps):
+        on_progress(index, len(steps))
+        try:
+            step()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("not compiled yet, because memory ran out: %s", error)
+
+
 class CompiledCalls:
     """Compiles at the first call of a size; several threads may call.
 
@@ -95,8 +110,8 @@ class CompiledCalls:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._compiled: dict[_Key, Function] = {}
-        self._failed: set[_Key] = set()
+        self._callables: dict[_Key, Function] = {}
+        self._failures: set[_Key] = set()
         # CUDA graphs belong to the thread that recorded them.
         self._thread = ThreadPoolExecutor(1, "denoiser") if device.type == "cuda" else None
 
@@ -124,9 +139,9 @@ class CompiledCalls:
         rows, _, height, width = arguments[0].shape
         key = (name, rows, height, width)
         with _COMPILER:
-            if key in self._failed:
+            if key in self._failures:
                 return None
-            run = self._compiled.get(key)
+            run = self._callables.get(key)
             if run is None:
                 return self._first(key, function, *arguments)
         return self._results(run, *arguments)
@@ -135,7 +150,7 @@ class CompiledCalls:
         self, key: _Key, function: Function, *arguments: Tensor
     ) -> tuple[Tensor, ...] | None:
         name, rows, _, _ = key
-        run = _compiled(function, self._device, f"{name}_{rows}")
+        run = _compile(function, self._device, f"{name}_{rows}")
         try:
             results = self._results(run, *arguments)
         # torch raises errors of many kinds for a missing compiler, a full disk, a bug of its own.
@@ -143,7 +158,7 @@ class CompiledCalls:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            self._failed.add(key)
+            self._failures.add(key)
             log.warning(
                 "calls of %d tiles could not be compiled (%s); they are computed eagerly: %s",
                 rows,
@@ -152,7 +167,7 @@ class CompiledCalls:
                 exc_info=log.isEnabledFor(logging.DEBUG),
             )
             return None
-        self._compiled[key] = run
+        self._callables[key] = run
         return results
 
     def _results(self, run: Function, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -162,7 +177,7 @@ class CompiledCalls:
         return tuple(result.clone() for result in run(*arguments))
 
 
-def _compiled(function: Function, device: torch.device, name: str) -> Function:
+def _compile(function: Function, device: torch.device, name: str) -> Function:
     """For one size of call."""
     assert isinstance(function, FunctionType)
     # Of one piece of code torch compiles 8 sizes, then no more: each gets a piece of its own.

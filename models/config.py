@@ -75,7 +75,7 @@ class AutoencoderConfig:
 
     @property
     def downscale(self) -> int:
-        """Side of one latent cell in pixels."""
+        """Side of one latent pixel, px."""
         return int(2 ** (len(self.widths) - 1))
 
     @property
@@ -110,7 +110,7 @@ class CompactConfig:
 
     @property
     def downscale(self) -> int:
-        """Side of one latent cell in pixels."""
+        """Side of one latent pixel, px."""
         return 8
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor
 from models.denoiser import Denoiser, TileBatch
 from models.sampling import StepRequest
 
-__all__ = ["DataParallel", "split"]
+__all__ = ["DataParallel"]
 
 _HOST = torch.device("cpu")
 
@@ -35,10 +35,8 @@ class DataParallel:
         self._replicas = tuple(replicas)
         first, *others = self._replicas
         self.devices = tuple(device for replica in self._replicas for device in replica.devices)
-        self.compiled = first.compiled
-        """As of `Denoiser`"""
         for replica in others:
-            replica.changes = first.changes
+            replica.fallbacks = first.fallbacks
         self._threads = [
             ThreadPoolExecutor(1, f"device-{number}") for number in range(len(self._replicas))
         ]
@@ -60,7 +58,9 @@ class DataParallel:
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         """As of `Denoiser`; raises what happened on any of the devices, once all have ended."""
         tiles = TileBatch.of(requests, self._replicas[0].empty_context)
-        parts = [tiles.part(*cut) for cut in split(len(tiles), len(self._replicas))]
+        # The first ones have one tile more; none is empty.
+        shares = torch.arange(len(tiles)).tensor_split(min(len(tiles), len(self._replicas)))
+        parts = [tiles.part(int(share[0]), int(share[-1]) + 1) for share in shares]
         calls = [
             thread.submit(replica.denoise if number == 0 else _through_host(replica), part)
             for number, (thread, replica, part) in enumerate(
@@ -70,18 +70,6 @@ class DataParallel:
         wait(calls)
         out = torch.cat([call.result().to(tiles.noisy.device) for call in calls])
         return list(torch.split(out, [len(request) for request in requests]))
-
-
-def split(tiles: int, among: int) -> list[tuple[int, int]]:
-    """(start, stop) of each share, as even as they can be: the first ones have one tile more. None
-    is empty, so there may be fewer than `among`."""
-    least, more = divmod(tiles, among)
-    cuts, start = [], 0
-    for number in range(min(among, tiles)):
-        stop = start + least + (number < more)
-        cuts.append((start, stop))
-        start = stop
-    return cuts
 
 
 def _through_host(replica: Denoiser) -> Callable[[TileBatch], Tensor]:

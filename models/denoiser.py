@@ -23,11 +23,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.autoencoding import Changes
 from models.compiler import CompiledCalls, CompileOptions, Function
-from models.memory import is_out_of_memory
-from models.networks.bundle import Networks
-from models.networks.layout import channels_last
+from models.memory import Fallbacks, is_out_of_memory
+from models.networks.bundle import Networks, channels_last
 from models.sampling import StepRequest
 
 __all__ = ["Denoiser", "TileBatch", "bucket_of", "buckets"]
@@ -79,20 +77,20 @@ class TileBatch:
         context = None if self.context is None else self.context.to(device)
         return TileBatch(self.noisy.to(device), self.lr.to(device), self.timesteps, context)
 
-    def padded(self, size: int) -> TileBatch:
+    def pad(self, size: int) -> TileBatch:
         """`size` tiles: the last one again and again."""
         missing = size - len(self)
         if not missing:
             return self
 
-        def filled(x: Tensor) -> Tensor:
+        def pad(x: Tensor) -> Tensor:
             return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
 
         return TileBatch(
-            filled(self.noisy),
-            filled(self.lr),
+            pad(self.noisy),
+            pad(self.lr),
             (*self.timesteps, *[self.timesteps[-1]] * missing),
-            None if self.context is None else filled(self.context),
+            None if self.context is None else pad(self.context),
         )
 
 
@@ -104,11 +102,11 @@ class Denoiser:
     `eager_calls`.
 
     Args:
-        networks: on the device; folded, or compiled calls cannot leave the context out.
+        networks: on the device; fused, or compiled calls cannot leave the context out.
         device: where they compute.
         options: of compiling.
-        changes: noted where memory ran out.
-        offloaded: whether the networks leave the device, which a compiled call does not survive.
+        fallbacks: noted where memory ran out.
+        offload: whether the networks leave the device, which a compiled call does not survive.
     """
 
     def __init__(
@@ -116,24 +114,24 @@ class Denoiser:
         networks: Networks,
         device: torch.device,
         options: CompileOptions,
-        changes: Changes,
+        fallbacks: Fallbacks,
         *,
-        offloaded: bool,
+        offload: bool,
     ) -> None:
-        self._networks, self._device, self._offloaded = networks, device, offloaded
-        self._fixed = options.fixed_batch
+        self._networks, self._device, self._offload = networks, device, offload
+        self._fixed_batch = options.fixed_batch
         self._limit: int | None = None
         self._lock = threading.Lock()
-        self._warned: set[str] = set()
+        self._warnings: set[str] = set()
         self.devices = (device,)
-        self.changes = changes
+        self.fallbacks = fallbacks
         self.eager_calls: Counter[str] = Counter()
         """Calls that were to be compiled and were not, by reason: offload, prompt or failure"""
-        self.compiled = options.enabled(device)
+        self.compiles = options.suits(device)
         """Whether calls are to be compiled"""
         self.compiled_calls = CompiledCalls(device)
         self._function = _function(networks)
-        if self.compiled:
+        if self.compiles:
             options.open_cache()
             for part in (networks.unet, networks.encoder):
                 channels_last(part)
@@ -145,16 +143,16 @@ class Denoiser:
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where memory has room for so many."""
-        if self._fixed is not None:
-            return self._fixed
-        return buckets(tiles)[-1] if self.compiled else tiles
+        if self._fixed_batch is not None:
+            return self._fixed_batch
+        return buckets(tiles)[-1] if self.compiles else tiles
 
     def compilations(self, tiles: int, side: int) -> list[Callable[[], None]]:
         """What compiles every size of call, up to `tiles` tiles of `side` latent pixels, a size
         each; none where nothing is to be compiled."""
-        if not self.compiled or self._offloaded:
+        if not self.compiles or self._offload:
             return []
-        sizes = [self._fixed] if self._fixed is not None else buckets(tiles)
+        sizes = [self._fixed_batch] if self._fixed_batch is not None else buckets(tiles)
         return [partial(self._compile, size, side) for size in sizes]
 
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
@@ -170,34 +168,34 @@ class Denoiser:
     def denoise(self, tiles: TileBatch) -> Tensor:
         """As `Networks.predict`, but float32 and of any number of tiles, from anywhere; on the
         device. Raises as `predict`."""
-        limit = self._fixed or self._limit
+        limit = self._fixed_batch or self._limit
         if limit is None or len(tiles) <= limit:
             try:
                 return self._call(tiles.to(self._device))
             except (MemoryError, RuntimeError) as error:
                 # With a fixed batch half the tiles would take the same memory.
-                if not is_out_of_memory(error) or len(tiles) == 1 or self._fixed is not None:
+                if not is_out_of_memory(error) or len(tiles) == 1 or self._fixed_batch is not None:
                     raise
             # Only here: the error held what was computed so far.
-            limit = self._halved(len(tiles))
+            limit = self._halve(len(tiles))
         starts = range(0, len(tiles), limit)
         return torch.cat([self.denoise(tiles.part(i, min(i + limit, len(tiles)))) for i in starts])
 
-    def _halved(self, tiles: int) -> int:
+    def _halve(self, tiles: int) -> int:
         """The limit after a call of so many tiles ran out of memory."""
         with self._lock:
             before = tiles if self._limit is None else self._limit
             self._limit = after = min(before, tiles // 2)
-        self.changes.note("tile_batch", before, after)
+        self.fallbacks.note("tile_batch", before, after)
         return after
 
     def _call(self, tiles: TileBatch) -> Tensor:
         reason = self._eager_reason(tiles)
-        compiled = self.compiled and reason is None
+        compiles = self.compiles and reason is None
         n = len(tiles)
-        full = tiles.padded(self._fixed or (bucket_of(n) if compiled else n))
+        full = tiles.pad(self._fixed_batch or (bucket_of(n) if compiles else n))
         times = torch.tensor(full.timesteps, device=self._device)
-        if compiled:
+        if compiles:
             results = self.compiled_calls("whole", self._function, full.noisy, full.lr, times)
             if results is not None:
                 return results[0][:n]
@@ -207,17 +205,17 @@ class Denoiser:
         return self._networks.denoise(full.noisy, full.lr, times, full.context)[:n].float()
 
     def _compile(self, size: int, side: int) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         shape = (size, self._networks.config.unet.in_channels, side, side)
         blank = torch.zeros(shape, device=self._device, dtype=self.empty_context.dtype)
         self.denoise(TileBatch(blank, blank, (0,) * size, None))
-        log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - began)
+        log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - start)
 
     def _eager_reason(self, tiles: TileBatch) -> str | None:
         """Why a call that was to be compiled is not."""
-        if not self.compiled:
+        if not self.compiles:
             return None
-        if self._offloaded:
+        if self._offload:
             self._warn_once("offload", "the networks do not stay on the device")
             return "offload"
         if tiles.context is not None:
@@ -228,9 +226,9 @@ class Denoiser:
 
     def _warn_once(self, reason: str, why: str) -> None:
         with self._lock:
-            known = reason in self._warned
-            self._warned.add(reason)
-        if not known:
+            repeat = reason in self._warnings
+            self._warnings.add(reason)
+        if not repeat:
             log.warning("calls are not compiled: %s; they are computed eagerly", why)
 
 

@@ -1,21 +1,4 @@
-"""Errors of the model side.
-
-ModelError
-├── UnknownPreset      a preset name that does not exist
-├── WeightsNotFound    the preset's weights are not on this machine
-├── CheckpointError    a file or folder of weights that cannot be used; the message names it
-│   ├── CheckpointUnreadable  no checkpoint at all, cut off, damaged or of an unknown kind
-│   └── CheckpointMismatch    tensors missing, left over or of the wrong shape
-├── LicenceNotAccepted weights are not downloaded before their licence is accepted
-├── DownloadFailed     weights could not be downloaded, or what came is not what was asked for
-├── DiskFull           no room for weights
-├── WeightsExist       a folder that would be written over
-├── MissingTextTower   a prompt for weights that cannot read one
-├── ScratchFull        no room on the disk where feature maps are kept
-├── NotFinite          the networks gave infinities, or no numbers
-├── NotEnoughMemory    no plan for an image fits into what memory there is
-└── InvalidOption      an option outside its range (also a ValueError)
-"""
+"""Errors of `models`: each a ModelError whose message is one sentence for a person."""
 
 from __future__ import annotations
 
@@ -87,7 +70,7 @@ class ScratchFull(ModelError):
 
 
 class NotFinite(ModelError):
-    """The networks gave values that no picture can be made of."""
+    """The networks gave values that no image can be made of."""
 
 
 class NotEnoughMemory(ModelError):

@@ -1,6 +1,6 @@
 """How much memory and arithmetic each stage of an image takes, counted before it is computed.
 
-`models.pieces` counts the autoencoder's maps, strips and arithmetic by going through its passes.
+`models.strips` counts the autoencoder's maps, strips and arithmetic by going through its passes.
 What a tile takes in the denoiser is a formula that a test holds against a trace of the networks.
 Left out are Python and the libraries themselves.
 """
@@ -17,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoints.folder import preset_folder
 from models.config import ModelConfig, UNetConfig
-from models.folding import fold_convolutions, is_worthwhile
+from models.fusing import is_worthwhile, use_winograd
 from models.geometry import Layout
 from models.memory import Memory, room_to_grow
 from models.networks.bundle import Networks
 from models.networks.encoder import TimeAwareEncoder
 from models.networks.unet import ModulatedUNet
 from models.options import Options
-from models.pieces import Cost, Keep, Pieces, coding_cost
 from models.presets import Preset
+from models.strips import Cost, StripConfig, coding_cost
 
 __all__ = ["Estimate", "Peaks", "Weights", "tile_bytes", "tile_flops"]
 
@@ -40,6 +40,8 @@ _TRANSFORMER, _OWN, _BELOW = 30.0, 3.5, 6.5
 # What kernels hold for themselves: 112 MB at most on an H200, 96 MB on a processor, as measured
 # (`benchmarks.memory`). A processor's convolutions rearrange their weights beside.
 _KERNELS = 128 * 2**20
+# The share of the device's memory that all weights may take together.
+_MOST_WEIGHTS = 2 / 3
 # The result's rows on their way to a file.
 _ROWS = 32 * 2**20
 
@@ -107,19 +109,28 @@ class Estimate:
             networks = Networks(config)
         estimate = cls.of(networks, dtype, device)
         if is_worthwhile(device, dtype):
-            fold_convolutions(networks, room_to_grow(memory.host - estimate.weights.all))
+            use_winograd(networks, room_to_grow(memory.host - estimate.weights.all))
             estimate = cls.of(networks, dtype, device)
         return estimate
 
     @property
-    def unified(self) -> bool:
+    def on_host(self) -> bool:
         """Whether the device computes in the host's memory."""
         return self.device.type != "cuda"
+
+    def needs_offload(self, memory: Memory) -> bool:
+        """Whether all networks on the device leave too little beside them: of full size, for a
+        canvas of the native size.
+
+        Decided once, when networks are loaded, so it cannot depend on an image. Where the device
+        computes in the host's memory there is nowhere to put a network aside.
+        """
+        return not self.on_host and self.weights.all > _MOST_WEIGHTS * memory.device
 
     def peaks(
         self,
         layout: Layout,
-        pieces: Pieces,
+        strips: StripConfig,
         tiles: int,
         *,
         fusion: bool,
@@ -130,7 +141,7 @@ class Estimate:
 
         Args:
             layout: its sizes.
-            pieces: of the autoencoder.
+            strips: of the autoencoder.
             tiles: in a network call.
             fusion: whether the decoder reads the encoder's features.
             offload: whether parts take turns on the device.
@@ -139,7 +150,7 @@ class Estimate:
         """
         weights, grid = self.weights, layout.grid
         autoencoder = denoiser = Memory(weights.all)
-        if offload and not self.unified:
+        if offload and not self.on_host:
             autoencoder = Memory(weights.autoencoder, weights.all)
             denoiser = Memory(weights.denoiser, weights.all)
         call, beside = self.call(tiles, grid.tile_height, grid.tile_width), Memory()
@@ -154,47 +165,48 @@ class Estimate:
         latents = Memory(_LATENTS * numbers * _FLOAT)
         widths = self.config.autoencoder.feature_widths if fusion else ()
         numbers = sum(channels * _area(layout.padded) // n**2 for channels, n in widths)
-        features = _placed(numbers * self.dtype.itemsize, pieces.keep)
+        features = Memory.at(strips.keep, numbers * self.dtype.itemsize)
         # The canvas is enlarged a channel at a time. Features wait while a second encoder works.
-        encode = self.coding(layout, pieces, decode=False, fusion=False)
+        encode = self.coding(layout, strips, decode=False, fusion=False)
         encode += autoencoder + features + images + Memory(host=canvas // 3) + beside
         denoise = denoiser + Memory(call) + latents + features + images
         result = Memory(host=canvas + 3 * _area(layout.size) + _ROWS)
-        decode = self.coding(layout, pieces, decode=True, fusion=fusion)
+        decode = self.coding(layout, strips, decode=True, fusion=fusion)
         decode += autoencoder + latents + images + result + beside
-        return Peaks(*map(self._where, (denoiser, encode, denoise, decode)))
+        stages = [denoiser, encode, denoise, decode]
+        if self.on_host:
+            stages = [Memory(0, stage.device + stage.host, stage.disk) for stage in stages]
+        return Peaks(*stages)
 
-    def coding(self, layout: Layout, pieces: Pieces, *, decode: bool, fusion: bool) -> Memory:
+    def coding(self, layout: Layout, strips: StripConfig, *, decode: bool, fusion: bool) -> Memory:
         """Maps and strips of encoding or decoding, features that fusion reads among them."""
-        cost = self._cost(layout, pieces, decode=decode, fusion=fusion)
-        return _placed(cost.maps, pieces.keep) + Memory(cost.strips + _KERNELS)
+        cost = self._cost(layout, strips, decode=decode, fusion=fusion)
+        return Memory.at(strips.keep, cost.maps) + Memory(cost.strips + _KERNELS)
 
     def call(self, tiles: int, height: int, width: int) -> int:
         """Bytes of a network call for tiles of these sides (latent pixels), weights aside."""
         unet, kernels = self.config.unet, _KERNELS
-        if self.unified:
+        if self.on_host:
             # The largest are those of the up blocks that read a skip too.
             largest = 9 * 2 * max(unet.widths) ** 2
             kernels = max(kernels, 4 * largest * self.dtype.itemsize)
         return tiles * tile_bytes(unet, height, width, self.dtype) + kernels
 
-    def flops(self, layout: Layout, pieces: Pieces, tiles: int, options: Options) -> dict[str, int]:
+    def flops(
+        self, layout: Layout, strips: StripConfig, tiles: int, options: Options
+    ) -> dict[str, int]:
         """Arithmetic of an image of so many tiles, its steps decided, by stage: encode, step (one
         of the `steps`), decode and total. A product and a sum are two."""
         fusion, steps = options.fidelity_weight > 0, options.steps or 0
-        encode = self._cost(layout, pieces, decode=False, fusion=fusion).flops
-        decode = self._cost(layout, pieces, decode=True, fusion=fusion).flops
+        encode = self._cost(layout, strips, decode=False, fusion=fusion).flops
+        decode = self._cost(layout, strips, decode=True, fusion=fusion).flops
         step = tiles * tile_flops(self.config, layout.grid.tile_height, layout.grid.tile_width)
         total = encode + step * steps + decode
         return {"encode": encode, "step": step, "steps": steps, "decode": decode, "total": total}
 
-    def _cost(self, layout: Layout, pieces: Pieces, *, decode: bool, fusion: bool) -> Cost:
+    def _cost(self, layout: Layout, strips: StripConfig, *, decode: bool, fusion: bool) -> Cost:
         config, sides = self.config.autoencoder, layout.padded
-        return coding_cost(config, *sides, pieces, self.dtype, decode=decode, fusion=fusion)
-
-    def _where(self, memory: Memory) -> Memory:
-        device, host, disk = memory
-        return Memory(0, device + host, disk) if self.unified else memory
+        return coding_cost(config, *sides, strips, self.dtype, decode=decode, fusion=fusion)
 
 
 def tile_bytes(config: UNetConfig, height: int, width: int, dtype: torch.dtype) -> int:
@@ -221,10 +233,6 @@ def tile_flops(config: ModelConfig, height: int, width: int) -> int:
         with FlopCounterMode(display=False) as counter:
             denoiser(noisy, t, context, time_aware(lr, t))
     return int(counter.get_total_flops())
-
-
-def _placed(size: int, keep: Keep) -> Memory:
-    return Memory(*(size * (keep == place) for place in Memory._fields))
 
 
 def _area(sides: tuple[int, int]) -> int:

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import logging
 import os
 import shutil
+import sys
 import tempfile
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
+from models.errors import InvalidOption
+
 __all__ = [
+    "Fallbacks",
     "Memory",
     "MemoryBudget",
-    "halved",
+    "Place",
+    "half",
     "in_words",
     "is_out_of_memory",
+    "places",
     "resident",
     "room_to_grow",
     "trim",
     "until_it_fits",
 ]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Size = TypeVar("Size")
@@ -48,6 +59,9 @@ _SIGNS = (
 _SHARE = 0.85
 
 
+Place = Literal["device", "host", "disk"]
+
+
 class Memory(NamedTuple):
     """Bytes, by where they lie."""
 
@@ -55,22 +69,50 @@ class Memory(NamedTuple):
     host: int = 0
     disk: int = 0
 
+    @classmethod
+    def at(cls, place: Place, size: int) -> Memory:
+        """All of it in one place."""
+        return cls(**{place: size})
+
     def __add__(self, other: Memory) -> Memory:  # type: ignore[override]  # no longer tuple
         return Memory(*map(sum, zip(self, other, strict=True)))
 
 
+def places(device: torch.device) -> tuple[Place, ...]:
+    """Where a tensor of that device can be kept, nearest first."""
+    return ("device", "host", "disk") if device.type == "cuda" else ("device", "disk")
+
+
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Where a process computes and what it may take there."""
+    """What a process may take, and what is decided in the plan's place; None: the plan does.
 
-    device: torch.device
+    Raises:
+        InvalidOption: a number below 1.
+    """
+
+    memory_limit: int | None = None
+    """Bytes that this process may take, in total, of the memory that it computes in"""
+    tile_batch: int | None = None
+    """Tiles in one network call"""
+    decode_tile: int | None = None
+    """Rows (px) that the autoencoder works on at once"""
+    offload: bool | None = None
+    """Whether networks that do not work wait on the host"""
     scratch: Path | None = None
-    """Folder of maps that are kept on disk; None: the system's for temporary files"""
-    limit: int | None = None
-    """Bytes that the process may have taken, in total, of the memory that it computes in"""
+    """Folder for feature maps that fit into no memory; None: the system's for temporary files"""
+    concurrent: bool = False
+    """Whether other images are denoised while one is encoded or decoded, and small ones step in
+    between the strips of a large one"""
 
-    def free(self) -> Memory:
-        """Bytes that the process may still take: a share of what is free.
+    def __post_init__(self) -> None:
+        for name in ("memory_limit", "tile_batch", "decode_tile"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidOption(f"{name} is {value}, but must be at least 1.")
+
+    def free(self, device: torch.device) -> Memory:
+        """Bytes that the process may still take to compute there: a share of what is free.
 
         With the CPU as the device, its memory is the host's, and `device` is 0. A scratch folder
         that lies in memory has no room: keeping maps there would save none.
@@ -78,16 +120,28 @@ class MemoryBudget:
         folder = self.scratch or Path(tempfile.gettempdir())
         disk = 0 if _lies_in_memory(folder) else int(shutil.disk_usage(folder).free * _SHARE)
         host = int(min([_available(), *_left_in_groups()]) * _SHARE)
-        if self.device.type != "cuda":
-            return Memory(0, self._limited(host, resident), disk)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        allocated = torch.cuda.memory_allocated(self.device)
+        limit = sys.maxsize if self.memory_limit is None else self.memory_limit
+        if device.type != "cuda":
+            return Memory(0, min(host, limit - resident()), disk)
+        free, _ = torch.cuda.mem_get_info(device)
+        in_use = torch.cuda.memory_allocated(device)
         # What the allocator keeps for the next tensor is as good as free.
-        free += torch.cuda.memory_reserved(self.device) - allocated
-        return Memory(self._limited(int(free * _SHARE), lambda: allocated), host, disk)
+        free += torch.cuda.memory_reserved(device) - in_use
+        return Memory(min(int(free * _SHARE), limit - in_use), host, disk)
 
-    def _limited(self, free: int, in_use: Callable[[], int]) -> int:
-        return free if self.limit is None else min(free, self.limit - in_use())
+
+class Fallbacks:
+    """Counts how often a plan had to change because memory ran out, and logs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
+        """By what was changed: tile_batch, rows, keep or image."""
+
+    def note(self, what: str, before: object, after: object) -> None:
+        with self._lock:
+            self.counts[what] += 1
+        log.warning("plan changed, out of memory: %s was %s and is %s now", what, before, after)
 
 
 def until_it_fits(
@@ -113,7 +167,7 @@ def until_it_fits(
         size = after
 
 
-def halved(size: int) -> int | None:
+def half(size: int) -> int | None:
     """For `until_it_fits`: down to 1."""
     return size // 2 or None
 
@@ -191,7 +245,7 @@ def _left_in_groups() -> Iterator[int]:
 def _left_in(group: Path, limit: str, usage: str) -> Iterator[int]:
     """Bytes below the limit of a group; nothing where it has none."""
     try:
-        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+        most, in_use = (group / limit).read_text().strip(), int((group / usage).read_text())
         fields = (line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (FileNotFoundError, NotADirectoryError):
         return
@@ -202,7 +256,7 @@ def _left_in(group: Path, limit: str, usage: str) -> Iterator[int]:
     stat = {name: int(value) for name, value in fields}
     prefix = "total_" if "total_active_file" in stat else ""
     files = stat[f"{prefix}active_file"] + stat[f"{prefix}inactive_file"]
-    yield max(int(most) - used + files, 0)
+    yield max(int(most) - in_use + files, 0)
 
 
 def _lies_in_memory(folder: Path) -> bool:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from models.color import ColorFix
-from models.diffusion import SamplerName
 from models.errors import InvalidOption
 
-__all__ = ["MAX_GUIDANCE", "MAX_SCALE", "Options", "Start"]
+__all__ = ["MAX_GUIDANCE", "MAX_SCALE", "ColorFix", "Options", "SamplerName", "Start"]
 
 MAX_SCALE = 16.0
 MAX_GUIDANCE = 20.0
 
+ColorFix = Literal["adain", "wavelet", "none"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 Start = Literal["lr", "noise"]
 
 

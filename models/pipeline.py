@@ -1,4 +1,4 @@
-"""The whole way of an image: upsample, encode, sample, decode, correct, crop.
+"""An image's way through StableSR: enlarge, encode, sample, decode, correct, reduce.
 
 The stages are separate calls, because in the worker they run beside those of other jobs;
 `StableSR.upscale` does all of them alone.
@@ -6,48 +6,44 @@ The stages are separate calls, because in the worker they run beside those of ot
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from models.autoencoding import AutoencoderAtWork, Changes
-from models.checkpoints.folder import load_folder, open_folder, preset_folder, random_networks
-from models.compiler import CompileOptions
+from models.checkpoints.folder import preset_folder
+from models.color import check_finite, enlarge, join_rows, result_rows
+from models.compiler import CompileOptions, compile_all
 from models.config import ModelConfig
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser
-from models.diffusion import TRAINING_STEPS, add_noise, make_stepper
 from models.errors import InvalidOption
 from models.estimate import Estimate
-from models.finishing import check_finite, finished_rows, joined
-from models.folding import for_inference
 from models.geometry import output_size
-from models.memory import is_out_of_memory, room_to_grow, trim
+from models.loading import Offload, Part, load_networks
+from models.memory import Fallbacks, MemoryBudget, trim
 from models.networks.bundle import Networks
 from models.options import Options
-from models.plan import Plan, Planner, Resources, needs_offload, steps_in
-from models.prepared import Prepared, Progress
+from models.plan import EncodedImage, Planner, steps_in
 from models.presets import Preset, get_preset
 from models.prompts import check_prompts, contexts
-from models.residency import Offloaded, Residency, Resident
-from models.resize import upsampled
-from models.sampling import Sampler, StepRequest, drive_all, sample
-from models.tiling import TileGrid
-from models.whole import Whole
+from models.sampling import Sampler, StepRequest, drive_all, sample_image
+from models.vae import CompiledVae, Vae
 
-__all__ = ["Prepared", "Progress", "StableSR", "output_size"]
-
-log = logging.getLogger(__name__)
-
-_CPU = torch.device("cpu")
+__all__ = ["Progress", "StableSR"]
 
 
-def _silent(fraction: float) -> None:
-    pass
+@dataclass(frozen=True)
+class Progress:
+    """Where an image is that is upscaled alone."""
+
+    stage: str
+    """encode, denoise or decode"""
+    step: int
+    steps: int
 
 
 class StableSR:
@@ -55,12 +51,12 @@ class StableSR:
     call them.
 
     Args:
-        networks: in evaluation mode; on `device`, or on the host if `resources` say offload.
+        networks: in evaluation mode; on `device`, or on the host if the budget says offload.
         preset: how to sample with them.
         device: where they compute.
         dtype: of their weights.
-        resources: what the host gives; without `offload` decided, there is none.
-        compiling: of network calls; none, if not given.
+        budget: memory; without `offload` decided, there is none.
+        compiling: of network calls; none by default.
     """
 
     def __init__(
@@ -69,35 +65,29 @@ class StableSR:
         preset: Preset,
         device: torch.device,
         dtype: torch.dtype,
-        resources: Resources | None = None,
+        budget: MemoryBudget | None = None,
         compiling: CompileOptions | None = None,
     ) -> None:
         self.networks, self.preset, self.device, self.dtype = networks, preset, device, dtype
-        given = resources or Resources()
-        offload = bool(given.offload)
-        self.changes = Changes()
-        """Of plans, because memory ran out."""
-        # Before the residency, which notes where the weights lie.
-        compiling = compiling or CompileOptions()
-        denoiser = Denoiser(networks, device, compiling, self.changes, offloaded=offload)
-        self._whole = Whole(
-            networks,
-            device,
-            denoiser.compiled_calls,
-            compiling,
-            preset.native,
-            offloaded=offload,
+        budget, compiling = budget or MemoryBudget(), compiling or CompileOptions()
+        self.offload = offload = bool(budget.offload)
+        """Whether autoencoder and denoiser take turns on the device."""
+        self.memory_fallbacks = memory = Fallbacks()
+        denoiser = Denoiser(networks, device, compiling, memory, offload=offload)
+        self.compiled_vae = CompiledVae(
+            networks, device, denoiser.compiled_calls, compiling, preset.native, offload=offload
         )
         self.denoiser: Denoiser | DataParallel = denoiser
         """May be exchanged before the first image"""
-        self._autoencoder = AutoencoderAtWork(networks, device, dtype, self.changes, self._whole)
-        self.residency: Residency = Offloaded(networks, device) if offload else Resident()
+        self._vae = Vae(networks, device, memory, self.compiled_vae)
+        # Last, because it notes where the weights lie.
+        self._parts = parts = Offload(networks, device) if offload else None
         estimate = Estimate.of(networks, dtype, device)
         self.planner = Planner(
             estimate,
             preset,
-            replace(given, offload=offload),
-            lambda: self.residency.held(estimate.weights),
+            replace(budget, offload=offload),
+            lambda: parts.nbytes(estimate.weights) if parts else estimate.weights.all,
             lambda tiles: self.denoiser.room(tiles),
         )
 
@@ -107,12 +97,12 @@ class StableSR:
         name: str,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        resources: Resources | None = None,
+        budget: MemoryBudget | None = None,
         *,
-        fold: bool = True,
+        fuse: bool = True,
         compiling: CompileOptions | None = None,
     ) -> StableSR:
-        """Loads a preset's weights, and folds them for inference unless told not to.
+        """`load` with a preset's weights.
 
         Raises:
             UnknownPreset: no preset has that name.
@@ -120,64 +110,25 @@ class StableSR:
         """
         preset = get_preset(name)
         folder = preset_folder(preset)
-        return cls.from_folder(
-            folder, preset, device, dtype, resources, fold=fold, compiling=compiling
-        )
+        return cls.load(folder, preset, device, dtype, budget, fuse=fuse, compiling=compiling)
 
     @classmethod
-    def from_folder(
+    def load(
         cls,
-        folder: Path,
+        source: Path | ModelConfig,
         preset: Preset,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        resources: Resources | None = None,
+        budget: MemoryBudget | None = None,
         *,
-        fold: bool = True,
+        fuse: bool = True,
         compiling: CompileOptions | None = None,
     ) -> StableSR:
-        """Loads weights from a folder; the preset says how to sample with them."""
-        device = torch.device(device)
-        given = resources or Resources()
-        if given.offload is None:
-            empty, _ = open_folder(folder)
-            estimate = Estimate.of(empty, dtype, device)
-            given = replace(given, offload=needs_offload(estimate, given.free(device)))
-        place = torch.device("cpu") if given.offload else device
-        networks = load_folder(folder, place, dtype)
-        if fold:
-            for_inference(networks, device, dtype, lambda: room_to_grow(given.free(_CPU).host))
-        return cls(networks, preset, device, dtype, given, compiling)
-
-    @classmethod
-    def with_random_weights(
-        cls,
-        config: ModelConfig,
-        preset: Preset,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        resources: Resources | None = None,
-        *,
-        fold: bool = True,
-        compiling: CompileOptions | None = None,
-    ) -> StableSR:
-        """Full-size networks without a checkpoint, for benchmarks."""
-        device = torch.device(device)
-        place = torch.device("cpu") if resources and resources.offload else device
-        networks = random_networks(config, place, dtype)
-        if fold:
-            free = (resources or Resources()).free(_CPU)
-            for_inference(networks, device, dtype, lambda: room_to_grow(free.host))
-        return cls(networks, preset, device, dtype, resources, compiling)
-
-    def plan(self, height: int, width: int, options: Options) -> Plan:
-        """How an image of these sides (px) would go now, with what memory is free now.
-
-        Raises:
-            InvalidOption: no canvas or no tiles can be made for it.
-            NotEnoughMemory: nothing fits.
-        """
-        return self.planner.plan(height, width, options)
+        """Weights from a folder, or random ones of a configuration, fused for inference by
+        default; the preset says how to sample with them."""
+        device, budget = torch.device(device), budget or MemoryBudget()
+        networks, budget = load_networks(source, device, dtype, budget, fuse=fuse)
+        return cls(networks, preset, device, dtype, budget, compiling)
 
     @property
     def tile_batch(self) -> int:
@@ -185,68 +136,45 @@ class StableSR:
         return self.planner.tile_batch
 
     @property
-    def departures(self) -> Mapping[str, int]:
+    def fallbacks(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: tile_batch,
         rows, keep or image, because memory ran out; a call computed eagerly, eager_offload,
         eager_prompt or eager_failure."""
-        calls = self.denoiser.eager_calls + self._whole.eager_calls
-        eager = {f"eager_{why}": n for why, n in calls.items()}
-        return {**self.changes.counts, **eager}
+        calls = self.denoiser.eager_calls + self.compiled_vae.eager_calls
+        return {**self.memory_fallbacks.counts, **{f"eager_{why}": n for why, n in calls.items()}}
 
-    @property
-    def offload(self) -> bool:
-        """Whether autoencoder and denoiser take turns on the device."""
-        return bool(self.planner.resources.offload)
+    def compile(self, on_progress: Callable[[int, int], None] = lambda index, total: None) -> None:
+        """Compiles calls of every size before the first image; see `compile_all`."""
+        steps = self.denoiser.compilations(self.tile_batch, self.preset.tile)
+        compile_all([*steps, *self.compiled_vae.compilations()], on_progress)
 
-    def compile(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Compiles calls of every size, if any are to be, before the first image.
-
-        `on_progress` is called before each with how many are ready, of how many in total. What
-        memory has no room for is compiled when it is first needed, if it fits by then.
-        """
-        steps = [
-            *self.denoiser.compilations(self.tile_batch, self.preset.tile),
-            *self._whole.compilations(),
-        ]
-        for done, step in enumerate(steps):
-            on_progress(done, len(steps))
-            try:
-                step()
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                log.warning("not compiled yet, because memory ran out: %s", error)
+    def on_device(self, part: Part) -> AbstractContextManager[None]:
+        """Within, the part's networks are on the device."""
+        return self._parts.on_device(part) if self._parts else nullcontext()
 
     def steps_in(self, image: Tensor, options: Options) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
-        strips of a larger one, where `tell` is called.
-
-        None is where networks take turns on the device: the larger one keeps its own there, and
-        who waits for others to be brought is let in first.
-
-        Raises:
-            InvalidOption: the canvas would be too large.
-        """
-        if self.offload:
-            return False
-        return steps_in(image.shape[2], image.shape[3], options, self.preset)
+        strips of a larger one, where `on_progress` is called. None is with offload, where the
+        larger one keeps its networks on the device. Raises InvalidOption as `prepare`."""
+        height, width = image.shape[2:]
+        return not self.offload and steps_in(height, width, options, self.preset)
 
     @torch.inference_mode()
     def prepare(
-        self, image: Tensor, options: Options, tell: Callable[[float], None] = _silent
-    ) -> Prepared:
-        """Upsamples, pads and encodes an image. The plan is made here, with what is free now.
+        self, image: Tensor, options: Options, on_progress: Callable[[float], None] = lambda _: None
+    ) -> EncodedImage:
+        """Enlarges, pads and encodes an image. The plan is made here, with what is free now.
 
         Args:
             image: (1, 3, H, W), RGB in [0, 1].
             options: of this image.
-            tell: hears the fraction that is done, between two strips; what it raises ends the
-                work.
+            on_progress: called between two strips with the finished part, 0 to 1; what it raises
+                ends the work.
 
         Raises:
             InvalidOption: the image has another shape, or needs too large a canvas.
             NotEnoughMemory: not even the smallest plan fits.
-            ScratchFull: the disk for feature maps has no room left.
+            ScratchFull: the disk for feature maps has no room.
             MissingTextTower: there is a prompt, and the weights hold no text tower.
         """
         check_prompts(self.networks, options, self.preset.name)
@@ -254,58 +182,29 @@ class StableSR:
             raise InvalidOption(
                 f"The image has shape {tuple(image.shape)}, but must have (1, 3, height, width)."
             )
-        with self.residency.holding("autoencoder"):
-            chosen = self.plan(image.shape[2], image.shape[3], options)
-            layout = chosen.layout
-            reference = upsampled(image, layout.canvas, layout.padded)
+        with self.on_device("autoencoder"):
+            plan = self.planner.plan(image.shape[2], image.shape[3], options)
+            reference = enlarge(image, plan.layout.canvas, plan.layout.padded)
             fusion = options.fidelity_weight > 0
-            encoding = self._autoencoder.encode(
-                reference, chosen.pieces, features=fusion, tell=tell
+            latent, encoding, strips = self._vae.encode(
+                reference, plan.strips, features=fusion, on_progress=on_progress
             )
         trim()
-        return Prepared(chosen, reference, encoding)
+        return EncodedImage(plan, reference, latent, encoding, strips.keep)
 
-    def sample(self, prepared: Prepared, options: Options) -> Sampler:
-        """The generator that denoises a prepared image: see `models.sampling`.
-
-        Noise is drawn on the host from one generator, in order, so it depends on the seed and
-        the canvas alone.
+    def sample(self, encoded_image: EncodedImage, options: Options) -> Sampler:
+        """The generator that denoises an image: see `models.sampling`.
 
         Raises:
             InvalidOption: steps, sampler or overlap outside their ranges; at once, not at the
                 first step.
             MissingTextTower: there is a prompt, and the weights hold no text tower; at once too.
         """
-        preset, config = self.preset, self.networks.config
-        # What weights were distilled to is of DDPM from the LR latent alone.
-        distilled = options.sampler == "ddpm" and options.start == "lr"
-        stepper = make_stepper(
-            options.sampler,
-            preset.steps if options.steps is None else options.steps,
-            config.prediction,
-            options.eta,
-            config.first_timestep if distilled else TRAINING_STEPS - 1,
-        )
-        overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
-        latent = prepared.latent
-        grid = TileGrid(latent.shape[2], latent.shape[3], preset.tile, overlap)
-        generator = torch.Generator().manual_seed(options.seed)
-
-        def noise() -> Tensor:
-            return torch.randn(latent.shape, generator=generator).to(latent.device)
-
-        start = noise()
-        if distilled and not config.noised_start:
-            start = latent
-        elif options.start == "lr":
-            start = add_noise(latent, start, stepper.timesteps[0])
-        scale = options.guidance_scale
-        wanted: Tensor | None = None
-        unwanted: Tensor | None = None
+        networks, preset, latent = self.networks, self.preset, encoded_image.latent
         # The networks know the empty prompt's context.
-        if options.prompt or scale != 1:
-            wanted, unwanted = contexts(self.networks, options, preset.name, latent.device)
-        return sample(start, latent, stepper, grid, noise, wanted, unwanted, scale)
+        prompt = options.prompt or options.guidance_scale != 1
+        pair = contexts(networks, options, preset.name, latent.device) if prompt else (None, None)
+        return sample_image(latent, networks.config, preset, options, *pair)
 
     @torch.inference_mode()
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
@@ -313,101 +212,90 @@ class StableSR:
 
         All tiles must have one shape. Returns float32 predictions, one tensor a request.
         """
-        with self.residency.holding("denoiser"):
+        with self.on_device("denoiser"):
             return self.denoiser.predict(requests)
 
     def rows(
         self,
-        prepared: Prepared,
+        encoded_image: EncodedImage,
         latent: Tensor,
         options: Options,
-        tell: Callable[[float], None] = _silent,
+        on_progress: Callable[[float], None] = lambda _: None,
     ) -> Iterator[Tensor]:
         """Decodes a sampled latent at once, and hands the result out as rows, top to bottom.
 
-        Each is (3, n, W), float32 in [0, 1], on the host; see `models.finishing`.
+        Each is (3, n, W), float32 in [0, 1], on the host.
 
         Args:
-            prepared: of `prepare`, not closed.
+            encoded_image: of `prepare`, not closed.
             latent: of `sample`.
             options: of this image.
-            tell: as in `prepare`.
+            on_progress: as in `prepare`.
 
         Raises:
-            ScratchFull: the disk for feature maps has no room left.
+            ScratchFull: the disk for feature maps has no room.
             NotFinite: the networks did not give numbers.
         """
         check_finite(latent, "sampled latent", self.dtype)
         trim()
+        plan = encoded_image.plan
         with torch.inference_mode():
-            with self.residency.holding("autoencoder"):
-                image = self._autoencoder.decode(
+            with self.on_device("autoencoder"):
+                image = self._vae.decode(
                     latent,
-                    prepared.encoding.features,
+                    encoded_image.encoding.features,
                     options.fidelity_weight,
-                    self.planner.pieces_now(
-                        prepared.plan, options, prepared.held, prepared.encoding.keep
-                    ),
-                    tell=tell,
+                    self.planner.strips_now(encoded_image, options),
+                    on_progress=on_progress,
                 )
             trim()
         check_finite(image, "decoded image", self.dtype)
-        layout = prepared.plan.layout
-        return finished_rows(image, prepared.reference, layout, options.color_fix)
+        return result_rows(image, encoded_image.reference, plan.layout, options.color_fix)
 
-    def decode(self, prepared: Prepared, latent: Tensor, options: Options) -> Tensor:
+    def decode(self, encoded_image: EncodedImage, latent: Tensor, options: Options) -> Tensor:
         """`rows`, joined: (1, 3, H, W)."""
-        return joined(self.rows(prepared, latent, options), prepared.plan.layout.size)
+        return join_rows(self.rows(encoded_image, latent, options), encoded_image.plan.layout.size)
 
     def upscale(
         self,
         image: Tensor,
         options: Options | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Tensor:
         """All of it, alone: (1, 3, H, W) in [0, 1] -> (1, 3, scale * H, scale * W)."""
         options = options or Options()
-        [result] = self.upscale_seeds(image, options, [options.seed], progress)
-        return result
-
-    def upscale_seeds(
-        self,
-        image: Tensor,
-        options: Options,
-        seeds: Sequence[int],
-        progress: Callable[[Progress], None] | None = None,
-    ) -> Iterator[Tensor]:
-        """One image from several seeds: results as `upscale` gives them, in the seeds' order.
-
-        The image is encoded once, the seeds' tiles share network calls, and each result is decoded
-        when it is asked for.
-        """
         size = output_size(image.shape[2], image.shape[3], options.scale)
-        for rows in self.upscale_rows(image, options, seeds, progress):
-            yield joined(rows, size)
+        [result] = (
+            join_rows(rows, size)
+            for rows in self.upscale_rows(image, options, [options.seed], on_progress)
+        )
+        return result
 
     def upscale_rows(
         self,
         image: Tensor,
         options: Options,
         seeds: Sequence[int],
-        progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Iterator[Iterator[Tensor]]:
-        """`upscale_seeds` for results that are to be no tensors: each as `rows` gives it."""
-        tell = progress or (lambda _: None)
-        tell(Progress("encode", 0, 1))
-        with self.prepare(image, options) as prepared:
-            begun = -1
+        """One image from several seeds: each result as `rows` gives it, in the seeds' order.
+
+        The image is encoded once, the seeds' tiles share network calls, and each result is decoded
+        when it is asked for.
+        """
+        on_progress(Progress("encode", 0, 1))
+        with self.prepare(image, options) as encoded_image:
+            step = -1
 
             def predict(requests: Sequence[StepRequest]) -> list[Tensor]:
-                nonlocal begun
-                if requests[0].step > begun:
-                    begun = requests[0].step
-                    tell(Progress("denoise", begun, requests[0].steps))
+                nonlocal step
+                if requests[0].step > step:
+                    step = requests[0].step
+                    on_progress(Progress("denoise", step, requests[0].steps))
                 return self.predict(requests)
 
-            room = self.denoiser.room(prepared.plan.tile_batch)
-            samplers = [self.sample(prepared, replace(options, seed=seed)) for seed in seeds]
+            room = self.denoiser.room(encoded_image.plan.tile_batch)
+            samplers = [self.sample(encoded_image, replace(options, seed=seed)) for seed in seeds]
             for latent in drive_all(samplers, predict, max_tiles=room):
-                tell(Progress("decode", 0, 1))
-                yield self.rows(prepared, latent, options)
+                on_progress(Progress("decode", 0, 1))
+                yield self.rows(encoded_image, latent, options)

@@ -13,26 +13,24 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from types import TracebackType
 
-import torch
+from torch import Tensor
 
 from models.config import CompactConfig, ModelConfig
-from models.errors import InvalidOption, NotEnoughMemory
+from models.errors import NotEnoughMemory
 from models.estimate import Estimate, Peaks
 from models.geometry import Layout, canvas_size
-from models.memory import Memory, MemoryBudget, in_words
+from models.memory import Memory, MemoryBudget, in_words, places
 from models.options import Options
-from models.pieces import Keep, Pieces
 from models.presets import Preset
+from models.strips import EncodedStrips, Keep, StripConfig
 
-__all__ = ["Plan", "Planner", "Resources", "further", "needs_offload", "plan", "steps_in"]
+__all__ = ["EncodedImage", "Plan", "Planner", "plan", "steps_in"]
 
 log = logging.getLogger(__name__)
 
 _MAX_TILE_BATCH = 8
-# The share of the device's memory that all weights may take together.
-_MOST_WEIGHTS = 2 / 3
 # Canvases of the native size that an image may have at most to step in between the strips of one
 # that has more.
 _GUEST = 2
@@ -46,39 +44,6 @@ _PLACES = "the device's memory", "the host's memory", "scratch disk"
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What the host gives, and what is decided in the plan's place; None: the plan does.
-
-    Raises:
-        InvalidOption: a number below 1.
-    """
-
-    memory_limit: int | None = None
-    """Bytes that this process may take, in total, on the device that computes"""
-    tile_batch: int | None = None
-    """Tiles in one network call"""
-    decode_tile: int | None = None
-    """Rows (px) that the autoencoder works on at once"""
-    offload: bool | None = None
-    """Whether networks that do not work wait on the host"""
-    scratch: Path | None = None
-    """Folder for feature maps that fit into no memory; None: the system's for temporary files"""
-    shared: bool = False
-    """Whether other images are denoised while one is encoded or decoded, and small ones step in
-    between the strips of a large one"""
-
-    def __post_init__(self) -> None:
-        for name in ("memory_limit", "tile_batch", "decode_tile"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidOption(f"{name} is {value}, but must be at least 1.")
-
-    def free(self, device: torch.device) -> Memory:
-        """What there is now for networks on that device."""
-        return MemoryBudget(device, self.scratch, self.memory_limit).free()
-
-
-@dataclass(frozen=True)
 class Plan:
     """How one image is computed."""
 
@@ -87,7 +52,7 @@ class Plan:
     """In one step; both contexts' with guidance"""
     tile_batch: int
     """Of them in one network call"""
-    pieces: Pieces
+    strips: StripConfig
     offload: bool
     peaks: Peaks
 
@@ -98,11 +63,52 @@ class Plan:
         return {
             "canvas": f"{width}x{height}",
             "tiles": self.tiles,
-            "rows": self.pieces.rows,
-            "keep": self.pieces.keep,
+            "rows": self.strips.height,
+            "keep": self.strips.keep,
             "offload": self.offload,
             **{f"peak_{p}_bytes": max(getattr(x, p) for x in self.peaks) for p in Memory._fields},
         }
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image ready to be sampled. Takes memory or files until it is closed."""
+
+    plan: Plan
+    reference: Tensor
+    """The enlarged image in [-1, 1], (1, 3, H, W), on the host."""
+    latent: Tensor
+    """Its scaled latent, float32 (1, c, H/8, W/8), on the device."""
+    encoding: EncodedStrips
+    """With the features that the decoder reads"""
+    keep: Keep
+    """Where these are; further away than planned where memory ran out."""
+
+    @property
+    def summary(self) -> dict[str, object]:
+        """The plan as the encoding left it, for a log line."""
+        return {**self.plan.summary, "keep": self.keep}
+
+    @property
+    def memory(self) -> Memory:
+        """Bytes that this image takes now."""
+        features = Memory.at(self.keep, self.encoding.nbytes)
+        return features + Memory(self.latent.nbytes, self.reference.nbytes)
+
+    def close(self) -> None:
+        """Frees the features that the decoder would read."""
+        self.encoding.close()
+
+    def __enter__(self) -> EncodedImage:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def plan(
@@ -111,7 +117,7 @@ def plan(
     sides: tuple[int, int],
     options: Options,
     memory: Memory,
-    resources: Resources,
+    budget: MemoryBudget,
 ) -> Plan:
     """The fastest way of an input of these sides (height, width; px) that fits into the memory
     that there is, that of the networks included.
@@ -121,19 +127,17 @@ def plan(
         NotEnoughMemory: not even the smallest plan fits; says what is missing.
     """
     layout = Layout.of(estimate.config, preset, *sides, options)
-    offload = resources.offload
-    if offload is None:
-        offload = needs_offload(estimate, memory)
+    offload = estimate.needs_offload(memory) if budget.offload is None else budget.offload
     tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
     guest = None
-    if resources.shared:
+    if budget.concurrent:
         alone = offload or steps_in(*sides, options, preset)
         guest = Memory() if alone else _guest(estimate, preset)
 
-    def peaks_of(pieces: Pieces, batch: int) -> Peaks:
+    def peaks_of(strips: StripConfig, batch: int) -> Peaks:
         return estimate.peaks(
             layout,
-            pieces,
+            strips,
             batch,
             fusion=options.fidelity_weight > 0,
             offload=offload,
@@ -141,17 +145,17 @@ def plan(
         )
 
     lacking: list[str] = []
-    for pieces in _candidates(estimate, layout, resources):
-        batch = resources.tile_batch or 1
-        peaks = peaks_of(pieces, batch)
+    for strips in _candidates(estimate, layout, budget):
+        batch = budget.tile_batch or 1
+        peaks = peaks_of(strips, batch)
         if lacking := _lacking(peaks, memory):
             continue
-        while resources.tile_batch is None and batch < min(_MAX_TILE_BATCH, tiles):
-            larger = peaks_of(pieces, 2 * batch)
+        while budget.tile_batch is None and batch < min(_MAX_TILE_BATCH, tiles):
+            larger = peaks_of(strips, 2 * batch)
             if _lacking(larger, memory):
                 break
             batch, peaks = 2 * batch, larger
-        return Plan(layout, tiles, batch, pieces, offload, peaks)
+        return Plan(layout, tiles, batch, strips, offload, peaks)
     raise NotEnoughMemory(
         f"An image of {sides[1]} x {sides[0]} pixels at scale {options.scale:g}, which is computed "
         f"at {layout.canvas[1]} x {layout.canvas[0]}, needs at least {'; '.join(lacking)}. "
@@ -172,39 +176,15 @@ def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
     return canvas[0] * canvas[1] <= _GUEST * preset.native**2
 
 
-def needs_offload(estimate: Estimate, memory: Memory) -> bool:
-    """Whether all networks on the device leave too little beside them: of full size, for a canvas
-    of the native size.
-
-    Decided once, when networks are loaded, so it cannot depend on an image. Where the device
-    computes in the host's memory there is nowhere to put a network aside.
-    """
-    return not estimate.unified and estimate.weights.all > _MOST_WEIGHTS * memory.device
-
-
-def further(pieces: Pieces, device: torch.device, memory: Memory) -> Pieces | None:
-    """The same with maps kept one place further away; None where there is none."""
-    places = _places(device)
-    beyond = places[places.index(pieces.keep) + 1 :]
-    if not beyond or (beyond[0] == "disk" and not memory.disk):
-        return None
-    return replace(pieces, keep=beyond[0])
-
-
-def _places(device: torch.device) -> tuple[Keep, ...]:
-    """Where maps can be, nearest first."""
-    return ("device", "host", "disk") if device.type == "cuda" else ("device", "disk")
-
-
-def _candidates(estimate: Estimate, layout: Layout, resources: Resources) -> Iterator[Pieces]:
+def _candidates(estimate: Estimate, layout: Layout, budget: MemoryBudget) -> Iterator[StripConfig]:
     """From fast to small."""
     height, width = layout.padded
-    pixels = _strip_pixels(estimate.config, gpu=not estimate.unified)
-    for keep in _places(estimate.device):
-        rows = resources.decode_tile or max(1, min(pixels // width, height))
+    pixels = _strip_pixels(estimate.config, gpu=not estimate.on_host)
+    for keep in places(estimate.device):
+        rows = budget.decode_tile or max(1, min(pixels // width, height))
         while rows:
-            yield Pieces(rows=rows, keep=keep, scratch=resources.scratch)
-            rows = 0 if resources.decode_tile else rows // 2
+            yield StripConfig(height=rows, keep=keep, scratch=budget.scratch)
+            rows = 0 if budget.decode_tile else rows // 2
 
 
 def _strip_pixels(config: ModelConfig, *, gpu: bool) -> int:
@@ -217,8 +197,8 @@ def _guest(estimate: Estimate, preset: Preset) -> Memory:
     """What the largest image that steps in takes at most, weights aside."""
     sides = preset.native, _GUEST * preset.native
     layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
-    pieces = Pieces(rows=_strip_pixels(estimate.config, gpu=False) // sides[1])
-    stages = (estimate.coding(layout, pieces, decode=d, fusion=True) for d in (False, True))
+    strips = StripConfig(height=_strip_pixels(estimate.config, gpu=False) // sides[1])
+    stages = (estimate.coding(layout, strips, decode=d, fusion=True) for d in (False, True))
     return Memory(*map(max, *stages))
 
 
@@ -238,21 +218,21 @@ class Planner:
 
     estimate: Estimate
     preset: Preset
-    resources: Resources
+    budget: MemoryBudget
     """Of which offload is decided"""
     on_device: Callable[[], int]
     """Bytes of the weights that are on the device now"""
     room: Callable[[int], int]
     """Tiles that a network call has, where a plan gives it so many"""
 
-    def plan(self, height: int, width: int, options: Options, held: Memory | None = None) -> Plan:
-        """As `plan`, with what is free now. `held`: what this image has taken already."""
-        resources = self.resources
-        if resources.shared:
+    def plan(self, height: int, width: int, options: Options, in_use: Memory | None = None) -> Plan:
+        """As `plan`, with what is free now. `in_use`: what this image takes already."""
+        budget = self.budget
+        if budget.concurrent:
             # Calls hold tiles of all images, and are as large as was decided once.
-            resources = replace(resources, tile_batch=self.tile_batch)
-        memory = self.memory(held or Memory())
-        return plan(self.estimate, self.preset, (height, width), options, memory, resources)
+            budget = replace(budget, tile_batch=self.tile_batch)
+        memory = self.memory(in_use or Memory())
+        return plan(self.estimate, self.preset, (height, width), options, memory, budget)
 
     @cached_property
     def tile_batch(self) -> int:
@@ -263,24 +243,23 @@ class Planner:
         sides = 2 * self.preset.native, 2 * self.preset.native  # has more tiles than a call
         native, memory = Options(scale=1), self.memory(Memory())
         return self.room(
-            self.resources.tile_batch
-            or plan(self.estimate, self.preset, sides, native, memory, self.resources).tile_batch
+            self.budget.tile_batch
+            or plan(self.estimate, self.preset, sides, native, memory, self.budget).tile_batch
         )
 
-    def pieces_now(self, plan: Plan, options: Options, held: Memory, keep: Keep) -> Pieces:
-        """For decoding: what was free when the image was encoded may be another's now. `held`:
-        what it has taken; `keep`: where its features are."""
+    def strips_now(self, image: EncodedImage, options: Options) -> StripConfig:
+        """For decoding: what was free when the image was encoded may be another's now."""
         try:
-            return self.plan(*plan.layout.source, options, held).pieces
+            return self.plan(*image.plan.layout.source, options, image.memory).strips
         except NotEnoughMemory as error:
-            # Refusing now would waste the steps that were made. Strips shrink when they must.
+            # Refusing now would waste the denoising. Strips shrink when they must.
             log.warning("decoding as planned, although: %s", error)
-            return replace(plan.pieces, keep=keep)
+            return replace(image.plan.strips, keep=image.keep)
 
-    def memory(self, held: Memory) -> Memory:
+    def memory(self, in_use: Memory) -> Memory:
         """What is free, and what the networks and an image have of it already."""
-        estimate, resources = self.estimate, self.resources
-        weights, free = estimate.weights.all, resources.free(estimate.device) + held
-        if estimate.unified:
+        estimate, budget = self.estimate, self.budget
+        weights, free = estimate.weights.all, budget.free(estimate.device) + in_use
+        if estimate.on_host:
             return Memory(0, free.host + free.device + weights, free.disk)
-        return free + Memory(self.on_device(), weights if resources.offload else 0)
+        return free + Memory(self.on_device(), weights if budget.offload else 0)

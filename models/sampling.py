@@ -1,8 +1,8 @@
 """The sampler as a generator.
 
-For each step it yields what has to be predicted and is sent the predictions; between the two
-somebody else decides what runs together with what. Alone, `drive` answers one generator; the
-worker's engine answers many at once. Closing the generator cancels the job.
+For each step it yields what has to be predicted and is sent the predictions. Alone, `drive`
+answers one generator; the worker's engine answers many at once and chooses what runs together.
+Closing the generator cancels the job.
 
 A step holds its canvas once. Its tiles, which overlap, are cut when a network call asks for
 them, and their predictions are averaged as they arrive: however large the canvas, only the
@@ -19,7 +19,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from models.diffusion import Stepper
+from models.config import ModelConfig
+from models.options import Options
+from models.presets import Preset
+from models.schedulers import TRAINING_STEPS, Scheduler, add_noise, make_scheduler
 from models.tiling import TileGrid
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "drive",
     "drive_all",
     "sample",
+    "sample_image",
 ]
 
 NoiseSource = Callable[[], Tensor]
@@ -108,12 +112,12 @@ class CanvasStep:
         tiles = len(self.grid)
         origins = [self.grid.origins[i % tiles] for i in range(start, stop)]
         contexts = [self.contexts[i // tiles] for i in range(start, stop)]
-        given = [context for context in contexts if context is not None]
+        embeddings = [context for context in contexts if context is not None]
         return StepRequest(
             self.grid.cut(self.canvas, origins),
             self.grid.cut(self.lr, origins),
             self.timestep,
-            torch.cat(given) if given else None,
+            torch.cat(embeddings) if embeddings else None,
             self.step,
             self.steps,
         )
@@ -127,7 +131,7 @@ Sampler = Generator[Step, Iterable[Tensor], Tensor]
 def sample(
     start: Tensor,
     lr: Tensor,
-    stepper: Stepper,
+    scheduler: Scheduler,
     grid: TileGrid,
     noise: NoiseSource,
     context: Tensor | None,
@@ -139,7 +143,7 @@ def sample(
     Args:
         start: the noisy canvas at the first timestep (1, c, H, W).
         lr: scaled latent of the upsampled LR image (1, c, H, W).
-        stepper: the sampler's arithmetic, made for this canvas.
+        scheduler: of this canvas alone.
         grid: how the canvas is cut.
         noise: fresh noise for each step that asks for it, in order.
         context: (1, tokens, width), or None for the empty prompt's; not with a negative one.
@@ -151,17 +155,59 @@ def sample(
     """
     canvas = start
     contexts = (context,) if negative_context is None else (context, negative_context)
-    steps = len(stepper.timesteps)
-    for index, timestep in enumerate(stepper.timesteps):
+    steps = len(scheduler.timesteps)
+    for index, timestep in enumerate(scheduler.timesteps):
         step = CanvasStep(grid, canvas, lr, timestep, contexts, index, steps)
         tiles = iter((yield step))
-        predicted = grid.join(tiles)
+        prediction = grid.join(tiles)
         if negative_context is not None:
-            unwanted = grid.join(tiles)
-            predicted = unwanted + guidance_scale * (predicted - unwanted)
-        fresh = noise() if stepper.needs_noise(index) else None
-        canvas = stepper.step(index, canvas, predicted, fresh)
+            negative = grid.join(tiles)
+            prediction = negative + guidance_scale * (prediction - negative)
+        fresh = noise() if scheduler.needs_noise(index) else None
+        canvas = scheduler.step(index, canvas, prediction, fresh)
     return canvas
+
+
+def sample_image(
+    lr: Tensor,
+    config: ModelConfig,
+    preset: Preset,
+    options: Options,
+    context: Tensor | None,
+    negative_context: Tensor | None,
+) -> Sampler:
+    """`sample` as the options and the weights ask for it; the arguments are as there.
+
+    Noise is drawn on the host from one generator, in order, so it depends on the seed and the
+    canvas alone.
+
+    Raises:
+        InvalidOption: steps, sampler or overlap outside their ranges; at once, not at the first
+            step.
+    """
+    # Weights are distilled to DDPM from the LR latent alone.
+    distillation = options.sampler == "ddpm" and options.start == "lr"
+    scheduler = make_scheduler(
+        options.sampler,
+        preset.steps if options.steps is None else options.steps,
+        config.prediction,
+        options.eta,
+        config.first_timestep if distillation else TRAINING_STEPS - 1,
+    )
+    overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
+    grid = TileGrid(lr.shape[2], lr.shape[3], preset.tile, overlap)
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def noise() -> Tensor:
+        return torch.randn(lr.shape, generator=generator).to(lr.device)
+
+    start = noise()
+    if distillation and not config.noised_start:
+        start = lr
+    elif options.start == "lr":
+        start = add_noise(lr, start, scheduler.timesteps[0])
+    scale = options.guidance_scale
+    return sample(start, lr, scheduler, grid, noise, context, negative_context, scale)
 
 
 def drive(sampler: Sampler, predict: Callable[[Step], Iterable[Tensor]]) -> Tensor:

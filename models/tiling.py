@@ -33,9 +33,9 @@ def _profile(side: int, middle: float) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=32)
 def gaussian_weights(height: int, width: int) -> npt.NDArray[np.float64]:
-    """Weight of each cell of a tile, (height, width), float64.
+    """Weight of each latent pixel of a tile, (height, width), float64.
 
-    The middle lies half a cell further down than across: the released networks were run so,
+    The middle lies half a pixel further down than across: the released networks were run so,
     and their golden figures hold it.
     """
     return np.outer(_profile(height, height / 2), _profile(width, (width - 1) / 2))
@@ -51,7 +51,7 @@ def _starts(size: int, tile: int, overlap: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """How a canvas of (height, width) latent cells is cut into tiles, row by row.
+    """How a canvas of (height, width) latent pixels is cut into tiles, row by row.
 
     A canvas smaller than a tile in one direction has tiles of its own size there.
 
@@ -81,7 +81,7 @@ class TileGrid:
 
     @cached_property
     def origins(self) -> list[tuple[int, int]]:
-        """Top left cell of each tile."""
+        """Top left latent pixel of each tile."""
         rows = _starts(self.height, self.tile, self.overlap)
         columns = _starts(self.width, self.tile, self.overlap)
         return [(y, x) for y in rows for x in columns]
@@ -91,7 +91,7 @@ class TileGrid:
 
     @cached_property
     def _total_weight(self) -> npt.NDArray[np.float64]:
-        """Sum of the weights of all tiles at each cell, (height, width)."""
+        """Sum of the weights of all tiles at each latent pixel, (height, width)."""
         h, w = self.tile_height, self.tile_width
         weights, total = gaussian_weights(h, w), np.zeros((self.height, self.width))
         for y, x in self.origins:

@@ -1,8 +1,8 @@
-"""Compares the networks with golden figures: `python -m tests.parity [--fold] [--cuda] [DIR]`.
+"""Compares the networks with golden figures: `python -m tests.parity [--fuse] [--cuda] [DIR]`.
 
 DIR, by default `tests/golden`, is laid out like that folder: arrays, inputs and inventories;
 weights and inputs are drawn by the rules of its README and enter the networks through the same
-key mapping as the released files; --fold folds them for inference, --cuda computes on a GPU,
+key mapping as the released files; --fuse fuses them for inference, --cuda computes on a GPU,
 without TF32. Prints one line an array and exits 1 when any is above the tolerance.
 """
 
@@ -30,12 +30,13 @@ from models.checkpoints.keys import (
     diffusion_entries,
     from_released,
 )
-from models.color import adain, wavelet
+from models.color import correct_rows
 from models.config import Prediction
-from models.diffusion import DDIM, DDPM, Stepper, add_noise, alphas_cumprod, respaced_timesteps
-from models.folding import fold
+from models.fusing import fuse
 from models.networks.bundle import Networks
+from models.options import ColorFix
 from models.sampling import Step, drive, sample
+from models.schedulers import DDIM, DDPM, Scheduler, add_noise, alphas_cumprod, respaced_timesteps
 from models.tiling import TileGrid, gaussian_weights
 
 __all__ = ["Comparison", "Golden", "compare", "main"]
@@ -78,8 +79,8 @@ def draw_weight(salt: str, key: str, shape: list[int]) -> Tensor:
 class Golden:
     """A folder of golden figures and the networks that have to reproduce them."""
 
-    def __init__(self, folder: Path, *, folded: bool = False, device: str = "cpu") -> None:
-        self._folded, self._device = folded, device
+    def __init__(self, folder: Path, *, fused: bool = False, device: str = "cpu") -> None:
+        self._fused, self._device = fused, device
         described = json.loads((folder / "inputs.json").read_text())
         self.salt: str = described["salt"]
         self.inputs: dict[str, tuple[str, list[int]]] = described["inputs"]
@@ -119,7 +120,7 @@ class Golden:
         tensors["context"] = networks.context.detach()
         networks.load_state_dict(tensors)
         networks.eval().requires_grad_(False).to(self._device)
-        return fold(networks) if self._folded else networks
+        return fuse(networks) if self._fused else networks
 
     def predict(self, step: Step) -> Tensor:
         request = step.part(0, len(step))
@@ -181,21 +182,21 @@ def _schedule(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
     yield "ddim_sigmas", np.asarray([steps.sigma(i) for i in range(len(steps.timesteps))][::-1])
 
 
-def _ddpm(golden: Golden, name: str, stepper: Stepper) -> Iterator[tuple[str, Tensor]]:
+def _ddpm(golden: Golden, name: str, scheduler: Scheduler) -> Iterator[tuple[str, Tensor]]:
     _, tile, overlap = (int(v) for v in golden.arrays[f"{name}_meta"])
     lr = golden.input(f"{name}_lr_latent")
-    start = add_noise(lr, golden.input(f"{name}_init_noise"), stepper.timesteps[0])
+    start = add_noise(lr, golden.input(f"{name}_init_noise"), scheduler.timesteps[0])
     fresh = iter(golden.input(f"{name}_step_noise"))
     grid = TileGrid(lr.shape[2], lr.shape[3], tile, overlap)
     context = golden.input(f"{name}_context")
-    sampler = sample(start, lr, stepper, grid, lambda: next(fresh), context)
+    sampler = sample(start, lr, scheduler, grid, lambda: next(fresh), context)
     first = next(sampler)
     joined = grid.join(golden.predict(first))
     noise = golden.input(f"{name}_step_noise")[0]
-    yield f"{name}_after_first_step", stepper.step(0, start, joined, noise)
+    yield f"{name}_after_first_step", scheduler.step(0, start, joined, noise)
     sampler.close()
     fresh = iter(golden.input(f"{name}_step_noise"))
-    sampler = sample(start, lr, stepper, grid, lambda: next(fresh), context)
+    sampler = sample(start, lr, scheduler, grid, lambda: next(fresh), context)
     yield f"{name}_out", drive(sampler, golden.predict)
 
 
@@ -223,8 +224,16 @@ def _samplers(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
 def _colors(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
     content = golden.input("color_content")
     reference = 0.5 * golden.input("color_style") - 0.2
-    yield "color_adain", adain(content, reference)
-    yield "color_wavelet", wavelet(content, reference)
+    yield "color_adain", _corrected(content, reference, "adain")
+    yield "color_wavelet", _corrected(content, reference, "wavelet")
+
+
+def _corrected(image: Tensor, reference: Tensor, fix: ColorFix) -> Tensor:
+    rows = (
+        correct_rows(*pair, fix, image.shape[2])
+        for pair in zip(image[:, None], reference[:, None], strict=True)
+    )
+    return torch.cat([strip for strips in rows for strip in strips])
 
 
 def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
@@ -234,12 +243,12 @@ def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
     up = F.interpolate(lr_image, scale_factor=4, mode="bicubic").clamp(0, 1) * 2 - 1
     latent = networks.first_stage.latent(networks.first_stage.encode(up).moments)
     yield "image_latent", latent
-    stepper = DDPM(4)
+    scheduler = DDPM(4)
     fresh = iter(golden.input("image_step_noise"))
     sampler = sample(
-        add_noise(latent, golden.input("image_init_noise"), stepper.timesteps[0]),
+        add_noise(latent, golden.input("image_init_noise"), scheduler.timesteps[0]),
         latent,
-        stepper,
+        scheduler,
         TileGrid(latent.shape[2], latent.shape[3], 64, 32),
         lambda: next(fresh),
         golden.input("image_context"),
@@ -248,15 +257,16 @@ def _image(golden: Golden) -> Iterator[tuple[str, Tensor | Array]]:
     yield "image_sampled_latent", sampled
     w = torch.tensor(float(golden.arrays["image_fidelity"]))
     features = networks.autoencoder.encode(up).features
-    decoded = networks.autoencoder.decode(networks.autoencoder.unscaled(sampled), features, w)
-    for name, fix in (("adain", adain), ("wavelet", wavelet)):
-        image = (fix(decoded, up)[0].permute(1, 2, 0) + 1) / 2
-        yield f"image_sr_{name}", (image.clamp(0, 1) * 255).to(torch.uint8)
+    decoded = networks.autoencoder.decode(networks.autoencoder.unscale(sampled), features, w)
+    fixes: tuple[ColorFix, ...] = ("adain", "wavelet")
+    for fix in fixes:
+        image = (_corrected(decoded, up, fix)[0].permute(1, 2, 0) + 1) / 2
+        yield f"image_sr_{fix}", (image.clamp(0, 1) * 255).to(torch.uint8)
 
 
-FOLDED: tuple[Case, ...] = (_networks, _autoencoders, _plain_decoder)
-"""Those that ask the networks whose layers folds replace, once."""
-QUICK: tuple[Case, ...] = (_schedule, *FOLDED, _text, _colors)
+FUSED_CASES: tuple[Case, ...] = (_networks, _autoencoders, _plain_decoder)
+"""Those that ask the networks whose layers fuses replace, once."""
+QUICK: tuple[Case, ...] = (_schedule, *FUSED_CASES, _text, _colors)
 """Those that take seconds: each network asked once."""
 CASES: tuple[Case, ...] = (*QUICK, _samplers, _image)
 
@@ -296,20 +306,20 @@ def comparisons(golden: Golden, cases: Sequence[Case] = CASES) -> Iterator[Compa
 
 
 def main(arguments: list[str]) -> int:
-    folded, device = "--fold" in arguments, "cuda" if "--cuda" in arguments else "cpu"
+    fused, device = "--fuse" in arguments, "cuda" if "--cuda" in arguments else "cpu"
     # Convolutions would otherwise read 10 bits of each number.
     torch.backends.cudnn.allow_tf32 = False
-    arguments = [argument for argument in arguments if argument not in ("--fold", "--cuda")]
+    arguments = [argument for argument in arguments if argument not in ("--fuse", "--cuda")]
     folder = Path(arguments[0]) if arguments else Path(__file__).parent / "golden"
     if len(arguments) > 1 or not (folder / "golden.npz").is_file():
         print(
-            f"usage: python -m tests.parity [--fold] [--cuda] [DIR], and {folder} must hold "
+            f"usage: python -m tests.parity [--fuse] [--cuda] [DIR], and {folder} must hold "
             "golden.npz (see tests/golden/README.md).",
             file=sys.stderr,
         )
         return 2
     failed = 0
-    for c in comparisons(Golden(folder, folded=folded, device=device)):
+    for c in comparisons(Golden(folder, fused=fused, device=device)):
         failed += not c.ok
         print(f"{'ok  ' if c.ok else 'FAIL'} {c.name:32} {c.error:.2e} {c.note}".rstrip())
     print(f"{failed} arrays above the tolerance" if failed else "every array within tolerance")

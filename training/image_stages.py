@@ -21,8 +21,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from models.networks.compact import ANCHORED, CompactAutoencoder, anchored, quarter
-from models.networks.fusion import FusionLayer
+from models.networks.autoencoder import FusionLayer
+from models.networks.compact import HAAR_CHANNELS, CompactAutoencoder, haar, quarter
 from training.config import CfwSettings, DecoderSettings, DistillSettings, VaeSettings
 from training.objective import Batch, Guidance, ImageObjective
 from training.pairs import upsample
@@ -68,7 +68,7 @@ class Vae(ImageObjective[Images, VaeSettings]):
         autoencoder = self.networks.autoencoder
         latent = autoencoder.encode(batch["image"]).moments.float()
         out = autoencoder.decode(latent + batch["noise"])
-        return {"image": out.float(), "free": latent[:, ANCHORED:]}
+        return {"image": out.float(), "free": latent[:, HAAR_CHANNELS:]}
 
     def more_terms(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
         """The pull of the free channels to zero."""
@@ -104,8 +104,8 @@ class Decoder(ImageObjective[Images, DecoderSettings]):
         small = quarter(self._source(number)).clamp(0, 1)
         with torch.no_grad():
             target = self._network(small) * 2 - 1
-        latent = anchored(small * 2 - 1)
-        free = self.networks.config.autoencoder.latent_channels - ANCHORED
+        latent = haar(small * 2 - 1)
+        free = self.networks.config.autoencoder.latent_channels - HAAR_CHANNELS
         empty = latent.new_zeros((len(latent), free, *latent.shape[2:]))
         return {"latent": torch.cat([latent, empty], dim=1), "target": target}
 

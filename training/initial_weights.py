@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoints.folder import load_folder, preset_folder
 from models.checkpoints.files import CONFIG
+from models.checkpoints.folder import load_folder, preset_folder
 from models.config import CompactConfig, EncoderConfig, ModelConfig, UNetConfig
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
@@ -155,7 +155,7 @@ def _refresh(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
     if stage == "cfw" and isinstance(networks.autoencoder, CompactAutoencoder):
         decoder = networks.autoencoder.decoder
         assert decoder.fusion is not None
-        decoder.fusion.copy(decoder.layers[decoder.shared :])
+        decoder.fusion.copy(decoder.layers[decoder.shared_layers :])
     return networks
 
 

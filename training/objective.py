@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import TRAINING_STEPS, alphas_cumprod
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
+from models.schedulers import TRAINING_STEPS, alphas_cumprod
 from training.image_loss import ImageLoss, PatchCritic, critic_loss
 
 __all__ = ["Batch", "Guidance", "ImageObjective", "Latents", "Objective", "Prior"]

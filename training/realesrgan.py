@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.autoencoder import ResidualInResidual
 from models.networks.compact import CompactDecoder
-from models.networks.fusion import ResidualInResidual
 from training.config import ModelFileUnreadable
 
 __all__ = ["CompactNet", "RRDBNet", "load_ncnn", "start_decoder"]

@@ -16,9 +16,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.checkpoints.folder import save_folder
-from models.networks.bundle import Networks
+from models.networks.bundle import Networks, channels_last
 from models.networks.compact import CompactAutoencoder
-from models.networks.layout import channels_last
 from training.config import (
     CfwSettings,
     DecoderSettings,

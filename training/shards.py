@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.networks.layout import channels_last
+from models.networks.bundle import channels_last
 from training.config import DataSettings, RunExists, TeacherSettings
 from training.pairs import Pairs, stream
 from training.realesrgan import RRDBNet

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from models.diffusion import DDPM, add_noise
 from models.networks.bundle import Networks
+from models.schedulers import DDPM, add_noise
 from training.config import CfwSettings, DenoisingSettings, MixedStage, RunSettings, StageName
 from training.objective import Batch, Latents
 from training.pairs import Pairs, stream, upsample
@@ -46,7 +46,7 @@ def sample_latent(
             prediction = networks.predict(canvas, lr, [timestep] * len(lr), context).float()
             step_noise = next(noise) if scheduler.needs_noise(index) else None
             canvas = scheduler.step(index, canvas, prediction, step_noise)
-    return networks.autoencoder.unscaled(canvas)
+    return networks.autoencoder.unscale(canvas)
 
 
 class Sources:

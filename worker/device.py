@@ -9,17 +9,17 @@ import torch
 
 from jobs.settings import Settings
 from models.compiler import CompileOptions
-from models.plan import Resources
+from models.memory import MemoryBudget
 from worker.errors import NotStarted
 
 __all__ = [
+    "budget_of",
     "choose_device",
     "choose_dtype",
     "compile_options_of",
     "devices_of",
     "memory_in_use",
     "named_device",
-    "resources_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -92,15 +92,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes["bfloat16" if name == "auto" else name]
 
 
-def resources_of(settings: Settings, *, jobs: int) -> Resources:
+def budget_of(settings: Settings, *, jobs: int) -> MemoryBudget:
     """What the settings decide of the memory that so many jobs at once have."""
-    return Resources(
+    return MemoryBudget(
         memory_limit=settings.memory_limit,
         tile_batch=settings.tile_batch,
         decode_tile=settings.decode_tile,
         offload={"auto": None, "on": True, "off": False}[settings.offload],
         scratch=settings.scratch,
-        shared=jobs > 1,
+        concurrent=jobs > 1,
     )
 
 

@@ -9,11 +9,11 @@ from models.denoiser import Denoiser
 from models.pipeline import StableSR
 from models.presets import get_preset
 from worker.device import (
+    budget_of,
     choose_device,
     choose_dtype,
     compile_options_of,
     devices_of,
-    resources_of,
 )
 from worker.errors import NotStarted
 
@@ -30,8 +30,8 @@ def load(settings: Settings, *, jobs: int) -> StableSR:
     first, *others = map(choose_device, devices_of(settings))
     dtype = choose_dtype(settings.dtype, first)
     compiling = compile_options_of(settings)
-    resources = resources_of(settings, jobs=jobs)
-    sr = StableSR.from_preset(settings.preset, first, dtype, resources, compiling=compiling)
+    budget = budget_of(settings, jobs=jobs)
+    sr = StableSR.from_preset(settings.preset, first, dtype, budget, compiling=compiling)
     if not others:
         return sr
     if sr.offload:

@@ -41,29 +41,34 @@ class Upscaler(Protocol):
         """Whether autoencoder and denoiser take turns on the device."""
 
     @property
-    def departures(self) -> Mapping[str, int]:
+    def fallbacks(self) -> Mapping[str, int]:
         """How often it has gone another way than planned since it was loaded, by what: strips or
         calls made smaller, maps kept further away, calls not compiled."""
 
     def steps_in(self, image: Tensor, options: Options) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
-        strips of a larger one, where `tell` is called."""
+        strips of a larger one, where `on_progress` is called."""
 
     # Any: what it returns is handed back as it is, to methods that know more of it.
-    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Any:
+    def prepare(self, image: Tensor, options: Options, on_progress: Callable[[float], None]) -> Any:
         """Upsample, pad and encode (1, 3, H, W) in [0, 1]; a PreparedImage.
 
-        `tell` hears now and then which fraction is done, and may raise to end it.
+        `on_progress` is called with the finished part now and then, and may raise to end it.
         """
 
-    def sample(self, prepared: Any, options: Options) -> Sampler:
+    def sample(self, encoded_image: Any, options: Options) -> Sampler:
         """The sampling loop, one yield a step. Closing the generator ends it."""
 
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         """One network call for all tiles of all requests; a (n, C, h, w) for each request."""
 
     def rows(
-        self, prepared: Any, latent: Tensor, options: Options, tell: Callable[[float], None]
+        self,
+        encoded_image: Any,
+        latent: Tensor,
+        options: Options,
+        on_progress: Callable[[float], None],
     ) -> Iterator[Tensor]:
         """The picture, decoded when this returns: (3, n, round(scale * W)) float32 in [0, 1] on
-        the CPU, from top to bottom, together round(scale * H) rows. `tell` as in `prepare`."""
+        the CPU, from top to bottom, together round(scale * H) rows.
+        `on_progress` as in `prepare`."""

@@ -164,7 +164,7 @@ class Supervisor:
             metrics=self._metrics,
         )
         # There from the start, so that the first time is an increase.
-        self._metrics.watch_departures(lambda: {"tile_batch": 0, **model.departures})
+        self._metrics.watch_departures(lambda: {"tile_batch": 0, **model.fallbacks})
         process = Process(
             settings=settings,
             records=Records(self._patient),

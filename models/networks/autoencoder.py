@@ -1,7 +1,8 @@
 """SD's KL autoencoder, its encoder's features kept and its decoder wrapped (paper, section 3.3).
 
 Built from diffusers' `Encoder` and `Decoder`; their modules and names are unchanged, only the
-forward passes differ, and `decoder.fusion` is new.
+forward passes differ, and `decoder.fusion` is new: controllable feature wrapping (CFW, eq. 5) of
+residual-in-residual dense blocks, which are those of ESRGAN (arXiv 1809.00219, section 3.1).
 """
 
 from __future__ import annotations
@@ -9,18 +10,88 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
+import torch
 from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.config import AutoencoderConfig
-from models.networks.fusion import FusionLayer
 
-__all__ = ["Autoencoder", "Encoded"]
+__all__ = [
+    "RESIDUAL_SCALE",
+    "Autoencoder",
+    "DenseBlock",
+    "EncoderOutput",
+    "FusionLayer",
+    "ResidualInResidual",
+]
 
 
-class Encoded(NamedTuple):
-    """What an encoder says of an image."""
+RESIDUAL_SCALE = 0.2
+
+
+class DenseBlock(nn.Module):
+    """Five 3x3 convolutions, each reading all that came before; residual scaled by 0.2."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width + i * growth, growth if i < 4 else width, 3, padding=1)
+            for i in range(5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs = x
+        for conv in list(self.convs)[:-1]:
+            inputs = torch.cat([inputs, F.leaky_relu(conv(inputs), 0.2)], dim=1)
+        out: Tensor = x + RESIDUAL_SCALE * self.convs[-1](inputs)
+        return out
+
+
+class ResidualInResidual(nn.Module):
+    """Three dense blocks in a residual that is scaled by 0.2 again."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(DenseBlock(width, growth) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + RESIDUAL_SCALE * self.blocks(x)
+        return out
+
+
+class FusionLayer(nn.Module):
+    """What the decoder's feature lacks, predicted from the encoder's of the same size."""
+
+    def __init__(self, config: AutoencoderConfig, width: int) -> None:
+        super().__init__()
+        self.enter = self._resnet(2 * width, width, config.groups)
+        self.dense = nn.Sequential(
+            *(ResidualInResidual(width, config.growth) for _ in range(config.fusion_blocks))
+        )
+        self.leave = self._resnet(width, width, config.groups)
+
+    @staticmethod
+    def _resnet(inputs: int, width: int, groups: int) -> ResnetBlock2D:
+        return ResnetBlock2D(
+            in_channels=inputs,
+            out_channels=width,
+            temb_channels=None,  # type: ignore[arg-type]  # declared int, None means no embedding
+            groups=groups,
+            eps=1e-6,
+        )
+
+    def forward(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
+        """Both (n, width, h, w) -> the residual that the fidelity weight scales."""
+        x = self.enter(torch.cat([encoder_feature, x], dim=1), None)
+        out: Tensor = self.leave(self.dense(x), None)
+        return out
+
+
+class EncoderOutput(NamedTuple):
+    """Of an image."""
 
     moments: Tensor
     """Unscaled: mean and log-variance of the posterior, (n, 2 * latent_channels, H/8, W/8); of the
@@ -31,22 +102,22 @@ class Encoded(NamedTuple):
 
 
 class _FeatureEncoder(Encoder):
-    def forward(self, sample: Tensor) -> Encoded:  # type: ignore[override]  # the base gives no features
+    def forward(self, sample: Tensor) -> EncoderOutput:  # type: ignore[override]  # the base gives no features
         sample = self.conv_in(sample)
-        seen = []
+        levels = []
         for block in cast("Iterable[DownEncoderBlock2D]", self.down_blocks):
             for resnet in block.resnets:
                 sample = resnet(sample, None)
-            seen.append(sample)
+            levels.append(sample)
             if block.downsamplers is not None:
                 sample = block.downsamplers[0](sample)
         sample = self.mid_block(sample)
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
-        return Encoded(sample, (seen[1], seen[2]))
+        return EncoderOutput(sample, (levels[1], levels[2]))
 
 
 class _WrappedDecoder(Decoder):
-    """Decoder whose quarter- and half-size levels add `fidelity * fusion(encoded, decoded)`."""
+    """Decoder whose quarter- and half-size levels add `fidelity * fusion(feature, sample)`."""
 
     def __init__(self, config: AutoencoderConfig, *, fusion: bool) -> None:
         super().__init__(
@@ -57,18 +128,17 @@ class _WrappedDecoder(Decoder):
             layers_per_block=config.layers,
             norm_num_groups=config.groups,
         )
-        self.fusion = (
-            nn.ModuleDict(
-                {
-                    name: FusionLayer(
-                        config.widths[level], config.growth, config.fusion_blocks, config.groups
-                    )
-                    for name, level in (("half_size", 1), ("quarter_size", 2))
-                }
-            )
-            if fusion
-            else None
-        )
+        # In the features' order.
+        levels = {"half_size": 1, "quarter_size": 2}
+        layers = {name: FusionLayer(config, config.widths[n]) for name, n in levels.items()}
+        self.fusion = nn.ModuleDict(layers) if fusion else None
+
+    def fusion_at(self, level: int) -> tuple[FusionLayer, int] | None:
+        """The fusion layer of a level, the deepest being 0, and which feature it reads."""
+        feature = len(self.up_blocks) - 2 - level
+        if self.fusion is None or feature not in (0, 1):
+            return None
+        return cast("FusionLayer", self.fusion[("half_size", "quarter_size")[feature]]), feature
 
     def forward(  # type: ignore[override]  # the base takes no features
         self,
@@ -77,17 +147,12 @@ class _WrappedDecoder(Decoder):
         fidelity: Tensor | None = None,
     ) -> Tensor:
         sample = self.mid_block(self.conv_in(sample))
-        # Deepest level first: of four levels the second is a quarter of the image's size.
-        at = {
-            len(self.up_blocks) - 3: ("quarter_size", 1),
-            len(self.up_blocks) - 2: ("half_size", 0),
-        }
-        for i, block in enumerate(cast("Iterable[UpDecoderBlock2D]", self.up_blocks)):
+        for level, block in enumerate(cast("Iterable[UpDecoderBlock2D]", self.up_blocks)):
             for resnet in block.resnets:
                 sample = resnet(sample, None)
-            if features is not None and self.fusion is not None and i in at:
-                name, place = at[i]
-                sample = sample + fidelity * self.fusion[name](features[place], sample)
+            if features is not None and (fusion := self.fusion_at(level)):
+                layer, i = fusion
+                sample = sample + fidelity * layer(features[i], sample)
             if block.upsamplers is not None:
                 sample = block.upsamplers[0](sample)
         out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
@@ -122,10 +187,10 @@ class Autoencoder(nn.Module):
             self.post_quant_conv = nn.Conv2d(latent, latent, 1)
             self.decoder = _WrappedDecoder(config, fusion=fusion)
 
-    def encode(self, image: Tensor) -> Encoded:
+    def encode(self, image: Tensor) -> EncoderOutput:
         """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> posterior moments, features."""
         moments, features = self.encoder(image)
-        return Encoded(self.quant_conv(moments), features)
+        return EncoderOutput(self.quant_conv(moments), features)
 
     def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latent of the posterior: its mean, or a sample where `noise` is given."""
@@ -134,7 +199,7 @@ class Autoencoder(nn.Module):
             mean = mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * noise
         return mean * self.config.scaling_factor
 
-    def unscaled(self, latent: Tensor) -> Tensor:
+    def unscale(self, latent: Tensor) -> Tensor:
         """What `decode` takes, of what the sampler gives."""
         return latent / self.config.scaling_factor
 
@@ -147,7 +212,7 @@ class Autoencoder(nn.Module):
         """Unscaled latent (n, c, h, w) -> image (n, 3, 8h, 8w), nominally in [-1, 1].
 
         Args:
-            latent: what the sampler returned, `unscaled`.
+            latent: what the sampler returned, after `unscale`.
             features: the encoder's, of the upsampled LR image; None decodes plainly.
             fidelity: with features: scalar tensor w in [0, 1] (eq. 5). 0 is as without them.
         """

@@ -15,7 +15,7 @@ from models.networks.encoder import TimeAwareEncoder
 from models.networks.text import TextTower
 from models.networks.unet import ModulatedUNet
 
-__all__ = ["AnyAutoencoder", "Networks", "make_autoencoder"]
+__all__ = ["AnyAutoencoder", "Networks", "channels_last", "make_autoencoder"]
 
 AnyAutoencoder = Autoencoder | CompactAutoencoder
 """One protocol: `encode` with features, `latent` and back, `decode` with a fidelity weight."""
@@ -71,10 +71,18 @@ class Networks(nn.Module):
 
     def denoise(self, noisy: Tensor, lr: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """`predict` with the timesteps as a tensor (n,) on the device."""
-        out: Tensor = self.unet(noisy, t, self._context(noisy, context), self.encoder(lr, t))
+        if context is None and not self.unet.knows_context:
+            context = self.context.to(noisy.device).expand(len(noisy), -1, -1)
+        out: Tensor = self.unet(noisy, t, context, self.encoder(lr, t))
         return out
 
-    def _context(self, noisy: Tensor, given: Tensor | None) -> Tensor | None:
-        if given is not None or self.unet.knows_context:
-            return given
-        return self.context.to(noisy.device).expand(len(noisy), -1, -1)
+
+def channels_last(part: nn.Module) -> None:
+    """Lays the kernels of convolutions out so; their results follow.
+
+    A kernel is a `weight` of four dimensions. Keys and values of the constant context have four as
+    well, and attention of keys so laid out is none of the fused ones.
+    """
+    for name, parameter in part.named_parameters():
+        if parameter.ndim == 4 and name.endswith(".weight"):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -1,13 +1,13 @@
 """The compact autoencoder: a latent that holds the image at a quarter of its size.
 
-Sixteen channels at an eighth. Twelve are the image at a quarter, the four pixels of a cell in a
-Haar basis and their colours as brightness and two differences: nothing is learned there, so the
-latent of a small image is that image. Four more carry what the decoder needs beside it. In flat
-places only the means of a cell are not zero, so that a sampler's small errors there make no
-pattern of cells. What the deep layers add is interleaved; the loss `phase` keeps it from being one.
+Sixteen channels at an eighth of the size. Twelve are the image at a quarter: 2 x 2 pixels in a Haar
+basis, their colours as brightness and two differences. Nothing is learned there, so the latent of a
+small image is that image. Four more carry what the decoder needs beside it. In flat areas only the
+means are not zero, so a sampler's small errors there make no 2 x 2 pattern. What the deep layers
+add is interleaved; the loss `phase` keeps it from being such a pattern.
 
 No norms and no attention: a part of an image is computed as the whole is, and strips need no
-statistics (`models.pieces`). The decoder's middle is the compact network of Real-ESRGAN (arXiv
+statistics (`models.strips`). The decoder's middle is the compact network of Real-ESRGAN (arXiv
 2107.10833, section 4: SRVGGNet), its end doubles the size twice by interpolation and convolutions,
 as ESRGAN's does (arXiv 1809.00219): interleaved channels would leave a lattice.
 """
@@ -22,25 +22,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import CompactConfig
-from models.networks.autoencoder import Encoded
+from models.networks.autoencoder import EncoderOutput
 
 __all__ = [
-    "ANCHORED",
+    "HAAR_CHANNELS",
     "CompactAutoencoder",
     "CompactDecoder",
     "CompactEncoder",
     "CompactFusion",
     "ResidualBlock",
-    "anchored",
     "compact_layers",
-    "enlarged",
-    "picture",
+    "enlarge",
+    "haar",
+    "inverse_haar",
     "quarter",
-    "repeated",
+    "repeat",
     "run_layers",
 ]
 
-ANCHORED = 12
+HAAR_CHANNELS = 12
 """Channels of the latent that are the image at a quarter of its size."""
 
 
@@ -50,8 +50,8 @@ def _basis(device: torch.device, dtype: torch.dtype) -> Tensor:
     """Orthonormal (12, 12): colour basis times the Haar basis of 2 x 2 pixels."""
     colors = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
     colors = colors / colors.norm(dim=1, keepdim=True)
-    haar = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-    return torch.kron(colors, haar.double()).to(device, dtype)
+    pixels = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+    return torch.kron(colors, pixels.double()).to(device, dtype)
 
 
 def quarter(image: Tensor) -> Tensor:
@@ -59,17 +59,17 @@ def quarter(image: Tensor) -> Tensor:
     return F.interpolate(image.float(), scale_factor=0.25, mode="bicubic", antialias=True)
 
 
-def anchored(small: Tensor) -> Tensor:
+def haar(small: Tensor) -> Tensor:
     """The image at a quarter of its size (n, 3, 2h, 2w) -> latent channels (n, 12, h, w)."""
     basis = _basis(small.device, small.dtype)
     return F.conv2d(F.pixel_unshuffle(small, 2), basis[:, :, None, None])
 
 
-def picture(latent: Tensor) -> Tensor:
-    """Inverse of `anchored`; reads the first twelve channels."""
+def inverse_haar(latent: Tensor) -> Tensor:
+    """Inverse of `haar`; reads the first twelve channels."""
     basis = _basis(latent.device, latent.dtype)
-    cells = F.conv2d(latent[:, :ANCHORED], basis.t()[:, :, None, None].contiguous())
-    return F.pixel_shuffle(cells, 2)
+    pixels = F.conv2d(latent[:, :HAAR_CHANNELS], basis.t()[:, :, None, None].contiguous())
+    return F.pixel_shuffle(pixels, 2)
 
 
 class ResidualBlock(nn.Module):
@@ -98,7 +98,7 @@ class CompactEncoder(nn.Module):
         self.coarse = nn.Sequential(
             *(ResidualBlock(coarse) for _ in range(config.encoder_blocks[1]))
         )
-        self.conv_out = nn.Conv2d(coarse, config.latent_channels - ANCHORED, 3, padding=1)
+        self.conv_out = nn.Conv2d(coarse, config.latent_channels - HAAR_CHANNELS, 3, padding=1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, H, W) -> free channels (n, c - 12, H/8, W/8), features (n, 64, H/4, W/4)."""
@@ -127,9 +127,9 @@ class CompactFusion(nn.Module):
         assert self.enter.bias is not None
         nn.init.zeros_(self.enter.bias)
 
-    def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
+    def forward(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
         """Both (n, width, h, w), before the later layers -> the feature after them."""
-        x: Tensor = decoded + self.enter(torch.cat([encoded, decoded], dim=1))
+        x = x + self.enter(torch.cat([encoder_feature, x], dim=1))
         return run_layers(self.layers, x)
 
 
@@ -170,20 +170,20 @@ class CompactHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, 64, h, w) -> (n, 3, 4h, 4w)."""
         x = F.leaky_relu(self.conv1(x), 0.2)
-        x = F.leaky_relu(self.conv2(repeated(x)), 0.2)
+        x = F.leaky_relu(self.conv2(repeat(x)), 0.2)
         x = F.leaky_relu(self.conv3(x), 0.2)
-        x = F.leaky_relu(self.conv4(repeated(x)), 0.2)
+        x = F.leaky_relu(self.conv4(repeat(x)), 0.2)
         x = F.leaky_relu(self.conv5(x), 0.2)
         out: Tensor = self.conv_out(x)
         return out
 
 
-def repeated(x: Tensor) -> Tensor:
-    """Twice the size, every cell four times."""
+def repeat(x: Tensor) -> Tensor:
+    """Twice the size, every pixel four times."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def enlarged(small: Tensor) -> Tensor:
+def enlarge(small: Tensor) -> Tensor:
     """The image at a quarter of its size (n, 3, h, w) -> (n, 3, 4h, 4w), bilinearly."""
     return F.interpolate(small, scale_factor=4.0, mode="bilinear")
 
@@ -200,24 +200,24 @@ class CompactDecoder(nn.Module):
         self.picture_in = nn.Conv2d(3, fine, 3, padding=1)
         self.activation = nn.PReLU(fine)
         self.layers = compact_layers(fine, config.layers)
-        self.shared = config.shared_layers
-        self.fusion = CompactFusion(fine, config.layers - self.shared) if fusion else None
+        self.shared_layers = config.shared_layers
+        self.fusion = CompactFusion(fine, config.layers - self.shared_layers) if fusion else None
         self.head = CompactHead(config)
 
     def forward(
         self, latent: Tensor, features: Sequence[Tensor] | None, fidelity: Tensor | None
     ) -> Tensor:
-        small = picture(latent)
+        small = inverse_haar(latent)
         # The compact network reads images in [0, 1].
         x = self.picture_in(small * 0.5 + 0.5)
         x = x + F.pixel_shuffle(self.rise(self.coarse(self.conv_in(latent))), 2)
         x = self.activation(x)
-        entry = run_layers(self.layers[: self.shared], x)
-        x = run_layers(self.layers[self.shared :], entry)
+        entry = run_layers(self.layers[: self.shared_layers], x)
+        x = run_layers(self.layers[self.shared_layers :], entry)
         if features is not None and self.fusion is not None:
             assert fidelity is not None
             x = x + fidelity * (self.fusion(features[0], entry) - x)
-        out: Tensor = enlarged(small) + self.head(x)
+        out: Tensor = enlarge(small) + self.head(x)
         return out
 
 
@@ -237,17 +237,17 @@ class CompactAutoencoder(nn.Module):
         if decoder:
             self.decoder = CompactDecoder(config, fusion=fusion)
 
-    def encode(self, image: Tensor) -> Encoded:
+    def encode(self, image: Tensor) -> EncoderOutput:
         """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> unscaled latent and features."""
         free, feature = self.encoder(image)
-        small = anchored(quarter(image)).to(free.dtype)
-        return Encoded(torch.cat([small, free], dim=1), (feature,))
+        small = haar(quarter(image)).to(free.dtype)
+        return EncoderOutput(torch.cat([small, free], dim=1), (feature,))
 
     def latent(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Scaled latent of what `encode` gave. There is no posterior: `noise` changes nothing."""
         return moments * self._scale(moments)
 
-    def unscaled(self, latent: Tensor) -> Tensor:
+    def unscale(self, latent: Tensor) -> Tensor:
         """Inverse of `latent`."""
         return latent / self._scale(latent)
 

@@ -89,8 +89,8 @@ class TimeAwareEncoder(nn.Module):
         self.levels = nn.ModuleList(_Level(config, i) for i in range(len(config.widths)))
         self.middle = _Middle(config)
         self.taps = nn.ModuleList(_resnet(config, w, config.feature_width) for w in config.widths)
-        # What `models.folding` puts in the place of the embedding.
-        self.time_table: nn.Module | None = None
+        # What `models.fusing` puts in the place of the embedding.
+        self.time_table: nn.Embedding | None = None
 
     def forward(self, latent: Tensor, timestep: Tensor) -> list[Tensor]:
         """Features for the UNet's levels, finest first.
@@ -104,17 +104,17 @@ class TimeAwareEncoder(nn.Module):
         """
         temb = self._embedding(timestep, latent.dtype)
         x = self.conv_in(latent)
-        seen = []
+        features = []
         for level in cast("Iterable[_Level]", self.levels):
             x = level(x, temb)
             if level.downsampler is not None:
                 # Tapped just before the strided convolution.
-                seen.append(x)
+                features.append(x)
                 x = level.downsampler(x)
-        seen.append(self.middle(x, temb))
-        return [tap(s, temb) for tap, s in zip(self.taps, seen, strict=True)]
+        features.append(self.middle(x, temb))
+        return [tap(f, temb) for tap, f in zip(self.taps, features, strict=True)]
 
     def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         if self.time_table is not None:
-            return cast("Tensor", self.time_table(timestep))
+            return cast("Tensor", self.time_table(timestep.long()))
         return cast("Tensor", self.time_embedding(self.time_proj(timestep).to(dtype)))

@@ -28,8 +28,8 @@ class _Block(nn.Module):
         n, tokens, width = x.shape
         qkv = self.qkv(self.ln_1(x)).view(n, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).reshape(n, tokens, width))
+        mixture = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(mixture.transpose(1, 2).reshape(n, tokens, width))
         out: Tensor = x + self.proj(F.gelu(self.fc(self.ln_2(x))))
         return out
 

@@ -1,4 +1,5 @@
-"""The denoising UNet of Stable Diffusion 2.1 with StableSR's feature modulation.
+"""The denoising UNet of Stable Diffusion 2.1 with StableSR's feature modulation (SFT): paper,
+section 3.2, eq. 3.
 
 Module names follow diffusers' `UNet2DConditionModel`, so a diffusers folder of the base model
 maps by name; only `*.modulation.*` is new.
@@ -7,21 +8,73 @@ maps by name; only `*.modulation.*` is new.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 import torch
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import UNetConfig
-from models.networks.modulation import ModulatedResnetBlock2D
 
-__all__ = ["ModulatedUNet"]
+__all__ = ["FeatureModulation", "ModulatedResnetBlock2D", "ModulatedUNet"]
+
+
+class FeatureModulation(nn.Module):
+    """Scales and shifts a normalised feature map by what the time-aware encoder saw.
+
+    Args:
+        channels: width of the modulated map.
+        feature_width: width of the encoder's feature.
+        hidden: width of the shared convolution.
+        groups: groups of the normalisation.
+    """
+
+    def __init__(self, channels: int, feature_width: int, hidden: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-5)
+        self.shared = nn.Conv2d(feature_width, hidden, 3, padding=1)
+        self.gamma = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.beta = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, hidden: Tensor, feature: Tensor) -> Tensor:
+        """hidden (n, channels, h, w), feature (n, feature_width, h, w) -> like hidden."""
+        actv = torch.relu(self.shared(feature))
+        out: Tensor = self.norm(hidden) * (1 + self.gamma(actv)) + self.beta(actv)
+        return out
+
+
+class ModulatedResnetBlock2D(ResnetBlock2D):
+    """diffusers' residual block whose branch is modulated before the skip is added.
+
+    The feature is an argument, so nothing about a call is left on the module and concurrent
+    jobs cannot mix.
+    """
+
+    def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            temb_channels=config.embedding_width,
+            groups=config.groups,
+            eps=1e-5,
+        )
+        self.modulation = FeatureModulation(
+            out_channels, config.feature_width, config.modulation_width, config.groups
+        )
+
+    def forward(self, sample: Tensor, temb: Tensor, feature: Tensor) -> Tensor:
+        """sample (n, in, h, w), temb (n, e) after SiLU, feature (n, f, h, w) -> (n, out, h, w)."""
+        hidden = self.conv1(F.silu(self.norm1(sample)))
+        hidden = hidden + self.time_emb_proj(temb)[:, :, None, None]
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        skip = sample if self.conv_shortcut is None else self.conv_shortcut(sample)
+        out: Tensor = skip + self.modulation(hidden, feature)
+        return out
 
 
 def _transformer(config: UNetConfig, width: int) -> Transformer2DModel:
@@ -39,8 +92,13 @@ def _transformer(config: UNetConfig, width: int) -> Transformer2DModel:
 class _Level(nn.Module):
     """Residual blocks of one resolution, each followed by a transformer where there is one."""
 
-    resnets: nn.ModuleList
-    attentions: nn.ModuleList | None
+    def __init__(
+        self, config: UNetConfig, width: int, inputs: Sequence[int], transformers: int
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ModulatedResnetBlock2D(config, i, width) for i in inputs)
+        blocks = [_transformer(config, width) for _ in range(transformers)]
+        self.attentions = nn.ModuleList(blocks) if blocks else None
 
     def _layer(
         self, i: int, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None
@@ -53,17 +111,9 @@ class _Level(nn.Module):
 
 class _DownBlock(_Level):
     def __init__(self, config: UNetConfig, level: int) -> None:
-        super().__init__()
-        width = config.widths[level]
-        previous = config.widths[max(level - 1, 0)]
-        block = _resnet(config)
+        width, previous = config.widths[level], config.widths[max(level - 1, 0)]
         inputs = [previous] + [width] * (config.layers - 1)
-        self.resnets = nn.ModuleList(block(i, width) for i in inputs)
-        self.attentions = (
-            nn.ModuleList(_transformer(config, width) for _ in inputs)
-            if config.attention[level]
-            else None
-        )
+        super().__init__(config, width, inputs, len(inputs) * config.attention[level])
         last = level == len(config.widths) - 1
         self.downsamplers = (
             None if last else nn.ModuleList([Downsample2D(width, use_conv=True, name="op")])
@@ -84,11 +134,8 @@ class _DownBlock(_Level):
 
 class _MidBlock(_Level):
     def __init__(self, config: UNetConfig) -> None:
-        super().__init__()
         width = config.widths[-1]
-        block = _resnet(config)
-        self.resnets = nn.ModuleList([block(width, width), block(width, width)])
-        self.attentions = nn.ModuleList([_transformer(config, width)])
+        super().__init__(config, width, [width, width], 1)
 
     def forward(self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None) -> Tensor:
         x = self._layer(0, x, temb, feature, context)
@@ -98,18 +145,11 @@ class _MidBlock(_Level):
 
 class _UpBlock(_Level):
     def __init__(self, config: UNetConfig, level: int, skips: Sequence[int], below: int) -> None:
-        super().__init__()
         width = config.widths[level]
-        block = _resnet(config)
-        inputs = [below] + [width] * config.layers
-        self.resnets = nn.ModuleList(
-            block(i + s, width) for i, s in zip(inputs, skips, strict=True)
-        )
-        self.attentions = (
-            nn.ModuleList(_transformer(config, width) for _ in inputs)
-            if config.attention[level]
-            else None
-        )
+        inputs = [
+            x + skip for x, skip in zip([below] + [width] * config.layers, skips, strict=True)
+        ]
+        super().__init__(config, width, inputs, len(inputs) * config.attention[level])
         self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(width, use_conv=True)])
 
     def forward(
@@ -120,16 +160,6 @@ class _UpBlock(_Level):
             x = torch.cat([x, skips.pop()], dim=1)
             x = self._layer(i, x, temb, feature, context)
         return x if self.upsamplers is None else self.upsamplers[0](x)
-
-
-def _resnet(config: UNetConfig) -> partial[ModulatedResnetBlock2D]:
-    return partial(
-        ModulatedResnetBlock2D,
-        embedding_width=config.embedding_width,
-        feature_width=config.feature_width,
-        modulation_width=config.modulation_width,
-        groups=config.groups,
-    )
 
 
 class ModulatedUNet(nn.Module):
@@ -151,17 +181,17 @@ class ModulatedUNet(nn.Module):
         self.up_blocks = nn.ModuleList()
         below = widths[-1]
         for level in reversed(range(len(widths))):
-            taken = [skips.pop() for _ in range(config.layers + 1)]
-            self.up_blocks.append(_UpBlock(config, level, taken, below))
+            widths_of_skips = [skips.pop() for _ in range(config.layers + 1)]
+            self.up_blocks.append(_UpBlock(config, level, widths_of_skips, below))
             below = widths[level]
 
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-        # What `models.folding` puts in the place of layers.
-        self.time_table: nn.Module | None = None
+        # What `models.fusing` puts in the place of layers.
+        self.time_table: nn.Embedding | None = None
         """Of the embedding: what all residual blocks add at a timestep."""
-        self.joined: nn.ModuleList | None = None
+        self.level_convs: nn.ModuleList | None = None
         """Of the blocks' first convolutions of a feature, finest level first."""
         self.knows_context = False
         """Whether the cross-attention holds the empty prompt's keys and values."""
@@ -186,7 +216,8 @@ class ModulatedUNet(nn.Module):
             (n, out_channels, h, w).
         """
         temb = self._embedding(timestep, sample.dtype)
-        features = self._joined(features)
+        if self.level_convs is not None:
+            features = [conv(f) for conv, f in zip(self.level_convs, features, strict=True)]
         x = self.conv_in(sample)
         skips = [x]
         for block, feature in zip(self.down_blocks, features, strict=True):
@@ -199,12 +230,6 @@ class ModulatedUNet(nn.Module):
     def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
         """As residual blocks read it."""
         if self.time_table is not None:
-            return cast("Tensor", self.time_table(timestep))
+            return cast("Tensor", self.time_table(timestep.long()))
         # Every residual block applies SiLU to the embedding first: done once for all of them.
         return F.silu(self.time_embedding(self.time_proj(timestep).to(dtype)))
-
-    def _joined(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
-        """As residual blocks read them."""
-        if self.joined is None:
-            return features
-        return [join(f) for join, f in zip(self.joined, features, strict=True)]

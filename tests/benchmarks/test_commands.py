@@ -14,8 +14,8 @@ import benchmarks.embedded
 from benchmarks import image, io, memory, quality, report, service, step
 from benchmarks.model import DTYPES, Model, Variant
 from benchmarks.results import Result
+from models.memory import MemoryBudget
 from models.pipeline import StableSR
-from models.plan import Resources
 from tests.models import narrow
 
 Command = Callable[[str, str], Result]
@@ -31,9 +31,9 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
         importlib.import_module(f"benchmarks.{name}").main()
         return Result.read(path)
 
-    def load(model: Model, variant: Variant, resources: Resources | None = None) -> StableSR:
+    def load(model: Model, variant: Variant, budget: MemoryBudget | None = None) -> StableSR:
         weights = narrow.CONFIG, narrow.PRESET, "cpu", DTYPES[variant.dtype]
-        return StableSR.with_random_weights(*weights, resources, fold=variant.fuse)
+        return StableSR.load(*weights, budget, fuse=variant.fuse)
 
     def call(run: Callable[[Any], Any], task: Any) -> Any:
         return run(task)

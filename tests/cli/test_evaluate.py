@@ -20,7 +20,7 @@ WIDE = {"COLUMNS": "200"}
 @pytest.fixture
 def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two pictures; whatever preset is asked for, narrow networks are loaded."""
-    sr = StableSR.with_random_weights(NARROWER, NATIVE)
+    sr = StableSR.load(NARROWER, NATIVE)
     monkeypatch.setattr("cli.evaluate._model", lambda settings: sr)
     return write_originals(tmp_path / "hr")
 

@@ -33,7 +33,7 @@ def crop(name: str, height: int, width: int) -> Pixels:
 @pytest.fixture(scope="session")
 def sr() -> StableSR:
     torch.manual_seed(0)
-    return StableSR.with_random_weights(NARROWER, NATIVE, fold=False)
+    return StableSR.load(NARROWER, NATIVE, fuse=False)
 
 
 def write_originals(folder: Path) -> Path:

@@ -18,18 +18,13 @@ from torch.nn import functional as F
 
 from models.compiler import CompileOptions
 from models.config import ModelConfig
+from models.memory import MemoryBudget
 from models.options import Options
-from models.pieces import Pieces
 from models.pipeline import StableSR
-from models.plan import Resources
 from models.presets import PRESETS
 from models.sampling import StepRequest, drive
-from tests.models.pieces.pictures import (
-    decode_pieces,
-    encode_pieces,
-    latent_of,
-    relative_error,
-)
+from models.strips import StripConfig, decode, encode
+from tests.models.strips.images import latent_of, relative_error
 from tests.parity import Golden, comparisons
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -68,9 +63,9 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
     return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
 
 
-@pytest.mark.parametrize("folded", [False, True], ids=["plain", "folded"])
-def test_the_reference_values_are_reproduced_on_cuda(folded: bool) -> None:
-    golden = Golden(GOLDEN, folded=folded, device="cuda")
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_the_reference_values_are_reproduced_on_cuda(fused: bool) -> None:
+    golden = Golden(GOLDEN, fused=fused, device="cuda")
     wrong = [f"{c.name}: {c.error:.1e} {c.note}" for c in comparisons(golden) if not c.ok]
     assert not wrong
 
@@ -92,28 +87,25 @@ def test_the_same_seed_gives_the_same_image_bit_for_bit(sr: StableSR) -> None:
 
 
 @pytest.mark.parametrize("keep", ["device", "host", "disk"])
-def test_coding_in_pieces_is_coding_whole(sr: StableSR, tmp_path: Path, keep: str) -> None:
+def test_coding_in_strips_is_coding_whole(sr: StableSR, tmp_path: Path, keep: str) -> None:
     autoencoder = sr.networks.autoencoder
     image = (picture(264, 200) * 2 - 1).to(CUDA)
     with torch.inference_mode():
         whole = autoencoder.encode(image)
-        pieces = Pieces(rows=24, keep=keep, scratch=tmp_path)  # type: ignore[arg-type]  # a Literal
-        encoded = encode_pieces(autoencoder, image.cpu(), pieces, device=CUDA)
-        with encoded:
-            assert relative_error(encoded.moments.cpu(), whole.moments.cpu()) < 1e-5
+        strips = StripConfig(height=24, keep=keep, scratch=tmp_path)  # type: ignore[arg-type]  # a Literal
+        with encode(autoencoder, image.cpu(), strips) as output:
+            assert relative_error(output.moments.cpu(), whole.moments.cpu()) < 1e-5
             latent = torch.randn_like(latent_of(autoencoder, whole.moments))
             for fidelity in (0.0, 1.0):
-                wanted = autoencoder.decode(
-                    latent, whole.features, torch.tensor(fidelity, device=CUDA)
-                )
-                features = encoded.features if fidelity else ()
-                found = decode_pieces(autoencoder, latent, features, fidelity, pieces, device=CUDA)
-                assert relative_error(found.cpu(), wanted.cpu()) < 1e-5
+                reference = autoencoder.decode(latent, whole.features, torch.tensor(fidelity))
+                features = output.features if fidelity else ()
+                result = decode(autoencoder, latent, features, fidelity, strips)
+                assert relative_error(result.cpu(), reference.cpu()) < 1e-5
 
 
 def test_tiles_of_one_call_are_predicted_as_alone(sr: StableSR) -> None:
     channels = sr.networks.config.unet.in_channels
-    tiles = torch.randn(2, 5, channels, 64, 64, device=CUDA)
+    tiles = torch.randn(2, 5, channels, 64, 64)
     requests = [
         StepRequest(tiles[0, i : i + 1], tiles[1, i : i + 1], t, None, 0, 1)
         for i, t in enumerate((999, 500, 1, 250, 0))
@@ -134,7 +126,7 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
     for step in quick.denoiser.compilations(2, 64):
         step()
     channels = eager.networks.config.unet.in_channels
-    tiles = torch.randn(2, 4, channels, 64, 64, device=CUDA)
+    tiles = torch.randn(2, 4, channels, 64, 64)
 
     def request(n: int, t: int) -> list[StepRequest]:
         return [StepRequest(tiles[0, :n], tiles[1, :n], t, None, 0, 1)]
@@ -161,7 +153,7 @@ def test_an_image_of_a_single_tile_is_the_same_whole_and_in_strips(
         found = made.upscale(image, options)
         assert float((found - wanted).abs().max()) < 2 / 255
         assert float((found - wanted).abs().mean()) < 2e-4
-    assert not made.departures
+    assert not made.fallbacks
 
 
 def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
@@ -174,7 +166,7 @@ def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
 def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: StableSR) -> None:
     image, options = picture(512, 512), Options(steps=1, fidelity_weight=1.0)
     wanted = sr.upscale(image, options)
-    before = dict(sr.changes.counts)
+    before = dict(sr.memory_fallbacks.counts)
     # Planned with all that the GPU has; then there is not enough of it.
     with sr.prepare(image, options) as prepared:
         latent = drive(
@@ -189,14 +181,14 @@ def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: Stab
         total = torch.cuda.get_device_properties(CUDA).total_memory
         torch.cuda.set_per_process_memory_fraction(taken / total)
         got = sr.decode(prepared, latent, options)
-    assert sum(sr.changes.counts.values()) > sum(before.values())
+    assert sum(sr.memory_fallbacks.counts.values()) > sum(before.values())
     assert float((got - wanted).abs().max()) < 2 / 255
 
 
 def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
     image, options = picture(384, 384), Options(steps=1, fidelity_weight=0.0)
     wanted = sr.upscale(image, options)
-    small = StableSR.from_preset("tiny", CUDA, resources=Resources(tile_batch=64))
+    small = StableSR.from_preset("tiny", CUDA, budget=MemoryBudget(tile_batch=64))
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
@@ -204,22 +196,20 @@ def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
         (torch.cuda.memory_allocated() + 220 * 2**20) / total
     )
     got = small.upscale(image, options)
-    assert small.changes.counts
+    assert small.memory_fallbacks.counts
     assert float((got - wanted).abs().max()) < 2 / 255
 
 
 def test_parts_take_turns_on_the_device_and_the_image_is_the_same(sr: StableSR) -> None:
     image, options = picture(100, 80), Options(steps=2)
-    turns = StableSR.from_preset("tiny", CUDA, resources=Resources(offload=True))
+    turns = StableSR.from_preset("tiny", CUDA, budget=MemoryBudget(offload=True))
     assert next(turns.networks.unet.parameters()).device.type == "cpu"
     got = turns.upscale(image, options)
     assert float((got - sr.upscale(image, options)).abs().max()) < 1 / 255
 
 
 def test_full_size_networks_in_bfloat16_give_numbers() -> None:
-    full = StableSR.with_random_weights(
-        ModelConfig(), PRESETS["stablesr-512"], CUDA, torch.bfloat16
-    )
+    full = StableSR.load(ModelConfig(), PRESETS["stablesr-512"], CUDA, torch.bfloat16)
     result = full.upscale(picture(128, 128), Options(steps=2, fidelity_weight=1.0))
     assert tuple(result.shape) == (1, 3, 512, 512)
     assert bool(torch.isfinite(result).all())

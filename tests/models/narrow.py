@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import torch
+
+from models.checkpoints.folder import random_networks
 from models.config import AutoencoderConfig, CompactConfig, EncoderConfig, ModelConfig, UNetConfig
+from models.memory import MemoryBudget
+from models.networks.bundle import Networks
+from models.pipeline import StableSR
 from models.presets import Preset
 
-__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT"]
+__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT", "pipeline"]
 
 AUTOENCODER = AutoencoderConfig(widths=(8, 8, 8, 8), layers=1, groups=4, growth=4)
 COMPACT = CompactConfig(
@@ -33,3 +40,10 @@ WITH_COMPACT = replace(
     autoencoder=COMPACT,
 )
 PRESET = Preset("narrow", native=64, tile=8, overlap=4, steps=2, fidelity_weight=0.5)
+
+
+def pipeline(networks: Networks | None = None, **budget: Any) -> StableSR:
+    """Of these networks, or of new ones."""
+    cpu, dtype = torch.device("cpu"), torch.float32
+    networks = networks or random_networks(CONFIG, cpu, dtype)
+    return StableSR(networks, PRESET, cpu, dtype, MemoryBudget(**budget))

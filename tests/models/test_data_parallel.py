@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.autoencoding import Changes
 from models.checkpoints.folder import random_networks
 from models.compiler import CompileMode, CompileOptions
 from models.config import ModelConfig
-from models.data_parallel import DataParallel, split
+from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
-from models.folding import fold
+from models.fusing import fuse
+from models.memory import Fallbacks
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest
@@ -34,18 +34,8 @@ def narrow_sr() -> StableSR:
 
 def replica(mode: CompileMode = "off", config: ModelConfig = narrow.CONFIG) -> Denoiser:
     torch.manual_seed(7)
-    networks = fold(random_networks(config, CPU, torch.float32))
-    return Denoiser(networks, CPU, CompileOptions(mode), Changes(), offloaded=False)
-
-
-@pytest.mark.parametrize(
-    ("tiles", "among", "sizes"),
-    [(7, 3, [3, 2, 2]), (2, 3, [1, 1]), (8, 2, [4, 4]), (1, 1, [1])],
-)
-def test_tiles_are_split_as_evenly_as_it_goes(tiles: int, among: int, sizes: list[int]) -> None:
-    cuts = split(tiles, among)
-    assert [stop - start for start, stop in cuts] == sizes
-    assert [start for start, _ in cuts] == [sum(sizes[:n]) for n in range(len(sizes))]
+    networks = fuse(random_networks(config, CPU, torch.float32))
+    return Denoiser(networks, CPU, CompileOptions(mode), Fallbacks(), offload=False)
 
 
 def test_an_image_over_three_devices_is_that_of_one() -> None:
@@ -66,7 +56,7 @@ class Arithmetic(Denoiser):
 
     def __init__(self) -> None:
         networks = random_networks(narrow.CONFIG, CPU, torch.bfloat16)
-        super().__init__(networks, CPU, CompileOptions(), Changes(), offloaded=False)
+        super().__init__(networks, CPU, CompileOptions(), Fallbacks(), offload=False)
         self.calls: list[int] = []
         self.together: threading.Barrier | None = None
 
@@ -107,16 +97,16 @@ class Call:
         return torch.cat(denoiser.predict(requests))
 
 
-@pytest.mark.parametrize("tiles", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    ("tiles", "shares"), [(1, [1]), (2, [1, 1]), (3, [1, 1, 1]), (7, [3, 2, 2]), (8, [3, 3, 2])]
+)
 @pytest.mark.parametrize("context", [False, True])
 def test_every_tile_has_its_own_prediction_whichever_device_makes_it(
-    tiles: int, context: bool
+    tiles: int, shares: list[int], context: bool
 ) -> None:
     call, replicas = Call(tiles, context=context), [Arithmetic() for _ in range(3)]
     assert torch.equal(call.by(DataParallel(replicas)), call.by(Arithmetic()))
-    assert [one.calls for one in replicas] == [
-        [stop - start] for start, stop in split(tiles, 3)
-    ] + [[]] * (3 - min(3, tiles))
+    assert [sum(one.calls) for one in replicas] == shares + [0] * (3 - len(shares))
 
 
 def test_all_devices_compute_at_the_same_time() -> None:
@@ -159,7 +149,7 @@ def test_a_device_without_memory_halves_its_own_share_and_it_is_counted_once_for
     alone.times[-1] = 14
     assert torch.equal(call.by(parallel), alone.by(Arithmetic()))
     assert [one.calls for one in replicas] == [[2], [2], [2, 1, 1]]
-    assert replicas[0].changes.counts == {"tile_batch": 1}
+    assert replicas[0].fallbacks.counts == {"tile_batch": 1}
 
 
 def test_calls_that_were_not_compiled_are_counted_over_all_devices(

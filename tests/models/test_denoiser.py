@@ -13,19 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.autoencoding import Changes
 from models.checkpoints.folder import random_networks
 from models.compiler import CompileMode, CompileOptions
 from models.denoiser import Denoiser, TileBatch, bucket_of, buckets
 from models.errors import InvalidOption
-from models.folding import fold
+from models.fusing import fuse
+from models.memory import Fallbacks, MemoryBudget
 from models.networks.bundle import Networks
 from models.pipeline import StableSR
-from models.plan import Resources
 from models.sampling import StepRequest
 from tests.models import narrow
 from tests.models.compiler import Compiler, Tracer
-from tests.models.folding import small
+from tests.models.fusing import small
 
 CPU = torch.device("cpu")
 ON = CompileOptions("on")
@@ -33,7 +32,7 @@ ON = CompileOptions("on")
 
 @pytest.fixture(scope="module")
 def networks() -> Networks:
-    return fold(small.made(torch.float32))
+    return fuse(small.build(torch.float32))
 
 
 @pytest.fixture
@@ -48,8 +47,8 @@ def tiles(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return noisy, lr
 
 
-def made(networks: Networks, options: CompileOptions = ON, *, offloaded: bool = False) -> Denoiser:
-    return Denoiser(networks, CPU, options, Changes(), offloaded=offloaded)
+def made(networks: Networks, options: CompileOptions = ON, *, offload: bool = False) -> Denoiser:
+    return Denoiser(networks, CPU, options, Fallbacks(), offload=offload)
 
 
 def compile_all(denoiser: Denoiser, tiles: int) -> None:
@@ -70,10 +69,10 @@ def test_a_call_goes_into_the_smallest_bucket_that_holds_it() -> None:
     assert [bucket_of(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 16]
     assert [buckets(n)[-1] for n in (1, 2, 3, 4, 7, 8, 9)] == [1, 2, 2, 4, 4, 8, 8]
     given = batch(*tiles(3), [5, 6, 7])
-    full = given.padded(5)
+    full = given.pad(5)
     assert full.timesteps == (5, 6, 7, 7, 7)
     assert torch.equal(full.lr, given.lr[[0, 1, 2, 2, 2]])
-    assert given.padded(3) is given
+    assert given.pad(3) is given
 
 
 def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
@@ -91,7 +90,7 @@ def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
 def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    networks = fold(random_networks(narrow.CONFIG, CPU, torch.float32))
+    networks = fuse(random_networks(narrow.CONFIG, CPU, torch.float32))
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
     denoiser = made(networks)
@@ -141,7 +140,7 @@ def test_tiles_with_a_prompt_and_networks_that_move_are_computed_eagerly_and_cou
     denoiser = made(networks)
     for _ in range(2):
         denoiser.denoise(TileBatch(*tiles(1), (5,), context))
-    moving = made(networks, offloaded=True)
+    moving = made(networks, offload=True)
     assert moving.compilations(4, 8) == []
     moving.denoise(batch(*tiles(1), [5]))
     assert compiler.sizes == []
@@ -179,12 +178,12 @@ def test_a_pipeline_asks_for_calls_that_fill_a_bucket(compiler: Compiler) -> Non
         (CompileOptions("off"), 6),
         (CompileOptions("off", None, 5), 5),
     ):
-        sr = StableSR.with_random_weights(
-            narrow.CONFIG, narrow.PRESET, resources=Resources(tile_batch=6), compiling=compiling
+        sr = StableSR.load(
+            narrow.CONFIG, narrow.PRESET, budget=MemoryBudget(tile_batch=6), compiling=compiling
         )
         assert sr.tile_batch == tile_batch
     noisy, lr = tiles(3)
-    sr = StableSR.with_random_weights(narrow.CONFIG, narrow.PRESET, compiling=ON)
+    sr = StableSR.load(narrow.CONFIG, narrow.PRESET, compiling=ON)
     [out] = sr.predict([StepRequest(noisy, lr, 9, None, 0, 1)])
     assert out.shape == noisy.shape
     assert compiler.sizes == [4]
@@ -211,17 +210,17 @@ def test_a_cache_that_cannot_be_made_is_said(
 
 def test_auto_compiles_on_a_gpu_only() -> None:
     auto = CompileOptions("auto")
-    assert auto.enabled(torch.device("cuda:1"))
-    assert not auto.enabled(CPU)
-    assert not CompileOptions("off").enabled(torch.device("cuda"))
+    assert auto.suits(torch.device("cuda:1"))
+    assert not auto.suits(CPU)
+    assert not CompileOptions("off").suits(torch.device("cuda"))
     with pytest.raises(InvalidOption, match="fixed_batch is 0"):
         CompileOptions(fixed_batch=0)
 
 
 def test_attention_is_fused_where_kernels_are_laid_out_channels_last() -> None:
-    networks = fold(small.made(torch.float32))
+    networks = fuse(small.build(torch.float32))
     denoiser = made(networks)
-    assert denoiser.compiled
+    assert denoiser.compiles
     tile = torch.zeros(1, 4, 8, 8)
     # Whatever this backend cannot do is an error here.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -232,7 +231,7 @@ class Small(Denoiser):
     """Has memory for `memory` tiles; keeps how many each call had."""
 
     def __init__(self, networks: Networks, memory: int, options: CompileOptions = ON) -> None:
-        super().__init__(networks, CPU, options, Changes(), offloaded=False)
+        super().__init__(networks, CPU, options, Fallbacks(), offload=False)
         self.memory = memory
         self.calls: list[int] = []
 
@@ -254,7 +253,7 @@ def test_calls_are_halved_until_they_fit_and_stay_small(networks: Networks) -> N
         for found, asked in zip(denoiser.predict(requests), requests, strict=True):
             assert torch.equal(found, asked.noisy + asked.lr)
     assert denoiser.calls == [8, 4, *[2] * 4, *[2] * 4]
-    assert denoiser.changes.counts == {"tile_batch": 2}
+    assert denoiser.fallbacks.counts == {"tile_batch": 2}
 
 
 def test_with_room_there_is_one_call(networks: Networks) -> None:
@@ -268,7 +267,7 @@ def test_a_tile_that_does_not_fit_alone_is_an_error(networks: Networks) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         denoiser.predict([request(2)])
     assert denoiser.calls == [2, 1]
-    assert denoiser.changes.counts == {"tile_batch": 1}
+    assert denoiser.fallbacks.counts == {"tile_batch": 1}
 
 
 def test_a_fixed_batch_that_does_not_fit_is_an_error(networks: Networks) -> None:
@@ -286,7 +285,7 @@ def test_other_errors_are_not_tried_again(networks: Networks) -> None:
     denoiser = Broken(networks, memory=8)
     with pytest.raises(RuntimeError, match="illegal"):
         denoiser.predict([request(3)])
-    assert not denoiser.changes.counts
+    assert not denoiser.fallbacks.counts
 
 
 def test_what_a_failed_call_computed_is_freed_before_the_next(networks: Networks) -> None:

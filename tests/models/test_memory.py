@@ -11,7 +11,7 @@ from models import memory
 from models.memory import (
     Memory,
     MemoryBudget,
-    halved,
+    half,
     in_words,
     is_out_of_memory,
     resident,
@@ -46,14 +46,14 @@ def group(folder: Path, files: dict[str, object]) -> None:
 
 
 def test_without_a_limit_it_is_what_the_system_has_available(machine: Path) -> None:
-    assert MemoryBudget(CPU, machine).free().host == 1000 * MIB
+    assert MemoryBudget(scratch=machine).free(CPU).host == 1000 * MIB
 
 
 def test_a_containers_limit_counts_and_cached_files_do_not(machine: Path) -> None:
     stat = f"anon 1\nactive_file {30 * MIB}\ninactive_file {20 * MIB}"
     used = {"memory.max": 300 * MIB, "memory.current": 200 * MIB, "memory.stat": stat}
     group(machine / "cgroup/app/worker", used)
-    assert MemoryBudget(CPU, machine).free().host == (300 - 200 + 50) * MIB
+    assert MemoryBudget(scratch=machine).free(CPU).host == (300 - 200 + 50) * MIB
 
 
 def test_a_limit_of_a_group_further_up_counts_too(machine: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_limit_of_a_group_further_up_counts_too(machine: Path) -> None:
     limited = {"memory.max": 100 * MIB, "memory.current": 40 * MIB, "memory.stat": stat}
     group(machine / "cgroup/app/worker", unlimited)
     group(machine / "cgroup/app", limited)
-    assert MemoryBudget(CPU, machine).free().host == 60 * MIB
+    assert MemoryBudget(scratch=machine).free(CPU).host == 60 * MIB
 
 
 def test_control_groups_of_the_first_version_are_read(machine: Path) -> None:
@@ -70,23 +70,23 @@ def test_control_groups_of_the_first_version_are_read(machine: Path) -> None:
     stat = f"active_file 1\ninactive_file 1\ntotal_active_file 0\ntotal_inactive_file {MIB}"
     names = {"memory.limit_in_bytes": 80 * MIB, "memory.usage_in_bytes": 31 * MIB}
     group(machine / "cgroup/memory", {**names, "memory.stat": stat})
-    assert MemoryBudget(CPU, machine).free().host == 50 * MIB
+    assert MemoryBudget(scratch=machine).free(CPU).host == 50 * MIB
 
 
 def test_a_limit_is_for_what_the_process_has_already_too(machine: Path) -> None:
-    assert MemoryBudget(CPU, machine, 500 * MIB).free().host == 500 * MIB - resident()
+    assert MemoryBudget(500 * MIB, scratch=machine).free(CPU).host == 500 * MIB - resident()
     assert resident() > 0
-    assert MemoryBudget(CPU, machine, 10**15).free().host == 1000 * MIB
+    assert MemoryBudget(10**15, scratch=machine).free(CPU).host == 1000 * MIB
 
 
 def test_a_scratch_folder_in_memory_is_no_room(machine: Path) -> None:
-    assert MemoryBudget(CPU, machine).free().disk > 0
+    assert MemoryBudget(scratch=machine).free(CPU).disk > 0
     with (machine / "proc/self/mountinfo").open("a") as file:
         file.write(f"2 1 0:9 / {machine} rw - tmpfs tmpfs rw\n")
-    assert MemoryBudget(CPU, machine / "proc").free().disk == 0
+    assert MemoryBudget(scratch=machine / "proc").free(CPU).disk == 0
     with (machine / "proc/self/mountinfo").open("a") as file:
         file.write(f"3 2 8:2 / {machine / 'cgroup'} rw - xfs /dev/vdb rw\n")
-    assert MemoryBudget(CPU, machine / "cgroup").free().disk > 0
+    assert MemoryBudget(scratch=machine / "cgroup").free(CPU).disk > 0
 
 
 def test_the_processors_allocator_is_understood() -> None:
@@ -118,13 +118,13 @@ def test_what_runs_out_of_memory_is_halved_until_it_fits() -> None:
     def note(before: int, after: int) -> None:
         changes.append((before, after))
 
-    assert until_it_fits(run, 13, halved, note) == ("done", 3)
+    assert until_it_fits(run, 13, half, note) == ("done", 3)
     assert changes == [(13, 6), (6, 3)]
     with pytest.raises(MemoryError):
-        until_it_fits(lambda _: bytes(2**62), 2, halved, note)
+        until_it_fits(lambda _: bytes(2**62), 2, half, note)
     assert changes[2:] == [(2, 1)]
     with pytest.raises(RuntimeError, match="illegal"):
-        until_it_fits(faulty, 8, halved, note)
+        until_it_fits(faulty, 8, half, note)
     assert len(changes) == 3
 
 

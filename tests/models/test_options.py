@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from models.checkpoints.folder import random_networks
-from models.diffusion import add_noise
 from models.errors import InvalidOption
 from models.options import Options, Start
 from models.pipeline import StableSR
 from models.sampling import CanvasStep
+from models.schedulers import add_noise
 from tests.models import narrow
 
 

@@ -1,29 +1,42 @@
-"""The whole way of an image, on the embedded weights."""
+"""The whole way of an image, and what the pipeline holds of it meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from models.checkpoints.folder import random_networks
-from models.errors import InvalidOption, UnknownPreset, WeightsNotFound
+import models.vae
+from models.checkpoints.folder import preset_folder, random_networks
+from models.color import correct_rows, join_rows
+from models.errors import InvalidOption, NotFinite, UnknownPreset, WeightsNotFound
+from models.geometry import output_size
+from models.memory import Memory, MemoryBudget
 from models.options import Options
-from models.pipeline import Progress, StableSR, output_size
-from models.plan import Resources
+from models.pipeline import Progress, StableSR
+from models.plan import EncodedImage
+from models.presets import get_preset
 from models.sampling import Sampler, Step, drive
 from tests.models import narrow
+from tests.models.narrow import pipeline
 
 FEW = 3
+SEEDS = (11, 5)
+CPU = torch.device("cpu")
+OPTIONS = Options(scale=1.5, seed=3)
+IMAGE = torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
 def sr() -> StableSR:
-    cpu, dtype = torch.device("cpu"), torch.float32
-    return StableSR(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
+    return pipeline()
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -167,7 +180,7 @@ def test_a_strip_that_needs_a_gigantic_canvas_is_refused_at_once(sr: StableSR) -
 
 
 def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: StableSR) -> None:
-    strips = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, Resources(decode_tile=16))
+    strips = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, MemoryBudget(decode_tile=16))
     large, small = picture(40, 50), picture(8, 10, seed=1)
     options = Options(steps=1, seed=3)
     stepped_in: list[torch.Tensor] = []
@@ -199,20 +212,20 @@ def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: S
     assert all(torch.equal(latent, first) for latent in others)
 
 
-def test_nobody_steps_in_where_networks_take_turns_on_the_device(sr: StableSR) -> None:
+def test_no_image_steps_in_where_networks_take_turns_on_the_device(sr: StableSR) -> None:
     small, options = picture(16, 20), Options()
     assert sr.steps_in(small, options)
     assert not sr.steps_in(picture(50, 60), options)
-    moving = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, Resources(offload=True))
+    moving = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, MemoryBudget(offload=True))
     assert not moving.steps_in(small, options)
 
 
 def test_what_was_done_otherwise_than_planned_is_told_by_what(sr: StableSR) -> None:
     strained = StableSR(sr.networks, sr.preset, sr.device, sr.dtype)
-    assert strained.departures == {}
-    strained.changes.note("rows", 8, 4)
+    assert strained.fallbacks == {}
+    strained.memory_fallbacks.note("rows", 8, 4)
     strained.denoiser.eager_calls["prompt"] += 2
-    assert strained.departures == {"rows": 1, "eager_prompt": 2}
+    assert strained.fallbacks == {"rows": 1, "eager_prompt": 2}
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
@@ -226,3 +239,199 @@ def test_missing_weights_are_named_with_their_folder(
     monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsNotFound, match=str(tmp_path / "stablesr-512")):
         StableSR.from_preset("stablesr-512")
+
+
+def test_each_result_is_that_of_its_seed_alone(sr: StableSR) -> None:
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    # A solver with a memory, which must not be shared.
+    options = Options(sampler="unipc", steps=2)
+    rows = sr.upscale_rows(image, options, SEEDS)
+    results = [join_rows(strips, (64, 64)) for strips in rows]
+    for seed, result in zip(SEEDS, results, strict=True):
+        alone = sr.upscale(image, replace(options, seed=seed))
+        torch.testing.assert_close(result, alone, rtol=0, atol=1e-4)
+    assert float((results[0] - results[1]).abs().mean()) > 1e-3
+
+
+def test_the_image_is_encoded_once_and_each_seed_decoded_when_asked_for(sr: StableSR) -> None:
+    seen: list[Progress] = []
+    options = Options(steps=2, fidelity_weight=0.0)
+    results = sr.upscale_rows(torch.rand(1, 3, 16, 16), options, SEEDS, seen.append)
+    shared = [Progress("encode", 0, 1), Progress("denoise", 0, 2), Progress("denoise", 1, 2)]
+    next(results)
+    assert seen == [*shared, Progress("decode", 0, 1)]
+    next(results)
+    assert seen == [*shared, Progress("decode", 0, 1), Progress("decode", 0, 1)]
+
+
+def latent_of(sr: StableSR, prepared: EncodedImage, options: Options = OPTIONS) -> Tensor:
+    return drive(
+        sr.sample(prepared, options), lambda step: sr.predict([step.part(0, len(step))])[0]
+    )
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StableSR:
+    """Keeps its maps in files, because a limit leaves no room for them."""
+    sr = pipeline(scratch=tmp_path, decode_tile=8)
+    roomy = sr.planner.plan(60, 90, OPTIONS).peaks
+    tight = max(peak.host for peak in roomy) - 1
+    monkeypatch.setattr(sr.planner, "memory", lambda in_use: Memory(0, tight, 10**12))
+    assert sr.planner.plan(60, 90, OPTIONS).strips.keep == "disk"
+    return sr
+
+
+def open_scratch(folder: Path) -> list[str]:
+    """Files of the folder that this process has open; they have no names in it any more."""
+    found = (os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+    return [path for path in found if path.startswith(str(folder))]
+
+
+@pytest.mark.parametrize("fix", ["adain", "wavelet", "none"])
+@pytest.mark.parametrize("size", [(60, 90), (20, 31)])
+def test_rows_are_what_the_whole_image_would_be(fix: Any, size: tuple[int, int]) -> None:
+    """Against the way that holds everything: encode, decode, correct, crop and resize at once."""
+    sr = pipeline(decode_tile=16)
+    networks, options = sr.networks, Options(scale=1.5, seed=3, color_fix=fix)
+    image = torch.rand(1, 3, *size)
+    with sr.prepare(image, options) as prepared, torch.inference_mode():
+        layout = prepared.plan.layout
+        encoded = networks.autoencoder.encode(prepared.reference)
+        whole = networks.autoencoder.latent(encoded.moments)
+        torch.testing.assert_close(prepared.latent, whole, rtol=1e-4, atol=1e-5)
+        latent = latent_of(sr, prepared, options)
+        unscaled = networks.autoencoder.unscale(latent)
+        decoded = networks.autoencoder.decode(unscaled, encoded.features, torch.tensor(0.5))
+        [corrected] = correct_rows(decoded, prepared.reference, fix, decoded.shape[2])
+        wanted = (corrected + 1) / 2
+        wanted = wanted[:, :, : layout.canvas[0], : layout.canvas[1]]
+        if layout.canvas != layout.size:
+            wanted = F.interpolate(wanted, size=layout.size, mode="bicubic", antialias=True)
+        rows = list(sr.rows(prepared, latent, options))
+        assert all(strip.shape[0] == 3 and strip.dtype == torch.float32 for strip in rows)
+        found = torch.cat(rows, dim=1)[None]
+        torch.testing.assert_close(found, wanted.clamp(0, 1), rtol=0, atol=2e-5)
+        assert torch.equal(found, sr.decode(prepared, latent, options))
+
+
+def test_maps_on_disk_give_the_image_that_maps_in_memory_give(
+    on_disk: StableSR, tmp_path: Path
+) -> None:
+    near = pipeline(on_disk.networks, decode_tile=8)
+    assert torch.equal(on_disk.upscale(IMAGE, OPTIONS), near.upscale(IMAGE, OPTIONS))
+    assert open_scratch(tmp_path) == []
+
+
+def test_features_are_held_until_the_image_is_closed(on_disk: StableSR, tmp_path: Path) -> None:
+    with on_disk.prepare(IMAGE, OPTIONS) as prepared:
+        assert open_scratch(tmp_path)
+        assert prepared.memory.disk > 0
+        assert prepared.memory.host == prepared.reference.nbytes
+    assert open_scratch(tmp_path) == []
+    prepared.close()
+
+
+class Canceled(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["encode", "decode"])
+def test_an_image_canceled_between_two_strips_leaves_nothing(
+    on_disk: StableSR, tmp_path: Path, stage: str
+) -> None:
+    def cancel(done: float) -> None:
+        if done > 0.5:
+            raise Canceled
+
+    heard: list[float] = []
+    if stage == "encode":
+        with pytest.raises(Canceled):
+            on_disk.prepare(IMAGE, OPTIONS, cancel)
+    else:
+        with on_disk.prepare(IMAGE, OPTIONS, heard.append) as prepared:
+            latent = latent_of(on_disk, prepared)
+            with pytest.raises(Canceled):
+                on_disk.rows(prepared, latent, OPTIONS, cancel)
+        assert heard == sorted(heard)
+        assert heard[-1] == pytest.approx(1.0)
+        assert len(heard) > 20
+    assert open_scratch(tmp_path) == []
+
+
+def test_an_abandoned_result_lets_go_of_its_image(on_disk: StableSR, tmp_path: Path) -> None:
+    results = on_disk.upscale_rows(IMAGE, OPTIONS, [1, 2])
+    next(results)
+    assert open_scratch(tmp_path)
+    assert isinstance(results, Iterator)
+    results.close()  # type: ignore[attr-defined]  # a generator is what it is
+    assert open_scratch(tmp_path) == []
+
+
+def test_what_is_no_number_becomes_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    sr = pipeline()
+    with sr.prepare(IMAGE, OPTIONS) as prepared:
+        latent = latent_of(sr, prepared)
+        with pytest.raises(NotFinite, match="sampled latent, computed in float32"):
+            sr.decode(prepared, latent.clone().index_fill(2, torch.tensor(3), torch.nan), OPTIONS)
+        real = getattr(models.vae, "decode")  # noqa: B009  # a name that is not exported
+
+        def overflowing(*given: Any, **more: Any) -> Tensor:
+            image: Tensor = real(*given, **more)
+            image[0, 1, -1, -1] = torch.inf
+            return image
+
+        monkeypatch.setattr(models.vae, "decode", overflowing)
+        monkeypatch.setattr(sr, "dtype", torch.float16)
+        with pytest.raises(NotFinite, match=r"decoded image, computed in float16.*bfloat16"):
+            sr.decode(prepared, latent, OPTIONS)
+
+
+def test_an_image_whose_steps_are_made_is_decoded_with_whatever_memory_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sr = pipeline()
+    with sr.prepare(IMAGE, OPTIONS) as prepared:
+        latent = latent_of(sr, prepared)
+        wanted = sr.decode(prepared, latent, OPTIONS)
+        monkeypatch.setattr(sr.planner, "memory", lambda in_use: Memory(0, 0, 0))
+        assert torch.equal(sr.decode(prepared, latent, OPTIONS), wanted)
+
+
+def test_what_an_image_holds_is_not_counted_twice_when_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sr = pipeline()
+    seen: list[Memory] = []
+    real = sr.planner.memory
+
+    def watched(in_use: Memory) -> Memory:
+        seen.append(in_use)
+        return real(in_use)
+
+    monkeypatch.setattr(sr.planner, "memory", watched)
+    with sr.prepare(IMAGE, OPTIONS) as prepared:
+        sr.decode(prepared, latent_of(sr, prepared), OPTIONS)
+        assert seen == [Memory(0, 0, 0), prepared.memory]
+        assert prepared.memory.host >= prepared.reference.nbytes
+
+
+def test_with_offload_an_image_is_the_same() -> None:
+    networks = random_networks(narrow.CONFIG, CPU, torch.float32)
+    plain = pipeline(networks).upscale(IMAGE, OPTIONS)
+    taking_turns = pipeline(networks, offload=True)
+    assert torch.equal(taking_turns.upscale(IMAGE, OPTIONS), plain)
+    assert taking_turns.planner.plan(60, 90, OPTIONS).offload
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_full_precision(dtype: torch.dtype) -> None:
+    """Of the embedded weights, on a canvas of one small tile."""
+    tiny = get_preset("tiny")
+    small = replace(tiny, native=128, tile=16, overlap=8)
+    image = F.interpolate(torch.rand(1, 3, 6, 6), size=(32, 32), mode="bicubic").clamp(0, 1)
+    results = [
+        StableSR.load(preset_folder(tiny), small, CPU, kind).upscale(image)
+        for kind in (torch.float32, dtype)
+    ]
+    assert bool(results[1].isfinite().all())
+    assert float((results[0] - results[1]).abs().mean()) < 0.02

@@ -16,11 +16,10 @@ from models.checkpoints.folder import describe, preset_folder
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, tile_bytes, tile_flops
-from models.memory import Memory
+from models.memory import Memory, MemoryBudget
 from models.networks.bundle import Networks
 from models.options import Options
-from models.pieces import Pieces
-from models.plan import Plan, Resources, further, needs_offload, plan, steps_in
+from models.plan import Plan, plan, steps_in
 from models.presets import get_preset
 
 GB = 10**9
@@ -43,7 +42,7 @@ def planned(
     device: str = "cuda",
     options: Options | None = None,
     config: ModelConfig = FULL,
-    **resources: Any,
+    **budget: Any,
 ) -> Plan:
     """Of a square result of full-size networks in bfloat16."""
     return plan(
@@ -52,7 +51,7 @@ def planned(
         (side // 4, side // 4),
         options or Options(),
         memory,
-        Resources(**resources),
+        MemoryBudget(**budget),
     )
 
 
@@ -78,7 +77,7 @@ def test_half_precision_is_planned_with_less_memory_than_float32() -> None:
     for device in ("cpu", "cuda"):
         half, full = estimated(device), estimated(device, dtype=torch.float32)
         peaks = [
-            plan(each, PRESET, (256, 256), Options(), PLENTY, Resources()).peaks
+            plan(each, PRESET, (256, 256), Options(), PLENTY, MemoryBudget()).peaks
             for each in (half, full)
         ]
         assert all(sum(a) < sum(b) for a, b in zip(*peaks, strict=True))
@@ -89,7 +88,7 @@ def test_the_arithmetic_is_the_published_one() -> None:
     tile = tile_flops(FULL, 64, 64)
     assert tile / 1e12 == pytest.approx(0.965, abs=0.001)
     chosen = planned(512, PLENTY)
-    sizes = chosen.layout, chosen.pieces, chosen.tiles
+    sizes = chosen.layout, chosen.strips, chosen.tiles
     flops = estimated().flops(*sizes, Options(steps=200))
     assert flops["step"] == tile
     assert flops["encode"] / 1e12 == pytest.approx(1.12, abs=0.01)
@@ -108,16 +107,16 @@ def test_tiles_are_counted_as_published(side: int, tiles: int) -> None:
 
 def test_with_room_everything_stays_on_the_device() -> None:
     chosen = planned(4096, PLENTY)
-    assert (chosen.pieces.keep, chosen.tile_batch, chosen.offload) == ("device", 8, False)
+    assert (chosen.strips.keep, chosen.tile_batch, chosen.offload) == ("device", 8, False)
     assert planned(512, PLENTY).tile_batch == 1
 
 
 def test_maps_move_to_the_host_and_to_the_disk_as_memory_gets_less() -> None:
-    assert planned(4096, Memory(6 * GB, 32 * GB, 100 * GB)).pieces.keep == "host"
-    assert planned(4096, Memory(6 * GB, 4 * GB, 100 * GB)).pieces.keep == "disk"
+    assert planned(4096, Memory(6 * GB, 32 * GB, 100 * GB)).strips.keep == "host"
+    assert planned(4096, Memory(6 * GB, 4 * GB, 100 * GB)).strips.keep == "disk"
     # On a processor the device's memory is the host's.
-    assert planned(4096, Memory(0, 24 * GB, 100 * GB), "cpu").pieces.keep == "device"
-    assert planned(4096, Memory(0, 6 * GB, 100 * GB), "cpu").pieces.keep == "disk"
+    assert planned(4096, Memory(0, 24 * GB, 100 * GB), "cpu").strips.keep == "device"
+    assert planned(4096, Memory(0, 6 * GB, 100 * GB), "cpu").strips.keep == "disk"
 
 
 def test_strips_and_batches_shrink_before_a_plan_is_given_up() -> None:
@@ -144,7 +143,7 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
     device: str, side: int
 ) -> None:
     alone = planned(side, PLENTY, device, tile_batch=8).peaks
-    shared = planned(side, PLENTY, device, shared=True, tile_batch=8).peaks
+    shared = planned(side, PLENTY, device, concurrent=True, tile_batch=8).peaks
     tile = tile_bytes(FULL.unet, 64, 64, torch.bfloat16)
     for stage in ("encode", "decode"):
         more = sum(getattr(shared, stage)) - sum(getattr(alone, stage))
@@ -165,7 +164,7 @@ def test_an_image_of_two_native_canvases_at_most_steps_in(
 def test_only_a_large_image_counts_one_that_steps_in(device: str) -> None:
     def more(side: int, stage: str) -> int:
         alone = planned(side, PLENTY, device, tile_batch=8).peaks
-        beside = planned(side, PLENTY, device, shared=True, tile_batch=8).peaks
+        beside = planned(side, PLENTY, device, concurrent=True, tile_batch=8).peaks
         return int(sum(getattr(beside, stage)) - sum(getattr(alone, stage)))
 
     for stage in ("encode", "decode"):
@@ -184,16 +183,16 @@ def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
     assert chosen.peaks.encode.device < weights.denoiser
     assert chosen.peaks.denoise.device < weights.all + GB
     assert chosen.peaks.denoise.host > weights.all
-    assert not needs_offload(estimated("cpu"), memory)
+    assert not estimated("cpu").needs_offload(memory)
 
 
 def test_what_is_decided_already_stays_so() -> None:
     chosen = planned(2048, PLENTY, tile_batch=3, decode_tile=24, offload=True)
-    assert (chosen.tile_batch, chosen.pieces.rows, chosen.offload) == (3, 24, True)
+    assert (chosen.tile_batch, chosen.strips.height, chosen.offload) == (3, 24, True)
     zero: dict[str, Any] = {"tile_batch": 0, "decode_tile": 0, "memory_limit": 0}
     for name in zero:
         with pytest.raises(InvalidOption, match=f"{name} is 0, but must be at least 1"):
-            Resources(**{name: zero[name]})
+            MemoryBudget(**{name: zero[name]})
 
 
 def test_without_a_plan_it_is_said_what_is_needed_and_what_there_is() -> None:
@@ -203,17 +202,6 @@ def test_without_a_plan_it_is_said_what_is_needed_and_what_there_is() -> None:
         r"to .*, where 2\.00 GB can be had",
     ):
         planned(4096, Memory(0, 2 * GB, 100 * GB), "cpu")
-
-
-def test_further_places_are_the_host_and_the_disk_if_it_is_one() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    near = Pieces(rows=5)
-    onto_host = further(near, gpu, PLENTY)
-    assert onto_host == Pieces(rows=5, keep="host")
-    assert further(Pieces(rows=5, keep="host"), gpu, PLENTY) == Pieces(rows=5, keep="disk")
-    assert further(near, cpu, PLENTY) == Pieces(rows=5, keep="disk")
-    assert further(near, cpu, Memory(0, GB, 0)) is None
-    assert further(Pieces(keep="disk"), gpu, PLENTY) is None
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped

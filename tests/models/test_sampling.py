@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import SamplerName, make_stepper
+from models.options import SamplerName
 from models.sampling import Sampler, Step, StepRequest, drive, drive_all, sample
+from models.schedulers import make_scheduler
 from models.tiling import TileGrid
 
 CONTEXT, NEGATIVE = torch.full((1, 2, 3), 0.5), torch.full((1, 2, 3), -0.25)
@@ -47,7 +48,7 @@ def job(
     return sample(
         noise(),
         noise(),
-        make_stepper(name, steps, "v_prediction"),
+        make_scheduler(name, steps, "v_prediction"),
         grid,
         noise,
         CONTEXT,

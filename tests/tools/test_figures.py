@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from evaluation.images import BadImages, Pixels, degrade_pixels, tensor_of
-from models.networks.modulation import FeatureModulation
+from models.networks.unet import FeatureModulation
 from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest
@@ -30,7 +30,7 @@ from tools.figures.seams import borders, seam_ratio, tiles_alone
 def model() -> StableSR:
     """Networks whose modulation does something; a fresh one does nothing."""
     torch.manual_seed(1)
-    fresh = StableSR.with_random_weights(NARROWER, NATIVE, fold=False)
+    fresh = StableSR.load(NARROWER, NATIVE, fuse=False)
     for module in modulations(fresh):
         for conv in (module.gamma, module.beta):
             nn.init.normal_(conv.weight, std=0.3)

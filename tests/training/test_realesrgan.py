@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.networks.compact import CompactAutoencoder, anchored, enlarged
+from models.networks.compact import CompactAutoencoder, enlarge, haar
 from tests.models.narrow import COMPACT
 from tests.training.ncnn_files import exported, small_compact, small_rrdb, write_model
 from training.config import ModelFileUnreadable
@@ -98,9 +98,9 @@ def test_a_decoder_starts_as_the_compact_network_without_its_last_layer() -> Non
     network = small_compact(1)
     start_decoder(decoder, network)
     small = torch.rand(1, 3, 4, 6) * 2 - 1
-    latent = torch.cat([anchored(small), torch.randn(1, 4, 2, 3)], dim=1)
+    latent = torch.cat([haar(small), torch.randn(1, 4, 2, 3)], dim=1)
     # Nothing is added yet to the image that the latent holds.
-    torch.testing.assert_close(decoder(latent, None, None), enlarged(small))
+    torch.testing.assert_close(decoder(latent, None, None), enlarge(small))
     # What the head will be made of is what the network's last layer reads.
     features: list[Tensor] = []
     decoder.head.conv1.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))

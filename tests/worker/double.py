@@ -67,19 +67,21 @@ class Double:
         return False
 
     @property
-    def departures(self) -> Mapping[str, int]:
+    def fallbacks(self) -> Mapping[str, int]:
         return {"rows": 2}
 
     def steps_in(self, image: Tensor, options: Options) -> bool:
         return False
 
-    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Prepared:
+    def prepare(
+        self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+    ) -> Prepared:
         return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
 
-    def sample(self, prepared: Prepared, options: Options) -> Sampler:
+    def sample(self, encoded_image: Prepared, options: Options) -> Sampler:
         noise = torch.Generator().manual_seed(options.seed)
         canvas = torch.randn(2, 4, 8, 8, generator=noise)
-        lr = prepared.image.mean().expand(2, 4, 8, 8)
+        lr = encoded_image.image.mean().expand(2, 4, 8, 8)
         seed = torch.full((2, 1, 1), float(options.seed))
         steps = options.steps or 1
         for step in range(steps):
@@ -99,12 +101,16 @@ class Double:
         return torch.sin(moved + request.context[:, :, None])
 
     def rows(
-        self, prepared: Prepared, latent: Tensor, options: Options, tell: Callable[[float], None]
+        self,
+        encoded_image: Prepared,
+        latent: Tensor,
+        options: Options,
+        on_progress: Callable[[float], None],
     ) -> Iterator[Tensor]:
         if options.seed == HANG_DECODING:
             time.sleep(3600)
-        larger = interpolate(prepared.image, prepared.size)
-        texture = interpolate(latent[:1, :3], prepared.size)
+        larger = interpolate(encoded_image.image, encoded_image.size)
+        texture = interpolate(latent[:1, :3], encoded_image.size)
         return iter((larger + 0.2 * texture).clamp(0, 1))
 
     def _trouble(self, seed: int) -> None:

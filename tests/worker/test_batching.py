@@ -20,7 +20,7 @@ from worker.engine import Engine
 def pipeline() -> StableSR:
     """The embedded weights on tiles of 16 latent cells instead of 64, which is 16 times faster."""
     tiny = get_preset("tiny")
-    return StableSR.from_folder(preset_folder(tiny), replace(tiny, native=128, tile=16, overlap=8))
+    return StableSR.load(preset_folder(tiny), replace(tiny, native=128, tile=16, overlap=8))
 
 
 def test_jobs_of_different_sizes_and_timesteps_give_what_they_give_alone(

@@ -7,8 +7,8 @@ import torch
 
 from jobs.settings import Settings
 from models.compiler import CompileOptions
-from models.plan import Resources
-from worker.device import compile_options_of, devices_of, named_device, resources_of
+from models.memory import MemoryBudget
+from worker.device import budget_of, compile_options_of, devices_of, named_device
 from worker.errors import NotStarted, is_device_lost
 
 
@@ -16,15 +16,15 @@ def test_what_the_settings_decide_of_memory_reaches_the_plan(tmp_path: Path) -> 
     settings = Settings(
         memory_limit="6GB", tile_batch=4, decode_tile=32, offload="on", scratch=tmp_path
     )
-    assert resources_of(settings, jobs=2) == Resources(
+    assert budget_of(settings, jobs=2) == MemoryBudget(
         memory_limit=6 * 10**9,
         tile_batch=4,
         decode_tile=32,
         offload=True,
         scratch=tmp_path,
-        shared=True,
+        concurrent=True,
     )
-    assert resources_of(Settings(), jobs=1) == Resources()
+    assert budget_of(Settings(), jobs=1) == MemoryBudget()
 
 
 def test_what_the_settings_decide_of_compiling_reaches_the_network_calls(tmp_path: Path) -> None:

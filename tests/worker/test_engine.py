@@ -47,7 +47,7 @@ class Model:
         raise NotImplementedError
 
     @property
-    def departures(self) -> Mapping[str, int]:
+    def fallbacks(self) -> Mapping[str, int]:
         raise NotImplementedError
 
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
@@ -62,14 +62,20 @@ class Model:
     def steps_in(self, image: Tensor, options: object) -> bool:
         raise NotImplementedError
 
-    def prepare(self, image: Tensor, options: object, tell: Callable[[float], None]) -> object:
+    def prepare(
+        self, image: Tensor, options: object, on_progress: Callable[[float], None]
+    ) -> object:
         raise NotImplementedError
 
-    def sample(self, prepared: object, options: object) -> Sampler:
+    def sample(self, encoded_image: object, options: object) -> Sampler:
         raise NotImplementedError
 
     def rows(
-        self, prepared: object, latent: Tensor, options: object, tell: Callable[[float], None]
+        self,
+        encoded_image: object,
+        latent: Tensor,
+        options: object,
+        on_progress: Callable[[float], None],
     ) -> Iterator[Tensor]:
         raise NotImplementedError
 

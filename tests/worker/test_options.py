@@ -6,8 +6,7 @@ from typing import get_args
 
 from jobs import schema
 from jobs.schema import Parameters
-from models.diffusion import SamplerName
-from models.options import MAX_GUIDANCE, Start
+from models.options import MAX_GUIDANCE, SamplerName, Start
 from worker.options import options_of
 
 

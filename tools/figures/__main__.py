@@ -102,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="images/ and figures.md")
     options = parser.parse_args(arguments)
     try:
-        # A folded network has no modulation of its own to look at.
-        sr = StableSR.from_preset(options.preset, options.device, fold=False)
+        # A fused network has no modulation of its own to look at.
+        sr = StableSR.from_preset(options.preset, options.device, fuse=False)
         draw(
             sr,
             options.hr,

@@ -14,7 +14,7 @@ from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
 from models.options import Options
 from models.pipeline import StableSR
-from models.prepared import Prepared
+from models.plan import EncodedImage
 from models.tiling import TileGrid
 from tools.figures.observation import encoder_at, with_tile, without_modulation
 from tools.figures.seams import borders, seam_ratio
@@ -154,7 +154,7 @@ def _aggregation(
         yield f"aggregation, tiles of {cells}", f"{w:g}", results[0][w], results[1][w]
 
 
-def _seam(result: Pixels, reference: Pixels, encoding: Prepared, grid: TileGrid) -> float:
+def _seam(result: Pixels, reference: Pixels, encoding: EncodedImage, grid: TileGrid) -> float:
     # A cell's side in pixels of the result, which may be smaller than the canvas.
     cell = result.shape[0] * 8 // encoding.reference.shape[2]
     return seam_ratio(result, reference, *borders(grid, cell), cell)

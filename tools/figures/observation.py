@@ -20,11 +20,10 @@ from torch.utils.hooks import RemovableHandle
 
 from evaluation.methods import Predict
 from models.denoiser import TileBatch
-from models.diffusion import add_noise, alphas_cumprod
-from models.networks.modulation import FeatureModulation
-from models.networks.unet import ModulatedUNet
+from models.networks.unet import FeatureModulation, ModulatedUNet
 from models.pipeline import StableSR
 from models.sampling import StepRequest
+from models.schedulers import add_noise, alphas_cumprod
 
 __all__ = [
     "Similarity",
@@ -127,7 +126,7 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
         sizes = [len(r) for r in requests]
         tiles = TileBatch.of(requests, sr.networks.context)
         true = torch.tensor(tiles.timesteps)
-        with sr.residency.holding("denoiser"):
+        with sr.on_device("denoiser"):
             constant = torch.full_like(true, timestep).to(sr.device)
             features = sr.networks.encoder(tiles.lr, constant)
             context = tiles.context
@@ -140,9 +139,9 @@ def encoder_at(sr: StableSR, timestep: int) -> Predict:
 
 
 def modulations(unet: ModulatedUNet) -> list[FeatureModulation]:
-    """Of every residual block; a folded network (`models.folding`) has none to look at."""
+    """Of every residual block; a fused network (`models.fusing`) has none to look at."""
     result = [module for module in unet.modules() if isinstance(module, FeatureModulation)]
-    assert result, "the networks are folded: load them with fold=False"
+    assert result, "the networks are fused: load them with fuse=False"
     return result
 
 
@@ -168,4 +167,4 @@ def without_modulation(unet: ModulatedUNet) -> Iterator[None]:
 def with_tile(sr: StableSR, cells: int) -> StableSR:
     """The same weights with tiles of another side, so that small pictures have several."""
     preset = replace(sr.preset, tile=cells, overlap=cells // 2)
-    return StableSR(sr.networks, preset, sr.device, sr.dtype, sr.planner.resources)
+    return StableSR(sr.networks, preset, sr.device, sr.dtype, sr.planner.budget)

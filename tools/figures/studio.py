@@ -16,8 +16,7 @@ from evaluation.images import BadImages, Pixels, degrade_pixels, pixels_of, tens
 from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.sheets import Cell, contact_sheet, finest, magnify
-from models.color import ColorFix
-from models.options import Options
+from models.options import ColorFix, Options
 from models.pipeline import StableSR
 from tools.figures import plots
 from tools.figures.ablations import ABLATED_TIME
