@@ -15,6 +15,7 @@ from redis.exceptions import WatchError
 from .connection import connect, queue_errors
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
 from .listing import Cursor, Page, read_page
+from .presets import PRESETS
 from .records import Records, record_key, unknown, waiting_key
 from .rq_job import Queue, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, Parameters
@@ -66,21 +67,25 @@ class JobQueue:
         pipe: Any
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             # Watching also keeps redis-py from sending the transaction twice over a bad line.
-            pipe.watch(record_key(job_id))
-            if pipe.exists(record_key(job_id)):
+            claim, owned = origin.claim, waiting_key(origin.counted)
+            pipe.watch(record_key(job_id), *([] if claim is None else [claim.key]))
+            with self._connection.pipeline(transaction=False) as reads:
+                reads.exists(record_key(job_id))
+                reads.get("" if claim is None else claim.key)
+                reads.llen(queue.key)
+                reads.zcard(owned)
+                reads.time()
+                exists, holder, queued, waiting, (seconds, micros) = reads.execute()
+            if exists:
                 raise JobExists(f"There is a job {job_id!r} already.")
-            if (claim := origin.claim) is not None:
-                pipe.watch(claim.key)
-                if pipe.get(claim.key) != claim.held.encode():
-                    raise QueueUnavailable(
-                        f"Storing the image of job {job_id} took longer than its idempotency key "
-                        "is kept for it. Submit it again.",
-                        retry_after=1,
-                    )
-            self._check_room(parameters.preset, int(pipe.llen(queue.key)) + 1)
-            owned = waiting_key(origin.counted)
-            _check_quota(origin, int(pipe.zcard(owned)) + 1)
-            seconds, micros = pipe.time()
+            if claim is not None and holder != claim.held.encode():
+                raise QueueUnavailable(
+                    f"Storing the image of job {job_id} took longer than its idempotency key "
+                    "is kept for it. Submit it again.",
+                    retry_after=1,
+                )
+            self._check_room(parameters.preset, queued + 1)
+            _check_quota(origin, waiting + 1)
             pipe.multi()
             job = self._records.create(
                 pipe,
@@ -157,15 +162,22 @@ class JobQueue:
         with queue_errors(self._connection):
             return int(self._connection.llen(self._queue(preset).key))
 
-    def check_quota(self, origin: Origin) -> None:
-        """Raises QuotaExceeded when no further job of this origin may wait."""
-        if origin.max_queued is not None:
-            with queue_errors(self._connection):
-                _check_quota(origin, int(self._connection.zcard(waiting_key(origin.counted))) + 1)
+    def lengths(self, origin: Origin) -> dict[str, int]:
+        """How many jobs of each preset wait, in one call.
 
-    def check_room(self, preset: str) -> None:
+        Raises QuotaExceeded when no further job of this origin may wait.
+        """
+        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
+            pipe.zcard(waiting_key(origin.counted))
+            for preset in PRESETS:
+                pipe.llen(self._queue(preset).key)
+            waiting, *lengths = pipe.execute()
+        _check_quota(origin, waiting + 1)
+        return dict(zip(PRESETS, lengths, strict=True))
+
+    def check_room(self, preset: str, length: int | None = None) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""
-        self._check_room(preset, self.queued(preset) + 1)
+        self._check_room(preset, (self.queued(preset) if length is None else length) + 1)
 
     def workers(self, preset: str | None = None) -> list[WorkerInfo]:
         """The live workers, of one preset or all."""

@@ -12,7 +12,7 @@ from jobs.schema import Parameters
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
 from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
-from service.webhooks.target import LONGEST_URL
+from service.webhook_target import LONGEST_URL
 
 __all__ = ["REQUEST_HEADERS", "UPLOAD_BODY", "describe", "header", "problems"]
 

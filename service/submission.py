@@ -10,27 +10,72 @@ import hashlib
 import json
 import math
 import mmap
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO
 
 import structlog
 
-from jobs.errors import JobNotFound, OutputTooLarge, QueueUnavailable, StoreUnavailable
+from jobs.errors import (
+    JobNotFound,
+    OutputTooLarge,
+    QueueFull,
+    QueueUnavailable,
+    StoreUnavailable,
+)
 from jobs.formats import examine
 from jobs.image_file import check_side
 from jobs.presets import MAX_CANVAS, get_preset
 from jobs.schema import Claim, ImageInfo, Job, Origin, Parameters, new_job_id
 from jobs.settings import Settings
 from jobs.store import input_key
-from service.dependencies import Services
+from service.admission import Services
 from service.errors import ImageEmpty, InvalidParameters
+from service.readiness import Serving
 from service.uploads import WEBHOOK_FIELD, Upload, parse
-from service.webhooks.target import BadTarget, Target
+from service.webhook_target import BadTarget, Target
 
-__all__ = ["inspect", "submit"]
+__all__ = ["Capacity", "check_capacity", "inspect", "submit"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the workers serve and how many jobs of each preset wait, when a request came."""
+
+    serving: Serving
+    lengths: Mapping[str, int]
+
+
+def check_capacity(services: Services, origin: Origin, key: str | None) -> Capacity | None:
+    """Refuses before the body is read when no queue that is served has room, or none for the key.
+
+    Which preset is meant, the body says; so this can only tell when all of them are full. What
+    needs no room is not refused for it, and is None: a request whose job was made already.
+    """
+    if key is not None and services.idempotency.made(origin.owner, key):
+        return None
+    capacity = _capacity(services, origin)
+    fault: QueueFull | None = None
+    for preset in capacity.serving.live | {services.settings.preset}:
+        try:
+            services.queue.check_room(preset, capacity.lengths[preset])
+        except QueueFull as error:
+            fault = error
+        else:
+            return capacity
+    if fault is not None:
+        raise fault
+    return capacity
+
+
+def _capacity(services: Services, origin: Origin) -> Capacity:
+    lengths = services.queue.lengths(origin)
+    return Capacity(services.serving(), lengths)
 
 
 def inspect(
@@ -100,38 +145,44 @@ def _safe_name(filename: str | None) -> str | None:
     return printable[-MAX_NAME:].strip(". ") or None
 
 
-log = structlog.stdlib.get_logger(__name__)
-
-
-def submit(services: Services, upload: Upload, origin: Origin, key: str | None) -> tuple[Job, bool]:
+def submit(
+    services: Services,
+    upload: Upload,
+    origin: Origin,
+    key: str | None,
+    capacity: Capacity | None,
+) -> tuple[Job, bool]:
     """Checks everything, then stores the image and queues the job.
 
     The second value says that the job is an earlier one, of the same request.
     """
     job_id = new_job_id()
     if key is None:
-        return _make(services, upload, origin, job_id), False
+        return _create(services, upload, origin, job_id, capacity), False
     # First of all: a request whose job was made is not judged anew, by what is served now.
     claim = _take(services, origin, key, _fingerprint(upload), job_id)
     if isinstance(claim, Job):
         return claim, True
     try:
-        return _make(services, upload, replace(origin, claim=claim), job_id), False
+        return _create(services, upload, replace(origin, claim=claim), job_id, capacity), False
     # Whatever stopped it, the same request may be sent again.
     except BaseException:
         _release(services, claim)
         raise
 
 
-def _make(services: Services, upload: Upload, origin: Origin, job_id: str) -> Job:
+def _create(
+    services: Services, upload: Upload, origin: Origin, job_id: str, capacity: Capacity | None
+) -> Job:
     """The checked and stored job of an upload."""
     fields = dict(upload.fields)
     origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
     parameters = parse(fields, services.settings.preset)
-    services.serving().check(parameters.preset)
+    capacity = capacity or _capacity(services, origin)
+    capacity.serving.check(parameters.preset)
     file: BinaryIO = upload.image.file
     image = inspect(file, upload.image.filename, parameters, services.settings)
-    services.queue.check_room(parameters.preset)
+    services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
     file.seek(0)
     services.queue.announce(job_id)
     try:

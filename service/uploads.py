@@ -29,7 +29,7 @@ from service.errors import (
     MalformedForm,
     NotMultipart,
     UnsupportedEncoding,
-    UploadStalled,
+    UploadTimeout,
 )
 
 __all__ = [
@@ -89,7 +89,7 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
 
     Raises:
         UploadTooLarge: the body is larger, whatever its headers say.
-        UploadStalled: nothing came for 30 seconds, or not all within `within_s`.
+        UploadTimeout: nothing came for 30 seconds, or not all within `within_s`.
         MalformedForm: the body is not the multipart form it claims to be.
         InvalidParameters: the image is missing, or a field comes twice.
         StoreUnavailable: there is no room for temporary files.
@@ -137,7 +137,7 @@ async def _body(request: Request, limit: int, within_s: float) -> AsyncGenerator
             return
         except TimeoutError as error:
             slow = anyio.current_time() >= deadline
-            raise UploadStalled(
+            raise UploadTimeout(
                 f"Only {count} bytes came within {within_s:g} seconds, the most that is waited."
                 if slow
                 else f"Nothing came for {STALL_S:g} seconds after {count} bytes; send it again."

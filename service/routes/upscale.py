@@ -10,17 +10,16 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from jobs.errors import JobNotFound, QueueFull, QueueUnavailable
+from jobs.errors import JobNotFound, QueueUnavailable
 from jobs.schema import Job, Origin
-from jobs.settings import Settings
-from service.auth import Caller
-from service.dependencies import Services, ServicesDep, UploaderDep, root
+from service.admission import Services, admit_uploader, services_of
 from service.errors import MalformedHeader, TooManyStreams
 from service.listener import LOOK_S
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
+from service.problems import root
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
-from service.submission import submit
+from service.submission import Capacity, check_capacity, submit
 from service.uploads import check_head, check_query, receive_form
 
 __all__ = ["router"]
@@ -67,7 +66,7 @@ HEADERS = {
         ),
     },
 )
-async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) -> Response:
+async def upscale(request: Request) -> Response:
     """Takes one image and how to upscale it, and answers with the job at once, or with
     `Prefer: wait=N` when it has ended, after N seconds (at most 60) at the latest.
 
@@ -77,57 +76,34 @@ async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) 
 
     With an `Idempotency-Key` the same request can be sent again without making another job.
     """
+    services = services_of(request)
     settings = services.settings
-    check_query(request.query_params)
-    check_head(request, settings.max_upload_bytes)
-    key, seconds = _idempotency_key(request.headers), _wait_s(request.headers)
-    origin = _origin(request, settings, caller)
-    await run_sync(_check_any_room, services, origin, key)
+
+    def admit() -> tuple[Origin, str | None, Capacity | None]:
+        caller = admit_uploader(request)
+        check_query(request.query_params)
+        check_head(request, settings.max_upload_bytes)
+        key = _idempotency_key(request.headers)
+        most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
+        request_id, client = request.state.request_id, request.state.client_id
+        origin = Origin(caller.owner, most or None, request_id, client=client)
+        return origin, key, check_capacity(services, origin, key)
+
+    origin, key, capacity = await run_sync(admit)
+    seconds = _wait_s(request.headers)
     with services.transfers.slot(request.state.client_id):
         body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
         async with body as upload:
-            job, replayed = await run_sync(submit, services, upload, origin, key)
+            job, is_replay = await run_sync(submit, services, upload, origin, key, capacity)
     headers = {"Location": f"{root(request)}/jobs/{job.id}"}
-    if replayed:
+    if is_replay:
         headers["Idempotent-Replayed"] = "true"
     if seconds is not None:
-        job, waited = await _wait_for_end(request, services, job, seconds)
-        if waited:
+        job, had_slot = await _wait_for_end(request, services, job, seconds)
+        if had_slot:
             headers["Preference-Applied"] = f"wait={seconds}"
-    ended = job.state.ended and seconds is not None
-    return answer(request, job, status=200 if ended else 202, headers=headers)
-
-
-def _origin(request: Request, settings: Settings, caller: Caller) -> Origin:
-    most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
-    return Origin(
-        caller.owner,
-        most or None,
-        request.scope["state"]["request_id"],
-        client=request.state.client_id,
-    )
-
-
-def _check_any_room(services: Services, origin: Origin, key: str | None) -> None:
-    """Refuses before the body is read when no queue that is served has room, or none for the key.
-
-    Which preset is meant, the body says; so this can only tell when all of them are full. What
-    needs no room is not refused for it: a request whose job was made already.
-    """
-    queue = services.queue
-    if key is not None and services.idempotency.made(origin.owner, key):
-        return
-    queue.check_quota(origin)
-    full: QueueFull | None = None
-    for preset in services.serving().live | {services.settings.preset}:
-        try:
-            queue.check_room(preset)
-        except QueueFull as error:
-            full = error
-        else:
-            return
-    if full is not None:
-        raise full
+    status = 200 if job.state.ended and seconds is not None else 202
+    return answer(request, job, status=status, headers=headers)
 
 
 def _wait_s(headers: Headers) -> int | None:
@@ -180,7 +156,7 @@ async def _wait_for_end(
                         break
                 if latest.state.ended:
                     break
-                await watch.moved(LOOK_S)
+                await watch.wait(LOOK_S)
         scope.cancel()
 
     async def notice_leaving(scope: anyio.CancelScope) -> None:

@@ -91,7 +91,7 @@ def worker(settings: Settings, redis: Redis) -> FakeWorker:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     names = Names([LOCAL])
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    monkeypatch.setattr("service.webhook_target.lookup", names)
     return names
 
 
@@ -105,7 +105,7 @@ def receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Names) -> I
 @pytest.fixture
 def private(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings under which this machine's own receiver may be called."""
-    monkeypatch.setattr("service.webhooks.sender.LOOK_S", 0.02)
+    monkeypatch.setattr("service.webhooks.LOOK_S", 0.02)
     return settings.model_copy(update={"webhook_allow_private": True, "webhook_secret": SECRET})
 
 

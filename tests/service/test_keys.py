@@ -32,7 +32,7 @@ def keys(redis: Redis) -> Keys:
 @pytest.fixture
 def server(settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server that has seen no request yet, and so remembers none."""
-    monkeypatch.setattr("service.auth.REMEMBER_S", 0.2)
+    monkeypatch.setattr("service.admission.CACHE_S", 0.2)
     with serving(settings) as client:
         yield str(client.base_url)
 
@@ -178,7 +178,7 @@ def test_a_revoked_key_stops_within_seconds_and_does_not_open_the_service(
 def test_a_revoked_key_ends_its_streams(
     ada: httpx.Client, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.listener.Watch.moved.__defaults__", (0.05,))
+    monkeypatch.setattr("service.listener.Watch.wait.__defaults__", (0.05,))
     job = upload(ada, PNG).json()["id"]
     with ada.stream("GET", f"/jobs/{job}/events") as answer:
         lines = answer.iter_lines()

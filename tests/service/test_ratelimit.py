@@ -11,8 +11,7 @@ from redis import Redis
 
 from jobs.keys import Keys
 from jobs.settings import Settings
-from service.auth import Caller
-from service.ratelimit import client_of
+from service.ratelimit import client_key
 from tests.redis_server import RedisServer
 from tests.service.harness import problem, serving, upload
 from tests.service.pictures import picture
@@ -148,5 +147,5 @@ def test_only_a_trusted_proxy_says_who_asks(
     ],
 )
 def test_a_client_without_a_key_is_its_address(address: str | None, client: str) -> None:
-    assert client_of(Caller(), address) == client
-    assert client_of(Caller("0a1b2c3d"), address) == "key:0a1b2c3d"
+    assert client_key("", address) == client
+    assert client_key("0a1b2c3d", address) == "key:0a1b2c3d"

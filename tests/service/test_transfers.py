@@ -110,18 +110,24 @@ def test_who_reads_slowly_is_not_cut_off(narrow: httpx.Client, result: str) -> N
         assert open_transfers(narrow) == 1
 
 
-def test_there_are_only_so_many_connections(settings: Settings, redis: Redis) -> None:
-    changed = settings.model_copy(update={"max_connections": 3, "head_timeout_s": 20.0})
-    with serving(changed) as client, ExitStack() as held:
+@pytest.mark.parametrize(
+    ("proxies", "limit", "status"), [("", 6, 429), ("127.0.0.1", 3, 503)], ids=["client", "all"]
+)
+def test_there_are_only_so_many_connections_and_half_of_them_for_one_client(
+    settings: Settings, redis: Redis, proxies: str, limit: int, status: int
+) -> None:
+    """Behind a proxy all come from one address, whose share is no measure then."""
+    changes = {"max_connections": limit, "head_timeout_s": 20.0, "trusted_proxies": proxies}
+    with serving(settings.model_copy(update=changes)) as client, ExitStack() as stack:
         for _ in range(3):
-            held.enter_context(connect(client))
+            stack.enter_context(connect(client))
         with connect(client) as further:
             answer = b""
             while piece := further.recv(65536):
                 answer += piece
         head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 503 ")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
         assert b"Retry-After: 5" in head
-        assert json.loads(body)["status"] == 503
-        held.close()
+        assert json.loads(body)["status"] == status
+        stack.close()
         eventually(lambda: client.get("/livez").status_code == 200)

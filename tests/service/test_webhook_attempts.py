@@ -14,7 +14,7 @@ from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
 from jobs.records import WEBHOOKS_KEY, record_key
 from jobs.settings import Settings
-from service.webhooks.target import Address
+from service.webhook_target import Address
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, serving, upload
 from tests.service.receiver import HOST, Receiver
@@ -77,7 +77,7 @@ def test_a_fault_that_nobody_foresaw_counts_as_an_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
-    monkeypatch.setattr("service.webhooks.sender.Message.of", lambda *_: 1 / 0)
+    monkeypatch.setattr("service.webhooks.Message.of", lambda *_: 1 / 0)
     ended(telling, worker, receiver.url)
     eventually(lambda: agenda(redis) == 0)
     assert 'outcome="given_up"} 1.0' in telling.get("/metrics").text
@@ -115,7 +115,7 @@ class Endless(Names):
 @pytest.fixture
 def endless(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endless]:
     names = Endless()
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    monkeypatch.setattr("service.webhook_target.lookup", names)
     yield names
     names.found.set()
 
@@ -127,7 +127,7 @@ def test_a_name_that_is_not_found_in_time_is_a_failed_attempt(
     redis: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.webhooks.sender.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("service.webhooks.TIMEOUT_S", 0.2)
     with serving(private) as client:
         ended(client, worker, "https://slow.example.org/")
         eventually(lambda: put_off(redis))
@@ -142,8 +142,8 @@ def test_one_owners_slow_receivers_do_not_delay_anothers(
     redis: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.webhooks.sender.AT_ONCE", 4)
-    monkeypatch.setattr("service.webhooks.sender.EACH", 2)
+    monkeypatch.setattr("service.webhooks.AT_ONCE", 4)
+    monkeypatch.setattr("service.webhooks.EACH", 2)
     _, slow = Keys(redis).create("Slow")
     _, quick = Keys(redis).create("Quick")
     with serving(private) as client:

@@ -16,7 +16,7 @@ from jobs.errors import ImageTruncated
 from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS_KEY
 from jobs.settings import Settings
-from service.webhooks.sender import key_of, signature
+from service.webhooks import key_of, signature
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, serving, upload
 from tests.service.receiver import HOST, Receiver, receiving
@@ -152,7 +152,7 @@ def test_a_name_that_leads_inside_is_never_called(
     addresses: list[str],
 ) -> None:
     names = Names([ipaddress.ip_address(address) for address in addresses])
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    monkeypatch.setattr("service.webhook_target.lookup", names)
     with serving(private.model_copy(update={"webhook_allow_private": False})) as client:
         ended(client, worker, f"https://{HOST}:{receiver.port}/")
         eventually(lambda: bool(names.asked) and agenda(redis) == 0)
@@ -171,7 +171,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
     # A public address of this test's making, at which nobody answers, and then the receiver.
     public = [ipaddress.ip_address("93.184.216.34")]
     names = Names(public, [LOCAL])
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    monkeypatch.setattr("service.webhook_target.lookup", names)
     tried: list[str] = []
 
     async def connect(self: object, host: str, port: int, **_: object) -> None:

@@ -29,7 +29,7 @@ from jobs.records import Records
 from jobs.schema import Job
 from jobs.settings import Settings
 from service.schema import JobView
-from service.webhooks.target import BadTarget, BlockedTarget, Target, resolve
+from service.webhook_target import BadTarget, BlockedTarget, Target, resolve
 
 __all__ = ["Message", "Sender", "key_of", "signature"]
 
