@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import builtins
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,9 @@ from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 from redis import Redis
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ConnectionError, RedisError, TimeoutError
 from redis.retry import Retry
@@ -16,12 +21,24 @@ from redis.retry import Retry
 from .errors import QueueUnavailable
 from .settings import Settings
 
-__all__ = ["Breaker", "StillSilent", "as_text", "connect", "queue_errors"]
+__all__ = [
+    "Breaker",
+    "Command",
+    "StillSilent",
+    "as_text",
+    "call",
+    "connect",
+    "connect_async",
+    "queue_errors",
+]
 
 # What a request of the service waits for an answer of Redis, which takes a millisecond.
 ANSWER_S = 1.0
+# Of one event loop at once; further requests wait for one.
+MAX_CONNECTIONS = 40
 
 T = TypeVar("T")
+Command = tuple[str | int, ...]
 
 
 class StillSilent(TimeoutError):
@@ -85,8 +102,39 @@ def connect(settings: Settings, *, patient: bool = False, breaker: Breaker | Non
     )
 
 
+def connect_async(settings: Settings) -> AsyncRedis:
+    """A client for the event loop of the service; see `call`."""
+    pool = BlockingConnectionPool.from_url(
+        settings.redis_url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=None,
+        socket_connect_timeout=ANSWER_S,
+        health_check_interval=30,
+        retry=AsyncRetry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+    )
+    return AsyncRedis.from_pool(pool)
+
+
+async def call(connection: AsyncRedis, *commands: Command) -> list[Any]:
+    """The answers to some commands, which are sent together; Redis has a second for them.
+
+    Raises QueueUnavailable.
+    """
+    with queue_errors(connection):
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                if len(commands) == 1:
+                    return [await connection.execute_command(*commands[0])]
+                async with connection.pipeline(transaction=False) as pipe:
+                    for command in commands:
+                        pipe.execute_command(*command)
+                    return list(await pipe.execute())
+        except builtins.TimeoutError:
+            raise TimeoutError(f"It gave no answer within {ANSWER_S:g} seconds") from None
+
+
 @contextmanager
-def queue_errors(connection: Redis) -> Iterator[None]:
+def queue_errors(connection: Redis | AsyncRedis) -> Iterator[None]:
     """Turns what redis-py raises into QueueUnavailable, which says where and what."""
     try:
         yield
@@ -105,7 +153,7 @@ def as_text(answer: object) -> str:
     return answer.decode()
 
 
-def _address(connection: Redis) -> str:
+def _address(connection: Redis | AsyncRedis) -> str:
     parameters = connection.get_connection_kwargs()
     if path := parameters.get("path"):
         return str(path)

@@ -15,7 +15,6 @@ from redis.exceptions import WatchError
 from .connection import connect, queue_errors
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
 from .listing import Cursor, Page, read_page
-from .presets import PRESETS
 from .records import Records, record_key, unknown, waiting_key
 from .rq_job import Queue, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, Parameters
@@ -162,18 +161,9 @@ class JobQueue:
         with queue_errors(self._connection):
             return int(self._connection.llen(self._queue(preset).key))
 
-    def lengths(self, origin: Origin) -> dict[str, int]:
-        """How many jobs of each preset wait, in one call.
-
-        Raises QuotaExceeded when no further job of this origin may wait.
-        """
-        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            pipe.zcard(waiting_key(origin.counted))
-            for preset in PRESETS:
-                pipe.llen(self._queue(preset).key)
-            waiting, *lengths = pipe.execute()
+    def check_quota(self, origin: Origin, waiting: int) -> None:
+        """Raises QuotaExceeded when none may follow the jobs of this origin that wait."""
         _check_quota(origin, waiting + 1)
-        return dict(zip(PRESETS, lengths, strict=True))
 
     def check_room(self, preset: str, length: int | None = None) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""

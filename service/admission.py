@@ -6,34 +6,36 @@ The key is checked and the request counted before a byte of its body is read.
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
+from redis.asyncio import Redis
 from starlette.datastructures import Headers
 
+from jobs.connection import Command, call
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import KeyInfo, Keys
 from jobs.queue import JobQueue
+from jobs.reader import JobReader
 from jobs.schema import ANYONE
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from service.errors import AuthenticationError
 from service.listener import Listener
-from service.ratelimit import ConcurrencyLimiter, Policy, RateLimits, client_key
+from service.ratelimit import ConcurrencyLimiter, RateLimits, client_key
 from service.readiness import Serving, StoreProbe
 
 __all__ = [
     "Authenticator",
+    "Caller",
     "ReaderDep",
     "Services",
-    "admit_reader",
-    "admit_uploader",
+    "admit",
     "services_of",
 ]
 
@@ -45,22 +47,25 @@ CACHE_SIZE = 2000
 
 @dataclass(frozen=True)
 class Caller:
-    """The client: `owner` is the key's id, or ANYONE without a key; limits as in `jobs.keys`."""
+    """`owner` is the key's id, or ANYONE without a key; limits as in `jobs.keys`.
 
-    owner: str = ANYONE
+    `client` is what is counted: the key, else the address.
+    """
+
+    owner: str
+    client: str
     max_queued: int | None = None
     per_minute: int | None = None
 
 
-ANONYMOUS = Caller()
-
-
 @dataclass(frozen=True)
 class Services:
-    """All but the listener and the limiters block: routes use them in threads."""
+    """`queue`, `store`, `idempotency` and `probe` block: routes use them in threads."""
 
     settings: Settings
+    redis: Redis
     queue: JobQueue
+    jobs: JobReader
     store: BlobStore
     authenticator: Authenticator
     idempotency: Idempotency
@@ -85,47 +90,43 @@ def services_of(request: Request) -> Services:
 
 
 class Authenticator:
-    """Looks keys up in Redis and remembers them for some seconds.
-
-    Blocking: call it from threads. Safe to share between them.
-    """
+    """Looks keys up in Redis and remembers them for some seconds. Used on the loop only."""
 
     def __init__(self, keys: Keys, *, key_is_required: bool) -> None:
         self._keys = keys
         self._key_is_required = key_is_required
-        self._lock = threading.Lock()
         # By digest: a key in clear text lives no longer than its request.
         self._cache: dict[bytes, tuple[float, KeyInfo | None]] = {}
         self._any_key: tuple[float | None, bool] = (None, False)
 
-    def caller(self, headers: Headers) -> Caller:
-        """The owner of the request's credential.
+    async def key(self, headers: Headers) -> KeyInfo | None:
+        """The key of a request; None where it has none and needs none.
 
         Raises AuthenticationError for a wrong key, and for none while keys are required;
         QueueUnavailable.
         """
         token = _token(headers)
-        if token is None or not (self.requires_key() or Keys.looks_like_one(token)):
-            if self.requires_key():
+        if token is None or not (Keys.looks_like_one(token) or await self.requires_key()):
+            if await self.requires_key():
                 raise AuthenticationError(
                     "An API key is needed: `Authorization: Bearer ssr_...` or `X-API-Key: ssr_...`."
                 )
-            return ANONYMOUS
-        info = self._find(token)
+            return None
+        info = await self._find(token)
         if info is None:
             raise AuthenticationError(
                 "The API key is not known here, or it was revoked.", key_is_wrong=True
             )
-        return Caller(info.id, info.max_queued, info.per_minute)
+        return info
 
-    def requires_key(self) -> bool:
+    async def requires_key(self) -> bool:
         """Whether requests without a key are refused: by the settings, or a key was ever made."""
         if self._key_is_required:
             return True
         until, any_key = self._any_key
         if until is None or until <= time.monotonic():
             try:
-                any_key = self._keys.any()
+                any_key = await run_sync(self._keys.any)
             except QueueUnavailable:
                 # What needs Redis fails by itself; what does not may go on as it was.
                 if until is None:
@@ -134,18 +135,16 @@ class Authenticator:
             self._any_key = (time.monotonic() + CACHE_S, any_key)
         return any_key
 
-    def _find(self, token: str) -> KeyInfo | None:
+    async def _find(self, token: str) -> KeyInfo | None:
         digest = hashlib.sha256(token.encode()).digest()
         now = time.monotonic()
-        with self._lock:
-            until, info = self._cache.get(digest, (0.0, None))
+        until, info = self._cache.get(digest, (0.0, None))
         if until > now:
             return info
-        info = self._keys.find(token)
-        with self._lock:
-            if len(self._cache) >= CACHE_SIZE:
-                self._cache.clear()
-            self._cache[digest] = (now + CACHE_S, info)
+        info = await run_sync(self._keys.find, token)
+        if len(self._cache) >= CACHE_SIZE:
+            self._cache.clear()
+        self._cache[digest] = (now + CACHE_S, info)
         return info
 
 
@@ -160,36 +159,48 @@ def _token(headers: Headers) -> str | None:
     return headers.get("x-api-key")
 
 
-def _admit(request: Request, policy_of: Callable[[int | None], Policy]) -> Caller:
+async def admit(
+    request: Request, *, upload: bool = False, command: Callable[[Caller], Command] | None = None
+) -> tuple[Caller, Any]:
+    """The caller of a request that is counted, and the answer to a command for Redis.
+
+    Both take one call. Raises AuthenticationError, RateLimitError; with a command also
+    QueueUnavailable.
+    """
     services = services_of(request)
     limits = services.limits
     address = None if request.client is None else request.client.host
     try:
-        caller = services.authenticator.caller(request.headers)
+        key = await services.authenticator.key(request.headers)
     except AuthenticationError:
         # Guesses cost a lookup each: they are counted too, by address.
-        limits.hit(limits.reads(None), client_key(ANYONE, address))
+        await limits.hit(limits.reads(None), client_key(ANYONE, address))
         raise
-    client = client_key(caller.owner, address)
-    # For the answer, whatever it will be, and for the request's line in the log.
-    request.state.headers = limits.hit(policy_of(caller.per_minute), client)
-    request.state.key = caller.owner or None
-    request.state.client_id = client
-    return caller
-
-
-def admit_reader(request: Request) -> Caller:
-    """What `ReaderDep` does; blocking."""
-    return _admit(request, services_of(request).limits.reads)
-
-
-def admit_uploader(request: Request) -> Caller:
-    """The same for a request that is counted as an upload."""
-    return _admit(request, services_of(request).limits.uploads)
+    if key is None:
+        caller = Caller(ANYONE, client_key(ANYONE, address))
+    else:
+        caller = Caller(key.id, client_key(key.id, address), key.max_queued, key.per_minute)
+        # For the request's line in the log.
+        request.state.key = key.id
+    policy = (limits.uploads if upload else limits.reads)(caller.per_minute)
+    answer = None
+    if command is None:
+        fields = await limits.hit(policy, caller.client)
+    elif policy.per_minute:
+        count = limits.command(policy, caller.client)
+        counts, answer = await call(services.redis, count, command(caller))
+        fields = limits.fields(policy, counts)
+    else:
+        fields = ()
+        [answer] = await call(services.redis, command(caller))
+    # For the answer, whatever it will be.
+    request.state.headers = fields
+    return caller, answer
 
 
 async def _reader(request: Request) -> Caller:
-    return await run_sync(admit_reader, request)
+    caller, _ = await admit(request)
+    return caller
 
 
 ReaderDep = Annotated[Caller, Depends(_reader)]

@@ -11,10 +11,11 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from jobs.connection import Breaker, connect
+from jobs.connection import Breaker, connect, connect_async
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.queue import JobQueue
+from jobs.reader import JobReader
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
@@ -70,13 +71,16 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         store = await run_sync(BlobStore.open, settings)
         # One for everything: what one use of it learns of a Redis that hangs, all know.
         connection = connect(settings, breaker=Breaker())
+        queue, loop_connection = JobQueue(settings, connection), connect_async(settings)
         services = Services(
             settings=settings,
-            queue=JobQueue(settings, connection),
+            redis=loop_connection,
+            queue=queue,
+            jobs=JobReader(loop_connection, queue),
             store=store,
             authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
             idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
-            limits=RateLimits(settings, connection),
+            limits=RateLimits(settings, loop_connection),
             listener=app.state.listener,
             streams=ConcurrencyLimiter(
                 settings.max_streams,
@@ -109,6 +113,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         finally:
             metrics.registry.unregister(collector)
             await run_sync(connection.close)
+            await loop_connection.aclose()
 
     return lifespan
 

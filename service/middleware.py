@@ -15,7 +15,6 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 import structlog
-from anyio.to_thread import run_sync
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -153,7 +152,7 @@ class RequestEnvelope:
         error = self._foreign_host(host)
         if error is None and origin is not None and scope["method"] not in SAFE_METHODS:
             error = self._foreign_origin(origin.decode("latin-1"), host)
-        if error is None or not (self._hosts or await run_sync(_is_open, scope)):
+        if error is None or not (self._hosts or await _is_open(scope)):
             return None
         return respond(Request(scope), error)
 
@@ -200,10 +199,10 @@ def _name(url: str) -> str:
         return ""
 
 
-def _is_open(scope: Scope) -> bool:
+async def _is_open(scope: Scope) -> bool:
     """Whether no key is required, or that is not known."""
     try:
-        return not services_of(Request(scope)).authenticator.requires_key()
+        return not await services_of(Request(scope)).authenticator.requires_key()
     except QueueUnavailable:
         return True
 

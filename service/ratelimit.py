@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
-from redis import Redis
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
 
-from jobs.errors import JobsError
+from jobs.connection import Command, call
+from jobs.errors import JobsError, QueueUnavailable
 from jobs.settings import Settings
 from service.errors import RateLimitError
 
@@ -50,6 +49,9 @@ return {remaining, math.ceil(((oldest or now) + window - now) / 1000000)}
 """
 
 
+Fields = Sequence[tuple[bytes, bytes]]
+
+
 @dataclass(frozen=True)
 class Policy:
     """One limit by name: `uploads` or `reads`, so many a minute; 0 is no limit."""
@@ -77,7 +79,7 @@ def address_key(address: str | None) -> str:
 
 
 class RateLimits:
-    """Blocking: call it from threads. Counts nothing while Redis is away, when nothing works."""
+    """Counts nothing while Redis is away, when nothing works."""
 
     def __init__(self, settings: Settings, connection: Redis) -> None:
         self._settings = settings
@@ -94,20 +96,28 @@ class RateLimits:
             limit = max(limit, READS_AN_UPLOAD * key_limit)
         return Policy("reads", limit)
 
-    def hit(self, policy: Policy, client: str) -> Sequence[tuple[bytes, bytes]]:
+    async def hit(self, policy: Policy, client: str) -> Fields:
         """Counts a request; the header fields that tell what is left.
 
         Raises RateLimitError, with the same fields, when nothing was.
         """
-        name, limit = policy.name, policy.per_minute
-        if not limit:
+        if not policy.per_minute:
             return ()
-        key = f"stablesr:rate:{name}:{client}"
         try:
-            answer: Any = self._connection.eval(WINDOW, 1, key, limit, WINDOW_S)
-        except RedisError as error:
-            log.warning("requests are not counted", reason=str(error))
+            [answer] = await call(self._connection, self.command(policy, client))
+        except QueueUnavailable as error:
+            log.warning("requests are not counted", reason=error.detail)
             return ()
+        return self.fields(policy, answer)
+
+    def command(self, policy: Policy, client: str) -> Command:
+        """What `hit` asks Redis, for a call that asks for more."""
+        key = f"stablesr:rate:{policy.name}:{client}"
+        return ("EVAL", WINDOW, 1, key, policy.per_minute, WINDOW_S)
+
+    def fields(self, policy: Policy, answer: Sequence[int]) -> Fields:
+        """What `hit` makes of the answer."""
+        name, limit = policy.name, policy.per_minute
         remaining, seconds = answer
         headers = {
             "RateLimit-Policy": f'"{name}";q={limit};w={WINDOW_S}',

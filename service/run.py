@@ -13,6 +13,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any, cast
 
 import h11
 import structlog
@@ -101,6 +102,36 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class JoinedWrites:
+    """A transport that sends what is written in one round of the loop at once.
+
+    Uvicorn writes an answer's head and its body apart: two system calls, and two packets.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if data:
+            if not self._pieces:
+                self._loop.call_soon(self._flush)
+            self._pieces.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._pieces:
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Deadline:
     """Calls `action` when so many seconds have passed since `start`, unless `cancel` was called."""
 
@@ -133,6 +164,7 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
     class Protocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
             super().connection_made(transport)
+            self.transport = cast("asyncio.Transport", JoinedWrites(transport, self.loop))
             _limit_unsent(transport)
             self._head = Deadline(self.loop, settings.head_timeout_s, self._give_up)
             # Closing would wait for what is buffered, that is, for ever.

@@ -10,8 +10,7 @@ import hashlib
 import json
 import math
 import mmap
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO
 
@@ -27,6 +26,7 @@ from jobs.errors import (
 from jobs.formats import examine
 from jobs.image_file import check_side
 from jobs.presets import MAX_CANVAS, get_preset
+from jobs.reader import Capacity
 from jobs.schema import Claim, ImageInfo, Job, Origin, Parameters, new_job_id
 from jobs.settings import Settings
 from jobs.store import input_key
@@ -36,46 +36,30 @@ from service.readiness import Serving
 from service.uploads import WEBHOOK_FIELD, Upload, parse
 from service.webhook_target import BadTarget, Target
 
-__all__ = ["Capacity", "check_capacity", "inspect", "submit"]
+__all__ = ["check_capacity", "inspect", "submit"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 MAX_NAME = 200
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """What the workers serve and how many jobs of each preset wait, when a request came."""
-
-    serving: Serving
-    lengths: Mapping[str, int]
-
-
-def check_capacity(services: Services, origin: Origin, key: str | None) -> Capacity | None:
+def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> None:
     """Refuses before the body is read when no queue that is served has room, or none for the key.
 
-    Which preset is meant, the body says; so this can only tell when all of them are full. What
-    needs no room is not refused for it, and is None: a request whose job was made already.
+    Which preset is meant, the body says; so this can only tell when all of them are full.
     """
-    if key is not None and services.idempotency.made(origin.owner, key):
-        return None
-    capacity = _capacity(services, origin)
+    queue = services.queue
+    queue.check_quota(origin, capacity.waiting)
     fault: QueueFull | None = None
-    for preset in capacity.serving.live | {services.settings.preset}:
+    for preset in Serving.of(capacity.workers).live | {services.settings.preset}:
         try:
-            services.queue.check_room(preset, capacity.lengths[preset])
+            queue.check_room(preset, capacity.lengths[preset])
         except QueueFull as error:
             fault = error
         else:
-            return capacity
+            return
     if fault is not None:
         raise fault
-    return capacity
-
-
-def _capacity(services: Services, origin: Origin) -> Capacity:
-    lengths = services.queue.lengths(origin)
-    return Capacity(services.serving(), lengths)
 
 
 def inspect(
@@ -150,7 +134,7 @@ def submit(
     upload: Upload,
     origin: Origin,
     key: str | None,
-    capacity: Capacity | None,
+    capacity: Capacity,
 ) -> tuple[Job, bool]:
     """Checks everything, then stores the image and queues the job.
 
@@ -172,14 +156,13 @@ def submit(
 
 
 def _create(
-    services: Services, upload: Upload, origin: Origin, job_id: str, capacity: Capacity | None
+    services: Services, upload: Upload, origin: Origin, job_id: str, capacity: Capacity
 ) -> Job:
     """The checked and stored job of an upload."""
     fields = dict(upload.fields)
     origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
     parameters = parse(fields, services.settings.preset)
-    capacity = capacity or _capacity(services, origin)
-    capacity.serving.check(parameters.preset)
+    Serving.of(capacity.workers).check(parameters.preset)
     file: BinaryIO = upload.image.file
     image = inspect(file, upload.image.filename, parameters, services.settings)
     services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])

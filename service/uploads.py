@@ -118,8 +118,7 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     try:
         yield _upload_of(form)
     finally:
-        await form.close()
-        # A form that breaks off without its last boundary leaves its last file open.
+        # All of them: a form that breaks off without its last boundary has its last file here only.
         for file in parser._files_to_close_on_error:
             file.close()
 

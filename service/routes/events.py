@@ -6,11 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 
 import anyio
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from jobs.errors import JobNotFound, QueueUnavailable
-from jobs.schema import Job
+from jobs.schema import ANYONE, Job
 from service.admission import ReaderDep, Services, services_of
 from service.errors import AuthenticationError
 from service.listener import Watch
@@ -72,13 +71,13 @@ async def follow_job(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
     was before is not told again."""
     services = services_of(request)
     revision = _last_event_id(request)
-    job = await run_sync(services.queue.get, job_id, caller.owner)
+    job = await services.jobs.get(job_id, caller.owner)
     if job.state.ended and job.revision == revision:
         return Response(status_code=204)
     if is_head(request):
         return Response(headers=HEADERS)
     async with AsyncExitStack() as stack:
-        stack.enter_context(services.streams.slot(request.state.client_id))
+        stack.enter_context(services.streams.slot(caller.client))
         watch = stack.enter_context(services.listener.watch(job.id))
         events = _events(request, services, job.id, watch, News(root(request), revision))
         stack.push_async_callback(events.aclose)
@@ -95,18 +94,14 @@ async def _events(
     request: Request, services: Services, job_id: str, watch: Watch, news: News
 ) -> AsyncGenerator[str, None]:
     """The stream's text, piece by piece."""
-
-    def look() -> Job:
-        # The key may be revoked while the stream is open.
-        caller = services.authenticator.caller(request.headers)
-        return services.queue.get(job_id, caller.owner)
-
     quiet_since = anyio.current_time()
     yield f"retry: {RECONNECT_MS}\n\n"
     while not services.listener.leaving:
         watch.renew()
         try:
-            job = await run_sync(look)
+            # The key may be revoked while the stream is open.
+            key = await services.authenticator.key(request.headers)
+            job = await services.jobs.get(job_id, ANYONE if key is None else key.id)
         except QueueUnavailable:
             text, last = "", False
         except (JobNotFound, AuthenticationError):

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from jobs.listing import Cursor
 from jobs.schema import Job, JobState
-from service.admission import ReaderDep, admit_reader, services_of
+from service.admission import ReaderDep, admit, services_of
 from service.openapi import header, problems
 from service.problems import root
 from service.schema import JobsView, JobView
@@ -155,12 +155,10 @@ async def list_jobs(
 )
 async def get_job(request: Request, job_id: JobId) -> Response:
     """The job now. A job whose result has expired is still shown for a day, as `expired`."""
-
-    def read() -> Job:
-        # Clients poll: the admission is part of the one call in a thread.
-        return services_of(request).queue.get(job_id, admit_reader(request).owner)
-
-    return answer(request, await run_sync(read))
+    reader = services_of(request).jobs
+    # Clients poll: the admission and the job are one call to Redis.
+    caller, raw = await admit(request, command=lambda _: reader.command(job_id))
+    return answer(request, await reader.job_of(raw, job_id, caller.owner))
 
 
 @router.delete(

@@ -68,7 +68,7 @@ IMAGE = {
 async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """The upscaled image. Its ETag is the sha256 of the file; one Range at a time is served."""
     services = services_of(request)
-    job = await run_sync(services.queue.get, job_id, caller.owner)
+    job = await services.jobs.get(job_id, caller.owner)
     result = _result(request, job)
     headers = {
         "ETag": f'"{result.sha256}"',
@@ -93,7 +93,7 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
             raise gone
         return Response(status_code=status, headers=headers)
     async with AsyncExitStack() as stack:
-        stack.enter_context(services.transfers.slot(request.state.client_id))
+        stack.enter_context(services.transfers.slot(caller.client))
         try:
             pieces = await run_sync(services.store.stream, result.key, start, end if part else None)
         except BlobNotFound:

@@ -11,15 +11,16 @@ from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
 from jobs.errors import JobNotFound, QueueUnavailable
+from jobs.reader import Capacity
 from jobs.schema import Job, Origin
-from service.admission import Services, admit_uploader, services_of
+from service.admission import Services, admit, services_of
 from service.errors import MalformedHeader, TooManyStreams
 from service.listener import LOOK_S
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
 from service.problems import root
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
-from service.submission import Capacity, check_capacity, submit
+from service.submission import check_capacity, submit
 from service.uploads import check_head, check_query, receive_form
 
 __all__ = ["router"]
@@ -78,20 +79,22 @@ async def upscale(request: Request) -> Response:
     """
     services = services_of(request)
     settings = services.settings
-
-    def admit() -> tuple[Origin, str | None, Capacity | None]:
-        caller = admit_uploader(request)
-        check_query(request.query_params)
-        check_head(request, settings.max_upload_bytes)
-        key = _idempotency_key(request.headers)
-        most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
-        request_id, client = request.state.request_id, request.state.client_id
-        origin = Origin(caller.owner, most or None, request_id, client=client)
-        return origin, key, check_capacity(services, origin, key)
-
-    origin, key, capacity = await run_sync(admit)
-    seconds = _wait_s(request.headers)
-    with services.transfers.slot(request.state.client_id):
+    caller, raw = await admit(
+        request,
+        upload=True,
+        command=lambda caller: Capacity.command(caller.owner or caller.client),
+    )
+    check_query(request.query_params)
+    check_head(request, settings.max_upload_bytes)
+    key, seconds = _idempotency_key(request.headers), _wait_s(request.headers)
+    most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
+    request_id = request.state.request_id
+    origin = Origin(caller.owner, most or None, request_id, client=caller.client)
+    capacity = Capacity.of(raw)
+    # What needs no room is not refused for it: a request whose job was made already.
+    if key is None or not await run_sync(services.idempotency.made, caller.owner, key):
+        check_capacity(services, origin, capacity)
+    with services.transfers.slot(caller.client):
         body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
         async with body as upload:
             job, is_replay = await run_sync(submit, services, upload, origin, key, capacity)
@@ -99,7 +102,7 @@ async def upscale(request: Request) -> Response:
     if is_replay:
         headers["Idempotent-Replayed"] = "true"
     if seconds is not None:
-        job, had_slot = await _wait_for_end(request, services, job, seconds)
+        job, had_slot = await _wait_for_end(request, services, caller.client, job, seconds)
         if had_slot:
             headers["Preference-Applied"] = f"wait={seconds}"
     status = 200 if job.state.ended and seconds is not None else 202
@@ -134,7 +137,7 @@ def _idempotency_key(headers: Headers) -> str | None:
 
 
 async def _wait_for_end(
-    request: Request, services: Services, job: Job, seconds: int
+    request: Request, services: Services, client: str, job: Job, seconds: int
 ) -> tuple[Job, bool]:
     """The job when it has ended, or as it is after so many seconds or when the client has left.
 
@@ -151,7 +154,7 @@ async def _wait_for_end(
                 # Without Redis: the job is safe; waiting on is what was asked for.
                 with suppress(QueueUnavailable):
                     try:
-                        latest = await run_sync(services.queue.get, job.id, job.owner)
+                        latest = await services.jobs.get(job.id, job.owner)
                     except JobNotFound:
                         break
                 if latest.state.ended:
@@ -165,7 +168,7 @@ async def _wait_for_end(
         scope.cancel()
 
     try:
-        with services.streams.slot(request.state.client_id), anyio.move_on_after(seconds):
+        with services.streams.slot(client), anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(look_until_ended, tasks.cancel_scope)
                 tasks.start_soon(notice_leaving, tasks.cancel_scope)
