@@ -24,11 +24,10 @@ from .settings import Settings
 __all__ = [
     "Breaker",
     "Command",
+    "LoopClient",
     "StillSilent",
     "as_text",
-    "call",
     "connect",
-    "connect_async",
     "queue_errors",
 ]
 
@@ -70,18 +69,26 @@ class Breaker(Retry):
         is_retryable: Callable[[Exception], bool] | None = None,
         with_failure_count: bool = False,
     ) -> T:
-        with self._lock:
-            silent = time.monotonic() < self._until
-        if silent:
-            raise StillSilent(f"It gave no answer within the last {self._silent_s:g} seconds")
+        self.check()
         try:
             return super().call_with_retry(do, fail, is_retryable, with_failure_count)
         except StillSilent:
             raise
         except TimeoutError:
-            with self._lock:
-                self._until = time.monotonic() + self._silent_s
+            self.trip()
             raise
+
+    def check(self) -> None:
+        """Raises StillSilent while no call is to be made."""
+        with self._lock:
+            silent = time.monotonic() < self._until
+        if silent:
+            raise StillSilent(f"It gave no answer within the last {self._silent_s:g} seconds")
+
+    def trip(self) -> None:
+        """A call had no answer in time."""
+        with self._lock:
+            self._until = time.monotonic() + self._silent_s
 
 
 def connect(settings: Settings, *, patient: bool = False, breaker: Breaker | None = None) -> Redis:
@@ -102,35 +109,74 @@ def connect(settings: Settings, *, patient: bool = False, breaker: Breaker | Non
     )
 
 
-def connect_async(settings: Settings) -> AsyncRedis:
-    """A client for the event loop of the service; see `call`."""
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=None,
-        socket_connect_timeout=ANSWER_S,
-        health_check_interval=30,
-        retry=AsyncRetry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
-    )
-    return AsyncRedis.from_pool(pool)
+class LoopClient:
+    """Commands from the event loop of the service, without a thread.
 
-
-async def call(connection: AsyncRedis, *commands: Command) -> list[Any]:
-    """The answers to some commands, which are sent together; Redis has a second for them.
-
-    Raises QueueUnavailable.
+    Redis has a second to answer; with the other clients of a breaker it is waited for once.
     """
-    with queue_errors(connection):
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                if len(commands) == 1:
-                    return [await connection.execute_command(*commands[0])]
-                async with connection.pipeline(transaction=False) as pipe:
-                    for command in commands:
-                        pipe.execute_command(*command)
-                    return list(await pipe.execute())
-        except builtins.TimeoutError:
-            raise TimeoutError(f"It gave no answer within {ANSWER_S:g} seconds") from None
+
+    def __init__(self, settings: Settings, breaker: Breaker) -> None:
+        pool = BlockingConnectionPool.from_url(
+            settings.redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=None,
+            socket_connect_timeout=ANSWER_S,
+            health_check_interval=30,
+            retry=AsyncRetry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
+        )
+        self._redis = AsyncRedis.from_pool(pool)
+        self._breaker = breaker
+
+    async def call(self, *commands: Command) -> list[Any]:
+        """The answers to some commands, which are sent together; raises QueueUnavailable."""
+        with queue_errors(self._redis):
+            self._breaker.check()
+            try:
+                async with asyncio.timeout(None) as timeout:
+                    with LoopTimer(timeout):
+                        return await self._send(commands)
+            except builtins.TimeoutError:
+                self._breaker.trip()
+                raise TimeoutError(f"It gave no answer within {ANSWER_S:g} seconds") from None
+
+    async def _send(self, commands: tuple[Command, ...]) -> list[Any]:
+        if len(commands) == 1:
+            return [await self._redis.execute_command(*commands[0])]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            return list(await pipe.execute())
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+class LoopTimer:
+    """Ends a wait after ANSWER_S. Time in which the loop is late does not count: under load the
+    answer may be there, and nothing has read it yet."""
+
+    TICKS = 4
+    TICK_S = ANSWER_S / TICKS
+
+    def __init__(self, timeout: asyncio.Timeout) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._ticks = 0
+
+    def __enter__(self) -> None:
+        due = self._loop.time() + self.TICK_S
+        self._timer = self._loop.call_at(due, self._tick, due)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _tick(self, due: float) -> None:
+        if self._loop.time() - due < self.TICK_S / 2:
+            self._ticks += 1
+        if self._ticks == self.TICKS:
+            self._timeout.reschedule(self._loop.time())
+        else:
+            self.__enter__()
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from redis.asyncio import Redis
-
-from .connection import Command, call
+from .connection import Command, LoopClient
 from .errors import RecordUnreadable
 from .fields import job_of, record_key
 from .presets import PRESETS
@@ -75,8 +73,8 @@ class Capacity:
 class JobReader:
     """What `JobQueue.get` does, without a thread."""
 
-    def __init__(self, connection: Redis, queue: JobQueue) -> None:
-        self._connection = connection
+    def __init__(self, client: LoopClient, queue: JobQueue) -> None:
+        self._client = client
         self._queue = queue
 
     async def get(self, job_id: str, owner: str = ANYONE) -> Job:
@@ -84,7 +82,7 @@ class JobReader:
 
         Raises JobNotFound, also for a job of another owner; QueueUnavailable, RecordUnreadable.
         """
-        [answer] = await call(self._connection, self.command(job_id))
+        [answer] = await self._client.call(self.command(job_id))
         return await self.job_of(answer, job_id, owner)
 
     def command(self, job_id: str) -> Command:

@@ -13,10 +13,9 @@ from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
-from redis.asyncio import Redis
 from starlette.datastructures import Headers
 
-from jobs.connection import Command, call
+from jobs.connection import Command, LoopClient
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import KeyInfo, Keys
@@ -63,7 +62,7 @@ class Services:
     """`queue`, `store`, `idempotency` and `probe` block: routes use them in threads."""
 
     settings: Settings
-    redis: Redis
+    redis: LoopClient
     queue: JobQueue
     jobs: JobReader
     store: BlobStore
@@ -188,11 +187,11 @@ async def admit(
         fields = await limits.hit(policy, caller.client)
     elif policy.per_minute:
         count = limits.command(policy, caller.client)
-        counts, answer = await call(services.redis, count, command(caller))
+        counts, answer = await services.redis.call(count, command(caller))
         fields = limits.fields(policy, counts)
     else:
         fields = ()
-        [answer] = await call(services.redis, command(caller))
+        [answer] = await services.redis.call(command(caller))
     # For the answer, whatever it will be.
     request.state.headers = fields
     return caller, answer

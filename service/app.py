@@ -11,7 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from jobs.connection import Breaker, connect, connect_async
+from jobs.connection import Breaker, LoopClient, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.queue import JobQueue
@@ -70,17 +70,19 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         store = await run_sync(BlobStore.open, settings)
         # One for everything: what one use of it learns of a Redis that hangs, all know.
-        connection = connect(settings, breaker=Breaker())
-        queue, loop_connection = JobQueue(settings, connection), connect_async(settings)
+        breaker = Breaker()
+        connection = connect(settings, breaker=breaker)
+        client = LoopClient(settings, breaker)
+        queue = JobQueue(settings, connection)
         services = Services(
             settings=settings,
-            redis=loop_connection,
+            redis=client,
             queue=queue,
-            jobs=JobReader(loop_connection, queue),
+            jobs=JobReader(client, queue),
             store=store,
             authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
             idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
-            limits=RateLimits(settings, loop_connection),
+            limits=RateLimits(settings, client),
             listener=app.state.listener,
             streams=ConcurrencyLimiter(
                 settings.max_streams,
@@ -113,7 +115,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         finally:
             metrics.registry.unregister(collector)
             await run_sync(connection.close)
-            await loop_connection.aclose()
+            await client.close()
 
     return lifespan
 

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
-from redis.asyncio import Redis
 
-from jobs.connection import Command, call
+from jobs.connection import Command, LoopClient
 from jobs.errors import JobsError, QueueUnavailable
 from jobs.settings import Settings
 from service.errors import RateLimitError
@@ -81,9 +80,9 @@ def address_key(address: str | None) -> str:
 class RateLimits:
     """Counts nothing while Redis is away, when nothing works."""
 
-    def __init__(self, settings: Settings, connection: Redis) -> None:
+    def __init__(self, settings: Settings, client: LoopClient) -> None:
         self._settings = settings
-        self._connection = connection
+        self._client = client
 
     def uploads(self, key_limit: int | None) -> Policy:
         return Policy(
@@ -104,7 +103,7 @@ class RateLimits:
         if not policy.per_minute:
             return ()
         try:
-            [answer] = await call(self._connection, self.command(policy, client))
+            [answer] = await self._client.call(self.command(policy, client))
         except QueueUnavailable as error:
             log.warning("requests are not counted", reason=error.detail)
             return ()

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import structlog
 
-from jobs.queue import JobQueue
+from jobs.reader import JobReader
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from tests.service.harness import FakeWorker, eventually, problem, serving
@@ -61,10 +61,10 @@ def test_a_request_id_that_is_no_word_is_replaced(client: httpx.Client, given: s
 def test_an_unexpected_error_is_a_500_problem_and_a_log_entry(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(queue: JobQueue, job_id: str) -> None:
+    def broken(reader: JobReader, *_: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(JobQueue, "get", broken)
+    monkeypatch.setattr(JobReader, "job_of", broken)
     with structlog.testing.capture_logs(
         processors=[structlog.contextvars.merge_contextvars]
     ) as logs:
