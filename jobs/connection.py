@@ -140,9 +140,11 @@ class LoopClient:
                 raise TimeoutError(f"It gave no answer within {ANSWER_S:g} seconds") from None
 
     async def _send(self, commands: tuple[Command, ...]) -> list[Any]:
+        # Its types know the methods of commands only.
+        redis: Any = self._redis
         if len(commands) == 1:
-            return [await self._redis.execute_command(*commands[0])]
-        async with self._redis.pipeline(transaction=False) as pipe:
+            return [await redis.execute_command(*commands[0])]
+        async with redis.pipeline(transaction=False) as pipe:
             for command in commands:
                 pipe.execute_command(*command)
             return list(await pipe.execute())
