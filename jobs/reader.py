@@ -58,9 +58,9 @@ class Capacity:
     workers: Sequence[WorkerInfo]
 
     @staticmethod
-    def command(counted: str) -> Command:
-        """What asks Redis; `counted` is that of the jobs' `Origin`."""
-        keys = (waiting_key(counted), NAMES_KEY, *QUEUE_KEYS)
+    def command(quota_key: str) -> Command:
+        """What asks Redis; `quota_key` is that of the jobs' `Origin`."""
+        keys = (waiting_key(quota_key), NAMES_KEY, *QUEUE_KEYS)
         return ("EVAL", CAPACITY, len(keys), *keys, worker_key(""))
 
     @classmethod

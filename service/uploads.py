@@ -220,14 +220,14 @@ def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
         message = details["msg"].removeprefix("Value error, ")
         field, _, rest = message.partition(" ")
         return {"field": field, "detail": rest.rstrip(".")}
-    expected, facts = _expected(name)
+    phrase, facts = _range_of(name)
     value = details["input"]
     text = str(len(value) if details["type"] == "string_too_long" else value)
     text = text if len(text) <= 80 else text[:77] + "..."
-    return {"field": name, "detail": f"must be {expected}; got {text}", **facts}
+    return {"field": name, "detail": f"must be {phrase}; got {text}", **facts}
 
 
-def _expected(name: str) -> tuple[str, dict[str, JsonValue]]:
+def _range_of(name: str) -> tuple[str, dict[str, JsonValue]]:
     """What a field takes, in words and as members of the problem."""
     if name == "preset":
         return "one of " + ", ".join(PRESETS), {"allowed": list(PRESETS)}

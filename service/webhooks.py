@@ -89,10 +89,10 @@ TIMEOUTS = httpx.Timeout(10.0, connect=5.0)
 
 
 class Outcome(StrEnum):
-    DELIVERED = "delivered"
-    FAILED = "failed"
-    GIVEN_UP = "given_up"
-    BLOCKED = "blocked"
+    SUCCESS = "delivered"
+    FAILURE = "failed"
+    LAST_FAILURE = "given_up"
+    REFUSAL = "blocked"
 
 
 class Sender:
@@ -164,13 +164,13 @@ class Sender:
         # A defect in one call must not end the others, nor the service; nor may it go on for ever.
         except Exception as error:
             log.exception("unexpected error", job=call.job_id)
-            outcome, reason = Outcome.FAILED, repr(error)
-        if outcome is not Outcome.FAILED:
+            outcome, reason = Outcome.FAILURE, repr(error)
+        if outcome is not Outcome.FAILURE:
             await run_sync(self._outbox.done, call)
         elif not await run_sync(self._outbox.again, call):
-            outcome = Outcome.GIVEN_UP
+            outcome = Outcome.LAST_FAILURE
         self._attempts.labels(outcome.value).inc()
-        write = log.info if outcome is Outcome.DELIVERED else log.warning
+        write = log.info if outcome is Outcome.SUCCESS else log.warning
         write(
             "webhook",
             job=call.job_id,
@@ -187,16 +187,16 @@ class Sender:
             with anyio.fail_after(TIMEOUT_S):
                 status = await self._post(target, Message.of(job, self._root), secret)
         except (BadTarget, BlockedTarget) as error:
-            return Outcome.BLOCKED, str(error)
+            return Outcome.REFUSAL, str(error)
         except TimeoutError:
-            return Outcome.FAILED, f"no answer within {TIMEOUT_S:g} s"
+            return Outcome.FAILURE, f"no answer within {TIMEOUT_S:g} s"
         # Among them a name that stands for no address, and what TLS does not like.
         except (httpx.HTTPError, OSError) as error:
-            return Outcome.FAILED, f"{type(error).__name__}: {error}"
+            return Outcome.FAILURE, f"{type(error).__name__}: {error}"
         if 200 <= status < 300:
-            return Outcome.DELIVERED, str(status)
+            return Outcome.SUCCESS, str(status)
         # Gone: the receiver does not want it any more.
-        return (Outcome.GIVEN_UP if status == 410 else Outcome.FAILED), str(status)
+        return (Outcome.LAST_FAILURE if status == 410 else Outcome.FAILURE), str(status)
 
     async def _post(self, target: Target, message: Message, secret: str) -> int:
         address = await run_sync(

@@ -87,17 +87,17 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
     if part is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     status = 200 if part is None else 206
-    gone = ResultGone(f"The result of job {job.id} is gone.")
+    missing = ResultGone(f"The result of job {job.id} is gone.")
     if is_head(request):
         if not await run_sync(services.store.exists, result.key):
-            raise gone
+            raise missing
         return Response(status_code=status, headers=headers)
     async with AsyncExitStack() as stack:
         stack.enter_context(services.transfers.slot(caller.client))
         try:
             pieces = await run_sync(services.store.stream, result.key, start, end if part else None)
         except BlobNotFound:
-            raise gone from None
+            raise missing from None
         # A client that leaves half way must not leave a file open.
         stack.callback(pieces.close)
         return HeldStream(pieces, stack.pop_all(), status, headers)
