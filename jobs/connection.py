@@ -119,8 +119,10 @@ class LoopClient:
         pool = BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=MAX_CONNECTIONS,
+            # `LoopTimer` ends every wait.
             timeout=None,
-            socket_connect_timeout=ANSWER_S,
+            socket_connect_timeout=None,
+            socket_timeout=None,
             health_check_interval=30,
             retry=AsyncRetry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
         )

@@ -6,12 +6,11 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Self
 
 from .connection import Command, LoopClient
 from .errors import RecordUnreadable
-from .fields import job_of, record_key
+from .fields import job_of, moment, record_key
 from .presets import PRESETS
 from .queue import JobQueue
 from .records import unknown, waiting_key
@@ -34,7 +33,7 @@ if fields['state'] == 'queued' then
         index = index or redis.call('LPOS', KEYS[i], ARGV[1])
     end
 end
-return cjson.encode({fields, redis.call('TIME')[1], index})
+return cjson.encode({fields, redis.call('TIME'), index})
 """
 # How many jobs of a client and of each preset wait, and the live workers.
 CAPACITY = """
@@ -94,7 +93,7 @@ class JobReader:
         if answer is None:
             raise unknown(job_id)
         try:
-            fields, seconds, index = json.loads(answer)
+            fields, clock, index = json.loads(answer)
         except ValueError as error:
             raise RecordUnreadable(f"The record of job {job_id} is no text: {error}.") from error
         job = job_of(job_id, fields)
@@ -102,7 +101,7 @@ class JobReader:
             raise unknown(job_id)
         if job.state is JobState.QUEUED:
             return job.model_copy(update={"queue_position": 1 + (index or 0)})
-        now = datetime.fromtimestamp(int(seconds), UTC)
+        now = moment(map(int, clock))
         if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
             # It expires in this moment, which moves the record.
             return await asyncio.to_thread(self._queue.get, job_id, owner)

@@ -27,7 +27,7 @@ from jobs.store import BlobStore
 from service.errors import AuthenticationError
 from service.listener import Listener
 from service.ratelimit import ConcurrencyLimiter, RateLimits, client_key
-from service.readiness import Serving, StoreProbe
+from service.readiness import StoreProbe
 
 __all__ = [
     "Authenticator",
@@ -75,10 +75,6 @@ class Services:
     # Uploads that are received and results that are sent.
     transfers: ConcurrencyLimiter
     probe: StoreProbe
-
-    def serving(self) -> Serving:
-        """What the workers serve now; raises QueueUnavailable."""
-        return Serving.of(self.queue.workers())
 
 
 def services_of(request: Request) -> Services:

@@ -147,31 +147,28 @@ class RequestEnvelope:
         """The refusal of a Host that is not known, or of a change by a page of another origin."""
         if not self._guards_hosts:
             return None
-        host = fields.get(b"host", b"").decode("latin-1")
-        origin = fields.get(b"origin")
-        error = self._foreign_host(host)
-        if error is None and origin is not None and scope["method"] not in SAFE_METHODS:
-            error = self._foreign_origin(origin.decode("latin-1"), host)
-        if error is None or not (self._hosts or await _is_open(scope)):
-            return None
-        return respond(Request(scope), error)
-
-    def _foreign_host(self, host: str) -> HTTPError | None:
+        host, origin = (fields.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         name = _name(f"//{host}")
-        if name in self._hosts or is_loopback(name):
+        error: HTTPError
+        if name not in self._hosts and not is_loopback(name):
+            error = ForeignHost(
+                f"The service does not answer as {host[:100]!r}; ask it as localhost or 127.0.0.1, "
+                "or have its operator name the host in STABLESR_ALLOWED_HOSTS."
+            )
+        elif (
+            b"origin" in fields
+            and scope["method"] not in SAFE_METHODS
+            and origin.partition("://")[2].lower() != host.lower()
+            and _name(origin) not in self._hosts
+        ):
+            error = ForeignOrigin(
+                f"A page of {origin[:100]!r} may not do this; only a page of {host[:100]!r} may, "
+                "or of a host in STABLESR_ALLOWED_HOSTS."
+            )
+        else:
             return None
-        return ForeignHost(
-            f"The service does not answer as {host[:100]!r}; ask it as localhost or 127.0.0.1, "
-            "or have its operator name the host in STABLESR_ALLOWED_HOSTS."
-        )
-
-    def _foreign_origin(self, origin: str, host: str) -> HTTPError | None:
-        if origin.partition("://")[2].lower() == host.lower() or _name(origin) in self._hosts:
-            return None
-        return ForeignOrigin(
-            f"A page of {origin[:100]!r} may not do this; only a page of {host[:100]!r} may, or of "
-            "a host in STABLESR_ALLOWED_HOSTS."
-        )
+        request = Request(scope)
+        return respond(request, error) if self._hosts or await _is_open(request) else None
 
 
 def is_head(request: Request) -> bool:
@@ -199,10 +196,10 @@ def _name(url: str) -> str:
         return ""
 
 
-async def _is_open(scope: Scope) -> bool:
+async def _is_open(request: Request) -> bool:
     """Whether no key is required, or that is not known."""
     try:
-        return not await services_of(Request(scope)).authenticator.requires_key()
+        return not await services_of(request).authenticator.requires_key()
     except QueueUnavailable:
         return True
 

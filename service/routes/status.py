@@ -35,7 +35,7 @@ def list_models(request: Request) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     services = services_of(request)
     settings = services.settings
-    serving = services.serving()
+    serving = Serving.of(services.queue.workers())
     return ModelsView(
         models=[
             ModelView(
