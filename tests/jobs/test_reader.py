@@ -69,7 +69,7 @@ def test_a_job_of_another_owner_is_unknown(
     "fields", [{"parameters": "{}{}"}, {"created_at": "soon"}, {"worker": b"\xff"}]
 )
 def test_a_record_that_cannot_be_read_is_no_missing_job(
-    settings: Settings, queue: JobQueue, submit: Submit, connection: Redis, fields: dict[str, Any]
+    settings: Settings, queue: JobQueue, submit: Submit, connection: Redis, fields: dict[Any, Any]
 ) -> None:
     job_id = submit()
     connection.hset(record_key(job_id), mapping=fields)

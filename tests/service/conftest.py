@@ -21,7 +21,11 @@ from tests.service.telling import LOCAL, SECRET, Names
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> Iterator[None]:
     """Log lines go nowhere: the server's thread may write them after a test's output is closed."""
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+    def drop(*_: object) -> str:
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[drop], logger_factory=structlog.ReturnLoggerFactory())
     yield
     structlog.reset_defaults()
 
