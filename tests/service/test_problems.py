@@ -93,7 +93,7 @@ def test_a_service_behind_a_prefix_says_so_in_its_paths(settings: Settings) -> N
         assert client.get("/jobs/x").json()["type"] == "/upscaler/problems/job-not-found"
 
 
-def test_the_request_that_made_a_job_is_known_to_its_worker_and_to_nobody_else(
+def test_the_request_that_made_a_job_is_known_to_its_worker_alone(
     client: httpx.Client, worker: FakeWorker
 ) -> None:
     headers = {"X-Request-ID": "trace-7"}

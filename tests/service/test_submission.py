@@ -261,7 +261,7 @@ def test_a_claim_that_ran_out_while_storing_makes_no_second_job(
 
     def slow(store: BlobStore, key: str, data: Any) -> None:
         put(store, key, data)
-        # The lease runs out, and somebody else takes the key.
+        # The lease runs out, and another request takes the key.
         monkeypatch.setattr(BlobStore, "put", put)
         redis.delete(*redis.keys("stablesr:once:*"))
         assert post(client).status_code == 202

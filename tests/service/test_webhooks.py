@@ -171,7 +171,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """DNS rebinding: public when it is looked at, inside when it is connected to."""
-    # A public address of this test's making, at which nobody answers, and then the receiver.
+    # A public address of this test's making, at which nothing answers, and then the receiver.
     public = [ipaddress.ip_address("93.184.216.34")]
     names = Names(public, [LOCAL])
     monkeypatch.setattr("service.webhook_target.lookup", names)
@@ -179,7 +179,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
 
     async def connect(self: object, host: str, port: int, **_: object) -> None:
         tried.append(host)
-        raise httpx.ConnectError("nobody there")
+        raise httpx.ConnectError("no host there")
 
     monkeypatch.setattr("httpcore.AnyIOBackend.connect_tcp", connect)
     monkeypatch.setattr("httpcore._backends.auto.AutoBackend.connect_tcp", connect)
@@ -236,7 +236,7 @@ def test_a_receiver_that_never_answers_well_is_given_up_after_five_attempts(
     assert 'stablesr_webhook_attempts_total{outcome="failed"} 4.0' in metrics
 
 
-def test_a_fault_that_nobody_foresaw_counts_as_an_attempt(
+def test_an_unexpected_fault_counts_as_an_attempt(
     telling: httpx.Client,
     receiver: Receiver,
     worker: FakeWorker,
@@ -346,7 +346,7 @@ def test_a_call_whose_sender_died_is_made_by_another(redis: Redis) -> None:
     call = outbox.take()
     assert call is not None
     assert (call.job_id, call.attempt) == ("job", 1)
-    # It is nobody else's for as long as the lease lasts.
+    # No other sender gets it while the lease lasts.
     assert outbox.take() is None
     due = redis.zscore(WEBHOOKS_KEY, "job")
     assert due is not None
@@ -357,7 +357,7 @@ def test_a_call_whose_sender_died_is_made_by_another(redis: Redis) -> None:
     assert again.attempt == 2
 
 
-def test_a_forgotten_job_is_told_to_nobody(
+def test_a_forgotten_job_has_no_webhook(
     telling: httpx.Client, receiver: Receiver, redis: Redis
 ) -> None:
     redis.zadd(WEBHOOKS_KEY, {"forgotten": 0})
