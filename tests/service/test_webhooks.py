@@ -244,7 +244,7 @@ def test_an_unexpected_fault_counts_as_an_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
-    monkeypatch.setattr("service.webhooks.Message.of", lambda *_: 1 / 0)
+    monkeypatch.setattr("service.webhooks.message", lambda *_: 1 / 0)
     ended(telling, worker, receiver.url)
     eventually(lambda: agenda(redis) == 0)
     assert 'outcome="given_up"} 1.0' in telling.get("/metrics").text
