@@ -115,14 +115,14 @@ class JoinedWrites:
     def write(self, data: bytes) -> None:
         if data:
             if not self._pieces:
-                self._loop.call_soon(self._flush)
+                self._loop.call_soon(self.flush)
             self._pieces.append(data)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self._pieces:
             data = b"".join(self._pieces)
             self._pieces.clear()
@@ -164,7 +164,8 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
     class Protocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
             super().connection_made(transport)
-            self.transport = cast("asyncio.Transport", JoinedWrites(transport, self.loop))
+            self._writes = JoinedWrites(transport, self.loop)
+            self.transport = cast("asyncio.Transport", self._writes)
             _limit_unsent(transport)
             self._head = Deadline(self.loop, settings.head_timeout_s, self._give_up)
             # Closing would wait for what is buffered, that is, for ever.
@@ -209,6 +210,7 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
                 self._head.cancel()
 
         def on_response_complete(self) -> None:
+            self._writes.flush()
             super().on_response_complete()
             if self._body_is_refused():
                 # Uvicorn reads on and discards it: closing at once could lose the answer.
