@@ -68,7 +68,7 @@ fuzz: $(STAMP)  ## schemathesis, all checks, against a running service, open and
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.fuzz
 
 hostile: $(STAMP)  ## hostile uploads, one by one: refused in time, and nothing of them left
-	$(BIN)/pytest tests/service/test_hostile.py --verbosity 1
+	$(BIN)/pytest tests/hostile/test_uploads.py --verbosity 1
 
 browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when root), with screenshots
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core

@@ -23,11 +23,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from redis.client import Pipeline
-
 from .schema import JobState
 
-__all__ = ["CHANNEL", "COUNTS_KEY", "COUNT_FIELD", "MOVE", "Move", "count_new", "minute_key"]
+__all__ = [
+    "CHANNEL",
+    "COUNTS_KEY",
+    "COUNT_FIELD",
+    "MINUTE_TTL_S",
+    "MOVE",
+    "Move",
+    "minute_key",
+]
 
 CHANNEL = "stablesr:moves"
 COUNTS_KEY = "stablesr:figures"
@@ -114,10 +120,3 @@ class Move:
 def minute_key(now: float) -> str:
     """The counts of the minute that Redis' time, in seconds, lies in."""
     return f"{COUNTS_KEY}:{int(now // 60)}"
-
-
-def count_new(pipe: Pipeline, now: float) -> None:
-    """Counts a job that is queued for the first time; all further moves count themselves."""
-    pipe.hincrby(COUNTS_KEY, COUNT_FIELD + "queued", 1)
-    pipe.hincrby(minute_key(now), "queued", 1)
-    pipe.expire(minute_key(now), MINUTE_TTL_S)

@@ -66,21 +66,25 @@ class JobQueue:
         pipe: Any
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             # Watching also keeps redis-py from sending the transaction twice over a bad line.
-            pipe.watch(record_key(job_id))
-            if pipe.exists(record_key(job_id)):
+            claim, owned = origin.claim, waiting_key(origin.counted)
+            pipe.watch(record_key(job_id), *([] if claim is None else [claim.key]))
+            with self._connection.pipeline(transaction=False) as reads:
+                reads.exists(record_key(job_id))
+                reads.get("" if claim is None else claim.key)
+                reads.llen(queue.key)
+                reads.zcard(owned)
+                reads.time()
+                exists, holder, queued, waiting, (seconds, micros) = reads.execute()
+            if exists:
                 raise JobExists(f"There is a job {job_id!r} already.")
-            if (claim := origin.claim) is not None:
-                pipe.watch(claim.key)
-                if pipe.get(claim.key) != claim.held.encode():
-                    raise QueueUnavailable(
-                        f"Storing the image of job {job_id} took longer than its idempotency key "
-                        "is kept for it. Submit it again.",
-                        retry_after=1,
-                    )
-            self._check_room(parameters.preset, int(pipe.llen(queue.key)) + 1)
-            owned = waiting_key(origin.counted)
-            _check_quota(origin, int(pipe.zcard(owned)) + 1)
-            seconds, micros = pipe.time()
+            if claim is not None and holder != claim.held.encode():
+                raise QueueUnavailable(
+                    f"Storing the image of job {job_id} took longer than its idempotency key "
+                    "is kept for it. Submit it again.",
+                    retry_after=1,
+                )
+            self._check_room(parameters.preset, queued + 1)
+            _check_quota(origin, waiting + 1)
             pipe.multi()
             job = self._records.create(
                 pipe,
@@ -157,15 +161,13 @@ class JobQueue:
         with queue_errors(self._connection):
             return int(self._connection.llen(self._queue(preset).key))
 
-    def check_quota(self, origin: Origin) -> None:
-        """Raises QuotaExceeded when no further job of this origin may wait."""
-        if origin.max_queued is not None:
-            with queue_errors(self._connection):
-                _check_quota(origin, int(self._connection.zcard(waiting_key(origin.counted))) + 1)
+    def check_quota(self, origin: Origin, waiting: int) -> None:
+        """Raises QuotaExceeded when none may follow the jobs of this origin that wait."""
+        _check_quota(origin, waiting + 1)
 
-    def check_room(self, preset: str) -> None:
+    def check_room(self, preset: str, length: int | None = None) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""
-        self._check_room(preset, self.queued(preset) + 1)
+        self._check_room(preset, (self.queued(preset) if length is None else length) + 1)
 
     def workers(self, preset: str | None = None) -> list[WorkerInfo]:
         """The live workers, of one preset or all."""

@@ -23,7 +23,7 @@ from redis.client import Pipeline
 from .connection import queue_errors
 from .errors import JobEnded, JobNotFound, Problem, WrongState
 from .fields import fields_of_new, job_of, moment, record_key, text
-from .moves import CHANNEL, COUNTS_KEY, MOVE, count_new
+from .moves import CHANNEL, COUNT_FIELD, COUNTS_KEY, MINUTE_TTL_S, MOVE, minute_key
 from .schema import (
     ENDED,
     ImageInfo,
@@ -75,6 +75,24 @@ _ENDED_JSON = json.dumps({state.value: True for state in ENDED})
 _RUN_FIELDS = ("started_at", "worker", "progress")
 
 
+# A new record, with its places in the agenda, the counts and the indexes.
+CREATE = """
+local id, created, ttl, look, minute_ttl, longest, oldest, field = unpack(ARGV, 1, 8)
+redis.call('HSET', KEYS[1], unpack(ARGV, 9))
+redis.call('EXPIRE', KEYS[1], ttl)
+redis.call('ZADD', KEYS[2], look, id)
+redis.call('HINCRBY', KEYS[3], field .. 'queued', 1)
+redis.call('HINCRBY', KEYS[4], 'queued', 1)
+redis.call('EXPIRE', KEYS[4], minute_ttl)
+for i = 5, 6 do
+    redis.call('ZADD', KEYS[i], created, id)
+    redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', oldest)
+    redis.call('EXPIRE', KEYS[i], longest)
+end
+"""
+ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2])"
+
+
 class Records:
     """Reads and moves records. Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
 
@@ -94,8 +112,7 @@ class Records:
         `jobs.upkeep` finds the id without a record and removes the image.
         """
         with queue_errors(self._connection):
-            due = self.now().timestamp() + within_s
-            self._connection.zadd(AGENDA_KEY, {job_id: due})
+            self._connection.eval(ANNOUNCE, 1, AGENDA_KEY, within_s, job_id)
 
     def create(
         self,
@@ -115,17 +132,20 @@ class Records:
         time that the ended job and its images are kept.
         """
         fields = fields_of_new(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
-        mapping: dict[Any, Any] = {**fields}
-        pipe.hset(record_key(job_id), mapping=mapping)
-        pipe.expire(record_key(job_id), wait_s + TOMBSTONE_S)
-        pipe.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
+        keys = (
+            record_key(job_id),
+            AGENDA_KEY,
+            COUNTS_KEY,
+            minute_key(now),
+            owner_key(origin.owner),
+            waiting_key(origin.counted),
+        )
         # No job is known for longer than this, so older ids in the indexes lead nowhere.
         longest = wait_s + keep_s + 2 * TOMBSTONE_S
-        for key in (owner_key(origin.owner), waiting_key(origin.counted)):
-            pipe.zadd(key, {job_id: float(fields["created_at"])})
-            pipe.zremrangebyscore(key, "-inf", now - longest)
-            pipe.expire(key, longest)
-        count_new(pipe, now)
+        times = (wait_s + TOMBSTONE_S, now + LOOK_AGAIN_S, MINUTE_TTL_S, longest, now - longest)
+        pairs = (text for item in fields.items() for text in item)
+        created_at = fields["created_at"]
+        pipe.eval(CREATE, len(keys), *keys, job_id, created_at, *times, COUNT_FIELD, *pairs)
         return job_of(job_id, fields)
 
     def get(self, job_id: str) -> Job:

@@ -32,6 +32,7 @@ __all__ = [
     "TaskJob",
     "enqueue",
     "open_queue",
+    "queue_key",
     "run_again",
     "withdraw",
 ]
@@ -101,8 +102,18 @@ def open_queue(preset: str, connection: Redis) -> Queue:
 
     One queue a preset, as a worker serves one preset and RQ is safe with one queue only.
     """
-    name = f"stablesr:{preset}"
-    return Queue(name, connection=connection, serializer=SERIALIZER, job_class=TaskJob)
+    return Queue(
+        _queue_name(preset), connection=connection, serializer=SERIALIZER, job_class=TaskJob
+    )
+
+
+def queue_key(preset: str) -> str:
+    """The list in Redis that RQ keeps the waiting ids of a preset in."""
+    return f"{Queue.redis_queue_namespace_prefix}{_queue_name(preset)}"
+
+
+def _queue_name(preset: str) -> str:
+    return f"stablesr:{preset}"
 
 
 def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:

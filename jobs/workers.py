@@ -14,13 +14,13 @@ from redis import Redis
 
 from .connection import as_text, queue_errors
 
-__all__ = ["WorkerInfo", "WorkerState", "Workers"]
+__all__ = ["NAMES_KEY", "WorkerInfo", "WorkerState", "Workers", "parse_worker", "worker_key"]
 
 WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
-_NAMES_KEY = "stablesr:workers"
+NAMES_KEY = "stablesr:workers"
 
 
-def _key(name: str) -> str:
+def worker_key(name: str) -> str:
     return f"stablesr:worker:{name}"
 
 
@@ -82,32 +82,34 @@ class Workers:
             now = seconds + micros / 1e6
             seen = info.model_copy(update={"last_seen": datetime.fromtimestamp(now, UTC)})
             with self._connection.pipeline() as pipe:
-                pipe.set(_key(info.name), seen.model_dump_json(), ex=self._ttl_s)
-                pipe.zadd(_NAMES_KEY, {info.name: now})
+                pipe.set(worker_key(info.name), seen.model_dump_json(), ex=self._ttl_s)
+                pipe.zadd(NAMES_KEY, {info.name: now})
                 pipe.execute()
 
     def unregister(self, name: str) -> None:
         """Removes a worker that leaves in order; one that is not there is no error."""
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
-            pipe.delete(_key(name))
-            pipe.zrem(_NAMES_KEY, name)
+            pipe.delete(worker_key(name))
+            pipe.zrem(NAMES_KEY, name)
             pipe.execute()
 
     def list(self, preset: str | None = None) -> list[WorkerInfo]:
         """The live workers, by name; those that went silent are forgotten."""
         with queue_errors(self._connection):
-            names = sorted(map(as_text, self._connection.zrange(_NAMES_KEY, 0, -1)))
+            names = sorted(map(as_text, self._connection.zrange(NAMES_KEY, 0, -1)))
             if not names:
                 return []
-            raws = self._connection.mget([_key(name) for name in names])
+            raws = self._connection.mget([worker_key(name) for name in names])
             silent = [name for name, raw in zip(names, raws, strict=True) if raw is None]
             if silent:
-                self._connection.zrem(_NAMES_KEY, *silent)
-        workers = [info for raw in raws if raw is not None and (info := _parse(raw)) is not None]
+                self._connection.zrem(NAMES_KEY, *silent)
+        workers = [
+            info for raw in raws if raw is not None and (info := parse_worker(raw)) is not None
+        ]
         return [info for info in workers if preset is None or info.preset == preset]
 
 
-def _parse(raw: bytes | str) -> WorkerInfo | None:
+def parse_worker(raw: bytes | str) -> WorkerInfo | None:
     """None for a worker of another version, which is not ours to judge."""
     try:
         return WorkerInfo.model_validate_json(raw)

@@ -11,26 +11,25 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from jobs.connection import Breaker, connect
+from jobs.connection import Breaker, LoopClient, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.queue import JobQueue
+from jobs.reader import JobReader
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
 from service import problems
-from service.auth import Authenticator
-from service.authority import KnownAuthority
-from service.dependencies import Services
+from service.admission import Authenticator, Services
 from service.errors import TooManyStreams, TooManyTransfers
 from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
-from service.middleware import LingeringClose, RequestEnvelope
+from service.middleware import RequestEnvelope
 from service.openapi import describe
 from service.ratelimit import ConcurrencyLimiter, RateLimits
 from service.readiness import StoreProbe
 from service.routes import about, events, jobs, result, status, upscale
-from service.webhooks.sender import Sender
+from service.webhooks import Sender
 
 __all__ = ["create_app"]
 
@@ -61,10 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
     problems.install(app)
-    # The last added is the outermost.
-    app.add_middleware(KnownAuthority, settings=settings)
-    app.add_middleware(RequestEnvelope, metrics=app.state.metrics)
-    app.add_middleware(LingeringClose)
+    app.add_middleware(RequestEnvelope, metrics=app.state.metrics, settings=settings)
     app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -74,15 +70,19 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         store = await run_sync(BlobStore.open, settings)
         # One for everything: what one use of it learns of a Redis that hangs, all know.
-        connection = connect(settings, breaker=Breaker())
-        limits = RateLimits(settings, connection)
+        breaker = Breaker()
+        connection = connect(settings, breaker=breaker)
+        client = LoopClient(settings, breaker)
+        queue = JobQueue(settings, connection)
         services = Services(
             settings=settings,
-            queue=JobQueue(settings, connection),
+            redis=client,
+            queue=queue,
+            jobs=JobReader(client, queue),
             store=store,
-            authenticator=Authenticator(Keys(connection), required=settings.require_key),
+            authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
             idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
-            limits=limits,
+            limits=RateLimits(settings, client),
             listener=app.state.listener,
             streams=ConcurrencyLimiter(
                 settings.max_streams,
@@ -115,6 +115,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         finally:
             metrics.registry.unregister(collector)
             await run_sync(connection.close)
+            await client.close()
 
     return lifespan
 

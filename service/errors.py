@@ -1,5 +1,5 @@
-"""What only the HTTP face can refuse, each with its status; the rest of the tree is in
-`jobs.errors`, and its statuses in `service.problems`."""
+"""What only the service can refuse, each with its status; all others are in `jobs.errors`, and
+their statuses in `service.problems`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from jobs.errors import ImageError, JobsError
 
 __all__ = [
+    "AuthenticationError",
     "ForeignHost",
     "ForeignOrigin",
     "HTTPError",
@@ -22,16 +23,15 @@ __all__ = [
     "NotMultipart",
     "NotReady",
     "OpenAddress",
-    "PresetNotServed",
+    "PresetUnavailable",
     "RangeNotSatisfiable",
-    "RateLimited",
-    "ResultExpired",
+    "RateLimitError",
+    "ResultGone",
     "ResultNotReady",
     "TooManyStreams",
     "TooManyTransfers",
-    "Unauthorized",
     "UnsupportedEncoding",
-    "UploadStalled",
+    "UploadTimeout",
 ]
 
 
@@ -65,13 +65,13 @@ class MalformedHeader(HTTPError):
     type, title, status = "malformed-header", "A header field cannot be used", 400
 
 
-class Unauthorized(HTTPError):
-    """`wrong` says that there was a key, and that it was wrong (RFC 6750, section 3)."""
+class AuthenticationError(HTTPError):
+    """No key, or a wrong one (RFC 6750, section 3)."""
 
     type, title, status = "unauthorized", "An API key is needed", 401
 
-    def __init__(self, detail: str, *, wrong: bool = False) -> None:
-        challenge = 'Bearer realm="stablesr"' + (', error="invalid_token"' if wrong else "")
+    def __init__(self, detail: str, *, key_is_wrong: bool = False) -> None:
+        challenge = 'Bearer realm="stablesr"' + (', error="invalid_token"' if key_is_wrong else "")
         super().__init__(detail, {"WWW-Authenticate": challenge})
 
 
@@ -79,7 +79,7 @@ class ForeignOrigin(HTTPError):
     type, title, status = "foreign-origin", "Pages of other origins change nothing here", 403
 
 
-class UploadStalled(HTTPError):
+class UploadTimeout(HTTPError):
     type, title, status = "upload-stalled", "The upload stopped", 408
 
 
@@ -93,7 +93,7 @@ class ResultNotReady(HTTPError):
     type, title, status = "result-not-ready", "The result is not ready", 409
 
 
-class ResultExpired(HTTPError):
+class ResultGone(HTTPError):
     type, title, status = "result-expired", "The result has expired", 410
 
 
@@ -120,7 +120,7 @@ class InvalidParameters(HTTPError):
     type, title, status = "invalid-parameters", "A parameter is wrong", 422
 
 
-class RateLimited(HTTPError):
+class RateLimitError(HTTPError):
     type, title, status = "rate-limited", "Too many requests", 429
 
 
@@ -138,7 +138,7 @@ class NotReady(HTTPError):
     type, title, status = "not-ready", "The service is not ready", 503
 
 
-class PresetNotServed(HTTPError):
+class PresetUnavailable(HTTPError):
     """The preset's workers have no weights for it; `extra["served"]` lists what is served.
 
     Without `retry_after`: the operator has to do something before trying again can help.

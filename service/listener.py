@@ -24,7 +24,7 @@ AGAIN_S = 1.0
 
 
 class Watch:
-    """What one request waits with: `renew`, look at the job, then `moved`.
+    """What one request waits with: `renew`, look at the job, then `wait`.
 
     A move between the look and the wait is not missed: it ends the wait at once.
     """
@@ -39,7 +39,7 @@ class Watch:
     def set(self) -> None:
         self._event.set()
 
-    async def moved(self, within_s: float = LOOK_S) -> None:
+    async def wait(self, within_s: float = LOOK_S) -> None:
         """Returns when the job moved, or after `within_s` seconds at the latest."""
         with anyio.move_on_after(within_s):
             await self._event.wait()

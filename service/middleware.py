@@ -1,24 +1,32 @@
-"""What wraps every request: its id, log line, count and safe headers, and a patient goodbye.
+"""What wraps every request: its id, log line, count, safe headers, and the names it may come under.
 
-All is plain ASGI, so that streamed bodies pass through untouched.
+A web page can name its own host and have that name resolve to 127.0.0.1 (DNS rebinding): the
+browser then takes the service for the page's own. It can also post a form there without reading the
+answer. Both show: in Host, which is not a local name, and in Origin, which is not the Host.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import time
 import uuid
+from functools import lru_cache
+from urllib.parse import urlsplit
 
-import anyio
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs.errors import QueueUnavailable
+from jobs.settings import Settings
+from service.admission import services_of
+from service.errors import ForeignHost, ForeignOrigin, HTTPError
 from service.metrics import ServiceMetrics
-from service.problems import ProblemResponse, unexpected
+from service.problems import ProblemResponse, defect, respond
 
-__all__ = ["LingeringClose", "RequestEnvelope", "is_head"]
+__all__ = ["RequestEnvelope", "is_head", "is_loopback"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -29,65 +37,82 @@ MAX_TARGET_BYTES = 8 * 1024
 MAX_FIELD_BYTES = 32 * 1024
 MAX_FIELDS = 100
 
+ANY = "*"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+CSP = b"content-security-policy"
 SAFE_HEADERS = {
     # An uploaded image must never be taken for a page.
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
     # What is not made to be kept must not lie in a cache that others share.
-    "Cache-Control": "no-store",
+    b"cache-control": b"no-store",
     # Answers are data: nothing in them may run, and no page may frame them.
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    CSP: b"default-src 'none'; frame-ancestors 'none'",
 }
 # The framework's page at /docs loads its script from there.
-DOCS_POLICY = (
-    "default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
-    "script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    "style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    "img-src 'self' data: https://fastapi.tiangolo.com"
-)
+DOCS_HEADERS = {
+    **SAFE_HEADERS,
+    CSP: b"default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
+    b"script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    b"style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
+    b"img-src 'self' data: https://fastapi.tiangolo.com",
+}
 
 
 class RequestEnvelope:
     """Gives each request an id and safe headers, logs and counts its end, catches defects.
 
-    - A caller's own `X-Request-ID` is kept when it is 1 to 128 letters, digits, dots, dashes or
-      underscores; anything else is replaced. It stands in the answer and in every log line.
+    - A client's `X-Request-ID` of 1 to 128 letters, digits, dots, dashes or underscores is kept,
+      anything else is replaced. It stands in the answer and in every log line.
     - A safe header that a route sets itself is left alone, as the page does with its own policy.
     - HEAD is handled as GET (RFC 9110, 9.3.2): the server leaves the body out, and a handler for
       which that costs much asks `is_head`.
     - A head larger than any that makes sense is refused. The parser's own limit does not do: it
       bounds what it buffers, and a large head that comes at once is not buffered.
+    - An unknown Host, and a change that a page of another origin asks for, are refused. Known are
+      the local names and those of `allowed_hosts`; without any there, only a service is guarded
+      that listens on loopback and requires no key.
     - An exception that no handler took is a defect: it is logged, and the answer tells nothing.
+
+    It is plain ASGI, so that streamed bodies pass through untouched.
     """
 
-    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics, settings: Settings) -> None:
         self.app = app
         self.metrics = metrics
+        names = (name.strip().lower() for name in settings.allowed_hosts.split(","))
+        self._hosts = frozenset(names) - {""}
+        self._guards_hosts = ANY not in self._hosts and bool(
+            self._hosts or (is_loopback(settings.host) and not settings.require_key)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = Headers(scope=scope).get("x-request-id", "")
+        start = time.perf_counter()
+        # Of a field that comes twice the first counts.
+        fields = dict(reversed(scope["headers"]))
+        request_id = fields.get(b"x-request-id", b"").decode("latin-1")
         if not ACCEPTED_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        began = time.perf_counter()
         status: int | None = None
         head_s = 0.0
 
         async def send_in_envelope(message: Message) -> None:
             nonlocal status, head_s
             if message["type"] == "http.response.start":
-                status, head_s = int(message["status"]), time.perf_counter() - began
-                headers = MutableHeaders(scope=message)
-                headers.update(state.get("headers", {}))
-                headers["X-Request-ID"] = request_id
-                if scope["path"].endswith("/docs"):
-                    headers.setdefault("Content-Security-Policy", DOCS_POLICY)
-                for name, value in SAFE_HEADERS.items():
-                    headers.setdefault(name, value)
+                status, head_s = int(message["status"]), time.perf_counter() - start
+                headers = [*message.get("headers", ())]
+                names = {name for name, _ in headers}
+                headers += state.get("headers", ())
+                headers.append((b"x-request-id", request_id.encode()))
+                defaults = DOCS_HEADERS if scope["path"].endswith("/docs") else SAFE_HEADERS
+                headers += [item for item in defaults.items() if item[0] not in names]
+                message = {**message, "headers": headers}
             await send(message)
 
         # What the framework puts into it, the route above all, is read below.
@@ -97,7 +122,7 @@ class RequestEnvelope:
             inner["method"] = "GET"
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                app = _head_refusal(scope) or self.app
+                app = _oversize(scope) or await self._foreign(scope, fields) or self.app
                 await app(inner, receive, send_in_envelope)
             # The outermost place that can still answer.
             except Exception:
@@ -105,7 +130,7 @@ class RequestEnvelope:
                 if status is not None:
                     # It is out; only a broken connection can say that the body is not whole.
                     raise
-                await unexpected(scope)(scope, receive, send_in_envelope)
+                await defect(scope)(scope, receive, send_in_envelope)
             finally:
                 if status is not None:
                     self.metrics.note_request(scope["method"], inner.get("route"), status, head_s)
@@ -115,8 +140,35 @@ class RequestEnvelope:
                     path=scope["path"],
                     status=status,
                     key=state.get("key"),
-                    seconds=round(time.perf_counter() - began, 4),
+                    seconds=round(time.perf_counter() - start, 4),
                 )
+
+    async def _foreign(self, scope: Scope, fields: dict[bytes, bytes]) -> Response | None:
+        """The refusal of a Host that is not known, or of a change by a page of another origin."""
+        if not self._guards_hosts:
+            return None
+        host, origin = (fields.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        name = _name(f"//{host}")
+        error: HTTPError
+        if name not in self._hosts and not is_loopback(name):
+            error = ForeignHost(
+                f"The service does not answer as {host[:100]!r}; ask it as localhost or 127.0.0.1, "
+                "or have its operator name the host in STABLESR_ALLOWED_HOSTS."
+            )
+        elif (
+            b"origin" in fields
+            and scope["method"] not in SAFE_METHODS
+            and origin.partition("://")[2].lower() != host.lower()
+            and _name(origin) not in self._hosts
+        ):
+            error = ForeignOrigin(
+                f"A page of {origin[:100]!r} may not do this; only a page of {host[:100]!r} may, "
+                "or of a host in STABLESR_ALLOWED_HOSTS."
+            )
+        else:
+            return None
+        request = Request(scope)
+        return respond(request, error) if self._hosts or await _is_open(request) else None
 
 
 def is_head(request: Request) -> bool:
@@ -124,7 +176,35 @@ def is_head(request: Request) -> bool:
     return bool(request.scope["state"].get("head", False))
 
 
-def _head_refusal(scope: Scope) -> ProblemResponse | None:
+@lru_cache(maxsize=1000)
+def is_loopback(host: str) -> bool:
+    """Whether a host, with or without brackets, means this machine and no other."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        # A name may mean any address.
+        return False
+
+
+def _name(url: str) -> str:
+    """The host's name or address, without its port; empty for what has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+async def _is_open(request: Request) -> bool:
+    """Whether no key is required, or that is not known."""
+    try:
+        return not await services_of(request).authenticator.requires_key()
+    except QueueUnavailable:
+        return True
+
+
+def _oversize(scope: Scope) -> Response | None:
     """The refusal of a request whose target or header fields are too large."""
     target, fields = len(scope["raw_path"]) + len(scope["query_string"]), scope["headers"]
     if target > MAX_TARGET_BYTES:
@@ -138,46 +218,3 @@ def _head_refusal(scope: Scope) -> ProblemResponse | None:
         )
         return ProblemResponse(scope, 431, detail)
     return None
-
-
-class LingeringClose:
-    """Reads on for a moment when an answer leaves before the request's body was read.
-
-    Closing a socket with unread bytes resets the connection, and a client still sending may then
-    lose the 413 that tells why. So the answer goes out whole, what still comes is thrown away for
-    at most `seconds`, and then the connection closes. The server itself would read on for as long
-    as the client likes.
-    """
-
-    def __init__(self, app: ASGIApp, seconds: float = 5.0) -> None:
-        self.app = app
-        self.seconds = seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        # A client that waits for "100 Continue" sends nothing once it has the final answer.
-        unread = (
-            headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        ) and "expect" not in headers
-
-        async def watched_receive() -> Message:
-            nonlocal unread
-            message = await receive()
-            unread = unread and message.get("more_body", False)
-            return message
-
-        async def lingering_send(message: Message) -> None:
-            if unread and message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
-            if unread and message["type"] == "http.response.body" and not message.get("more_body"):
-                await send({**message, "more_body": True})
-                with anyio.move_on_after(self.seconds):
-                    while unread:
-                        await watched_receive()
-                message = {"type": "http.response.body", "body": b"", "more_body": False}
-            await send(message)
-
-        await self.app(scope, watched_receive, lingering_send)

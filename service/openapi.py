@@ -12,7 +12,7 @@ from jobs.schema import Parameters
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
 from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
-from service.webhooks.target import LONGEST_URL
+from service.webhook_target import LONGEST_URL
 
 __all__ = ["REQUEST_HEADERS", "UPLOAD_BODY", "describe", "header", "problems"]
 
@@ -28,14 +28,14 @@ COMMON = {
 }
 
 
-def problems(*common: int, **described: str) -> dict[int | str, dict[str, Any]]:
+def problems(*common: int, **texts_by_status: str) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route: `problems(401, _404="There is no such type.")`.
 
     A `default` is always there, because any request can meet a 500 or a Redis that is away.
     """
     content = {PROBLEM_JSON: {"schema": {"$ref": TEMPLATE.format(model=ProblemDetails.__name__)}}}
     texts: dict[int | str, str] = {status: COMMON[status] for status in common}
-    texts |= {int(status.lstrip("_")): text for status, text in described.items()}
+    texts |= {int(status.lstrip("_")): text for status, text in texts_by_status.items()}
     texts["default"] = "Any other problem."
     return {
         status: {"description": texts[status], "content": content}
@@ -48,7 +48,7 @@ def header(description: str, kind: str = "string") -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind}}
 
 
-def _given(name: str, **more: Any) -> dict[str, Any]:
+def _field(name: str, **more: Any) -> dict[str, Any]:
     """The field is there, and as its schema here says."""
     return {"required": [name], "properties": {name: more}}
 
@@ -56,14 +56,14 @@ def _given(name: str, **more: Any) -> dict[str, Any]:
 def _rules() -> list[dict[str, Any]]:
     """What the fields say of each other; as in the validators of `jobs.schema.Parameters`."""
     text = {"pattern": "\\S"}
-    guided = _given("guidance_scale", exclusiveMinimum=1)
-    prompted = {"anyOf": [_given("prompt", **text), _given("negative_prompt", **text)]}
+    guidance = _field("guidance_scale", exclusiveMinimum=1)
+    prompts = {"anyOf": [_field("prompt", **text), _field("negative_prompt", **text)]}
     reading = [name for name, preset in PRESETS.items() if preset.prompts]
     return [
-        {"if": {"required": ["eta"]}, "then": _given("sampler", const="ddim")},
-        {"if": _given("negative_prompt", **text), "then": guided},
-        {"if": guided, "then": prompted},
-        {"if": prompted, "then": _given("preset", enum=reading)},
+        {"if": {"required": ["eta"]}, "then": _field("sampler", const="ddim")},
+        {"if": _field("negative_prompt", **text), "then": guidance},
+        {"if": guidance, "then": prompts},
+        {"if": prompts, "then": _field("preset", enum=reading)},
     ]
 
 

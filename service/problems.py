@@ -32,11 +32,12 @@ __all__ = [
     "FieldError",
     "ProblemDetails",
     "ProblemResponse",
+    "defect",
     "install",
     "problem_type",
     "respond",
+    "root",
     "titles",
-    "unexpected",
 ]
 
 log = structlog.stdlib.get_logger(__name__)
@@ -70,7 +71,7 @@ STATUSES: Mapping[str, int] = {
 """The status of every error that may reach a client; what is not here is a defect, a 500."""
 
 # Said instead of the error's own detail, which names addresses and folders: that goes to the log.
-GUARDED: Mapping[str, str] = {
+PUBLIC_DETAILS: Mapping[str, str] = {
     "queue-unavailable": "The job queue does not answer at the moment; try again shortly.",
     "store-unavailable": "The image store cannot be used at the moment; try again shortly.",
 }
@@ -165,6 +166,12 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _client_disconnect)
 
 
+def root(request: Request) -> str:
+    """The path under which the service is mounted; empty without a proxy's prefix."""
+    path: str = request.scope.get("root_path", "")
+    return path
+
+
 def problem_type(slug: str, scope: Scope) -> str:
     """The `type` of a slug, a URI reference on this server."""
     return f"{scope.get('root_path', '')}/problems/{slug}"
@@ -179,7 +186,7 @@ def titles(kind: type[JobsError] = JobsError) -> dict[str, str]:
     return branches | {kind.type: kind.title}
 
 
-def unexpected(scope: Scope) -> ProblemResponse:
+def defect(scope: Scope) -> ProblemResponse:
     """The answer to a defect; the log has the rest under the request's id."""
     return ProblemResponse(
         scope,
@@ -196,13 +203,13 @@ def respond(request: Request, error: Exception) -> Response:
     status = STATUSES.get(error.type, 500)
     if status == 500:
         log.error("unexpected error", exc_info=error)
-        return unexpected(request.scope)
+        return defect(request.scope)
     if status > 500:
         log.warning("unavailable", type=error.type, detail=error.detail)
     return ProblemResponse(
         request.scope,
         status,
-        GUARDED.get(error.type, error.detail),
+        PUBLIC_DETAILS.get(error.type, error.detail),
         type=problem_type(error.type, request.scope),
         title=error.title,
         extra=error.extra,
@@ -218,10 +225,10 @@ def _http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         detail = f"There is nothing at {request.url.path}; the paths are listed at /openapi.json."
     elif error.status_code == 405:
-        allowed = _methods(request.app.routes, request.scope)
-        headers["Allow"] = ", ".join(allowed)
-        extra["allowed"] = allowed
-        detail = f"{request.method} is not possible here; {' and '.join(allowed)} would be."
+        methods = _methods(request.app.routes, request.scope)
+        headers["Allow"] = ", ".join(methods)
+        extra["allowed"] = methods
+        detail = f"{request.method} is not possible here; {' and '.join(methods)} would be."
     return ProblemResponse(request.scope, error.status_code, detail, extra=extra, headers=headers)
 
 

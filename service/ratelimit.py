@@ -8,32 +8,47 @@ draft-ietf-httpapi-ratelimit-headers: `RateLimit-Policy` and `RateLimit`.
 from __future__ import annotations
 
 import ipaddress
-import math
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
-from limits import RateLimitItemPerMinute
-from limits.errors import StorageError
-from limits.storage import RedisStorage
-from limits.strategies import MovingWindowRateLimiter
-from redis import Redis
 
-from jobs.errors import JobsError
+from jobs.connection import Command, LoopClient
+from jobs.errors import JobsError, QueueUnavailable
 from jobs.settings import Settings
-from service.auth import Caller
-from service.errors import RateLimited
+from service.errors import RateLimitError
 
-__all__ = ["ConcurrencyLimiter", "Policy", "RateLimits", "client_of"]
+__all__ = ["ConcurrencyLimiter", "Policy", "RateLimits", "address_key", "client_key"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 WINDOW_S = 60
 # A key with a number of its own for uploads reads in proportion.
 READS_AN_UPLOAD = 10
+
+# The moments of the requests in the window, the newest first, in microseconds of Redis' clock.
+# Counts one more if it fits, and answers what is left and when the oldest leaves, in one call.
+WINDOW = """
+local clock = redis.call('TIME')
+local now, limit = clock[1] * 1000000 + clock[2], tonumber(ARGV[1])
+local window = ARGV[2] * 1000000
+local oldest = redis.call('LINDEX', KEYS[1], -1)
+while oldest and oldest + window <= now do
+    redis.call('RPOP', KEYS[1])
+    oldest = redis.call('LINDEX', KEYS[1], -1)
+end
+local remaining = limit - redis.call('LLEN', KEYS[1])
+if remaining > 0 then
+    redis.call('LPUSH', KEYS[1], string.format('%.0f', now))
+    redis.call('EXPIRE', KEYS[1], ARGV[2])
+end
+return {remaining, math.ceil(((oldest or now) + window - now) / 1000000)}
+"""
+
+
+Fields = Sequence[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True)
@@ -44,76 +59,78 @@ class Policy:
     per_minute: int
 
 
-def client_of(caller: Caller, address: str | None) -> str:
-    """Who is counted: the key, else the address; of IPv6 the /64 that one household has."""
-    if caller.owner:
-        return f"key:{caller.owner}"
+def client_key(owner: str, address: str | None) -> str:
+    """The client that a request is counted for: the key's owner, else the address."""
+    return f"key:{owner}" if owner else address_key(address)
+
+
+def address_key(address: str | None) -> str:
+    """The client of an address; of IPv6 the /64 that one household has."""
     try:
-        parsed = ipaddress.ip_address(address or "")
+        ip = ipaddress.ip_address(address or "")
     except ValueError:
         # A Unix socket has none: all its clients are one.
         return "address:none"
-    if isinstance(parsed, ipaddress.IPv6Address):
-        mapped = parsed.ipv4_mapped
-        network = ipaddress.ip_network((parsed, 64), strict=False)
-        return f"address:{mapped or network.network_address}"
-    return f"address:{parsed}"
+    if isinstance(ip, ipaddress.IPv6Address):
+        network = ipaddress.ip_network((ip, 64), strict=False)
+        return f"address:{ip.ipv4_mapped or network.network_address}"
+    return f"address:{ip}"
 
 
 class RateLimits:
-    """Blocking: call it from threads. Counts nothing while Redis is away, when nothing works."""
+    """Counts nothing while Redis is away, when nothing works."""
 
-    def __init__(self, settings: Settings, connection: Redis) -> None:
+    def __init__(self, settings: Settings, client: LoopClient) -> None:
         self._settings = settings
-        storage = RedisStorage(
-            settings.redis_url,
-            connection_pool=connection.connection_pool,
-            key_prefix="stablesr:rate",
-            wrap_exceptions=True,
-        )
-        self._limiter = MovingWindowRateLimiter(storage)
+        self._client = client
 
-    def uploads(self, caller: Caller) -> Policy:
-        key_limit = caller.per_minute
+    def uploads(self, key_limit: int | None) -> Policy:
         return Policy(
             "uploads", self._settings.uploads_per_minute if key_limit is None else key_limit
         )
 
-    def reads(self, caller: Caller) -> Policy:
-        limit, key_limit = self._settings.reads_per_minute, caller.per_minute
+    def reads(self, key_limit: int | None) -> Policy:
+        limit = self._settings.reads_per_minute
         if limit and key_limit is not None:
             limit = max(limit, READS_AN_UPLOAD * key_limit)
         return Policy("reads", limit)
 
-    def hit(self, policy: Policy, client: str) -> Mapping[str, str]:
+    async def hit(self, policy: Policy, client: str) -> Fields:
         """Counts a request; the header fields that tell what is left.
 
-        Raises RateLimited, with the same fields, when nothing was.
+        Raises RateLimitError, with the same fields, when nothing was.
         """
         if not policy.per_minute:
-            return {}
-        item = RateLimitItemPerMinute(policy.per_minute)
+            return ()
         try:
-            allowed = self._limiter.hit(item, policy.name, client)
-            stats = self._limiter.get_window_stats(item, policy.name, client)
-        except StorageError as error:
-            log.warning("requests are not counted", reason=str(error.storage_error))
-            return {}
-        left = max(0, stats.remaining)
-        seconds = max(1, math.ceil(stats.reset_time - time.time()))
+            [answer] = await self._client.call(self.command(policy, client))
+        except QueueUnavailable as error:
+            log.warning("requests are not counted", reason=error.detail)
+            return ()
+        return self.fields(policy, answer)
+
+    def command(self, policy: Policy, client: str) -> Command:
+        """What `hit` asks Redis, for a call that asks for more."""
+        key = f"stablesr:rate:{policy.name}:{client}"
+        return ("EVAL", WINDOW, 1, key, policy.per_minute, WINDOW_S)
+
+    def fields(self, policy: Policy, answer: Sequence[int]) -> Fields:
+        """What `hit` makes of the answer."""
+        name, limit = policy.name, policy.per_minute
+        remaining, seconds = answer
         headers = {
-            "RateLimit-Policy": f'"{policy.name}";q={policy.per_minute};w={WINDOW_S}',
-            "RateLimit": f'"{policy.name}";r={left};t={seconds}',
+            "RateLimit-Policy": f'"{name}";q={limit};w={WINDOW_S}',
+            "RateLimit": f'"{name}";r={max(0, remaining - 1)};t={seconds}',
         }
-        if not allowed:
-            raise RateLimited(
-                f"{policy.per_minute} {policy.name} a minute are allowed, and they are used up; "
+        if remaining < 1:
+            raise RateLimitError(
+                f"{limit} {name} a minute are allowed, and they are used up; "
                 f"try again in {seconds} seconds.",
                 headers,
-                limit=policy.per_minute,
+                limit=limit,
                 retry_after=seconds,
             )
-        return headers
+        return [(field.lower().encode(), value.encode()) for field, value in headers.items()]
 
 
 class ConcurrencyLimiter:

@@ -16,7 +16,7 @@ import structlog
 from jobs.errors import StoreUnavailable
 from jobs.store import BlobStore
 from jobs.workers import WorkerInfo
-from service.errors import PresetNotServed
+from service.errors import PresetUnavailable
 
 __all__ = ["Serving", "StoreProbe"]
 
@@ -61,12 +61,12 @@ class Serving:
         return self.reasons.get(preset) or self.compiling.get(preset)
 
     def check(self, preset: str) -> None:
-        """Raises PresetNotServed when the preset's workers are not ready.
+        """Raises PresetUnavailable when the preset's workers are not ready.
 
         A preset without any worker passes: its worker may be starting again.
         """
         if (reason := self.reasons.get(preset)) is not None:
-            raise PresetNotServed(
+            raise PresetUnavailable(
                 f"{preset} is not served: {reason}.",
                 preset=preset,
                 served=[*sorted(self.available)],

@@ -1,24 +1,43 @@
-"""`stablesr serve`: the application under uvicorn."""
+"""`stablesr serve`: the application under uvicorn, and what a slow client may hold of it.
+
+Uvicorn's `timeout_keep_alive` begins after an answer, and its `limit_concurrency` refuses requests,
+not connections. So a client that connects and sends nothing, or its head byte by byte, would hold a
+connection for ever, one that does not read its answer too, and one address could take them all.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
+from collections import Counter
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, cast
 
+import h11
+import structlog
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from service.app import create_app
-from service.authority import is_loopback
 from service.errors import OpenAddress
 from service.listener import Listener
-from service.protocol import protocol
+from service.middleware import is_loopback
+from service.ratelimit import address_key
 
 __all__ = ["check_address", "main", "server"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 # Long enough for an upload or a download in flight, shorter than what container hosts allow.
 SHUTDOWN_S = 8
 MAX_HEAD_BYTES = 32 * 1024
+MAX_UNSENT_BYTES = 64 * 1024
+# When a connection is refused because there are too many, some end within moments.
+RETRY_S = 5
 
 
 def main(settings: Settings) -> None:
@@ -31,8 +50,23 @@ def main(settings: Settings) -> None:
     server(settings).run()
 
 
+def check_address(settings: Settings) -> None:
+    """Refuses to listen beyond loopback unless keys are required or this is allowed explicitly.
+
+    Existing keys are not enough: a Redis that loses its data would open the service.
+    """
+    if settings.allow_open or settings.require_key or is_loopback(settings.host):
+        return
+    raise OpenAddress(
+        f"STABLESR_HOST={settings.host} can be reached from other machines, and the service "
+        "requires no key. Make keys with `stablesr keys create` and set "
+        "STABLESR_REQUIRE_KEY=true; or set STABLESR_ALLOW_OPEN=true if open is meant, or use "
+        "127.0.0.1."
+    )
+
+
 def server(settings: Settings) -> uvicorn.Server:
-    """The configured server, not yet started. It leaves logging as it finds it."""
+    """The configured server, not yet started. It leaves logging as it is."""
     app = create_app(settings)
     return _Server(
         app.state.listener,
@@ -45,13 +79,11 @@ def server(settings: Settings) -> uvicorn.Server:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=SHUTDOWN_S,
-            # Who asks is who is connected, unless a proxy that is named says otherwise.
+            # The client is the peer, unless a trusted proxy says otherwise.
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies or None,
             # Of the two parsers the one that bounds a request's head, in bytes and in time.
-            http=protocol(
-                settings.head_timeout_s, settings.send_timeout_s, settings.max_connections
-            ),
+            http=_protocol(settings),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
         ),
@@ -59,7 +91,7 @@ def server(settings: Settings) -> uvicorn.Server:
 
 
 class _Server(uvicorn.Server):
-    """Lets those who wait for jobs end first: their connections would hold up the shutdown."""
+    """Ends waiting requests first: their connections would hold up the shutdown."""
 
     def __init__(self, listener: Listener, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -70,16 +102,164 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def check_address(settings: Settings) -> None:
-    """Refuses to serve strangers unless keys are asked for, or it is told that this is meant.
+class JoinedWrites:
+    """A transport that sends what is written in one round of the loop at once.
 
-    Keys that were made are not enough: a Redis that loses its data would open the service.
+    Uvicorn writes an answer's head and its body apart: two system calls, and two packets.
     """
-    if settings.allow_open or settings.require_key or is_loopback(settings.host):
-        return
-    raise OpenAddress(
-        f"STABLESR_HOST={settings.host} can be reached from other machines, and the service asks "
-        "nobody for a key. Make keys with `stablesr keys create` and set "
-        "STABLESR_REQUIRE_KEY=true; or set STABLESR_ALLOW_OPEN=true if open is meant, or use "
-        "127.0.0.1."
-    )
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if data:
+            if not self._pieces:
+                self._loop.call_soon(self.flush)
+            self._pieces.append(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def flush(self) -> None:
+        if self._pieces:
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class Deadline:
+    """Calls `action` when so many seconds have passed since `start`, unless `cancel` was called."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, action: Callable[[], None]
+    ) -> None:
+        self._loop, self._seconds, self._action = loop, seconds, action
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """No change when it runs already."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._seconds, self._action)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _protocol(settings: Settings) -> type[H11Protocol]:
+    """The protocol class for uvicorn: `head_timeout_s` for a request's head and for what still
+    comes of a body after its refusal, `send_timeout_s` for a client to take what is buffered for
+    it (some 100 kB), `max_connections` at once and half of them for one address."""
+    limit = settings.max_connections
+    # Behind a proxy all have its address; the proxy has limits of its own.
+    share = limit if settings.trusted_proxies else max(1, limit // 2)
+    connections: Counter[str] = Counter()
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
+            super().connection_made(transport)
+            self._writes = JoinedWrites(transport, self.loop)
+            self.transport = cast("asyncio.Transport", self._writes)
+            _limit_unsent(transport)
+            self._head = Deadline(self.loop, settings.head_timeout_s, self._give_up)
+            # Closing would wait for what is buffered, that is, for ever.
+            self._reader = Deadline(self.loop, settings.send_timeout_s, self._abort)
+            self._address = address_key(self.client[0] if self.client else None)
+            connections[self._address] += 1
+            retry = (b"Retry-After", str(RETRY_S).encode())
+            if len(self.connections) > limit:
+                self._refuse(503, f"All {limit} connections of this server are in use.", retry)
+            elif connections[self._address] > share:
+                self._refuse(429, f"One client may have {share} connections at once.", retry)
+            else:
+                self._head.start()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            connections[self._address] -= 1
+            if not connections[self._address]:
+                del connections[self._address]
+            self._head.cancel()
+            self._reader.cancel()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._reader.start()
+
+        def resume_writing(self) -> None:
+            self._reader.cancel()
+            super().resume_writing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            if self.transport.get_write_buffer_size():
+                self._reader.start()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE or self._body_is_refused():
+                # Part of the next request's head on a connection that is kept.
+                self._head.start()
+            else:
+                self._head.cancel()
+
+        def on_response_complete(self) -> None:
+            self._writes.flush()
+            super().on_response_complete()
+            if self._body_is_refused():
+                # Uvicorn reads on and discards it: closing at once could lose the answer.
+                self._head.start()
+
+        def _body_is_refused(self) -> bool:
+            return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, "This is no HTTP/1.1 request, or its head is too large.")
+
+        def _give_up(self) -> None:
+            if self.conn.trailing_data[0]:
+                seconds = settings.head_timeout_s
+                self._refuse(408, f"The head did not come within {seconds:g} seconds.")
+            else:
+                self.transport.close()
+
+        def _abort(self) -> None:
+            seconds = settings.send_timeout_s
+            log.info("the client does not read", client=self.client, seconds=seconds)
+            self.transport.abort()
+
+        def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
+            """A whole answer, for what never becomes a request of the application."""
+            phrase = HTTPStatus(status).phrase
+            problem = {"type": "about:blank", "title": phrase, "status": status, "detail": detail}
+            body = json.dumps(problem).encode()
+            fields = [
+                (b"Content-Type", b"application/problem+json"),
+                (b"Content-Length", str(len(body)).encode()),
+                (b"Connection", b"close"),
+                *headers,
+            ]
+            # Else an answer is on its way already, and all that is left is to close.
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                for event in (
+                    h11.Response(status_code=status, headers=fields, reason=phrase.encode()),
+                    h11.Data(data=body),
+                    h11.EndOfMessage(),
+                ):
+                    self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+    return Protocol
+
+
+def _limit_unsent(transport: asyncio.Transport) -> None:
+    """Keeps what the kernel takes ahead of a slow client small, so that its progress is seen."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)

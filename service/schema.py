@@ -118,23 +118,24 @@ class JobView(BaseModel):
     def of(cls, job: Job, root: str) -> JobView:
         """The view of a job; `root` is the path under which the service is mounted."""
         here = f"{root}/jobs/{job.id}"
-        succeeded = job.state is JobState.SUCCEEDED
         result = error = None
-        if succeeded and job.result is not None:
-            result = ResultView(url=f"{here}/result", **job.result.model_dump(exclude={"key"}))
+        has_result = job.state is JobState.SUCCEEDED
+        if has_result and job.result is not None:
+            result = ResultView(url=f"{here}/result", **_fields(job.result, ResultView))
         if job.error is not None:
             error = {**job.error.model_dump(), "type": f"{root}/problems/{job.error.type}"}
-        shared = job.model_dump(include={*cls.model_fields} - {"result", "error", "links"})
-        return cls(
-            **shared,
-            result=result,
-            error=error,
-            links=Links(
-                self=here,
-                result=f"{here}/result" if succeeded else None,
-                cancel=None if job.state.ended else here,
-            ),
+        links = Links(
+            self=here,
+            result=f"{here}/result" if has_result else None,
+            cancel=None if job.state.ended else here,
         )
+        return cls(**{**_fields(job, cls), "result": result, "error": error, "links": links})
+
+
+def _fields(model: BaseModel, view: type[BaseModel]) -> dict[str, Any]:
+    """What the model and its view have in common, without copies."""
+    values = vars(model)
+    return {name: values[name] for name in view.model_fields if name in values}
 
 
 class JobsView(BaseModel):

@@ -16,21 +16,50 @@ from typing import IO, BinaryIO
 
 import structlog
 
-from jobs.errors import JobNotFound, OutputTooLarge, QueueUnavailable, StoreUnavailable
+from jobs.errors import (
+    JobNotFound,
+    OutputTooLarge,
+    QueueFull,
+    QueueUnavailable,
+    StoreUnavailable,
+)
 from jobs.formats import examine
 from jobs.image_file import check_side
 from jobs.presets import MAX_CANVAS, get_preset
+from jobs.reader import Capacity
 from jobs.schema import Claim, ImageInfo, Job, Origin, Parameters, new_job_id
 from jobs.settings import Settings
 from jobs.store import input_key
-from service.dependencies import Services
+from service.admission import Services
 from service.errors import ImageEmpty, InvalidParameters
+from service.readiness import Serving
 from service.uploads import WEBHOOK_FIELD, Upload, parse
-from service.webhooks.target import BadTarget, Target
+from service.webhook_target import BadTarget, Target
 
-__all__ = ["inspect", "submit"]
+__all__ = ["check_capacity", "inspect", "submit"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 MAX_NAME = 200
+
+
+def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> None:
+    """Refuses before the body is read when no queue that is served has room, or none for the key.
+
+    Which preset is meant, the body says; so this can only tell when all of them are full.
+    """
+    queue = services.queue
+    queue.check_quota(origin, capacity.waiting)
+    fault: QueueFull | None = None
+    for preset in Serving.of(capacity.workers).live | {services.settings.preset}:
+        try:
+            queue.check_room(preset, capacity.lengths[preset])
+        except QueueFull as error:
+            fault = error
+        else:
+            return
+    if fault is not None:
+        raise fault
 
 
 def inspect(
@@ -100,38 +129,43 @@ def _safe_name(filename: str | None) -> str | None:
     return printable[-MAX_NAME:].strip(". ") or None
 
 
-log = structlog.stdlib.get_logger(__name__)
-
-
-def submit(services: Services, upload: Upload, origin: Origin, key: str | None) -> tuple[Job, bool]:
+def submit(
+    services: Services,
+    upload: Upload,
+    origin: Origin,
+    key: str | None,
+    capacity: Capacity,
+) -> tuple[Job, bool]:
     """Checks everything, then stores the image and queues the job.
 
     The second value says that the job is an earlier one, of the same request.
     """
     job_id = new_job_id()
     if key is None:
-        return _make(services, upload, origin, job_id), False
+        return _create(services, upload, origin, job_id, capacity), False
     # First of all: a request whose job was made is not judged anew, by what is served now.
     claim = _take(services, origin, key, _fingerprint(upload), job_id)
     if isinstance(claim, Job):
         return claim, True
     try:
-        return _make(services, upload, replace(origin, claim=claim), job_id), False
+        return _create(services, upload, replace(origin, claim=claim), job_id, capacity), False
     # Whatever stopped it, the same request may be sent again.
     except BaseException:
         _release(services, claim)
         raise
 
 
-def _make(services: Services, upload: Upload, origin: Origin, job_id: str) -> Job:
+def _create(
+    services: Services, upload: Upload, origin: Origin, job_id: str, capacity: Capacity
+) -> Job:
     """The checked and stored job of an upload."""
     fields = dict(upload.fields)
     origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
     parameters = parse(fields, services.settings.preset)
-    services.serving().check(parameters.preset)
+    Serving.of(capacity.workers).check(parameters.preset)
     file: BinaryIO = upload.image.file
     image = inspect(file, upload.image.filename, parameters, services.settings)
-    services.queue.check_room(parameters.preset)
+    services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
     file.seek(0)
     services.queue.announce(job_id)
     try:

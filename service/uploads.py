@@ -29,7 +29,7 @@ from service.errors import (
     MalformedForm,
     NotMultipart,
     UnsupportedEncoding,
-    UploadStalled,
+    UploadTimeout,
 )
 
 __all__ = [
@@ -89,7 +89,7 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
 
     Raises:
         UploadTooLarge: the body is larger, whatever its headers say.
-        UploadStalled: nothing came for 30 seconds, or not all within `within_s`.
+        UploadTimeout: nothing came for 30 seconds, or not all within `within_s`.
         MalformedForm: the body is not the multipart form it claims to be.
         InvalidParameters: the image is missing, or a field comes twice.
         StoreUnavailable: there is no room for temporary files.
@@ -118,8 +118,7 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     try:
         yield _upload_of(form)
     finally:
-        await form.close()
-        # A form that breaks off without its last boundary leaves its last file open.
+        # All of them: a form that breaks off without its last boundary has its last file here only.
         for file in parser._files_to_close_on_error:
             file.close()
 
@@ -137,7 +136,7 @@ async def _body(request: Request, limit: int, within_s: float) -> AsyncGenerator
             return
         except TimeoutError as error:
             slow = anyio.current_time() >= deadline
-            raise UploadStalled(
+            raise UploadTimeout(
                 f"Only {count} bytes came within {within_s:g} seconds, the most that is waited."
                 if slow
                 else f"Nothing came for {STALL_S:g} seconds after {count} bytes; send it again."
@@ -221,14 +220,14 @@ def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
         message = details["msg"].removeprefix("Value error, ")
         field, _, rest = message.partition(" ")
         return {"field": field, "detail": rest.rstrip(".")}
-    expected, facts = _expected(name)
+    phrase, facts = _range_of(name)
     value = details["input"]
     text = str(len(value) if details["type"] == "string_too_long" else value)
     text = text if len(text) <= 80 else text[:77] + "..."
-    return {"field": name, "detail": f"must be {expected}; got {text}", **facts}
+    return {"field": name, "detail": f"must be {phrase}; got {text}", **facts}
 
 
-def _expected(name: str) -> tuple[str, dict[str, JsonValue]]:
+def _range_of(name: str) -> tuple[str, dict[str, JsonValue]]:
     """What a field takes, in words and as members of the problem."""
     if name == "preset":
         return "one of " + ", ".join(PRESETS), {"allowed": list(PRESETS)}

@@ -10,10 +10,9 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict
 
-from service.dependencies import root
 from service.openapi import problems
-from service.problems import STATUSES, problem_type, titles
-from service.routes.jobs import known
+from service.problems import STATUSES, problem_type, root, titles
+from service.routes.jobs import has_etag
 
 __all__ = ["router"]
 
@@ -129,6 +128,6 @@ async def asset(request: Request, name: str) -> Response:
 def _file(request: Request, name: str) -> Response:
     content = FILES[name]
     headers = {**HEADERS, "ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"'}
-    if known(request, headers["ETag"]):
+    if has_etag(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=MEDIA_TYPES[Path(name).suffix], headers=headers)

@@ -6,17 +6,16 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 
 import anyio
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from jobs.errors import JobNotFound, QueueUnavailable
-from jobs.schema import Job
-from service.auth import token_of
-from service.dependencies import ReaderDep, Services, ServicesDep, root
-from service.errors import Unauthorized
+from jobs.schema import ANYONE, Job
+from service.admission import ReaderDep, Services, services_of
+from service.errors import AuthenticationError
 from service.listener import Watch
 from service.middleware import is_head
 from service.openapi import problems
+from service.problems import root
 from service.routes.jobs import HeldStream, JobId
 from service.schema import JobView
 
@@ -66,24 +65,23 @@ HEADERS = {
         ),
     },
 )
-async def follow_job(
-    request: Request, job_id: JobId, services: ServicesDep, caller: ReaderDep
-) -> Response:
+async def follow_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """Server-Sent Events. `state` comes first and whenever the state or the place in the queue
     changes, `progress` in between, `end` last. `Last-Event-ID` resumes: what it names and what
     was before is not told again."""
+    services = services_of(request)
     revision = _last_event_id(request)
-    job = await run_sync(services.queue.get, job_id, caller.owner)
+    job = await services.jobs.get(job_id, caller.owner)
     if job.state.ended and job.revision == revision:
         return Response(status_code=204)
     if is_head(request):
         return Response(headers=HEADERS)
-    async with AsyncExitStack() as held:
-        held.enter_context(services.streams.slot(request.state.client_id))
-        watch = held.enter_context(services.listener.watch(job.id))
+    async with AsyncExitStack() as stack:
+        stack.enter_context(services.streams.slot(caller.client))
+        watch = stack.enter_context(services.listener.watch(job.id))
         events = _events(request, services, job.id, watch, News(root(request), revision))
-        held.push_async_callback(events.aclose)
-        return HeldStream(events, held.pop_all(), 200, HEADERS)
+        stack.push_async_callback(events.aclose)
+        return HeldStream(events, stack.pop_all(), 200, HEADERS)
 
 
 def _last_event_id(request: Request) -> int:
@@ -96,33 +94,29 @@ async def _events(
     request: Request, services: Services, job_id: str, watch: Watch, news: News
 ) -> AsyncGenerator[str, None]:
     """The stream's text, piece by piece."""
-
-    def look() -> Job:
-        # The key may be revoked while the stream is open.
-        caller = services.authenticator.caller(token_of(request.headers))
-        return services.queue.get(job_id, caller.owner)
-
     quiet_since = anyio.current_time()
     yield f"retry: {RECONNECT_MS}\n\n"
     while not services.listener.leaving:
         watch.renew()
         try:
-            job = await run_sync(look)
+            # The key may be revoked while the stream is open.
+            key = await services.authenticator.key(request.headers)
+            job = await services.jobs.get(job_id, ANYONE if key is None else key.id)
         except QueueUnavailable:
-            text, ended = "", False
-        except (JobNotFound, Unauthorized):
+            text, last = "", False
+        except (JobNotFound, AuthenticationError):
             # Asking anew tells the client which of the two.
             return
         else:
-            text, ended = news.event(job), job.state.ended
+            text, last = news.event(job), job.state.ended
         if not text and anyio.current_time() - quiet_since >= HEARTBEAT_S:
             text = ": still here\n\n"
         if text:
             quiet_since = anyio.current_time()
             yield text
-        if ended:
+        if last:
             return
-        await watch.moved()
+        await watch.wait()
 
 
 class News:
@@ -137,16 +131,19 @@ class News:
     def event(self, job: Job) -> str:
         """The event to send for the job as it is now, or nothing."""
         state = (job.state, job.cancel_requested, job.attempt, job.queue_position)
-        first, self._state, changed = self._state is None, state, state != self._state
-        progressed, self._progress = job.progress != self._progress, job.progress
-        name, data = "", ""
+        first, new_state = self._state is None, state != self._state
+        new_progress = job.progress != self._progress
+        self._state, self._progress = state, job.progress
         if job.state.ended:
             name = "end"
         elif first and job.revision <= self._revision:
             return ""
-        elif changed:
+        elif new_state:
             name = "state"
-        elif progressed and job.progress is not None:
-            name, data = "progress", job.progress.model_dump_json()
-        data = data or JobView.of(job, self._root).model_dump_json()
-        return f"id: {job.revision}\nevent: {name}\ndata: {data}\n\n" if name else ""
+        elif new_progress and job.progress is not None:
+            data = job.progress.model_dump_json()
+            return f"id: {job.revision}\nevent: progress\ndata: {data}\n\n"
+        else:
+            return ""
+        data = JobView.of(job, self._root).model_dump_json()
+        return f"id: {job.revision}\nevent: {name}\ndata: {data}\n\n"

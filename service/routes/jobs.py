@@ -9,17 +9,28 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import anyio
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import ContentStream, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from jobs.listing import Cursor
 from jobs.schema import Job, JobState
-from service.dependencies import ReaderDep, ServicesDep, root
+from service.admission import ReaderDep, admit, services_of
 from service.openapi import header, problems
+from service.problems import root
 from service.schema import JobsView, JobView
 
-__all__ = ["ETAG", "RETRY_AFTER", "HeldStream", "JobId", "answer", "known", "retry_after", "router"]
+__all__ = [
+    "ETAG",
+    "RETRY_AFTER",
+    "HeldStream",
+    "JobId",
+    "answer",
+    "has_etag",
+    "retry_after",
+    "router",
+]
 
 router = APIRouter(tags=["jobs"])
 
@@ -51,7 +62,7 @@ def answer(
     fields = {**(headers or {}), "ETag": f'"{job.revision}.{job.queue_position or 0}"'}
     if not job.state.ended:
         fields["Retry-After"] = str(retry_after(job))
-    if request.method == "GET" and known(request, fields["ETag"]):
+    if request.method == "GET" and has_etag(request, fields["ETag"]):
         return Response(status_code=304, headers=fields)
     body = JobView.of(job, root(request)).model_dump_json()
     return Response(body, status_code=status, headers=fields, media_type="application/json")
@@ -66,7 +77,7 @@ def retry_after(job: Job) -> int:
     return min(max(math.ceil(seconds), SOONEST_S), LATEST_S)
 
 
-def known(request: Request, etag: str) -> bool:
+def has_etag(request: Request, etag: str) -> bool:
     """Whether If-None-Match names this ETag (RFC 9110, 13.1.2: the weak comparison)."""
     field = request.headers.get("if-none-match", "")
     tags = [tag.strip().removeprefix("W/") for tag in field.split(",")]
@@ -77,21 +88,22 @@ class HeldStream(StreamingResponse):
     """A body in pieces that gives back what it holds, whatever ends it, even before it began."""
 
     def __init__(
-        self, content: ContentStream, held: AsyncExitStack, status: int, headers: dict[str, str]
+        self, content: ContentStream, stack: AsyncExitStack, status: int, headers: dict[str, str]
     ) -> None:
         super().__init__(content, status_code=status, headers=headers)
-        self._held = held
+        self._stack = stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._held.aclose()
+                await self._stack.aclose()
 
 
 @router.get(
     "/jobs",
+    response_model=JobsView,
     summary="List your jobs",
     responses={
         200: {"headers": {"Link": header('The next page, as `rel="next"` (RFC 8288).')}},
@@ -100,31 +112,35 @@ class HeldStream(StreamingResponse):
         ),
     },
 )
-def list_jobs(
+async def list_jobs(
     request: Request,
-    response: Response,
-    services: ServicesDep,
     caller: ReaderDep,
     limit: Limit = 20,
     state: State = None,
     cursor: After = None,
-) -> JobsView:
+) -> Response:
     """The jobs of the asking key, newest first; without keys, all that were submitted without one.
 
     A page may hold fewer jobs than `limit`, even none, while `next` leads on: of a rare state in
     a long list. Jobs that come meanwhile do not shift the pages.
     """
-    after = None if cursor is None else Cursor.parse(cursor)
-    page = services.queue.page(caller.owner, limit=limit, state=state, cursor=after)
-    following = None
-    if page.next is not None:
-        query = {"limit": str(limit), "cursor": str(page.next)}
-        if state is not None:
-            query["state"] = state.value
-        following = f"{root(request)}/jobs?{urlencode(query)}"
-        response.headers["Link"] = f'<{following}>; rel="next"'
-    jobs = [JobView.of(job, root(request)) for job in page.jobs]
-    return JobsView(jobs=jobs, next=following)
+
+    def read() -> tuple[bytes, str | None]:
+        after = None if cursor is None else Cursor.parse(cursor)
+        queue = services_of(request).queue
+        page = queue.page(caller.owner, limit=limit, state=state, cursor=after)
+        path = None
+        if page.next is not None:
+            query = {"limit": str(limit), "cursor": str(page.next)}
+            if state is not None:
+                query["state"] = state.value
+            path = f"{root(request)}/jobs?{urlencode(query)}"
+        view = JobsView(jobs=[JobView.of(job, root(request)) for job in page.jobs], next=path)
+        return view.model_dump_json().encode(), path
+
+    body, path = await run_sync(read)
+    headers = {} if path is None else {"Link": f'<{path}>; rel="next"'}
+    return Response(body, headers=headers, media_type="application/json")
 
 
 @router.get(
@@ -137,9 +153,12 @@ def list_jobs(
         **problems(401, 404, 429, 503),
     },
 )
-def get_job(request: Request, job_id: JobId, services: ServicesDep, caller: ReaderDep) -> Response:
+async def get_job(request: Request, job_id: JobId) -> Response:
     """The job now. A job whose result has expired is still shown for a day, as `expired`."""
-    return answer(request, services.queue.get(job_id, caller.owner))
+    reader = services_of(request).jobs
+    # Clients poll: the admission and the job are one call to Redis.
+    caller, raw = await admit(request, command=lambda _: reader.command(job_id))
+    return answer(request, await reader.job_of(raw, job_id, caller.owner))
 
 
 @router.delete(
@@ -156,9 +175,7 @@ def get_job(request: Request, job_id: JobId, services: ServicesDep, caller: Read
         **problems(401, 404, 429, 503, _409="The job has ended; an ended job never changes."),
     },
 )
-def cancel_job(
-    request: Request, job_id: JobId, services: ServicesDep, caller: ReaderDep
-) -> Response:
+async def cancel_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """Cancels a job; asking again while it is being stopped is no error."""
-    job = services.queue.cancel(job_id, caller.owner)
+    job = await run_sync(services_of(request).queue.cancel, job_id, caller.owner)
     return answer(request, job, status=200 if job.state.ended else 202)

@@ -13,11 +13,12 @@ from fastapi import APIRouter, Request, Response
 
 from jobs.errors import BlobNotFound
 from jobs.schema import Job, JobState, ResultInfo
-from service.dependencies import ReaderDep, ServicesDep, root
-from service.errors import NoResult, RangeNotSatisfiable, ResultExpired, ResultNotReady
+from service.admission import ReaderDep, services_of
+from service.errors import NoResult, RangeNotSatisfiable, ResultGone, ResultNotReady
 from service.middleware import is_head
 from service.openapi import header, problems
-from service.routes.jobs import ETAG, HeldStream, JobId, known, retry_after
+from service.problems import root
+from service.routes.jobs import ETAG, HeldStream, JobId, has_etag, retry_after
 from service.schema import JobView
 
 __all__ = ["router"]
@@ -64,11 +65,10 @@ IMAGE = {
         ),
     },
 )
-async def get_result(
-    request: Request, job_id: JobId, services: ServicesDep, caller: ReaderDep
-) -> Response:
+async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """The upscaled image. Its ETag is the sha256 of the file; one Range at a time is served."""
-    job = await run_sync(services.queue.get, job_id, caller.owner)
+    services = services_of(request)
+    job = await services.jobs.get(job_id, caller.owner)
     result = _result(request, job)
     headers = {
         "ETag": f'"{result.sha256}"',
@@ -77,7 +77,7 @@ async def get_result(
         "Vary": "Authorization, X-API-Key",
         "Content-Disposition": _disposition(job, result),
     }
-    if known(request, headers["ETag"]):
+    if has_etag(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     size = result.bytes
     part = _byte_range(request, headers["ETag"], size)
@@ -87,19 +87,20 @@ async def get_result(
     if part is not None:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     status = 200 if part is None else 206
+    missing = ResultGone(f"The result of job {job.id} is gone.")
     if is_head(request):
         if not await run_sync(services.store.exists, result.key):
-            raise _gone(job)
+            raise missing
         return Response(status_code=status, headers=headers)
-    async with AsyncExitStack() as held:
-        held.enter_context(services.transfers.slot(request.state.client_id))
+    async with AsyncExitStack() as stack:
+        stack.enter_context(services.transfers.slot(caller.client))
         try:
             pieces = await run_sync(services.store.stream, result.key, start, end if part else None)
         except BlobNotFound:
-            raise _gone(job) from None
+            raise missing from None
         # A client that leaves half way must not leave a file open.
-        held.callback(pieces.close)
-        return HeldStream(pieces, held.pop_all(), status, headers)
+        stack.callback(pieces.close)
+        return HeldStream(pieces, stack.pop_all(), status, headers)
 
 
 def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | None:
@@ -130,16 +131,12 @@ def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | Non
     return start, end
 
 
-def _gone(job: Job) -> ResultExpired:
-    return ResultExpired(f"The result of job {job.id} is gone.")
-
-
 def _result(request: Request, job: Job) -> ResultInfo:
-    """The result's file; raises ResultNotReady, NoResult or ResultExpired."""
+    """The result's file; raises ResultNotReady, NoResult or ResultGone."""
     if job.state is JobState.SUCCEEDED and job.result is not None:
         return job.result
     if job.state is JobState.EXPIRED:
-        raise ResultExpired(
+        raise ResultGone(
             f"The result of job {job.id} has expired; submit the image again.",
             expired_at=job.expires_at.isoformat() if job.expires_at else None,
         )
@@ -171,5 +168,5 @@ def _disposition(job: Job, result: ResultInfo) -> str:
         for letter in name
     )
     # What UTF-8 cannot say, a name from a broken form, must not end the answer.
-    encoded = quote(name.encode("utf-8", "replace"), safe="")
-    return f"inline; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
+    exact = quote(name.encode("utf-8", "replace"), safe="")
+    return f"inline; filename=\"{plain}\"; filename*=UTF-8''{exact}"

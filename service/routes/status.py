@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from jobs.errors import QueueUnavailable
 from jobs.formats import FORMATS
 from jobs.presets import PRESETS
-from service.dependencies import ReaderDep, Services, ServicesDep
+from service.admission import ReaderDep, Services, services_of
 from service.errors import NotReady
 from service.openapi import problems
 from service.readiness import Serving
@@ -31,10 +31,11 @@ router = APIRouter()
     summary="List the presets",
     responses=problems(503),
 )
-def list_models(services: ServicesDep) -> ModelsView:
+def list_models(request: Request) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
+    services = services_of(request)
     settings = services.settings
-    serving = services.serving()
+    serving = Serving.of(services.queue.workers())
     return ModelsView(
         models=[
             ModelView(
@@ -95,9 +96,9 @@ async def livez() -> LiveView:
     summary="Would an upload be worked on?",
     responses=problems(_503="Something is missing; `components` says what."),
 )
-def readyz(services: ServicesDep) -> ReadyView:
+def readyz(request: Request) -> ReadyView:
     """Redis answers, the image store takes images, and a live worker serves the default preset."""
-    components = _components(services)
+    components = _components(services_of(request))
     missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
     if missing:
         raise NotReady(

@@ -10,17 +10,17 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from jobs.errors import JobNotFound, QueueFull, QueueUnavailable
+from jobs.errors import JobNotFound, QueueUnavailable
+from jobs.reader import Capacity
 from jobs.schema import Job, Origin
-from jobs.settings import Settings
-from service.auth import Caller
-from service.dependencies import Services, ServicesDep, UploaderDep, root
+from service.admission import Services, admit, services_of
 from service.errors import MalformedHeader, TooManyStreams
 from service.listener import LOOK_S
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
+from service.problems import root
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
-from service.submission import submit
+from service.submission import check_capacity, submit
 from service.uploads import check_head, check_query, receive_form
 
 __all__ = ["router"]
@@ -67,7 +67,7 @@ HEADERS = {
         ),
     },
 )
-async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) -> Response:
+async def upscale(request: Request) -> Response:
     """Takes one image and how to upscale it, and answers with the job at once, or with
     `Prefer: wait=N` when it has ended, after N seconds (at most 60) at the latest.
 
@@ -77,57 +77,36 @@ async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) 
 
     With an `Idempotency-Key` the same request can be sent again without making another job.
     """
+    services = services_of(request)
     settings = services.settings
+    caller, raw = await admit(
+        request,
+        upload=True,
+        command=lambda caller: Capacity.command(caller.owner or caller.client),
+    )
     check_query(request.query_params)
     check_head(request, settings.max_upload_bytes)
     key, seconds = _idempotency_key(request.headers), _wait_s(request.headers)
-    origin = _origin(request, settings, caller)
-    await run_sync(_check_any_room, services, origin, key)
-    with services.transfers.slot(request.state.client_id):
+    most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
+    request_id = request.state.request_id
+    origin = Origin(caller.owner, most or None, request_id, client=caller.client)
+    capacity = Capacity.of(raw)
+    # What needs no room is not refused for it: a request whose job was made already.
+    if key is None or not await run_sync(services.idempotency.made, caller.owner, key):
+        check_capacity(services, origin, capacity)
+    with services.transfers.slot(caller.client):
         body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
         async with body as upload:
-            job, replayed = await run_sync(submit, services, upload, origin, key)
+            job, is_replay = await run_sync(submit, services, upload, origin, key, capacity)
     headers = {"Location": f"{root(request)}/jobs/{job.id}"}
-    if replayed:
+    if is_replay:
         headers["Idempotent-Replayed"] = "true"
     if seconds is not None:
-        job, waited = await _wait_for_end(request, services, job, seconds)
-        if waited:
+        job, had_slot = await _wait_for_end(request, services, caller.client, job, seconds)
+        if had_slot:
             headers["Preference-Applied"] = f"wait={seconds}"
-    ended = job.state.ended and seconds is not None
-    return answer(request, job, status=200 if ended else 202, headers=headers)
-
-
-def _origin(request: Request, settings: Settings, caller: Caller) -> Origin:
-    most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
-    return Origin(
-        caller.owner,
-        most or None,
-        request.scope["state"]["request_id"],
-        client=request.state.client_id,
-    )
-
-
-def _check_any_room(services: Services, origin: Origin, key: str | None) -> None:
-    """Refuses before the body is read when no queue that is served has room, or none for the key.
-
-    Which preset is meant, the body says; so this can only tell when all of them are full. What
-    needs no room is not refused for it: a request whose job was made already.
-    """
-    queue = services.queue
-    if key is not None and services.idempotency.made(origin.owner, key):
-        return
-    queue.check_quota(origin)
-    full: QueueFull | None = None
-    for preset in services.serving().live | {services.settings.preset}:
-        try:
-            queue.check_room(preset)
-        except QueueFull as error:
-            full = error
-        else:
-            return
-    if full is not None:
-        raise full
+    status = 200 if job.state.ended and seconds is not None else 202
+    return answer(request, job, status=status, headers=headers)
 
 
 def _wait_s(headers: Headers) -> int | None:
@@ -158,7 +137,7 @@ def _idempotency_key(headers: Headers) -> str | None:
 
 
 async def _wait_for_end(
-    request: Request, services: Services, job: Job, seconds: int
+    request: Request, services: Services, client: str, job: Job, seconds: int
 ) -> tuple[Job, bool]:
     """The job when it has ended, or as it is after so many seconds or when the client has left.
 
@@ -175,12 +154,12 @@ async def _wait_for_end(
                 # Without Redis: the job is safe; waiting on is what was asked for.
                 with suppress(QueueUnavailable):
                     try:
-                        latest = await run_sync(services.queue.get, job.id, job.owner)
+                        latest = await services.jobs.get(job.id, job.owner)
                     except JobNotFound:
                         break
                 if latest.state.ended:
                     break
-                await watch.moved(LOOK_S)
+                await watch.wait(LOOK_S)
         scope.cancel()
 
     async def notice_leaving(scope: anyio.CancelScope) -> None:
@@ -189,7 +168,7 @@ async def _wait_for_end(
         scope.cancel()
 
     try:
-        with services.streams.slot(request.state.client_id), anyio.move_on_after(seconds):
+        with services.streams.slot(client), anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(look_until_ended, tasks.cancel_scope)
                 tasks.start_soon(notice_leaving, tasks.cancel_scope)

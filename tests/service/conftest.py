@@ -21,7 +21,11 @@ from tests.service.telling import LOCAL, SECRET, Names
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> Iterator[None]:
     """Log lines go nowhere: the server's thread may write them after a test's output is closed."""
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+    def drop(*_: object) -> str:
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[drop], logger_factory=structlog.ReturnLoggerFactory())
     yield
     structlog.reset_defaults()
 
@@ -91,7 +95,7 @@ def worker(settings: Settings, redis: Redis) -> FakeWorker:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     names = Names([LOCAL])
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    monkeypatch.setattr("service.webhook_target.lookup", names)
     return names
 
 
@@ -105,7 +109,7 @@ def receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Names) -> I
 @pytest.fixture
 def private(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings under which this machine's own receiver may be called."""
-    monkeypatch.setattr("service.webhooks.sender.LOOK_S", 0.02)
+    monkeypatch.setattr("service.webhooks.LOOK_S", 0.02)
     return settings.model_copy(update={"webhook_allow_private": True, "webhook_secret": SECRET})
 
 

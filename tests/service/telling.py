@@ -9,7 +9,7 @@ from redis import Redis
 
 from jobs.outbox import PAUSES_S
 from jobs.records import WEBHOOKS_KEY
-from service.webhooks.target import Address
+from service.webhook_target import Address
 from tests.service.harness import FakeWorker
 from tests.service.pictures import picture
 

@@ -1,9 +1,10 @@
-"""Webhooks: signed, once a job has ended, and to public addresses only."""
+"""Webhooks: signed, repeated until they arrive, and to public addresses only."""
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from redis import Redis
 
 from jobs.errors import ImageTruncated
 from jobs.keys import Keys
-from jobs.outbox import ATTEMPTS_KEY
+from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
+from jobs.records import WEBHOOKS_KEY, record_key
 from jobs.settings import Settings
-from service.webhooks.sender import key_of, signature
+from service.webhook_target import Address
+from service.webhooks import key_of, signature
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, serving, upload
 from tests.service.receiver import HOST, Receiver, receiving
@@ -152,7 +155,7 @@ def test_a_name_that_leads_inside_is_never_called(
     addresses: list[str],
 ) -> None:
     names = Names([ipaddress.ip_address(address) for address in addresses])
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    monkeypatch.setattr("service.webhook_target.lookup", names)
     with serving(private.model_copy(update={"webhook_allow_private": False})) as client:
         ended(client, worker, f"https://{HOST}:{receiver.port}/")
         eventually(lambda: bool(names.asked) and agenda(redis) == 0)
@@ -168,15 +171,15 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """DNS rebinding: public when it is looked at, inside when it is connected to."""
-    # A public address of this test's making, at which nobody answers, and then the receiver.
+    # A public address of this test's making, at which nothing answers, and then the receiver.
     public = [ipaddress.ip_address("93.184.216.34")]
     names = Names(public, [LOCAL])
-    monkeypatch.setattr("service.webhooks.target.lookup", names)
+    monkeypatch.setattr("service.webhook_target.lookup", names)
     tried: list[str] = []
 
     async def connect(self: object, host: str, port: int, **_: object) -> None:
         tried.append(host)
-        raise httpx.ConnectError("nobody there")
+        raise httpx.ConnectError("no host there")
 
     monkeypatch.setattr("httpcore.AnyIOBackend.connect_tcp", connect)
     monkeypatch.setattr("httpcore._backends.auto.AutoBackend.connect_tcp", connect)
@@ -193,3 +196,170 @@ def test_the_signature_is_that_of_the_standards_example() -> None:
     body = b'{"test": 2432232314}'
     signed = signature(key_of(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
     assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_receiver_that_fails_is_called_again_with_the_same_message(
+    telling: httpx.Client,
+    receiver: Receiver,
+    worker: FakeWorker,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
+    for status in (500, 503, 404):
+        receiver.answers.put((status, {}))
+    ended(telling, worker, receiver.url)
+    deliveries = [receiver.next() for _ in range(4)]
+    assert len({delivery.headers["webhook-id"] for delivery in deliveries}) == 1
+    assert len({delivery.body for delivery in deliveries}) == 1
+    eventually(lambda: agenda(redis) == 0)
+    assert receiver.got.empty()
+
+
+def test_a_receiver_that_never_answers_well_is_given_up_after_five_attempts(
+    telling: httpx.Client,
+    receiver: Receiver,
+    worker: FakeWorker,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
+    for _ in range(ATTEMPTS + 1):
+        receiver.answers.put((500, {}))
+    ended(telling, worker, receiver.url)
+    for _ in range(ATTEMPTS):
+        receiver.next()
+    eventually(lambda: agenda(redis) == 0)
+    assert receiver.got.empty()
+    metrics = telling.get("/metrics").text
+    assert 'stablesr_webhook_attempts_total{outcome="given_up"} 1.0' in metrics
+    assert 'stablesr_webhook_attempts_total{outcome="failed"} 4.0' in metrics
+
+
+def test_an_unexpected_fault_counts_as_an_attempt(
+    telling: httpx.Client,
+    receiver: Receiver,
+    worker: FakeWorker,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
+    monkeypatch.setattr("service.webhooks.message", lambda *_: 1 / 0)
+    ended(telling, worker, receiver.url)
+    eventually(lambda: agenda(redis) == 0)
+    assert 'outcome="given_up"} 1.0' in telling.get("/metrics").text
+
+
+def test_a_record_that_cannot_be_read_is_given_up_too(
+    telling: httpx.Client,
+    receiver: Receiver,
+    worker: FakeWorker,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("jobs.outbox.PAUSES_S", (0.02,) * len(PAUSES_S))
+    job = upload(telling, PNG).json()["id"]
+    redis.hset(record_key(job), "parameters", "{}{}")
+    redis.zadd(WEBHOOKS_KEY, {job: 0})
+    eventually(lambda: agenda(redis) == 0)
+    assert 'outcome="failed"} 4.0' in telling.get("/metrics").text
+
+
+class Endless(Names):
+    """The name of HOST is found at once, any other one not before `found` is set."""
+
+    def __init__(self) -> None:
+        super().__init__([LOCAL])
+        self.found = threading.Event()
+
+    def __call__(self, host: str, port: int) -> list[Address]:
+        answer = super().__call__(host, port)
+        if host != HOST:
+            self.found.wait(30)
+        return answer
+
+
+@pytest.fixture
+def endless(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endless]:
+    names = Endless()
+    monkeypatch.setattr("service.webhook_target.lookup", names)
+    yield names
+    names.found.set()
+
+
+def test_a_name_that_is_not_found_in_time_is_a_failed_attempt(
+    private: Settings,
+    endless: Endless,
+    worker: FakeWorker,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.webhooks.TIMEOUT_S", 0.2)
+    with serving(private) as client:
+        ended(client, worker, "https://slow.example.org/")
+        eventually(lambda: put_off(redis))
+        endless.found.set()
+
+
+def test_one_owners_slow_receivers_do_not_delay_anothers(
+    private: Settings,
+    endless: Endless,
+    receiver: Receiver,
+    worker: FakeWorker,
+    redis: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.webhooks.AT_ONCE", 4)
+    monkeypatch.setattr("service.webhooks.EACH", 2)
+    _, slow = Keys(redis).create("Slow")
+    _, quick = Keys(redis).create("Quick")
+    with serving(private) as client:
+        for _ in range(5):
+            ended(client, worker, "https://slow.example.org/", **{"X-API-Key": slow})
+        eventually(lambda: len(endless.asked) == 2)
+        job = ended(client, worker, receiver.url, **{"X-API-Key": quick})
+        assert json.loads(receiver.next().body)["data"]["id"] == job
+        assert endless.asked.count("slow.example.org") == 2
+        # Those that were given back were not tried.
+        eventually(lambda: sorted(redis.hvals(ATTEMPTS_KEY)) == [b"0", b"0", b"0", b"1", b"1"])
+        endless.found.set()
+
+
+def test_the_attempts_are_spread_over_an_hour() -> None:
+    assert ATTEMPTS == 5
+    assert list(PAUSES_S) == sorted(PAUSES_S)
+    assert 3000 <= sum(PAUSES_S) <= 4000
+
+
+def test_a_receiver_that_is_gone_is_not_called_again(
+    telling: httpx.Client, receiver: Receiver, worker: FakeWorker, redis: Redis
+) -> None:
+    receiver.answers.put((410, {}))
+    ended(telling, worker, receiver.url)
+    receiver.next()
+    eventually(lambda: agenda(redis) == 0)
+
+
+def test_a_call_whose_sender_died_is_made_by_another(redis: Redis) -> None:
+    redis.zadd(WEBHOOKS_KEY, {"job": 0})
+    outbox = Outbox(redis)
+    call = outbox.take()
+    assert call is not None
+    assert (call.job_id, call.attempt) == ("job", 1)
+    # No other sender gets it while the lease lasts.
+    assert outbox.take() is None
+    due = redis.zscore(WEBHOOKS_KEY, "job")
+    assert due is not None
+    assert due - redis.time()[0] <= LEASE_S + 1
+    redis.zadd(WEBHOOKS_KEY, {"job": 0})
+    again = outbox.take()
+    assert again is not None
+    assert again.attempt == 2
+
+
+def test_a_forgotten_job_has_no_webhook(
+    telling: httpx.Client, receiver: Receiver, redis: Redis
+) -> None:
+    redis.zadd(WEBHOOKS_KEY, {"forgotten": 0})
+    eventually(lambda: agenda(redis) == 0)
+    assert receiver.got.empty()

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from jobs.settings import Settings
+from tests.hostile.files import LARGE
 from tests.redis_server import RedisServer
 from tests.service.harness import Leftovers, eventually, serving
-from tests.service.hostile import LARGE
 
 SOON_S = 2.0
 # Around the file.

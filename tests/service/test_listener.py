@@ -1,4 +1,4 @@
-"""`Prefer: wait=N`: the answer comes with the job's end, and nobody is kept waiting for nothing."""
+"""`Prefer: wait=N`: the answer comes with the job's end."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_preference_is_found_in_every_form(client: httpx.Client, prefer: str
     assert post(client, prefer).headers["Preference-Applied"] == "wait=0"
 
 
-def test_nobody_waits_longer_than_a_minute(
+def test_a_request_waits_a_minute_at_most(
     client: httpx.Client, worker: FakeWorker, redis: Redis, threads: ThreadPoolExecutor
 ) -> None:
     waiting = threads.submit(post, client, "wait=999999999999")

@@ -57,7 +57,7 @@ def test_what_is_left_out_is_the_presets_default(client: httpx.Client) -> None:
 
 
 def test_an_empty_field_counts_as_left_out(client: httpx.Client) -> None:
-    """An HTML form sends the inputs that nobody filled in."""
+    """An HTML form sends its empty inputs."""
     answer = upload(client, PNG, steps="", seed="", preset=" ")
     assert answer.status_code == 202
     assert answer.json()["parameters"]["steps"] == PRESETS["tiny"].steps

@@ -18,7 +18,7 @@ from jobs.store import BlobStore, input_key
 from jobs.upkeep import sweep
 from tests.redis_proxy import RedisProxy
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, Leftovers, eventually, problem, serving
+from tests.service.harness import FakeWorker, Leftovers, eventually, problem, serving, upload
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
@@ -42,14 +42,10 @@ def own_client(own_settings: Settings, leftovers: Leftovers) -> Iterator[httpx.C
         yield client
 
 
-def upload(client: httpx.Client) -> httpx.Response:
-    return client.post("/upscale", files={"image": ("photo.png", PNG)})
-
-
 def test_without_redis_every_use_is_503_and_with_it_all_is_well_again(
     own_client: httpx.Client, own_redis: RedisServer, own_settings: Settings
 ) -> None:
-    job = upload(own_client).json()["id"]
+    job = upload(own_client, PNG).json()["id"]
 
     own_redis.kill()
     started = time.monotonic()
@@ -62,7 +58,7 @@ def test_without_redis_every_use_is_503_and_with_it_all_is_well_again(
         body = problem(own_client.request(method, path), 503, "queue-unavailable")
         assert body["retry_after"]
         assert "127.0.0.1" not in str(body["detail"])
-    problem(upload(own_client), 503, "queue-unavailable")
+    problem(upload(own_client, PNG), 503, "queue-unavailable")
     ready = problem(own_client.get("/readyz"), 503, "not-ready")
     assert not ready["components"]["redis"]["ready"]
     assert own_client.get("/livez").status_code == 200
@@ -72,7 +68,7 @@ def test_without_redis_every_use_is_503_and_with_it_all_is_well_again(
 
     own_redis.start()
     assert own_client.get(f"/jobs/{job}").json()["state"] == "queued"
-    assert upload(own_client).status_code == 202
+    assert upload(own_client, PNG).status_code == 202
     with own_redis.connect() as connection:
         FakeWorker(connection, own_settings).appear()
     assert own_client.get("/readyz").status_code == 200
@@ -82,7 +78,7 @@ def test_a_redis_that_hangs_is_waited_for_once(
     own_client: httpx.Client, own_redis: RedisServer, own_settings: Settings
 ) -> None:
     """Each of the calls that a request makes would otherwise wait for an answer of its own."""
-    job = upload(own_client).json()["id"]
+    job = upload(own_client, PNG).json()["id"]
     with own_redis.hanging():
         seconds = []
         for method, path in [
@@ -95,15 +91,15 @@ def test_a_redis_that_hangs_is_waited_for_once(
             problem(own_client.request(method, path), 503, "queue-unavailable")
             seconds.append(time.monotonic() - started)
         started = time.monotonic()
-        problem(upload(own_client), 503, "queue-unavailable")
+        problem(upload(own_client, PNG), 503, "queue-unavailable")
         problem(own_client.get("/readyz"), 503, "not-ready")
         seconds.append(time.monotonic() - started)
         assert max(seconds) < 3, seconds
-        assert min(seconds) < 0.5, "nobody profited from another's wait"
+        assert min(seconds) < 0.5, "no request profited from another's wait"
         assert own_client.get("/livez").status_code == 200
     eventually(lambda: own_client.get(f"/jobs/{job}").status_code == 200)
     assert own_client.get(f"/jobs/{job}").json()["state"] == "queued"
-    assert upload(own_client).status_code == 202
+    assert upload(own_client, PNG).status_code == 202
     assert len([path for path in own_settings.blob_root.rglob("*") if path.is_file()]) == 2
 
 
@@ -112,9 +108,9 @@ def test_the_service_starts_without_redis_and_works_once_it_comes(
 ) -> None:
     own_redis.kill()
     with serving(own_settings) as client:
-        problem(upload(client), 503, "queue-unavailable")
+        problem(upload(client, PNG), 503, "queue-unavailable")
         own_redis.start()
-        assert upload(client).status_code == 202
+        assert upload(client, PNG).status_code == 202
 
 
 def test_a_job_whose_answer_redis_lost_keeps_its_image_and_is_what_the_same_key_finds(
@@ -149,7 +145,7 @@ def test_an_image_whose_job_redis_never_took_is_swept(
         raise QueueUnavailable("Redis went away in this moment.", retry_after=5)
 
     monkeypatch.setattr(JobQueue, "submit", lost)
-    problem(upload(client), 503, "queue-unavailable")
+    problem(upload(client, PNG), 503, "queue-unavailable")
     [image] = (settings.blob_root / "inputs").iterdir()
     redis.zadd(AGENDA_KEY, {image.name: 0}, xx=True)
     assert sweep(redis, BlobStore.open(settings), upload_grace_s=900).removed == 1
@@ -160,11 +156,11 @@ def test_a_redis_that_takes_no_writes_is_a_503(client: httpx.Client, redis: Redi
     """Out of memory, read-only after a failover: it answers PING and is of no use."""
     redis.config_set("maxmemory", "1")
     try:
-        answer = upload(client)
+        answer = upload(client, PNG)
     finally:
         redis.config_set("maxmemory", "0")
     problem(answer, 503, "queue-unavailable")
-    assert upload(client).status_code == 202
+    assert upload(client, PNG).status_code == 202
 
 
 def test_a_store_that_cannot_be_written_is_a_503_and_leaves_no_job(
@@ -172,13 +168,13 @@ def test_a_store_that_cannot_be_written_is_a_503_and_leaves_no_job(
 ) -> None:
     shutil.rmtree(settings.blob_root)
     settings.blob_root.write_text("a file where the folder should be")
-    body = problem(upload(client), 503, "store-unavailable")
+    body = problem(upload(client, PNG), 503, "store-unavailable")
     assert body["retry_after"]
     assert str(settings.blob_root) not in str(body)
     assert redis.keys("*job*") == []
     settings.blob_root.unlink()
     assert leftovers.found() == []
-    assert upload(client).status_code == 202
+    assert upload(client, PNG).status_code == 202
 
 
 def test_no_room_for_temporary_files_is_a_503(
@@ -206,3 +202,14 @@ def test_a_service_whose_store_takes_no_images_is_not_ready(
     with serving(settings) as client:
         assert client.get("/readyz").json()["components"]["store"]["ready"]
         assert not [path for path in settings.blob_root.rglob("*") if path.is_file()]
+
+
+def test_a_canceled_jobs_image_is_removed_without_any_worker(
+    settings: Settings, redis: Redis
+) -> None:
+    store = BlobStore.open(settings)
+    with serving(settings.model_copy(update={"maintenance_s": 1})) as client:
+        job = upload(client, picture("PNG")).json()["id"]
+        assert store.exists(input_key(job))
+        assert client.delete(f"/jobs/{job}").status_code == 200
+        eventually(lambda: not store.exists(input_key(job)))

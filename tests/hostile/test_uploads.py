@@ -11,9 +11,9 @@ import pytest
 from redis import Redis
 
 from jobs.settings import Settings
+from tests.hostile.files import FILES, FORMS, REQUESTS
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, Leftovers, eventually, serving
-from tests.service.hostile import FILES, FORMS, REQUESTS
 from tests.service.pictures import picture
 
 SOON_S = 2.0

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from jobs.settings import Settings
-from service.webhooks.target import BadTarget, Target, is_public
+from service.webhook_target import BadTarget, Target, is_public
 from tests.service.harness import problem, serving, upload
 from tests.service.telling import PNG, SECRET
 

@@ -9,10 +9,8 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 
 import anyio
@@ -29,40 +27,33 @@ from jobs.records import Records
 from jobs.schema import Job
 from jobs.settings import Settings
 from service.schema import JobView
-from service.webhooks.target import BadTarget, BlockedTarget, Target, resolve
+from service.webhook_target import BadTarget, BlockedTarget, Target, resolve
 
-__all__ = ["Message", "Sender", "key_of", "signature"]
+__all__ = ["Sender", "headers", "key_of", "message", "signature"]
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message; its id stays the same however often it is sent."""
+def message(job: Job, root: str) -> bytes:
+    """What tells that a job has ended. `root` is the path under which the service is mounted."""
+    assert job.ended_at is not None
+    # An expired job succeeded, and its end is what was to be told.
+    content = {
+        "type": f"job.{'succeeded' if job.result is not None else job.state.value}",
+        "timestamp": job.ended_at.isoformat(),
+        "data": JobView.of(job, root).model_dump(mode="json"),
+    }
+    return json.dumps(content).encode()
 
-    id: str
-    body: bytes
 
-    @classmethod
-    def of(cls, job: Job, root: str) -> Message:
-        """That a job has ended. `root` is the path under which the service is mounted."""
-        assert job.ended_at is not None
-        # An expired job succeeded, and its end is what was to be told.
-        content = {
-            "type": f"job.{'succeeded' if job.result is not None else job.state.value}",
-            "timestamp": job.ended_at.isoformat(),
-            "data": JobView.of(job, root).model_dump(mode="json"),
-        }
-        return cls(f"msg_{job.id}", json.dumps(content).encode())
-
-    def headers(self, secret: str, now: datetime) -> Mapping[str, str]:
-        """The headers of one attempt; receivers refuse old timestamps, so each has its own."""
-        timestamp = int(now.astimezone(UTC).timestamp())
-        return {
-            "Content-Type": "application/json",
-            "User-Agent": "stablesr-webhooks",
-            "webhook-id": self.id,
-            "webhook-timestamp": str(timestamp),
-            "webhook-signature": signature(key_of(secret), self.id, timestamp, self.body),
-        }
+def headers(id: str, body: bytes, secret: str) -> dict[str, str]:
+    """The headers of one attempt; receivers refuse old timestamps, so each has its own."""
+    timestamp = int(time.time())
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "stablesr-webhooks",
+        "webhook-id": id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": signature(key_of(secret), id, timestamp, body),
+    }
 
 
 def signature(key: bytes, id: str, timestamp: int, body: bytes) -> str:
@@ -89,10 +80,10 @@ TIMEOUTS = httpx.Timeout(10.0, connect=5.0)
 
 
 class Outcome(StrEnum):
-    DELIVERED = "delivered"
-    FAILED = "failed"
-    GIVEN_UP = "given_up"
-    BLOCKED = "blocked"
+    SUCCESS = "delivered"
+    FAILURE = "failed"
+    LAST_FAILURE = "given_up"
+    REFUSAL = "blocked"
 
 
 class Sender:
@@ -164,13 +155,13 @@ class Sender:
         # A defect in one call must not end the others, nor the service; nor may it go on for ever.
         except Exception as error:
             log.exception("unexpected error", job=call.job_id)
-            outcome, reason = Outcome.FAILED, repr(error)
-        if outcome is not Outcome.FAILED:
+            outcome, reason = Outcome.FAILURE, repr(error)
+        if outcome is not Outcome.FAILURE:
             await run_sync(self._outbox.done, call)
         elif not await run_sync(self._outbox.again, call):
-            outcome = Outcome.GIVEN_UP
+            outcome = Outcome.LAST_FAILURE
         self._attempts.labels(outcome.value).inc()
-        write = log.info if outcome is Outcome.DELIVERED else log.warning
+        write = log.info if outcome is Outcome.SUCCESS else log.warning
         write(
             "webhook",
             job=call.job_id,
@@ -185,20 +176,20 @@ class Sender:
         try:
             target = Target.parse(job.webhook_url or "", allow_private=self._allow_private)
             with anyio.fail_after(TIMEOUT_S):
-                status = await self._post(target, Message.of(job, self._root), secret)
+                status = await self._post(target, job, secret)
         except (BadTarget, BlockedTarget) as error:
-            return Outcome.BLOCKED, str(error)
+            return Outcome.REFUSAL, str(error)
         except TimeoutError:
-            return Outcome.FAILED, f"no answer within {TIMEOUT_S:g} s"
+            return Outcome.FAILURE, f"no answer within {TIMEOUT_S:g} s"
         # Among them a name that stands for no address, and what TLS does not like.
         except (httpx.HTTPError, OSError) as error:
-            return Outcome.FAILED, f"{type(error).__name__}: {error}"
+            return Outcome.FAILURE, f"{type(error).__name__}: {error}"
         if 200 <= status < 300:
-            return Outcome.DELIVERED, str(status)
+            return Outcome.SUCCESS, str(status)
         # Gone: the receiver does not want it any more.
-        return (Outcome.GIVEN_UP if status == 410 else Outcome.FAILED), str(status)
+        return (Outcome.LAST_FAILURE if status == 410 else Outcome.FAILURE), str(status)
 
-    async def _post(self, target: Target, message: Message, secret: str) -> int:
+    async def _post(self, target: Target, job: Job, secret: str) -> int:
         address = await run_sync(
             lambda: resolve(target, allow_private=self._allow_private),
             # Nothing can cut the system's resolver off; its answer is not waited for any longer.
@@ -206,7 +197,9 @@ class Sender:
             limiter=self._lookups,
         )
         host = f"[{address}]" if address.version == 6 else str(address)
-        headers = {**message.headers(secret, datetime.now(UTC)), "Host": target.authority}
+        # The id stays the same however often it is sent.
+        body = message(job, self._root)
+        fields = {**headers(f"msg_{job.id}", body, secret), "Host": target.authority}
         async with (
             # No proxy from the environment: it would connect to wherever the name leads it.
             httpx.AsyncClient(verify=self._tls, timeout=TIMEOUTS, trust_env=False) as client,
@@ -214,8 +207,8 @@ class Sender:
             client.stream(
                 "POST",
                 f"https://{host}:{target.port}{target.path}",
-                content=message.body,
-                headers=headers,
+                content=body,
+                headers=fields,
                 extensions={"sni_hostname": target.host},
             ) as answer,
         ):

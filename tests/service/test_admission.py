@@ -32,7 +32,7 @@ def keys(redis: Redis) -> Keys:
 @pytest.fixture
 def server(settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server that has seen no request yet, and so remembers none."""
-    monkeypatch.setattr("service.auth.REMEMBER_S", 0.2)
+    monkeypatch.setattr("service.admission.CACHE_S", 0.2)
     with serving(settings) as client:
         yield str(client.base_url)
 
@@ -55,21 +55,21 @@ def bob(server: str, keys: Keys) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def nobody(server: str) -> Iterator[httpx.Client]:
+def anonymous(server: str) -> Iterator[httpx.Client]:
     with client_of(server, None) as client:
         yield client
 
 
-def test_while_there_are_no_keys_none_is_asked_for(nobody: httpx.Client) -> None:
-    assert upload(nobody, PNG).status_code == 202
+def test_while_there_are_no_keys_none_is_asked_for(anonymous: httpx.Client) -> None:
+    assert upload(anonymous, PNG).status_code == 202
 
 
 @pytest.mark.parametrize(("method", "path"), [*PATHS, ("POST", "/upscale"), ("HEAD", "/jobs")])
 def test_once_a_key_was_made_every_use_asks_for_one(
-    nobody: httpx.Client, keys: Keys, method: str, path: str
+    anonymous: httpx.Client, keys: Keys, method: str, path: str
 ) -> None:
     keys.create("Ada")
-    answer = nobody.request(method, path.format(job="x"))
+    answer = anonymous.request(method, path.format(job="x"))
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="stablesr"'
     if method != "HEAD":
@@ -78,10 +78,10 @@ def test_once_a_key_was_made_every_use_asks_for_one(
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/models", "/openapi.json", "/problems/no-result"])
 def test_what_tells_nothing_of_anybody_stays_open(
-    nobody: httpx.Client, keys: Keys, path: str
+    anonymous: httpx.Client, keys: Keys, path: str
 ) -> None:
     keys.create("Ada")
-    assert nobody.get(path).status_code == 200
+    assert anonymous.get(path).status_code == 200
 
 
 def test_a_key_can_be_demanded_before_there_is_one(settings: Settings) -> None:
@@ -89,7 +89,7 @@ def test_a_key_can_be_demanded_before_there_is_one(settings: Settings) -> None:
         problem(client.get("/jobs"), 401, "unauthorized")
 
 
-def test_both_headers_are_understood(nobody: httpx.Client, keys: Keys) -> None:
+def test_both_headers_are_understood(anonymous: httpx.Client, keys: Keys) -> None:
     _, key = keys.create("Ada")
     for headers in (
         {"Authorization": f"Bearer {key}"},
@@ -97,32 +97,34 @@ def test_both_headers_are_understood(nobody: httpx.Client, keys: Keys) -> None:
         {"X-API-Key": key},
         {"Authorization": "Basic eA==", "X-API-Key": key},
     ):
-        assert nobody.get("/jobs", headers=headers).status_code == 200
+        assert anonymous.get("/jobs", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("wrong", ["", "x", "ssr_00000000_" + "A" * 43, "ssr_\xff", "x" * 5000])
-def test_a_wrong_key_is_refused(nobody: httpx.Client, keys: Keys, wrong: str) -> None:
+def test_a_wrong_key_is_refused(anonymous: httpx.Client, keys: Keys, wrong: str) -> None:
     keys.create("Ada")
-    answer = nobody.get("/jobs", headers={b"X-API-Key": wrong.encode("latin-1")})
+    answer = anonymous.get("/jobs", headers={b"X-API-Key": wrong.encode("latin-1")})
     problem(answer, 401, "unauthorized")
     assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
     assert "ssr_0" not in answer.text
 
 
 def test_a_key_of_the_right_id_and_a_wrong_secret_is_refused(
-    nobody: httpx.Client, keys: Keys
+    anonymous: httpx.Client, keys: Keys
 ) -> None:
     info, key = keys.create("Ada")
     other = info.prefix + "".join("B" if letter == "A" else "A" for letter in key[13:])
-    problem(nobody.get("/jobs", headers={"X-API-Key": other}), 401, "unauthorized")
+    problem(anonymous.get("/jobs", headers={"X-API-Key": other}), 401, "unauthorized")
 
 
-def test_a_key_that_is_given_must_be_right_even_where_none_is_needed(nobody: httpx.Client) -> None:
+def test_a_key_must_be_right_even_where_none_is_needed(
+    anonymous: httpx.Client,
+) -> None:
     wrong = {"X-API-Key": "ssr_00000000_" + "A" * 43}
-    problem(nobody.get("/jobs", headers=wrong), 401, "unauthorized")
-    # What is no key of ours is somebody else's business, say that of a proxy in front.
+    problem(anonymous.get("/jobs", headers=wrong), 401, "unauthorized")
+    # What is no key of ours is for others, say a proxy in front.
     others = {"Authorization": "Bearer eyJhbGciOi"}
-    assert nobody.get("/jobs", headers=others).status_code == 200
+    assert anonymous.get("/jobs", headers=others).status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), PATHS[1:])
@@ -146,10 +148,10 @@ def test_each_key_lists_its_own_jobs(ada: httpx.Client, bob: httpx.Client) -> No
     assert [job["id"] for job in bob.get("/jobs").json()["jobs"]] == [theirs]
 
 
-def test_jobs_from_before_there_were_keys_are_nobodys(
-    nobody: httpx.Client, server: str, keys: Keys
+def test_jobs_from_before_there_were_keys_have_no_owner(
+    anonymous: httpx.Client, server: str, keys: Keys
 ) -> None:
-    job = upload(nobody, PNG).json()["id"]
+    job = upload(anonymous, PNG).json()["id"]
     with client_of(server, keys.create("Ada")[1]) as ada:
         problem(ada.get(f"/jobs/{job}"), 404, "job-not-found")
 
@@ -165,20 +167,20 @@ def test_each_key_has_idempotency_keys_of_its_own(ada: httpx.Client, bob: httpx.
 
 
 def test_a_revoked_key_stops_within_seconds_and_does_not_open_the_service(
-    ada: httpx.Client, nobody: httpx.Client, keys: Keys
+    ada: httpx.Client, anonymous: httpx.Client, keys: Keys
 ) -> None:
     assert ada.get("/jobs").status_code == 200
     [info] = keys.list()
     keys.revoke(info.id)
     eventually(lambda: ada.get("/jobs").status_code == 401)
     # It was the only one: there still are keys, and this one is not valid.
-    eventually(lambda: nobody.get("/jobs").status_code == 401)
+    eventually(lambda: anonymous.get("/jobs").status_code == 401)
 
 
 def test_a_revoked_key_ends_its_streams(
     ada: httpx.Client, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.listener.Watch.moved.__defaults__", (0.05,))
+    monkeypatch.setattr("service.listener.Watch.wait.__defaults__", (0.05,))
     job = upload(ada, PNG).json()["id"]
     with ada.stream("GET", f"/jobs/{job}/events") as answer:
         lines = answer.iter_lines()
@@ -234,14 +236,14 @@ def test_the_last_use_of_a_key_is_known(ada: httpx.Client, keys: Keys) -> None:
 
 
 def test_an_upload_without_a_key_is_refused_before_its_body(
-    nobody: httpx.Client, keys: Keys
+    anonymous: httpx.Client, keys: Keys
 ) -> None:
     keys.create("Ada")
     head = (
         "POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     )
-    address = (nobody.base_url.host, nobody.base_url.port)
+    address = (anonymous.base_url.host, anonymous.base_url.port)
     with socket.create_connection(address, timeout=10) as connection:
         connection.sendall(head.encode())
         assert connection.recv(12) == b"HTTP/1.1 401"
