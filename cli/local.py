@@ -102,11 +102,11 @@ class LocalModel:
 
     def __init__(self, settings: Settings) -> None:
         from models.errors import ModelError
-        from worker.errors import NotStarted
-        from worker.loading import load as load_model
+        from worker.errors import StartupError
+        from worker.model import load as load_model
 
         self._max_pixels = settings.max_input_pixels
-        with translate({NotStarted: BadSettings, ModelError: JobFailed}):
+        with translate({StartupError: BadSettings, ModelError: JobFailed}):
             self._sr = load_model(settings, jobs=1)
 
     @property

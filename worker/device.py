@@ -10,7 +10,7 @@ import torch
 from jobs.settings import Settings
 from models.compiler import CompileOptions
 from models.plan import Resources
-from worker.errors import NotStarted
+from worker.errors import StartupError
 
 __all__ = [
     "choose_device",
@@ -29,7 +29,7 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; `auto` takes a GPU where there is one.
 
     Raises:
-        NotStarted: there is no such device here.
+        StartupError: there is no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
     # AssertionError where it was built without CUDA.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise NotStarted(
+        raise StartupError(
             f"STABLESR_DEVICE is {name!r}, which cannot be used here ({reason}); "
             "auto, cpu or cuda:N can."
         ) from error
@@ -51,14 +51,14 @@ def devices_of(settings: Settings) -> list[str]:
     """The names of the devices that share one image's network calls; mostly one.
 
     Raises:
-        NotStarted: a GPU is named twice.
+        StartupError: a GPU is named twice.
     """
     if settings.devices is None:
         return [settings.device]
     names = [name.strip() for name in settings.devices.split(",")]
     twice = {name for name in names if name.startswith("cuda") and names.count(name) > 1}
     if twice:
-        raise NotStarted(
+        raise StartupError(
             f"STABLESR_DEVICES is {settings.devices!r}, but has {', '.join(sorted(twice))} twice; "
             "each GPU can be there once, as in cuda:0,cuda:1."
         )
@@ -69,12 +69,12 @@ def named_device(name: str) -> torch.device:
     """The device of that name, which need not be here; `auto` is the processor.
 
     Raises:
-        NotStarted: no device is called so.
+        StartupError: no device is called so.
     """
     try:
         return torch.device("cpu" if name == "auto" else name)
     except RuntimeError as error:
-        raise NotStarted(f"The device is {name!r}, but cpu and cuda are devices.") from error
+        raise StartupError(f"The device is {name!r}, but cpu and cuda are devices.") from error
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

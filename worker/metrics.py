@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from jobs.settings import Settings
 from jobs.upkeep import put_off_counter
-from worker.errors import NotStarted
+from worker.errors import StartupError
 
 __all__ = ["WorkerMetrics"]
 
@@ -64,14 +64,14 @@ class WorkerMetrics:
         """Answers at the settings' port, where one is set, for as long as the process lives.
 
         Raises:
-            NotStarted: the port cannot be listened on.
+            StartupError: the port cannot be listened on.
         """
         if settings.metrics_port == 0:
             return
         try:
             start_http_server(settings.metrics_port, settings.host, self.registry)
         except OSError as error:
-            raise NotStarted(
+            raise StartupError(
                 f"STABLESR_METRICS_PORT is {settings.metrics_port}, which cannot be listened on at "
                 f"{settings.host}: {error}. Give each worker of a host a port of its own, or 0."
             ) from error

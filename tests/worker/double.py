@@ -32,7 +32,9 @@ __all__ = [
     "HANG_DECODING",
     "HANG_ONCE",
     "OUT_OF_MEMORY",
+    "Counting",
     "Double",
+    "Encoded",
     "main",
 ]
 
@@ -42,8 +44,8 @@ TROUBLE_STEP = 2
 
 
 @dataclass(frozen=True)
-class Prepared:
-    image: Tensor
+class Encoded:
+    pixels: Tensor
     size: tuple[int, int]
     summary: Mapping[str, object] = field(default_factory=dict)
 
@@ -73,13 +75,15 @@ class Double:
     def steps_in(self, image: Tensor, options: Options) -> bool:
         return False
 
-    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Prepared:
-        return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
+    def prepare(
+        self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+    ) -> Encoded:
+        return Encoded(image, output_size(image.shape[2], image.shape[3], options.scale))
 
-    def sample(self, prepared: Prepared, options: Options) -> Sampler:
+    def sample(self, image: Encoded, options: Options) -> Sampler:
         noise = torch.Generator().manual_seed(options.seed)
         canvas = torch.randn(2, 4, 8, 8, generator=noise)
-        lr = prepared.image.mean().expand(2, 4, 8, 8)
+        lr = image.pixels.mean().expand(2, 4, 8, 8)
         seed = torch.full((2, 1, 1), float(options.seed))
         steps = options.steps or 1
         for step in range(steps):
@@ -89,22 +93,22 @@ class Double:
 
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         time.sleep(self._step_s)
-        return [self._predicted(request) for request in requests]
+        return [self._prediction(request) for request in requests]
 
-    def _predicted(self, request: StepRequest) -> Tensor:
+    def _prediction(self, request: StepRequest) -> Tensor:
         assert request.context is not None  # `sample` gives one
         if request.step >= TROUBLE_STEP:
             self._trouble(int(request.context[0, 0, 0]))
-        moved = request.noisy + request.lr * request.timestep
-        return torch.sin(moved + request.context[:, :, None])
+        x = request.noisy + request.lr * request.timestep
+        return torch.sin(x + request.context[:, :, None])
 
     def rows(
-        self, prepared: Prepared, latent: Tensor, options: Options, tell: Callable[[float], None]
+        self, image: Encoded, latent: Tensor, options: Options, on_progress: Callable[[float], None]
     ) -> Iterator[Tensor]:
         if options.seed == HANG_DECODING:
             time.sleep(3600)
-        larger = interpolate(prepared.image, prepared.size)
-        texture = interpolate(latent[:1, :3], prepared.size)
+        larger = interpolate(image.pixels, image.size)
+        texture = interpolate(latent[:1, :3], image.size)
         return iter((larger + 0.2 * texture).clamp(0, 1))
 
     def _trouble(self, seed: int) -> None:
@@ -127,6 +131,44 @@ class Double:
         except FileExistsError:
             return False
         return True
+
+
+@dataclass(frozen=True)
+class CountedImage(Encoded):
+    """Says when it is closed."""
+
+    double: Counting | None = None
+
+    def close(self) -> None:
+        assert self.double is not None
+        self.double.count -= 1 if self.double.count else 0
+
+
+class Counting(Double):
+    """Counts the images whose features it holds; decodes in strips of two rows."""
+
+    count = 0
+    count_when_written = -1
+
+    def prepare(
+        self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+    ) -> Encoded:
+        plain = super().prepare(image, options, on_progress)
+        on_progress(0.5)
+        self.count += 1
+        return CountedImage(plain.pixels, plain.size, {"keep": "disk", "rows": 2}, self)
+
+    def rows(
+        self, image: Encoded, latent: Tensor, options: Options, on_progress: Callable[[float], None]
+    ) -> Iterator[Tensor]:
+        whole = torch.cat(list(super().rows(image, latent, options, on_progress)), dim=1)
+        for part in range(4):
+            on_progress(part / 4)
+        return self._strips(whole)
+
+    def _strips(self, whole: Tensor) -> Iterator[Tensor]:
+        self.count_when_written = self.count
+        yield from torch.split(whole, 2, dim=1)
 
 
 def main(settings: Settings, *, step_s: float, load_s: float) -> int:

@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from jobs.settings import Settings
-from worker.errors import NotStarted
-from worker.loading import load
+from worker.errors import StartupError
+from worker.model import load
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("values", "message"),
     [
         ({"devices": "cpu,nonsense"}, "'nonsense', which cannot be used here"),
         ({"devices": "cuda:1,cuda:1"}, "has cuda:1 twice"),
     ],
 )
 def test_what_several_devices_cannot_do_is_refused_in_a_sentence(
-    given: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.loading.StableSR", None)
-    with pytest.raises(NotStarted, match=said):
-        load(Settings(**given), jobs=1)
+    monkeypatch.setattr("worker.model.StableSR", None)
+    with pytest.raises(StartupError, match=message):
+        load(Settings(**values), jobs=1)
 
 
 def test_tiles_of_one_image_go_over_all_devices_that_are_named() -> None:
