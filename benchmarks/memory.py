@@ -27,8 +27,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.images import SCALE, synthetic_png
-from benchmarks.machine import alone, peak_memory, reset_peak_memory, synchronize
+from benchmarks.machine import peak_memory, reset_peak_memory, synchronize
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
+from benchmarks.processes import alone
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result, Unit
 from jobs.settings import parse_bytes

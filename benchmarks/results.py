@@ -52,6 +52,8 @@ class Result(BaseModel):
     subject: str
     """What was measured, in words"""
     measurements: list[Measurement]
+    failures: dict[str, str] = {}
+    """Why parts ended early, by their names"""
 
     @classmethod
     def of(cls, module: str, subject: str, device: str, measurements: list[Measurement]) -> Result:

@@ -211,33 +211,33 @@ def _lacks_memory(error: Exception) -> bool:
 
 def _problem(error: Exception, settings: Settings) -> Problem:
     """What the client is told; the log has the rest."""
-    limit = settings.job_timeout_s
+    if isinstance(error, InvalidOption | MissingTextTower):
+        title = "The parameters do not fit"
+        return Problem(type="invalid-parameters", title=title, detail=str(error))
+    return _public_error(error, settings.job_timeout_s).problem()
+
+
+def _public_error(error: Exception, limit: int) -> JobsError:
     match error:
-        case ImageError():
-            return error.problem()
         case TimedOut():
             return JobTimedOut(
                 f"The job ran for its limit of {limit} seconds without an end; "
                 "a smaller image, scale or number of steps takes less.",
                 limit_seconds=limit,
-            ).problem()
-        case InvalidOption() | MissingTextTower():
-            return Problem(
-                type="invalid-parameters", title="The parameters do not fit", detail=str(error)
             )
         case NotFinite():
-            return JobFault(str(error)).problem()
+            return JobFault(str(error))
         case StoreUnavailable():
             return StoreUnavailable(
                 "The worker could not use the image store, twice; submit the image again later."
-            ).problem()
+            )
         case _ if _lacks_memory(error):
             return OutOfMemory(
                 "The worker has too little memory for this image; ask for a smaller scale."
-            ).problem()
+            )
         case JobsError() if not isinstance(error, JobFault | QueueUnavailable):
-            return error.problem()
+            return error
     return JobFault(
         "The worker could not finish the job because of a fault of its own; "
         "its log says more under the job's id."
-    ).problem()
+    )

@@ -1,18 +1,16 @@
 """Who uses the device: one lock for all slots of a process and its engine.
 
-A claim has a kind. A job is shared with other jobs, but one that was lost once runs alone: when a
-process dies with several jobs in it, nothing says whose fault it was, and all of them have used up
-an attempt. Run together again, the guilty one would take the others with it a second time and for
-good. So a second attempt waits until the other slots are done, and no other job begins until it has
-ended. Of two such jobs the second does not wait, or it would be in the process when the first one
-kills it: it is refused and goes back.
+A claim has a kind. **Jobs** share the device, but one that was lost once runs alone: when a process
+dies with several jobs in it, nothing says whose fault it was, and together again the guilty one
+would take the others with it a second time and for good. So a second attempt waits until the other
+slots are done, and no job begins until it has ended. A second such job is refused and goes back: it
+must not be in the process when the first one kills it.
 
-Within jobs, images are encoded and decoded one after the other, so that the memory of one suffices,
-while network calls go on; where networks take turns on the device (offload), these wait too. A
-large image takes minutes where a small one takes a second, so between two strips of a large one the
-small ones that wait step in, each to its end. A plan counts the memory of one such guest beside the
-large image (`models.plan`). What comes while guests are at work waits for the next strip: the large
-image goes on with every one.
+Within jobs, the **autoencoder** works on one image after the other, so that the memory of one
+suffices, while **denoiser** calls go on; where networks take turns on the device (offload), these
+wait too. Between two strips of a large image, which takes minutes, the small ones that wait step
+in, each to its end; `models.plan` counts the memory of one such guest. What comes while guests are
+at work waits for the next strip.
 
 All else is first come, first served.
 """
