@@ -50,11 +50,11 @@ from models.errors import (
     ScratchFull,
 )
 from models.memory import is_out_of_memory
+from models.pipeline import StableSR
 from worker.device_lock import DeviceLock, DeviceTaken
 from worker.engine import Engine
 from worker.errors import Cancellation, Interruption, LeaseLost, TimedOut, is_device_lost
 from worker.metrics import WorkerMetrics
-from worker.model import Upscaler
 from worker.watchdog import Watchdog
 
 __all__ = ["CURRENT", "Attempt", "Process", "conclude"]
@@ -79,7 +79,7 @@ class Process:
     records: Records
     quick_records: Records
     store: BlobStore
-    model: Upscaler
+    model: StableSR
     engine: Engine
     metrics: WorkerMetrics
     watchdog: Watchdog

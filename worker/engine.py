@@ -1,10 +1,9 @@
 """Continuous batching: the network calls of all running jobs, made by one thread.
 
-Each job's sampler is a generator that yields the tiles of one step and is sent the predictions.
-The generator runs on its own job's thread: aggregating tiles and making the scheduler's step for
-one job then overlaps with the network call of the others, an error in it belongs to its job alone,
-and no generator is ever touched by two threads. Only the tiles cross over to the engine's thread,
-which fills every call with tiles of all jobs that wait, each tile with its own timestep.
+Each job's sampler is a generator that yields the tiles of one step and is sent the predictions. It
+runs on its own job's thread: the scheduler's step of one job overlaps with the network call of
+others, and an error in it belongs to its job alone. Only the tiles cross over to the engine's
+thread, which fills every call with tiles of all jobs that wait, each with its own timestep.
 """
 
 from __future__ import annotations
@@ -27,13 +26,9 @@ from worker.errors import EngineBroken
 from worker.metrics import WorkerMetrics
 from worker.watchdog import Feed
 
-__all__ = ["MAX_TILES", "Engine", "fair_split"]
+__all__ = ["Engine", "fair_split"]
 
-MAX_TILES = 8
-"""Tiles in one network call."""
-
-# How long a call may wait for the tiles of jobs that are between two steps: at most this, and
-# never more than half of what the last call took.
+# How long a call may wait for jobs that are between two steps; never more than half of a call.
 MAX_QUEUE_DELAY_S = 0.05
 # How often a job that waits for its predictions looks whether it should still wait.
 POLL_S = 0.1
@@ -80,8 +75,7 @@ class Engine:
     Args:
         predict: one network call; a (n, C, h, w) for each request.
         max_tiles: bounds a call.
-        watch: entered around every call and every step of a sampler, with a name for it; what it
-            yields is called while a step awaits its predictions, as calls are watched themselves.
+        watch: entered around every call and every step of a sampler, with a name for it.
         device: held while a call is made.
         metrics: how long steps and calls take, and how full the calls are.
     """
@@ -90,7 +84,7 @@ class Engine:
         self,
         predict: Predict,
         *,
-        max_tiles: int = MAX_TILES,
+        max_tiles: int = 8,
         watch: Callable[[str], AbstractContextManager[Feed]] = lambda what: nullcontext(_idle),
         device: DeviceLock | None = None,
         metrics: WorkerMetrics | None = None,
@@ -106,24 +100,17 @@ class Engine:
         self._running = 0
         self._stopping = False
         self._last_call_s = 0.0
-        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        self.start = self._thread.start
+        self.thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self.start = self.thread.start
         self.max_tiles = max_tiles
-        self.calls = self.tiles = 0
-        """Network calls that succeeded, and tiles in them"""
-        self.failed_batches = 0
-        """Calls for several jobs that failed and were repeated job by job"""
+        # Network calls that succeeded, tiles in them, and calls that were repeated job by job.
+        self.calls = self.tiles = self.failed_batches = 0
 
     def stop(self) -> None:
         """End after the call that is being made; jobs that wait get EngineBroken."""
         with self._ready:
             self._stopping = True
             self._ready.notify_all()
-
-    def ends(self, *, timeout_s: float) -> bool:
-        """Whether the thread ends within so long."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     def run(
         self,
@@ -166,7 +153,10 @@ class Engine:
     def _predictions(
         self, step: Step, poll: Callable[[], None], feed: Feed
     ) -> Generator[Tensor, None, None]:
-        """The prediction of each tile, as the calls that hold its tiles come back."""
+        """The prediction of each tile, as the calls that hold its tiles come back.
+
+        Meanwhile the watchdog is fed, as calls are watched themselves.
+        """
         pending = _Pending(step)
         with self._ready:
             if self._stopping:
@@ -190,9 +180,8 @@ class Engine:
             self._withdraw(pending)
 
     def _withdraw(self, pending: _Pending) -> None:
-        with self._ready:
-            if pending in self._waiting:
-                self._waiting.remove(pending)
+        with self._ready, suppress(ValueError):
+            self._waiting.remove(pending)
 
     def _serve(self) -> None:
         try:
@@ -209,9 +198,8 @@ class Engine:
     def _end(self, error: EngineBroken) -> None:
         with self._ready:
             self._stopping = True
-            for pending in self._waiting:
-                pending.answers.put(error)
-            self._waiting.clear()
+            while self._waiting:
+                self._waiting.popleft().answers.put(error)
 
     def _next_batch(self) -> list[_Slice]:
         """The tiles of the next call; none when the engine stops.
@@ -278,15 +266,14 @@ class Engine:
 
     def _recover(self, batch: list[_Slice], error: Exception) -> None:
         """Find out whose fault a failed call was: only the guilty job fails."""
-        if len(batch) > 1:
-            self.failed_batches += 1
-            log.warning("repeating the call job by job", jobs=len(batch))
-            for part in batch:
-                self._call([part])
+        if len(batch) == 1:
+            self._withdraw(batch[0].pending)
+            batch[0].pending.answers.put(error)
             return
-        [part] = batch
-        self._withdraw(part.pending)
-        part.pending.answers.put(error)
+        self.failed_batches += 1
+        log.warning("repeating the call job by job", jobs=len(batch))
+        for part in batch:
+            self._call([part])
 
 
 def fair_split(demands: Sequence[int], room: int) -> list[int]:

@@ -1,96 +1,135 @@
-"""What the worker asks of a pipeline, and the one that its settings name.
-
-The protocol is there so that the worker's processes can be tested without weights.
-"""
+"""The model that the settings name: on which device, in which precision, with how much memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import logging
+import resource
 
-from torch import Tensor
+import torch
 
 from jobs.settings import Settings
 from models.checkpoints.places import Absence, preset_folder
+from models.compiler import CompileOptions
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser
 from models.pipeline import StableSR
+from models.plan import Resources
 from models.presets import get_preset
-from models.sampling import Sampler, StepRequest
-from worker.device import (
-    choose_device,
-    choose_dtype,
-    compile_options_of,
-    devices_of,
-    resources_of,
-)
 from worker.errors import StartupError
 
-if TYPE_CHECKING:
-    from models.options import Options
+__all__ = [
+    "choose_device",
+    "choose_dtype",
+    "compile_options_of",
+    "devices_of",
+    "load",
+    "memory_in_use",
+    "named_device",
+    "reason_without_weights",
+    "resources_of",
+    "weights_stamp",
+]
 
-__all__ = ["EncodedImage", "Upscaler", "load", "reason_without_weights", "weights_stamp"]
+log = logging.getLogger(__name__)
 
 
-class EncodedImage(Protocol):
-    """An image between its encoding and its decoding; holds memory or files until it is closed."""
+def choose_device(name: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one.
 
-    @property
-    def summary(self) -> Mapping[str, object]:
-        """How it is to go through the memory there is, for the log."""
-
-    def close(self) -> None:
-        """Frees what only the decoder would read; may be called again."""
-
-
-class Upscaler(Protocol):
-    """A pipeline in its parts; `models.pipeline.StableSR` is the one there is.
-
-    No method keeps anything between calls: several jobs go through one object at once.
+    Raises:
+        StartupError: there is no such device here.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    # torch raises RuntimeError for a name it does not know and for a device that is not there,
+    # AssertionError where it was built without CUDA.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise StartupError(
+            f"STABLESR_DEVICE is {name!r}, which cannot be used here ({reason}); "
+            "auto, cpu or cuda:N can."
+        ) from error
+    return device
 
-    @property
-    def tile_batch(self) -> int:
-        """Tiles that a network call has room for."""
 
-    @property
-    def offload(self) -> bool:
-        """Whether autoencoder and denoiser take turns on the device."""
+def devices_of(settings: Settings) -> list[str]:
+    """The names of the devices that share one image's network calls; mostly one.
 
-    @property
-    def departures(self) -> Mapping[str, int]:
-        """How often it has gone another way than planned since it was loaded, by what: strips or
-        calls made smaller, maps kept further away, calls not compiled."""
+    Raises:
+        StartupError: a GPU is named twice.
+    """
+    if settings.devices is None:
+        return [settings.device]
+    names = [name.strip() for name in settings.devices.split(",")]
+    twice = {name for name in names if name.startswith("cuda") and names.count(name) > 1}
+    if twice:
+        raise StartupError(
+            f"STABLESR_DEVICES is {settings.devices!r}, but has {', '.join(sorted(twice))} twice; "
+            "each GPU can be there once, as in cuda:0,cuda:1."
+        )
+    return names
 
-    def steps_in(self, image: Tensor, options: Options) -> bool:
-        """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
-        strips of a larger one, where `on_progress` is called."""
 
-    # Any: what it returns is handed back as it is, to methods that know more of it.
-    def prepare(
-        self, image: Tensor, options: Options, on_progress: Callable[[float], None], /
-    ) -> Any:
-        """Upsample, pad and encode (1, 3, H, W) in [0, 1]; a EncodedImage.
+def named_device(name: str) -> torch.device:
+    """The device of that name, which need not be here; `auto` is the processor.
 
-        `on_progress` is called between strips with the fraction done, and may raise to end it.
-        """
+    Raises:
+        StartupError: no device is called so.
+    """
+    try:
+        return torch.device("cpu" if name == "auto" else name)
+    except RuntimeError as error:
+        raise StartupError(f"The device is {name!r}, but cpu and cuda are devices.") from error
 
-    def sample(self, image: Any, options: Options, /) -> Sampler:
-        """The sampling loop, one yield a step. Closing the generator ends it."""
 
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
-        """One network call for all tiles of all requests; a (n, C, h, w) for each request."""
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of that name; `auto` is bfloat16, and a CPU computes in float32 whatever the
+    name, which is logged: few have instructions for half precision, and the others take many times
+    as long in it.
 
-    def rows(
-        self,
-        image: Any,
-        latent: Tensor,
-        options: Options,
-        on_progress: Callable[[float], None],
-        /,
-    ) -> Iterator[Tensor]:
-        """The image, decoded when this returns: (3, n, round(scale * W)) float32 in [0, 1] on
-        the CPU, from top to bottom, in total round(scale * H) rows. `on_progress` as above."""
+    bfloat16 has the range of float32: float16 overflows in the attention of some of the weights.
+    """
+    if device.type == "cpu":
+        if name not in ("auto", "float32"):
+            log.warning("the precision is %s, but a CPU computes in float32", name)
+        return torch.float32
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    return dtypes["bfloat16" if name == "auto" else name]
+
+
+def resources_of(settings: Settings, *, jobs: int) -> Resources:
+    """What the settings decide of the memory that so many jobs at once have."""
+    return Resources(
+        memory_limit=settings.memory_limit,
+        tile_batch=settings.tile_batch,
+        decode_tile=settings.decode_tile,
+        offload={"auto": None, "on": True, "off": False}[settings.offload],
+        scratch=settings.scratch,
+        shared=jobs > 1,
+    )
+
+
+def compile_options_of(settings: Settings) -> CompileOptions:
+    """Whether and how the settings have network calls compiled."""
+    return CompileOptions(settings.compile, settings.compile_cache, settings.fixed_batch)
+
+
+def memory_in_use(device: str) -> dict[str, int]:
+    """Bytes by kind: of a GPU what is allocated now and was at most, what this process holds and
+    what there is; elsewhere the most that this process had resident."""
+    if not device.startswith("cuda"):
+        # Linux counts it in KiB.
+        return {"resident_peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "allocated_peak": torch.cuda.max_memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        # Known on the host: nothing here waits for a device that hangs.
+        "total": torch.cuda.get_device_properties(device).total_memory,
+    }
 
 
 def load(settings: Settings, *, jobs: int) -> StableSR:

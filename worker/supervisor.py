@@ -34,14 +34,14 @@ from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
 from jobs.workers import Workers
 from models.errors import CheckpointError, ModelError, WeightsNotFound
+from models.pipeline import StableSR
 from worker.attempt import Process
-from worker.device import choose_device, devices_of
 from worker.device_lock import DeviceLock
 from worker.engine import Engine
 from worker.errors import StartupError
 from worker.heartbeat import Action, PeriodicThread, Registration, try_to
 from worker.metrics import WorkerMetrics
-from worker.model import Upscaler, reason_without_weights, weights_stamp
+from worker.model import choose_device, devices_of, reason_without_weights, weights_stamp
 from worker.model import load as load_model
 from worker.slot import Slot, SlotWorker
 from worker.watchdog import Watchdog, end_process
@@ -65,7 +65,7 @@ def main(settings: Settings) -> int:
     """Serve `settings.preset`, as soon as its weights are here, until SIGTERM or SIGINT."""
     configure_logging(settings)
 
-    def load(on_compile: Callable[[int, int], None]) -> Upscaler:
+    def load(on_compile: Callable[[int, int], None]) -> StableSR:
         sr = load_model(settings, jobs=settings.slots)
         # Here, where no watchdog takes minutes of compiling for a device that hangs.
         sr.compile(on_compile)
@@ -90,7 +90,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[Callable[[int, int], None]], Upscaler],
+        load: Callable[[Callable[[int, int], None]], StableSR],
         *,
         device: str,
     ) -> None:
@@ -143,7 +143,7 @@ class Supervisor:
             os._exit(self._exit_code)
         return self._exit_code
 
-    def _model(self) -> Upscaler:
+    def _model(self) -> StableSR:
         """What `load` returns, once there are weights: others than those that it could not use."""
         preset, registration = self._settings.preset, self._registration
         while True:
@@ -159,7 +159,7 @@ class Supervisor:
             log.info("weights have come", preset=preset)
             registration.state = "starting"
 
-    def _work(self, model: Upscaler, store: BlobStore) -> None:
+    def _work(self, model: StableSR, store: BlobStore) -> None:
         settings, info = self._settings, self._registration.info
         watchdog = Watchdog(settings.step_timeout_s, self._on_stall)
         device = DeviceLock(offload=model.offload)
@@ -218,8 +218,11 @@ class Supervisor:
         return sum(slot.attempt is not None for slot in self._slots)
 
     def _has_busy_threads(self) -> bool:
-        engine_is_busy = self._engine is not None and not self._engine.ends(timeout_s=1.0)
-        return engine_is_busy or any(slot.thread.is_alive() for slot in self._slots)
+        threads = [slot.thread for slot in self._slots]
+        if self._engine is not None:
+            self._engine.thread.join(1.0)
+            threads.append(self._engine.thread)
+        return any(thread.is_alive() for thread in threads)
 
     # Ends
 

@@ -42,7 +42,7 @@ def test_another_build_is_measured_by_its_own_command(printed: str, tmp_path: Pa
     first, *others = measure_checkout(tmp_path / "other", "step", arguments, step.older)
     assert first == Measurement("other fp32", "batch 1", "a tile and step", 2.0, "s")
     if others:
-        assert [m.value for m in others] == [3, 4, 1, 2.0]
+        assert [m.value for m in others] == [1, 3, 4, 2.0]
         assert others[-1].at_least
 
 

@@ -61,7 +61,7 @@ class Job:
 class House:
     """One service on one Redis; `with` starts both and ends everything.
 
-    The settings are the defaults, but for what a case gives; and clients are not asked to slow down,
+    The settings are the defaults, but for what a case gives; clients are not asked to slow down,
     since jobs are looked at all the time.
     """
 

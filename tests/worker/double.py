@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.geometry import output_size
 from models.options import Options
+from models.pipeline import StableSR
 from models.sampling import Sampler, StepRequest
 from worker.supervisor import Supervisor
 
@@ -54,7 +56,7 @@ class Encoded:
 
 
 class Double:
-    """An `Upscaler`: its result is the image enlarged, and shifted by a value from the sampling."""
+    """Stands in for `StableSR`: its result is the image enlarged, shifted by the sampling."""
 
     def __init__(self, *, step_s: float = 0.0, marks: Path | None = None) -> None:
         self._step_s = step_s
@@ -176,7 +178,7 @@ def main(settings: Settings, *, step_s: float, load_s: float) -> int:
     have it compiled waits for a file between the two of its sizes."""
     configure_logging(settings)
 
-    def load(on_compile: Callable[[int, int], None]) -> Double:
+    def load(on_compile: Callable[[int, int], None]) -> StableSR:
         time.sleep(load_s)
         folder = settings.blob_root.parent
         if settings.compile == "on":
@@ -184,6 +186,6 @@ def main(settings: Settings, *, step_s: float, load_s: float) -> int:
             while not (folder / "compiled").exists():
                 time.sleep(0.02)
             on_compile(1, 2)
-        return Double(step_s=step_s, marks=folder)
+        return cast(StableSR, Double(step_s=step_s, marks=folder))
 
     return Supervisor(settings, load, device="double").run()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from rq import Retry
 
 from jobs.connection import connect
 from jobs.records import Records
 from jobs.schema import JobState
+from models.pipeline import StableSR
 from tests.worker.double import Double
 from tests.worker.processes import House
 from worker.attempt import CURRENT, Attempt, Process
@@ -39,7 +40,7 @@ def serving(house: House, model: Double | None = None, **settings: Any) -> Itera
                 records=records,
                 quick_records=records,
                 store=house.store,
-                model=model,
+                model=cast(StableSR, model),
                 engine=engine,
                 metrics=metrics,
                 watchdog=Watchdog(3600),

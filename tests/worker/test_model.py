@@ -1,13 +1,80 @@
-"""Loading a model: over several devices, and what cannot go together."""
-
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
 from jobs.settings import Settings
-from worker.errors import StartupError
-from worker.model import load
+from models.compiler import CompileOptions
+from models.plan import Resources
+from worker.errors import StartupError, is_device_lost
+from worker.model import (
+    choose_device,
+    choose_dtype,
+    compile_options_of,
+    devices_of,
+    load,
+    named_device,
+    resources_of,
+)
+
+
+def test_what_the_settings_decide_of_memory_reaches_the_plan(tmp_path: Path) -> None:
+    settings = Settings(
+        memory_limit="6GB", tile_batch=4, decode_tile=32, offload="on", scratch=tmp_path
+    )
+    assert resources_of(settings, jobs=2) == Resources(
+        memory_limit=6 * 10**9,
+        tile_batch=4,
+        decode_tile=32,
+        offload=True,
+        scratch=tmp_path,
+        shared=True,
+    )
+    assert resources_of(Settings(), jobs=1) == Resources()
+
+
+def test_what_the_settings_decide_of_compiling_reaches_the_network_calls(tmp_path: Path) -> None:
+    settings = Settings(compile="on", compile_cache=tmp_path, fixed_batch=3)
+    assert compile_options_of(settings) == CompileOptions("on", tmp_path, 3)
+    given = compile_options_of(Settings())
+    assert (given.mode, given.fixed_batch) == ("off", None)
+    assert given.cache is not None
+    assert given.cache.name == "compiled"
+
+
+def test_one_image_goes_over_one_device_or_those_that_are_named() -> None:
+    assert devices_of(Settings(device="cuda:1")) == ["cuda:1"]
+    assert devices_of(Settings(devices="cuda:0, cuda:2")) == ["cuda:0", "cuda:2"]
+    with pytest.raises(StartupError, match="has cuda:0 twice"):
+        devices_of(Settings(devices="cuda:0,cuda:1,cuda:0"))
+
+
+def test_a_device_can_be_named_that_is_not_here() -> None:
+    assert named_device("cuda:3") == torch.device("cuda", 3)
+    assert named_device("auto") == torch.device("cpu")
+    with pytest.raises(StartupError, match="'tpu9', but cpu and cuda"):
+        named_device("tpu9")
+
+
+def test_a_gpu_without_memory_is_not_lost_and_one_with_a_fault_is() -> None:
+    for said in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"):
+        assert not is_device_lost(RuntimeError(said))
+    assert is_device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_a_cpu_computes_in_float32_and_a_gpu_in_bfloat16_unless_told_otherwise() -> None:
+    assert choose_dtype("auto", torch.device("cpu")) is torch.float32
+    assert choose_dtype("float16", torch.device("cpu")) is torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) is torch.bfloat16
+    assert choose_dtype("float16", torch.device("cuda")) is torch.float16
+
+
+def test_a_device_that_does_not_exist_is_refused_in_one_sentence() -> None:
+    with pytest.raises(StartupError, match=r"^STABLESR_DEVICE is 'abacus', which cannot be used"):
+        choose_device("abacus")
+    assert choose_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
