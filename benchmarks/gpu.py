@@ -100,7 +100,8 @@ def step_compiled(sizes: Sizes) -> Iterator[Measurement]:
 
 def image(sizes: Sizes) -> Iterator[Measurement]:
     """Seconds of one image, eager; one before it is not counted."""
-    sr = load(sizes.model, Variant("", sizes.dtype))
+    name = f"eager {sizes.dtype}"
+    sr = load(sizes.model, Variant(name, sizes.dtype))
     source = image_of(sizes.side)
     sr.upscale(source, Options(scale=SCALE, steps=1))
     for steps in sizes.steps:
@@ -109,10 +110,8 @@ def image(sizes: Sizes) -> Iterator[Measurement]:
         sr.upscale(source, Options(scale=SCALE, steps=steps))
         seconds = time.perf_counter() - start
         case = f"{sizes.side} px, {steps} steps"
-        yield Measurement(f"eager {sizes.dtype}", case, "all", seconds, "s")
-        yield Measurement(
-            f"eager {sizes.dtype}", case, "peak memory", peak_memory(sr.device), "bytes"
-        )
+        yield Measurement(name, case, "all", seconds, "s")
+        yield Measurement(name, case, "peak memory", peak_memory(sr.device), "bytes")
 
 
 def together(sizes: Sizes) -> Iterator[Measurement]:
@@ -120,13 +119,12 @@ def together(sizes: Sizes) -> Iterator[Measurement]:
     sr = load(sizes.model, Variant("", sizes.dtype))
     sr.upscale(image_of(sizes.side), Options(scale=SCALE, steps=1))
     case = f"{sizes.jobs} jobs of {sizes.job_steps} steps, {sizes.side} px"
-    seconds = {}
     for name, count in (("one by one", 1), ("together", sizes.jobs)):
         start = time.perf_counter()
         for first in range(0, sizes.jobs, count):
             upscale_jobs(sr, sizes, range(first, first + count))
-        seconds[name] = time.perf_counter() - start
-        yield Measurement(name, case, "speed", sizes.jobs / seconds[name], "images/s")
+        speed = sizes.jobs / (time.perf_counter() - start)
+        yield Measurement(name, case, "speed", speed, "images/s")
 
 
 def upscale_jobs(sr: StableSR, sizes: Sizes, numbers: Sequence[int]) -> None:
@@ -206,13 +204,14 @@ def report(sizes: Sizes, folder: Path, limit_s: float = LIMIT_S) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + limit_s
     subject = f"{sizes.model.preset}, {sizes.model.weights} weights, {sizes.dtype}"
-    result = Result.of("gpu", subject, sizes.model.device, [])
+    result = Result.of("benchmarks", subject, sizes.model.device, [])
     for name, (part, limit) in PARTS.items():
         print(name, flush=True)
         seconds = min(limit, end - time.monotonic())
         measurements, reason = run_part(part, sizes, seconds) if seconds > 0 else ([], "no time")
         result.measurements += [
-            replace(m, case=", ".join(filter(None, (name, m.case)))) for m in measurements
+            replace(m, case=", ".join(filter(None, (name.partition(",")[0], m.case))))
+            for m in measurements
         ]
         if reason:
             result.failures[name] = reason

@@ -188,7 +188,10 @@ def main() -> None:
         for task in tasks:
             measurements += alone(measure, task)
     publish(
-        Result.of("image", f"{model.preset}, one image alone", model.device, measurements), a.json
+        Result.of(
+            "benchmarks.image", f"{model.preset}, one image alone", model.device, measurements
+        ),
+        a.json,
     )
 
 

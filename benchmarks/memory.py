@@ -171,7 +171,7 @@ def main() -> None:
         measurements += alone(measure, replace(task, limit=limit))
     measurements += slope_of(measurements)
     subject = f"{model.preset}, {dtype}, peak memory beside what is loaded"
-    publish(Result.of("memory", subject, model.device, measurements), a.json)
+    publish(Result.of("benchmarks.memory", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ def main() -> int:
         f"{model.preset}, {a.jobs} jobs of {a.size} px, {steps} step(s), {a.slots} slots, "
         "through HTTP"
     )
-    publish(Result.of("service", subject, model.device, measurements), a.json)
+    publish(Result.of("benchmarks.service", subject, model.device, measurements), a.json)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0

@@ -185,7 +185,7 @@ def main() -> None:
             measurements += alone(measure, Task(model, variant, batch, a.repeats, a.limit))
     side = get_preset(model.preset).tile
     subject = f"{model.preset}, one {side} x {side} tile and step, encoder and UNet"
-    publish(Result.of("step", subject, model.device, measurements), a.json)
+    publish(Result.of("benchmarks.step", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

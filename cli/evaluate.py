@@ -159,8 +159,8 @@ def tally(
 
 def _model(settings: Settings) -> StableSR:
     from models.pipeline import StableSR
+    from worker.device import choose_device, choose_dtype, resources_of
     from worker.errors import StartupError
-    from worker.model import choose_device, choose_dtype, resources_of
 
     with translate({StartupError: BadSettings}):
         device = choose_device(settings.device)

@@ -102,8 +102,8 @@ class LocalModel:
 
     def __init__(self, settings: Settings) -> None:
         from models.errors import ModelError
+        from worker.device import load as load_model
         from worker.errors import StartupError
-        from worker.model import load as load_model
 
         self._max_pixels = settings.max_input_pixels
         with translate({StartupError: BadSettings, ModelError: JobFailed}):

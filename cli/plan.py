@@ -85,7 +85,7 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
     from models.presets import get_preset
-    from worker.model import choose_device, choose_dtype, named_device, resources_of
+    from worker.device import choose_device, choose_dtype, named_device, resources_of
 
     preset, limit = get_preset(settings.preset), settings.memory_limit
     # With a limit, that is what the device has, which then need not be in this machine.

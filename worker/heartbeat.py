@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from jobs.errors import JobsError
 from jobs.settings import Settings
 from jobs.workers import WorkerInfo, Workers, WorkerState
-from worker.model import memory_in_use, reason_without_weights
+from worker.device import memory_in_use, reason_without_weights
 
 __all__ = ["PeriodicThread", "Registration", "try_to"]
 

@@ -36,13 +36,13 @@ from jobs.workers import Workers
 from models.errors import CheckpointError, ModelError, WeightsNotFound
 from models.pipeline import StableSR
 from worker.attempt import Process
+from worker.device import choose_device, devices_of, reason_without_weights, weights_stamp
+from worker.device import load as load_model
 from worker.device_lock import DeviceLock
 from worker.engine import Engine
 from worker.errors import StartupError
 from worker.heartbeat import Action, PeriodicThread, Registration, try_to
 from worker.metrics import WorkerMetrics
-from worker.model import choose_device, devices_of, reason_without_weights, weights_stamp
-from worker.model import load as load_model
 from worker.slot import Slot, SlotWorker
 from worker.watchdog import Watchdog, end_process
 

@@ -8,8 +8,7 @@ import torch
 from jobs.settings import Settings
 from models.compiler import CompileOptions
 from models.plan import Resources
-from worker.errors import StartupError, is_device_lost
-from worker.model import (
+from worker.device import (
     choose_device,
     choose_dtype,
     compile_options_of,
@@ -18,6 +17,7 @@ from worker.model import (
     named_device,
     resources_of,
 )
+from worker.errors import StartupError, is_device_lost
 
 
 def test_what_the_settings_decide_of_memory_reaches_the_plan(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_device_that_does_not_exist_is_refused_in_one_sentence() -> None:
 def test_what_several_devices_cannot_do_is_refused_in_a_sentence(
     values: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.model.StableSR", None)
+    monkeypatch.setattr("worker.device.StableSR", None)
     with pytest.raises(StartupError, match=message):
         load(Settings(**values), jobs=1)
 

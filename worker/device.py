@@ -1,4 +1,4 @@
-"""The model that the settings name: on which device, in which precision, with how much memory."""
+"""The device that the settings name, and the model on it: its precision, memory and weights."""
 
 from __future__ import annotations
 
