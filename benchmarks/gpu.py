@@ -189,25 +189,25 @@ def image_of(side: int, seed: int = SEED) -> torch.Tensor:
 
 # Those that are short first, and last the one that takes what time there is.
 PARTS: dict[str, tuple[Part, float]] = {
-    "step, eager": (step_eager, 50),
-    "image": (image, 60),
-    "together": (together, 70),
-    "memory": (memory, 50),
-    "tests": (tests, 120),
+    "step, eager": (step_eager, 70),
+    "image": (image, 70),
+    "together": (together, 80),
+    "memory": (memory, 60),
+    "tests": (tests, 110),
     "step, compiled": (step_compiled, LIMIT_S),
 }
 
 
 def report(sizes: Sizes, folder: Path, limit_s: float = LIMIT_S) -> Result:
-    """Run all parts, each at most its limit and all at most `limit_s`; write `gpu-report.json` and
-    `gpu-report.md`, anew after each part."""
+    """Run all parts, in at most `limit_s` in total, of which each has its share; write
+    `gpu-report.json` and `gpu-report.md`, anew after each part."""
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + limit_s
     subject = f"{sizes.model.preset}, {sizes.model.weights} weights, {sizes.dtype}"
     result = Result.of("benchmarks", subject, sizes.model.device, [])
     for name, (part, limit) in PARTS.items():
         print(name, flush=True)
-        seconds = min(limit, end - time.monotonic())
+        seconds = min(limit * limit_s / LIMIT_S, end - time.monotonic())
         measurements, reason = run_part(part, sizes, seconds) if seconds > 0 else ([], "no time")
         result.measurements += [
             replace(m, case=", ".join(filter(None, (name.partition(",")[0], m.case))))

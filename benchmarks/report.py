@@ -32,7 +32,8 @@ def _section(machine: str, results: Iterable[Result]) -> str:
             label = ", ".join(part for part in (variant, case) if part)
             figures = ", ".join(_figure(result, m) for m in measurements)
             rows.append(("" if number else subject, label, figures))
-        rows += [("", name, f"ended early: {why}") for name, why in result.failures.items()]
+        for number, (name, why) in enumerate(result.failures.items(), len(result.measurements)):
+            rows.append(("" if number else subject, name, f"ended early: {why}"))
     return "\n".join([f"## {machine}", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 

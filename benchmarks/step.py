@@ -117,13 +117,9 @@ def figures(
     variant: str, case: str, seconds: float, first: float, peak: float, processor: float | None
 ) -> list[Measurement]:
     """Of a batch size; without `processor` where that waits for a device."""
-    processors = (
-        [] if processor is None else [Measurement(variant, case, "processor", processor, "s")]
-    )
+    rows = {PER_TILE: seconds, "processor": processor, "first call": first}
     return [
-        Measurement(variant, case, PER_TILE, seconds, "s"),
-        *processors,
-        Measurement(variant, case, "first call", first, "s"),
+        *(Measurement(variant, case, name, s, "s") for name, s in rows.items() if s is not None),
         Measurement(variant, case, "peak memory", peak, "bytes"),
     ]
 

@@ -1,12 +1,6 @@
 """Why an attempt at a job ends early, and what the worker cannot start with.
 
-WorkerError
-├── Interruption   the process is asked to leave: the job goes back to the queue
-├── Cancellation   the client canceled the job
-├── LeaseLost      the queue gave the job to another worker: nothing may be written
-├── TimedOut       the job ran longer than it may
-├── EngineBroken   the engine's thread ended, no network call is possible any more
-└── StartupError   the worker cannot start: the message says what to do
+What becomes of the job then is in `worker.attempt`.
 """
 
 from __future__ import annotations
@@ -20,37 +14,32 @@ __all__ = [
     "LeaseLost",
     "StartupError",
     "TimedOut",
-    "WorkerError",
     "is_device_lost",
 ]
 
 
-class WorkerError(Exception):
-    """Base of every error raised by `worker` on purpose."""
-
-
-class Interruption(WorkerError):
+class Interruption(Exception):
     """The process is asked to leave; the job goes back to the front of the queue."""
 
 
-class Cancellation(WorkerError):
+class Cancellation(Exception):
     """The job was canceled while it ran."""
 
 
-class LeaseLost(WorkerError):
+class LeaseLost(Exception):
     """The queue took this attempt for dead and gave the job away: nothing may be written."""
 
 
-class TimedOut(WorkerError):
+class TimedOut(Exception):
     """The job ran longer than a job may."""
 
 
-class EngineBroken(WorkerError):
+class EngineBroken(Exception):
     """The engine's thread has ended; only a new process can go on."""
 
 
-class StartupError(WorkerError):
-    """The worker cannot start."""
+class StartupError(Exception):
+    """The worker cannot start; the message says what to do."""
 
 
 def is_device_lost(error: BaseException) -> bool:

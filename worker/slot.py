@@ -239,6 +239,12 @@ class Slot:
         work = worker.work_in_hand if worker is not None else None
         return work.attempt if work is not None else None
 
+    @property
+    def settles(self) -> bool:
+        """Whether the slot itself brings the job in hand to its end."""
+        attempt = self.attempt
+        return attempt is not None and attempt.settled_by == "slot"
+
     def leave(self) -> None:
         """End the loop after the job in hand."""
         if self.worker is not None:

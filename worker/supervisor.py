@@ -255,39 +255,28 @@ class Supervisor:
         for slot in self._slots:
             slot.leave()
         self._registration.change("stopping")
-        self._join(LEAVE_S, self._slots_at_work, hurry=True)
+        self._join(LEAVE_S, lambda slot: self._ends.empty())
         self._of_each_slot("put back", SlotWorker.put_back)
-        self._join(SETTLE_S, self._slots_that_settle)
+        # Those whose job is being brought to its end by the slot itself.
+        self._join(SETTLE_S, lambda slot: slot.settles)
 
     def _of_each_slot(self, what: str, action: Callable[[SlotWorker], object]) -> None:
         """For every slot's worker, in total within a time that a lost Redis cannot stretch."""
 
         def act() -> None:
-            for slot in self._slots_at_work():
-                if slot.worker is not None:
+            for slot in self._slots:
+                if slot.thread.is_alive() and slot.worker is not None:
                     try_to(what, partial(action, slot.worker))
 
         helper = threading.Thread(target=act, name=what, daemon=True)
         helper.start()
         helper.join(PUT_BACK_S)
 
-    def _slots_at_work(self) -> list[Slot]:
-        return [slot for slot in self._slots if slot.thread.is_alive()]
-
-    def _slots_that_settle(self) -> list[Slot]:
-        """Those whose job is being brought to its end by the slot itself."""
-        return [
-            slot
-            for slot in self._slots_at_work()
-            if slot.attempt is not None and slot.attempt.settled_by == "slot"
-        ]
-
-    def _join(
-        self, seconds: float, slots: Callable[[], list[Slot]], *, hurry: bool = False
-    ) -> None:
-        """Wait until there are none of these slots; in a hurry no longer than to a signal."""
+    def _join(self, seconds: float, awaits: Callable[[Slot], bool]) -> None:
+        """Wait for the threads of the slots of which that is true."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and (waiting := slots()):
-            if hurry and not self._ends.empty():
+        while time.monotonic() < deadline:
+            threads = [s.thread for s in self._slots if s.thread.is_alive() and awaits(s)]
+            if not threads:
                 return
-            waiting[0].thread.join(0.05)
+            threads[0].join(0.05)
