@@ -42,20 +42,19 @@ def run_part(part: Callable[[A], Iterable[T]], argument: A, limit_s: float) -> t
     sender.close()
     deadline = time.monotonic() + limit_s
     items: list[T] = []
-    reason = late = f"not done after {limit_s:.0f} s"
-    while receiver.poll(max(0.0, deadline - time.monotonic())):
-        try:
+    late = f"not done after {limit_s:.0f} s"
+    try:
+        while receiver.poll(max(0.0, deadline - time.monotonic())):
             reason, item = receiver.recv()
-        except EOFError:
-            process.join()
-            reason = f"its process ended with {process.exitcode}"
-            break
-        if reason is not None:
-            break
-        items.append(item)
-        reason = late
-    _end(process)
-    return items, reason
+            if reason is not None:
+                return items, reason
+            items.append(item)
+        return items, late
+    except EOFError:
+        process.join()
+        return items, f"its process ended with {process.exitcode}"
+    finally:
+        _end(process)
 
 
 def _child(part: Callable[[A], Iterable[T]], argument: A, sender: Connection) -> None:
