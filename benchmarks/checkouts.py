@@ -38,7 +38,7 @@ def measure_checkout(
         subprocess.CalledProcessError: the command failed; it has printed why.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--json"]
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=checkout,
         env=environment_of(checkout),
@@ -46,7 +46,7 @@ def measure_checkout(
         text=True,
         check=True,
     )
-    rows = json.loads(done.stdout)
+    rows = json.loads(process.stdout)
     if isinstance(rows, list):
         measurements = [m for row in rows for m in older(row)]
     else:

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from benchmarks.checkouts import Row, measure_checkout
 from benchmarks.images import SCALE, mosaic
-from benchmarks.machine import alone, peak_memory, synchronize
+from benchmarks.machine import peak_memory, synchronize
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
+from benchmarks.processes import alone
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result
 from evaluation.images import tensor_of
@@ -187,7 +188,10 @@ def main() -> None:
         for task in tasks:
             measurements += alone(measure, task)
     publish(
-        Result.of("image", f"{model.preset}, one image alone", model.device, measurements), a.json
+        Result.of(
+            "benchmarks.image", f"{model.preset}, one image alone", model.device, measurements
+        ),
+        a.json,
     )
 
 

@@ -198,7 +198,7 @@ def main() -> None:
         finally:
             shutil.rmtree(folder)
     subject = f"an RGB image of {a.side} x {a.side} px, 8 bits; released weights"
-    publish(Result.of("io", subject, "cpu", measurements), a.json)
+    publish(Result.of("benchmarks.io", subject, "cpu", measurements), a.json)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,17 @@
-"""The machine that a benchmark runs on, and processes of their own with their peak memory."""
+"""The machine that a benchmark runs on, and the memory that this process takes of it."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 __all__ = [
-    "alone",
     "describe",
     "peak_memory",
     "reset_peak_memory",
@@ -23,9 +19,6 @@ __all__ = [
     "synchronize",
     "time_limit",
 ]
-
-T = TypeVar("T")
-A = TypeVar("A")
 
 
 def describe(device: torch.device) -> str:
@@ -72,17 +65,6 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has done all its work; clocks mean nothing before."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def alone(run: Callable[[A], T], task: A) -> T:
-    """`run(task)` in a process of its own.
-
-    Raises:
-        BrokenProcessPool: it was killed, as a rule because memory ran out.
-    """
-    # Not a multiprocessing.Pool, which waits for ever for the answer of a killed process.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(run, task).result()
 
 
 @contextmanager

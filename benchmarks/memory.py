@@ -27,8 +27,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.images import SCALE, synthetic_png
-from benchmarks.machine import alone, peak_memory, reset_peak_memory, synchronize
+from benchmarks.machine import peak_memory, reset_peak_memory, synchronize
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
+from benchmarks.processes import alone
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result, Unit
 from jobs.settings import parse_bytes
@@ -169,7 +170,7 @@ def main() -> None:
         measurements += alone(measure, replace(task, limit=limit))
     measurements += slope_of(measurements)
     subject = f"{model.preset}, {dtype}, peak memory beside what is loaded"
-    publish(Result.of("memory", subject, model.device, measurements), a.json)
+    publish(Result.of("benchmarks.memory", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

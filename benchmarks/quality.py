@@ -118,7 +118,7 @@ def main() -> None:
     pairs = pairs_of(a.images, a.size, a.degrade)
     measurements = measure(load(model, Variant("")), pairs, combinations)
     subject = f"{model.preset}, {a.images} photographs of {a.size} px, degraded: {a.degrade}"
-    publish(Result.of("quality", subject, model.device, measurements), a.json)
+    publish(Result.of("benchmarks.quality", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

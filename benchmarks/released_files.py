@@ -29,8 +29,8 @@ Shapes = Mapping[str, list[int]]
 
 def released_shapes() -> tuple[Shapes, Shapes]:
     """Names and shapes of the diffusion file and of the autoencoder file."""
-    with gzip.open(INVENTORY) as packed:
-        inventory: dict[str, Shapes] = json.load(packed)
+    with gzip.open(INVENTORY) as file:
+        inventory: dict[str, Shapes] = json.load(file)
     return inventory["state_dict"], inventory["cfw_state_dict"]
 
 
@@ -46,8 +46,8 @@ def write_released(folder: Path, diffusion: Shapes, autoencoder: Shapes) -> tupl
     return paths
 
 
-def _write(path: Path, shapes: Shapes, trained: Shapes) -> None:
-    """A Lightning checkpoint of `shapes`, with Adam's two moments of `trained`.
+def _write(path: Path, shapes: Shapes, adapters: Shapes) -> None:
+    """A Lightning checkpoint of `shapes`, with Adam's two moments of `adapters`.
 
     Only its layout is written at first. The numbers are drawn in the file, which is mapped, so that
     memory never holds the whole of it.
@@ -65,7 +65,7 @@ def _write(path: Path, shapes: Shapes, trained: Shapes) -> None:
                     {
                         "state": {
                             i: {"step": 1, **{m: torch.empty(s) for m in moments}}
-                            for i, s in enumerate(trained.values())
+                            for i, s in enumerate(adapters.values())
                         },
                         "param_groups": [{"lr": 5e-5}],
                     }
@@ -76,8 +76,8 @@ def _write(path: Path, shapes: Shapes, trained: Shapes) -> None:
             torch.save(checkpoint, path)
         with set_default_mmap_options(mmap.MAP_SHARED):
             # Written just now. The callback's class is none that torch allows by itself.
-            mapped = torch.load(path, mmap=True, weights_only=False)
-    for name, tensor in mapped["state_dict"].items():
+            checkpoint = torch.load(path, mmap=True, weights_only=False)
+    for name, tensor in checkpoint["state_dict"].items():
         _draw(tensor, name)
 
 

@@ -1,15 +1,8 @@
-"""Tables of results, one a machine, as docs/performance.md has them.
-
-    python -m benchmarks.report FILES
-
-Each file is what a command wrote with `--json FILE`. In brackets stands how many times as good a
-figure is as that of the first variant of the same case: as fast, or as small.
-"""
+"""Results as tables in Markdown, or as JSON."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -39,12 +32,14 @@ def _section(machine: str, results: Iterable[Result]) -> str:
             label = ", ".join(part for part in (variant, case) if part)
             figures = ", ".join(_figure(result, m) for m in measurements)
             rows.append(("" if number else subject, label, figures))
+        for number, (name, why) in enumerate(result.failures.items(), len(result.measurements)):
+            rows.append(("" if number else subject, name, f"ended early: {why}"))
     return "\n".join([f"## {machine}", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _figure(result: Result, measurement: Measurement) -> str:
-    bound = "more than " if measurement.at_least else ""
-    words = f"{measurement.quantity} {bound}{_value(measurement)}"
+    prefix = "more than " if measurement.at_least else ""
+    words = f"{measurement.quantity} {prefix}{_value(measurement)}"
     ratio = result.ratio(measurement)
     if ratio is None:
         return words
@@ -75,20 +70,3 @@ def publish(result: Result, file: str | None) -> None:
     print(tables([result]))
     if file is not None:
         Path(file).write_text(text + "\n")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("files", nargs="+", type=Path)
-    try:
-        print(tables([Result.read(path) for path in parser.parse_args().files]))
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

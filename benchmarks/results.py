@@ -52,10 +52,12 @@ class Result(BaseModel):
     subject: str
     """What was measured, in words"""
     measurements: list[Measurement]
+    failures: dict[str, str] = {}
+    """Why parts ended early, by their names"""
 
     @classmethod
     def of(cls, module: str, subject: str, device: str, measurements: list[Measurement]) -> Result:
-        """A result of this process, which runs the command `module` of this folder."""
+        """A result of this process, which runs the command `module`."""
         return cls(
             machine=describe(torch.device(device)),
             date=datetime.now(UTC).date(),
@@ -64,7 +66,7 @@ class Result(BaseModel):
                 "torch": torch.__version__,
                 "stablesr": metadata.version("stablesr-server"),
             },
-            command=shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]),
+            command=shlex.join(["python", "-m", module, *sys.argv[1:]]),
             subject=subject,
             measurements=measurements,
         )

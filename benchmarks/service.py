@@ -32,11 +32,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.embedded import Embedded, last_state, write_random_weights
 from benchmarks.images import SCALE
 from benchmarks.model import add_model, model_of
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result
+from benchmarks.stack import Stack, last_state, write_random_weights
 from benchmarks.workloads import Report, Workload, fairness, latency, together
 from models.presets import get_preset
 
@@ -80,35 +80,35 @@ def measure(
         data = Path(folder)
         # Otherwise a run would use another one's compiled calls.
         values = {"STABLESR_COMPILE_CACHE": str(data / "compiled"), **settings, **variant.settings}
-        with Embedded(data, values, variant.checkout) as embedded:
-            first = seconds_of_first_result(embedded, workload)
+        with Stack(data, values, variant.checkout) as stack:
+            first = seconds_of_first_result(stack, workload)
             if "start" in parts:
                 measurements += [
-                    workload.measurement("start", "to ready", embedded.ready_s, "s"),
+                    workload.measurement("start", "to ready", stack.ready_s, "s"),
                     workload.measurement("start", "to the first result", first, "s"),
                 ]
             for part, run in RUNS.items():
                 if part in parts:
                     print(f"{variant.name or 'this build'}: {part}", file=sys.stderr, flush=True)
-                    more, wrong = run(embedded, workload)
+                    more, wrong = run(stack, workload)
                     measurements += more
                     faults += wrong
             if "memory" in parts:
                 for name, process in (("service", "serve"), ("worker", "worker")):
-                    size = embedded.peak_memory(process)
+                    size = stack.peak_memory(process)
                     measurements.append(workload.measurement("peak memory", name, size, "bytes"))
         if "start" in parts:
-            with Embedded(data, values, variant.checkout) as embedded:
-                seconds = embedded.ready_s
+            with Stack(data, values, variant.checkout) as stack:
+                seconds = stack.ready_s
             measurements.append(workload.measurement("start again", "to ready", seconds, "s"))
     return measurements, faults
 
 
-def seconds_of_first_result(embedded: Embedded, workload: Workload) -> float:
+def seconds_of_first_result(stack: Stack, workload: Workload) -> float:
     """From the start of the command; the worker's first job takes longer than any other."""
     start = time.perf_counter()
-    last_state(embedded.client, [workload.submit(embedded, 0, workload.size, 1)])
-    return embedded.ready_s + time.perf_counter() - start
+    last_state(stack.client, [workload.submit(stack, 0, workload.size, 1)])
+    return stack.ready_s + time.perf_counter() - start
 
 
 def main() -> int:
@@ -162,7 +162,7 @@ def main() -> int:
         f"{model.preset}, {a.jobs} jobs of {a.size} px, {steps} step(s), {a.slots} slots, "
         "through HTTP"
     )
-    publish(Result.of("service", subject, model.device, measurements), a.json)
+    publish(Result.of("benchmarks.service", subject, model.device, measurements), a.json)
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0

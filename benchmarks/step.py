@@ -31,11 +31,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.checkouts import Row, measure_checkout
-from benchmarks.machine import alone, peak_memory, synchronize, time_limit
+from benchmarks.machine import peak_memory, synchronize, time_limit
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
+from benchmarks.processes import alone
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result
 from models.compiler import CompileMode
+from models.pipeline import StableSR
 from models.presets import get_preset
 from models.sampling import StepRequest
 
@@ -57,45 +59,67 @@ class Task:
 def measure(task: Task) -> list[Measurement]:
     """Runs one variant in this process; the first call is not counted in the others."""
     sr = load(task.model, task.variant)
-    channels, side = sr.networks.config.unet.in_channels, sr.preset.tile
-    generator = torch.Generator().manual_seed(0)
-    tiles = torch.randn(2, task.batch, channels, side, side, generator=generator).to(sr.device)
     name, case = task.variant.name, f"batch {task.batch}"
     compiles = task.variant.compile != "off"
-    wall, busy = [], []
-    for step in range(task.repeats + 1):
-        request = StepRequest(tiles[0], tiles[1], 999 - step, None, 0, 1)
-        autocast = torch.autocast(sr.device.type, torch.bfloat16)
-        synchronize(sr.device)
-        start, start_busy = time.perf_counter(), time.process_time()
-        try:
-            with (
-                time_limit(None if compiles and not step else task.limit),
-                autocast if task.variant.autocast else nullcontext(),
-            ):
-                sr.predict([request])
-                synchronize(sr.device)
-        except TimeoutError:
-            assert task.limit is not None
-            return [Measurement(name, case, PER_TILE, task.limit / task.batch, "s", at_least=True)]
-        wall.append(time.perf_counter() - start)
-        busy.append(time.process_time() - start_busy)
+    try:
+        wall, busy = time_calls(
+            sr,
+            task.batch,
+            task.repeats,
+            limit=task.limit,
+            limit_first=not compiles,
+            autocast=task.variant.autocast,
+        )
+    except TimeoutError:
+        assert task.limit is not None
+        return [Measurement(name, case, PER_TILE, task.limit / task.batch, "s", at_least=True)]
     seconds = statistics.median(wall[1:]) / task.batch
     processor = min(busy[1:]) / task.batch / task.model.threads
-    measurements = figures(name, case, seconds, processor, wall[0], peak_memory(sr.device))
+    measurements = figures(name, case, seconds, wall[0], peak_memory(sr.device), processor)
     # A call that was to be compiled and was not is no figure of compiled calls.
     if eager := sum(sr.denoiser.eager_calls.values()) if compiles else 0:
         measurements.append(Measurement(name, case, "calls not compiled", eager, "count"))
     return measurements
 
 
+def time_calls(
+    sr: StableSR,
+    batch: int,
+    repeats: int,
+    *,
+    limit: float | None = None,
+    limit_first: bool = True,
+    autocast: bool = False,
+) -> tuple[list[float], list[float]]:
+    """Seconds of calls, by the clock and of the processor; the first before the repeats.
+
+    Raises:
+        TimeoutError: one took longer than `limit`.
+    """
+    channels, side = sr.networks.config.unet.in_channels, sr.preset.tile
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randn(2, batch, channels, side, side, generator=generator).to(sr.device)
+    precision = torch.autocast(sr.device.type, torch.bfloat16) if autocast else nullcontext()
+    wall, busy = [], []
+    for step in range(repeats + 1):
+        request = StepRequest(tiles[0], tiles[1], 999 - step, None, 0, 1)
+        synchronize(sr.device)
+        start, start_busy = time.perf_counter(), time.process_time()
+        with time_limit(limit if step or limit_first else None), precision:
+            sr.predict([request])
+            synchronize(sr.device)
+        wall.append(time.perf_counter() - start)
+        busy.append(time.process_time() - start_busy)
+    return wall, busy
+
+
 def figures(
-    variant: str, case: str, seconds: float, processor: float, first: float, peak: float
+    variant: str, case: str, seconds: float, first: float, peak: float, processor: float | None
 ) -> list[Measurement]:
+    """Of a batch size; without `processor` where that waits for a device."""
+    rows = {PER_TILE: seconds, "processor": processor, "first call": first}
     return [
-        Measurement(variant, case, PER_TILE, seconds, "s"),
-        Measurement(variant, case, "processor", processor, "s"),
-        Measurement(variant, case, "first call", first, "s"),
+        *(Measurement(variant, case, name, s, "s") for name, s in rows.items() if s is not None),
         Measurement(variant, case, "peak memory", peak, "bytes"),
     ]
 
@@ -105,7 +129,7 @@ def older(row: Row) -> list[Measurement]:
     name, case = row["way"], f"batch {row['batch']}"
     if "limit" in row:
         return [Measurement(name, case, PER_TILE, row["limit"] / row["batch"], "s", at_least=True)]
-    names = ("seconds_per_tile_step", "processor_seconds", "first_seconds", "peak_memory_bytes")
+    names = ("seconds_per_tile_step", "first_seconds", "peak_memory_bytes", "processor_seconds")
     return figures(name, case, *(row[name] for name in names))
 
 
@@ -157,7 +181,7 @@ def main() -> None:
             measurements += alone(measure, Task(model, variant, batch, a.repeats, a.limit))
     side = get_preset(model.preset).tile
     subject = f"{model.preset}, one {side} x {side} tile and step, encoder and UNet"
-    publish(Result.of("step", subject, model.device, measurements), a.json)
+    publish(Result.of("benchmarks.step", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

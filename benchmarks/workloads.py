@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.embedded import Embedded, last_state
 from benchmarks.images import SCALE, Difference, pixels_of_file, synthetic_png
 from benchmarks.results import Measurement, Unit, percentile
+from benchmarks.stack import Stack, last_state
 from stablesr_client import Event, Job
 
 __all__ = ["Report", "Workload", "fairness", "latency", "time_of_first_step", "together"]
@@ -42,9 +42,9 @@ class Workload:
     exact: bool
     """Whether calls of other tiles have the same roundings, as in float32"""
 
-    def submit(self, embedded: Embedded, number: int, side: int, steps: int) -> Job:
+    def submit(self, stack: Stack, number: int, side: int, steps: int) -> Job:
         """Uploads image `number`, which is its seed too."""
-        return embedded.client.submit(
+        return stack.client.submit(
             synthetic_png(side // SCALE, number),
             scale=SCALE,
             steps=steps,
@@ -57,7 +57,7 @@ class Workload:
         return Measurement(self.variant, case, quantity, value, unit)
 
 
-def latency(embedded: Embedded, workload: Workload) -> Report:
+def latency(stack: Stack, workload: Workload) -> Report:
     """Jobs of one step one after the other, each on an idle worker.
 
     A job's clock is its client's: it starts before the POST and stops when the stream of its
@@ -68,8 +68,8 @@ def latency(embedded: Embedded, workload: Workload) -> Report:
     first_steps, encoding = [], []
     for number in range(workload.jobs):
         start = time.perf_counter()
-        job = workload.submit(embedded, number, workload.size, steps=1)
-        first_step, last = time_of_first_step(embedded.client.events(job), start)
+        job = workload.submit(stack, number, workload.size, steps=1)
+        first_step, last = time_of_first_step(stack.client.events(job), start)
         if last is None or not last.succeeded or last.timings is None:
             raise SystemExit(f"The job {job.id} did not succeed: {last and last.error}")
         first_steps.append(first_step)
@@ -106,7 +106,7 @@ def time_of_first_step(events: Iterable[Event], start: float) -> tuple[float, Jo
     return first_step or 0.0, job
 
 
-def together(embedded: Embedded, workload: Workload) -> Report:
+def together(stack: Stack, workload: Workload) -> Report:
     """The same jobs twice: each submitted when the one before has ended, and all at once.
 
     The results of both rounds are compared: in float32 the same image may differ by one level
@@ -122,8 +122,8 @@ def together(embedded: Embedded, workload: Workload) -> Report:
         start = time.perf_counter()
         last: list[Job] = []
         for one_round in rounds:
-            jobs = [workload.submit(embedded, n, workload.size, workload.steps) for n in one_round]
-            last += last_state(embedded.client, jobs)
+            jobs = [workload.submit(stack, n, workload.size, workload.steps) for n in one_round]
+            last += last_state(stack.client, jobs)
         seconds.append(time.perf_counter() - start)
         totals = [(job.timings or {}).get("total") or 0.0 for job in last]
         measurements += [
@@ -131,7 +131,7 @@ def together(embedded: Embedded, workload: Workload) -> Report:
             workload.measurement(case, "a job, median", statistics.median(totals), "s"),
             workload.measurement(case, "p95", percentile(totals, 0.95), "s"),
         ]
-        images.append([pixels_of_file(embedded.result(job)) for job in last])
+        images.append([pixels_of_file(stack.result(job)) for job in last])
     difference = Difference.of(zip(*images, strict=True))
     measurements += [
         workload.measurement("jobs together", "as fast", seconds[0] / seconds[1], "times"),
@@ -154,7 +154,7 @@ def faults_of(difference: Difference, *, exact: bool) -> list[str]:
     ]
 
 
-def fairness(embedded: Embedded, workload: Workload) -> Report:
+def fairness(stack: Stack, workload: Workload) -> Report:
     """A large image and small ones behind it, and some more as soon as the large one is denoised.
 
     A small one alone goes before. No small one may end after the large one; seconds are the
@@ -163,21 +163,21 @@ def fairness(embedded: Embedded, workload: Workload) -> Report:
     seeds = iter(range(1_000_000))
 
     def submit(side: int, steps: int) -> Job:
-        return workload.submit(embedded, next(seeds), side, steps)
+        return workload.submit(stack, next(seeds), side, steps)
 
     def small() -> Job:
         return submit(workload.size, workload.steps)
 
-    [alone] = last_state(embedded.client, [small()])
+    [alone] = last_state(stack.client, [small()])
     large = submit(workload.large, workload.large_steps)
     others = [small() for _ in range(workload.small)]
     if workload.late:
-        for event in embedded.client.events(large):
+        for event in stack.client.events(large):
             progress = event.job.progress
             if event.job.ended or (progress is not None and progress.stage == "denoise"):
                 break
         others += [small() for _ in range(workload.late)]
-    large, *others = last_state(embedded.client, [large, *others])
+    large, *others = last_state(stack.client, [large, *others])
     first, late = others[: workload.small], others[workload.small :]
     cases = {
         "a small image alone": [alone],

@@ -160,9 +160,9 @@ def tally(
 def _model(settings: Settings) -> StableSR:
     from models.pipeline import StableSR
     from worker.device import budget_of, choose_device, choose_dtype
-    from worker.errors import NotStarted
+    from worker.errors import StartupError
 
-    with translate({NotStarted: BadSettings}):
+    with translate({StartupError: BadSettings}):
         device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     budget = budget_of(settings, jobs=1)

@@ -56,11 +56,11 @@ class LocalModel:
 
     def __init__(self, settings: Settings) -> None:
         from models.errors import ModelError
-        from worker.errors import NotStarted
-        from worker.loading import load as load_model
+        from worker.device import load as load_model
+        from worker.errors import StartupError
 
         self._max_pixels = settings.max_input_pixels
-        with translate({NotStarted: BadSettings, ModelError: JobFailure}):
+        with translate({StartupError: BadSettings, ModelError: JobFailure}):
             self._sr = load_model(settings, jobs=1)
 
     @property

@@ -109,7 +109,7 @@ def worker(
 ) -> None:
     """Run a worker alone; its settings are STABLESR_* environment variables."""
     require_torch()
-    from worker.run import main
+    from worker.supervisor import main
 
     raise typer.Exit(main(load(preset=preset, device=device, slots=slots)))
 

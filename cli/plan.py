@@ -59,10 +59,10 @@ def plan(
     from models.errors import InvalidOption, ModelError
     from models.options import Options
     from models.presets import get_preset
-    from worker.errors import NotStarted
+    from worker.errors import StartupError
 
     defaults = get_preset(settings.preset)
-    errors = {NotStarted: BadSettings, InvalidOption: BadSettings, ModelError: JobFailure}
+    errors = {StartupError: BadSettings, InvalidOption: BadSettings, ModelError: JobFailure}
     with translate(errors):
         options = Options(
             fidelity_weight=(

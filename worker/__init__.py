@@ -1,10 +1,10 @@
 """The consumer that owns one device: RQ worker loops, the engine that batches, the image files.
 
-    run.main(settings) ── supervisor ──┬── slots (a worker loop and a thread each) ── tasks.upscale
-                                       ├── engine (the thread that calls the network)
-                                       ├── pulse (heartbeats, recovery of lost jobs)
-                                       ├── upkeep (results that expire)
-                                       └── watchdog (ends the process when a step stalls)
+    supervisor.main(settings) ──┬── slots (a worker loop and a thread each) ── tasks.upscale
+                                ├── engine (the thread that calls the network)
+                                ├── heartbeat (signs of life, recovery of lost jobs)
+                                ├── maintenance (results that expire)
+                                └── watchdog (ends the process when a step stalls)
 
 Nothing in this package knows about HTTP.
 """

@@ -1,4 +1,4 @@
-"""Which device a worker computes on, in which precision, and with how much memory."""
+"""The device that the settings name, and the model on it: its precision, memory and weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import resource
 import torch
 
 from jobs.settings import Settings
+from models.checkpoints.files import Absence, preset_folder
 from models.compiler import CompileOptions
+from models.data_parallel import DataParallel
+from models.denoiser import Denoiser
 from models.memory import MemoryBudget
-from worker.errors import NotStarted
+from models.pipeline import StableSR
+from models.presets import get_preset
+from worker.errors import StartupError
 
 __all__ = [
     "budget_of",
@@ -18,8 +23,11 @@ __all__ = [
     "choose_dtype",
     "compile_options_of",
     "devices_of",
+    "load",
     "memory_in_use",
     "named_device",
+    "reason_without_weights",
+    "weights_stamp",
 ]
 
 log = logging.getLogger(__name__)
@@ -29,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; `auto` takes a GPU where there is one.
 
     Raises:
-        NotStarted: there is no such device here.
+        StartupError: there is no such device here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,7 +48,7 @@ def choose_device(name: str) -> torch.device:
     # AssertionError where it was built without CUDA.
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise NotStarted(
+        raise StartupError(
             f"STABLESR_DEVICE is {name!r}, which cannot be used here ({reason}); "
             "auto, cpu or cuda:N can."
         ) from error
@@ -51,14 +59,14 @@ def devices_of(settings: Settings) -> list[str]:
     """The names of the devices that share one image's network calls; mostly one.
 
     Raises:
-        NotStarted: a GPU is named twice.
+        StartupError: a GPU is named twice.
     """
     if settings.devices is None:
         return [settings.device]
     names = [name.strip() for name in settings.devices.split(",")]
     twice = {name for name in names if name.startswith("cuda") and names.count(name) > 1}
     if twice:
-        raise NotStarted(
+        raise StartupError(
             f"STABLESR_DEVICES is {settings.devices!r}, but has {', '.join(sorted(twice))} twice; "
             "each GPU can be there once, as in cuda:0,cuda:1."
         )
@@ -69,12 +77,12 @@ def named_device(name: str) -> torch.device:
     """The device of that name, which need not be here; `auto` is the processor.
 
     Raises:
-        NotStarted: no device is called so.
+        StartupError: no device is called so.
     """
     try:
         return torch.device("cpu" if name == "auto" else name)
     except RuntimeError as error:
-        raise NotStarted(f"The device is {name!r}, but cpu and cuda are devices.") from error
+        raise StartupError(f"The device is {name!r}, but cpu and cuda are devices.") from error
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -122,3 +130,56 @@ def memory_in_use(device: str) -> dict[str, int]:
         # Known on the host: nothing here waits for a device that hangs.
         "total": torch.cuda.get_device_properties(device).total_memory,
     }
+
+
+def load(settings: Settings, *, jobs: int) -> StableSR:
+    """Loads the weights for so many jobs at once; compiles nothing yet.
+
+    Raises:
+        StartupError: there is no such device, or it cannot be used so.
+        ModelError: the weights are not here, or cannot be used.
+    """
+    first, *others = map(choose_device, devices_of(settings))
+    dtype = choose_dtype(settings.dtype, first)
+    compiling = compile_options_of(settings)
+    budget = budget_of(settings, jobs=jobs)
+    sr = StableSR.from_preset(settings.preset, first, dtype, budget, compiling=compiling)
+    if not others:
+        return sr
+    if sr.offload:
+        raise StartupError(
+            "Networks that take turns on the device (offload) cannot compute on several devices: "
+            "set STABLESR_OFFLOAD=off, or name one device."
+        )
+    replicas = (
+        StableSR.from_preset(settings.preset, device, dtype, compiling=compiling)
+        for device in others
+    )
+    sr.denoiser = DataParallel([_single(sr), *map(_single, replicas)])
+    return sr
+
+
+def weights_stamp(preset: str) -> tuple[int, int] | None:
+    """Tells one set of weights from the next in the same place; None where there is none.
+
+    `config.json` is written last or comes with its folder, so the weights are whole once it is
+    there.
+    """
+    try:
+        status = (preset_folder(get_preset(preset)) / "config.json").stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
+def reason_without_weights(preset: str) -> str:
+    """Why a preset that could not be loaded is not served: a clause that clients may read."""
+    if weights_stamp(preset) is not None:
+        return "its weights on the worker's machine cannot be used"
+    absence = Absence.of(get_preset(preset))
+    return "its weights are not on the worker's machine" if absence is None else absence.reason
+
+
+def _single(sr: StableSR) -> Denoiser:
+    assert isinstance(sr.denoiser, Denoiser), "it computes on several devices already"
+    return sr.denoiser

@@ -1,18 +1,16 @@
 """Who uses the device: one lock for all slots of a process and its engine.
 
-A claim has a kind. A job is shared with other jobs, but one that was lost once runs alone: when a
-process dies with several jobs in it, nothing says whose fault it was, and all of them have used up
-an attempt. Run together again, the guilty one would take the others with it a second time and for
-good. So a second attempt waits until the other slots are done, and no other job begins until it has
-ended. Of two such jobs the second does not wait, or it would be in the process when the first one
-kills it: it is refused and goes back.
+A claim has a kind. **Jobs** share the device, but one that was lost once runs alone: when a process
+dies with several jobs in it, nothing says whose fault it was, and together again the guilty one
+would take the others with it a second time and for good. So a second attempt waits until the other
+slots are done, and no job begins until it has ended. A second such job is refused and goes back: it
+must not be in the process when the first one kills it.
 
-Within jobs, images are encoded and decoded one after the other, so that the memory of one suffices,
-while network calls go on; where networks take turns on the device (offload), these wait too. A
-large image takes minutes where a small one takes a second, so between two strips of a large one the
-small ones that wait step in, each to its end. A plan counts the memory of one such guest beside the
-large image (`models.plan`). What comes while guests are at work waits for the next strip: the large
-image goes on with every one.
+Within jobs, the **autoencoder** works on one image after the other, so that the memory of one
+suffices, while **denoiser** calls go on; where networks take turns on the device (offload), these
+wait too. Between two strips of a large image, which takes minutes, the small ones that wait step
+in, each to its end; `models.plan` counts the memory of one such guest. What comes while guests are
+at work waits for the next strip.
 
 All else is first come, first served.
 """
@@ -59,14 +57,14 @@ class DeviceLock:
 
     def __init__(self, *, offload: bool = False) -> None:
         self._offload = offload
-        self._changed = threading.Condition()
+        self._condition = threading.Condition()
         self._waiting: list[_Claim] = []
         self._holders: list[_Claim] = []
 
     @property
     def open(self) -> bool:
         """Whether a job that need not be alone could begin now."""
-        with self._changed:
+        with self._condition:
             return not self._alone()
 
     def job(self, *, alone: bool, poll: Poll) -> AbstractContextManager[None]:
@@ -75,7 +73,7 @@ class DeviceLock:
         Raises:
             DeviceTaken: this job must be alone, and another one that must be holds or waits.
         """
-        return self._held(_Claim("job", exclusive=alone), poll)
+        return self._hold(_Claim("job", exclusive=alone), poll)
 
     @contextmanager
     def autoencoder(self, *, small: bool, poll: Poll) -> Iterator[Pause]:
@@ -84,21 +82,21 @@ class DeviceLock:
         `small`: whether it may step in between the strips of an image that is not.
         """
         claim = _Claim("autoencoder", exclusive=True, small=small)
-        with self._held(claim, poll):
+        with self._hold(claim, poll):
             yield lambda poll: self._pause(claim, poll)
 
     def denoiser(self, poll: Poll) -> AbstractContextManager[None]:
         """A network call."""
-        return self._held(_Claim("denoiser"), poll)
+        return self._hold(_Claim("denoiser"), poll)
 
     def _alone(self) -> bool:
         claims = (*self._holders, *self._waiting)
         return any(claim.kind == "job" and claim.exclusive for claim in claims)
 
     @contextmanager
-    def _held(self, claim: _Claim, poll: Poll) -> Iterator[None]:
+    def _hold(self, claim: _Claim, poll: Poll) -> Iterator[None]:
         """An error may end it wherever it is: while it waits, in its pause or at work."""
-        with self._changed:
+        with self._condition:
             if claim.kind == "job" and claim.exclusive and self._alone():
                 raise DeviceTaken
             self._waiting.append(claim)
@@ -106,20 +104,20 @@ class DeviceLock:
             self._await(claim, poll)
             yield
         finally:
-            with self._changed:
+            with self._condition:
                 for line in (self._waiting, self._holders):
                     if claim in line:
                         line.remove(claim)
-                self._changed.notify_all()
+                self._condition.notify_all()
 
     def _await(self, claim: _Claim, poll: Poll) -> None:
         while True:
-            with self._changed:
-                if self._changed.wait_for(lambda: self._is_next(claim), POLL_S):
+            with self._condition:
+                if self._condition.wait_for(lambda: self._is_next(claim), POLL_S):
                     self._waiting.remove(claim)
                     self._holders.append(claim)
                     # Claims of other kinds, or shared ones, may begin beside it.
-                    self._changed.notify_all()
+                    self._condition.notify_all()
                     return
             poll()
 
@@ -133,12 +131,12 @@ class DeviceLock:
         return self._offload and "job" not in (one.kind, other.kind)
 
     def _pause(self, claim: _Claim, poll: Poll) -> None:
-        with self._changed:
+        with self._condition:
             guests = [waiting for waiting in self._waiting if waiting.small]
             if claim.small or not guests:
                 return
             others = [waiting for waiting in self._waiting if not waiting.small]
             self._waiting = [*guests, claim, *others]
             self._holders.remove(claim)
-            self._changed.notify_all()
+            self._condition.notify_all()
         self._await(claim, poll)

@@ -1,13 +1,6 @@
-"""Why a job's run ends early, and what the worker cannot start with.
+"""Why an attempt at a job ends early, and what the worker cannot start with.
 
-WorkerError
-├── Stopped        the run ends before the picture is done
-│   ├── Interrupted   the process is asked to leave: the job goes back to the queue
-│   ├── Canceled      somebody canceled the job
-│   ├── LeaseLost     the queue gave the job to another worker: nothing may be written
-│   └── TimedOut      the job ran longer than it may
-├── EngineBroken   the engine's thread ended, no network call is possible any more
-└── NotStarted     the worker cannot start: the message says what to do
+What becomes of the job then is in `worker.attempt`.
 """
 
 from __future__ import annotations
@@ -15,49 +8,38 @@ from __future__ import annotations
 from models.memory import is_out_of_memory
 
 __all__ = [
-    "Canceled",
+    "Cancellation",
     "EngineBroken",
-    "Interrupted",
+    "Interruption",
     "LeaseLost",
-    "NotStarted",
-    "Stopped",
+    "StartupError",
     "TimedOut",
-    "WorkerError",
     "is_device_lost",
-    "is_out_of_memory",
 ]
 
 
-class WorkerError(Exception):
-    """Base of every error raised by `worker` on purpose."""
-
-
-class Stopped(WorkerError):
-    """The run of a job ends before the picture is done."""
-
-
-class Interrupted(Stopped):
+class Interruption(Exception):
     """The process is asked to leave; the job goes back to the front of the queue."""
 
 
-class Canceled(Stopped):
+class Cancellation(Exception):
     """The job was canceled while it ran."""
 
 
-class LeaseLost(Stopped):
-    """The queue took this run for dead and gave the job away: nothing may be written any more."""
+class LeaseLost(Exception):
+    """The queue took this attempt for dead and gave the job away: nothing may be written."""
 
 
-class TimedOut(Stopped):
+class TimedOut(Exception):
     """The job ran longer than a job may."""
 
 
-class EngineBroken(WorkerError):
+class EngineBroken(Exception):
     """The engine's thread has ended; only a new process can go on."""
 
 
-class NotStarted(WorkerError):
-    """The worker cannot start."""
+class StartupError(Exception):
+    """The worker cannot start; the message says what to do."""
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from jobs.settings import Settings
 from jobs.upkeep import put_off_counter
-from worker.errors import NotStarted
+from worker.errors import StartupError
 
 __all__ = ["WorkerMetrics"]
 
@@ -22,34 +22,29 @@ class WorkerMetrics:
     """Counters and histograms in a registry of their own; safe to share between threads."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self.job_seconds = Histogram(
-            "stablesr_job_seconds",
+        self.registry = CollectorRegistry()
+        self.job_seconds = self._histogram(
+            "job_seconds",
             "Seconds that jobs spent in each part of their way",
-            ["part"],
-            buckets=TO_HALF_AN_HOUR,
-            registry=registry,
+            TO_HALF_AN_HOUR,
+            "part",
         )
-        self.step_seconds = Histogram(
-            "stablesr_step_seconds",
-            "Seconds of one denoising step of one job",
-            buckets=TO_A_MINUTE,
-            registry=registry,
+        self.step_seconds = self._histogram(
+            "step_seconds", "Seconds of one denoising step of one job", TO_A_MINUTE
         )
-        self.network_call_seconds = Histogram(
-            "stablesr_network_call_seconds",
-            "Seconds of one network call",
-            buckets=TO_A_MINUTE,
-            registry=registry,
+        self.network_call_seconds = self._histogram(
+            "network_call_seconds", "Seconds of one network call", TO_A_MINUTE
         )
-        self.batch_fill = Histogram(
-            "stablesr_batch_fill",
-            "Tiles in a network call / tiles that fit",
-            buckets=[n / 8 for n in range(1, 9)],
-            registry=registry,
+        self.batch_fill = self._histogram(
+            "batch_fill", "Tiles in a network call / tiles that fit", [n / 8 for n in range(1, 9)]
         )
-        self.tiles = Counter("stablesr_tiles", "Tiles predicted by the network", registry=registry)
-        self.put_off = put_off_counter(registry)
+        self.tiles = Counter(
+            "stablesr_tiles", "Tiles predicted by the network", registry=self.registry
+        )
+        self.put_off = put_off_counter(self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"stablesr_{name}", help, labels, buckets=buckets, registry=self.registry)
 
     def observe_job(self, seconds: Mapping[str, float]) -> None:
         """Seconds that a job spent in each of these parts."""
@@ -64,14 +59,14 @@ class WorkerMetrics:
         """Answers at the settings' port, where one is set, for as long as the process lives.
 
         Raises:
-            NotStarted: the port cannot be listened on.
+            StartupError: the port cannot be listened on.
         """
         if settings.metrics_port == 0:
             return
         try:
             start_http_server(settings.metrics_port, settings.host, self.registry)
         except OSError as error:
-            raise NotStarted(
+            raise StartupError(
                 f"STABLESR_METRICS_PORT is {settings.metrics_port}, which cannot be listened on at "
                 f"{settings.host}: {error}. Give each worker of a host a port of its own, or 0."
             ) from error

@@ -12,32 +12,32 @@ from jobs.errors import JobNotFound, QueueUnavailable, WrongState
 from jobs.records import Records
 from jobs.schema import Progress, Stage, Timings
 from models.sampling import Step
-from worker.errors import Canceled, LeaseLost
+from worker.errors import Cancellation, LeaseLost
 
 __all__ = ["Reporter"]
 
-# Seconds between two notes of progress, between two looks while waiting, and before trying again
+# Seconds between two writes of progress, between two looks while waiting, and before trying again
 # a Redis that did not answer.
-NOTE_S = 0.25
+WRITE_S = 0.25
 LOOK_S = 1.0
-AGAIN_S = 2.0
+RETRY_S = 2.0
 
 # Where each stage lies on the way from 0 to 1; denoising moves through its part step by step.
-BEGINS: dict[Stage, float] = {
-    "load": 0.0,
-    "encode": 0.02,
-    "denoise": 0.05,
-    "decode": 0.9,
-    "save": 0.97,
+FRACTIONS: dict[Stage, tuple[float, float]] = {
+    "load": (0.0, 0.02),
+    "encode": (0.02, 0.05),
+    "denoise": (0.05, 0.9),
+    "decode": (0.9, 0.97),
+    "save": (0.97, 1.0),
 }
 
 log = structlog.get_logger(__name__)
 
 
 class Reporter:
-    """The progress of one run. Progress that cannot be written is left out, the job goes on.
+    """The progress of one attempt. What cannot be written is left out, the job goes on.
 
-    Every method raises Canceled when the job was canceled, LeaseLost when the record says that
+    Every method raises Cancellation when the job was canceled, LeaseLost when the record says that
     it is not this worker's any more, and what `check` raises.
     """
 
@@ -48,81 +48,80 @@ class Reporter:
         self._job_id = job_id
         self._worker = worker
         self._check = check
-        self._progress = self._noted = Progress(stage="load")
-        self._next_note = 0.0
+        self._progress = self._in_record = Progress(stage="load")
+        self._next_write = 0.0
         self._next_look = 0.0
-        self._since = 0.0
-        self.seconds: dict[Stage, float] = {}
+        self._stage_start = 0.0
+        self._seconds: dict[Stage, float] = {}
 
     @property
     def timings(self) -> Timings:
         """Seconds of each stage so far; the records add waiting and total."""
-        told = {name: self.seconds.get(name, 0.0) for name in ("load", "encode", "denoise")}
-        return Timings(**told, decode=self.seconds.get("decode", 0.0))
+        return Timings(**{name: s for name, s in self._seconds.items() if name != "save"})
 
     @contextmanager
     def stage(self, name: Stage, *, steps: int = 0) -> Iterator[None]:
-        """The block is this stage: noted at once, and timed."""
+        """The block is this stage: written at once, and timed."""
         self._check()
-        self._note(Progress(stage=name, steps=steps, fraction=BEGINS[name]))
-        started = time.monotonic()
-        self._since = started
+        self._write(Progress(stage=name, steps=steps, fraction=FRACTIONS[name][0]))
+        self._stage_start = time.monotonic()
         yield
-        self.seconds[name] = time.monotonic() - started
+        self._seconds[name] = time.monotonic() - self._stage_start
 
     def on_step(self, step: Step) -> None:
         """Before each denoising step: `step.step` of them are done."""
         self._check()
         now = time.monotonic()
-        done, steps = step.step, step.steps
-        begin, end = BEGINS["denoise"], BEGINS["decode"]
+        count, steps = step.step, step.steps
         self._progress = Progress(
             stage="denoise",
-            step=done,
+            step=count,
             steps=steps,
-            fraction=begin + (end - begin) * done / steps,
-            eta_seconds=(now - self._since) / done * (steps - done) if done else None,
+            fraction=_fraction("denoise", count / steps),
+            eta_seconds=(now - self._stage_start) / count * (steps - count) if count else None,
         )
-        if now >= self._next_note:
-            self._note(self._progress)
+        if now >= self._next_write:
+            self._write(self._progress)
 
-    def on_part(self, done: float) -> None:
-        """Between two parts of encoding or decoding, `done` of which is done, 0 to 1."""
+    def on_progress(self, share: float) -> None:
+        """Between two strips of encoding or decoding, of which that share is done, 0 to 1."""
         stage = self._progress.stage
-        begin, end = BEGINS[stage], min(b for b in BEGINS.values() if b > BEGINS[stage])
-        self._progress = Progress(stage=stage, fraction=begin + (end - begin) * done)
+        self._progress = Progress(stage=stage, fraction=_fraction(stage, share))
         self.poll()
 
     def poll(self) -> None:
         """While a step is awaited."""
         self._check()
         now = time.monotonic()
-        if self._progress is not self._noted and now >= self._next_note:
-            self._note(self._progress)
+        if self._progress is not self._in_record and now >= self._next_write:
+            self._write(self._progress)
         if now < self._next_look:
             return
         self._next_look = now + LOOK_S
         try:
-            stop = self._records.cancel_requested(self._job_id)
+            if self._records.cancel_requested(self._job_id):
+                # Writing the same progress again tells a cancel from a lost job.
+                self._write(self._progress)
         except QueueUnavailable:
-            self._next_look = now + AGAIN_S
-            return
-        if stop:
-            # Noting the same progress again tells a cancel from a lost job.
-            self._note(self._progress)
+            self._next_look = now + RETRY_S
 
-    def _note(self, progress: Progress) -> None:
+    def _write(self, progress: Progress) -> None:
         self._progress = progress
         now = time.monotonic()
-        self._next_note = now + NOTE_S
+        self._next_write = now + WRITE_S
         try:
             job = self._records.progress(self._job_id, progress, worker=self._worker)
         except QueueUnavailable as error:
-            self._next_note = now + AGAIN_S
-            log.warning("progress not noted", job=self._job_id, reason=error.detail)
+            self._next_write = now + RETRY_S
+            log.warning("progress not written", job=self._job_id, reason=error.detail)
             return
         except (WrongState, JobNotFound) as error:
             raise LeaseLost(error.detail) from error
-        self._noted = progress
+        self._in_record = progress
         if job.cancel_requested:
-            raise Canceled(f"Job {self._job_id} was canceled.")
+            raise Cancellation(f"Job {self._job_id} was canceled.")
+
+
+def _fraction(stage: Stage, share: float) -> float:
+    start, end = FRACTIONS[stage]
+    return start + (end - start) * share

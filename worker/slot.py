@@ -1,24 +1,221 @@
-"""One slot: room for one job at a time, on a thread of its own."""
+"""A slot: room for one job at a time, on a thread of its own, in RQ's worker loop.
+
+RQ's own workers fork for each job (CUDA does not survive that), load the model anew for each, or
+(SimpleWorker) run the job where the loop runs, but without a heartbeat meanwhile. This one is a
+SimpleWorker whose lease on a job is kept by `worker.heartbeat`, whose time limits are kept between
+steps (`Attempt.check`) and by `worker.watchdog`, and whose maintenance is `jobs.recovery`'s.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from redis import Redis
-from rq import Queue
+from rq import Queue, Retry, SimpleWorker
+from rq.callbacks import execute_failure_callback
+from rq.exceptions import StopRequested
+from rq.executions import Execution
+from rq.job import Job
+from rq.job_lifecycle import format_exc_info
+from rq.utils import now
+from rq.worker import WorkerStatus
 
-from worker.context import Process
-from worker.worker import SlotWorker
+from jobs.rq_job import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
+from worker.attempt import CURRENT, Attempt, Process
+from worker.errors import LeaseLost
 
-__all__ = ["Slot"]
+__all__ = ["Slot", "SlotWorker", "Work"]
 
+# Seconds that one wait for a job lasts at most: how soon an idle slot notices that it should end.
+IDLE_S = 1
 # A loop that ran so long was well: the next one begins soon after it.
 STEADY_S = 60.0
 LONGEST_WAIT_S = 8.0
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """The job in hand: our attempt, and RQ's names for it."""
+
+    attempt: Attempt
+    job: Job
+    execution: Execution
+
+
+class SlotWorker(SimpleWorker):
+    """The loop of one slot, run on the slot's thread; `leave`, `beat`, `let_go` and `put_back` are
+    called from others."""
+
+    death_penalty_class = NoDeathPenalty
+    # RQ's loop waits up to so many seconds between two attempts to reach Redis.
+    max_connection_wait_time = 5.0
+
+    def __init__(self, process: Process, queue: Queue, connection: Redis, name: str) -> None:
+        ttl_s = process.settings.worker_ttl_s
+        super().__init__(
+            [queue],
+            name=name,
+            connection=connection,
+            job_class=TaskJob,
+            serializer=SERIALIZER,
+            worker_ttl=ttl_s,
+            log_job_description=False,
+        )
+        self._process = process
+        self._queue = queue
+        self._ttl_s = ttl_s
+        self.work_in_hand: Work | None = None
+
+    # What RQ would do in this process but must not
+
+    def _install_signal_handlers(self) -> None:
+        """None: only the main thread can have them, and `worker.supervisor` has."""
+
+    def subscribe(self) -> None:
+        """To nothing: jobs are canceled through their record, not by RQ's commands."""
+
+    def unsubscribe(self) -> None:
+        pass
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """Never: `jobs.recovery` also runs when every slot is busy."""
+        return False
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Seconds that a lease on a job lasts: a worker that is silent for so long is lost."""
+        return self._ttl_s
+
+    # The loop
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """The next job; in short waits, because RQ's own wait does not look whether to stop."""
+        while not self._stop_requested:
+            # While a job runs alone, further jobs are better left to other workers.
+            if not self._process.device.open:
+                self._process.leaving.wait(IDLE_S / 5)
+                continue
+            job = super().dequeue_job_and_maintain_ttl(IDLE_S, max_idle_time=IDLE_S)
+            if job is not None:
+                return job
+        raise StopRequested
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run a job on this thread."""
+        execution = self.prepare_execution(job)
+        retries = job.retries_left or 0
+        attempt = Attempt(
+            process=self._process,
+            job_id=job.id,
+            worker=self.name,
+            alone=retries < ATTEMPTS - 1,
+            last=retries == 0,
+        )
+        self.work_in_hand = Work(attempt, job, execution)
+        token = CURRENT.set(attempt)
+        try:
+            self.perform_job(job, queue, execution)
+        finally:
+            CURRENT.reset(token)
+            self.work_in_hand = None
+        self.set_state(WorkerStatus.IDLE)
+
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """Run the task and tell RQ how it ended.
+
+        As RQ's, except that an attempt whose job has another one by now tells nothing, and that an
+        error while telling is raised instead of being taken for the task's.
+        """
+        attempt = CURRENT.get()
+        self.prepare_job_execution(job, remove_from_intermediate_queue=True)
+        job.started_at = now()
+        stale = False
+        outcome: Any = None
+        failure: Any = None
+        try:
+            outcome = job.perform()
+        except LeaseLost as error:
+            log.warning("job dropped", job=job.id, reason=str(error))
+            stale = True
+        # Every error of a task is its attempt's failure and not this loop's.
+        except Exception:
+            failure = sys.exc_info()
+        if stale or not attempt.settle():
+            # The job has another execution: this one is forgotten, the job stays as it is.
+            with self.connection.pipeline() as pipe:
+                self.cleanup_execution(job, pipeline=pipe, execution=execution)
+                pipe.execute()
+            return False
+        registry = queue.started_job_registry
+        self.handle_execution_ended(job, queue, self._ttl_s)
+        if failure is not None:
+            try:
+                execute_failure_callback(job, self.death_penalty_class, *failure)
+            # The callback moves the record. Should it fail, RQ's part is done nevertheless and the
+            # sweep of jobs.upkeep brings the record in line.
+            except Exception:
+                log.exception("failure callback failed", job=job.id)
+            reason = format_exc_info(failure)
+            self.handle_job_failure(
+                job, queue, started_job_registry=registry, exc_string=reason, execution=execution
+            )
+        elif isinstance(outcome, Retry):
+            self.handle_job_retry(job, queue, outcome, registry, execution)
+        else:
+            self.handle_job_success(job, queue, registry, execution)
+        return failure is None
+
+    # From other threads
+
+    def leave(self) -> None:
+        """End the loop after the job in hand, which ends at its next step."""
+        self._stop_requested = True
+
+    def beat(self) -> None:
+        """Keep the registration and the lease on the job in hand; see whether it still holds."""
+        if self.birth_date is None:
+            # RQ would take the heartbeat of a worker that is not registered yet for another's.
+            return
+        work = self.work_in_hand
+        if work is None:
+            self.heartbeat()
+            return
+        self.maintain_heartbeats(work.job, work.execution)
+        key = work.job.started_job_registry.key
+        lease = self.connection.zscore(key, work.execution.composite_key)
+        if lease is None and work is self.work_in_hand:
+            work.attempt.lease_lost.set()
+
+    def let_go(self) -> None:
+        """Let the lease on the job in hand run out now, for a process that is about to die."""
+        work = self.work_in_hand
+        if work is not None and not work.attempt.lease_lost.is_set():
+            key = work.job.started_job_registry.key
+            self.connection.zadd(key, {work.execution.composite_key: 1}, xx=True)
+
+    def put_back(self) -> None:
+        """Put the job in hand back although its step has not ended, unless it is settled.
+
+        Only for a process that ends right afterwards: the slot's thread goes on to the end of its
+        step and then drops what it has.
+        """
+        work = self.work_in_hand
+        if work is None or not work.attempt.settle("supervisor"):
+            return
+        job, queue = work.job, self._queue
+        self._process.quick_records.requeue(job.id, worker=self.name)
+        self.handle_execution_ended(job, queue, self._ttl_s)
+        registry = queue.started_job_registry
+        self.handle_job_retry(job, queue, run_again(), registry, work.execution)
 
 
 class Slot:
@@ -36,39 +233,40 @@ class Slot:
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
-    def busy(self) -> bool:
-        worker = self.worker
-        return worker is not None and worker.work_in_hand is not None
-
-    @property
-    def ending(self) -> bool:
-        """Whether the job in hand is being brought to its end by the slot itself."""
+    def attempt(self) -> Attempt | None:
+        """That at the job in hand."""
         worker = self.worker
         work = worker.work_in_hand if worker is not None else None
-        return work is not None and work.run.settled_by == "slot"
+        return work.attempt if work is not None else None
+
+    @property
+    def settles(self) -> bool:
+        """Whether the slot itself brings the job in hand to its end."""
+        attempt = self.attempt
+        return attempt is not None and attempt.settled_by == "slot"
 
     def leave(self) -> None:
+        """End the loop after the job in hand."""
         if self.worker is not None:
             self.worker.leave()
 
     def _run(self) -> None:
         loops, failures = 0, 0
         while not self._process.leaving.is_set():
-            began = time.monotonic()
+            start = time.monotonic()
             try:
                 self._loop(f"{self._name}.{loops}")
-            # Redis that cannot be reached when a loop begins or ends, mostly; whatever it is, the
-            # slot must not be lost to it.
+            # Redis that cannot be reached when a loop begins or ends, mostly; in any case the slot
+            # must not be lost to it.
             except Exception as error:
                 log.warning("worker loop ended", slot=self._name, reason=str(error))
             finally:
                 self.worker = None
             loops += 1
-            failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+            failures = 0 if time.monotonic() - start > STEADY_S else failures + 1
             self._process.leaving.wait(min(0.5 * 2**failures, LONGEST_WAIT_S))
 
     def _loop(self, name: str) -> None:
         self.worker = SlotWorker(self._process, self._queue, self._connection, name)
-        if self._process.leaving.is_set():
-            return
-        self.worker.work(logging_level=None)
+        if not self._process.leaving.is_set():
+            self.worker.work(logging_level=None)

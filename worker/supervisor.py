@@ -1,50 +1,52 @@
-"""One worker process: its threads, its signals and its end.
+"""The worker as a program: one process, its threads, its signals and its end.
 
 The main thread loads the model, starts the slots and then only waits for a signal; RQ's worker
-loops run in threads and cannot have signal handlers of their own.
+loops run in threads and cannot have signal handlers of their own. Exit codes:
+
+    0   asked to end
+    1   not started: the last log line says why
+    70  a call stalled (`worker.watchdog`); start it again
+    71  the device failed; start it again
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from queue import SimpleQueue
 from types import FrameType
 
 import structlog
-from redis.exceptions import RedisError
 
 from jobs.connection import connect
 from jobs.errors import JobsError
+from jobs.logs import configure_logging
 from jobs.records import Records
 from jobs.recovery import Recovery
 from jobs.rq_job import open_queue
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.upkeep import Upkeep
-from jobs.workers import WorkerInfo, Workers, WorkerState
-from models.errors import CheckpointError, WeightsNotFound
-from worker.context import Process
-from worker.device import memory_in_use
+from jobs.workers import Workers
+from models.errors import CheckpointError, ModelError, WeightsNotFound
+from models.pipeline import StableSR
+from worker.attempt import Process
+from worker.device import choose_device, devices_of, reason_without_weights, weights_stamp
+from worker.device import load as load_model
 from worker.device_lock import DeviceLock
 from worker.engine import Engine
-from worker.loading import reason_without_weights, weights_stamp
+from worker.errors import StartupError
+from worker.heartbeat import Action, PeriodicThread, Registration, try_to
 from worker.metrics import WorkerMetrics
-from worker.model import Upscaler
-from worker.pulse import Repeating
-from worker.slot import Slot
+from worker.slot import Slot, SlotWorker
 from worker.watchdog import Watchdog, end_process
-from worker.worker import SlotWorker
 
-__all__ = ["EXIT_DEVICE_LOST", "Supervisor"]
+__all__ = ["EXIT_DEVICE_LOST", "Supervisor", "main"]
 
 EXIT_DEVICE_LOST = 71
 """The exit code of a process whose device failed: a new process gets a new context."""
@@ -59,9 +61,27 @@ SETTLE_S = 1.5
 log = structlog.get_logger(__name__)
 
 
+def main(settings: Settings) -> int:
+    """Serve `settings.preset`, as soon as its weights are here, until SIGTERM or SIGINT."""
+    configure_logging(settings)
+
+    def load(on_compile: Callable[[int, int], None]) -> StableSR:
+        sr = load_model(settings, jobs=settings.slots)
+        # Here, where no watchdog takes minutes of compiling for a device that hangs.
+        sr.compile(on_compile)
+        return sr
+
+    try:
+        device = choose_device(devices_of(settings)[0])
+        return Supervisor(settings, load, device=str(device)).run()
+    except (StartupError, ModelError, JobsError) as error:
+        log.error("worker not started", reason=str(error))
+        return 1
+
+
 class Supervisor:
     """Runs `settings.slots` jobs at once on the model that `load` returns. While it compiles,
-    `load` calls what it is given with how many sizes of calls are ready, of how many in total.
+    `load` calls its argument with how many sizes of calls are ready, of how many in total.
 
     `device` is what the model runs on, for the register of workers. Where `load` finds no weights
     that it can use, the process is not ready, says why, and looks for others.
@@ -70,7 +90,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        load: Callable[[Callable[[int, int], None]], Upscaler],
+        load: Callable[[Callable[[int, int], None]], StableSR],
         *,
         device: str,
     ) -> None:
@@ -86,48 +106,36 @@ class Supervisor:
         self._patient = connect(settings, patient=True)
         self._quick = connect(settings)
         self._queue = open_queue(settings.preset, self._patient)
-        self._registry = Workers(self._quick, ttl_s=settings.worker_ttl_s)
         self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
         self._metrics = WorkerMetrics()
-        self._model: Upscaler | None = None
-        self._state: WorkerState = "starting"
-        self._compiled: tuple[int, int] | None = None
-        self._info = WorkerInfo(
-            name=f"{settings.preset}-{secrets.token_hex(4)}",
-            preset=settings.preset,
-            device=device,
-            slots=settings.slots,
-            hostname=socket.gethostname(),
-            pid=os.getpid(),
-            started_at=datetime.now(UTC),
-        )
+        register = Workers(self._quick, ttl_s=settings.worker_ttl_s)
+        self._registration = Registration(settings, register, device, self._running)
 
     def run(self) -> int:
         """Work until a signal comes; returns the process's exit code.
 
         Raises:
-            What `load` raises, but for weights that are missing, NotStarted and StoreUnavailable.
+            What `load` raises, but for weights that are missing, StartupError and StoreUnavailable.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._metrics.serve(self._settings)
         store = BlobStore.open(self._settings)
-        pulse = Repeating("pulse", self._settings.heartbeat_s, self._beats)
-        pulse.start()
+        heartbeat = PeriodicThread("heartbeat", self._settings.heartbeat_s, self._beats)
+        heartbeat.start()
         try:
-            model = self._loaded()
-            self._model = model
-            self._state, self._compiled = "idle", None
+            model = self._model()
+            self._registration.state, self._registration.compile_progress = "idle", None
             if self._ends.empty():
                 self._work(model, store)
         except SystemExit:
             # Of `_on_signal`, while the model was loaded.
             pass
         finally:
-            pulse.stop()
-            self._attempt("unregister", lambda: self._registry.unregister(self._info.name))
+            heartbeat.stop()
+            self._registration.remove()
         log.info("worker ends", exit_code=self._exit_code)
-        if self._compiled is not None or self._busy_threads():
+        if self._registration.compile_progress is not None or self._has_busy_threads():
             # A thread in the middle of a device call, or that compiles, cannot be joined, and
             # unwinding the interpreter under it would crash.
             sys.stdout.flush()
@@ -135,29 +143,28 @@ class Supervisor:
             os._exit(self._exit_code)
         return self._exit_code
 
-    def _loaded(self) -> Upscaler:
+    def _model(self) -> StableSR:
         """What `load` returns, once there are weights: others than those that it could not use."""
-        preset = self._settings.preset
+        preset, registration = self._settings.preset, self._registration
         while True:
             stamp = weights_stamp(preset)
             try:
-                return self._load(self._on_compile)
+                return self._load(lambda n, total: registration.change("compiling", (n, total)))
             except (WeightsNotFound, CheckpointError) as error:
                 reason = reason_without_weights(preset)
                 log.error("worker not ready", preset=preset, reason=reason, detail=str(error))
-            self._state = "not_ready"
-            self._attempt("register", self._register)
+            registration.change("not_ready")
             while weights_stamp(preset) in (None, stamp):
                 time.sleep(self._settings.maintenance_s)
             log.info("weights have come", preset=preset)
-            self._state = "starting"
+            registration.state = "starting"
 
-    def _work(self, model: Upscaler, store: BlobStore) -> None:
-        settings = self._settings
+    def _work(self, model: StableSR, store: BlobStore) -> None:
+        settings, info = self._settings, self._registration.info
         watchdog = Watchdog(settings.step_timeout_s, self._on_stall)
         device = DeviceLock(offload=model.offload)
         engine = self._engine = Engine(
-            model,
+            model.predict,
             max_tiles=model.tile_batch,
             watch=watchdog.watch,
             device=device,
@@ -179,59 +186,49 @@ class Supervisor:
             device=device,
         )
         self._slots = [
-            Slot(process, self._queue, self._patient, f"{self._info.name}.{number}")
+            Slot(process, self._queue, self._patient, f"{info.name}.{number}")
             for number in range(settings.slots)
         ]
-        rounds = Upkeep(settings, self._quick, store, self._metrics.put_off)
-        upkeep = Repeating("upkeep", settings.maintenance_s, lambda: [rounds.run])
+        maintenance = Upkeep(settings, self._quick, store, self._metrics.put_off)
+        maintenance_thread = PeriodicThread(
+            "maintenance", settings.maintenance_s, lambda: [maintenance.run]
+        )
         watchdog.start()
         engine.start()
         for slot in self._slots:
             slot.thread.start()
-        upkeep.start()
-        self._attempt("register", self._register)
-        log.info("worker ready", name=self._info.name, device=self._info.device)
-        reason = self._ends.get()
-        self._leave(reason)
-        upkeep.stop()
+        maintenance_thread.start()
+        self._registration.change("idle")
+        log.info("worker ready", name=info.name, device=info.device)
+        self._leave(self._ends.get())
+        maintenance_thread.stop()
         engine.stop()
         watchdog.stop()
 
-    def _beats(self) -> list[Callable[[], object]]:
+    def _beats(self) -> list[Action]:
         workers = [slot.worker for slot in self._slots if slot.worker is not None]
         # Recovery comes last: a process that was suspended renews its own leases first.
-        return [self._register, *(worker.beat for worker in workers), self._recovery.run]
+        return [
+            self._registration.write,
+            *(worker.beat for worker in workers),
+            self._recovery.run,
+        ]
 
-    def _register(self) -> None:
-        running = sum(slot.busy for slot in self._slots)
-        state = "busy" if running and self._state == "idle" else self._state
-        # Asked each time, because what keeps the weights away may change.
-        missing = self._state == "not_ready"
-        reason = reason_without_weights(self._settings.preset) if missing else None
-        # Before the model is loaded, asking a GPU would begin to use it, from this thread.
-        memory = memory_in_use(self._info.device) if self._model is not None else {}
-        now = {
-            "state": state,
-            "running": running,
-            "reason": reason,
-            "compiled": self._compiled,
-            "memory": memory,
-        }
-        self._registry.heartbeat(self._info.model_copy(update=now))
+    def _running(self) -> int:
+        return sum(slot.attempt is not None for slot in self._slots)
 
-    def _busy_threads(self) -> bool:
-        engine = self._engine is not None and not self._engine.ended(timeout_s=1.0)
-        return engine or any(slot.thread.is_alive() for slot in self._slots)
-
-    def _on_compile(self, done: int, total: int) -> None:
-        self._state, self._compiled = "compiling", (done, total)
-        self._attempt("register", self._register)
+    def _has_busy_threads(self) -> bool:
+        threads = [slot.thread for slot in self._slots]
+        if self._engine is not None:
+            self._engine.thread.join(1.0)
+            threads.append(self._engine.thread)
+        return any(thread.is_alive() for thread in threads)
 
     # Ends
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._ends.put(signal.Signals(number).name)
-        if self._state in ("starting", "compiling", "not_ready"):
+        if self._registration.state in ("starting", "compiling", "not_ready"):
             # Loading a model takes long and has nothing to save.
             raise SystemExit(0)
 
@@ -253,44 +250,33 @@ class Supervisor:
 
         A second signal means: put back now.
         """
-        log.info("leaving", reason=reason, running=sum(slot.busy for slot in self._slots))
-        self._state = "stopping"
+        log.info("leaving", reason=reason, running=self._running())
         self._leaving.set()
         for slot in self._slots:
             slot.leave()
-        self._attempt("register", self._register)
-        self._join(LEAVE_S)
+        self._registration.change("stopping")
+        self._join(LEAVE_S, lambda slot: self._ends.empty())
         self._of_each_slot("put back", SlotWorker.put_back)
-        self._join(SETTLE_S, only_settled=True)
+        # Those whose job is being brought to its end by the slot itself.
+        self._join(SETTLE_S, lambda slot: slot.settles)
 
     def _of_each_slot(self, what: str, action: Callable[[SlotWorker], object]) -> None:
-        """For every slot's worker, all in all within a time that a lost Redis cannot stretch."""
+        """For every slot's worker, in total within a time that a lost Redis cannot stretch."""
 
         def act() -> None:
             for slot in self._slots:
                 if slot.thread.is_alive() and slot.worker is not None:
-                    self._attempt(what, partial(action, slot.worker))
+                    try_to(what, partial(action, slot.worker))
 
         helper = threading.Thread(target=act, name=what, daemon=True)
         helper.start()
         helper.join(PUT_BACK_S)
 
-    def _join(self, seconds: float, *, only_settled: bool = False) -> None:
-        """Wait for the slots' threads, but not for those whose job was put back, nor in a hurry."""
+    def _join(self, seconds: float, awaits: Callable[[Slot], bool]) -> None:
+        """Wait for the threads of the slots of which that is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            waiting = [slot for slot in self._slots if slot.thread.is_alive()]
-            if only_settled:
-                waiting = [slot for slot in waiting if slot.ending]
-            elif not self._ends.empty():
+            threads = [s.thread for s in self._slots if s.thread.is_alive() and awaits(s)]
+            if not threads:
                 return
-            if not waiting:
-                return
-            waiting[0].thread.join(0.05)
-
-    def _attempt(self, what: str, action: Callable[[], object]) -> None:
-        """Do what is good to do but must not keep the process from going on, or from ending."""
-        try:
-            action()
-        except (RedisError, JobsError) as error:
-            log.warning(f"could not {what}", reason=str(error))
+            threads[0].join(0.05)

@@ -1,70 +1,39 @@
 """The one thing a worker does: upscale the image of a job.
 
-A run may happen twice (a worker was lost, or the queue only thought so), so it is idempotent: the
-result's key follows from the job's id, its bytes follow from the parameters and their seed, and
-a result that is already in the store is what the run ends with.
+An attempt may happen twice (a worker was lost, or the queue only thought so), so it is idempotent:
+the result's key follows from the job's id, its bytes follow from the parameters and their seed, and
+a result that is already in the store is what the attempt ends with.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import structlog
 import torch
 from rq import Retry
 from torch import Tensor
 
-from jobs.errors import (
-    ImageError,
-    JobEnded,
-    JobFault,
-    JobNotFound,
-    JobsError,
-    JobTimedOut,
-    OutOfMemory,
-    OutputTooLarge,
-    Problem,
-    QueueUnavailable,
-    StoreUnavailable,
-    WrongState,
-)
-from jobs.rq_job import run_again
+from jobs.errors import JobEnded, JobNotFound, OutputTooLarge, WrongState
 from jobs.schema import Job, Parameters, ResultInfo
 from jobs.store import input_key, result_key
-from models.errors import (
-    InvalidOption,
-    MissingTextTower,
-    NotEnoughMemory,
-    NotFinite,
-    ScratchFull,
-)
 from models.geometry import output_size
-from worker.context import Run, current_run
-from worker.device_lock import DeviceTaken, Pause
-from worker.errors import (
-    Canceled,
-    Interrupted,
-    LeaseLost,
-    TimedOut,
-    is_device_lost,
-    is_out_of_memory,
-)
+from worker.attempt import CURRENT, Attempt, conclude
+from worker.device_lock import Pause
+from worker.errors import LeaseLost
 from worker.images import MEDIA_TYPES, DecodedImage, check_side, decode, rows_of, write
 from worker.options import options_of
 from worker.progress import Reporter
+from worker.watchdog import Feed
 
 __all__ = ["upscale"]
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 
 def upscale(job_id: str) -> Retry | None:
@@ -73,11 +42,10 @@ def upscale(job_id: str) -> Retry | None:
     A job that cannot succeed is failed here and is done for RQ. Only what another attempt may
     mend is raised: the store or Redis out of reach, memory, the device.
     """
-    run = current_run()
-    # Every line of the run carries both ids; which request it was the record says when it starts.
+    # Every line of the attempt has both ids; the record says which request it was.
     with structlog.contextvars.bound_contextvars(job=job_id, request_id=None):
         try:
-            return _run(run)
+            return conclude(CURRENT.get(), _work)
         except (JobEnded, JobNotFound) as error:
             # Canceled while it waited, or finished by an earlier attempt: there is nothing to do.
             log.info("job needs nothing", reason=error.detail)
@@ -86,118 +54,52 @@ def upscale(job_id: str) -> Retry | None:
             raise LeaseLost(error.detail) from error
 
 
-def _run(run: Run) -> Retry | None:
-    records, job_id, worker = run.process.records, run.job_id, run.worker
-    try:
-        with run.process.device.job(alone=run.alone, poll=run.check):
-            _attempt(run)
-    except DeviceTaken:
-        # Not begun, so the record still says queued: only RQ has to be told.
-        _settle(run)
-        log.info("job given back, another one runs alone", job=job_id)
-        return run_again()
-    except Interrupted:
-        _settle(run)
-        _insist(run, lambda: records.requeue(job_id, worker=worker))
-        log.info("job put back", job=job_id)
-        return run_again()
-    except Canceled:
-        _settle(run)
-        _insist(run, lambda: records.canceled(job_id, worker=worker))
-        log.info("job canceled", job=job_id)
-    except (LeaseLost, WrongState, JobNotFound):
-        raise
-    # Whatever else ends an attempt is the job's failure and not the worker's.
-    except Exception as error:
-        _failed(run, error)
-    return None
-
-
-def _failed(run: Run, error: Exception) -> None:
-    """Fail the job, or raise `error` when another attempt may mend it."""
-    log.warning("attempt failed", job=run.job_id, exc_info=not isinstance(error, ImageError))
-    mendable = (
-        isinstance(error, StoreUnavailable | QueueUnavailable)
-        or _out_of_memory(error)
-        or is_device_lost(error)
-    )
-    if run.last or not mendable:
-        _settle(run)
-        problem = _problem(run, error)
-        _insist(run, lambda: run.process.records.fail(run.job_id, problem, worker=run.worker))
-    if is_device_lost(error):
-        run.process.lose(str(error))
-    if mendable:
-        raise error
-
-
-def _problem(run: Run, error: Exception) -> Problem:
-    """What the client is told; the log has the rest."""
-    if isinstance(error, ImageError):
-        return error.problem()
-    if isinstance(error, TimedOut):
-        limit = run.process.settings.job_timeout_s
-        return JobTimedOut(
-            f"The job ran for its limit of {limit} seconds without an end; "
-            "a smaller image, scale or number of steps takes less.",
-            limit_seconds=limit,
-        ).problem()
-    if isinstance(error, InvalidOption | MissingTextTower):
-        return Problem(
-            type="invalid-parameters", title="The parameters do not fit", detail=str(error)
-        )
-    if isinstance(error, NotFinite):
-        return JobFault(str(error)).problem()
-    if isinstance(error, StoreUnavailable):
-        detail = "The worker could not use the image store, twice; submit the image again later."
-        return StoreUnavailable(detail).problem()
-    if _out_of_memory(error):
-        detail = "The worker has too little memory for this image; ask for a smaller scale."
-        return OutOfMemory(detail).problem()
-    if isinstance(error, JobsError) and not isinstance(error, JobFault | QueueUnavailable):
-        return error.problem()
-    return JobFault(
-        "The worker could not finish the job because of a fault of its own; "
-        "its log says more under the job's id."
-    ).problem()
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether the image did not fit; it may when it is alone, or on another worker."""
-    return is_out_of_memory(error) or isinstance(error, NotEnoughMemory | ScratchFull)
-
-
-def _attempt(run: Run) -> None:
-    process = run.process
-    run.check()
-    run.start()
-    job = _insist(run, lambda: process.records.start(run.job_id, run.worker))
+def _work(attempt: Attempt) -> None:
+    process = attempt.process
+    records, metrics = process.records, process.metrics
+    attempt.check()
+    attempt.start_clock()
+    job = attempt.persist(lambda: records.start(attempt.job_id, attempt.worker))
     structlog.contextvars.bind_contextvars(request_id=job.request_id)
     if job.started_at is not None and job.attempt == 1:
-        waited = (job.started_at - job.created_at).total_seconds()
-        process.metrics.observe_job({"queue": waited})
-    log.info("job started", job=job.id, attempt=job.attempt, alone=run.alone)
-    report = Reporter(process.quick_records, job.id, run.worker, run.check)
-    result = _stored_result(run, job)
-    if result is None:
-        result = _upscaled(run, job, report)
-    _settle(run)
-    records, timings = process.records, report.timings
-    done = _insist(run, lambda: records.succeed(job.id, result, timings, worker=run.worker))
-    if done.timings is not None:
+        wait = (job.started_at - job.created_at).total_seconds()
+        metrics.observe_job({"queue": wait})
+    log.info("job started", job=job.id, attempt=job.attempt, alone=attempt.alone)
+    report = Reporter(process.quick_records, job.id, attempt.worker, attempt.check)
+    result = _stored_result(attempt, job) or _upscale(attempt, job, report)
+    attempt.settle_or_drop()
+    timings, worker = report.timings, attempt.worker
+    job = attempt.persist(lambda: records.succeed(job.id, result, timings, worker=worker))
+    if job.timings is not None:
         # What it waited was observed when it started.
-        process.metrics.observe_job(done.timings.model_dump(exclude={"queue"}))
-    total = done.timings.total if done.timings else None
+        metrics.observe_job(job.timings.model_dump(exclude={"queue"}))
+    total = job.timings.total if job.timings else None
     log.info("job done", job=job.id, seconds=total, size=f"{result.width}x{result.height}")
 
 
-def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
+def _stored_result(attempt: Attempt, job: Job) -> ResultInfo | None:
+    """The result of an earlier attempt that ended between storing it and saying so."""
+    store, key = attempt.process.store, result_key(job.id)
+    if job.attempt < 2 or not store.exists(key):
+        return None
+    digest, size = hashlib.sha256(), 0
+    for piece in store.stream(key):
+        digest.update(piece)
+        size += len(piece)
+    log.info("result of an earlier attempt found", job=job.id)
+    # A stored result is whole, and its sides follow from the job; decoding it would take memory
+    # that no plan knows of.
+    height, width = output_size(job.input.height, job.input.width, job.parameters.scale)
+    return _result_info(job, size, digest.hexdigest(), width, height)
+
+
+def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
     """From the stored upload to the stored result.
 
     What the decoder reads is freed however this ends, and the result goes to its file, and from
     there to the store, a few rows at a time.
     """
-    process = run.process
+    process = attempt.process
     options = options_of(job.parameters)
     watch, model = process.watchdog.watch, process.model
     with report.stage("load"), watch("load"):
@@ -205,34 +107,34 @@ def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
         _check_output(source, job.parameters, process.settings.max_output_pixels)
     small = model.steps_in(source.rgb, options)
     device = partial(process.device.autoencoder, small=small, poll=report.poll)
-    with torch.inference_mode(), ExitStack() as held:
-        with report.stage("encode"), device() as pause, watch("encode") as renew:
-            prepared = model.prepare(source.rgb, options, _telling(report, renew, pause))
-            held.enter_context(closing(prepared))
-        log.info("job planned", job=job.id, **prepared.summary)
+    with torch.inference_mode(), ExitStack() as resources:
+        with report.stage("encode"), device() as pause, watch("encode") as feed:
+            encoded_image = model.prepare(source.rgb, options, _on_progress(report, feed, pause))
+            resources.enter_context(closing(encoded_image))
+        log.info("job planned", job=job.id, **encoded_image.summary)
         with report.stage("denoise", steps=job.parameters.steps):
             latent = process.engine.run(
-                model.sample(prepared, options), on_step=report.on_step, poll=report.poll
+                model.sample(encoded_image, options), on_step=report.on_step, poll=report.poll
             )
-        with report.stage("decode"), device() as pause, watch("decode") as renew:
-            rows = model.rows(prepared, latent, options, _telling(report, renew, pause))
-        prepared.close()
-        return _save(run, job, source, rows, report)
+        with report.stage("decode"), device() as pause, watch("decode") as feed:
+            rows = model.rows(encoded_image, latent, options, _on_progress(report, feed, pause))
+        encoded_image.close()
+        return _save(attempt, job, source, rows, report)
 
 
-def _telling(report: Reporter, renew: Callable[[], None], pause: Pause) -> Callable[[float], None]:
-    """Notes how far a stage is, for the client and for the watchdog, and lets small images in."""
+def _on_progress(report: Reporter, feed: Feed, pause: Pause) -> Callable[[float], None]:
+    """Tells the client and the watchdog how far a stage is, and lets small images in."""
 
-    def waiting() -> None:
-        renew()
+    def poll() -> None:
+        feed()
         report.poll()
 
-    def tell(done: float) -> None:
-        renew()
-        report.on_part(done)
-        pause(waiting)
+    def on_progress(share: float) -> None:
+        feed()
+        report.on_progress(share)
+        pause(poll)
 
-    return tell
+    return on_progress
 
 
 def _check_output(source: DecodedImage, parameters: Parameters, max_pixels: int) -> None:
@@ -248,24 +150,24 @@ def _check_output(source: DecodedImage, parameters: Parameters, max_pixels: int)
 
 
 def _save(
-    run: Run, job: Job, source: DecodedImage, rows: Iterable[Tensor], report: Reporter
+    attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tensor], report: Reporter
 ) -> ResultInfo:
     """Write the image's rows to a file of its own and that into the store."""
     width, height = output_size(*source.size, job.parameters.scale)
-    settings = run.process.settings
-    with report.stage("save"), run.process.watchdog.watch("save") as renew:
+    process = attempt.process
+    with report.stage("save"), process.watchdog.watch("save") as feed:
 
-        def watched() -> Iterator[Tensor]:
+        def strips() -> Iterator[Tensor]:
             for strip in rows:
-                renew()
+                feed()
                 report.poll()
                 yield strip
 
-        with TemporaryDirectory(prefix="stablesr-", dir=settings.scratch) as folder:
+        with TemporaryDirectory(prefix="stablesr-", dir=process.settings.scratch) as folder:
             path = Path(folder, "result")
             write(
                 path,
-                rows_of(source, watched(), height, width),
+                rows_of(source, strips(), height, width),
                 width=width,
                 height=height,
                 channels=source.channels,
@@ -274,28 +176,12 @@ def _save(
             )
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            renew()
-            run.process.store.put(result_key(job.id), path)
-            return _describe(job, path.stat().st_size, sha256, width, height)
+            feed()
+            process.store.put(result_key(job.id), path)
+            return _result_info(job, path.stat().st_size, sha256, width, height)
 
 
-def _stored_result(run: Run, job: Job) -> ResultInfo | None:
-    """The result of an earlier attempt that ended between storing it and saying so."""
-    store, key = run.process.store, result_key(job.id)
-    if job.attempt < 2 or not store.exists(key):
-        return None
-    digest, size = hashlib.sha256(), 0
-    for piece in store.stream(key):
-        digest.update(piece)
-        size += len(piece)
-    log.info("result of an earlier attempt found", job=job.id)
-    # A stored result is whole, and its sides follow from the job; decoding it would take memory
-    # that no plan knows of.
-    height, width = output_size(job.input.height, job.input.width, job.parameters.scale)
-    return _describe(job, size, digest.hexdigest(), width, height)
-
-
-def _describe(job: Job, size: int, sha256: str, width: int, height: int) -> ResultInfo:
+def _result_info(job: Job, size: int, sha256: str, width: int, height: int) -> ResultInfo:
     return ResultInfo(
         key=result_key(job.id),
         width=width,
@@ -304,23 +190,3 @@ def _describe(job: Job, size: int, sha256: str, width: int, height: int) -> Resu
         sha256=sha256,
         media_type=MEDIA_TYPES[job.parameters.output_format],
     )
-
-
-def _settle(run: Run) -> None:
-    if not run.settle():
-        raise LeaseLost(f"Job {run.job_id} was put back when the process had to end.")
-
-
-def _insist(run: Run, move: Callable[[], T]) -> T:
-    """Make a transition of the record, waiting for a Redis that is being restarted.
-
-    As long as a lease lasts: after that the queue has given the job away, and this run's word
-    does not count any more.
-    """
-    deadline = time.monotonic() + run.process.settings.worker_ttl_s
-    while True:
-        try:
-            return move()
-        except QueueUnavailable:
-            if time.monotonic() > deadline or run.process.leaving.wait(0.5):
-                raise

@@ -18,19 +18,15 @@ from dataclasses import dataclass
 
 import structlog
 
-__all__ = ["EXIT_STALLED", "Watchdog", "end_process"]
+__all__ = ["EXIT_STALLED", "Feed", "Watchdog", "end_process"]
 
 EXIT_STALLED = 70
 """The exit code of a process that its watchdog ended."""
 
+Feed = Callable[[], None]
+"""Says that a call has come further: its limit counts anew from there"""
+
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class _Watched:
-    what: str
-    since: float
-    limit_s: float
 
 
 def end_process(what: str, seconds: float) -> None:
@@ -40,6 +36,12 @@ def end_process(what: str, seconds: float) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(EXIT_STALLED)
+
+
+@dataclass(eq=False)
+class _Call:
+    what: str
+    last_feed: float
 
 
 class Watchdog:
@@ -53,53 +55,44 @@ class Watchdog:
     ) -> None:
         self._limit_s = limit_s
         self._on_stall = on_stall
-        self._watched: dict[int, _Watched] = {}
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-        self._count = 0
+        # Changed and copied in one bytecode each, so without a lock.
+        self._calls: list[_Call] = []
+        self._stop = threading.Event()
 
     def start(self) -> None:
-        self._thread.start()
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stop.set()
 
     @contextmanager
-    def watch(self, what: str) -> Iterator[Callable[[], None]]:
+    def watch(self, what: str) -> Iterator[Feed]:
         """The block ends within the limit, or the process does.
 
-        A block that takes long by right calls what is yielded whenever it has come further: the
-        limit counts anew from there.
+        A block that takes long by right calls what is yielded whenever it has come further.
         """
-        with self._lock:
-            self._count += 1
-            ticket = self._count
-            self._watched[ticket] = _Watched(what, time.monotonic(), self._limit_s)
+        call = _Call(what, time.monotonic())
 
-        def renew() -> None:
-            with self._lock:
-                self._watched[ticket] = _Watched(what, time.monotonic(), self._limit_s)
+        def feed() -> None:
+            call.last_feed = time.monotonic()
 
+        self._calls.append(call)
         try:
-            yield renew
+            yield feed
         finally:
-            with self._lock:
-                del self._watched[ticket]
+            self._calls.remove(call)
 
-    def stalled(self) -> tuple[str, float] | None:
+    def stall(self) -> tuple[str, float] | None:
         """The first call that is over its limit, with its seconds so far."""
-        now = time.monotonic()
-        with self._lock:
-            for watched in self._watched.values():
-                if now - watched.since > watched.limit_s:
-                    return watched.what, now - watched.since
+        for call in self._calls.copy():
+            seconds = time.monotonic() - call.last_feed
+            if seconds > self._limit_s:
+                return call.what, seconds
         return None
 
     def _run(self) -> None:
-        interval = min(1.0, self._limit_s / 4)
-        while not self._stopped.wait(interval):
-            found = self.stalled()
-            if found is not None:
-                self._on_stall(*found)
+        while not self._stop.wait(min(1.0, self._limit_s / 4)):
+            stall = self.stall()
+            if stall is not None:
+                self._on_stall(*stall)
                 return

@@ -1,27 +1,12 @@
-"""Processes of their own, and what takes too long."""
+"""What takes too long, and the most that a process held."""
 
 from __future__ import annotations
 
-import os
 import time
-from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from benchmarks.machine import alone, resident_peak, time_limit
-
-
-def test_a_task_has_a_process_of_its_own() -> None:
-    assert alone(process, 3) not in (os.getpid(), 3)
-
-
-def test_a_process_that_is_killed_is_an_error() -> None:
-    with pytest.raises(BrokenProcessPool):
-        alone(os._exit, 9)
-
-
-def process(number: int) -> int:
-    return os.getpid()
+from benchmarks.machine import resident_peak, time_limit
 
 
 def test_a_block_ends_at_its_limit() -> None:

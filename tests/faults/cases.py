@@ -158,7 +158,7 @@ def insistent(house: House) -> Iterator[list[str]]:
 
 
 def redis_hangs(house: House) -> float:
-    """Redis answers nobody for a while: refusals within 3 seconds, and then all goes on."""
+    """Redis answers no request for a while: refusals within 3 seconds, and then all goes on."""
     worker = house.worker(step_s=0.1)
     house.ready()
     jobs = house.submit(4, steps=60)

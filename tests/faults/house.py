@@ -61,7 +61,7 @@ class Job:
 class House:
     """One service on one Redis; `with` starts both and ends everything.
 
-    The settings are the defaults, but for what a case gives; and nobody is asked to slow down,
+    The settings are the defaults, but for what a case gives; clients are not asked to slow down,
     since jobs are looked at all the time.
     """
 
@@ -217,10 +217,10 @@ class House:
     # What became of them
 
     def right(self) -> int:
-        """Jobs that ended as they must; whoever asked for the same got the same picture."""
+        """Jobs that ended as they must; the same request has the same image."""
         if self._right is not None:
             return self._right
-        pictures: dict[tuple[int, int], bytes] = {}
+        images: dict[tuple[int, int], bytes] = {}
         count = 0
         for job in self.jobs:
             body = self.look(job)
@@ -230,11 +230,11 @@ class House:
             if state != job.expected:
                 continue
             if state == "succeeded":
-                picture = self.client.get(f"/jobs/{job.id}/result").raise_for_status().content
-                with Image.open(io.BytesIO(picture)) as image:
+                content = self.client.get(f"/jobs/{job.id}/result").raise_for_status().content
+                with Image.open(io.BytesIO(content)) as image:
                     assert image.size == (48, 32), image.size
-                asked = body["seed"], body["parameters"]["steps"]
-                if pictures.setdefault(asked, picture) != picture:
+                request = body["seed"], body["parameters"]["steps"]
+                if images.setdefault(request, content) != content:
                     continue
             count += 1
         return count

@@ -8,7 +8,9 @@ import structlog
 
 # Before any test module imports torch: the package says how OpenMP's threads wait.
 import worker
+from tests.worker.in_process import serving
 from tests.worker.processes import House
+from worker.attempt import Process
 
 assert worker.__doc__
 
@@ -17,9 +19,15 @@ assert worker.__doc__
 def house(redis_url: str, tmp_path: Path) -> Iterator[House]:
     """Closed by hand: classes that tests define keep it in a cycle, and a socket that the
     garbage collector finds there is a warning somewhere else."""
-    made = House(redis_url, tmp_path)
-    yield made
-    made.queue.close()
+    house = House(redis_url, tmp_path)
+    yield house
+    house.queue.close()
+
+
+@pytest.fixture
+def process(house: House) -> Iterator[Process]:
+    with serving(house) as process:
+        yield process
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.geometry import output_size
 from models.options import Options
+from models.pipeline import StableSR
 from models.sampling import Sampler, StepRequest
 from worker.supervisor import Supervisor
 
@@ -32,7 +34,9 @@ __all__ = [
     "HANG_DECODING",
     "HANG_ONCE",
     "OUT_OF_MEMORY",
+    "Counting",
     "Double",
+    "Encoded",
     "main",
 ]
 
@@ -42,8 +46,8 @@ TROUBLE_STEP = 2
 
 
 @dataclass(frozen=True)
-class Prepared:
-    image: Tensor
+class Encoded:
+    pixels: Tensor
     size: tuple[int, int]
     summary: Mapping[str, object] = field(default_factory=dict)
 
@@ -52,7 +56,7 @@ class Prepared:
 
 
 class Double:
-    """An `Upscaler`: its result is the image enlarged, and shifted by a value from the sampling."""
+    """Stands in for `StableSR`: its result is the image enlarged, shifted by the sampling."""
 
     def __init__(self, *, step_s: float = 0.0, marks: Path | None = None) -> None:
         self._step_s = step_s
@@ -75,13 +79,13 @@ class Double:
 
     def prepare(
         self, image: Tensor, options: Options, on_progress: Callable[[float], None]
-    ) -> Prepared:
-        return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
+    ) -> Encoded:
+        return Encoded(image, output_size(image.shape[2], image.shape[3], options.scale))
 
-    def sample(self, encoded_image: Prepared, options: Options) -> Sampler:
+    def sample(self, image: Encoded, options: Options) -> Sampler:
         noise = torch.Generator().manual_seed(options.seed)
         canvas = torch.randn(2, 4, 8, 8, generator=noise)
-        lr = encoded_image.image.mean().expand(2, 4, 8, 8)
+        lr = image.pixels.mean().expand(2, 4, 8, 8)
         seed = torch.full((2, 1, 1), float(options.seed))
         steps = options.steps or 1
         for step in range(steps):
@@ -91,26 +95,22 @@ class Double:
 
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         time.sleep(self._step_s)
-        return [self._predicted(request) for request in requests]
+        return [self._prediction(request) for request in requests]
 
-    def _predicted(self, request: StepRequest) -> Tensor:
+    def _prediction(self, request: StepRequest) -> Tensor:
         assert request.context is not None  # `sample` gives one
         if request.step >= TROUBLE_STEP:
             self._trouble(int(request.context[0, 0, 0]))
-        moved = request.noisy + request.lr * request.timestep
-        return torch.sin(moved + request.context[:, :, None])
+        x = request.noisy + request.lr * request.timestep
+        return torch.sin(x + request.context[:, :, None])
 
     def rows(
-        self,
-        encoded_image: Prepared,
-        latent: Tensor,
-        options: Options,
-        on_progress: Callable[[float], None],
+        self, image: Encoded, latent: Tensor, options: Options, on_progress: Callable[[float], None]
     ) -> Iterator[Tensor]:
         if options.seed == HANG_DECODING:
             time.sleep(3600)
-        larger = interpolate(encoded_image.image, encoded_image.size)
-        texture = interpolate(latent[:1, :3], encoded_image.size)
+        larger = interpolate(image.pixels, image.size)
+        texture = interpolate(latent[:1, :3], image.size)
         return iter((larger + 0.2 * texture).clamp(0, 1))
 
     def _trouble(self, seed: int) -> None:
@@ -135,12 +135,50 @@ class Double:
         return True
 
 
+@dataclass(frozen=True)
+class CountedImage(Encoded):
+    """Says when it is closed."""
+
+    double: Counting | None = None
+
+    def close(self) -> None:
+        assert self.double is not None
+        self.double.count -= 1 if self.double.count else 0
+
+
+class Counting(Double):
+    """Counts the images whose features it holds; decodes in strips of two rows."""
+
+    count = 0
+    count_when_written = -1
+
+    def prepare(
+        self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+    ) -> Encoded:
+        plain = super().prepare(image, options, on_progress)
+        on_progress(0.5)
+        self.count += 1
+        return CountedImage(plain.pixels, plain.size, {"keep": "disk", "rows": 2}, self)
+
+    def rows(
+        self, image: Encoded, latent: Tensor, options: Options, on_progress: Callable[[float], None]
+    ) -> Iterator[Tensor]:
+        whole = torch.cat(list(super().rows(image, latent, options, on_progress)), dim=1)
+        for part in range(4):
+            on_progress(part / 4)
+        return self._strips(whole)
+
+    def _strips(self, whole: Tensor) -> Iterator[Tensor]:
+        self.count_when_written = self.count
+        yield from torch.split(whole, 2, dim=1)
+
+
 def main(settings: Settings, *, step_s: float, load_s: float) -> int:
     """A worker whose model takes `load_s` to load and `step_s` for a call, and where the settings
     have it compiled waits for a file between the two of its sizes."""
     configure_logging(settings)
 
-    def load(on_compile: Callable[[int, int], None]) -> Double:
+    def load(on_compile: Callable[[int, int], None]) -> StableSR:
         time.sleep(load_s)
         folder = settings.blob_root.parent
         if settings.compile == "on":
@@ -148,6 +186,6 @@ def main(settings: Settings, *, step_s: float, load_s: float) -> int:
             while not (folder / "compiled").exists():
                 time.sleep(0.02)
             on_compile(1, 2)
-        return Double(step_s=step_s, marks=folder)
+        return cast(StableSR, Double(step_s=step_s, marks=folder))
 
     return Supervisor(settings, load, device="double").run()

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import pytest
 
 from worker.device_lock import DeviceLock, DeviceTaken, Pause
-from worker.errors import Interrupted
+from worker.errors import Interruption
 
 PATIENCE_S = 20.0
 
@@ -308,10 +308,10 @@ def test_a_job_that_waits_can_be_called_away_and_lets_others_begin() -> None:
     lock = DeviceLock()
 
     def leave() -> None:
-        raise Interrupted
+        raise Interruption
 
     with lock.job(alone=False, poll=nothing):
-        with pytest.raises(Interrupted), lock.job(alone=True, poll=leave):
+        with pytest.raises(Interruption), lock.job(alone=True, poll=leave):
             pass
         assert lock.open
     with lock.job(alone=True, poll=nothing):

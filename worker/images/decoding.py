@@ -178,9 +178,9 @@ def _full_range(levels: Levels, depth: int) -> Levels:
 def _rgb(levels: Levels, mode: str, profile: bytes | None, header: Header) -> Tensor:
     """The colours, (1, 3, H, W). A file without a profile is taken to be sRGB already."""
     if profile is not None and mode in ICC_SPACES:
-        converted = to_srgb(levels, mode, profile)
-        if converted is not None:
-            levels, mode = converted, "RGB"
+        srgb = to_srgb(levels, mode, profile)
+        if srgb is not None:
+            levels, mode = srgb, "RGB"
     planes = _unit(levels, header)
     if mode == "CMYK":
         # Without a profile inks have no colours of their own: as browsers show them.
@@ -201,7 +201,7 @@ def _from_ycbcr(planes: Tensor) -> Tensor:
 def _unit(levels: Levels, header: Header) -> Tensor:
     """Levels to upright (1, C, H, W) float32 in [0, 1]."""
     # AVIF's decoder has turned it already.
-    mirrored, quarters = TURNS[1 if header.format == "AVIF" else header.orientation]
-    upright = np.rot90(levels[:, ::-1] if mirrored else levels, quarters)
+    mirror, quarters = TURNS[1 if header.format == "AVIF" else header.orientation]
+    upright = np.rot90(levels[:, ::-1] if mirror else levels, quarters)
     planes = np.ascontiguousarray(np.moveaxis(upright, -1, 0), dtype=np.float32)
     return torch.from_numpy(planes)[None].div_(np.iinfo(levels.dtype).max)

@@ -103,10 +103,10 @@ def _resize(channel: Tensor, start: int, stop: int, height: int, width: int) -> 
     wide = interpolate(wide, (wide.shape[-2], width), mode="bicubic", align_corners=False)[0]
     weights = _cubic_weights((centre - above).to(channel.dtype))
     # One tap after the other: all four at once would take four times the memory.
-    resized = wide.new_zeros(1, stop - start, width)
+    result = wide.new_zeros(1, stop - start, width)
     for tap in range(4):
-        resized += weights[:, tap, None] * wide[:, taps[:, tap] - first]
-    return resized.clamp_(0, 1)
+        result += weights[:, tap, None] * wide[:, taps[:, tap] - first]
+    return result.clamp_(0, 1)
 
 
 def _cubic_weights(t: Tensor) -> Tensor:

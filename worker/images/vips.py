@@ -105,20 +105,20 @@ def to_srgb(levels: Levels, mode: str, profile: bytes) -> Levels | None:
 
     `mode` is one of `ICC_SPACES`; L comes back as one channel, the others as three.
     """
-    expected = b"RGB " if levels.shape[2] == 3 else ICC_SPACES[mode]
+    space = b"RGB " if levels.shape[2] == 3 else ICC_SPACES[mode]
     # A damaged profile, or one for another colour model: viewers ignore those, and refusing the
     # image for its label would be of no use.
-    if profile[36:40] != b"acsp" or profile[16:20] != expected:
+    if profile[36:40] != b"acsp" or profile[16:20] != space:
         log.warning("icc profile ignored", mode=mode, space=profile[16:20].hex())
         return None
     try:
         if levels.shape[2] == 3 and _is_srgb(profile):
             return None
-        converted = _transformed(levels, profile)
+        srgb = _transform(levels, profile)
     except pyvips.Error as error:
         log.warning("icc profile ignored", mode=mode, reason=reason_of(error))
         return None
-    return converted[:, :, 1:2] if mode == "L" else converted
+    return srgb[:, :, 1:2] if mode == "L" else srgb
 
 
 def _is_srgb(profile: bytes) -> bool:
@@ -128,11 +128,11 @@ def _is_srgb(profile: bytes) -> bool:
     """
     steps = np.linspace(0, 255, 17).astype(np.uint8)
     colours = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
-    error = _transformed(colours, profile).astype(np.int32) - 257 * colours.astype(np.int32)
+    error = _transform(colours, profile).astype(np.int32) - 257 * colours.astype(np.int32)
     return bool(np.abs(error).max() <= 128)
 
 
-def _transformed(levels: Levels, profile: bytes) -> Levels:
+def _transform(levels: Levels, profile: bytes) -> Levels:
     """From a profile's colours to 16 bits of sRGB."""
     interpretation = INTERPRETATIONS[levels.shape[2]][levels.itemsize - 1]
     image = image_of(levels, interpretation, profile)

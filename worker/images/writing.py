@@ -39,10 +39,10 @@ PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 PNG_AVERAGE = 3
 """The filter of every row (9.2): of photographs the one with the smallest files."""
 
-SHORT, LONG, RATIONAL, UNDEFINED = 3, 4, 5, 7
-TIFF_TYPES = {SHORT: "H", LONG: "I", RATIONAL: "II", UNDEFINED: "B"}
+SHORT, LONG, RATIONAL, BYTE_DATA = 3, 4, 5, 7
+TIFF_TYPES = {SHORT: "H", LONG: "I", RATIONAL: "II", BYTE_DATA: "B"}
 BLACK_IS_ZERO, RGB = 1, 2
-DEFLATE, HORIZONTAL, CONTIGUOUS, NO_UNIT, UNASSOCIATED = 8, 2, 1, 1, 2
+DEFLATE, HORIZONTAL, CONTIGUOUS, NO_UNIT, STRAIGHT_ALPHA = 8, 2, 1, 1, 2
 
 
 def write(
@@ -84,8 +84,8 @@ def write(
     for number, strip in enumerate(_levels(rows, shape, 255)):
         levels[number * STRIP : number * STRIP + len(strip)] = strip
     # Grey stays without a profile: sRGB's would not fit it.
-    coloured = channels >= 3
-    image = image_of(levels, "srgb" if coloured else "b-w", srgb_profile() if coloured else None)
+    space, profile = ("srgb", srgb_profile()) if channels >= 3 else ("b-w", None)
+    image = image_of(levels, space, profile)
     try:
         if format == "webp":
             image.webpsave(path, Q=QUALITY, alpha_q=100, effort=4, keep=ForeignKeep.ICC)
@@ -104,7 +104,7 @@ def _levels(rows: Iterable[Tensor], shape: tuple[int, int, int], top: int) -> It
     """Quantised strips, (STRIP, width, channels) and a last one that may be lower."""
     height, width, channels = shape
     strip: Levels = np.empty((STRIP, width, channels), np.uint8 if top == 255 else np.uint16)
-    filled = total = 0
+    count = total = 0
     for tensor in rows:
         total += tensor.shape[1]
         if total > height:
@@ -113,19 +113,19 @@ def _levels(rows: Iterable[Tensor], shape: tuple[int, int, int], top: int) -> It
             raise ValueError(f"rows must be {(channels, 'n', width)}; got {tuple(tensor.shape)}")
         start = 0
         while start < tensor.shape[1]:
-            part = tensor[:, start : start + STRIP - filled]
+            part = tensor[:, start : start + STRIP - count]
             # Round half up: floor(x + 0.5), never half to even.
             levels = (part.detach().float().clamp(0, 1) * top + 0.5).floor_().to(torch.int32)
-            count = part.shape[1]
-            strip[filled : filled + count] = levels.permute(1, 2, 0).cpu().numpy()
-            filled, start = filled + count, start + count
-            if filled == STRIP:
+            stop = count + part.shape[1]
+            strip[count:stop] = levels.permute(1, 2, 0).cpu().numpy()
+            count, start = stop, start + part.shape[1]
+            if count == STRIP:
                 yield strip
-                filled = 0
+                count = 0
     if total != height:
         raise ValueError(f"{height} rows were announced and {total} came")
-    if filled:
-        yield strip[:filled]
+    if count:
+        yield strip[:count]
 
 
 def write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, int]) -> None:
@@ -150,10 +150,10 @@ def write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, 
         pixel = channels * strip.itemsize
         means = np.vstack([above, rows[:-1]]).astype(np.uint16)
         means[:, pixel:] += rows[:, :-pixel]
-        filtered = np.full((rows.shape[0], rows.shape[1] + 1), PNG_AVERAGE, np.uint8)
+        lines = np.full((rows.shape[0], rows.shape[1] + 1), PNG_AVERAGE, np.uint8)
         means >>= 1
-        np.subtract(rows, means.astype(np.uint8), out=filtered[:, 1:])
-        _chunk(file, b"IDAT", packer.compress(filtered.tobytes()))
+        np.subtract(rows, means.astype(np.uint8), out=lines[:, 1:])
+        _chunk(file, b"IDAT", packer.compress(lines.tobytes()))
         above = rows[-1].copy()
     _chunk(file, b"IDAT", packer.flush())
     _chunk(file, b"IEND", b"")
@@ -201,9 +201,9 @@ def write_tiff(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int,
         317: (SHORT, [HORIZONTAL]),
     }
     if channels in (2, 4):
-        tags[338] = (SHORT, [UNASSOCIATED])
+        tags[338] = (SHORT, [STRAIGHT_ALPHA])
     if channels >= 3:
-        tags[34675] = (UNDEFINED, srgb_profile())
+        tags[34675] = (BYTE_DATA, srgb_profile())
     _directory(file, tags)
 
 
@@ -213,11 +213,11 @@ def _directory(file: IO[bytes], tags: dict[int, tuple[int, list[int] | bytes]]) 
     behind = start + 2 + 12 * len(tags) + 4
     entries, values = b"", b""
     for tag, (kind, numbers) in sorted(tags.items()):
-        packed = struct.pack(f"<{len(numbers)}{TIFF_TYPES[kind][0]}", *numbers)
-        place = packed.ljust(4, b"\0")
-        if len(packed) > 4:
+        data = struct.pack(f"<{len(numbers)}{TIFF_TYPES[kind][0]}", *numbers)
+        place = data.ljust(4, b"\0")
+        if len(data) > 4:
             place = struct.pack("<I", behind + len(values))
-            values += packed + bytes(len(packed) % 2)
+            values += data + bytes(len(data) % 2)
         count = len(numbers) // len(TIFF_TYPES[kind])
         entries += struct.pack("<HHI", tag, kind, count) + place
     file.seek(start)

@@ -1,18 +1,28 @@
-"""Real worker processes on a real Redis; only the network is a double."""
+"""Real worker processes on a real Redis: first with a double of the network, then the program with
+its own: what it says when it cannot start, and what it does without its weights."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from jobs.schema import JobState
+from jobs.settings import Settings
 from jobs.store import result_key
+from models.checkpoints.files import Absence, preset_folder
+from models.presets import get_preset
 from tests.redis_server import RedisServer
 from tests.worker.double import (
     CRASH,
@@ -23,9 +33,11 @@ from tests.worker.double import (
     HANG_ONCE,
     OUT_OF_MEMORY,
 )
-from tests.worker.processes import House, WorkerProcess, png, wait_for
-from worker.supervisor import EXIT_DEVICE_LOST
+from tests.worker.processes import CONTEXT, House, WorkerProcess, png, wait_for
+from worker.supervisor import EXIT_DEVICE_LOST, main
 from worker.watchdog import EXIT_STALLED
+
+PRESET = "stablesr-512"
 
 
 @pytest.fixture(scope="module")
@@ -326,3 +338,118 @@ def test_a_worker_that_is_of_no_use_ends_itself_and_the_next_does_its_job(
         job = house.ended(job_id)
     assert job.state is JobState.SUCCEEDED
     assert job.attempt == 2
+
+
+def _serve(settings: dict[str, Any], log: Path, weights: Path | None) -> None:
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    if weights is not None:
+        os.environ["STABLESR_WEIGHTS"] = str(weights)
+    sys.exit(main(Settings(**settings)))
+
+
+@contextmanager
+def program(house: House, weights: Path | None = None, **settings: Any) -> Iterator[Any]:
+    """The process of the real program; its log is the house's."""
+    values = house.settings.model_dump() | settings
+    process = CONTEXT.Process(target=_serve, args=(values, house.folder / "log", weights))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def lines(house: House) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (house.folder / "log").read_text().splitlines()]
+
+
+def terminate(process: Any, house: House) -> None:
+    process.terminate()
+    process.join(30)
+    assert process.exitcode == 0, lines(house)
+    wait_for(lambda: house.queue.workers() == [], "the worker is off the register")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "cuda:7"}, "STABLESR_DEVICE is 'cuda:7'"),
+        ({"blob_root": Path("/dev/null/blobs")}, "/dev/null/blobs"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_and_ends_with_1(
+    house: House, settings: dict[str, Any], message: str
+) -> None:
+    with program(house, **settings) as process:
+        process.join(60)
+        assert process.exitcode == 1
+    last = lines(house)[-1]
+    assert last["event"] == "worker not started"
+    assert message in last["reason"]
+    assert "Traceback" not in (house.folder / "log").read_text()
+    assert house.queue.workers() == []
+
+
+def test_a_worker_upscales_with_the_embedded_weights_and_ends_with_0(house: House) -> None:
+    with program(house) as process:
+        job = house.ended(house.submit(png(24, 16), steps=2, scale=4.0), seconds=90)
+        assert job.state is JobState.SUCCEEDED, lines(house)
+        with Image.open(io.BytesIO(house.store.get(result_key(job.id)))) as image:
+            assert image.size == (96, 64)
+        [info] = house.queue.workers()
+        assert (info.preset, info.device, info.slots) == ("tiny", "cpu", 2)
+        terminate(process, house)
+
+
+def test_a_worker_without_its_weights_is_not_ready_until_they_come(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    monkeypatch.setenv("STABLESR_WEIGHTS", str(weights))
+    folder = weights / PRESET
+
+    def not_ready(reason: str) -> None:
+        wait_for(
+            lambda: [(w.state, w.reason) for w in house.queue.workers()] == [("not_ready", reason)],
+            f"the worker says that {reason}",
+            seconds=60,
+        )
+
+    with program(house, weights, preset=PRESET) as process:
+        not_ready("its weights are not on the worker's machine")
+        [line] = [line for line in lines(house) if line["event"] == "worker not ready"]
+        assert (line["level"], line["preset"]) == ("error", PRESET)
+        assert line["reason"] == "its weights are not on the worker's machine"
+        assert str(weights) in line["detail"]
+        # What keeps them away is said as it is now, and not for weights that are there but unfit.
+        for reason in ("its licence is not accepted", "the hub does not answer"):
+            Absence.note(get_preset(PRESET), reason)
+            not_ready(reason)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        not_ready("its weights on the worker's machine cannot be used")
+
+        folder.rename(weights / "unfit")
+        shutil.copytree(preset_folder(get_preset("tiny")), weights / "aside")
+        (weights / "aside" / "config.json").touch()
+        (weights / "aside").rename(folder)
+        house.ready()
+        [info] = house.queue.workers()
+        assert (info.preset, info.reason) == (PRESET, None)
+        job = house.ended(house.submit(png(12, 8), steps=1, preset=PRESET), seconds=120)
+        assert job.state is JobState.SUCCEEDED, lines(house)
+        terminate(process, house)
+
+
+def test_a_worker_that_waits_for_its_weights_ends_when_it_is_asked_to(
+    house: House, tmp_path: Path
+) -> None:
+    with program(house, tmp_path / "weights", preset=PRESET, maintenance_s=600) as process:
+        wait_for(
+            lambda: [worker.state for worker in house.queue.workers()] == ["not_ready"],
+            "the worker is not ready",
+            seconds=60,
+        )
+        terminate(process, house)

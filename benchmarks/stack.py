@@ -23,12 +23,12 @@ from models.checkpoints.folder import random_networks, save_folder
 from models.config import ModelConfig
 from stablesr_client import Client, Job
 
-__all__ = ["Embedded", "last_state", "write_random_weights"]
+__all__ = ["Stack", "last_state", "write_random_weights"]
 
 STOP_S = 120.0
 POLL_S = 0.05
 
-UNLIMITED: Mapping[str, str] = {
+NO_LIMITS: Mapping[str, str] = {
     "STABLESR_UPLOADS_PER_MINUTE": "0",
     "STABLESR_READS_PER_MINUTE": "0",
     "STABLESR_MAX_QUEUED_EACH": "0",
@@ -41,7 +41,7 @@ UNLIMITED: Mapping[str, str] = {
 """A benchmark asks more often than a client may."""
 
 
-class Embedded:
+class Stack:
     """Redis, service and worker; `with` starts them, waits until they are ready, and ends them.
 
     Args:
@@ -62,7 +62,7 @@ class Embedded:
         self._command += ["--data", str(data)]
         self._checkout = checkout
         environment = environment_of(checkout) if checkout else os.environ
-        self._environment = {**environment, **UNLIMITED, **settings}
+        self._environment = {**environment, **NO_LIMITS, **settings}
         self._process: subprocess.Popen[bytes]
         self._resources = ExitStack()
         self.client: Client

@@ -1,0 +1,181 @@
+"""What becomes of a job when an attempt at it ends without a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from rq import Retry
+from torch import Tensor
+
+from jobs.connection import connect
+from jobs.errors import StoreUnavailable
+from jobs.records import Records
+from jobs.schema import JobState
+from jobs.store import result_key
+from models.errors import (
+    InvalidOption,
+    MissingTextTower,
+    ModelError,
+    NotEnoughMemory,
+    ScratchFull,
+)
+from models.options import Options
+from models.sampling import StepRequest
+from tests.worker.double import ERROR, OUT_OF_MEMORY, Double, Encoded
+from tests.worker.in_process import failure, run, serving, try_job
+from tests.worker.processes import House
+from worker.attempt import Attempt, Process
+from worker.errors import LeaseLost
+
+
+@pytest.fixture
+def records(house: House) -> Iterator[Records]:
+    """The records as another process sees them."""
+    with connect(house.settings) as connection:
+        yield Records(connection)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        InvalidOption("tile_overlap is 56, but must be smaller than the tile of 8."),
+        MissingTextTower("These weights hold no text tower."),
+    ],
+)
+def test_parameters_that_the_pipeline_refuses_fail_the_job_with_its_sentence(
+    house: House, refusal: ModelError
+) -> None:
+    class Picky(Double):
+        def prepare(
+            self, image: Tensor, options: object, on_progress: Callable[[float], None]
+        ) -> Any:
+            raise refusal
+
+    with serving(house, Picky()) as process:
+        job_id = house.submit()
+        try_job(process, job_id)
+    assert failure(house, job_id) == "invalid-parameters"
+    error = house.job(job_id).error
+    assert error is not None
+    assert error.detail == str(refusal)
+
+
+def test_a_job_that_takes_too_long_fails(house: House) -> None:
+    with serving(house, Double(step_s=0.4), job_timeout_s=1) as process:
+        job_id = house.submit(steps=500)
+        assert try_job(process, job_id) is None
+    assert failure(house, job_id) == "job-timed-out"
+
+
+def test_a_job_of_a_process_that_leaves_is_run_again(house: House, process: Process) -> None:
+    process.leaving.set()
+    job_id = house.submit()
+    outcome = try_job(process, job_id)
+    assert isinstance(outcome, Retry)
+    assert outcome.enqueue_at_front
+    assert house.job(job_id).state is JobState.QUEUED
+
+
+def test_a_run_whose_job_another_worker_has_started_says_nothing(
+    house: House, records: Records
+) -> None:
+    class Overtaken(Double):
+        def predict(
+            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+        ) -> list[Tensor]:
+            if requests[0].step == 1:
+                records.start(job_id, "other")
+            return super().predict(requests)
+
+    job_id = house.submit()
+    with serving(house, Overtaken()) as process, pytest.raises(LeaseLost):
+        try_job(process, job_id)
+    job = house.job(job_id)
+    assert (job.state, job.worker) == (JobState.PROCESSING, "other")
+    assert not house.store.exists(result_key(job_id))
+
+
+def test_a_run_whose_job_waits_again_says_nothing(house: House, records: Records) -> None:
+    class Recovered(Double):
+        def predict(
+            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
+        ) -> list[Tensor]:
+            if requests[0].step == 1:
+                records.requeue(job_id)
+            return super().predict(requests)
+
+    job_id = house.submit()
+    with serving(house, Recovered()) as process, pytest.raises(LeaseLost):
+        try_job(process, job_id)
+    assert house.job(job_id).state is JobState.QUEUED
+
+
+def test_a_run_that_the_supervisor_has_put_back_says_nothing(
+    house: House, process: Process
+) -> None:
+    job_id = house.submit()
+    attempt = Attempt(process, job_id, worker="w")
+    assert attempt.settle("supervisor")
+    with pytest.raises(LeaseLost):
+        run(attempt)
+    assert house.job(job_id).state is JobState.PROCESSING
+
+
+def test_a_fault_that_another_attempt_may_mend_is_raised_and_the_record_left(
+    house: House, process: Process
+) -> None:
+    job_id = house.submit(seed=OUT_OF_MEMORY)
+    with pytest.raises(RuntimeError, match="no memory"):
+        try_job(process, job_id)
+    assert house.job(job_id).state is JobState.PROCESSING
+
+
+def test_the_last_attempt_says_what_was_wrong(house: House, process: Process) -> None:
+    job_id = house.submit(seed=OUT_OF_MEMORY)
+    with pytest.raises(RuntimeError, match="no memory"):
+        try_job(process, job_id, last=True)
+    assert failure(house, job_id) == "out-of-memory"
+
+
+def test_a_fault_of_the_network_itself_is_not_tried_twice(house: House, process: Process) -> None:
+    job_id = house.submit(seed=ERROR)
+    assert try_job(process, job_id) is None
+    assert failure(house, job_id) == "internal-error"
+
+
+def test_a_store_that_fails_twice_does_not_tell_clients_where_it_is(
+    house: House, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(key: str, data: object) -> None:
+        raise StoreUnavailable("/srv/secret is full.")
+
+    job_id = house.submit()
+    monkeypatch.setattr(process.store, "put", broken)
+    with pytest.raises(StoreUnavailable):
+        try_job(process, job_id, last=True)
+    assert failure(house, job_id) == "store-unavailable"
+    error = house.job(job_id).error
+    assert error is not None
+    assert "secret" not in error.detail
+
+
+@pytest.mark.parametrize("error", [NotEnoughMemory("no plan fits"), ScratchFull("no room")])
+def test_an_image_without_room_is_tried_again_alone_and_then_fails(
+    house: House, error: Exception
+) -> None:
+    class Full(Double):
+        def prepare(
+            self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+        ) -> Encoded:
+            raise error
+
+    with serving(house, Full()) as process:
+        job_id = house.submit()
+        with pytest.raises(type(error)):
+            try_job(process, job_id)
+        assert house.job(job_id).state is JobState.PROCESSING
+        with pytest.raises(type(error)):
+            try_job(process, job_id, last=True)
+    assert failure(house, job_id) == "out-of-memory"

@@ -1,0 +1,118 @@
+"""The signs of life of a worker process, from threads that do nothing else."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import structlog
+from redis.exceptions import RedisError
+
+from jobs.errors import JobsError
+from jobs.settings import Settings
+from jobs.workers import WorkerInfo, Workers, WorkerState
+from worker.device import memory_in_use, reason_without_weights
+
+__all__ = ["PeriodicThread", "Registration", "try_to"]
+
+log = structlog.get_logger(__name__)
+
+Action = Callable[[], object]
+
+
+def try_to(what: str, action: Action) -> None:
+    """Do what is good to do but must not keep the process from going on, or from ending."""
+    try:
+        action()
+    except (RedisError, JobsError) as error:
+        log.warning(f"could not {what}", reason=str(error))
+
+
+class PeriodicThread(threading.Thread):
+    """Does each of `actions()` about every `interval_s`, until stopped.
+
+    An action that Redis or the store does not let finish is left for the next time; the others
+    are done all the same.
+    """
+
+    def __init__(
+        self, name: str, interval_s: float, actions: Callable[[], Sequence[Action]]
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self._interval_s = interval_s
+        self._actions = actions
+        self._stop_event = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no further round, and wait a moment for the one that is under way."""
+        self._stop_event.set()
+        self.join(1.0)
+
+    def run(self) -> None:
+        while not self._stop_event.is_set():
+            start = time.monotonic()
+            for action in self._actions():
+                try:
+                    try_to(f"do a round of {self.name}", action)
+                # Without this thread the process would look dead while it works: nothing may end
+                # it.
+                except Exception:
+                    log.exception("unexpected error", thread=self.name)
+            self._stop_event.wait(max(0.0, self._interval_s - (time.monotonic() - start)))
+
+
+class Registration:
+    """What the register of workers has of this process.
+
+    Args:
+        device: what the model runs on.
+        running: how many jobs run.
+    """
+
+    def __init__(
+        self, settings: Settings, register: Workers, device: str, running: Callable[[], int]
+    ) -> None:
+        self._register = register
+        self._running = running
+        self.state: WorkerState = "starting"
+        self.compile_progress: tuple[int, int] | None = None
+        """While calls are compiled: how many sizes are ready, of how many"""
+        self.info = WorkerInfo(
+            name=f"{settings.preset}-{secrets.token_hex(4)}",
+            preset=settings.preset,
+            device=device,
+            slots=settings.slots,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=datetime.now(UTC),
+        )
+
+    def change(self, state: WorkerState, compile_progress: tuple[int, int] | None = None) -> None:
+        """Write another state at once."""
+        self.state, self.compile_progress = state, compile_progress
+        try_to("register", self.write)
+
+    def write(self) -> None:
+        """Write it; to be repeated, or the process is taken for dead."""
+        state, running = self.state, self._running()
+        changes: dict[str, object] = {
+            "state": "busy" if running and state == "idle" else state,
+            "running": running,
+            "compiled": self.compile_progress,
+        }
+        if state == "not_ready":
+            # Asked each time, because what keeps the weights away may change.
+            changes["reason"] = reason_without_weights(self.info.preset)
+        # Before the model is loaded, asking a GPU would begin to use it, from this thread.
+        if state in ("idle", "stopping"):
+            changes["memory"] = memory_in_use(self.info.device)
+        self._register.heartbeat(self.info.model_copy(update=changes))
+
+    def remove(self) -> None:
+        """Take the process off the register."""
+        try_to("unregister", lambda: self._register.unregister(self.info.name))
