@@ -28,9 +28,9 @@ from benchmarks.results import Measurement, Result, Unit
 from evaluation.metrics import BORDER, METRICS, offline_scores
 from evaluation.niqe import BLOCK
 from evaluation.pictures import DEGRADATIONS, Degradation, degraded, pixels_of, tensor_of
-from models.diffusion import SamplerName
-from models.options import Options
+from models.parameters import SamplerName, UpscaleParameters, preset_parameters
 from models.pipeline import StableSR
+from models.presets import get_preset
 
 MIN_SIZE = 2 * BLOCK
 """px; smaller ones have no NIQE."""
@@ -53,15 +53,16 @@ def pairs_of(count: int, size: int, kind: Degradation) -> list[Pair]:
     ]
 
 
-def name_of(options: Options) -> str:
+def name_of(options: UpscaleParameters) -> str:
     """The options in words."""
-    steps = "" if options.steps is None else f", {options.steps} steps"
-    overlap = "" if options.tile_overlap is None else f", tiles overlap by {options.tile_overlap}"
-    return f"{options.sampler}{steps}, w = {options.fidelity_weight:g}{overlap}"
+    return (
+        f"{options.sampler}, {options.steps} steps, w = {options.fidelity_weight:g}, "
+        f"tiles overlap by {options.tile_overlap}"
+    )
 
 
 def measure(
-    sr: StableSR, pairs: Sequence[Pair], combinations: Sequence[Options]
+    sr: StableSR, pairs: Sequence[Pair], combinations: Sequence[UpscaleParameters]
 ) -> list[Measurement]:
     """Every combination over all images."""
     measurements: list[Measurement] = []
@@ -113,7 +114,13 @@ def main() -> None:
         parser.error(f"there must be an image of at least {MIN_SIZE} px, a multiple of {SCALE}.")
     model = model_of(parser, a)
     combinations = [
-        Options(fidelity_weight=w, steps=steps, sampler=sampler, tile_overlap=overlap)
+        preset_parameters(
+            get_preset(model.preset),
+            fidelity_weight=w,
+            steps=steps,
+            sampler=sampler,
+            tile_overlap=overlap,
+        )
         for overlap, sampler, steps, w in product(a.overlap, a.samplers, a.steps, a.w)
     ]
     pairs = pairs_of(a.images, a.size, a.degrade)

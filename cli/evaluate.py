@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.checks import load, require
+from cli.checks import load, require, valid_parameters
 from cli.errors import BadSettings, CliError, InputError, JobFailed, translate
 from cli.options import AsJson, ColorFixOption, Device, Preset, Steps, option
 from cli.view import console
@@ -87,17 +87,18 @@ def compare(
         raise BadSettings("Give --hr, and either --lr or --degrade.")
     with _model_errors():
         from evaluation import comparison, learned, methods, pictures, sheets, study
-        from models.options import Options
+        from models.parameters import preset_parameters
 
         settings = load(preset=preset, device=device)
         weights = fidelity_weight or [0.0, 0.5, 1.0]
-        options = Options(steps=steps, seed=seed, color_fix=color_fix or Options.color_fix)
         if degrade is not None:
             pairs = pictures.write_degraded(hr, out / "lr", 4, degrade, seed)
         else:
             assert lr is not None
             pairs = pictures.matched(lr, hr)
         sr = _model(settings)
+        with valid_parameters():
+            options = preset_parameters(sr.preset, steps=steps, seed=seed, color_fix=color_fix)
         beside = [
             methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])
         ]

@@ -14,15 +14,13 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from cli.checks import check_input, check_output, load, require_torch
+from cli.checks import check_input, check_output, load, require_torch, valid_parameters
 from cli.errors import BadSettings, InputError, JobFailed, translate
 from cli.options import UpscaleOptions
 from cli.view import Moment, ProgressView, console
 from jobs.errors import ImageError
-from jobs.schema import Parameters
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 
 if TYPE_CHECKING:  # torch takes seconds; what is checked before a model is loaded needs none of it
     from models.pipeline import Progress
@@ -73,23 +71,17 @@ def run(options: UpscaleOptions) -> None:
         console.print(line, soft_wrap=True)
 
 
-def parameters_of(settings: Settings, options: UpscaleOptions, output_format: str) -> Parameters:
+def parameters_of(
+    settings: Settings, options: UpscaleOptions, output_format: str
+) -> UpscaleParameters:
     """The options as parameters, with all defaults filled in.
 
     Raises:
         BadSettings: a choice is not possible; the message names each.
     """
     values = {"preset": settings.preset, **options.parameters(), "output_format": output_format}
-    try:
-        return Parameters.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}".removeprefix(
-                ": Value error, "
-            )
-            for fault in error.errors()
-        )
-        raise BadSettings(faults) from error
+    with valid_parameters():
+        return UpscaleParameters.model_validate(values)
 
 
 class LocalModel:
@@ -118,7 +110,7 @@ class LocalModel:
         self,
         source: Path,
         targets: Mapping[int, Path],
-        parameters: Parameters,
+        parameters: UpscaleParameters,
         on_progress: Callable[[Moment], None],
     ) -> list[Written]:
         """Upscales one file from each seed to that seed's target, in their order.
@@ -129,7 +121,6 @@ class LocalModel:
         """
         from models.errors import ModelError
         from worker.images import check_side, decode, rows_of, write
-        from worker.options import options_of
 
         try:
             content = source.read_bytes()
@@ -137,11 +128,10 @@ class LocalModel:
             raise InputError(f"{source} cannot be read: {error.strerror or error}.") from error
         try:
             image = decode(content, self._max_pixels)
-            options = options_of(parameters)
-            width, height = (round(side * options.scale) for side in image.size)
+            width, height = (round(side * parameters.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
             results = self._sr.upscale_rows(
-                image.rgb, options, list(targets), _moments(on_progress)
+                image.rgb, parameters, list(targets), _moments(on_progress)
             )
             written = []
             for target, rows in zip(targets.values(), results, strict=True):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.checks import load, require_torch
+from cli.checks import load, require_torch, valid_parameters
 from cli.errors import BadSettings, JobFailed, translate
 from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch, option
 from jobs.settings import Settings
-
-if TYPE_CHECKING:  # torch takes seconds; what is checked before needs none of it
-    from models.options import Options
+from models.parameters import UpscaleParameters, preset_parameters
+from models.presets import get_preset
 
 __all__ = ["plan"]
 
@@ -57,34 +56,29 @@ def plan(
         raise BadSettings(f"The size is {size!r}, but must be WIDTHxHEIGHT, such as 640x480.")
     require_torch()
     from models.errors import InvalidOption, ModelError
-    from models.options import Options
-    from models.presets import get_preset
     from worker.errors import NotStarted
 
-    defaults = get_preset(settings.preset)
     errors = {NotStarted: BadSettings, InvalidOption: BadSettings, ModelError: JobFailed}
-    with translate(errors):
-        options = Options(
-            fidelity_weight=(
-                defaults.fidelity_weight if fidelity_weight is None else fidelity_weight
-            ),
-            scale=Options.scale if scale is None else scale,
-            steps=defaults.steps if steps is None else steps,
-            tile_overlap=overlap,
+    with translate(errors), valid_parameters():
+        parameters = preset_parameters(
+            get_preset(settings.preset), fidelity_weight=fidelity_weight, scale=scale, steps=steps
         )
-        facts = _facts(settings, int(sides[2]), int(sides[1]), options)
+        if overlap is not None:
+            parameters = parameters.model_copy(update={"tile_overlap": overlap})
+        facts = _facts(settings, int(sides[2]), int(sides[1]), parameters)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
         _print(facts)
 
 
-def _facts(settings: Settings, height: int, width: int, options: Options) -> dict[str, Any]:
+def _facts(
+    settings: Settings, height: int, width: int, parameters: UpscaleParameters
+) -> dict[str, Any]:
     """What is printed of an input of these sides (px)."""
     from models import plan as planner
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
-    from models.presets import get_preset
     from worker.device import choose_device, choose_dtype, named_device, resources_of
 
     preset, limit = get_preset(settings.preset), settings.memory_limit
@@ -99,7 +93,7 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         memory = Memory(0, limit - resident(), memory.disk)
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
     resources = resources_of(settings, jobs=1)
-    chosen = planner.plan(estimate, preset, (height, width), options, memory, resources)
+    chosen = planner.plan(estimate, preset, (height, width), parameters, memory, resources)
     layout, grid = chosen.layout, chosen.layout.grid
     return {
         "input": [width, height],
@@ -115,7 +109,7 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         "offload": chosen.offload,
         "memory_bytes": memory._asdict(),
         "peak_bytes": {stage: peak._asdict() for stage, peak in chosen.peaks._asdict().items()},
-        "flops": estimate.flops(layout, chosen.pieces, chosen.tiles, options),
+        "flops": estimate.flops(layout, chosen.pieces, chosen.tiles, parameters),
     }
 
 

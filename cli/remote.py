@@ -22,7 +22,7 @@ from cli.errors import (
 )
 from cli.options import UpscaleOptions
 from cli.view import Moment, ProgressView, console
-from jobs.schema import SEED_MAX
+from models.parameters import SEED_MAX
 from stablesr_client import Client, ClientError, Job, Parameters
 
 __all__ = ["CLIENT_ERRORS", "connected", "follow", "form", "moment_of", "run"]

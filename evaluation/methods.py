@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from evaluation.pictures import EvaluationError
 from models.networks.layout import channels_last
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.prepared import Prepared
 from models.sampling import StepRequest, drive_all
@@ -119,7 +119,7 @@ class OursAtWeights:
     The seconds of each result are those that it takes alone: encoding and sampling count in all.
     """
 
-    def __init__(self, sr: StableSR, weights: Sequence[float], options: Options) -> None:
+    def __init__(self, sr: StableSR, weights: Sequence[float], options: UpscaleParameters) -> None:
         self._sr, self._weights, self._options = sr, tuple(weights), options
         self.names = tuple(self.name(w) for w in weights)
 
@@ -130,19 +130,21 @@ class OursAtWeights:
     def enlarge(self, image: Tensor, scale: int) -> Iterator[Enlarged]:
         began = time.perf_counter()
         # The largest, because the encoder's features are kept only where a weight asks for them.
-        options = replace(self._options, scale=scale, fidelity_weight=max(self._weights))
+        options = self._options.model_copy(
+            update={"scale": scale, "fidelity_weight": max(self._weights)}
+        )
         with self._sr.prepare(image, options) as prepared:
             latent = sampled(self._sr, prepared, options)
             shared = time.perf_counter() - began
             for name, weight in zip(self.names, self._weights, strict=True):
                 began = time.perf_counter()
-                chosen = replace(options, fidelity_weight=weight)
+                chosen = options.model_copy(update={"fidelity_weight": weight})
                 result = self._sr.decode(prepared, latent, chosen)
                 yield Enlarged(name, result, shared + time.perf_counter() - began)
 
 
 def sampled(
-    sr: StableSR, prepared: Prepared, options: Options, predict: Predict | None = None
+    sr: StableSR, prepared: Prepared, options: UpscaleParameters, predict: Predict | None = None
 ) -> Tensor:
     """The latent that sampling ends with; `predict` stands in for the model's own network call."""
     [latent] = drive_all(

@@ -2,7 +2,6 @@
 
     JobsError                    type slug
     ├── InvalidSettings          invalid-settings
-    ├── UnknownPreset            unknown-preset
     ├── QueueUnavailable         queue-unavailable
     ├── QueueFull                queue-full
     ├── QuotaExceeded            quota-exceeded
@@ -66,7 +65,6 @@ __all__ = [
     "QuotaExceeded",
     "RecordUnreadable",
     "StoreUnavailable",
-    "UnknownPreset",
     "UnsupportedFormat",
     "UploadTooLarge",
     "WorkerLost",
@@ -111,11 +109,6 @@ class JobsError(Exception):
 class InvalidSettings(JobsError):
     type = "invalid-settings"
     title = "A setting is wrong"
-
-
-class UnknownPreset(JobsError):
-    type = "unknown-preset"
-    title = "No such preset"
 
 
 class QueueUnavailable(JobsError):

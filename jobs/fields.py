@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from models.parameters import UpscaleParameters
+
 from .connection import as_text
 from .errors import Problem, RecordUnreadable
 from .schema import (
@@ -14,7 +16,6 @@ from .schema import (
     Job,
     JobState,
     Origin,
-    Parameters,
     Progress,
     ResultInfo,
     Timings,
@@ -39,7 +40,7 @@ def text(raw: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def fields_of_new(
-    parameters: Parameters,
+    parameters: UpscaleParameters,
     image: ImageInfo,
     origin: Origin,
     *,
@@ -83,7 +84,7 @@ def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
     def at(name: str) -> datetime | None:
         return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
 
-    parameters = Parameters.model_validate_json(fields["parameters"])
+    parameters = UpscaleParameters.model_validate_json(fields["parameters"])
     created = datetime.fromtimestamp(float(fields["created_at"]), UTC)
     started, ended = at("started_at"), at("ended_at")
     expires = ended + timedelta(seconds=int(fields["keep_s"])) if ended else None

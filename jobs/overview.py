@@ -8,10 +8,11 @@ from typing import Any
 
 from redis import Redis
 
+from models.presets import PRESETS
+
 from .connection import as_text, queue_errors
 from .fields import record_key
 from .moves import COUNT_FIELD, COUNTS_KEY, minute_key
-from .presets import PRESETS
 from .rq_job import open_queue
 from .settings import Settings
 from .workers import WorkerInfo, Workers

@@ -12,12 +12,14 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import WatchError
 
+from models.parameters import UpscaleParameters
+
 from .connection import connect, queue_errors
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
 from .listing import Cursor, Page, read_page
 from .records import Records, record_key, unknown, waiting_key
 from .rq_job import Queue, enqueue, open_queue, withdraw
-from .schema import ANYONE, ImageInfo, Job, JobState, Origin, Parameters
+from .schema import ANYONE, ImageInfo, Job, JobState, Origin
 from .settings import Settings
 from .workers import WorkerInfo, Workers
 
@@ -50,7 +52,7 @@ class JobQueue:
     def submit(
         self,
         job_id: str,
-        parameters: Parameters,
+        parameters: UpscaleParameters,
         image: ImageInfo,
         origin: Origin = UNKNOWN_ORIGIN,
     ) -> Job:

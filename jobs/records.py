@@ -20,6 +20,8 @@ from typing import Any
 from redis import Redis
 from redis.client import Pipeline
 
+from models.parameters import UpscaleParameters
+
 from .connection import queue_errors
 from .errors import JobEnded, JobNotFound, Problem, WrongState
 from .fields import fields_of_new, job_of, moment, record_key, text
@@ -30,7 +32,6 @@ from .schema import (
     Job,
     JobState,
     Origin,
-    Parameters,
     Progress,
     ResultInfo,
     Timings,
@@ -101,7 +102,7 @@ class Records:
         self,
         pipe: Pipeline,
         job_id: str,
-        parameters: Parameters,
+        parameters: UpscaleParameters,
         image: ImageInfo,
         origin: Origin,
         *,

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from models.presets import PRESETS
+
 from .errors import InvalidSettings
-from .presets import PRESETS
 
 __all__ = ["Settings", "parse_bytes"]
 

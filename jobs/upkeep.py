@@ -19,6 +19,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.lock import Lock
 
+from models.presets import PRESETS
+
 from .connection import as_text, queue_errors
 from .errors import (
     JobNotFound,
@@ -28,7 +30,6 @@ from .errors import (
     WorkerLost,
     WrongState,
 )
-from .presets import PRESETS
 from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
 from .recovery import Recovery
 from .rq_job import TaskJob, open_queue

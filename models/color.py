@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import InvalidOption
+from models.parameters import ColorFix
 from models.pieces.statistics import Statistics
 
-__all__ = ["ColorFix", "adain", "correct_color", "corrected_rows", "wavelet"]
-
-ColorFix = Literal["adain", "wavelet", "none"]
+__all__ = ["adain", "correct_color", "corrected_rows", "wavelet"]
 
 _EPSILON = 1e-5
 _LEVELS = 5

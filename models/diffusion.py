@@ -9,7 +9,7 @@ DDIM: Song et al., arXiv 2010.02502, eq. 12 and 16.
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from models.config import Prediction
 from models.errors import InvalidOption
+from models.parameters import SamplerName
 
 __all__ = [
     "DDIM",
     "DDPM",
     "TRAINING_STEPS",
-    "SamplerName",
     "Stepper",
     "add_noise",
     "alphas_cumprod",
@@ -32,8 +32,6 @@ __all__ = [
 ]
 
 TRAINING_STEPS = 1000
-
-SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 
 
 def alphas_cumprod() -> npt.NDArray[np.float64]:

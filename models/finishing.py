@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from models.color import ColorFix, corrected_rows
+from models.color import corrected_rows
 from models.errors import NotFinite
-from models.geometry import Layout
+from models.parameters import ColorFix
 from models.resize import reduced_rows
+from models.tiling import Layout
 
 __all__ = ["check_finite", "finished_rows", "joined"]
 

@@ -28,7 +28,7 @@ from models.folding import for_inference
 from models.geometry import output_size
 from models.memory import is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.plan import Plan, Planner, Resources, needs_offload, steps_in
 from models.prepared import Prepared, Progress
 from models.presets import Preset, get_preset
@@ -170,7 +170,7 @@ class StableSR:
             for_inference(networks, device, dtype, lambda: room_to_grow(free.host))
         return cls(networks, preset, device, dtype, resources, compiling)
 
-    def plan(self, height: int, width: int, options: Options) -> Plan:
+    def plan(self, height: int, width: int, options: UpscaleParameters) -> Plan:
         """How an image of these sides (px) would go now, with what memory is free now.
 
         Raises:
@@ -217,7 +217,7 @@ class StableSR:
                     raise
                 log.warning("not compiled yet, because memory ran out: %s", error)
 
-    def steps_in(self, image: Tensor, options: Options) -> bool:
+    def steps_in(self, image: Tensor, options: UpscaleParameters) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
         strips of a larger one, where `tell` is called.
 
@@ -233,7 +233,7 @@ class StableSR:
 
     @torch.inference_mode()
     def prepare(
-        self, image: Tensor, options: Options, tell: Callable[[float], None] = _silent
+        self, image: Tensor, options: UpscaleParameters, tell: Callable[[float], None] = _silent
     ) -> Prepared:
         """Upsamples, pads and encodes an image. The plan is made here, with what is free now.
 
@@ -265,7 +265,7 @@ class StableSR:
         trim()
         return Prepared(chosen, reference, encoding)
 
-    def sample(self, prepared: Prepared, options: Options) -> Sampler:
+    def sample(self, prepared: Prepared, options: UpscaleParameters) -> Sampler:
         """The generator that denoises a prepared image: see `models.sampling`.
 
         Noise is drawn on the host from one generator, in order, so it depends on the seed and
@@ -281,14 +281,13 @@ class StableSR:
         distilled = options.sampler == "ddpm" and options.start == "lr"
         stepper = make_stepper(
             options.sampler,
-            preset.steps if options.steps is None else options.steps,
+            options.steps,
             config.prediction,
             options.eta,
             config.first_timestep if distilled else TRAINING_STEPS - 1,
         )
-        overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
         latent = prepared.latent
-        grid = TileGrid(latent.shape[2], latent.shape[3], preset.tile, overlap)
+        grid = TileGrid(latent.shape[2], latent.shape[3], preset.tile, options.tile_overlap)
         generator = torch.Generator().manual_seed(options.seed)
 
         def noise() -> Tensor:
@@ -320,7 +319,7 @@ class StableSR:
         self,
         prepared: Prepared,
         latent: Tensor,
-        options: Options,
+        options: UpscaleParameters,
         tell: Callable[[float], None] = _silent,
     ) -> Iterator[Tensor]:
         """Decodes a sampled latent at once, and hands the result out as rows, top to bottom.
@@ -355,25 +354,25 @@ class StableSR:
         layout = prepared.plan.layout
         return finished_rows(image, prepared.reference, layout, options.color_fix)
 
-    def decode(self, prepared: Prepared, latent: Tensor, options: Options) -> Tensor:
+    def decode(self, prepared: Prepared, latent: Tensor, options: UpscaleParameters) -> Tensor:
         """`rows`, joined: (1, 3, H, W)."""
         return joined(self.rows(prepared, latent, options), prepared.plan.layout.size)
 
     def upscale(
         self,
         image: Tensor,
-        options: Options | None = None,
+        options: UpscaleParameters | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> Tensor:
         """All of it, alone: (1, 3, H, W) in [0, 1] -> (1, 3, scale * H, scale * W)."""
-        options = options or Options()
+        options = options or UpscaleParameters(preset=self.preset.name, seed=0)
         [result] = self.upscale_seeds(image, options, [options.seed], progress)
         return result
 
     def upscale_seeds(
         self,
         image: Tensor,
-        options: Options,
+        options: UpscaleParameters,
         seeds: Sequence[int],
         progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Tensor]:
@@ -389,7 +388,7 @@ class StableSR:
     def upscale_rows(
         self,
         image: Tensor,
-        options: Options,
+        options: UpscaleParameters,
         seeds: Sequence[int],
         progress: Callable[[Progress], None] | None = None,
     ) -> Iterator[Iterator[Tensor]]:
@@ -407,7 +406,9 @@ class StableSR:
                 return self.predict(requests)
 
             room = self.denoiser.room(prepared.plan.tile_batch)
-            samplers = [self.sample(prepared, replace(options, seed=seed)) for seed in seeds]
+            samplers = [
+                self.sample(prepared, options.model_copy(update={"seed": seed})) for seed in seeds
+            ]
             for latent in drive_all(samplers, predict, max_tiles=room):
                 tell(Progress("decode", 0, 1))
                 yield self.rows(prepared, latent, options)

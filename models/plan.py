@@ -20,11 +20,12 @@ import torch
 from models.config import CompactConfig, ModelConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, Peaks
-from models.geometry import Layout, canvas_size
+from models.geometry import bounded_canvas_size
 from models.memory import Memory, MemoryBudget, in_words
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pieces import Keep, Pieces
 from models.presets import Preset
+from models.tiling import Layout
 
 __all__ = ["Plan", "Planner", "Resources", "further", "needs_offload", "plan", "steps_in"]
 
@@ -109,7 +110,7 @@ def plan(
     estimate: Estimate,
     preset: Preset,
     sides: tuple[int, int],
-    options: Options,
+    options: UpscaleParameters,
     memory: Memory,
     resources: Resources,
 ) -> Plan:
@@ -120,7 +121,7 @@ def plan(
         InvalidOption: no canvas or no tiles can be made for this image.
         NotEnoughMemory: not even the smallest plan fits; says what is missing.
     """
-    layout = Layout.of(estimate.config, preset, *sides, options)
+    layout = Layout.of(estimate.config, preset, sides, options.scale, options.tile_overlap)
     offload = resources.offload
     if offload is None:
         offload = needs_offload(estimate, memory)
@@ -159,7 +160,7 @@ def plan(
     )
 
 
-def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
+def steps_in(height: int, width: int, options: UpscaleParameters, preset: Preset) -> bool:
     """Whether an image of these sides (px) is small: its canvas is two native ones at most.
 
     It may be encoded and decoded between the strips of an image that is not; plans of those count
@@ -168,7 +169,7 @@ def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
     Raises:
         InvalidOption: the canvas would be too large.
     """
-    canvas = canvas_size(height, width, options.scale, preset.native)
+    canvas = bounded_canvas_size(height, width, options.scale, preset.native)
     return canvas[0] * canvas[1] <= _GUEST * preset.native**2
 
 
@@ -216,7 +217,7 @@ def _strip_pixels(config: ModelConfig, *, gpu: bool) -> int:
 def _guest(estimate: Estimate, preset: Preset) -> Memory:
     """What the largest image that steps in takes at most, weights aside."""
     sides = preset.native, _GUEST * preset.native
-    layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
+    layout = Layout.of(estimate.config, preset, sides, 1, preset.overlap)
     pieces = Pieces(rows=_strip_pixels(estimate.config, gpu=False) // sides[1])
     stages = (estimate.coding(layout, pieces, decode=d, fusion=True) for d in (False, True))
     return Memory(*map(max, *stages))
@@ -245,7 +246,9 @@ class Planner:
     room: Callable[[int], int]
     """Tiles that a network call has, where a plan gives it so many"""
 
-    def plan(self, height: int, width: int, options: Options, held: Memory | None = None) -> Plan:
+    def plan(
+        self, height: int, width: int, options: UpscaleParameters, held: Memory | None = None
+    ) -> Plan:
         """As `plan`, with what is free now. `held`: what this image has taken already."""
         resources = self.resources
         if resources.shared:
@@ -261,13 +264,16 @@ class Planner:
         Decided once, with what memory was free then: plans count on calls of this size.
         """
         sides = 2 * self.preset.native, 2 * self.preset.native  # has more tiles than a call
-        native, memory = Options(scale=1), self.memory(Memory())
+        native = UpscaleParameters(scale=1).model_copy(update={"tile_overlap": self.preset.overlap})
+        memory = self.memory(Memory())
         return self.room(
             self.resources.tile_batch
             or plan(self.estimate, self.preset, sides, native, memory, self.resources).tile_batch
         )
 
-    def pieces_now(self, plan: Plan, options: Options, held: Memory, keep: Keep) -> Pieces:
+    def pieces_now(
+        self, plan: Plan, options: UpscaleParameters, held: Memory, keep: Keep
+    ) -> Pieces:
         """For decoding: what was free when the image was encoded may be another's now. `held`:
         what it has taken; `keep`: where its features are."""
         try:

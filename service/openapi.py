@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from jobs.presets import PRESETS
-from jobs.schema import Parameters
+from models.parameters import UpscaleParameters
+from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
 from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
@@ -68,7 +68,7 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _upload_body() -> dict[str, Any]:
-    fields: dict[str, Any] = Parameters.model_json_schema()["properties"]
+    fields: dict[str, Any] = UpscaleParameters.model_json_schema()["properties"]
     fields["preset"]["enum"] = list(PRESETS)
     for name in ("steps", "fidelity_weight", "preset"):
         # Their defaults are the preset's and the server's own.

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.sampling import Sampler, StepRequest
 
 if TYPE_CHECKING:
-    from models.options import Options
+    from models.parameters import UpscaleParameters
 
 __all__ = ["PreparedImage", "Upscaler"]
 
@@ -45,25 +45,31 @@ class Upscaler(Protocol):
         """How often it has gone another way than planned since it was loaded, by what: strips or
         calls made smaller, maps kept further away, calls not compiled."""
 
-    def steps_in(self, image: Tensor, options: Options) -> bool:
+    def steps_in(self, image: Tensor, options: UpscaleParameters) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
         strips of a larger one, where `tell` is called."""
 
     # Any: what it returns is handed back as it is, to methods that know more of it.
-    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Any:
+    def prepare(
+        self, image: Tensor, options: UpscaleParameters, tell: Callable[[float], None]
+    ) -> Any:
         """Upsample, pad and encode (1, 3, H, W) in [0, 1]; a PreparedImage.
 
         `tell` hears now and then which fraction is done, and may raise to end it.
         """
 
-    def sample(self, prepared: Any, options: Options) -> Sampler:
+    def sample(self, prepared: Any, options: UpscaleParameters) -> Sampler:
         """The sampling loop, one yield a step. Closing the generator ends it."""
 
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
         """One network call for all tiles of all requests; a (n, C, h, w) for each request."""
 
     def rows(
-        self, prepared: Any, latent: Tensor, options: Options, tell: Callable[[float], None]
+        self,
+        prepared: Any,
+        latent: Tensor,
+        options: UpscaleParameters,
+        tell: Callable[[float], None],
     ) -> Iterator[Tensor]:
         """The picture, decoded when this returns: (3, n, round(scale * W)) float32 in [0, 1] on
         the CPU, from top to bottom, together round(scale * H) rows. `tell` as in `prepare`."""

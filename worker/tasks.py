@@ -36,7 +36,7 @@ from jobs.errors import (
     WrongState,
 )
 from jobs.rq_job import run_again
-from jobs.schema import Job, Parameters, ResultInfo
+from jobs.schema import Job, ResultInfo
 from jobs.store import input_key, result_key
 from models.errors import (
     InvalidOption,
@@ -46,6 +46,7 @@ from models.errors import (
     ScratchFull,
 )
 from models.geometry import output_size
+from models.parameters import UpscaleParameters
 from worker.context import Run, current_run
 from worker.device_lock import DeviceTaken, Pause
 from worker.errors import (
@@ -57,7 +58,6 @@ from worker.errors import (
     is_out_of_memory,
 )
 from worker.images import MEDIA_TYPES, DecodedImage, check_side, decode, rows_of, write
-from worker.options import options_of
 from worker.progress import Reporter
 
 __all__ = ["upscale"]
@@ -198,7 +198,7 @@ def _upscaled(run: Run, job: Job, report: Reporter) -> ResultInfo:
     there to the store, a few rows at a time.
     """
     process = run.process
-    options = options_of(job.parameters)
+    options = job.parameters
     watch, model = process.watchdog.watch, process.model
     with report.stage("load"), watch("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
@@ -235,7 +235,7 @@ def _telling(report: Reporter, renew: Callable[[], None], pause: Pause) -> Calla
     return tell
 
 
-def _check_output(source: DecodedImage, parameters: Parameters, max_pixels: int) -> None:
+def _check_output(source: DecodedImage, parameters: UpscaleParameters, max_pixels: int) -> None:
     columns, rows = source.size
     height, width = output_size(rows, columns, parameters.scale)
     if width * height > max_pixels:

@@ -18,8 +18,8 @@ from cli.local import LocalModel, parameters_of
 from cli.options import UpscaleOptions
 from cli.processes import ends_as_interrupt
 from cli.view import FolderView, console, duration, printable
-from jobs.schema import SEED_MAX
 from jobs.settings import Settings
+from models.parameters import SEED_MAX
 
 __all__ = ["run"]
 

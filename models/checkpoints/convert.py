@@ -94,8 +94,8 @@ def convert(
             dtype=form.name,
             float32=tuple(float32),
             shared_encoder=shared,
-            licence=preset.release.licence,
-            licence_url=preset.release.licence_url,
+            licence=preset.licence,
+            licence_url=preset.licence_url,
             sources=origin,
             files=tuple(sum_of(path, on_progress) for path in files),
         )

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from models.errors import MissingTextTower
 from models.networks.bundle import Networks
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.prompts.tokenizer import tokenize
 
 __all__ = ["check_prompts", "contexts"]
 
 
-def check_prompts(networks: Networks, options: Options, preset: str) -> None:
+def check_prompts(networks: Networks, options: UpscaleParameters, preset: str) -> None:
     """Whether the weights can read the prompts of these options; `preset` is their name.
 
     Raises:
@@ -33,7 +33,7 @@ def check_prompts(networks: Networks, options: Options, preset: str) -> None:
 
 @torch.inference_mode()
 def contexts(
-    networks: Networks, options: Options, preset: str, device: torch.device
+    networks: Networks, options: UpscaleParameters, preset: str, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """The context of the prompt, and that of the negative prompt where guidance asks for one.
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 from cli.local import Written
 from cli.main import app
 from cli.view import Moment
-from jobs.schema import Parameters
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 
 __all__ = ["StubModel", "names", "upscale"]
 
@@ -23,14 +23,14 @@ class StubModel:
     """In place of the real one: writes at once, and remembers what it was asked for."""
 
     loaded = 0
-    asked: ClassVar[list[tuple[str, Parameters]]] = []
+    asked: ClassVar[list[tuple[str, UpscaleParameters]]] = []
     broken: ClassVar[dict[str, Exception]] = {}
 
     def __init__(self, settings: Settings) -> None:
         StubModel.loaded += 1
 
     def upscale(
-        self, source: Path, targets: Mapping[int, Path], parameters: Parameters, show: Any
+        self, source: Path, targets: Mapping[int, Path], parameters: UpscaleParameters, show: Any
     ) -> list[Written]:
         [target] = targets.values()
         self.asked.append((source.name, parameters))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from inspect import signature
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 
 from cli.processes import free_port
-from jobs.schema import Parameters as JobParameters
 from stablesr_client import (
     AsyncClient,
     Busy,
     Client,
-    Parameters,
     Refused,
     RetryPolicy,
     Unauthorized,
@@ -242,11 +239,6 @@ def test_a_key_that_cannot_be_a_header_is_refused_without_being_told(
 def test_a_missing_file_is_the_systems_own_error(client: Shell, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         client.submit(tmp_path / "none.png")
-
-
-def test_the_client_knows_every_parameter_of_a_job_and_no_other() -> None:
-    known = set(get_type_hints(Parameters))
-    assert known - {"webhook_url"} == set(JobParameters.model_fields)
 
 
 def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:

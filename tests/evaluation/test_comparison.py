@@ -19,9 +19,9 @@ from evaluation.methods import BaselineUnavailable, OursAtWeights, make_baseline
 from evaluation.pictures import BadPictures, EvaluationError, Pair, write, write_degraded
 from evaluation.sheets import finest, write_sheets
 from evaluation.study import BadStudy, tally, write_study
-from models.options import Options
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop, write_originals
+from tests.models import narrow
 
 Found = tuple[Comparison, list[Pair], Path]
 
@@ -30,7 +30,7 @@ Found = tuple[Comparison, list[Pair], Path]
 def found(sr: StableSR, tmp_path_factory: pytest.TempPathFactory) -> Found:
     out = tmp_path_factory.mktemp("out")
     pairs = write_degraded(write_originals(out / "hr"), out / "lr", 4, "mild", 0)
-    methods = [make_baseline("bicubic"), OursAtWeights(sr, (0.0, 1.0), Options())]
+    methods = [make_baseline("bicubic"), OursAtWeights(sr, (0.0, 1.0), narrow.parameters())]
     learned = Learned({"fid": lambda results, originals: len(list(Path(originals).iterdir()))})
     return compare(pairs, methods, out, learned), pairs, out
 

@@ -10,15 +10,16 @@ import signal
 from typing import Any
 
 from jobs.queue import JobQueue
-from jobs.schema import ImageInfo, Job, Parameters
+from jobs.schema import ImageInfo, Job
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from service.run import main
 
 submit = JobQueue.submit
 
 
 def die_or_submit(
-    queue: JobQueue, job_id: str, parameters: Parameters, image: ImageInfo, *more: Any
+    queue: JobQueue, job_id: str, parameters: UpscaleParameters, image: ImageInfo, *more: Any
 ) -> Job:
     if image.filename == "fatal.png":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -14,7 +14,7 @@ import sys
 
 from jobs.connection import connect
 from jobs.keys import Keys
-from jobs.presets import PRESETS
+from models.presets import PRESETS
 from tests.faults.house import House, until
 
 # Nothing that ordinary use does not meet: limits have tests of their own.

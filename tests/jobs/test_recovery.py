@@ -14,10 +14,11 @@ from jobs.queue import JobQueue
 from jobs.records import AGENDA_KEY, TOMBSTONE_S, Records, record_key
 from jobs.recovery import Recovery
 from jobs.rq_job import TaskJob, open_queue
-from jobs.schema import ImageInfo, JobState, Parameters, new_job_id
+from jobs.schema import ImageInfo, JobState, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.upkeep import Upkeep, put_off_counter
+from models.parameters import UpscaleParameters
 
 from .conftest import Submit
 
@@ -227,7 +228,7 @@ def test_upkeep_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
     connection: Redis,
 ) -> None:
     lost = open_queue(preset, connection)
-    job_id = queue.submit(new_job_id(), Parameters(preset=preset), image).id
+    job_id = queue.submit(new_job_id(), UpscaleParameters(preset=preset), image).id
     upkeep = Upkeep(settings, connection, store, put_off_counter(CollectorRegistry()))
     for state in (JobState.QUEUED, JobState.FAILED):
         begin(lost, job_id)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from models.config import AutoencoderConfig, CompactConfig, EncoderConfig, ModelConfig, UNetConfig
+from models.parameters import UpscaleParameters
 from models.presets import Preset
 
-__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT"]
+__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT", "parameters"]
 
 AUTOENCODER = AutoencoderConfig(widths=(8, 8, 8, 8), layers=1, groups=4, growth=4)
 COMPACT = CompactConfig(
@@ -33,3 +35,11 @@ WITH_COMPACT = replace(
     autoencoder=COMPACT,
 )
 PRESET = Preset("narrow", native=64, tile=8, overlap=4, steps=2, fidelity_weight=0.5)
+
+
+def parameters(**values: Any) -> UpscaleParameters:
+    """For these networks: their steps and overlap, and seed 0, where the values name none."""
+    overlap = values.pop("tile_overlap", PRESET.overlap)
+    # A preset of the catalogue that reads prompts.
+    chosen = {"preset": "stablesr-512", "steps": PRESET.steps, "seed": 0, **values}
+    return UpscaleParameters.model_validate(chosen).model_copy(update={"tile_overlap": overlap})

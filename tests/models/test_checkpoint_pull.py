@@ -197,15 +197,6 @@ def test_every_released_preset_tells_where_its_files_are_and_under_what_licence(
     }
 
 
-def test_both_sides_tell_the_same_licence() -> None:
-    from jobs.presets import PRESETS as CHOICES
-
-    for name, choice in CHOICES.items():
-        release = PRESETS[name].release
-        if release is not None:
-            assert (choice.licence, choice.licence_url) == (release.licence, release.licence_url)
-
-
 def test_a_note_of_absence_is_no_reason_not_to_pull(
     hub: Hub, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

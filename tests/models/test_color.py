@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.color import ColorFix, adain, correct_color, corrected_rows, wavelet
+from models.color import adain, correct_color, corrected_rows, wavelet
 from models.errors import InvalidOption
+from models.parameters import ColorFix
 
 
 def test_adain_gives_each_channel_the_references_mean_and_deviation() -> None:

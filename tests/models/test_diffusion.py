@@ -16,13 +16,13 @@ from models.config import Prediction
 from models.diffusion import (
     DDIM,
     DDPM,
-    SamplerName,
     add_noise,
     alphas_cumprod,
     make_stepper,
     respaced_timesteps,
 )
 from models.errors import InvalidOption
+from models.parameters import SamplerName
 
 
 @given(st.integers(2, 1000))

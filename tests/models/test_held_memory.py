@@ -19,7 +19,7 @@ from models.color import correct_color
 from models.errors import NotFinite
 from models.memory import Memory
 from models.networks.bundle import Networks
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pieces import Pieces
 from models.pipeline import StableSR
 from models.plan import Resources
@@ -29,7 +29,7 @@ from models.sampling import drive
 from tests.models import narrow
 
 CPU = torch.device("cpu")
-OPTIONS = Options(scale=1.5, seed=3)
+OPTIONS = narrow.parameters(scale=1.5, seed=3)
 IMAGE = torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,7 +38,7 @@ def pipeline(networks: Networks | None = None, **given: Any) -> StableSR:
     return StableSR(made, narrow.PRESET, CPU, torch.float32, Resources(**given))
 
 
-def latent_of(sr: StableSR, prepared: Prepared, options: Options = OPTIONS) -> Tensor:
+def latent_of(sr: StableSR, prepared: Prepared, options: UpscaleParameters = OPTIONS) -> Tensor:
     return drive(
         sr.sample(prepared, options), lambda step: sr.predict([step.part(0, len(step))])[0]
     )
@@ -66,7 +66,7 @@ def open_scratch(folder: Path) -> list[str]:
 def test_rows_are_what_the_whole_image_would_be(fix: Any, size: tuple[int, int]) -> None:
     """Against the way that holds everything: encode, decode, correct, crop and resize at once."""
     sr = pipeline(decode_tile=16)
-    networks, options = sr.networks, Options(scale=1.5, seed=3, color_fix=fix)
+    networks, options = sr.networks, narrow.parameters(scale=1.5, seed=3, color_fix=fix)
     image = torch.rand(1, 3, *size)
     with sr.prepare(image, options) as prepared, torch.inference_mode():
         layout = prepared.plan.layout
@@ -213,7 +213,7 @@ def test_strips_that_shrink_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
         return real(rows, *given, **more)
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
-    found = sr.upscale(IMAGE, Options(scale=1.5, seed=3, color_fix="adain"))
+    found = sr.upscale(IMAGE, narrow.parameters(scale=1.5, seed=3, color_fix="adain"))
     assert sr.changes.counts["rows"] >= 2
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import SamplerName, make_stepper
+from models.diffusion import make_stepper
+from models.parameters import SamplerName
 from models.sampling import Sampler, Step, StepRequest, drive, drive_all, sample
 from models.tiling import TileGrid
 

@@ -10,8 +10,9 @@ from redis import Redis
 
 from jobs.listing import BATCH, MOST_READ, Cursor
 from jobs.records import Records, owner_key, record_key
-from jobs.schema import ImageInfo, Job, Origin, Parameters, new_job_id
+from jobs.schema import ImageInfo, Job, Origin, new_job_id
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from tests.service.harness import FakeWorker, problem, upload
 from tests.service.pictures import picture
 
@@ -36,7 +37,7 @@ def submit_many(redis: Redis, count: int, *, now: float = 1_700_000_000.0) -> li
             records.create(
                 pipe,
                 ids[-1],
-                Parameters(seed=1),
+                UpscaleParameters(seed=1),
                 image,
                 Origin(),
                 # Every four of them in the same microsecond.

@@ -72,3 +72,14 @@ def test_a_warning_is_a_line_like_any_other() -> None:
     line = json.loads(said)
     assert "an odd file" in line["event"]
     assert (line["level"], line["logger"]) == ("warning", "py.warnings")
+
+
+def test_the_service_needs_of_the_models_only_what_its_image_holds() -> None:
+    code = "import sys, cli.main, service.app; print(*filter(lambda m: 'models' in m, sys.modules))"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    ours = [name for name in modules if name.startswith("models.")]
+    assert ours
+    for name in ours:
+        assert f" {name.replace('.', '/')}.py" in (ROOT / "docker/service.Dockerfile").read_text()

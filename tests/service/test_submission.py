@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from jobs.errors import ImageAnimated, OutputTooLarge, UnsupportedFormat
-from jobs.schema import ImageInfo, OutputFormat, Parameters
+from jobs.schema import ImageInfo
 from jobs.settings import Settings
+from models.parameters import OutputFormat, UpscaleParameters
 from service.submission import inspect
 from tests.worker.image_files import file_of, gradient, png_of, ramp16, tiff_of
 
 
 def inspected(data: bytes, scale: float = 2, output_format: OutputFormat = "png") -> ImageInfo:
-    parameters = Parameters(scale=scale, output_format=output_format)
+    parameters = UpscaleParameters(scale=scale, output_format=output_format)
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.geometry import output_size
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.sampling import Sampler, StepRequest
 from worker.supervisor import Supervisor
 
@@ -70,13 +70,15 @@ class Double:
     def departures(self) -> Mapping[str, int]:
         return {"rows": 2}
 
-    def steps_in(self, image: Tensor, options: Options) -> bool:
+    def steps_in(self, image: Tensor, options: UpscaleParameters) -> bool:
         return False
 
-    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Prepared:
+    def prepare(
+        self, image: Tensor, options: UpscaleParameters, tell: Callable[[float], None]
+    ) -> Prepared:
         return Prepared(image, output_size(image.shape[2], image.shape[3], options.scale))
 
-    def sample(self, prepared: Prepared, options: Options) -> Sampler:
+    def sample(self, prepared: Prepared, options: UpscaleParameters) -> Sampler:
         noise = torch.Generator().manual_seed(options.seed)
         canvas = torch.randn(2, 4, 8, 8, generator=noise)
         lr = prepared.image.mean().expand(2, 4, 8, 8)
@@ -99,7 +101,11 @@ class Double:
         return torch.sin(moved + request.context[:, :, None])
 
     def rows(
-        self, prepared: Prepared, latent: Tensor, options: Options, tell: Callable[[float], None]
+        self,
+        prepared: Prepared,
+        latent: Tensor,
+        options: UpscaleParameters,
+        tell: Callable[[float], None],
     ) -> Iterator[Tensor]:
         if options.seed == HANG_DECODING:
             time.sleep(3600)

@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 
 from jobs.queue import JobQueue
-from jobs.schema import ImageInfo, Job, JobState, Parameters, new_job_id
+from jobs.schema import ImageInfo, Job, JobState, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
+from models.parameters import UpscaleParameters
 from tests.worker import double
 
 __all__ = ["House", "WorkerProcess", "png", "wait_for"]
@@ -124,7 +125,7 @@ class House:
         self.store.put(input_key(job_id), data)
         image = ImageInfo(width=10, height=6, format="PNG", media_type="image/png", bytes=len(data))
         values = {"preset": "tiny", "scale": 2.0, "seed": seed, "steps": steps, **more}
-        self.queue.submit(job_id, Parameters(**values), image)
+        self.queue.submit(job_id, UpscaleParameters(**values), image)
         return job_id
 
     def job(self, job_id: str) -> Job:

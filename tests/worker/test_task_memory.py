@@ -17,7 +17,7 @@ from torch import Tensor
 from jobs.schema import JobState
 from jobs.store import result_key
 from models.errors import NotEnoughMemory, ScratchFull
-from models.options import Options
+from models.parameters import UpscaleParameters
 from tests.worker.double import ERROR, Double, Prepared
 from tests.worker.processes import House
 from tests.worker.test_tasks import attempt, failure, serving
@@ -41,14 +41,20 @@ class Holding(Double):
     told: float = 0.0
     held_when_written = -1
 
-    def prepare(self, image: Tensor, options: Options, tell: Callable[[float], None]) -> Prepared:
+    def prepare(
+        self, image: Tensor, options: UpscaleParameters, tell: Callable[[float], None]
+    ) -> Prepared:
         plain = super().prepare(image, options, tell)
         tell(0.5)
         self.held += 1
         return Held(plain.image, plain.size, {"keep": "disk", "rows": 2}, self)
 
     def rows(
-        self, prepared: Prepared, latent: Tensor, options: Options, tell: Callable[[float], None]
+        self,
+        prepared: Prepared,
+        latent: Tensor,
+        options: UpscaleParameters,
+        tell: Callable[[float], None],
     ) -> Iterator[Tensor]:
         whole = torch.cat(list(super().rows(prepared, latent, options, tell)), dim=1)
         for part in range(4):
@@ -92,7 +98,7 @@ def test_a_job_canceled_between_two_strips_ends_there_and_frees_what_it_held(
     ended: list[str] = []
 
     class Canceling(Holding):
-        def prepare(self, image: Tensor, options: Options, tell: Any) -> Prepared:
+        def prepare(self, image: Tensor, options: UpscaleParameters, tell: Any) -> Prepared:
             if stage == "encode":
                 house.queue.cancel(job_id)
             prepared = super().prepare(image, options, tell)
@@ -100,7 +106,7 @@ def test_a_job_canceled_between_two_strips_ends_there_and_frees_what_it_held(
             return prepared
 
         def rows(
-            self, prepared: Prepared, latent: Tensor, options: Options, tell: Any
+            self, prepared: Prepared, latent: Tensor, options: UpscaleParameters, tell: Any
         ) -> Iterator[Tensor]:
             house.queue.cancel(job_id)
             rows = super().rows(prepared, latent, options, tell)
@@ -123,7 +129,7 @@ def test_an_image_without_room_is_tried_again_alone_and_then_fails(
 ) -> None:
     class Full(Double):
         def prepare(
-            self, image: Tensor, options: Options, tell: Callable[[float], None]
+            self, image: Tensor, options: UpscaleParameters, tell: Callable[[float], None]
         ) -> Prepared:
             raise error
 

@@ -13,7 +13,7 @@ import torch
 
 from evaluation.pictures import BadPictures, degraded, listed, read
 from models.errors import ModelError
-from models.options import Options
+from models.parameters import preset_parameters
 from models.pipeline import StableSR
 from tools.figures.ablations import ablations
 from tools.figures.page import write_page
@@ -63,7 +63,7 @@ def draw(
     for name in _chosen(list(files), count, shown):
         original = read(files[name])
         pictures.append(Subject(name, degraded(original, name, SCALE, "paper", seed), original))
-    options = Options(scale=SCALE, seed=seed, fidelity_weight=sr.preset.fidelity_weight)
+    options = preset_parameters(sr.preset, scale=SCALE, seed=seed)
     began = time.perf_counter()
     studio = Studio(sr, pictures, options, out / "images")
     studio.guidance()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from evaluation.methods import bicubic, sampled
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.pictures import Pixels, pixels_of, tensor_of
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.prepared import Prepared
 from models.tiling import TileGrid
@@ -62,7 +62,7 @@ class Ablation:
 def ablations(
     sr: StableSR,
     pictures: Sequence[Picture],
-    options: Options,
+    options: UpscaleParameters,
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[Ablation]:
     """Measures every part over the pictures, at w = 0 and at the options' weight.
@@ -92,15 +92,15 @@ def _worth(score: str, found: Sequence[tuple[Scores, Scores]]) -> Worth:
 
 
 def _cases(
-    sr: StableSR, image: Tensor, original: Pixels, options: Options
+    sr: StableSR, image: Tensor, original: Pixels, options: UpscaleParameters
 ) -> Iterator[tuple[str, str, Scores, Scores]]:
     """Part, fidelity weight, scores with it and without it."""
 
     def score(result: Tensor) -> Scores:
         return offline_scores(pixels_of(result), original, BORDER)
 
-    free, usual = replace(options, fidelity_weight=0.0), options
-    with sr.prepare(image, replace(options, fidelity_weight=1.0)) as prepared:
+    free, usual = options.model_copy(update={"fidelity_weight": 0.0}), options
+    with sr.prepare(image, options.model_copy(update={"fidelity_weight": 1.0})) as prepared:
         full = sampled(sr, prepared, options)
         timeless = sampled(sr, prepared, options, encoder_at(sr, ABLATED_TIME))
         with without_modulation(sr.networks.unet):
@@ -115,17 +115,17 @@ def _cases(
             for o in (free, usual):
                 without = score(sr.decode(prepared, latent, o))
                 yield part, f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
-        for o in (usual, replace(options, fidelity_weight=1.0)):
+        for o in (usual, options.model_copy(update={"fidelity_weight": 1.0})):
             with_part = best.get(o.fidelity_weight) or score(sr.decode(prepared, full, o))
             yield "CFW", f"{o.fidelity_weight:g} against 0", with_part, best[0.0]
         for o in (free, usual):
-            without = score(sr.decode(prepared, full, replace(o, color_fix="none")))
+            without = score(sr.decode(prepared, full, o.model_copy(update={"color_fix": "none"})))
             yield "colour correction", f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
     yield from _aggregation(sr, image, original, (free, usual))
 
 
 def _aggregation(
-    sr: StableSR, image: Tensor, original: Pixels, weights: Sequence[Options]
+    sr: StableSR, image: Tensor, original: Pixels, weights: Sequence[UpscaleParameters]
 ) -> Iterator[tuple[str, str, Scores, Scores]]:
     """Half-overlapping tiles against tiles that only touch: several diffusions, as it were.
 
@@ -136,8 +136,8 @@ def _aggregation(
     small = with_tile(sr, cells)
     found: list[dict[float, Scores]] = []
     for overlap in (cells // 2, 0):
-        options = replace(weights[-1], tile_overlap=overlap)
-        with small.prepare(image, replace(options, fidelity_weight=1.0)) as prepared:
+        options = weights[-1].model_copy(update={"tile_overlap": overlap})
+        with small.prepare(image, options.model_copy(update={"fidelity_weight": 1.0})) as prepared:
             latent = sampled(small, prepared, options)
             scores = {}
             for o in weights:

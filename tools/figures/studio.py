@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,7 @@ from evaluation.methods import bicubic, sampled
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.pictures import BadPictures, Pixels, degraded, pixels_of, tensor_of, write
 from evaluation.sheets import Cell, contact_sheet, enlarged, finest
-from models.color import ColorFix
-from models.options import Options
+from models.parameters import ColorFix, UpscaleParameters
 from models.pipeline import StableSR
 from tools.figures import plots
 from tools.figures.ablations import ABLATED_TIME
@@ -74,7 +73,7 @@ class Studio:
 
     sr: StableSR
     pictures: list[Subject]
-    options: Options
+    options: UpscaleParameters
     images: Path
 
     @property
@@ -84,13 +83,13 @@ class Studio:
         return [p for p in self.pictures if p.original.shape[:2] == (side, side)]
 
     def decoded(
-        self, latent_options: Options, picture: Subject, weights: Sequence[float]
+        self, latent_options: UpscaleParameters, picture: Subject, weights: Sequence[float]
     ) -> list[Pixels]:
         """One sampling, decoded at each weight."""
-        options = replace(latent_options, fidelity_weight=max(weights))
+        options = latent_options.model_copy(update={"fidelity_weight": max(weights)})
         with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
             latent = sampled(self.sr, prepared, options)
-            chosen = [replace(options, fidelity_weight=w) for w in weights]
+            chosen = [options.model_copy(update={"fidelity_weight": w}) for w in weights]
             return [pixels_of(self.sr.decode(prepared, latent, o)) for o in chosen]
 
     def guidance(self) -> None:
@@ -106,7 +105,7 @@ class Studio:
                 stack.enter_context(self.sr.prepare(tensor_of(p.lr), self.options)).latent
                 for p in pictures
             ]
-            same = replace(self.options, scale=1, fidelity_weight=0)
+            same = self.options.model_copy(update={"scale": 1, "fidelity_weight": 0})
             clean = [
                 stack.enter_context(self.sr.prepare(tensor_of(p.original), same)).latent
                 for p in pictures
@@ -122,7 +121,10 @@ class Studio:
 
     def time_awareness(self) -> None:
         """One picture at w = 0, the encoder told the true timestep or one for all."""
-        picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
+        picture, options = (
+            self.pictures[0],
+            self.options.model_copy(update={"fidelity_weight": 0.0}),
+        )
         results = []
         with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
             for told in (*TIMES, None):
@@ -134,12 +136,22 @@ class Studio:
 
     def color_correction(self) -> None:
         """One picture at w = 0 with each correction."""
-        picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
+        picture, options = (
+            self.pictures[0],
+            self.options.model_copy(update={"fidelity_weight": 0.0}),
+        )
         fixes: tuple[ColorFix, ...] = ("none", "wavelet", "adain")
         with self.sr.prepare(tensor_of(picture.lr), options) as prepared:
             latent = sampled(self.sr, prepared, options)
             results = [
-                (fix, pixels_of(self.sr.decode(prepared, latent, replace(options, color_fix=fix))))
+                (
+                    fix,
+                    pixels_of(
+                        self.sr.decode(
+                            prepared, latent, options.model_copy(update={"color_fix": fix})
+                        )
+                    ),
+                )
                 for fix in fixes
             ]
         write(self.images / "color-correction.png", picture.sheet(results))
@@ -182,7 +194,9 @@ class Studio:
             rows = []
             for n in counts:
                 began = time.perf_counter()
-                results = self.decoded(replace(self.options, steps=n), picture, (0.0, usual))
+                results = self.decoded(
+                    self.options.model_copy(update={"steps": n}), picture, (0.0, usual)
+                )
                 seconds.append((n, time.perf_counter() - began))
                 rows.append([offline_scores(r, picture.original, BORDER) for r in results])
                 if picture is self.pictures[0]:
@@ -227,7 +241,9 @@ class Studio:
                     result = tiles_alone(self.sr, lr, self.options, side)
                 else:
                     overlap = 0 if at == 1 else self.sr.preset.tile // 2
-                    result = self.sr.upscale(lr, replace(self.options, tile_overlap=overlap))
+                    result = self.sr.upscale(
+                        lr, self.options.model_copy(update={"tile_overlap": overlap})
+                    )
                 took[at].append(time.perf_counter() - began)
                 pixels = pixels_of(result)
                 rows, columns = (list(range(native, n, native)) for n in pixels.shape[:2])

@@ -9,7 +9,6 @@ import torch
 
 from models.checkpoints.folder import save_folder
 from models.folding import fold
-from models.options import Options
 from models.pieces import Callbacks, Pieces, decode
 from models.pipeline import StableSR
 from models.plan import Resources
@@ -59,7 +58,7 @@ def test_a_folder_is_loaded_with_folds_unless_told_not_to(tmp_path: Path) -> Non
         StableSR.from_folder(tmp_path, narrow.PRESET, fold=False),
     ):
         assert (sr.networks.unet.time_table is not None) == (not results)
-        results.append(sr.upscale(image, Options(seed=3)))
+        results.append(sr.upscale(image, narrow.parameters(seed=3)))
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
@@ -83,7 +82,7 @@ def test_offload_moves_everything_that_folds_have_made() -> None:
 def test_without_fidelity_nothing_is_fused_and_no_features_are_kept() -> None:
     """w = 0: the encoder's features are not kept, and the decoder does not look for any."""
     sr = StableSR.with_random_weights(narrow.CONFIG, narrow.PRESET)
-    options = Options(fidelity_weight=0, steps=1)
+    options = narrow.parameters(fidelity_weight=0, steps=1)
     fusion = sr.networks.autoencoder.decoder.fusion
     assert fusion is not None
     for layer in fusion.children():
