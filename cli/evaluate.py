@@ -160,11 +160,11 @@ def tally(
 
 def _model(settings: Settings) -> StableSR:
     from models.pipeline import StableSR
-    from worker.device import choose_device, choose_dtype, resources_of
+    from worker.device import choose_device, choose_dtype, devices_of, resources_of
     from worker.errors import NotStarted
 
     with translate({NotStarted: BadSettings}):
-        device = choose_device(settings.device)
+        device = choose_device(devices_of(settings)[0])
     dtype = choose_dtype(settings.dtype, device)
     resources = resources_of(settings, jobs=1)
     return StableSR.from_preset(settings.preset, device, dtype, resources)

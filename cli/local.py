@@ -56,7 +56,7 @@ def run(options: UpscaleOptions) -> None:
     targets = options.targets(parameters.seed)
     start = monotonic()
     with ProgressView("loading") as view:
-        model = LocalModel(settings)
+        model = LocalModel(settings, options.decode_tile)
         results = model.upscale(options.source, targets, parameters, view.show)
     time = f"{monotonic() - start:.1f} s on {model.device}."
     lines = [
@@ -92,14 +92,14 @@ class LocalModel:
         JobFailed: the preset's weights are not here.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, decode_tile: int | None = None) -> None:
         from models.errors import ModelError
         from worker.errors import NotStarted
         from worker.loading import load as load_model
 
         self._max_pixels = settings.max_input_pixels
         with translate({NotStarted: BadSettings, ModelError: JobFailed}):
-            self._sr = load_model(settings, jobs=1)
+            self._sr = load_model(settings, jobs=1, decode_tile=decode_tile)
 
     @property
     def device(self) -> str:

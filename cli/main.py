@@ -119,7 +119,9 @@ def worker(
 def upscale(options: UpscaleOptions) -> None:
     """Upscale one image, or all images of a folder into another."""
     server = options.server
-    if server is not None and any(value is not None for value in options.machine().values()):
+    if server is not None and any(
+        value is not None for value in (options.decode_tile, *options.machine().values())
+    ):
         raise BadSettings(
             "--tile-batch, --decode-tile, --compile and --devices are for this machine, not for a "
             "server."

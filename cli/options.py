@@ -195,9 +195,8 @@ class UpscaleOptions:
         """How this machine is used, by the names of its settings."""
         return {
             "tile_batch": self.tile_batch,
-            "decode_tile": self.decode_tile,
             "compile": None if self.compile is None else "on" if self.compile else "off",
-            "devices": self.devices,
+            "device": self.devices,
         }
 
     @property

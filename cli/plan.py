@@ -49,7 +49,6 @@ def plan(
         dtype=dtype,
         memory_limit=memory,
         tile_batch=tile_batch,
-        decode_tile=decode_tile,
     )
     sides = re.fullmatch(r"([1-9]\d{0,8})[xX]([1-9]\d{0,8})", size)
     if sides is None:
@@ -65,7 +64,7 @@ def plan(
         )
         if overlap is not None:
             parameters = parameters.model_copy(update={"tile_overlap": overlap})
-        facts = _facts(settings, int(sides[2]), int(sides[1]), parameters)
+        facts = _facts(settings, int(sides[2]), int(sides[1]), parameters, decode_tile)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -73,26 +72,30 @@ def plan(
 
 
 def _facts(
-    settings: Settings, height: int, width: int, parameters: UpscaleParameters
+    settings: Settings,
+    height: int,
+    width: int,
+    parameters: UpscaleParameters,
+    decode_tile: int | None,
 ) -> dict[str, Any]:
     """What is printed of an input of these sides (px)."""
     from models import plan as planner
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
-    from worker.device import choose_device, choose_dtype, named_device, resources_of
+    from worker.device import choose_device, choose_dtype, devices_of, named_device, resources_of
 
     preset, limit = get_preset(settings.preset), settings.memory_limit
     # With a limit, that is what the device has, which then need not be in this machine.
-    device = (choose_device if limit is None else named_device)(settings.device)
+    device = (choose_device if limit is None else named_device)(devices_of(settings)[0])
     here = device if limit is None else named_device("cpu")
-    memory = MemoryBudget(here, settings.scratch).free()
+    memory = MemoryBudget(here, None).free()
     if limit is not None and device.type == "cuda":
         memory = Memory(limit, memory.host, memory.disk)
     elif limit is not None:
         # Python and the libraries take as much of it as in this process.
         memory = Memory(0, limit - resident(), memory.disk)
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
-    resources = resources_of(settings, jobs=1)
+    resources = resources_of(settings, jobs=1, decode_tile=decode_tile)
     chosen = planner.plan(estimate, preset, (height, width), parameters, memory, resources)
     layout, grid = chosen.layout, chosen.layout.grid
     return {

@@ -33,8 +33,7 @@ ENV PATH=/opt/stablesr/bin:$PATH \
     STABLESR_HOST=0.0.0.0 \
     STABLESR_PORT=8000 \
     STABLESR_BLOB_ROOT=/var/lib/stablesr/blobs \
-    TMPDIR=/var/lib/stablesr/uploads \
-    STABLESR_LOG_FORMAT=json
+    TMPDIR=/var/lib/stablesr/uploads
 WORKDIR /var/lib/stablesr
 VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/uploads"]
 USER 10001:10001

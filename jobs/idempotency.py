@@ -22,6 +22,8 @@ __all__ = ["Idempotency"]
 
 # Longer than it takes to store an image that has arrived whole.
 LEASE_S = 60
+# How long a key leads to the job that it made.
+TTL_S = 86_400
 RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
@@ -39,9 +41,8 @@ class _Entry(BaseModel):
 class Idempotency:
     """Blocking, safe to share between threads. Every method raises QueueUnavailable."""
 
-    def __init__(self, connection: Redis, *, ttl_s: int) -> None:
+    def __init__(self, connection: Redis) -> None:
         self._connection = connection
-        self._ttl_s = ttl_s
         self._release = connection.register_script(RELEASE)
 
     def made(self, owner: str, key: str) -> bool:
@@ -77,7 +78,7 @@ class Idempotency:
                 retry_after=1,
             )
         done = held.model_copy(update={"done": True})
-        return Claim(name, held.model_dump_json(), done.model_dump_json(), self._ttl_s)
+        return Claim(name, held.model_dump_json(), done.model_dump_json(), TTL_S)
 
     def release(self, claim: Claim) -> None:
         """Frees a key whose request made no job, for the next one."""

@@ -18,7 +18,7 @@ from .connection import connect, queue_errors
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
 from .listing import Cursor, Page, read_page
 from .records import Records, record_key, unknown, waiting_key
-from .rq_job import Queue, enqueue, open_queue, withdraw
+from .rq_job import QUEUE_TTL_S, Queue, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin
 from .settings import Settings
 from .workers import WorkerInfo, Workers
@@ -26,6 +26,8 @@ from .workers import WorkerInfo, Workers
 __all__ = ["JobQueue"]
 
 UNKNOWN_ORIGIN = Origin()
+# An image that no job followed within this time is removed; storing one takes less.
+UPLOAD_GRACE_S = 900
 
 
 class JobQueue:
@@ -47,7 +49,7 @@ class JobQueue:
         Called before `inputs/{job_id}` is written, so that it cannot outlive a process that dies
         between storing it and `submit`.
         """
-        self._records.announce(job_id, within_s=self._settings.upload_grace_s)
+        self._records.announce(job_id, within_s=UPLOAD_GRACE_S)
 
     def submit(
         self,
@@ -91,7 +93,7 @@ class JobQueue:
                 image,
                 origin,
                 now=seconds + micros / 1e6,
-                wait_s=settings.queue_ttl_s,
+                wait_s=QUEUE_TTL_S,
                 keep_s=settings.result_ttl_s,
             )
             enqueue(queue, pipe, job_id, settings)

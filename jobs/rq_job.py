@@ -25,6 +25,7 @@ from .settings import Settings
 
 __all__ = [
     "ATTEMPTS",
+    "QUEUE_TTL_S",
     "SERIALIZER",
     "ForbiddenTask",
     "NoDeathPenalty",
@@ -40,6 +41,8 @@ SERIALIZER = JSONSerializer
 # A job whose worker was lost runs once more; a job whose image is bad never does.
 ATTEMPTS = 2
 CALLBACK_TIMEOUT_S = 30
+# How long a job may wait for a worker.
+QUEUE_TTL_S = 7 * 86_400
 
 # The closed list of what a worker may be asked to run.
 UPSCALE = "worker.tasks.upscale"
@@ -112,7 +115,7 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
         args=(job_id,),
         job_id=job_id,
         timeout=settings.job_timeout_s,
-        ttl=settings.queue_ttl_s,
+        ttl=QUEUE_TTL_S,
         # RQ's own account of a job that went well is of no use.
         result_ttl=0,
         failure_ttl=settings.result_ttl_s,

@@ -30,11 +30,11 @@ from .errors import (
     WorkerLost,
     WrongState,
 )
+from .queue import UPLOAD_GRACE_S
 from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
 from .recovery import Recovery
 from .rq_job import TaskJob, open_queue
 from .schema import Job, JobState
-from .settings import Settings
 from .store import BlobStore, input_key, result_key
 
 __all__ = ["Swept", "Upkeep", "put_off_counter", "sweep"]
@@ -68,10 +68,10 @@ class Swept:
     """Files that a put had begun when its process died"""
 
 
-def sweep(connection: Redis, store: BlobStore, *, upload_grace_s: int) -> Swept:
+def sweep(connection: Redis, store: BlobStore) -> Swept:
     """Looks at every job whose time on the agenda has come; at most 500 a call.
 
-    What was written of a blob is removed when nothing was added for upload_grace_s.
+    What was written of a blob is removed when nothing was added for UPLOAD_GRACE_S.
 
     Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
     what was not done then is done by the next sweep.
@@ -85,7 +85,7 @@ def sweep(connection: Redis, store: BlobStore, *, upload_grace_s: int) -> Swept:
         with queue_errors(connection):
             _look_at_all(connection, store, swept)
         try:
-            swept.staged = store.remove_staged(idle_s=upload_grace_s)
+            swept.staged = store.remove_staged(idle_s=UPLOAD_GRACE_S)
         except StoreUnavailable as error:
             logger.warning("Files that nobody goes on writing are left: %s", error.detail)
     finally:
@@ -175,11 +175,9 @@ class Upkeep:
     `put_off` counts the jobs that a sweep of this process put off.
     """
 
-    def __init__(
-        self, settings: Settings, connection: Redis, store: BlobStore, put_off: Counter
-    ) -> None:
+    def __init__(self, connection: Redis, store: BlobStore, put_off: Counter) -> None:
         def swept() -> None:
-            done = sweep(connection, store, upload_grace_s=settings.upload_grace_s)
+            done = sweep(connection, store)
             put_off.inc(done.put_off)
 
         recoveries = [Recovery(open_queue(preset, connection), connection) for preset in PRESETS]

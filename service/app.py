@@ -81,19 +81,19 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             queue=JobQueue(settings, connection),
             store=store,
             authenticator=Authenticator(Keys(connection), required=settings.require_key),
-            idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
+            idempotency=Idempotency(connection),
             limits=limits,
             listener=app.state.listener,
             streams=ConcurrencyLimiter(
                 settings.max_streams,
-                settings.max_streams_each,
+                settings.max_each,
                 kind="streams",
                 advice="try again later, or ask for the job instead",
                 error=TooManyStreams,
             ),
             transfers=ConcurrencyLimiter(
                 settings.max_transfers,
-                settings.max_transfers_each,
+                settings.max_each,
                 kind="transfers",
                 advice="try again later",
                 error=TooManyTransfers,
@@ -102,7 +102,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         )
         metrics: ServiceMetrics = app.state.metrics
         sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
-        upkeep = Upkeep(settings, connection, store, metrics.put_off)
+        upkeep = Upkeep(connection, store, metrics.put_off)
         collector = ServiceCollector(connection, settings, services.streams, services.transfers)
         metrics.registry.register(collector)
         try:

@@ -19,6 +19,10 @@ __all__ = ["check_address", "main", "server"]
 # Long enough for an upload or a download in flight, shorter than what container hosts allow.
 SHUTDOWN_S = 8
 MAX_HEAD_BYTES = 32 * 1024
+# How long a request's head may take to arrive, and how long a client may take nothing of what is
+# sent to it.
+HEAD_TIMEOUT_S = 10.0
+SEND_TIMEOUT_S = 30.0
 
 
 def main(settings: Settings) -> None:
@@ -49,9 +53,7 @@ def server(settings: Settings) -> uvicorn.Server:
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=settings.trusted_proxies or None,
             # Of the two parsers the one that bounds a request's head, in bytes and in time.
-            http=protocol(
-                settings.head_timeout_s, settings.send_timeout_s, settings.max_connections
-            ),
+            http=protocol(HEAD_TIMEOUT_S, SEND_TIMEOUT_S, settings.max_connections),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
         ),

@@ -7,7 +7,7 @@ import resource
 
 import torch
 
-from jobs.settings import Settings
+from jobs.settings import Settings, state_folder
 from models.compiler import CompileOptions
 from models.plan import Resources
 from worker.errors import NotStarted
@@ -53,13 +53,11 @@ def devices_of(settings: Settings) -> list[str]:
     Raises:
         NotStarted: a GPU is named twice.
     """
-    if settings.devices is None:
-        return [settings.device]
-    names = [name.strip() for name in settings.devices.split(",")]
+    names = [name.strip() for name in settings.device.split(",")]
     twice = {name for name in names if name.startswith("cuda") and names.count(name) > 1}
     if twice:
         raise NotStarted(
-            f"STABLESR_DEVICES is {settings.devices!r}, but has {', '.join(sorted(twice))} twice; "
+            f"STABLESR_DEVICE is {settings.device!r}, but has {', '.join(sorted(twice))} twice; "
             "each GPU can be there once, as in cuda:0,cuda:1."
         )
     return names
@@ -92,21 +90,20 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes["bfloat16" if name == "auto" else name]
 
 
-def resources_of(settings: Settings, *, jobs: int) -> Resources:
+def resources_of(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> Resources:
     """What the settings decide of the memory that so many jobs at once have."""
     return Resources(
         memory_limit=settings.memory_limit,
         tile_batch=settings.tile_batch,
-        decode_tile=settings.decode_tile,
+        decode_tile=decode_tile,
         offload={"auto": None, "on": True, "off": False}[settings.offload],
-        scratch=settings.scratch,
         shared=jobs > 1,
     )
 
 
 def compile_options_of(settings: Settings) -> CompileOptions:
     """Whether and how the settings have network calls compiled."""
-    return CompileOptions(settings.compile, settings.compile_cache, settings.fixed_batch)
+    return CompileOptions(settings.compile, state_folder() / "compiled", settings.fixed_batch)
 
 
 def memory_in_use(device: str) -> dict[str, int]:

@@ -20,7 +20,7 @@ from worker.errors import NotStarted
 __all__ = ["load", "reason_without_weights", "weights_stamp"]
 
 
-def load(settings: Settings, *, jobs: int) -> StableSR:
+def load(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> StableSR:
     """Loads the weights for so many jobs at once; compiles nothing yet.
 
     Raises:
@@ -30,7 +30,7 @@ def load(settings: Settings, *, jobs: int) -> StableSR:
     first, *others = map(choose_device, devices_of(settings))
     dtype = choose_dtype(settings.dtype, first)
     compiling = compile_options_of(settings)
-    resources = resources_of(settings, jobs=jobs)
+    resources = resources_of(settings, jobs=jobs, decode_tile=decode_tile)
     sr = StableSR.from_preset(settings.preset, first, dtype, resources, compiling=compiling)
     if not others:
         return sr

@@ -182,7 +182,7 @@ class Supervisor:
             Slot(process, self._queue, self._patient, f"{self._info.name}.{number}")
             for number in range(settings.slots)
         ]
-        rounds = Upkeep(settings, self._quick, store, self._metrics.put_off)
+        rounds = Upkeep(self._quick, store, self._metrics.put_off)
         upkeep = Repeating("upkeep", settings.maintenance_s, lambda: [rounds.run])
         watchdog.start()
         engine.start()

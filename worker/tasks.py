@@ -252,7 +252,6 @@ def _save(
 ) -> ResultInfo:
     """Write the image's rows to a file of its own and that into the store."""
     width, height = output_size(*source.size, job.parameters.scale)
-    settings = run.process.settings
     with report.stage("save"), run.process.watchdog.watch("save") as renew:
 
         def watched() -> Iterator[Tensor]:
@@ -261,7 +260,7 @@ def _save(
                 report.poll()
                 yield strip
 
-        with TemporaryDirectory(prefix="stablesr-", dir=settings.scratch) as folder:
+        with TemporaryDirectory(prefix="stablesr-") as folder:
             path = Path(folder, "result")
             write(
                 path,

@@ -35,7 +35,7 @@ CANCEL_S = 10.0
 
 # Refusals that are about one image; all others would meet every image.
 OF_AN_IMAGE = frozenset({404, 409, 410, 413, 422})
-OF_ALL = frozenset({"", "invalid-parameters", "unknown-preset"})
+OF_ALL = frozenset({"", "invalid-parameters"})
 
 
 def default_preset(server: str, api_key: str | None) -> str | None:

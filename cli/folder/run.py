@@ -81,7 +81,7 @@ def run(options: UpscaleOptions) -> None:
 
 def _here(work: Work, options: UpscaleOptions, settings: Settings) -> None:
     """One image after another, by one model in this process."""
-    model = LocalModel(settings)
+    model = LocalModel(settings, options.decode_tile)
     for item in work.todo:
         if not work.begin(item):
             continue

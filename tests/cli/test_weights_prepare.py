@@ -65,7 +65,7 @@ class Said(NamedTuple):
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]) -> Any:
     def said(**settings: Any) -> Said:
-        prepare(Settings(log_format="json", **{"preset": PRESET, **settings}))
+        prepare(Settings(**{"preset": PRESET, **settings}))
         lines = capsys.readouterr().err.splitlines()
         absence = Absence.of(get_preset(PRESET))
         return Said(json.loads(lines[-1]), absence.reason if absence else None)
@@ -122,7 +122,7 @@ def test_an_error_that_nobody_foresaw_is_logged_whole_and_noted(
 
 def test_a_note_that_cannot_be_left_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root.write_text("a file in the way")
-    prepare(Settings(preset=PRESET, log_format="json"))
+    prepare(Settings(preset=PRESET))
     first, last = map(json.loads, capsys.readouterr().err.splitlines())
     assert first["event"] == "weights are not there"
     assert last["event"] == "no note for the worker"
@@ -209,7 +209,7 @@ def test_a_long_download_says_how_far_it_is(
     root: Path, hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cli.weights_prepare, "get_preset", lambda name: hub.preset)
-    prepare(Settings(preset=PRESET, accept_licence=LICENCE, log_format="json"))
+    prepare(Settings(preset=PRESET, accept_licence=LICENCE))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     told = [(line["stage"], line["name"], line["percent"]) for line in lines if "stage" in line]
     for name in hub.files:

@@ -15,7 +15,6 @@ from jobs.records import AGENDA_KEY, TOMBSTONE_S, Records, record_key
 from jobs.recovery import Recovery
 from jobs.rq_job import TaskJob, open_queue
 from jobs.schema import ImageInfo, JobState, new_job_id
-from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.upkeep import Upkeep, put_off_counter
 from models.parameters import UpscaleParameters
@@ -221,7 +220,6 @@ def test_tidying_forgets_failed_jobs_whose_time_is_over(rq: Queue, connection: R
 @pytest.mark.parametrize("preset", ["stablesr-512", "stablesr-face"])
 def test_upkeep_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
     preset: str,
-    settings: Settings,
     store: BlobStore,
     image: ImageInfo,
     queue: JobQueue,
@@ -229,7 +227,7 @@ def test_upkeep_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
 ) -> None:
     lost = open_queue(preset, connection)
     job_id = queue.submit(new_job_id(), UpscaleParameters(preset=preset), image).id
-    upkeep = Upkeep(settings, connection, store, put_off_counter(CollectorRegistry()))
+    upkeep = Upkeep(connection, store, put_off_counter(CollectorRegistry()))
     for state in (JobState.QUEUED, JobState.FAILED):
         begin(lost, job_id)
         expire_leases(lost)
@@ -238,7 +236,6 @@ def test_upkeep_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
 
 
 def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
-    settings: Settings,
     store: BlobStore,
     queue: JobQueue,
     submit: Submit,
@@ -248,7 +245,7 @@ def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
     job_id = submit()
     begin(rq, job_id)
     expire_leases(rq)
-    upkeep = Upkeep(settings, connection, store, put_off_counter(CollectorRegistry()))
+    upkeep = Upkeep(connection, store, put_off_counter(CollectorRegistry()))
     upkeep.run()
     assert queue.get(job_id).state is JobState.QUEUED
     # As much of its record's life is left as when it has not moved for queue_ttl_s.

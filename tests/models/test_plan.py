@@ -18,11 +18,10 @@ from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, tile_bytes, tile_flops
 from models.memory import Memory
 from models.networks.bundle import Networks
-from models.parameters import UpscaleParameters
+from models.parameters import UpscaleParameters, preset_parameters
 from models.pieces import Pieces
 from models.plan import Plan, Resources, further, needs_offload, plan, steps_in
 from models.presets import get_preset
-from tests.models import narrow
 
 GB = 10**9
 PLENTY = Memory(100 * GB, 100 * GB, 1000 * GB)
@@ -51,7 +50,7 @@ def planned(
         estimated(device, config),
         PRESET,
         (side // 4, side // 4),
-        options or narrow.parameters(),
+        options or preset_parameters(PRESET),
         memory,
         Resources(**resources),
     )
@@ -79,7 +78,7 @@ def test_half_precision_is_planned_with_less_memory_than_float32() -> None:
     for device in ("cpu", "cuda"):
         half, full = estimated(device), estimated(device, dtype=torch.float32)
         peaks = [
-            plan(each, PRESET, (256, 256), narrow.parameters(), PLENTY, Resources()).peaks
+            plan(each, PRESET, (256, 256), preset_parameters(PRESET), PLENTY, Resources()).peaks
             for each in (half, full)
         ]
         assert all(sum(a) < sum(b) for a, b in zip(*peaks, strict=True))
@@ -91,19 +90,19 @@ def test_the_arithmetic_is_the_published_one() -> None:
     assert tile / 1e12 == pytest.approx(0.965, abs=0.001)
     chosen = planned(512, PLENTY)
     sizes = chosen.layout, chosen.pieces, chosen.tiles
-    flops = estimated().flops(*sizes, narrow.parameters(steps=200))
+    flops = estimated().flops(*sizes, preset_parameters(PRESET, steps=200))
     assert flops["step"] == tile
     assert flops["encode"] / 1e12 == pytest.approx(1.12, abs=0.01)
     assert flops["decode"] / 1e12 == pytest.approx(4.97, abs=0.04)
     assert flops["total"] == flops["encode"] + 200 * tile + flops["decode"]
-    plain = estimated().flops(*sizes, narrow.parameters(steps=200, fidelity_weight=0.0))
+    plain = estimated().flops(*sizes, preset_parameters(PRESET, steps=200, fidelity_weight=0.0))
     assert plain["decode"] < 0.51 * flops["decode"]
 
 
 @pytest.mark.parametrize(("side", "tiles"), [(512, 1), (1024, 9), (2048, 49), (4096, 225)])
 def test_tiles_are_counted_as_published(side: int, tiles: int) -> None:
     assert planned(side, PLENTY).tiles == tiles
-    guided = narrow.parameters(prompt="a cat", guidance_scale=5.0)
+    guided = preset_parameters(PRESET, prompt="a cat", guidance_scale=5.0)
     assert planned(side, PLENTY, options=guided).tiles == 2 * tiles
 
 
@@ -159,7 +158,7 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
 def test_an_image_of_two_native_canvases_at_most_steps_in(
     height: int, width: int, scale: float, small: bool
 ) -> None:
-    assert steps_in(height, width, narrow.parameters(scale=scale), PRESET) is small
+    assert steps_in(height, width, preset_parameters(PRESET, scale=scale), PRESET) is small
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

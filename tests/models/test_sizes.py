@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import models.estimate
 from models.checkpoints.folder import random_networks
 from models.errors import InvalidOption
-from models.geometry import MAX_CANVAS, canvas_size
+from models.geometry import MAX_CANVAS, bounded_canvas_size
 from models.pieces import Cost
 from models.pipeline import StableSR
 from models.sampling import StepRequest
@@ -137,7 +137,7 @@ def test_a_refused_size_is_told_its_own_reason(
     width: int, height: int, scale: float, enlarged: bool
 ) -> None:
     with pytest.raises(InvalidOption) as caught:
-        canvas_size(height, width, scale, 512)
+        bounded_canvas_size(height, width, scale, 512)
     assert ("shorter side is enlarged" in str(caught.value)) == enlarged
     assert str(caught.value).endswith("; at most 134217728 pixels are possible.")
     if (width, scale) == (1024, 16.0):
@@ -145,9 +145,9 @@ def test_a_refused_size_is_told_its_own_reason(
 
 
 def test_the_largest_canvas_is_possible() -> None:
-    assert canvas_size(11_585, 11_585, 1.0, 512) == (11_585, 11_585)
+    assert bounded_canvas_size(11_585, 11_585, 1.0, 512) == (11_585, 11_585)
     with pytest.raises(InvalidOption):
-        canvas_size(11_586, 11_585, 1.0, 512)
+        bounded_canvas_size(11_586, 11_585, 1.0, 512)
 
 
 def test_an_image_is_neither_stretched_nor_moved(quick: StableSR) -> None:

@@ -198,9 +198,10 @@ def test_head_does_not_wait_for_events(client: httpx.Client, job: str) -> None:
 
 
 @pytest.fixture
-def narrow(settings: Settings) -> Iterator[httpx.Client]:
-    changes = {"max_streams": 3, "max_streams_each": 2}
-    with serving(settings.model_copy(update=changes)) as client:
+def narrow(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    monkeypatch.setattr(Settings, "max_streams", 3)
+    monkeypatch.setattr(Settings, "max_each", 2)
+    with serving(settings) as client:
         yield client
 
 

@@ -100,16 +100,20 @@ def test_a_head_that_is_too_large_is_refused_as_a_problem(
     ],
 )
 def test_a_request_whose_head_does_not_come_is_given_up(
-    settings: Settings, sent: bytes, answered: bytes
+    settings: Settings, sent: bytes, answered: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client:
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 0.2)
+    with serving(settings) as client:
         assert exchange(address_of(client), sent).partition(b"\r\n")[0] == answered
         assert client.get("/livez").status_code == 200
 
 
-def test_a_second_head_that_does_not_come_is_given_up_too(settings: Settings) -> None:
+def test_a_second_head_that_does_not_come_is_given_up_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 0.2)
     with (
-        serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client,
+        serving(settings) as client,
         socket.create_connection(address_of(client), timeout=10) as connection,
     ):
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -122,8 +126,11 @@ def test_a_second_head_that_does_not_come_is_given_up_too(settings: Settings) ->
         assert time.monotonic() - started < 3
 
 
-def test_a_body_may_take_longer_than_a_head(settings: Settings) -> None:
-    with serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client:
+def test_a_body_may_take_longer_than_a_head(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 0.2)
+    with serving(settings) as client:
         head = (
             b"POST /upscale HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5\r\nConnection: close\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
@@ -138,8 +145,11 @@ def test_a_body_may_take_longer_than_a_head(settings: Settings) -> None:
             assert connection.recv(12) == b"HTTP/1.1 422"
 
 
-def test_an_upload_that_trickles_is_given_up(settings: Settings) -> None:
-    with serving(settings.model_copy(update={"upload_timeout_s": 0.5})) as client:
+def test_an_upload_that_trickles_is_given_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Settings, "upload_timeout_s", 0.5)
+    with serving(settings) as client:
         head = (
             b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"

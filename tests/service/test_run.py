@@ -38,7 +38,6 @@ def test_the_process_serves_logs_json_and_ends_in_order(tmp_path: Path, redis_ur
         "STABLESR_REDIS_URL": redis_url,
         "STABLESR_BLOB_ROOT": str(tmp_path),
         "STABLESR_PORT": "0",
-        "STABLESR_LOG_FORMAT": "json",
     }
     lines = []
     with subprocess.Popen(
@@ -63,7 +62,7 @@ def test_the_process_serves_logs_json_and_ends_in_order(tmp_path: Path, redis_ur
 def test_a_warning_is_a_line_like_any_other() -> None:
     code = (
         "from jobs.logs import configure_logging; from jobs.settings import Settings; "
-        "import warnings; configure_logging(Settings(log_format='json')); "
+        "import warnings; configure_logging(Settings()); "
         "warnings.warn('an odd file', stacklevel=1)"
     )
     said = subprocess.run(

@@ -28,10 +28,13 @@ HALF = (
 
 
 @pytest.fixture
-def narrow(settings: Settings) -> Iterator[httpx.Client]:
+def narrow(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A service of few places that does not wait long for those who do not read."""
-    changes = {"max_transfers": 3, "max_transfers_each": 2, "send_timeout_s": SEND_TIMEOUT_S}
-    with serving(settings.model_copy(update={**changes, "upload_timeout_s": 20.0})) as client:
+    monkeypatch.setattr(Settings, "max_transfers", 3)
+    monkeypatch.setattr(Settings, "max_each", 2)
+    monkeypatch.setattr(Settings, "upload_timeout_s", 20.0)
+    monkeypatch.setattr("service.run.SEND_TIMEOUT_S", SEND_TIMEOUT_S)
+    with serving(settings) as client:
         yield client
 
 
@@ -110,9 +113,11 @@ def test_who_reads_slowly_is_not_cut_off(narrow: httpx.Client, result: str) -> N
         assert open_transfers(narrow) == 1
 
 
-def test_there_are_only_so_many_connections(settings: Settings, redis: Redis) -> None:
-    changed = settings.model_copy(update={"max_connections": 3, "head_timeout_s": 20.0})
-    with serving(changed) as client, ExitStack() as held:
+def test_there_are_only_so_many_connections(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 20.0)
+    with serving(settings.model_copy(update={"max_connections": 3})) as client, ExitStack() as held:
         for _ in range(3):
             held.enter_context(connect(client))
         with connect(client) as further:

@@ -14,7 +14,7 @@ def test_a_canceled_jobs_image_is_removed_without_any_worker(
     settings: Settings, redis: Redis
 ) -> None:
     store = BlobStore.open(settings)
-    with serving(settings.model_copy(update={"maintenance_s": 1})) as client:
+    with serving(settings.model_copy(update={"worker_ttl_s": 1})) as client:
         job = upload(client, picture("PNG")).json()["id"]
         assert store.exists(input_key(job))
         assert client.delete(f"/jobs/{job}").status_code == 200

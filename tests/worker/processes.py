@@ -94,9 +94,8 @@ class House:
     """A queue, a store and a folder: what the service and its workers share."""
 
     def __init__(self, redis_url: str, folder: Path, **settings: Any) -> None:
-        quick: dict[str, Any] = {"heartbeat_s": 0.4, "worker_ttl_s": 2, "maintenance_s": 1}
         self.settings = Settings(
-            redis_url=redis_url, blob_root=folder / "blobs", log_format="json", **quick | settings
+            redis_url=redis_url, blob_root=folder / "blobs", **{"worker_ttl_s": 2, **settings}
         )
         self.folder = folder
         self.queue = JobQueue(self.settings)

@@ -318,7 +318,7 @@ def test_a_worker_that_is_of_no_use_ends_itself_and_the_next_does_its_job(
     house: House, seed: int, exit_code: int
 ) -> None:
     job_id = house.submit(seed=seed)
-    with house.worker(step_timeout_s=1) as first, house.worker(step_timeout_s=1) as second:
+    with house.worker(job_timeout_s=6) as first, house.worker(job_timeout_s=6) as second:
         workers: list[WorkerProcess] = [first, second]
         wait_for(lambda: any(w.exit_code is not None for w in workers), "one ends")
         codes = [w.exit_code for w in workers]

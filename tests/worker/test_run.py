@@ -133,7 +133,7 @@ def test_a_worker_that_waits_for_its_weights_ends_when_it_is_asked_to(
     house: House, tmp_path: Path
 ) -> None:
     log = house.folder / "log"
-    settings = house.settings.model_dump() | {"preset": PRESET, "maintenance_s": 600}
+    settings = house.settings.model_dump() | {"preset": PRESET, "worker_ttl_s": 600}
     process = CONTEXT.Process(target=_main, args=(settings, log, tmp_path / "weights"))
     process.start()
     try:

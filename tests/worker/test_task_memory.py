@@ -143,9 +143,12 @@ def test_an_image_without_room_is_tried_again_alone_and_then_fails(
     assert failure(house, job_id) == "out-of-memory"
 
 
-def test_results_in_the_making_lie_in_the_scratch_folder(house: House, tmp_path: Path) -> None:
+def test_results_in_the_making_lie_in_the_temporary_folder(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     seen: list[list[Path]] = []
 
     class Looking(Holding):
@@ -153,7 +156,7 @@ def test_results_in_the_making_lie_in_the_scratch_folder(house: House, tmp_path:
             seen.append(list(scratch.iterdir()))
             yield from super()._strips(whole)
 
-    with serving(house, Looking(), scratch=scratch) as process:
+    with serving(house, Looking()) as process:
         attempt(process, house.submit())
     assert len(seen[0]) == 1
     assert list(scratch.iterdir()) == []
