@@ -5,8 +5,8 @@
                         webhook_secret
 
 A key reads `ssr_{id}_{secret}`. The id names it in lists and logs; of the secret, 256 random bits,
-only the SHA-256 digest is kept. A slow password hash would add nothing: nobody can try 2**256
-secrets, however fast a try is. A revoked key stays listed, so that revoking the last one does not
+only the SHA-256 digest is kept. A slow password hash would add nothing, for 2**256 secrets cannot be
+tried, however fast a try is. A revoked key stays listed, so that revoking the last one does not
 open a service that asks for keys as soon as there are any.
 """
 
@@ -76,7 +76,7 @@ class Keys:
             "name": name,
             "digest": _digest(secret),
             "created_at": now.isoformat(),
-            # Signing needs the secret itself; whoever can read Redis can move jobs anyway.
+            # Signing needs the secret itself; a reader of Redis can move jobs anyway.
             "webhook_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         }
         if max_queued is not None:

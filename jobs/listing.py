@@ -21,8 +21,7 @@ from redis import Redis
 
 from .connection import as_text, queue_errors
 from .errors import BadCursor, JobNotFound, RecordUnreadable
-from .fields import job_of, moment, record_key, text
-from .records import Records, owner_key, unknown
+from .job_store import JobStore, job_of, moment, owner_key, record_key, text, unknown
 from .schema import Job, JobState
 
 __all__ = ["Cursor", "Page", "read_page"]
@@ -143,7 +142,7 @@ def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, 
                 raise unknown(job_id)
             job = job_of(job_id, text(raw))
             if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
-                job = Records(connection).expire(job_id)
+                job = JobStore(connection).expire(job_id)
             jobs[job_id] = job
         except JobNotFound:
             gone.append(job_id)

@@ -3,8 +3,8 @@
     stablesr:webhooks            sorted set: id of an ended job -> when to call its webhook
     stablesr:webhooks:attempts   id -> attempts begun
 
-`jobs.moves` puts a job on the agenda in the same breath as it ends it, so that no call is lost.
-Several senders share the agenda: whoever takes a call has it for LEASE_S, and should it die in
+`jobs.states` puts a job on the agenda in the same breath as it ends it, so that no call is lost.
+Several senders share the agenda: the one that takes a call has it for LEASE_S, and should it die in
 between, another one calls again. A receiver may so be called twice, never not at all.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from redis import Redis
 
 from .connection import as_text, queue_errors
-from .records import WEBHOOKS_KEY
+from .job_store import WEBHOOKS_KEY
 
 __all__ = ["ATTEMPTS", "Call", "Outbox"]
 

@@ -16,9 +16,9 @@ from models.parameters import UpscaleParameters
 
 from .connection import connect, queue_errors
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
+from .job_store import JobStore, record_key, unknown, waiting_key
 from .listing import Cursor, Page, read_page
-from .records import Records, record_key, unknown, waiting_key
-from .rq_job import QUEUE_TTL_S, Queue, enqueue, open_queue, withdraw
+from .rq_adapter import QUEUE_TTL_S, Queue, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin
 from .settings import Settings
 from .workers import WorkerInfo, Workers
@@ -39,7 +39,7 @@ class JobQueue:
     def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
         self._settings = settings
         self._connection = connection if connection is not None else connect(settings)
-        self._records = Records(self._connection)
+        self._records = JobStore(self._connection)
         self._workers = Workers(self._connection, ttl_s=settings.worker_ttl_s)
         self._queues: dict[str, Queue] = {}
 
@@ -82,7 +82,7 @@ class JobQueue:
                         retry_after=1,
                     )
             self._check_room(parameters.preset, int(pipe.llen(queue.key)) + 1)
-            owned = waiting_key(origin.counted)
+            owned = waiting_key(origin.quota_key)
             _check_quota(origin, int(pipe.zcard(owned)) + 1)
             seconds, micros = pipe.time()
             pipe.multi()
@@ -165,7 +165,7 @@ class JobQueue:
         """Raises QuotaExceeded when no further job of this origin may wait."""
         if origin.max_queued is not None:
             with queue_errors(self._connection):
-                _check_quota(origin, int(self._connection.zcard(waiting_key(origin.counted))) + 1)
+                _check_quota(origin, int(self._connection.zcard(waiting_key(origin.quota_key))) + 1)
 
     def check_room(self, preset: str) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""

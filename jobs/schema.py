@@ -75,7 +75,7 @@ class Origin:
     client: str = ""
 
     @property
-    def counted(self) -> str:
+    def quota_key(self) -> str:
         """Whose waiting jobs its job is counted among."""
         return self.owner or self.client
 
@@ -94,7 +94,7 @@ class Claim:
 
 
 def new_job_id() -> str:
-    """A fresh id: 32 hexadecimal digits that nobody can guess and RQ accepts as its own."""
+    """A fresh id: 32 random hexadecimal digits, which RQ accepts as its own."""
     return uuid.uuid4().hex
 
 

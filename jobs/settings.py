@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     # Ask for a key also while none was ever made; once one was, it is asked for anyway.
     require_key: bool = False
     # Names under which the service answers besides localhost, by commas; * is any. Unset: any,
-    # but localhost alone while it listens there and asks nobody for a key.
+    # but localhost alone while it listens there and asks for no key.
     allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""

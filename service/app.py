@@ -14,10 +14,10 @@ from fastapi import FastAPI
 from jobs.connection import Breaker, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
+from jobs.maintenance import Maintenance
 from jobs.queue import JobQueue
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from jobs.upkeep import Upkeep
 from service import problems
 from service.auth import Authenticator
 from service.authority import KnownAuthority
@@ -102,7 +102,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         )
         metrics: ServiceMetrics = app.state.metrics
         sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
-        upkeep = Upkeep(connection, store, metrics.put_off)
+        upkeep = Maintenance(connection, store, metrics.put_off)
         collector = ServiceCollector(connection, settings, services.streams, services.transfers)
         metrics.registry.register(collector)
         try:
@@ -119,7 +119,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     return lifespan
 
 
-async def _maintain(upkeep: Upkeep, interval_s: float) -> None:
+async def _maintain(upkeep: Maintenance, interval_s: float) -> None:
     """Maintenance about every interval_s, which needs no worker; ends after the round in hand."""
     while True:
         await anyio.sleep(interval_s)

@@ -1,7 +1,7 @@
 """An upload becomes a job: everything is checked, then the image is stored and the job queued.
 
 Blocking. Whatever goes wrong on the way, nothing of the upload stays behind; where Redis went away
-before it said whether it took the job, the sweep of `jobs.upkeep` sees to that.
+before it said whether it took the job, the sweep of `jobs.maintenance` sees to that.
 """
 
 from __future__ import annotations

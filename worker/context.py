@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.records import Records
+from jobs.job_store import JobStore
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from worker.device_lock import DeviceLock
@@ -38,8 +38,8 @@ class Process:
     """
 
     settings: Settings
-    records: Records
-    quick_records: Records
+    records: JobStore
+    quick_records: JobStore
     store: BlobStore
     model: Upscaler
     engine: Engine

@@ -24,12 +24,11 @@ from redis.exceptions import RedisError
 
 from jobs.connection import connect
 from jobs.errors import JobsError
-from jobs.records import Records
-from jobs.recovery import Recovery
-from jobs.rq_job import open_queue
+from jobs.job_store import JobStore
+from jobs.maintenance import Maintenance
+from jobs.rq_adapter import LeaseReaper, open_queue
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from jobs.upkeep import Upkeep
 from jobs.workers import WorkerInfo, Workers, WorkerState
 from models.errors import CheckpointError, WeightsNotFound
 from worker.context import Process
@@ -87,7 +86,7 @@ class Supervisor:
         self._quick = connect(settings)
         self._queue = open_queue(settings.preset, self._patient)
         self._registry = Workers(self._quick, ttl_s=settings.worker_ttl_s)
-        self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
+        self._recovery = LeaseReaper(open_queue(settings.preset, self._quick), self._quick)
         self._metrics = WorkerMetrics()
         self._model: Upscaler | None = None
         self._state: WorkerState = "starting"
@@ -167,8 +166,8 @@ class Supervisor:
         self._metrics.watch_departures(lambda: {"tile_batch": 0, **model.departures})
         process = Process(
             settings=settings,
-            records=Records(self._patient),
-            quick_records=Records(self._quick),
+            records=JobStore(self._patient),
+            quick_records=JobStore(self._quick),
             store=store,
             model=model,
             engine=engine,
@@ -182,7 +181,7 @@ class Supervisor:
             Slot(process, self._queue, self._patient, f"{self._info.name}.{number}")
             for number in range(settings.slots)
         ]
-        rounds = Upkeep(self._quick, store, self._metrics.put_off)
+        rounds = Maintenance(self._quick, store, self._metrics.put_off)
         upkeep = Repeating("upkeep", settings.maintenance_s, lambda: [rounds.run])
         watchdog.start()
         engine.start()

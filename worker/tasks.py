@@ -35,7 +35,7 @@ from jobs.errors import (
     StoreUnavailable,
     WrongState,
 )
-from jobs.rq_job import run_again
+from jobs.rq_adapter import run_again
 from jobs.schema import Job, ResultInfo
 from jobs.store import input_key, result_key
 from models.errors import (

@@ -3,7 +3,7 @@
 RQ's own workers fork for each job (CUDA does not survive that), load the model anew for each, or
 (SimpleWorker) run the job where the loop runs, but without a heartbeat meanwhile. This one is a
 SimpleWorker whose lease on a job is kept by `worker.pulse`, whose time limits are kept between
-steps (`Run.check`) and by `worker.watchdog`, and whose maintenance is `jobs.recovery`'s.
+steps (`Run.check`) and by `worker.watchdog`, and whose maintenance is `jobs.rq_adapter`'s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rq.job_lifecycle import format_exc_info
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from jobs.rq_job import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
+from jobs.rq_adapter import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
 from worker.context import Process, Run, entered
 from worker.errors import LeaseLost
 
@@ -80,7 +80,7 @@ class SlotWorker(SimpleWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Never: `jobs.recovery` also runs when every slot is busy."""
+        """Never: `jobs.rq_adapter` also runs when every slot is busy."""
         return False
 
     # The loop
@@ -170,7 +170,7 @@ class SlotWorker(SimpleWorker):
         try:
             execute_failure_callback(job, self.death_penalty_class, *failure)
         # The callback moves the record. Should it fail, RQ's part is done nevertheless and the
-        # sweep of jobs.upkeep brings the record in line.
+        # sweep of jobs.maintenance brings the record in line.
         except Exception:
             log.exception("failure callback failed", job=job.id)
         self.handle_job_failure(

@@ -23,9 +23,9 @@ from prometheus_client import Counter as MetricCounter
 from redis import Redis
 
 from jobs.errors import JobNotFound, KeyNotFound, QueueUnavailable
+from jobs.job_store import JobStore
 from jobs.keys import Keys
 from jobs.outbox import Call, Outbox
-from jobs.records import Records
 from jobs.schema import Job
 from jobs.settings import Settings
 from service.schema import JobView
@@ -108,7 +108,7 @@ class Sender:
         self._default_secret = settings.webhook_secret
         self._root = root
         self._outbox = Outbox(connection)
-        self._records = Records(connection)
+        self._records = JobStore(connection)
         self._keys = Keys(connection)
         self._attempts = attempts
         self._tls = httpx.create_ssl_context()

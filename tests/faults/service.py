@@ -10,8 +10,8 @@ import os
 import signal
 from typing import Any
 
+import jobs.maintenance
 import jobs.queue
-import jobs.upkeep
 from jobs.queue import JobQueue
 from jobs.schema import ImageInfo, Job
 from jobs.settings import Settings
@@ -32,6 +32,6 @@ def die_or_submit(
 if __name__ == "__main__":
     JobQueue.submit = die_or_submit  # type: ignore[method-assign, assignment]  # a fault, put in by hand
     if "UPLOAD_GRACE_S" in os.environ:
-        for module in (jobs.queue, jobs.upkeep):
+        for module in (jobs.queue, jobs.maintenance):
             module.UPLOAD_GRACE_S = float(os.environ["UPLOAD_GRACE_S"])  # type: ignore[attr-defined]  # a fault as well
     main(Settings())

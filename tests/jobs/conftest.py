@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from jobs.job_store import JobStore
 from jobs.queue import JobQueue
-from jobs.records import Records
 from jobs.schema import ImageInfo, ResultInfo, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore
@@ -39,8 +39,8 @@ def connection(settings: Settings, server: RedisServer) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def records(connection: Redis) -> Records:
-    return Records(connection)
+def records(connection: Redis) -> JobStore:
+    return JobStore(connection)
 
 
 @pytest.fixture

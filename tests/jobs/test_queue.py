@@ -10,9 +10,9 @@ from redis import Redis
 from rq.serializers import JSONSerializer
 
 from jobs.errors import JobEnded, JobExists, JobNotFound, QueueFull, QueueUnavailable
+from jobs.job_store import JobStore, record_key
 from jobs.queue import JobQueue
-from jobs.records import Records, record_key
-from jobs.rq_job import TaskJob, open_queue
+from jobs.rq_adapter import TaskJob, open_queue
 from jobs.schema import ImageInfo, JobState, new_job_id
 from jobs.settings import Settings
 from models.parameters import UpscaleParameters
@@ -46,7 +46,7 @@ def test_nothing_in_redis_is_pickled(submit: Submit, connection: Redis) -> None:
 
 
 def test_places_in_the_queue_count_from_one_and_move_up(
-    queue: JobQueue, submit: Submit, connection: Redis, records: Records
+    queue: JobQueue, submit: Submit, connection: Redis, records: JobStore
 ) -> None:
     ids = [submit() for _ in range(3)]
     assert [queue.get(one).queue_position for one in ids] == [1, 2, 3]
@@ -87,7 +87,7 @@ def test_a_canceled_waiting_job_leaves_rq_without_a_trace(
 
 
 def test_a_canceled_running_job_is_marked_for_its_worker(
-    queue: JobQueue, submit: Submit, records: Records, connection: Redis
+    queue: JobQueue, submit: Submit, records: JobStore, connection: Redis
 ) -> None:
     job_id = submit()
     connection.lpop(open_queue("tiny", connection).key)

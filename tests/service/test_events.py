@@ -14,9 +14,9 @@ import httpx
 import pytest
 from redis import Redis
 
-from jobs.moves import CHANNEL
 from jobs.schema import Progress
 from jobs.settings import Settings
+from jobs.states import CHANNEL
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, problem, serving, upload
 from tests.service.pictures import picture

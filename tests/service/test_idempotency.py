@@ -12,8 +12,8 @@ import structlog
 from redis import Redis
 
 from jobs.errors import StoreUnavailable
+from jobs.job_store import record_key
 from jobs.queue import JobQueue
-from jobs.records import record_key
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from tests.service.harness import FakeWorker, Leftovers, problem

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from redis import Redis
 
+from jobs.job_store import JobStore, owner_key, record_key
 from jobs.listing import BATCH, MOST_READ, Cursor
-from jobs.records import Records, owner_key, record_key
-from jobs.rq_job import QUEUE_TTL_S
+from jobs.rq_adapter import QUEUE_TTL_S
 from jobs.schema import ImageInfo, Job, Origin, new_job_id
 from jobs.settings import Settings
 from models.parameters import UpscaleParameters
@@ -28,7 +28,7 @@ def submit(client: httpx.Client) -> str:
 
 def submit_many(redis: Redis, count: int, *, now: float = 1_700_000_000.0) -> list[str]:
     """Records without anything in RQ, faster than through HTTP; the oldest first."""
-    records = Records(redis)
+    records = JobStore(redis)
     seconds, _ = redis.time()
     image = ImageInfo(width=1, height=1, format="PNG", media_type="image/png", bytes=1)
     ids = []
@@ -179,13 +179,13 @@ def test_a_list_that_is_read_twice_at_the_moment_of_expiry_has_the_job_both_time
     worker.start(job)
     worker.succeed(job, b"result")
     redis.hset(record_key(job), "keep_s", 0)
-    expire = Records.expire
+    expire = JobStore.expire
 
-    def second(records: Records, job_id: str) -> Job:
+    def second(records: JobStore, job_id: str) -> Job:
         # Another reader comes first.
         expire(records, job_id)
         return expire(records, job_id)
 
-    monkeypatch.setattr(Records, "expire", second)
+    monkeypatch.setattr(JobStore, "expire", second)
     [listed] = client.get("/jobs").json()["jobs"]
     assert listed["state"] == "expired"

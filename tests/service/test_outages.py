@@ -11,11 +11,11 @@ import pytest
 from redis import Redis
 
 from jobs.errors import QueueUnavailable
+from jobs.job_store import AGENDA_KEY
+from jobs.maintenance import sweep
 from jobs.queue import JobQueue
-from jobs.records import AGENDA_KEY
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
-from jobs.upkeep import sweep
 from tests.redis_proxy import RedisProxy
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, Leftovers, eventually, problem, serving

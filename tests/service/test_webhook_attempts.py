@@ -10,9 +10,9 @@ import httpx
 import pytest
 from redis import Redis
 
+from jobs.job_store import WEBHOOKS_KEY, record_key
 from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
-from jobs.records import WEBHOOKS_KEY, record_key
 from jobs.settings import Settings
 from service.webhooks.target import Address
 from tests.redis_server import RedisServer

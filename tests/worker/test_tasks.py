@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jobs.connection import connect
 from jobs.errors import StoreUnavailable
-from jobs.records import Records
+from jobs.job_store import JobStore
 from jobs.schema import Job, JobState, Progress
 from jobs.settings import Settings
 from jobs.store import input_key, result_key
@@ -49,7 +49,7 @@ class serving:
 
     def __enter__(self) -> Process:
         self._connection = connect(self._settings)
-        records = Records(self._connection)
+        records = JobStore(self._connection)
         self._metrics = WorkerMetrics()
         self._engine = Engine(self._model, metrics=self._metrics)
         self._engine.start()
@@ -72,10 +72,10 @@ class serving:
 
 
 @pytest.fixture
-def records(house: House) -> Iterator[Records]:
+def records(house: House) -> Iterator[JobStore]:
     """The records as somebody else sees them."""
     with connect(house.settings) as connection:
-        yield Records(connection)
+        yield JobStore(connection)
 
 
 def attempt(process: Process, job_id: str, *, last: bool = False) -> Retry | None:
@@ -227,7 +227,7 @@ def test_a_job_of_a_process_that_leaves_is_run_again(house: House, process: Proc
 
 
 def test_a_run_whose_job_another_worker_has_started_says_nothing(
-    house: House, records: Records
+    house: House, records: JobStore
 ) -> None:
     class Overtaken(Double):
         def predict(
@@ -245,7 +245,7 @@ def test_a_run_whose_job_another_worker_has_started_says_nothing(
     assert not house.store.exists(result_key(job_id))
 
 
-def test_a_run_whose_job_waits_again_says_nothing(house: House, records: Records) -> None:
+def test_a_run_whose_job_waits_again_says_nothing(house: House, records: JobStore) -> None:
     class Recovered(Double):
         def predict(
             self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
@@ -296,7 +296,7 @@ def test_a_fault_of_the_network_itself_is_not_tried_twice(house: House, process:
 def test_the_stages_are_told_in_order_and_the_fraction_only_grows(house: House) -> None:
     told: list[Progress] = []
 
-    class Listening(Records):
+    class Listening(JobStore):
         def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
             told.append(progress)
             return super().progress(job_id, progress, worker=worker)
@@ -321,7 +321,7 @@ def test_progress_that_cannot_be_noted_does_not_hold_up_the_job(
 ) -> None:
     with connect(Settings(redis_url="redis://127.0.0.1:1/0")) as nowhere:
         job_id = house.submit()
-        attempt(replace(process, quick_records=Records(nowhere)), job_id)
+        attempt(replace(process, quick_records=JobStore(nowhere)), job_id)
     assert house.job(job_id).state is JobState.SUCCEEDED
 
 

@@ -1,8 +1,8 @@
-"""What nobody asks for but must happen: results expire, lost jobs end, blobs are removed.
+"""Results expire, lost jobs end, blobs are removed.
 
-Every worker and every service process runs `Upkeep` about every maintenance_s, so that a job ends
-although nobody serves its preset any more. `sweep` takes jobs from the agenda of `jobs.records`
-when their time has come; a crash half way leaves them there for the next sweep. A job with which
+Every worker and every service process runs `Maintenance` about every maintenance_s, so that a job
+ends although no worker serves its preset any more. `sweep` takes jobs from the agenda of
+`jobs.job_store` when their time has come; a crash half way leaves them there for the next sweep. A job with which
 something is wrong is put off, so that it cannot keep the others from their turn.
 """
 
@@ -30,14 +30,13 @@ from .errors import (
     WorkerLost,
     WrongState,
 )
+from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, record_key
 from .queue import UPLOAD_GRACE_S
-from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
-from .recovery import Recovery
-from .rq_job import TaskJob, open_queue
+from .rq_adapter import LeaseReaper, TaskJob, open_queue
 from .schema import Job, JobState
 from .store import BlobStore, input_key, result_key
 
-__all__ = ["Swept", "Upkeep", "put_off_counter", "sweep"]
+__all__ = ["Maintenance", "Swept", "put_off_counter", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class Swept:
     expired: int = 0
     """Results whose time was over"""
     failed: int = 0
-    """Jobs that nobody would have run any more"""
+    """Jobs that no worker would have run any more"""
     put_off: int = 0
     """Jobs with whose record or blobs something was wrong"""
     staged: int = 0
@@ -87,7 +86,7 @@ def sweep(connection: Redis, store: BlobStore) -> Swept:
         try:
             swept.staged = store.remove_staged(idle_s=UPLOAD_GRACE_S)
         except StoreUnavailable as error:
-            logger.warning("Files that nobody goes on writing are left: %s", error.detail)
+            logger.warning("Files whose writer is gone are left: %s", error.detail)
     finally:
         _release(lock)
     return swept
@@ -102,15 +101,15 @@ def _release(lock: Lock) -> None:
 
 
 def _look_at_all(connection: Redis, store: BlobStore, swept: Swept) -> None:
-    records = Records(connection)
-    now = records.now().timestamp()
+    jobs = JobStore(connection)
+    now = jobs.now().timestamp()
     ends = time.monotonic() + _SWEEP_S
     due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
     for raw in due:
         if time.monotonic() > ends:
             return
         try:
-            _look_at(as_text(raw), records, connection, store, now, swept)
+            _look_at(as_text(raw), jobs, connection, store, now, swept)
         # Whatever is wrong with this job or its blobs, the time of others has come as well.
         # Where all of Redis is away, putting off raises.
         except Exception as error:
@@ -121,10 +120,10 @@ def _look_at_all(connection: Redis, store: BlobStore, swept: Swept) -> None:
 
 
 def _look_at(
-    job_id: str, records: Records, connection: Redis, store: BlobStore, now: float, swept: Swept
+    job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float, swept: Swept
 ) -> None:
     try:
-        job = records.get(job_id)
+        job = jobs.get(job_id)
     except JobNotFound:
         job = None
     if job is not None and not job.state.ended:
@@ -133,7 +132,7 @@ def _look_at(
             connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
             return
         try:
-            records.fail(job_id, fault.problem())
+            jobs.fail(job_id, fault.problem())
         except (JobNotFound, WrongState):
             return
         swept.failed += 1
@@ -149,7 +148,7 @@ def _look_at(
 
 
 def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
-    """Why nobody will ever run the job, or None while somebody may."""
+    """Why no worker will ever run the job, or None while one may."""
     status: Any = connection.hget(TaskJob.key_for(job.id), "status")
     # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
     unmoved = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
@@ -165,11 +164,11 @@ def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
 
 
 def put_off_counter(registry: CollectorRegistry) -> Counter:
-    """What `Upkeep` counts, for a process's metrics."""
+    """What `Maintenance` counts, for a process's metrics."""
     return Counter("stablesr_sweep_put_off", "Jobs put off by a sweep", registry=registry)
 
 
-class Upkeep:
+class Maintenance:
     """All that must happen, for every preset. Blocking; several processes may have one each.
 
     `put_off` counts the jobs that a sweep of this process put off.
@@ -180,10 +179,10 @@ class Upkeep:
             done = sweep(connection, store)
             put_off.inc(done.put_off)
 
-        recoveries = [Recovery(open_queue(preset, connection), connection) for preset in PRESETS]
+        reapers = [LeaseReaper(open_queue(preset, connection), connection) for preset in PRESETS]
         self._steps: list[Callable[[], object]] = [
-            *(recovery.run for recovery in recoveries),
-            *(recovery.tidy for recovery in recoveries),
+            *(reaper.run for reaper in reapers),
+            *(reaper.tidy for reaper in reapers),
             swept,
         ]
 
@@ -193,8 +192,8 @@ class Upkeep:
             try:
                 step()
             except (RedisError, JobsError) as error:
-                logger.warning("Upkeep is left for the next time: %s", error)
+                logger.warning("Maintenance is left for the next time: %s", error)
                 return
             # A defect in one step must not keep the others from being done.
             except Exception:
-                logger.exception("Unexpected error in upkeep.")
+                logger.exception("Unexpected error in maintenance.")

@@ -14,12 +14,12 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.errors import QueueUnavailable, RecordUnreadable
+from jobs.job_store import AGENDA_KEY, JobStore, record_key
+from jobs.maintenance import Maintenance, Swept, put_off_counter, sweep
 from jobs.queue import JobQueue
-from jobs.records import AGENDA_KEY, Records, record_key
-from jobs.rq_job import TaskJob
+from jobs.rq_adapter import TaskJob
 from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
 from jobs.store import BlobStore, input_key, result_key
-from jobs.upkeep import Swept, Upkeep, put_off_counter, sweep
 
 from .conftest import Submit
 
@@ -29,7 +29,7 @@ def due(connection: Redis, job_id: str) -> None:
     connection.zadd(AGENDA_KEY, {job_id: 0}, xx=True)
 
 
-def finish(records: Records, store: BlobStore, job_id: str, result: ResultInfo) -> None:
+def finish(records: JobStore, store: BlobStore, job_id: str, result: ResultInfo) -> None:
     store.put(input_key(job_id), b"in")
     records.start(job_id, "w1")
     store.put(result_key(job_id), b"out")
@@ -37,7 +37,7 @@ def finish(records: Records, store: BlobStore, job_id: str, result: ResultInfo) 
 
 
 def test_nothing_is_done_before_its_time(
-    connection: Redis, store: BlobStore, submit: Submit, records: Records, result: ResultInfo
+    connection: Redis, store: BlobStore, submit: Submit, records: JobStore, result: ResultInfo
 ) -> None:
     finish(records, store, job_id := submit(), result)
     submit()
@@ -50,7 +50,7 @@ def test_an_expired_result_is_removed_and_still_known_as_expired(
     store: BlobStore,
     submit: Submit,
     queue: JobQueue,
-    records: Records,
+    records: JobStore,
     result: ResultInfo,
 ) -> None:
     finish(records, store, job_id := submit(), result)
@@ -98,7 +98,7 @@ def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
 
 
 def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_service_died(
-    connection: Redis, store: BlobStore, submit: Submit, records: Records
+    connection: Redis, store: BlobStore, submit: Submit, records: JobStore
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     records.forget(job_id, Origin())
@@ -108,7 +108,7 @@ def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_s
 
 
 def test_a_waiting_or_running_job_is_left_alone(
-    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue, records: Records
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue, records: JobStore
 ) -> None:
     waiting, running = submit(), submit()
     records.start(running, "w1")
@@ -178,7 +178,7 @@ def test_jobs_that_are_put_off_are_counted(
     (Path(store.place) / result_key(stuck) / "in the way").mkdir(parents=True)
     queue.cancel(stuck)
     registry = CollectorRegistry()
-    upkeep = Upkeep(connection, store, put_off_counter(registry))
+    upkeep = Maintenance(connection, store, put_off_counter(registry))
     for _ in range(2):
         upkeep.run()
     assert registry.get_sample_value("stablesr_sweep_put_off_total") == 1

@@ -1,7 +1,7 @@
 """The record of a job: one Redis hash, and the only truth about its state.
 
     stablesr:job:{id}          state, parameters, input, times, progress, result, error, ...
-    stablesr:agenda            sorted set: job id -> when somebody must look at the job again
+    stablesr:agenda            sorted set: job id -> when the job is looked at again
     stablesr:jobs:{owner}      sorted set: id of a job of this owner -> when it was created
     stablesr:waiting:{owner}   the same of those that wait; by address where there is no owner
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from redis import Redis
@@ -22,11 +23,10 @@ from redis.client import Pipeline
 
 from models.parameters import UpscaleParameters
 
-from .connection import queue_errors
-from .errors import JobEnded, JobNotFound, Problem, WrongState
-from .fields import fields_of_new, job_of, moment, record_key, text
-from .moves import CHANNEL, COUNTS_KEY, MOVE, count_new
+from .connection import as_text, queue_errors
+from .errors import JobEnded, JobNotFound, Problem, RecordUnreadable, WrongState
 from .schema import (
+    ANYONE,
     ENDED,
     ImageInfo,
     Job,
@@ -36,16 +36,26 @@ from .schema import (
     ResultInfo,
     Timings,
 )
-from .states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
+from .states import (
+    CHANNEL,
+    COUNTS_KEY,
+    TRANSITIONS,
+    TRANSITIONS_WHEN_MARKED,
+    Event,
+    count_new,
+)
 
 __all__ = [
     "AGENDA_KEY",
     "LOOK_AGAIN_S",
     "TOMBSTONE_S",
     "WEBHOOKS_KEY",
-    "Records",
+    "JobStore",
+    "job_of",
+    "moment",
     "owner_key",
     "record_key",
+    "text",
     "unknown",
     "waiting_key",
 ]
@@ -58,8 +68,22 @@ LOOK_AGAIN_S = 60
 # How long an expired job is still known as expired rather than not at all.
 TOMBSTONE_S = 86_400
 
-
 _WAITING = "stablesr:waiting:"
+
+
+def record_key(job_id: str) -> str:
+    return f"stablesr:job:{job_id}"
+
+
+def moment(time: Any) -> datetime:
+    """What Redis' TIME answers, as a time in UTC."""
+    seconds, micros = time
+    return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+
+def text(raw: Mapping[Any, Any]) -> dict[str, str]:
+    """A hash as Redis answers it, in text."""
+    return {as_text(name): as_text(value) for name, value in raw.items()}
 
 
 def owner_key(owner: str) -> str:
@@ -67,24 +91,26 @@ def owner_key(owner: str) -> str:
     return f"stablesr:jobs:{owner}"
 
 
-def waiting_key(counted: str) -> str:
+def waiting_key(quota_key: str) -> str:
     """The queued jobs of an owner, or of an address without one."""
-    return _WAITING + counted
+    return _WAITING + quota_key
 
 
+TRANSITION = Path(__file__).with_name("transition.lua").read_text("utf-8")
 _ENDED_JSON = json.dumps({state.value: True for state in ENDED})
 _RUN_FIELDS = ("started_at", "worker", "progress")
 
 
-class Records:
-    """Reads and moves records. Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
+class JobStore:
+    """Reads records and makes their transitions.
 
+    Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
     Needs nothing but a connection: how long a job may wait and is kept is in its record.
     """
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
-        self._move = connection.register_script(MOVE)
+        self._transition = connection.register_script(TRANSITION)
 
     # The service's side
 
@@ -92,7 +118,7 @@ class Records:
         """Notes that an image of this id is about to be stored, before it is.
 
         Where no job follows in time, because the process that stored it died, the sweep of
-        `jobs.upkeep` finds the id without a record and removes the image.
+        `jobs.maintenance` finds the id without a record and removes the image.
         """
         with queue_errors(self._connection):
             due = self.now().timestamp() + within_s
@@ -115,14 +141,14 @@ class Records:
         now is the Redis server's time in seconds; wait_s bounds the time in the queue, keep_s the
         time that the ended job and its images are kept.
         """
-        fields = fields_of_new(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
+        fields = _new_fields(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
         mapping: dict[Any, Any] = {**fields}
         pipe.hset(record_key(job_id), mapping=mapping)
         pipe.expire(record_key(job_id), wait_s + TOMBSTONE_S)
         pipe.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
         # No job is known for longer than this, so older ids in the indexes lead nowhere.
         longest = wait_s + keep_s + 2 * TOMBSTONE_S
-        for key in (owner_key(origin.owner), waiting_key(origin.counted)):
+        for key in (owner_key(origin.owner), waiting_key(origin.quota_key)):
             pipe.zadd(key, {job_id: float(fields["created_at"])})
             pipe.zremrangebyscore(key, "-inf", now - longest)
             pipe.expire(key, longest)
@@ -195,17 +221,17 @@ class Records:
         """The worker has stopped the job as it was asked to."""
         return self._apply(job_id, Event.STOP, {}, worker=worker)
 
-    # Upkeep
+    # Maintenance
 
     def forget(self, job_id: str, origin: Origin) -> None:
         """Removes the record of a job that was never taken on; for a submission that is undone.
 
-        Its image is due to be removed from now on, in case that whoever stored it dies before.
+        Its image is due to be removed from now on, in case that its process dies before.
         """
         now = self.now().timestamp()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))
-            for key in (owner_key(origin.owner), waiting_key(origin.counted)):
+            for key in (owner_key(origin.owner), waiting_key(origin.quota_key)):
                 pipe.zrem(key, job_id)
             pipe.zadd(AGENDA_KEY, {job_id: now})
             pipe.execute()
@@ -215,7 +241,7 @@ class Records:
         try:
             return self._apply(job_id, Event.EXPIRE, {})
         except JobEnded:
-            # Whoever reads a job at its time expires it: another one was first.
+            # Each reader of a job expires it at its time: another one was first.
             job, _ = self._read(job_id)
             if job.state is not JobState.EXPIRED:
                 raise
@@ -261,7 +287,7 @@ class Records:
         ]
         keys = [record_key(job_id), AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY]
         with queue_errors(self._connection):
-            answer: Any = self._move(keys=keys, args=arguments)
+            answer: Any = self._transition(keys=keys, args=arguments)
         moved = answer[0]
         if moved < 0:
             raise unknown(job_id)
@@ -292,4 +318,90 @@ def _ended(job: Job) -> JobEnded:
     return JobEnded(
         f"Job {job.id} has already ended: it is {job.state}, which is final.",
         state=job.state.value,
+    )
+
+
+def _new_fields(
+    parameters: UpscaleParameters,
+    image: ImageInfo,
+    origin: Origin,
+    *,
+    now: float,
+    wait_s: int,
+    keep_s: int,
+) -> dict[str, str]:
+    """The record of a job that is queued now."""
+    fields = {
+        "state": JobState.QUEUED.value,
+        "parameters": parameters.model_dump_json(),
+        "input": image.model_dump_json(),
+        "created_at": f"{now:.6f}",
+        "attempt": "0",
+        "revision": "1",
+        "wait_s": str(wait_s),
+        "keep_s": str(keep_s),
+        "owner": origin.owner,
+        "counted": origin.quota_key,
+    }
+    if origin.request_id is not None:
+        fields["request_id"] = origin.request_id
+    if origin.webhook_url is not None:
+        fields["webhook_url"] = origin.webhook_url
+    return fields
+
+
+def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
+    """A record's fields as the model that both sides know; raises RecordUnreadable.
+
+    Fields may be those of another version: a preset that is gone, parameters that came later.
+    """
+    try:
+        return _job_of(job_id, fields)
+    # What is missing, and what is no number, no state or not valid for its model.
+    except (KeyError, ValueError) as error:
+        raise RecordUnreadable(f"The record of job {job_id} cannot be read: {error}.") from error
+
+
+def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
+    def at(name: str) -> datetime | None:
+        return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
+
+    parameters = UpscaleParameters.model_validate_json(fields["parameters"])
+    created = datetime.fromtimestamp(float(fields["created_at"]), UTC)
+    started, ended = at("started_at"), at("ended_at")
+    expires = ended + timedelta(seconds=int(fields["keep_s"])) if ended else None
+    result = timings = None
+    if "result" in fields and started and ended:
+        result = ResultInfo.model_validate_json(fields["result"])
+        result = result.model_copy(update={"expires_at": expires})
+        timings = Timings.model_validate_json(fields["timings"]).model_copy(
+            update={
+                "queue": (started - created).total_seconds(),
+                "total": (ended - created).total_seconds(),
+            }
+        )
+    return Job(
+        id=job_id,
+        state=JobState(fields["state"]),
+        preset=parameters.preset,
+        parameters=parameters,
+        input=ImageInfo.model_validate_json(fields["input"]),
+        created_at=created,
+        started_at=started,
+        ended_at=ended,
+        expires_at=expires,
+        progress=(
+            Progress.model_validate_json(fields["progress"]) if "progress" in fields else None
+        ),
+        result=result,
+        timings=timings,
+        seed=parameters.seed,
+        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
+        attempt=int(fields["attempt"]),
+        worker=fields.get("worker"),
+        cancel_requested=fields.get("cancel_requested") == "1",
+        revision=int(fields["revision"]),
+        owner=fields.get("owner", ANYONE),
+        request_id=fields.get("request_id"),
+        webhook_url=fields.get("webhook_url"),
     )
