@@ -63,7 +63,7 @@ def argument(help: str, metavar: str | None = None) -> Any:
 def parameter(name: str, help: str = "", default: str = "") -> Any:
     """An option for a field of UpscaleParameters; `help` in place of the field's description."""
     field = UpscaleParameters.model_fields[name]
-    bounds: dict[type, Any] = {type(bound): bound for bound in field.metadata}
+    bounds: dict[type, Any] = {type(limit): limit for limit in field.metadata}
     number = float if "float" in str(field.annotation) else int
     limits = {}
     if Ge in bounds:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,9 @@ from redis.client import Pipeline
 from models.parameters import UpscaleParameters
 
 from .connection import as_text, queue_errors
-from .errors import JobEnded, JobNotFound, Problem, RecordUnreadable, WrongState
+from .errors import JobEnded, JobNotFound, Problem, WrongState
 from .schema import (
-    ANYONE,
-    ENDED,
+    FINAL,
     ImageInfo,
     Job,
     JobState,
@@ -35,6 +34,8 @@ from .schema import (
     Progress,
     ResultInfo,
     Timings,
+    job_of,
+    new_record,
 )
 from .states import (
     CHANNEL,
@@ -51,7 +52,6 @@ __all__ = [
     "TOMBSTONE_S",
     "WEBHOOKS_KEY",
     "JobStore",
-    "job_of",
     "moment",
     "owner_key",
     "record_key",
@@ -97,7 +97,7 @@ def waiting_key(quota_key: str) -> str:
 
 
 TRANSITION = Path(__file__).with_name("transition.lua").read_text("utf-8")
-_ENDED_JSON = json.dumps({state.value: True for state in ENDED})
+_FINAL_JSON = json.dumps({state.value: True for state in FINAL})
 _RUN_FIELDS = ("started_at", "worker", "progress")
 
 
@@ -141,7 +141,7 @@ class JobStore:
         now is the Redis server's time in seconds; wait_s bounds the time in the queue, keep_s the
         time that the ended job and its images are kept.
         """
-        fields = _new_fields(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
+        fields = new_record(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
         mapping: dict[Any, Any] = {**fields}
         pipe.hset(record_key(job_id), mapping=mapping)
         pipe.expire(record_key(job_id), wait_s + TOMBSTONE_S)
@@ -179,8 +179,8 @@ class JobStore:
         the job, it is canceled here.
         """
         job = self._apply(job_id, Event.START, {"worker": worker}, drop=("progress",))
-        if job.state.ended:
-            raise _ended(job)
+        if job.state.is_final:
+            raise _end_error(job)
         return job
 
     def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
@@ -217,7 +217,7 @@ class JobStore:
         """The job waits again, because its worker stops or was lost; canceled if that was asked."""
         return self._apply(job_id, Event.REQUEUE, {}, drop=_RUN_FIELDS, worker=worker)
 
-    def canceled(self, job_id: str, *, worker: str | None = None) -> Job:
+    def stop(self, job_id: str, *, worker: str | None = None) -> Job:
         """The worker has stopped the job as it was asked to."""
         return self._apply(job_id, Event.STOP, {}, worker=worker)
 
@@ -278,7 +278,7 @@ class JobStore:
             json.dumps(TRANSITIONS_WHEN_MARKED[event]),
             json.dumps(fields),
             json.dumps(drop),
-            _ENDED_JSON,
+            _FINAL_JSON,
             LOOK_AGAIN_S,
             TOMBSTONE_S,
             worker or "",
@@ -288,15 +288,15 @@ class JobStore:
         keys = [record_key(job_id), AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY]
         with queue_errors(self._connection):
             answer: Any = self._transition(keys=keys, args=arguments)
-        moved = answer[0]
-        if moved < 0:
+        outcome = answer[0]
+        if outcome < 0:
             raise unknown(job_id)
         flat = iter(answer[2])
         job = job_of(job_id, text(dict(zip(flat, flat, strict=True))))
-        if moved:
+        if outcome:
             return job
-        if job.state.ended:
-            raise _ended(job)
+        if job.state.is_final:
+            raise _end_error(job)
         if job.state in TRANSITIONS[event]:
             raise WrongState(
                 f"Job {job_id} is run by worker {job.worker} now, not by {worker} any more.",
@@ -314,94 +314,8 @@ def unknown(job_id: str) -> JobNotFound:
     return JobNotFound(f"There is no job {job_id!r}; it may have expired.")
 
 
-def _ended(job: Job) -> JobEnded:
+def _end_error(job: Job) -> JobEnded:
     return JobEnded(
         f"Job {job.id} has already ended: it is {job.state}, which is final.",
         state=job.state.value,
-    )
-
-
-def _new_fields(
-    parameters: UpscaleParameters,
-    image: ImageInfo,
-    origin: Origin,
-    *,
-    now: float,
-    wait_s: int,
-    keep_s: int,
-) -> dict[str, str]:
-    """The record of a job that is queued now."""
-    fields = {
-        "state": JobState.QUEUED.value,
-        "parameters": parameters.model_dump_json(),
-        "input": image.model_dump_json(),
-        "created_at": f"{now:.6f}",
-        "attempt": "0",
-        "revision": "1",
-        "wait_s": str(wait_s),
-        "keep_s": str(keep_s),
-        "owner": origin.owner,
-        "counted": origin.quota_key,
-    }
-    if origin.request_id is not None:
-        fields["request_id"] = origin.request_id
-    if origin.webhook_url is not None:
-        fields["webhook_url"] = origin.webhook_url
-    return fields
-
-
-def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
-    """A record's fields as the model that both sides know; raises RecordUnreadable.
-
-    Fields may be those of another version: a preset that is gone, parameters that came later.
-    """
-    try:
-        return _job_of(job_id, fields)
-    # What is missing, and what is no number, no state or not valid for its model.
-    except (KeyError, ValueError) as error:
-        raise RecordUnreadable(f"The record of job {job_id} cannot be read: {error}.") from error
-
-
-def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
-    def at(name: str) -> datetime | None:
-        return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
-
-    parameters = UpscaleParameters.model_validate_json(fields["parameters"])
-    created = datetime.fromtimestamp(float(fields["created_at"]), UTC)
-    started, ended = at("started_at"), at("ended_at")
-    expires = ended + timedelta(seconds=int(fields["keep_s"])) if ended else None
-    result = timings = None
-    if "result" in fields and started and ended:
-        result = ResultInfo.model_validate_json(fields["result"])
-        result = result.model_copy(update={"expires_at": expires})
-        timings = Timings.model_validate_json(fields["timings"]).model_copy(
-            update={
-                "queue": (started - created).total_seconds(),
-                "total": (ended - created).total_seconds(),
-            }
-        )
-    return Job(
-        id=job_id,
-        state=JobState(fields["state"]),
-        preset=parameters.preset,
-        parameters=parameters,
-        input=ImageInfo.model_validate_json(fields["input"]),
-        created_at=created,
-        started_at=started,
-        ended_at=ended,
-        expires_at=expires,
-        progress=(
-            Progress.model_validate_json(fields["progress"]) if "progress" in fields else None
-        ),
-        result=result,
-        timings=timings,
-        seed=parameters.seed,
-        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-        attempt=int(fields["attempt"]),
-        worker=fields.get("worker"),
-        cancel_requested=fields.get("cancel_requested") == "1",
-        revision=int(fields["revision"]),
-        owner=fields.get("owner", ANYONE),
-        request_id=fields.get("request_id"),
-        webhook_url=fields.get("webhook_url"),
     )

@@ -2,8 +2,8 @@
 
 Every worker and every service process runs `Maintenance` about every maintenance_s, so that a job
 ends although no worker serves its preset any more. `sweep` takes jobs from the agenda of
-`jobs.job_store` when their time has come; a crash half way leaves them there for the next sweep. A job with which
-something is wrong is put off, so that it cannot keep the others from their turn.
+`jobs.job_store` when their time has come; a crash half way leaves them there for the next sweep. A
+job with which something is wrong is put off, so that it cannot keep the others from their turn.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
 class Swept:
     """What a sweep did, in jobs and files."""
 
-    removed: int = 0
+    removals: int = 0
     """Jobs whose blobs were removed"""
-    expired: int = 0
+    expiries: int = 0
     """Results whose time was over"""
-    failed: int = 0
+    failures: int = 0
     """Jobs that no worker would have run any more"""
     put_off: int = 0
     """Jobs with whose record or blobs something was wrong"""
-    staged: int = 0
+    leftovers: int = 0
     """Files that a put had begun when its process died"""
 
 
@@ -84,7 +84,7 @@ def sweep(connection: Redis, store: BlobStore) -> Swept:
         with queue_errors(connection):
             _look_at_all(connection, store, swept)
         try:
-            swept.staged = store.remove_staged(idle_s=UPLOAD_GRACE_S)
+            swept.leftovers = store.remove_staged(idle_s=UPLOAD_GRACE_S)
         except StoreUnavailable as error:
             logger.warning("Files whose writer is gone are left: %s", error.detail)
     finally:
@@ -113,8 +113,8 @@ def _look_at_all(connection: Redis, store: BlobStore, swept: Swept) -> None:
         # Whatever is wrong with this job or its blobs, the time of others has come as well.
         # Where all of Redis is away, putting off raises.
         except Exception as error:
-            known = isinstance(error, JobsError)
-            logger.error("Job %r is put off: %s", raw, error, exc_info=not known)
+            is_known = isinstance(error, JobsError)
+            logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
             connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
             swept.put_off += 1
 
@@ -126,8 +126,8 @@ def _look_at(
         job = jobs.get(job_id)
     except JobNotFound:
         job = None
-    if job is not None and not job.state.ended:
-        fault = _lost(job, connection, now)
+    if job is not None and not job.state.is_final:
+        fault = _loss_of(job, connection, now)
         if fault is None:
             connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
             return
@@ -135,30 +135,30 @@ def _look_at(
             jobs.fail(job_id, fault.problem())
         except (JobNotFound, WrongState):
             return
-        swept.failed += 1
+        swept.failures += 1
         logger.error("Job %s failed: %s", job_id, fault)
         # It takes no place in the queue any more; a worker that has it finds that it has ended.
         open_queue(job.preset, connection).remove(job_id)
         return
     if job is not None and job.state is JobState.EXPIRED:
-        swept.expired += 1
+        swept.expiries += 1
     store.delete(input_key(job_id), result_key(job_id))
     connection.zrem(AGENDA_KEY, job_id)
-    swept.removed += 1
+    swept.removals += 1
 
 
-def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
+def _loss_of(job: Job, connection: Redis, now: float) -> JobsError | None:
     """Why no worker will ever run the job, or None while one may."""
     status: Any = connection.hget(TaskJob.key_for(job.id), "status")
     # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
-    unmoved = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
-    if job.state is JobState.QUEUED and (unmoved or (status is None and job.attempt == 0)):
-        waited = now - job.created_at.timestamp()
+    is_stale = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
+    if job.state is JobState.QUEUED and (is_stale or (status is None and job.attempt == 0)):
+        seconds = now - job.created_at.timestamp()
         return QueueTimedOut(
-            f"No worker for {job.preset} took the job in {waited:.0f} seconds; "
+            f"No worker for {job.preset} took the job in {seconds:.0f} seconds; "
             "see whether one runs, and submit the image again."
         )
-    if unmoved or status is None or status in _DEAD:
+    if is_stale or status is None or status in _DEAD:
         return WorkerLost("The worker that ran the job was lost; submit the image again.")
     return None
 
@@ -176,8 +176,8 @@ class Maintenance:
 
     def __init__(self, connection: Redis, store: BlobStore, put_off: Counter) -> None:
         def swept() -> None:
-            done = sweep(connection, store)
-            put_off.inc(done.put_off)
+            counts = sweep(connection, store)
+            put_off.inc(counts.put_off)
 
         reapers = [LeaseReaper(open_queue(preset, connection), connection) for preset in PRESETS]
         self._steps: list[Callable[[], object]] = [

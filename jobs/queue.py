@@ -75,15 +75,15 @@ class JobQueue:
                 raise JobExists(f"There is a job {job_id!r} already.")
             if (claim := origin.claim) is not None:
                 pipe.watch(claim.key)
-                if pipe.get(claim.key) != claim.held.encode():
+                if pipe.get(claim.key) != claim.lease.encode():
                     raise QueueUnavailable(
                         f"Storing the image of job {job_id} took longer than its idempotency key "
                         "is kept for it. Submit it again.",
                         retry_after=1,
                     )
             self._check_room(parameters.preset, int(pipe.llen(queue.key)) + 1)
-            owned = waiting_key(origin.quota_key)
-            _check_quota(origin, int(pipe.zcard(owned)) + 1)
+            quota_set = waiting_key(origin.quota_key)
+            _check_quota(origin, int(pipe.zcard(quota_set)) + 1)
             seconds, micros = pipe.time()
             pipe.multi()
             job = self._records.create(
@@ -100,7 +100,7 @@ class JobQueue:
             if claim is not None:
                 pipe.set(claim.key, claim.value, ex=claim.ttl_s)
             pipe.llen(queue.key)
-            pipe.zcard(owned)
+            pipe.zcard(quota_set)
             try:
                 queued, waiting = pipe.execute()[-2:]
             except WatchError as error:
@@ -127,8 +127,8 @@ class JobQueue:
         job = self._records.get(job_id)
         if job.owner != owner:
             raise unknown(job_id)
-        [placed] = self._placed([job])
-        return placed
+        [with_place] = self._with_places([job])
+        return with_place
 
     def page(
         self,
@@ -140,7 +140,7 @@ class JobQueue:
     ) -> Page:
         """The owner's jobs, newest first, from the cursor on; see `jobs.listing`."""
         page = read_page(self._connection, owner, limit=limit, state=state, cursor=cursor)
-        return Page(self._placed(page.jobs), page.next)
+        return Page(self._with_places(page.jobs), page.next)
 
     def cancel(self, job_id: str, owner: str = ANYONE) -> Job:
         """Cancels a job; raises JobNotFound, also for a job of another owner, and JobEnded.
@@ -201,7 +201,7 @@ class JobQueue:
         self._records.forget(job_id, origin)
         return True
 
-    def _placed(self, jobs: Sequence[Job]) -> list[Job]:
+    def _with_places(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs, each queued one with its place."""
         queued = [job for job in jobs if job.state is JobState.QUEUED]
         if not queued:

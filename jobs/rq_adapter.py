@@ -185,7 +185,7 @@ def on_failure(
             # It was at the gate of a process that another job brought down: no attempt is spent.
             job.retries_left = (job.retries_left or 0) + 1
         if job.retries_left:
-            if store.requeue(job.id, worker=job.worker_name).state.ended:
+            if store.requeue(job.id, worker=job.worker_name).state.is_final:
                 # It was to be canceled, and now is.
                 job.retries_left = 0
             else:
@@ -202,8 +202,8 @@ def on_failure(
 
 def _unbegun(store: JobStore, job: Job, kind: type[BaseException] | None) -> bool:
     """Whether the worker was lost before the job began; then the job is not the cause."""
-    lost = kind is not None and issubclass(kind, AbandonedJobError)
-    return lost and store.get(job.id).state is JobState.QUEUED
+    is_lost = kind is not None and issubclass(kind, AbandonedJobError)
+    return is_lost and store.get(job.id).state is JobState.QUEUED
 
 
 def _name(kind: type[BaseException] | None) -> str:
@@ -278,10 +278,10 @@ class LeaseReaper:
         registry = StartedJobRegistry(
             queue=self._queue, job_class=TaskJob, death_penalty_class=NoDeathPenalty
         )
-        lost = registry.get_expired_job_ids()
-        if lost:
+        job_ids = registry.get_expired_job_ids()
+        if job_ids:
             logger.warning(
-                "Workers were lost, their jobs are handed out again: %s", ", ".join(lost)
+                "Workers were lost, their jobs are handed out again: %s", ", ".join(job_ids)
             )
             self._forget_executions(registry)
             registry.cleanup()
@@ -290,8 +290,8 @@ class LeaseReaper:
         """RQ keeps a lost execution's name for a minute longer than what it names, and a worker's
         loop that ends the job's next attempt within it would fail."""
         now = self._connection.time()[0]
-        lost: Any = self._connection.zrangebyscore(registry.key, 0, now)
-        for entry in lost:
+        entries: Any = self._connection.zrangebyscore(registry.key, 0, now)
+        for entry in entries:
             job_id, execution_id = parse_composite_key(as_text(entry))
             executions = ExecutionRegistry(job_id, self._connection)
             self._connection.zrem(executions.key, execution_id)
@@ -302,9 +302,9 @@ class LeaseReaper:
         self._first_seen = {id: at for id, at in self._first_seen.items() if id in waiting}
         if not waiting:
             return
-        started = set(self._queue.started_job_registry.get_job_ids(cleanup=False))
+        running = set(self._queue.started_job_registry.get_job_ids(cleanup=False))
         now = time.monotonic()
-        for job_id in waiting - started:
+        for job_id in waiting - running:
             if now - self._first_seen.setdefault(job_id, now) >= self._stuck_s:
                 self._restore(job_id)
                 del self._first_seen[job_id]

@@ -7,8 +7,9 @@ sizes are pixels after the EXIF orientation is applied, weights of files are byt
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -16,12 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.parameters import UpscaleParameters
 
-from .errors import Problem
+from .errors import Problem, RecordUnreadable
 
 __all__ = [
     "ACTIVE",
     "ANYONE",
-    "ENDED",
+    "FINAL",
     "Claim",
     "ImageInfo",
     "Job",
@@ -31,7 +32,9 @@ __all__ = [
     "ResultInfo",
     "Stage",
     "Timings",
+    "job_of",
     "new_job_id",
+    "new_record",
 ]
 
 Stage = Literal["load", "encode", "denoise", "decode", "save"]
@@ -49,12 +52,12 @@ class JobState(StrEnum):
     EXPIRED = "expired"
 
     @property
-    def ended(self) -> bool:
-        return self in ENDED
+    def is_final(self) -> bool:
+        return self in FINAL
 
 
 ACTIVE = frozenset({JobState.QUEUED, JobState.PROCESSING})
-ENDED = frozenset(JobState) - ACTIVE
+FINAL = frozenset(JobState) - ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +85,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A Redis key that holds `held` and is set to `value` together with the job's record.
+    """A Redis key that holds `lease` and is set to `value` together with the job's record.
 
     Where it holds something else by then, there is no job either.
     """
 
     key: str
-    held: str
+    lease: str
     value: str
     ttl_s: int
 
@@ -179,3 +182,89 @@ class Job(_Model):
     owner: str = ""
     request_id: str | None = None
     webhook_url: str | None = None
+
+
+def new_record(
+    parameters: UpscaleParameters,
+    image: ImageInfo,
+    origin: Origin,
+    *,
+    now: float,
+    wait_s: int,
+    keep_s: int,
+) -> dict[str, str]:
+    """The record of a job that is queued now."""
+    fields = {
+        "state": JobState.QUEUED.value,
+        "parameters": parameters.model_dump_json(),
+        "input": image.model_dump_json(),
+        "created_at": f"{now:.6f}",
+        "attempt": "0",
+        "revision": "1",
+        "wait_s": str(wait_s),
+        "keep_s": str(keep_s),
+        "owner": origin.owner,
+        "counted": origin.quota_key,
+    }
+    if origin.request_id is not None:
+        fields["request_id"] = origin.request_id
+    if origin.webhook_url is not None:
+        fields["webhook_url"] = origin.webhook_url
+    return fields
+
+
+def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
+    """A record's fields as the model that both sides know; raises RecordUnreadable.
+
+    Fields may be those of another version: a preset that is gone, parameters that came later.
+    """
+    try:
+        return _job_of(job_id, fields)
+    # What is missing, and what is no number, no state or not valid for its model.
+    except (KeyError, ValueError) as error:
+        raise RecordUnreadable(f"The record of job {job_id} cannot be read: {error}.") from error
+
+
+def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
+    def at(name: str) -> datetime | None:
+        return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
+
+    parameters = UpscaleParameters.model_validate_json(fields["parameters"])
+    creation = datetime.fromtimestamp(float(fields["created_at"]), UTC)
+    start_time, end_time = at("started_at"), at("ended_at")
+    expires = end_time + timedelta(seconds=int(fields["keep_s"])) if end_time else None
+    result = timings = None
+    if "result" in fields and start_time and end_time:
+        result = ResultInfo.model_validate_json(fields["result"])
+        result = result.model_copy(update={"expires_at": expires})
+        timings = Timings.model_validate_json(fields["timings"]).model_copy(
+            update={
+                "queue": (start_time - creation).total_seconds(),
+                "total": (end_time - creation).total_seconds(),
+            }
+        )
+    return Job(
+        id=job_id,
+        state=JobState(fields["state"]),
+        preset=parameters.preset,
+        parameters=parameters,
+        input=ImageInfo.model_validate_json(fields["input"]),
+        created_at=creation,
+        started_at=start_time,
+        ended_at=end_time,
+        expires_at=expires,
+        progress=(
+            Progress.model_validate_json(fields["progress"]) if "progress" in fields else None
+        ),
+        result=result,
+        timings=timings,
+        seed=parameters.seed,
+        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
+        attempt=int(fields["attempt"]),
+        worker=fields.get("worker"),
+        cancel_requested=fields.get("cancel_requested") == "1",
+        revision=int(fields["revision"]),
+        owner=fields.get("owner", ANYONE),
+        request_id=fields.get("request_id"),
+        webhook_url=fields.get("webhook_url"),
+    )

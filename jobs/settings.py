@@ -25,7 +25,7 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 # Storage that several hosts can share, as obstore names it.
 _BLOB_SCHEMES = ("s3://", "gs://", "az://")
 # Settings that went away, and what replaces them: the environment says nothing in vain.
-_REMOVED = {
+_REPLACEMENTS = {
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
     "DECODE_TILE": "set STABLESR_MEMORY_LIMIT, by which strips are planned",
     "DEVICES": "name them in STABLESR_DEVICE, comma-separated",
@@ -58,10 +58,10 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    found = _BYTES.fullmatch(text.strip().lower())
-    if found is None:
+    match = _BYTES.fullmatch(text.strip().lower())
+    if match is None:
         raise ValueError("it must be a number of bytes such as 6GB, 1.5GiB or 500MB")
-    number, prefix, binary = found.groups()
+    number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
@@ -192,7 +192,7 @@ class Settings(BaseSettings):
         return self.worker_ttl_s
 
     def __init__(self, **values: Any) -> None:
-        for name, instead in _REMOVED.items():
+        for name, instead in _REPLACEMENTS.items():
             if os.environ.get(f"STABLESR_{name}"):
                 raise InvalidSettings(f"STABLESR_{name} is not a setting any more: {instead}.")
         try:
@@ -253,9 +253,9 @@ def _sentence(error: ValidationError) -> str:
         reason = fault["msg"].removeprefix("Value error, ")
         reason = reason[:1].lower() + reason[1:]
         # A URL may carry a password: say what is wrong with it, not what it is.
-        shown = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
+        value = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
         if fault["type"] == "extra_forbidden":
             parts.append(f"{name} is not a setting")
         else:
-            parts.append(f"{name} is wrong: {reason}{shown}")
+            parts.append(f"{name} is wrong: {reason}{value}")
     return "; ".join(parts) + "."

@@ -87,9 +87,9 @@ TRANSITIONS_WHEN_MARKED: Table = MappingProxyType(
 )
 
 
-def next_state(state: JobState, event: Event, *, marked: bool = False) -> JobState | None:
+def next_state(state: JobState, event: Event, *, cancel_requested: bool = False) -> JobState | None:
     """Where the event takes a job, or None where it cannot happen; marked: cancel was asked."""
-    return (TRANSITIONS_WHEN_MARKED if marked else TRANSITIONS)[event].get(state)
+    return (TRANSITIONS_WHEN_MARKED if cancel_requested else TRANSITIONS)[event].get(state)
 
 
 @dataclass(frozen=True, slots=True)

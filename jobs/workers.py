@@ -90,9 +90,9 @@ class Workers:
         with queue_errors(self._connection):
             seconds, micros = self._connection.time()
             now = seconds + micros / 1e6
-            seen = info.model_copy(update={"last_seen": datetime.fromtimestamp(now, UTC)})
+            stamp = info.model_copy(update={"last_seen": datetime.fromtimestamp(now, UTC)})
             with self._connection.pipeline() as pipe:
-                pipe.set(_key(info.name), seen.model_dump_json(), ex=self._ttl_s)
+                pipe.set(_key(info.name), stamp.model_dump_json(), ex=self._ttl_s)
                 pipe.zadd(_NAMES_KEY, {info.name: now})
                 pipe.execute()
 
@@ -175,8 +175,8 @@ def _age(connection: Redis, head: bytes | None, now: float) -> float:
     if head is None:
         return 0.0
     with queue_errors(connection):
-        created: Any = connection.hget(record_key(as_text(head)), "created_at")
-    return 0.0 if created is None else max(0.0, now - float(created))
+        creation: Any = connection.hget(record_key(as_text(head)), "created_at")
+    return 0.0 if creation is None else max(0.0, now - float(creation))
 
 
 def _last_minute(connection: Redis, now: float) -> Mapping[str, float]:

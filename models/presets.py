@@ -181,5 +181,5 @@ def get_preset(name: str) -> Preset:
     try:
         return PRESETS[name]
     except KeyError:
-        known = ", ".join(PRESETS)
-        raise UnknownPreset(f"The preset {name!r} is not one of {known}.") from None
+        names = ", ".join(PRESETS)
+        raise UnknownPreset(f"The preset {name!r} is not one of {names}.") from None

@@ -98,7 +98,7 @@ class Listener:
             # A later version may say more; looking now and then covers it.
             return
         for watch in self._watches.get(move.job_id, ()):
-            if move.state.ended or not watch.ends_only:
+            if move.state.is_final or not watch.ends_only:
                 watch.set()
 
     def _wake_all(self) -> None:

@@ -141,7 +141,7 @@ class JobView(BaseModel):
             links=Links(
                 self=here,
                 result=f"{here}/result" if succeeded else None,
-                cancel=None if job.state.ended else here,
+                cancel=None if job.state.is_final else here,
             ),
         )
 

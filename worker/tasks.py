@@ -103,7 +103,7 @@ def _run(run: Run) -> Retry | None:
         return run_again()
     except Canceled:
         _settle(run)
-        _insist(run, lambda: records.canceled(job_id, worker=worker))
+        _insist(run, lambda: records.stop(job_id, worker=worker))
         log.info("job canceled", job=job_id)
     except (LeaseLost, WrongState, JobNotFound):
         raise

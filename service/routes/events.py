@@ -74,7 +74,7 @@ async def follow_job(
     was before is not told again."""
     revision = _last_event_id(request)
     job = await run_sync(services.queue.get, job_id, caller.owner)
-    if job.state.ended and job.revision == revision:
+    if job.state.is_final and job.revision == revision:
         return Response(status_code=204)
     if is_head(request):
         return Response(headers=HEADERS)
@@ -114,7 +114,7 @@ async def _events(
             # Asking anew tells the client which of the two.
             return
         else:
-            text, ended = news.event(job), job.state.ended
+            text, ended = news.event(job), job.state.is_final
         if not text and anyio.current_time() - quiet_since >= HEARTBEAT_S:
             text = ": still here\n\n"
         if text:
@@ -140,7 +140,7 @@ class News:
         first, self._state, changed = self._state is None, state, state != self._state
         progressed, self._progress = job.progress != self._progress, job.progress
         name, data = "", ""
-        if job.state.ended:
+        if job.state.is_final:
             name = "end"
         elif first and job.revision <= self._revision:
             return ""

@@ -94,7 +94,7 @@ async def upscale(request: Request, services: ServicesDep, caller: UploaderDep) 
         job, waited = await _wait_for_end(request, services, job, seconds)
         if waited:
             headers["Preference-Applied"] = f"wait={seconds}"
-    ended = job.state.ended and seconds is not None
+    ended = job.state.is_final and seconds is not None
     return answer(request, job, status=200 if ended else 202, headers=headers)
 
 
@@ -115,7 +115,7 @@ def _check_any_room(services: Services, origin: Origin, key: str | None) -> None
     needs no room is not refused for it: a request whose job was made already.
     """
     queue = services.queue
-    if key is not None and services.idempotency.made(origin.owner, key):
+    if key is not None and services.idempotency.has_job(origin.owner, key):
         return
     queue.check_quota(origin)
     full: QueueFull | None = None
@@ -178,7 +178,7 @@ async def _wait_for_end(
                         latest = await run_sync(services.queue.get, job.id, job.owner)
                     except JobNotFound:
                         break
-                if latest.state.ended:
+                if latest.state.is_final:
                     break
                 await watch.moved(LOOK_S)
         scope.cancel()

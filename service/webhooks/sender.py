@@ -157,7 +157,7 @@ class Sender:
                 self._open -= Counter([job.owner])
         except (JobNotFound, KeyNotFound) as error:
             log.warning("webhook dropped", job=call.job_id, reason=error.detail)
-            await run_sync(self._outbox.done, call)
+            await run_sync(self._outbox.finish, call)
             return
         except QueueUnavailable:
             raise
@@ -166,7 +166,7 @@ class Sender:
             log.exception("unexpected error", job=call.job_id)
             outcome, reason = Outcome.FAILED, repr(error)
         if outcome is not Outcome.FAILED:
-            await run_sync(self._outbox.done, call)
+            await run_sync(self._outbox.finish, call)
         elif not await run_sync(self._outbox.again, call):
             outcome = Outcome.GIVEN_UP
         self._attempts.labels(outcome.value).inc()

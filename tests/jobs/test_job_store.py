@@ -31,7 +31,7 @@ def act(records: JobStore, event: Event, job_id: str, result: ResultInfo) -> Job
         Event.FAIL: lambda: records.fail(job_id, PROBLEM),
         Event.REQUEUE: lambda: records.requeue(job_id),
         Event.CANCEL: lambda: records.cancel(job_id),
-        Event.STOP: lambda: records.canceled(job_id),
+        Event.STOP: lambda: records.stop(job_id),
         Event.EXPIRE: lambda: records.expire(job_id),
     }
     return acts[event]()
@@ -52,13 +52,13 @@ def test_any_order_of_events_goes_as_the_table_says(
     state, marked = JobState.QUEUED, False
     for event in events:
         before = records.get(job_id)
-        to = next_state(state, event, marked=marked)
+        to = next_state(state, event, cancel_requested=marked)
         if (event, state) == (Event.EXPIRE, JobState.EXPIRED):
             # Whoever comes second finds it so.
             assert act(records, event, job_id, result) == before
             continue
         if to is None:
-            with pytest.raises(JobEnded if state.ended else WrongState) as caught:
+            with pytest.raises(JobEnded if state.is_final else WrongState) as caught:
                 act(records, event, job_id, result)
             assert caught.value.extra["state"] == state.value
             assert records.get(job_id) == before
@@ -74,8 +74,8 @@ def test_any_order_of_events_goes_as_the_table_says(
         assert after.state is state
         assert after.cancel_requested is marked
         assert after.revision == before.revision + 1
-        assert (after.ended_at is not None) is state.ended
-        if before.state.ended:
+        assert (after.ended_at is not None) is state.is_final
+        if before.state.is_final:
             assert after.ended_at == before.ended_at
 
 
@@ -138,7 +138,7 @@ def test_a_running_job_is_told_of_its_cancel_by_both_reads(
     assert records.cancel(job_id).state is JobState.PROCESSING
     assert records.cancel_requested(job_id)
     assert records.progress(job_id, Progress(stage="denoise")).cancel_requested
-    assert records.canceled(job_id).state is JobState.CANCELED
+    assert records.stop(job_id).state is JobState.CANCELED
 
 
 def test_a_worker_that_lost_its_job_is_told_to_stop(records: JobStore, submit: Submit) -> None:
@@ -161,7 +161,7 @@ def test_a_worker_that_comes_back_cannot_spoil_anothers_run(
         lambda: records.succeed(job_id, result, Timings(), worker="w1"),
         lambda: records.fail(job_id, PROBLEM, worker="w1"),
         lambda: records.requeue(job_id, worker="w1"),
-        lambda: records.canceled(job_id, worker="w1"),
+        lambda: records.stop(job_id, worker="w1"),
     )
     for spoil in spoils:
         with pytest.raises(WrongState, match="run by worker w2 now, not by w1"):

@@ -56,7 +56,7 @@ def test_an_expired_result_is_removed_and_still_known_as_expired(
     finish(records, store, job_id := submit(), result)
     connection.hset(record_key(job_id), "keep_s", 0)
     due(connection, job_id)
-    assert sweep(connection, store) == Swept(removed=1, expired=1)
+    assert sweep(connection, store) == Swept(removals=1, expiries=1)
     assert not store.exists(input_key(job_id))
     assert not store.exists(result_key(job_id))
     assert queue.get(job_id).state is JobState.EXPIRED
@@ -69,7 +69,7 @@ def test_a_canceled_jobs_image_goes_with_the_next_sweep(
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     queue.cancel(job_id)
-    assert sweep(connection, store).removed == 1
+    assert sweep(connection, store).removals == 1
     assert not store.exists(input_key(job_id))
     assert queue.get(job_id).state is JobState.CANCELED
 
@@ -80,7 +80,7 @@ def test_blobs_of_a_record_that_is_gone_are_removed(
     store.put(input_key(job_id := submit()), b"in")
     connection.delete(record_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store).removed == 1
+    assert sweep(connection, store).removals == 1
     assert not store.exists(input_key(job_id))
 
 
@@ -93,7 +93,7 @@ def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
     assert sweep(connection, store) == Swept()
     assert store.exists(input_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store).removed == 1
+    assert sweep(connection, store).removals == 1
     assert not store.exists(input_key(job_id))
 
 
@@ -102,7 +102,7 @@ def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_s
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     records.forget(job_id, Origin())
-    assert sweep(connection, store) == Swept(removed=1)
+    assert sweep(connection, store) == Swept(removals=1)
     assert not store.exists(input_key(job_id))
     assert connection.zcard(AGENDA_KEY) == 0
 
@@ -126,7 +126,7 @@ def test_a_job_that_no_worker_took_in_its_time_fails(
     job_id = submit()
     connection.delete(TaskJob.key_for(job_id))  # what its time to live does
     due(connection, job_id)
-    assert sweep(connection, store) == Swept(failed=1)
+    assert sweep(connection, store) == Swept(failures=1)
     job = queue.get(job_id)
     assert job.state is JobState.FAILED
     assert job.error is not None
@@ -141,7 +141,7 @@ def test_a_job_that_rq_gave_up_fails_instead_of_waiting_for_ever(
     job_id = submit()
     connection.hset(TaskJob.key_for(job_id), "status", status)
     due(connection, job_id)
-    assert sweep(connection, store) == Swept(failed=1)
+    assert sweep(connection, store) == Swept(failures=1)
     job = queue.get(job_id)
     assert job.error is not None
     assert job.error.type == "worker-lost"
@@ -162,13 +162,13 @@ def test_a_blob_that_cannot_be_removed_is_put_off_and_keeps_no_other_from_its_tu
     store.put(input_key(other), b"in")
     for job_id in (stuck, other):
         queue.cancel(job_id)
-    assert sweep(connection, store) == Swept(removed=1, put_off=1)
+    assert sweep(connection, store) == Swept(removals=1, put_off=1)
     assert not store.exists(input_key(other))
     assert connection.zrange(AGENDA_KEY, 0, -1) == [stuck.encode()]
     assert sweep(connection, store) == Swept()
     shutil.rmtree(Path(store.place) / "results")
     due(connection, stuck)
-    assert sweep(connection, store) == Swept(removed=1)
+    assert sweep(connection, store) == Swept(removals=1)
 
 
 def test_jobs_that_are_put_off_are_counted(
@@ -200,13 +200,13 @@ def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
     connection.hset(record_key(odd), field, value)
     connection.zadd(AGENDA_KEY, {odd: 1, other: 2})
     queue.cancel(other)
-    assert sweep(connection, store) == Swept(removed=1, put_off=1)
+    assert sweep(connection, store) == Swept(removals=1, put_off=1)
     with pytest.raises(RecordUnreadable, match=odd):
         queue.get(odd)
     # Redis forgets the record in the end, and the next look removes what is left of the job.
     connection.delete(record_key(odd))
     due(connection, odd)
-    assert sweep(connection, store) == Swept(removed=1)
+    assert sweep(connection, store) == Swept(removals=1)
 
 
 def test_a_sweep_ends_with_redis(
@@ -239,7 +239,7 @@ def test_what_a_killed_process_had_written_of_a_blob_is_removed_after_a_while(
     def pieces() -> Iterator[bytes]:
         yield b"o"
         assert (root / "inputs" / "now#1").exists()
-        assert sweep(connection, store) == Swept(staged=2)
+        assert sweep(connection, store) == Swept(leftovers=2)
         yield b"k"
 
     store.put(input_key("now"), pieces())

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.errors import QueueFull
-from jobs.schema import ENDED, JobState, Progress, new_job_id
+from jobs.schema import FINAL, JobState, Progress, new_job_id
 
 
 def test_a_fraction_beyond_one_is_refused() -> None:
@@ -23,8 +23,8 @@ def test_ids_are_fresh_and_fit_rq() -> None:
 
 
 def test_a_job_has_ended_in_four_states() -> None:
-    assert {state.value for state in ENDED} == {"succeeded", "failed", "canceled", "expired"}
-    assert [state for state in JobState if not state.ended] == ["queued", "processing"]
+    assert {state.value for state in FINAL} == {"succeeded", "failed", "canceled", "expired"}
+    assert [state for state in JobState if not state.is_final] == ["queued", "processing"]
 
 
 def test_an_error_becomes_a_problem_with_its_members() -> None:

@@ -95,7 +95,7 @@ class FakeWorker:
         return self._records.requeue(job_id)
 
     def stop(self, job_id: str) -> Job:
-        return self._records.canceled(job_id)
+        return self._records.stop(job_id)
 
     def expire(self, job_id: str) -> Job:
         return self._records.expire(job_id)

@@ -136,7 +136,7 @@ class House:
 
     def ended(self, job_id: str, *, seconds: float = 30.0) -> Job:
         """The job once it has ended."""
-        wait_for(lambda: self.job(job_id).state.ended, f"job {job_id} ends", seconds=seconds)
+        wait_for(lambda: self.job(job_id).state.is_final, f"job {job_id} ends", seconds=seconds)
         return self.job(job_id)
 
     def reaches(self, job_id: str, step: int, *, attempt: int = 1) -> None:
@@ -144,7 +144,7 @@ class House:
 
         def there() -> bool:
             job = self.job(job_id)
-            if job.state.ended:
+            if job.state.is_final:
                 raise AssertionError(f"the job ended before step {step}: {job}")
             running = job.state is JobState.PROCESSING and job.attempt == attempt
             return running and job.progress is not None and job.progress.step >= step

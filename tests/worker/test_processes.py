@@ -293,12 +293,12 @@ def test_a_job_that_kills_its_workers_fails_after_two_and_takes_no_other_along(
     poison = house.submit(seed=CRASH)
     innocent = [house.submit(seed=seed, steps=30) for seed in (1, 2)]
     deaths = 0
-    while not all(house.job(job).state.ended for job in (poison, *innocent)):
+    while not all(house.job(job).state.is_final for job in (poison, *innocent)):
         with house.worker(step_s=0.02) as worker:
             wait_for(
                 lambda: (
                     worker.exit_code is not None
-                    or all(house.job(job).state.ended for job in (poison, *innocent))
+                    or all(house.job(job).state.is_final for job in (poison, *innocent))
                 ),
                 "the worker dies or all jobs end",
             )
