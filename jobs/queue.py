@@ -114,7 +114,8 @@ class JobQueue:
             self._check_room(parameters.preset, queued)
             _check_quota(origin, waiting)
         except (QueueFull, QuotaExceeded):
-            if self._take_back(queue, job_id, origin):
+            if withdraw(queue, job_id):
+                self._records.forget(job_id, origin)
                 raise
         return job.model_copy(update={"queue_position": queued})
 
@@ -153,7 +154,7 @@ class JobQueue:
         job = self._records.cancel(job_id)
         if job.state is JobState.CANCELED:
             # Should this fail, the worker that meets the id finds the record canceled.
-            self._withdraw(self._queue(job.preset), job_id)
+            withdraw(self._queue(job.preset), job_id)
         return job
 
     def queued(self, preset: str) -> int:
@@ -189,17 +190,6 @@ class JobQueue:
                 limit=most,
                 retry_after=30,
             )
-
-    def _withdraw(self, queue: Queue, job_id: str) -> bool:
-        """Takes a waiting job out of RQ; False when a worker has it already."""
-        with queue_errors(self._connection):
-            return withdraw(queue, job_id)
-
-    def _take_back(self, queue: Queue, job_id: str, origin: Origin) -> bool:
-        if not self._withdraw(queue, job_id):
-            return False
-        self._records.forget(job_id, origin)
-        return True
 
     def _with_places(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs, each queued one with its place."""

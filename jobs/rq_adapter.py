@@ -32,7 +32,7 @@ from rq.timeouts import BaseDeathPenalty
 from rq.utils import parse_composite_key
 from rq.worker_registration import clean_worker_registry
 
-from .connection import as_text
+from .connection import as_text, queue_errors
 from .errors import JobFault, JobNotFound, WorkerLost, WrongState
 from .job_store import JobStore
 from .schema import JobState
@@ -147,11 +147,12 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
 
 def withdraw(queue: Queue, job_id: str) -> bool:
     """Takes a waiting job out of RQ; False when a worker has it already."""
-    if not queue.connection.lrem(queue.key, 1, job_id):
-        return False
-    job = queue.fetch_job(job_id)
-    if job is not None:
-        job.delete(remove_from_queue=False)
+    with queue_errors(queue.connection):
+        if not queue.connection.lrem(queue.key, 1, job_id):
+            return False
+        job = queue.fetch_job(job_id)
+        if job is not None:
+            job.delete(remove_from_queue=False)
     return True
 
 

@@ -102,14 +102,14 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         )
         metrics: ServiceMetrics = app.state.metrics
         sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
-        upkeep = Maintenance(connection, store, metrics.put_off)
+        maintenance = Maintenance(connection, store, metrics.put_off)
         collector = ServiceCollector(connection, settings, services.streams, services.transfers)
         metrics.registry.register(collector)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(services.listener.run)
                 tasks.start_soon(sender.run)
-                tasks.start_soon(_maintain, upkeep, settings.maintenance_s)
+                tasks.start_soon(_maintain, maintenance, settings.maintenance_s)
                 yield {"services": services}
                 tasks.cancel_scope.cancel()
         finally:
@@ -119,11 +119,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     return lifespan
 
 
-async def _maintain(upkeep: Maintenance, interval_s: float) -> None:
+async def _maintain(maintenance: Maintenance, interval_s: float) -> None:
     """Maintenance about every interval_s, which needs no worker; ends after the round in hand."""
     while True:
         await anyio.sleep(interval_s)
-        await run_sync(upkeep.run)
+        await run_sync(maintenance.run)
 
 
 def _version() -> str:

@@ -54,7 +54,7 @@ def _given(name: str, **more: Any) -> dict[str, Any]:
 
 
 def _rules() -> list[dict[str, Any]]:
-    """What the fields say of each other; as in the validators of `jobs.schema.Parameters`."""
+    """What the fields say of each other; as in the validators of `UpscaleParameters`."""
     text = {"pattern": "\\S"}
     guided = _given("guidance_scale", exclusiveMinimum=1)
     prompted = {"anyOf": [_given("prompt", **text), _given("negative_prompt", **text)]}

@@ -3,7 +3,7 @@
     run.main(settings) ── supervisor ──┬── slots (a worker loop and a thread each) ── tasks.upscale
                                        ├── engine (the thread that calls the network)
                                        ├── pulse (heartbeats, recovery of lost jobs)
-                                       ├── upkeep (results that expire)
+                                       ├── maintenance (results that expire)
                                        └── watchdog (ends the process when a step stalls)
 
 Nothing in this package knows about HTTP.

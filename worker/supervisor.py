@@ -182,17 +182,17 @@ class Supervisor:
             for number in range(settings.slots)
         ]
         rounds = Maintenance(self._quick, store, self._metrics.put_off)
-        upkeep = Repeating("upkeep", settings.maintenance_s, lambda: [rounds.run])
+        maintenance = Repeating("maintenance", settings.maintenance_s, lambda: [rounds.run])
         watchdog.start()
         engine.start()
         for slot in self._slots:
             slot.thread.start()
-        upkeep.start()
+        maintenance.start()
         self._attempt("register", self._register)
         log.info("worker ready", name=self._info.name, device=self._info.device)
         reason = self._ends.get()
         self._leave(reason)
-        upkeep.stop()
+        maintenance.stop()
         engine.stop()
         watchdog.stop()
 

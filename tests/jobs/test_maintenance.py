@@ -178,9 +178,9 @@ def test_jobs_that_are_put_off_are_counted(
     (Path(store.place) / result_key(stuck) / "in the way").mkdir(parents=True)
     queue.cancel(stuck)
     registry = CollectorRegistry()
-    upkeep = Maintenance(connection, store, put_off_counter(registry))
+    maintenance = Maintenance(connection, store, put_off_counter(registry))
     for _ in range(2):
-        upkeep.run()
+        maintenance.run()
     assert registry.get_sample_value("stablesr_sweep_put_off_total") == 1
 
 

@@ -454,7 +454,7 @@ def test_tidying_forgets_failed_jobs_whose_time_is_over(rq: Queue, connection: R
 
 
 @pytest.mark.parametrize("preset", ["stablesr-512", "stablesr-face"])
-def test_upkeep_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
+def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
     preset: str,
     store: BlobStore,
     image: ImageInfo,
@@ -463,11 +463,11 @@ def test_upkeep_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
 ) -> None:
     lost = open_queue(preset, connection)
     job_id = queue.submit(new_job_id(), UpscaleParameters(preset=preset), image).id
-    upkeep = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
+    maintenance = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
     for state in (JobState.QUEUED, JobState.FAILED):
         begin(lost, job_id)
         expire_leases(lost)
-        upkeep.run()
+        maintenance.run()
         assert queue.get(job_id).state is state
 
 
@@ -481,13 +481,13 @@ def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
     job_id = submit()
     begin(rq, job_id)
     expire_leases(rq)
-    upkeep = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
-    upkeep.run()
+    maintenance = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
+    maintenance.run()
     assert queue.get(job_id).state is JobState.QUEUED
     # As much of its record's life is left as when it has not moved for queue_ttl_s.
     connection.expire(record_key(job_id), TOMBSTONE_S)
     connection.zadd(AGENDA_KEY, {job_id: 0})
-    upkeep.run()
+    maintenance.run()
     job = queue.get(job_id)
     assert job.state is JobState.FAILED
     assert job.error is not None
