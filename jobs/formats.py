@@ -60,9 +60,9 @@ def examine(data: Bytes, max_pixels: int) -> Header:
     """
     name = _sniff(data[:32])
     if name is None:
-        allowed = ", ".join(FORMATS)
+        names = ", ".join(FORMATS)
         raise UnsupportedFormat(
-            f"The file is none of {allowed}; its content decides, not its name.",
+            f"The file is none of {names}; its content decides, not its name.",
             allowed=list(FORMATS),
         )
     try:

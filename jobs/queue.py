@@ -102,7 +102,7 @@ class JobQueue:
             pipe.llen(queue.key)
             pipe.zcard(quota_set)
             try:
-                queued, waiting = pipe.execute()[-2:]
+                length, waiting = pipe.execute()[-2:]
             except WatchError as error:
                 raise QueueUnavailable(
                     f"Job {job_id} could not be queued: the connection to Redis broke or the id "
@@ -111,13 +111,13 @@ class JobQueue:
                 ) from error
         try:
             # Submissions at the same moment all saw room; those that had none are taken back.
-            self._check_room(parameters.preset, queued)
+            self._check_room(parameters.preset, length)
             _check_quota(origin, waiting)
         except (QueueFull, QuotaExceeded):
             if withdraw(queue, job_id):
                 self._records.forget(job_id, origin)
                 raise
-        return job.model_copy(update={"queue_position": queued})
+        return job.model_copy(update={"queue_position": length})
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """The job now, with its place in the queue while it waits.
@@ -157,7 +157,7 @@ class JobQueue:
             withdraw(self._queue(job.preset), job_id)
         return job
 
-    def queued(self, preset: str) -> int:
+    def length(self, preset: str) -> int:
         """How many jobs of the preset wait."""
         with queue_errors(self._connection):
             return int(self._connection.llen(self._queue(preset).key))
@@ -170,7 +170,7 @@ class JobQueue:
 
     def check_room(self, preset: str) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""
-        self._check_room(preset, self.queued(preset) + 1)
+        self._check_room(preset, self.length(preset) + 1)
 
     def workers(self, preset: str | None = None) -> list[WorkerInfo]:
         """The live workers, of one preset or all."""
@@ -182,9 +182,9 @@ class JobQueue:
     def _queue(self, preset: str) -> Queue:
         return self._queues.setdefault(preset, open_queue(preset, self._connection))
 
-    def _check_room(self, preset: str, queued: int) -> None:
+    def _check_room(self, preset: str, length: int) -> None:
         most = self._settings.max_queued
-        if queued > most:
+        if length > most:
             raise QueueFull(
                 f"{most} jobs for {preset} wait already, which is the most; try again later.",
                 limit=most,
@@ -193,13 +193,13 @@ class JobQueue:
 
     def _with_places(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs, each queued one with its place."""
-        queued = [job for job in jobs if job.state is JobState.QUEUED]
-        if not queued:
+        waiting = [job for job in jobs if job.state is JobState.QUEUED]
+        if not waiting:
             return [*jobs]
         with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            for job in queued:
+            for job in waiting:
                 pipe.lpos(self._queue(job.preset).key, job.id)
-            places = dict(zip((job.id for job in queued), pipe.execute(), strict=True))
+            places = dict(zip((job.id for job in waiting), pipe.execute(), strict=True))
         return [
             job.model_copy(update={"queue_position": 1 + (places[job.id] or 0)})
             if job.id in places

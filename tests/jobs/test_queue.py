@@ -50,7 +50,7 @@ def test_places_in_the_queue_count_from_one_and_move_up(
 ) -> None:
     ids = [submit() for _ in range(3)]
     assert [queue.get(one).queue_position for one in ids] == [1, 2, 3]
-    assert queue.queued("tiny") == 3
+    assert queue.length("tiny") == 3
     connection.lpop(open_queue("tiny", connection).key)
     # A worker has it in hand but has not begun.
     assert [queue.get(one).queue_position for one in ids] == [1, 1, 2]
@@ -62,8 +62,8 @@ def test_presets_do_not_wait_for_each_other(queue: JobQueue, image: ImageInfo) -
     queue.submit(new_job_id(), UpscaleParameters(), image)
     other = queue.submit(new_job_id(), UpscaleParameters(preset="stablesr-turbo"), image)
     assert other.queue_position == 1
-    assert queue.queued("stablesr-turbo") == 1
-    assert queue.queued("stablesr-face") == 0
+    assert queue.length("stablesr-turbo") == 1
+    assert queue.length("stablesr-face") == 0
 
 
 def test_an_id_is_taken_once(queue: JobQueue, image: ImageInfo, submit: Submit) -> None:
@@ -71,7 +71,7 @@ def test_an_id_is_taken_once(queue: JobQueue, image: ImageInfo, submit: Submit) 
     with pytest.raises(JobExists, match=job_id):
         queue.submit(job_id, UpscaleParameters(seed=2), image)
     assert queue.get(job_id).seed == 1
-    assert queue.queued("tiny") == 1
+    assert queue.length("tiny") == 1
 
 
 def test_a_canceled_waiting_job_leaves_rq_without_a_trace(
@@ -138,7 +138,7 @@ def test_submissions_at_once_fill_the_queue_exactly(
     with ThreadPoolExecutor(12) as pool:
         taken = sum(pool.map(submit, range(40)))
     assert taken == 5
-    assert queue.queued("tiny") == 5
+    assert queue.length("tiny") == 5
     assert len(connection.keys("stablesr:job:*")) == 5
     assert len(connection.keys("rq:job:*")) == 5
     queue.close()

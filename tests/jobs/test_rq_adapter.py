@@ -198,7 +198,7 @@ def test_a_lost_workers_job_runs_again_once_and_first(
     assert (job.state, job.attempt) == (JobState.FAILED, 2)
     assert job.error is not None
     assert job.error.type == "worker-lost"
-    assert queue.queued("tiny") == 1
+    assert queue.length("tiny") == 1
 
 
 def test_a_job_canceled_while_its_worker_was_lost_does_not_run_again(
@@ -207,7 +207,7 @@ def test_a_job_canceled_while_its_worker_was_lost_does_not_run_again(
     job_id = submit()
     abandon(worker, records, before=queue.cancel)
     assert queue.get(job_id).state is JobState.CANCELED
-    assert queue.queued("tiny") == 0
+    assert queue.length("tiny") == 0
 
 
 def test_a_job_that_succeeded_before_its_attempt_was_called_lost_stays_so(
@@ -216,7 +216,7 @@ def test_a_job_that_succeeded_before_its_attempt_was_called_lost_stays_so(
     job_id = submit()
     abandon(worker, records, before=lambda one: records.succeed(one, result, Timings()))
     assert queue.get(job_id).state is JobState.SUCCEEDED
-    assert queue.queued("tiny") == 0
+    assert queue.length("tiny") == 0
 
 
 def test_a_lost_worker_that_fails_late_does_not_touch_the_next_ones_run(
@@ -492,4 +492,4 @@ def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
     assert job.state is JobState.FAILED
     assert job.error is not None
     assert job.error.type == "queue-timed-out"
-    assert queue.queued("tiny") == 0
+    assert queue.length("tiny") == 0
