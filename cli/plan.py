@@ -60,10 +60,12 @@ def plan(
     errors = {NotStarted: BadSettings, InvalidOption: BadSettings, ModelError: JobFailed}
     with translate(errors), valid_parameters():
         parameters = preset_parameters(
-            get_preset(settings.preset), fidelity_weight=fidelity_weight, scale=scale, steps=steps
+            get_preset(settings.preset),
+            fidelity_weight=fidelity_weight,
+            scale=scale,
+            steps=steps,
+            tile_overlap=overlap,
         )
-        if overlap is not None:
-            parameters = parameters.model_copy(update={"tile_overlap": overlap})
         facts = _facts(settings, int(sides[2]), int(sides[1]), parameters, decode_tile)
     if as_json:
         print(json.dumps(facts, indent=2))

@@ -131,11 +131,18 @@ class UpscaleParameters(BaseModel):
 
 
 def preset_parameters(preset: Preset, **values: Any) -> UpscaleParameters:
-    """Parameters of a measurement: seed 0 and the preset's own overlap, where the values name none.
+    """Parameters of a measurement: seed 0, and the preset's own defaults where no value is given.
 
-    As everywhere, a value of None is left out.
+    As everywhere, None means left out. The preset need not be in the catalogue, nor the overlap be
+    one that a job may have.
     """
     values = {name: value for name, value in values.items() if value is not None}
-    return UpscaleParameters.model_validate(
-        {"preset": preset.name, "seed": 0, "tile_overlap": preset.overlap, **values}
-    )
+    overlap = values.pop("tile_overlap", preset.overlap)
+    defaults = {
+        "preset": preset.name if preset.name in PRESETS else "tiny",
+        "steps": preset.steps,
+        "fidelity_weight": preset.fidelity_weight,
+        "seed": 0,
+    }
+    parameters = UpscaleParameters.model_validate({**defaults, **values})
+    return parameters.model_copy(update={"tile_overlap": overlap})

@@ -28,7 +28,7 @@ from models.folding import for_inference
 from models.geometry import output_size
 from models.memory import is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
-from models.parameters import UpscaleParameters
+from models.parameters import UpscaleParameters, preset_parameters
 from models.plan import Plan, Planner, Resources, needs_offload, steps_in
 from models.prepared import Prepared, Progress
 from models.presets import Preset, get_preset
@@ -365,7 +365,7 @@ class StableSR:
         progress: Callable[[Progress], None] | None = None,
     ) -> Tensor:
         """All of it, alone: (1, 3, H, W) in [0, 1] -> (1, 3, scale * H, scale * W)."""
-        options = options or UpscaleParameters(preset=self.preset.name, seed=0)
+        options = options or preset_parameters(self.preset)
         [result] = self.upscale_seeds(image, options, [options.seed], progress)
         return result
 

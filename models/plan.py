@@ -22,7 +22,7 @@ from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, Peaks
 from models.geometry import bounded_canvas_size
 from models.memory import Memory, MemoryBudget, in_words
-from models.parameters import UpscaleParameters
+from models.parameters import UpscaleParameters, preset_parameters
 from models.pieces import Keep, Pieces
 from models.presets import Preset
 from models.tiling import Layout
@@ -264,7 +264,7 @@ class Planner:
         Decided once, with what memory was free then: plans count on calls of this size.
         """
         sides = 2 * self.preset.native, 2 * self.preset.native  # has more tiles than a call
-        native = UpscaleParameters(scale=1).model_copy(update={"tile_overlap": self.preset.overlap})
+        native = preset_parameters(self.preset, scale=1, fidelity_weight=0.5)
         memory = self.memory(Memory())
         return self.room(
             self.resources.tile_batch
