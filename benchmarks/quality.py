@@ -30,7 +30,6 @@ from evaluation.niqe import BLOCK
 from evaluation.pictures import DEGRADATIONS, Degradation, degraded, pixels_of, tensor_of
 from models.parameters import SamplerName, UpscaleParameters, preset_parameters
 from models.pipeline import StableSR
-from models.presets import get_preset
 
 MIN_SIZE = 2 * BLOCK
 """px; smaller ones have no NIQE."""
@@ -113,9 +112,10 @@ def main() -> None:
     if a.images < 1 or a.size < MIN_SIZE or a.size % SCALE:
         parser.error(f"there must be an image of at least {MIN_SIZE} px, a multiple of {SCALE}.")
     model = model_of(parser, a)
+    sr = load(model, Variant(""))
     combinations = [
         preset_parameters(
-            get_preset(model.preset),
+            sr.preset,
             fidelity_weight=w,
             steps=steps,
             sampler=sampler,
@@ -124,7 +124,7 @@ def main() -> None:
         for overlap, sampler, steps, w in product(a.overlap, a.samplers, a.steps, a.w)
     ]
     pairs = pairs_of(a.images, a.size, a.degrade)
-    measurements = measure(load(model, Variant("")), pairs, combinations)
+    measurements = measure(sr, pairs, combinations)
     subject = f"{model.preset}, {a.images} photographs of {a.size} px, degraded: {a.degrade}"
     publish(Result.of("quality", subject, model.device, measurements), a.json)
 

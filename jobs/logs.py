@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
 
 from jobs.settings import Settings
 
-__all__ = ["configure_logging"]
+__all__ = ["CONSOLE", "configure_logging"]
+
+CONSOLE = "STABLESR_CONSOLE"
+"""In the environment of processes whose lines `stablesr up` shows to a person."""
 
 
 def configure_logging(settings: Settings) -> None:
     """Sends every log line to stderr: JSON, or text on a terminal."""
-    console = sys.stderr.isatty()
+    console = sys.stderr.isatty() or CONSOLE in os.environ
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -32,7 +36,11 @@ def configure_logging(settings: Settings) -> None:
         cache_logger_on_first_use=True,
     )
     last: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
