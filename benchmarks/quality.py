@@ -52,12 +52,11 @@ def pairs_of(count: int, size: int, kind: Degradation) -> list[Pair]:
     ]
 
 
-def name_of(options: UpscaleParameters) -> str:
-    """The options in words."""
-    return (
-        f"{options.sampler}, {options.steps} steps, w = {options.fidelity_weight:g}, "
-        f"tiles overlap by {options.tile_overlap}"
-    )
+def name_of(options: UpscaleParameters, overlap: int) -> str:
+    """The options in words; `overlap` is the preset's."""
+    own = options.tile_overlap
+    end = "" if own == overlap else f", tiles overlap by {own}"
+    return f"{options.sampler}, {options.steps} steps, w = {options.fidelity_weight:g}{end}"
 
 
 def measure(
@@ -87,7 +86,7 @@ def measure(
             ("differing by", difference.mean, "levels"),
         ]
         measurements += [
-            Measurement(name_of(options), "", quantity, value, unit)
+            Measurement(name_of(options, sr.preset.overlap), "", quantity, value, unit)
             for quantity, value, unit in figures
         ]
     return measurements
