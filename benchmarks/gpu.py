@@ -30,7 +30,7 @@ from benchmarks.processes import run_part
 from benchmarks.report import tables
 from benchmarks.results import Measurement, Result
 from benchmarks.step import figures, time_calls
-from models.options import Options
+from models.parameters import preset_parameters
 from models.pipeline import StableSR
 from models.sampling import drive_all
 
@@ -103,11 +103,11 @@ def image(sizes: Sizes) -> Iterator[Measurement]:
     name = f"eager {sizes.dtype}"
     sr = load(sizes.model, Variant(name, sizes.dtype))
     source = image_of(sizes.side)
-    sr.upscale(source, Options(scale=SCALE, steps=1))
+    sr.upscale(source, preset_parameters(sr.preset, scale=SCALE, steps=1))
     for steps in sizes.steps:
         reset_peak_memory(sr.device)
         start = time.perf_counter()
-        sr.upscale(source, Options(scale=SCALE, steps=steps))
+        sr.upscale(source, preset_parameters(sr.preset, scale=SCALE, steps=steps))
         seconds = time.perf_counter() - start
         case = f"{sizes.side} px, {steps} steps"
         yield Measurement(name, case, "all", seconds, "s")
@@ -117,7 +117,7 @@ def image(sizes: Sizes) -> Iterator[Measurement]:
 def together(sizes: Sizes) -> Iterator[Measurement]:
     """Images a second, by the size of the network calls that all jobs share."""
     sr = load(sizes.model, Variant("", sizes.dtype))
-    sr.upscale(image_of(sizes.side), Options(scale=SCALE, steps=1))
+    sr.upscale(image_of(sizes.side), preset_parameters(sr.preset, scale=SCALE, steps=1))
     case = f"{sizes.jobs} jobs of {sizes.job_steps} steps, {sizes.side} px"
     for name, count in (("one by one", 1), ("together", sizes.jobs)):
         start = time.perf_counter()
@@ -129,10 +129,10 @@ def together(sizes: Sizes) -> Iterator[Measurement]:
 
 def upscale_jobs(sr: StableSR, sizes: Sizes, numbers: Sequence[int]) -> None:
     """Jobs whose tiles share network calls; each is encoded and decoded alone."""
-    options = Options(scale=SCALE, steps=sizes.job_steps)
+    options = preset_parameters(sr.preset, scale=SCALE, steps=sizes.job_steps)
     images = [sr.prepare(image_of(sizes.side, number), options) for number in numbers]
     samplers = [
-        sr.sample(image, replace(options, seed=number))
+        sr.sample(image, options.model_copy(update={"seed": number}))
         for image, number in zip(images, numbers, strict=True)
     ]
     for image, latent in zip(images, drive_all(samplers, sr.predict, len(numbers)), strict=True):
@@ -146,7 +146,9 @@ def memory(sizes: Sizes) -> Iterator[Measurement]:
     for side in sizes.memory_sides:
         reset_peak_memory(sr.device)
         start = time.perf_counter()
-        sr.upscale(image_of(side), Options(scale=SCALE, steps=1, fidelity_weight=0.5))
+        sr.upscale(
+            image_of(side), preset_parameters(sr.preset, scale=SCALE, steps=1, fidelity_weight=0.5)
+        )
         seconds = time.perf_counter() - start
         yield Measurement("", f"{side} px", "peak memory", peak_memory(sr.device), "bytes")
         yield Measurement("", f"{side} px", "one step", seconds, "s")

@@ -38,7 +38,7 @@ from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result
 from evaluation.images import tensor_of
 from evaluation.methods import make_baseline
-from models.options import Options
+from models.parameters import UpscaleParameters, preset_parameters
 from models.pipeline import Progress, StableSR
 from worker.images import write
 
@@ -61,7 +61,9 @@ class Task:
     """Of another project, in place of the variant"""
 
 
-def stages_of(sr: StableSR, image: Tensor, options: Options, file: Path) -> dict[str, float]:
+def stages_of(
+    sr: StableSR, image: Tensor, options: UpscaleParameters, file: Path
+) -> dict[str, float]:
     """Upscales an image into a PNG file: seconds of each stage."""
     starts: dict[str, float] = {}
 
@@ -89,7 +91,9 @@ def measure(task: Task) -> list[Measurement]:
     measurements: list[Measurement] = []
     with tempfile.TemporaryDirectory() as folder:
         for weight in task.fidelity_weights:
-            options = Options(scale=SCALE, fidelity_weight=weight, steps=task.steps)
+            options = preset_parameters(
+                sr.preset, scale=SCALE, fidelity_weight=weight, steps=task.steps
+            )
             rounds = [
                 stages_of(sr, image, options, Path(folder, "result.png"))
                 for _ in range(task.repeats + 1)

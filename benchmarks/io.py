@@ -38,7 +38,7 @@ from benchmarks.machine import resident_peak
 from benchmarks.released_files import released_shapes, write_released
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result, Unit
-from jobs.schema import OutputFormat
+from models.parameters import OutputFormat
 from worker.images import decode, write
 
 T = TypeVar("T")

@@ -34,7 +34,7 @@ from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result, Unit
 from jobs.settings import parse_bytes
 from models.memory import MemoryBudget, resident, trim
-from models.options import Options
+from models.parameters import preset_parameters
 from models.pipeline import Progress
 from models.presets import get_preset
 from worker.images import decode, rows_of, write
@@ -93,7 +93,7 @@ def now(device: torch.device) -> int:
 def measure(task: Task) -> list[Measurement]:
     """Goes the whole way in this process."""
     sr = load(task.model, Variant("", task.dtype), MemoryBudget(memory_limit=task.limit))
-    options = Options(scale=SCALE, steps=task.steps, tile_overlap=task.overlap)
+    options = preset_parameters(sr.preset, scale=SCALE, steps=task.steps, tile_overlap=task.overlap)
     file = synthetic_png(task.size // SCALE, 0)
     weights = now(sr.device)
     stages = Stages(sr.device, weights)

@@ -28,7 +28,7 @@ from benchmarks.results import Measurement, Result, Unit
 from evaluation.images import DEGRADATIONS, Degradation, degrade_pixels, pixels_of, tensor_of
 from evaluation.metrics import BORDER, METRICS, offline_scores
 from evaluation.niqe import BLOCK
-from models.options import Options, SamplerName
+from models.parameters import SamplerName, UpscaleParameters, preset_parameters
 from models.pipeline import StableSR
 
 MIN_SIZE = 2 * BLOCK
@@ -52,15 +52,15 @@ def pairs_of(count: int, size: int, kind: Degradation) -> list[Pair]:
     ]
 
 
-def name_of(options: Options) -> str:
-    """The options in words."""
-    steps = "" if options.steps is None else f", {options.steps} steps"
-    overlap = "" if options.tile_overlap is None else f", tiles overlap by {options.tile_overlap}"
-    return f"{options.sampler}{steps}, w = {options.fidelity_weight:g}{overlap}"
+def name_of(options: UpscaleParameters, overlap: int) -> str:
+    """The options in words; `overlap` is the preset's."""
+    own = options.tile_overlap
+    end = "" if own == overlap else f", tiles overlap by {own}"
+    return f"{options.sampler}, {options.steps} steps, w = {options.fidelity_weight:g}{end}"
 
 
 def measure(
-    sr: StableSR, pairs: Sequence[Pair], combinations: Sequence[Options]
+    sr: StableSR, pairs: Sequence[Pair], combinations: Sequence[UpscaleParameters]
 ) -> list[Measurement]:
     """Every combination over all images."""
     measurements: list[Measurement] = []
@@ -86,7 +86,7 @@ def measure(
             ("differing by", difference.mean, "levels"),
         ]
         measurements += [
-            Measurement(name_of(options), "", quantity, value, unit)
+            Measurement(name_of(options, sr.preset.overlap), "", quantity, value, unit)
             for quantity, value, unit in figures
         ]
     return measurements
@@ -111,12 +111,19 @@ def main() -> None:
     if a.images < 1 or a.size < MIN_SIZE or a.size % SCALE:
         parser.error(f"there must be an image of at least {MIN_SIZE} px, a multiple of {SCALE}.")
     model = model_of(parser, a)
+    sr = load(model, Variant(""))
     combinations = [
-        Options(fidelity_weight=w, steps=steps, sampler=sampler, tile_overlap=overlap)
+        preset_parameters(
+            sr.preset,
+            fidelity_weight=w,
+            steps=steps,
+            sampler=sampler,
+            tile_overlap=overlap,
+        )
         for overlap, sampler, steps, w in product(a.overlap, a.samplers, a.steps, a.w)
     ]
     pairs = pairs_of(a.images, a.size, a.degrade)
-    measurements = measure(load(model, Variant("")), pairs, combinations)
+    measurements = measure(sr, pairs, combinations)
     subject = f"{model.preset}, {a.images} photographs of {a.size} px, degraded: {a.degrade}"
     publish(Result.of("benchmarks.quality", subject, model.device, measurements), a.json)
 

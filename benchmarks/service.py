@@ -79,7 +79,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="stablesr-service-") as folder:
         data = Path(folder)
         # Otherwise a run would use another one's compiled calls.
-        values = {"STABLESR_COMPILE_CACHE": str(data / "compiled"), **settings, **variant.settings}
+        values = {"XDG_STATE_HOME": str(data), **settings, **variant.settings}
         with Stack(data, values, variant.checkout) as stack:
             first = seconds_of_first_result(stack, workload)
             if "start" in parts:

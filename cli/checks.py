@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from cli.errors import BadSettings, InputError, MissingExtra
 from jobs.errors import ImageError, InvalidSettings
@@ -12,7 +16,7 @@ from jobs.formats import examine
 from jobs.settings import Settings
 from stablesr_client.files import format_of
 
-__all__ = ["check_input", "check_output", "load", "require", "require_torch"]
+__all__ = ["check_input", "check_output", "load", "require", "require_torch", "valid_parameters"]
 
 EXTRAS = {
     "worker": ("torch", "diffusers", "pyvips", "safetensors"),
@@ -27,6 +31,25 @@ def load(**options: str | int | None) -> Settings:
         return Settings(**{key: value for key, value in options.items() if value is not None})
     except InvalidSettings as error:
         raise BadSettings(error.detail) from error
+
+
+@contextmanager
+def valid_parameters() -> Iterator[None]:
+    """Within this context UpscaleParameters are made.
+
+    Raises:
+        BadSettings: a choice is not possible; the message names each.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        faults = (
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}".removeprefix(
+                ": Value error, "
+            )
+            for fault in error.errors()
+        )
+        raise BadSettings("; ".join(faults)) from error
 
 
 def require_torch(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.checks import load, require
+from cli.checks import load, require, valid_parameters
 from cli.errors import BadSettings, CliError, InputError, JobFailure, translate
 from cli.options import AsJson, ColorFixOption, Device, Preset, Steps, option
 from cli.view import console
@@ -87,17 +87,18 @@ def compare(
         raise BadSettings("Give --hr, and either --lr or --degrade.")
     with _model_errors():
         from evaluation import comparison, images, learned, methods, sheets, study
-        from models.options import Options
+        from models.parameters import preset_parameters
 
         settings = load(preset=preset, device=device)
         weights = fidelity_weight or [0.0, 0.5, 1.0]
-        options = Options(steps=steps, seed=seed, color_fix=color_fix or Options.color_fix)
         if degrade is not None:
             pairs = images.write_degraded(hr, out / "lr", 4, degrade, seed)
         else:
             assert lr is not None
             pairs = images.match_images(lr, hr)
         sr = _model(settings)
+        with valid_parameters():
+            options = preset_parameters(sr.preset, steps=steps, seed=seed, color_fix=color_fix)
         beside = [
             methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])
         ]
@@ -159,11 +160,11 @@ def tally(
 
 def _model(settings: Settings) -> StableSR:
     from models.pipeline import StableSR
-    from worker.device import budget_of, choose_device, choose_dtype
+    from worker.device import budget_of, choose_device, choose_dtype, devices_of
     from worker.errors import StartupError
 
     with translate({StartupError: BadSettings}):
-        device = choose_device(settings.device)
+        device = choose_device(devices_of(settings)[0])
     dtype = choose_dtype(settings.dtype, device)
     budget = budget_of(settings, jobs=1)
     return StableSR.from_preset(settings.preset, device, dtype, budget)

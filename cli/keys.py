@@ -31,7 +31,8 @@ KeyId = Annotated[str, argument("The key's id, or the key itself.", "KEY")]
 def create(
     name: Annotated[str, argument("Whose key it is.")],
     max_queued: Annotated[
-        int | None, option("Jobs that may wait at once.", default="STABLESR_MAX_QUEUED_EACH", min=1)
+        int | None,
+        option("Jobs that may wait at once.", default="a tenth of STABLESR_MAX_QUEUED", min=1),
     ] = None,
     per_minute: Annotated[
         int | None, option("Uploads a minute.", default="STABLESR_UPLOADS_PER_MINUTE", min=1)

@@ -13,13 +13,12 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
+from cli.checks import valid_parameters
 from cli.errors import BadSettings, InputError, JobFailure, translate
 from cli.options import UpscaleOptions
 from jobs.errors import ImageError
-from jobs.schema import Parameters
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from stablesr_client import Progress
 
 if TYPE_CHECKING:  # torch takes seconds; what is checked before a model is loaded needs none of it
@@ -31,19 +30,13 @@ SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
 """Where each stage lies on the bar; the steps are nearly all of the time."""
 
 
-def parameters_of(settings: Settings, options: UpscaleOptions, output_format: str) -> Parameters:
+def parameters_of(
+    settings: Settings, options: UpscaleOptions, output_format: str
+) -> UpscaleParameters:
     """The options as parameters, with all defaults filled in."""
     values = {"preset": settings.preset, **options.parameters(), "output_format": output_format}
-    try:
-        return Parameters.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}".removeprefix(
-                ": Value error, "
-            )
-            for fault in error.errors()
-        )
-        raise BadSettings(faults) from error
+    with valid_parameters():
+        return UpscaleParameters.model_validate(values)
 
 
 class LocalModel:
@@ -54,14 +47,14 @@ class LocalModel:
         JobFailure: the preset's weights are not here.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, decode_tile: int | None = None) -> None:
         from models.errors import ModelError
         from worker.device import load as load_model
         from worker.errors import StartupError
 
         self._max_pixels = settings.max_input_pixels
         with translate({StartupError: BadSettings, ModelError: JobFailure}):
-            self._sr = load_model(settings, jobs=1)
+            self._sr = load_model(settings, jobs=1, decode_tile=decode_tile)
 
     @property
     def device(self) -> str:
@@ -72,7 +65,7 @@ class LocalModel:
         self,
         source: Path,
         targets: Mapping[int, Path],
-        parameters: Parameters,
+        parameters: UpscaleParameters,
         on_progress: Callable[[Progress], None],
     ) -> tuple[int, int]:
         """Upscales one file from each seed to that seed's target, in their order.
@@ -86,7 +79,6 @@ class LocalModel:
         """
         from models.errors import ModelError
         from worker.images import check_side, decode, rows_of, write
-        from worker.options import options_of
 
         try:
             content = source.read_bytes()
@@ -94,11 +86,10 @@ class LocalModel:
             raise InputError(f"{source} cannot be read: {error.strerror or error}.") from error
         try:
             image = decode(content, self._max_pixels)
-            options = options_of(parameters)
-            width, height = (round(side * options.scale) for side in image.size)
+            width, height = (round(side * parameters.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
             results = self._sr.upscale_rows(
-                image.rgb, options, list(targets), _progress(on_progress)
+                image.rgb, parameters, list(targets), _progress(on_progress)
             )
             for target, rows in zip(targets.values(), results, strict=True):
                 with write_aside(target) as aside:

@@ -1,7 +1,8 @@
 """The options of the command that several commands share, and the one table of `upscale`.
 
-An option that says how an image is upscaled has the name of its field in `jobs.schema.Parameters`;
-one for this machine has the name of its field in `jobs.settings.Settings`.
+An option that says how an image is upscaled has the name, the bounds and the default of its field
+in `models.parameters.UpscaleParameters`; one for this machine has the name of its field in
+`jobs.settings.Settings`.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
+from annotated_types import Ge, Le
 
-from jobs.schema import SEED_MAX, ColorFix, OutputFormat, Parameters, Sampler, Start
+from models.parameters import (
+    SEED_MAX,
+    ColorFix,
+    Init,
+    OutputFormat,
+    SamplerName,
+    UpscaleParameters,
+)
 
 __all__ = [
     "PARALLEL",
@@ -51,6 +60,19 @@ def argument(help: str, metavar: str | None = None) -> Any:
     return typer.Argument(metavar=metavar, help=help, show_default=False)
 
 
+def parameter(name: str, help: str = "", default: str = "") -> Any:
+    """An option for a field of UpscaleParameters; `help` in place of the field's description."""
+    field = UpscaleParameters.model_fields[name]
+    bounds: dict[type, Any] = {type(limit): limit for limit in field.metadata}
+    number = float if "float" in str(field.annotation) else int
+    limits = {}
+    if Ge in bounds:
+        limits = {"min": number(bounds[Ge].ge), "max": number(bounds[Le].le)}
+    if not default and field.default is not None:
+        default = f"{field.default:g}" if number is float and limits else str(field.default)
+    return option(help or f"{field.description}.", default=default or False, **limits)
+
+
 _folder = functools.partial(option, rich_help_panel="Folders")
 _machine = functools.partial(option, rich_help_panel="This machine")
 
@@ -70,11 +92,14 @@ ApiKey = Annotated[
 ]
 Preset = Annotated[str | None, option("Which weights: tiny is shipped.")]
 FidelityWeight = Annotated[
-    float | None, option("0: more invented detail, 1: closer to the input.", min=0.0, max=1.0)
+    float | None,
+    parameter(
+        "fidelity_weight", "0: more invented detail, 1: closer to the input.", default="preset's"
+    ),
 ]
-Scale = Annotated[float | None, option("How much larger.", default="4", min=1.0, max=16.0)]
-Steps = Annotated[int | None, option("Sampling steps.", default="preset's", min=1, max=1000)]
-ColorFixOption = Annotated[ColorFix | None, option("Colours from the input.", default="adain")]
+Scale = Annotated[float | None, parameter("scale", "How much larger.")]
+Steps = Annotated[int | None, parameter("steps", "Sampling steps.", default="preset's")]
+ColorFixOption = Annotated[ColorFix | None, parameter("color_fix", "Colours from the input.")]
 TileBatch = Annotated[
     int | None, _machine("Tiles in one network call on this machine.", default=ROOM, min=1)
 ]
@@ -102,7 +127,7 @@ class UpscaleOptions:
     scale: Scale = None
     steps: Steps = None
     seed: Annotated[
-        int | None, option("The same seed, the same image.", default="drawn", min=0)
+        int | None, parameter("seed", "The same seed, the same image.", default="drawn")
     ] = None
     seeds: Annotated[
         int | None,
@@ -110,20 +135,18 @@ class UpscaleOptions:
     ] = None
     color_fix: ColorFixOption = None
     sampler: Annotated[
-        Sampler | None,
-        option("dpmpp and unipc need fewer steps than ddpm and ddim.", default="ddpm"),
+        SamplerName | None,
+        parameter("sampler", "dpmpp and unipc need fewer steps than ddpm and ddim."),
     ] = None
-    eta: Annotated[
-        float | None, option("Noise of the sampler ddim.", default="1", min=0.0, max=1.0)
-    ] = None
-    start: Annotated[
-        Start | None, option("Begin at the noised input, or at noise alone.", default="lr")
-    ] = None
-    prompt: Annotated[str | None, option("What the image shows; tiny reads none.")] = None
-    negative_prompt: Annotated[str | None, option("What guidance leads away from.")] = None
+    eta: Annotated[float | None, parameter("eta", "Noise of the sampler ddim.", default="1")] = None
+    start: Annotated[Init | None, parameter("start")] = None
+    prompt: Annotated[str | None, parameter("prompt", "What the image shows; tiny reads none.")] = (
+        None
+    )
+    negative_prompt: Annotated[str | None, parameter("negative_prompt")] = None
     guidance_scale: Annotated[
         float | None,
-        option("Above 1: closer to the prompt, twice the work.", default="1", min=1.0, max=20.0),
+        parameter("guidance_scale", "Above 1: closer to the prompt, twice the work."),
     ] = None
     preset: Preset = None
     output_format: Annotated[
@@ -165,16 +188,15 @@ class UpscaleOptions:
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of an image that are not left to a default, without its format."""
-        names = Parameters.model_fields.keys() - {"output_format"}
+        names = UpscaleParameters.model_fields.keys() - {"output_format"}
         return {k: v for k, v in vars(self).items() if k in names and v is not None}
 
     def machine(self) -> dict[str, int | str | None]:
         """How this machine is used, by the names of its settings."""
         return {
             "tile_batch": self.tile_batch,
-            "decode_tile": self.decode_tile,
             "compile": None if self.compile is None else "on" if self.compile else "off",
-            "devices": self.devices,
+            "device": self.devices,
         }
 
     @property

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.checks import load, require_torch
+from cli.checks import load, require_torch, valid_parameters
 from cli.errors import BadSettings, JobFailure, translate
 from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch, option
 from jobs.settings import Settings
-
-if TYPE_CHECKING:  # torch takes seconds; what is checked before needs none of it
-    from models.options import Options
+from models.parameters import UpscaleParameters, preset_parameters
+from models.presets import get_preset
 
 __all__ = ["plan"]
 
@@ -50,56 +49,56 @@ def plan(
         dtype=dtype,
         memory_limit=memory,
         tile_batch=tile_batch,
-        decode_tile=decode_tile,
     )
     sides = re.fullmatch(r"([1-9]\d{0,8})[xX]([1-9]\d{0,8})", size)
     if sides is None:
         raise BadSettings(f"The size is {size!r}, but must be WIDTHxHEIGHT, such as 640x480.")
     require_torch()
     from models.errors import InvalidOption, ModelError
-    from models.options import Options
-    from models.presets import get_preset
     from worker.errors import StartupError
 
-    defaults = get_preset(settings.preset)
     errors = {StartupError: BadSettings, InvalidOption: BadSettings, ModelError: JobFailure}
-    with translate(errors):
-        options = Options(
-            fidelity_weight=(
-                defaults.fidelity_weight if fidelity_weight is None else fidelity_weight
-            ),
-            scale=Options.scale if scale is None else scale,
-            steps=defaults.steps if steps is None else steps,
+    with translate(errors), valid_parameters():
+        parameters = preset_parameters(
+            get_preset(settings.preset),
+            fidelity_weight=fidelity_weight,
+            scale=scale,
+            steps=steps,
             tile_overlap=overlap,
         )
-        facts = _facts(settings, int(sides[2]), int(sides[1]), options)
+        facts = _facts(settings, int(sides[2]), int(sides[1]), parameters, decode_tile)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
         _print(facts)
 
 
-def _facts(settings: Settings, height: int, width: int, options: Options) -> dict[str, Any]:
+def _facts(
+    settings: Settings,
+    height: int,
+    width: int,
+    parameters: UpscaleParameters,
+    decode_tile: int | None,
+) -> dict[str, Any]:
     """What is printed of an input of these sides (px)."""
     from models import plan as planner
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
-    from models.presets import get_preset
-    from worker.device import budget_of, choose_device, choose_dtype, named_device
+    from worker.device import budget_of, choose_device, choose_dtype, devices_of, named_device
 
     preset, limit = get_preset(settings.preset), settings.memory_limit
     # With a limit, that is what the device has, which then need not be in this machine.
-    device = (choose_device if limit is None else named_device)(settings.device)
+    device = (choose_device if limit is None else named_device)(devices_of(settings)[0])
     here = device if limit is None else named_device("cpu")
-    memory = MemoryBudget(scratch=settings.scratch).free(here)
+    memory = MemoryBudget().free(here)
     if limit is not None and device.type == "cuda":
         memory = Memory(limit, memory.host, memory.disk)
     elif limit is not None:
         # Python and the libraries take as much of it as in this process.
         memory = Memory(0, limit - resident(), memory.disk)
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
-    budget = budget_of(settings, jobs=1)
-    outcome = planner.plan(estimate, preset, (height, width), options, memory, budget)
+    budget = budget_of(settings, jobs=1, decode_tile=decode_tile)
+    outcome = planner.plan(estimate, preset, (height, width), parameters, memory, budget)
     layout, grid = outcome.layout, outcome.layout.grid
     return {
         "input": [width, height],
@@ -115,7 +114,7 @@ def _facts(settings: Settings, height: int, width: int, options: Options) -> dic
         "offload": outcome.offload,
         "memory_bytes": memory._asdict(),
         "peak_bytes": {stage: peak._asdict() for stage, peak in outcome.peaks._asdict().items()},
-        "flops": estimate.flops(layout, outcome.strips, outcome.tiles, options),
+        "flops": estimate.flops(layout, outcome.strips, outcome.tiles, parameters),
     }
 
 

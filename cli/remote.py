@@ -27,7 +27,7 @@ from cli.folder import Item
 from cli.journal import Work
 from cli.options import PARALLEL, UpscaleOptions
 from cli.view import ProgressView, console
-from jobs.schema import SEED_MAX
+from models.parameters import SEED_MAX
 from stablesr_client import (
     AsyncClient,
     Client,
@@ -58,7 +58,7 @@ CANCEL_S = 10.0
 
 # Refusals that are about one image; all others would meet every image.
 OF_AN_IMAGE = frozenset({404, 409, 410, 413, 422})
-OF_ALL = frozenset({"", "invalid-parameters", "unknown-preset"})
+OF_ALL = frozenset({"", "invalid-parameters"})
 
 
 @contextmanager

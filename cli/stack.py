@@ -36,6 +36,7 @@ from cli.processes import (
     redis_config,
 )
 from cli.view import console
+from jobs.logs import CONSOLE
 
 __all__ = ["Stack", "run"]
 
@@ -115,7 +116,7 @@ class Stack:
         port, password = free_port(), secrets.token_urlsafe(24)
         self._env = {
             # These lines are read by a person, though the parts write to a pipe.
-            "STABLESR_LOG_FORMAT": "console",
+            CONSOLE: "1",
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "STABLESR_REDIS_URL": f"redis://:{password}@127.0.0.1:{port}/0",

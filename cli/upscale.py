@@ -19,8 +19,8 @@ from cli.local import LocalModel, parameters_of
 from cli.options import UpscaleOptions
 from cli.processes import ends_as_interrupt
 from cli.view import FolderView, ProgressView, console, duration, printable
-from jobs.schema import SEED_MAX
 from jobs.settings import Settings
+from models.parameters import SEED_MAX
 
 __all__ = ["upscale"]
 
@@ -28,7 +28,9 @@ __all__ = ["upscale"]
 def upscale(options: UpscaleOptions) -> None:
     """Upscales what the options name."""
     server = options.server
-    if server is not None and any(value is not None for value in options.machine().values()):
+    if server is not None and any(
+        value is not None for value in (options.decode_tile, *options.machine().values())
+    ):
         raise BadSettings(
             "--tile-batch, --decode-tile, --compile and --devices are for this machine, not for a "
             "server."
@@ -61,7 +63,7 @@ def _upscale_file(options: UpscaleOptions, output_format: str) -> None:
     targets = options.targets(parameters.seed)
     start = monotonic()
     with ProgressView("loading") as view:
-        model = LocalModel(settings)
+        model = LocalModel(settings, options.decode_tile)
         width, height = model.upscale(options.source, targets, parameters, view.show)
     time = f"{monotonic() - start:.1f} s on {model.device}."
     lines = [
@@ -132,7 +134,7 @@ def _upscale_folder(options: UpscaleOptions) -> None:
 
 def _upscale_here(settings: Settings, work: Work, options: UpscaleOptions) -> None:
     """One image after another, by one model in this process."""
-    model = LocalModel(settings)
+    model = LocalModel(settings, options.decode_tile)
     for item in work.todo:
         try:
             work.begin(item)

@@ -58,8 +58,8 @@ Text = Annotated[bool, typer.Option(help="Keep the text tower (0.7 GB), which pr
 def list_weights() -> None:
     """Show every preset: whether its weights are here, where, and under what licence."""
     require_torch("This command", instead="")
-    from jobs.presets import PRESETS
     from models.checkpoints.files import preset_folder
+    from models.presets import PRESETS
 
     table = Table("preset", "here", "size", "type", "where", "licence")
     for preset in PRESETS.values():
@@ -129,8 +129,8 @@ def _ask(preset: Preset) -> bool:
     release = preset.release
     size = readable(sum(file.size for file in release.files))
     console.print(
-        f"{preset.name}: {size} from {release.repository}, under the {release.licence}.\n"
-        f"Read it first: {release.licence_url}\n"
+        f"{preset.name}: {size} from {release.repository}, under the {preset.licence}.\n"
+        f"Read it first: {preset.licence_url}\n"
         "The files hold a Stable Diffusion model, too, whose own licence applies as well.",
         soft_wrap=True,
         markup=False,

@@ -15,7 +15,6 @@ from types import FrameType
 import structlog
 
 from jobs.logs import configure_logging
-from jobs.presets import PRESETS
 from jobs.settings import Settings
 from models.checkpoints.files import Absence, WeightsProgress, weights_root
 from models.checkpoints.folder import open_folder
@@ -27,7 +26,7 @@ from models.errors import (
     LicenceNotAccepted,
     ModelError,
 )
-from models.presets import get_preset
+from models.presets import PRESETS, get_preset
 
 __all__ = ["prepare"]
 

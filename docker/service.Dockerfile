@@ -12,10 +12,12 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
   | grep -v '^stablesr-' > /tmp/base.txt \
  && pip install --quiet --constraint constraints.txt --requirement /tmp/base.txt
 COPY README.md LICENSE ./
-# Neither worker nor models: this image cannot run a network, not even by mistake.
+# No worker, and of models the presets and parameters alone: this image cannot run a network, not
+# even by mistake.
 COPY cli cli
 COPY client client
 COPY jobs jobs
+COPY models/__init__.py models/config.py models/errors.py models/geometry.py models/parameters.py models/presets.py models/
 COPY service service
 RUN pip install --quiet --no-deps ./client .
 
@@ -31,8 +33,7 @@ ENV PATH=/opt/stablesr/bin:$PATH \
     STABLESR_HOST=0.0.0.0 \
     STABLESR_PORT=8000 \
     STABLESR_BLOB_ROOT=/var/lib/stablesr/blobs \
-    TMPDIR=/var/lib/stablesr/uploads \
-    STABLESR_LOG_FORMAT=json
+    TMPDIR=/var/lib/stablesr/uploads
 WORKDIR /var/lib/stablesr
 VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/uploads"]
 USER 10001:10001

@@ -44,10 +44,9 @@ ENV PATH=/opt/stablesr/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     STABLESR_BLOB_ROOT=/var/lib/stablesr/blobs \
-    STABLESR_COMPILE_CACHE=/var/lib/stablesr/compiled \
-    STABLESR_SCRATCH=/var/lib/stablesr/scratch \
     STABLESR_WEIGHTS=/var/lib/stablesr/weights \
-    STABLESR_LOG_FORMAT=json
+    TMPDIR=/var/lib/stablesr/scratch \
+    XDG_STATE_HOME=/var/lib
 WORKDIR /var/lib/stablesr
 VOLUME ["/var/lib/stablesr/blobs", "/var/lib/stablesr/compiled", "/var/lib/stablesr/scratch", "/var/lib/stablesr/weights"]
 USER 10001:10001

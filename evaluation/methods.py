@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evaluation.images import EvaluationError
 from models.networks.bundle import channels_last
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.plan import EncodedImage
 from models.sampling import StepRequest, drive_all
@@ -113,7 +113,7 @@ class OursAtWeights:
     The seconds of each result are those that it takes alone: encoding and sampling count in all.
     """
 
-    def __init__(self, sr: StableSR, weights: Sequence[float], options: Options) -> None:
+    def __init__(self, sr: StableSR, weights: Sequence[float], options: UpscaleParameters) -> None:
         self._sr, self._weights, self._options = sr, tuple(weights), options
         self.names = tuple(self.name(w) for w in weights)
 
@@ -124,18 +124,21 @@ class OursAtWeights:
     def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
         began = time.perf_counter()
         # The largest, because the encoder's features are kept only where a weight asks for them.
-        options = replace(self._options, scale=scale, fidelity_weight=max(self._weights))
+        options = self._options.model_copy(
+            update={"scale": scale, "fidelity_weight": max(self._weights)}
+        )
         with self._sr.prepare(image, options) as encoding:
             latent = sample_latent(self._sr, encoding, options)
             sampling = time.perf_counter() - began
             for name, weight in zip(self.names, self._weights, strict=True):
                 began = time.perf_counter()
-                result = self._sr.decode(encoding, latent, replace(options, fidelity_weight=weight))
+                of_weight = options.model_copy(update={"fidelity_weight": weight})
+                result = self._sr.decode(encoding, latent, of_weight)
                 yield MethodResult(name, result, sampling + time.perf_counter() - began)
 
 
 def sample_latent(
-    sr: StableSR, encoding: EncodedImage, options: Options, predict: Predict | None = None
+    sr: StableSR, encoding: EncodedImage, options: UpscaleParameters, predict: Predict | None = None
 ) -> Tensor:
     """The latent that sampling ends with; `predict` stands in for the model's own network call."""
     [latent] = drive_all(

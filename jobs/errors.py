@@ -1,35 +1,5 @@
 """Everything that can go wrong with a job, as exceptions that turn into problem details.
 
-    JobsError                    type slug
-    ├── InvalidSettings          invalid-settings
-    ├── UnknownPreset            unknown-preset
-    ├── QueueUnavailable         queue-unavailable
-    ├── QueueFull                queue-full
-    ├── QuotaExceeded            quota-exceeded
-    ├── StoreUnavailable         store-unavailable
-    ├── BlobNotFound             blob-not-found
-    ├── JobNotFound              job-not-found
-    ├── RecordUnreadable         internal-error
-    ├── JobExists                job-exists
-    ├── IdempotencyMismatch      idempotency-mismatch
-    ├── IdempotencyPending       idempotency-in-progress
-    ├── KeyNotFound              key-not-found
-    ├── BadCursor                bad-cursor
-    ├── WrongState               wrong-state
-    │   └── JobEnded             job-ended
-    ├── ImageError               image-unreadable
-    │   ├── UnsupportedFormat    image-format-unsupported
-    │   ├── ImageTruncated       image-truncated
-    │   ├── ImageAnimated        image-animated
-    │   ├── ImageTooLarge        image-too-large
-    │   ├── OutputTooLarge       output-too-large
-    │   └── UploadTooLarge       upload-too-large
-    └── JobFault                 internal-error
-        ├── WorkerLost           worker-lost
-        ├── JobTimedOut          job-timed-out
-        ├── OutOfMemory          out-of-memory
-        └── QueueTimedOut        queue-timed-out
-
 `type`, `title`, `detail` and the extra members are those of RFC 9457; the HTTP status is the
 service's business. What a failed job keeps as its error is the same thing, frozen: a `Problem`.
 """
@@ -66,7 +36,6 @@ __all__ = [
     "QuotaExceeded",
     "RecordUnreadable",
     "StoreUnavailable",
-    "UnknownPreset",
     "UnsupportedFormat",
     "UploadTooLarge",
     "WorkerLost",
@@ -111,11 +80,6 @@ class JobsError(Exception):
 class InvalidSettings(JobsError):
     type = "invalid-settings"
     title = "A setting is wrong"
-
-
-class UnknownPreset(JobsError):
-    type = "unknown-preset"
-    title = "No such preset"
 
 
 class QueueUnavailable(JobsError):

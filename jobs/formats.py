@@ -60,9 +60,9 @@ def examine(data: Bytes, max_pixels: int) -> Header:
     """
     name = _sniff(data[:32])
     if name is None:
-        allowed = ", ".join(FORMATS)
+        names = ", ".join(FORMATS)
         raise UnsupportedFormat(
-            f"The file is none of {allowed}; its content decides, not its name.",
+            f"The file is none of {names}; its content decides, not its name.",
             allowed=list(FORMATS),
         )
     try:
@@ -115,16 +115,16 @@ def _read_png(data: Bytes) -> Header:
         length, kind = struct.unpack_from(">I4s", data, position)
         start, end = position + 8, position + 8 + length
         if end + 4 > len(data):
-            raise _truncated("PNG", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
+            raise _truncation("PNG", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
         if (kind == b"IHDR") != (position == len(PNG_SIGNATURE)):
-            raise _malformed("PNG", "its first chunk is not IHDR, or it has several")
+            raise _malformation("PNG", "its first chunk is not IHDR, or it has several")
         # Bit 5 of the first letter is unset in the chunks a decoder needs.
         if not kind[0] & 0x20 and _crc(data, position + 4, end) != data[end : end + 4]:
-            raise _malformed("PNG", f"the checksum of its {_ascii(kind)} chunk is wrong")
+            raise _malformation("PNG", f"the checksum of its {_ascii(kind)} chunk is wrong")
         if kind == b"IHDR":
             width, height, depth, colours = struct.unpack_from(">IIBB", data, start)
             if colours not in PNG_MODES:
-                raise _malformed("PNG", f"its colour type is {colours}, which PNG does not have")
+                raise _malformation("PNG", f"its colour type is {colours}, which PNG does not have")
             size, mode = (width, height), PNG_MODES[colours]
             depth = 8 if colours == PNG_PALETTE else depth
         elif kind == b"tRNS":
@@ -137,7 +137,7 @@ def _read_png(data: Bytes) -> Header:
             pixels = True
         elif kind == b"IEND":
             if not pixels:
-                raise _malformed("PNG", "it has no IDAT chunk, so no pixels")
+                raise _malformation("PNG", "it has no IDAT chunk, so no pixels")
             return Header("PNG", *size, frames, tiff.orientation_in(exif), mode, depth)
         position = end + 4
     raise _too_many("PNG", "chunks")
@@ -153,22 +153,22 @@ def _crc(data: Bytes, start: int, end: int) -> bytes:
 def _read_jpeg(data: Bytes) -> Header:
     """Segments of the first image (ITU-T T.81, annex B); a phone's gain map or preview behind it
     (MPO) does not count."""
-    position, size, exif, scanned = 2, (0, 0), b"", False
+    position, size, exif, has_scan = 2, (0, 0), b"", False
     mode: Mode = "RGB"
     for _ in range(MAX_PARTS):
         marker, position = _next_marker(data, position)
         if marker in ALONE:
             continue
         if marker == EOI:
-            if not scanned or 0 in size:
-                raise _malformed("JPEG", "it has no scan, so no pixels")
+            if not has_scan or 0 in size:
+                raise _malformation("JPEG", "it has no scan, so no pixels")
             return Header("JPEG", *size, orientation=tiff.orientation_in(exif), mode=mode)
         length = struct.unpack_from(">H", data, position)[0]
         segment = data[position + 2 : position + length]
         if length < 2:
-            raise _malformed("JPEG", f"the segment at byte {position} has a length of {length}")
+            raise _malformation("JPEG", f"the segment at byte {position} has a length of {length}")
         if len(segment) < length - 2:
-            raise _truncated("JPEG", f"it ends inside the segment at byte {position}")
+            raise _truncation("JPEG", f"it ends inside the segment at byte {position}")
         if marker in SOF:
             precision, height, width, components = struct.unpack_from(">BHHB", segment)
             if precision != 8 or components not in JPEG_MODES:
@@ -179,7 +179,7 @@ def _read_jpeg(data: Bytes) -> Header:
             size, mode = (width, height), JPEG_MODES[components]
         elif marker == APP1 and segment.startswith(tiff.EXIF_PREFIX):
             exif = segment
-        scanned = scanned or marker == SOS
+        has_scan = has_scan or marker == SOS
         position += length
     raise _too_many("JPEG", "segments")
 
@@ -190,14 +190,14 @@ def _next_marker(data: Bytes, position: int) -> tuple[int, int]:
         # One byte more, for a marker of which the FF is the last one here.
         if marker := JPEG_MARKER.search(data, start, start + BLOCK + 1):
             return data[marker.end() - 1], marker.end()
-    raise _truncated("JPEG", "it ends before its EOI marker")
+    raise _truncation("JPEG", "it ends before its EOI marker")
 
 
 def _read_webp(data: Bytes) -> Header:
     """RIFF chunks (RFC 9649, 2 and 3)."""
     end = struct.unpack_from("<I", data, 4)[0] + 8
     if end > len(data):
-        raise _truncated("WEBP", f"its header declares {end} bytes and it has {len(data)}")
+        raise _truncation("WEBP", f"its header declares {end} bytes and it has {len(data)}")
     position, size, frames, exif, pixels, alpha = 12, (0, 0), 1, b"", False, False
     for _ in range(MAX_PARTS + 1):
         if position + 8 > end:
@@ -205,7 +205,7 @@ def _read_webp(data: Bytes) -> Header:
         kind, length = struct.unpack_from("<4sI", data, position)
         start = position + 8
         if start + length > end:
-            raise _truncated("WEBP", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
+            raise _truncation("WEBP", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
         sides = (0, 0)
         if kind == b"VP8X":
             width, height = data[start + 4 : start + 7], data[start + 7 : start + 10]
@@ -214,12 +214,12 @@ def _read_webp(data: Bytes) -> Header:
             frames, alpha = 1 + bool(data[start] & VP8X_ANIMATED), bool(data[start] & VP8X_ALPHA)
         elif kind == b"VP8 ":
             if data[start + 3 : start + 6] != b"\x9d\x01\x2a":
-                raise _malformed("WEBP", "its VP8 chunk does not start with a key frame")
+                raise _malformation("WEBP", "its VP8 chunk does not start with a key frame")
             width, height = struct.unpack_from("<HH", data, start + 6)
             pixels, sides = True, (width & 0x3FFF, height & 0x3FFF)
         elif kind == b"VP8L":
             if data[start] != 0x2F:
-                raise _malformed("WEBP", "its VP8L chunk has the wrong signature")
+                raise _malformation("WEBP", "its VP8L chunk has the wrong signature")
             bits = struct.unpack_from("<I", data, start + 1)[0]
             pixels, sides = True, ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
             alpha = alpha or bool(bits >> 28 & 1)
@@ -231,7 +231,7 @@ def _read_webp(data: Bytes) -> Header:
     else:
         raise _too_many("WEBP", "chunks")
     if not pixels and frames == 1:
-        raise _truncated("WEBP", "it has no VP8 or VP8L chunk, so no pixels")
+        raise _truncation("WEBP", "it has no VP8 or VP8L chunk, so no pixels")
     return Header("WEBP", *size, frames, tiff.orientation_in(exif), "RGBA" if alpha else "RGB")
 
 
@@ -248,14 +248,14 @@ def _read_avif(data: Bytes) -> Header:
         elif length == 0:
             length = len(data) - position
         if length < 8:
-            raise _malformed("AVIF", f"the box at byte {position} has a length of {length}")
+            raise _malformation("AVIF", f"the box at byte {position} has a length of {length}")
         if position + length > len(data):
-            raise _truncated("AVIF", f"it ends inside the {_ascii(kind)} box at byte {position}")
+            raise _truncation("AVIF", f"it ends inside the {_ascii(kind)} box at byte {position}")
         position += length
     else:
         raise _too_many("AVIF", "boxes")
     if not pixels:
-        raise _truncated("AVIF", "it has no mdat box, so no pixels")
+        raise _truncation("AVIF", "it has no mdat box, so no pixels")
     # Pillow can be built without it.
     from PIL import _avif
 
@@ -266,9 +266,9 @@ def _read_avif(data: Bytes) -> Header:
         (width, height), frames, mode, _, _, orientation, _ = decoder.get_info()
     # It raises ValueError and others, and all of it says the same: this header cannot be read.
     except Exception as error:
-        raise _malformed("AVIF", f"its header cannot be read ({error})") from error
+        raise _malformation("AVIF", f"its header cannot be read ({error})") from error
     if mode not in AVIF_MODES:
-        raise _malformed("AVIF", f"its mode is {mode}")
+        raise _malformation("AVIF", f"its mode is {mode}")
     if not 1 <= orientation <= 8:
         orientation = 1
     # The first codec configuration is the image's.
@@ -289,16 +289,16 @@ if features.check("avif"):
     FORMATS["AVIF"] = _read_avif
 
 
-def _truncated(name: str, reason: str) -> ImageTruncated:
+def _truncation(name: str, reason: str) -> ImageTruncated:
     return ImageTruncated(f"The {name} file is cut short: {reason}.")
 
 
-def _malformed(name: str, reason: str) -> ImageError:
+def _malformation(name: str, reason: str) -> ImageError:
     return ImageError(f"The {name} file cannot be read: {reason}.")
 
 
 def _too_many(name: str, what: str) -> ImageError:
-    return _malformed(name, f"it has more than {MAX_PARTS} {what}, the most that are read")
+    return _malformation(name, f"it has more than {MAX_PARTS} {what}, the most that are read")
 
 
 def _ascii(kind: bytes) -> str:

@@ -22,6 +22,8 @@ __all__ = ["Idempotency"]
 
 # Longer than it takes to store an image that has arrived whole.
 LEASE_S = 60
+# How long a key leads to the job that it made.
+TTL_S = 86_400
 RELEASE = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
@@ -39,12 +41,11 @@ class _Entry(BaseModel):
 class Idempotency:
     """Blocking, safe to share between threads. Every method raises QueueUnavailable."""
 
-    def __init__(self, connection: Redis, *, ttl_s: int) -> None:
+    def __init__(self, connection: Redis) -> None:
         self._connection = connection
-        self._ttl_s = ttl_s
         self._release = connection.register_script(RELEASE)
 
-    def made(self, owner: str, key: str) -> bool:
+    def has_job(self, owner: str, key: str) -> bool:
         """Whether the key leads to a job already."""
         entry = self._read(_redis_key(owner, key))
         return entry is not None and entry.done
@@ -59,8 +60,8 @@ class Idempotency:
             IdempotencyPending: such a request is being handled at this moment.
         """
         name = _redis_key(owner, key)
-        held = _Entry(request=fingerprint, job=job_id, done=False)
-        while not self._set(name, held):
+        lease = _Entry(request=fingerprint, job=job_id, done=False)
+        while not self._set(name, lease):
             entry = self._read(name)
             if entry is None:
                 # It ran out in this moment.
@@ -76,13 +77,13 @@ class Idempotency:
                 "The first request with this Idempotency-Key is not answered yet; ask again.",
                 retry_after=1,
             )
-        done = held.model_copy(update={"done": True})
-        return Claim(name, held.model_dump_json(), done.model_dump_json(), self._ttl_s)
+        done = lease.model_copy(update={"done": True})
+        return Claim(name, lease.model_dump_json(), done.model_dump_json(), TTL_S)
 
     def release(self, claim: Claim) -> None:
         """Frees a key whose request made no job, for the next one."""
         with queue_errors(self._connection):
-            self._release(keys=[claim.key], args=[claim.held])
+            self._release(keys=[claim.key], args=[claim.lease])
 
     def forget(self, owner: str, key: str) -> None:
         """Frees a key whose job is not known any more."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from models.parameters import OutputFormat
+
 from .errors import OutputTooLarge
-from .schema import OutputFormat
 
 __all__ = ["MAX_PARTS", "RESULT_TYPES", "Bytes", "Header", "Mode", "check_side"]
 

@@ -5,8 +5,8 @@
                         webhook_secret
 
 A key reads `ssr_{id}_{secret}`. The id names it in lists and logs; of the secret, 256 random bits,
-only the SHA-256 digest is kept. A slow password hash would add nothing: nobody can try 2**256
-secrets, however fast a try is. A revoked key stays listed, so that revoking the last one does not
+only the SHA-256 digest is kept. A slow password hash would add nothing, for 2**256 secrets cannot
+be tried, however fast a try is. A revoked key stays listed, so that revoking the last one does not
 open a service that asks for keys as soon as there are any.
 """
 
@@ -76,7 +76,7 @@ class Keys:
             "name": name,
             "digest": _digest(secret),
             "created_at": now.isoformat(),
-            # Signing needs the secret itself; whoever can read Redis can move jobs anyway.
+            # Signing needs the secret itself; a reader of Redis can move jobs anyway.
             "webhook_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         }
         if max_queued is not None:
@@ -94,8 +94,8 @@ class Keys:
         """All keys, revoked ones too, the oldest first."""
         with queue_errors(self._connection):
             ids = [as_text(key_id) for key_id in self._connection.zrange(NAMES_KEY, 0, -1)]
-        found = (self._read(key_id) for key_id in ids)
-        return [_info(key_id, raw) for key_id, raw in zip(ids, found, strict=True) if raw]
+        records = (self._read(key_id) for key_id in ids)
+        return [_info(key_id, raw) for key_id, raw in zip(ids, records, strict=True) if raw]
 
     def revoke(self, key_id: str) -> KeyInfo:
         """Ends a key, given by its id or anything that begins with its prefix.
@@ -103,7 +103,7 @@ class Keys:
         Raises KeyNotFound. A key that is revoked already stays as it is.
         """
         key_id = _id_of(key_id)
-        fields = self._known(key_id)
+        fields = self._fields_of(key_id)
         if "revoked_at" not in fields:
             fields["revoked_at"] = datetime.now(UTC).isoformat()
             with queue_errors(self._connection):
@@ -121,8 +121,8 @@ class Keys:
         if match is None:
             return None
         fields = self._read(match["id"])
-        known = fields.get("digest", _digest(""))
-        if not hmac.compare_digest(known, _digest(match["secret"])) or "revoked_at" in fields:
+        digest = fields.get("digest", _digest(""))
+        if not hmac.compare_digest(digest, _digest(match["secret"])) or "revoked_at" in fields:
             return None
         info = _info(match["id"], fields)
         now = datetime.now(UTC)
@@ -133,9 +133,9 @@ class Keys:
 
     def webhook_secret(self, key_id: str) -> str:
         """What this key's webhooks are signed with (`whsec_...`); raises KeyNotFound."""
-        return self._known(_id_of(key_id))["webhook_secret"]
+        return self._fields_of(_id_of(key_id))["webhook_secret"]
 
-    def _known(self, key_id: str) -> dict[str, str]:
+    def _fields_of(self, key_id: str) -> dict[str, str]:
         fields = self._read(key_id)
         if not fields:
             raise KeyNotFound(f"There is no key {key_id!r}; `stablesr keys list` shows them.")
@@ -161,5 +161,5 @@ def _digest(secret: str) -> str:
 
 
 def _info(key_id: str, fields: dict[str, str]) -> KeyInfo:
-    shown = {name: value for name, value in fields.items() if name in KeyInfo.model_fields}
-    return KeyInfo.model_validate({"id": key_id, **shown})
+    public = {name: value for name, value in fields.items() if name in KeyInfo.model_fields}
+    return KeyInfo.model_validate({"id": key_id, **public})

@@ -21,9 +21,8 @@ from redis import Redis
 
 from .connection import as_text, queue_errors
 from .errors import BadCursor, JobNotFound, RecordUnreadable
-from .fields import job_of, moment, record_key, text
-from .records import Records, owner_key, unknown
-from .schema import Job, JobState
+from .job_store import JobStore, moment, owner_key, record_key, text, unknown
+from .schema import Job, JobState, job_of
 
 __all__ = ["Cursor", "Page", "read_page"]
 
@@ -38,24 +37,25 @@ MOST_READ = 1000
 class Cursor:
     """The place of one job in the order: when it was created, then its id."""
 
-    created: float
+    timestamp: float
     job_id: str
 
     def __str__(self) -> str:
-        raw = f"{self.created:.6f} {self.job_id}".encode()
+        raw = f"{self.timestamp:.6f} {self.job_id}".encode()
         return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
     @classmethod
-    def parse(cls, given: str) -> Self:
+    def parse(cls, cursor_text: str) -> Self:
         """What `str` gave; raises BadCursor."""
         try:
-            raw = base64.b64decode(given + "=" * (-len(given) % 4), altchars=b"-_", validate=True)
-            created, job_id = raw.decode("ascii").split(" ")
-            cursor = cls(float(created), job_id)
+            padding = "=" * (-len(cursor_text) % 4)
+            raw = base64.b64decode(cursor_text + padding, altchars=b"-_", validate=True)
+            timestamp, job_id = raw.decode("ascii").split(" ")
+            cursor = cls(float(timestamp), job_id)
         except (binascii.Error, ValueError) as error:
-            raise BadCursor(_said(given)) from error
-        if not math.isfinite(cursor.created):
-            raise BadCursor(_said(given))
+            raise BadCursor(_bad_cursor(cursor_text)) from error
+        if not math.isfinite(cursor.timestamp):
+            raise BadCursor(_bad_cursor(cursor_text))
         return cursor
 
 
@@ -83,13 +83,13 @@ def read_page(
     read = 0
     while read < MOST_READ:
         places = _places(connection, owner, cursor)
-        found = _read(connection, owner, places)
+        by_id = _read(connection, owner, places)
         for place in places:
             if len(jobs) == limit:
                 return Page(jobs, cursor)
             read += 1
             cursor = place
-            job = found.get(place.job_id)
+            job = by_id.get(place.job_id)
             if job is not None and state in (None, job.state):
                 jobs.append(job)
         if len(places) < BATCH:
@@ -99,7 +99,7 @@ def read_page(
 
 def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor]:
     """The next BATCH places behind the cursor."""
-    highest = "+inf" if cursor is None else f"{cursor.created:.6f}"
+    highest = "+inf" if cursor is None else f"{cursor.timestamp:.6f}"
     # Two jobs of one microsecond share a score; then the id decides, as it does in Redis.
     start = 0
     places: list[Cursor] = []
@@ -122,7 +122,7 @@ def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor
 
 def _order(place: Cursor) -> tuple[str, str]:
     # As text of one width: a score that went through a cursor has six decimals and no more.
-    return f"{place.created:020.6f}", place.job_id
+    return f"{place.timestamp:020.6f}", place.job_id
 
 
 def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, Job]:
@@ -136,22 +136,22 @@ def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, 
         time, *raws = pipe.execute()
     now = moment(time)
     jobs: dict[str, Job] = {}
-    gone: list[str] = []
+    missing: list[str] = []
     for job_id, raw in zip(ids, raws, strict=True):
         try:
             if not raw:
                 raise unknown(job_id)
             job = job_of(job_id, text(raw))
             if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
-                job = Records(connection).expire(job_id)
+                job = JobStore(connection).expire(job_id)
             jobs[job_id] = job
         except JobNotFound:
-            gone.append(job_id)
+            missing.append(job_id)
         except RecordUnreadable as error:
             _tell(error.detail)
-    if gone:
+    if missing:
         with queue_errors(connection):
-            connection.zrem(owner_key(owner), *gone)
+            connection.zrem(owner_key(owner), *missing)
     return jobs
 
 
@@ -161,5 +161,5 @@ def _tell(fault: str) -> None:
     logger.error("A job is left out of the list: %s", fault)
 
 
-def _said(given: str) -> str:
-    return f"cursor must be one that a page of jobs gave as `next`; got {given[:80]!r}."
+def _bad_cursor(cursor_text: str) -> str:
+    return f"cursor must be one that a page of jobs gave as `next`; got {cursor_text[:80]!r}."

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import structlog
 
 from jobs.settings import Settings
 
-__all__ = ["configure_logging"]
+__all__ = ["CONSOLE", "configure_logging"]
+
+CONSOLE = "STABLESR_CONSOLE"
+"""In the environment of processes whose lines `stablesr up` shows to a person."""
 
 
 def configure_logging(settings: Settings) -> None:
-    """Sends every log line to stderr: JSON, or text for people (`auto`: on a terminal)."""
-    console = settings.log_format == "console" or (
-        settings.log_format == "auto" and sys.stderr.isatty()
-    )
-    shared: list[structlog.typing.Processor] = [
+    """Sends every log line to stderr: JSON, or text on a terminal."""
+    console = sys.stderr.isatty() or CONSOLE in os.environ
+    processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -26,7 +28,7 @@ def configure_logging(settings: Settings) -> None:
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            *shared,
+            *processors,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -45,7 +47,7 @@ def configure_logging(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=processors,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )

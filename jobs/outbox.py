@@ -3,8 +3,8 @@
     stablesr:webhooks            sorted set: id of an ended job -> when to call its webhook
     stablesr:webhooks:attempts   id -> attempts begun
 
-`jobs.moves` puts a job on the agenda in the same breath as it ends it, so that no call is lost.
-Several senders share the agenda: whoever takes a call has it for LEASE_S, and should it die in
+`jobs.states` puts a job on the agenda in the same breath as it ends it, so that no call is lost.
+Several senders share the agenda: the one that takes a call has it for LEASE_S, and should it die in
 between, another one calls again. A receiver may so be called twice, never not at all.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from redis import Redis
 
 from .connection import as_text, queue_errors
-from .records import WEBHOOKS_KEY
+from .job_store import WEBHOOKS_KEY
 
 __all__ = ["ATTEMPTS", "Call", "Outbox"]
 
@@ -60,7 +60,7 @@ class Outbox:
             answer: Any = self._take(keys=[WEBHOOKS_KEY, ATTEMPTS_KEY], args=[LEASE_S])
         return None if answer is None else Call(as_text(answer[0]), int(answer[1]))
 
-    def done(self, call: Call) -> None:
+    def finish(self, call: Call) -> None:
         """The call needs no further attempt."""
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.zrem(WEBHOOKS_KEY, call.job_id)
@@ -70,7 +70,7 @@ class Outbox:
     def again(self, call: Call) -> bool:
         """Puts a failed call off to its next attempt; False when that was the last, and it goes."""
         if call.attempt >= ATTEMPTS:
-            self.done(call)
+            self.finish(call)
             return False
         # Calls that failed together, because their receiver was away, do not come back together.
         pause = PAUSES_S[call.attempt - 1] * random.uniform(0.9, 1.1)

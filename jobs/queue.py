@@ -12,18 +12,22 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import WatchError
 
+from models.parameters import UpscaleParameters
+
 from .connection import connect, queue_errors
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
+from .job_store import JobStore, record_key, unknown, waiting_key
 from .listing import Cursor, Page, read_page
-from .records import Records, record_key, unknown, waiting_key
-from .rq_job import Queue, enqueue, open_queue, withdraw
-from .schema import ANYONE, ImageInfo, Job, JobState, Origin, Parameters
+from .rq_adapter import QUEUE_TTL_S, Queue, enqueue, open_queue, withdraw
+from .schema import ANYONE, ImageInfo, Job, JobState, Origin
 from .settings import Settings
 from .workers import WorkerInfo, Workers
 
 __all__ = ["JobQueue"]
 
 UNKNOWN_ORIGIN = Origin()
+# An image that no job followed within this time is removed; storing one takes less.
+UPLOAD_GRACE_S = 900
 
 
 class JobQueue:
@@ -35,7 +39,7 @@ class JobQueue:
     def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
         self._settings = settings
         self._connection = connection if connection is not None else connect(settings)
-        self._records = Records(self._connection)
+        self._records = JobStore(self._connection)
         self._workers = Workers(self._connection, ttl_s=settings.worker_ttl_s)
         self._queues: dict[str, Queue] = {}
 
@@ -45,12 +49,12 @@ class JobQueue:
         Called before `inputs/{job_id}` is written, so that it cannot outlive a process that dies
         between storing it and `submit`.
         """
-        self._records.announce(job_id, within_s=self._settings.upload_grace_s)
+        self._records.announce(job_id, within_s=UPLOAD_GRACE_S)
 
     def submit(
         self,
         job_id: str,
-        parameters: Parameters,
+        parameters: UpscaleParameters,
         image: ImageInfo,
         origin: Origin = UNKNOWN_ORIGIN,
     ) -> Job:
@@ -66,18 +70,18 @@ class JobQueue:
         pipe: Any
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             # Watching also keeps redis-py from sending the transaction twice over a bad line.
-            claim, owned = origin.claim, waiting_key(origin.counted)
+            claim, quota_set = origin.claim, waiting_key(origin.quota_key)
             pipe.watch(record_key(job_id), *([] if claim is None else [claim.key]))
             with self._connection.pipeline(transaction=False) as reads:
                 reads.exists(record_key(job_id))
                 reads.get("" if claim is None else claim.key)
                 reads.llen(queue.key)
-                reads.zcard(owned)
+                reads.zcard(quota_set)
                 reads.time()
                 exists, holder, queued, waiting, (seconds, micros) = reads.execute()
             if exists:
                 raise JobExists(f"There is a job {job_id!r} already.")
-            if claim is not None and holder != claim.held.encode():
+            if claim is not None and holder != claim.lease.encode():
                 raise QueueUnavailable(
                     f"Storing the image of job {job_id} took longer than its idempotency key "
                     "is kept for it. Submit it again.",
@@ -93,16 +97,16 @@ class JobQueue:
                 image,
                 origin,
                 now=seconds + micros / 1e6,
-                wait_s=settings.queue_ttl_s,
+                wait_s=QUEUE_TTL_S,
                 keep_s=settings.result_ttl_s,
             )
             enqueue(queue, pipe, job_id, settings)
             if claim is not None:
                 pipe.set(claim.key, claim.value, ex=claim.ttl_s)
             pipe.llen(queue.key)
-            pipe.zcard(owned)
+            pipe.zcard(quota_set)
             try:
-                queued, waiting = pipe.execute()[-2:]
+                length, waiting = pipe.execute()[-2:]
             except WatchError as error:
                 raise QueueUnavailable(
                     f"Job {job_id} could not be queued: the connection to Redis broke or the id "
@@ -111,12 +115,13 @@ class JobQueue:
                 ) from error
         try:
             # Submissions at the same moment all saw room; those that had none are taken back.
-            self._check_room(parameters.preset, queued)
+            self._check_room(parameters.preset, length)
             _check_quota(origin, waiting)
         except (QueueFull, QuotaExceeded):
-            if self._take_back(queue, job_id, origin):
+            if withdraw(queue, job_id):
+                self._records.forget(job_id, origin)
                 raise
-        return job.model_copy(update={"queue_position": queued})
+        return job.model_copy(update={"queue_position": length})
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """The job now, with its place in the queue while it waits.
@@ -127,8 +132,8 @@ class JobQueue:
         job = self._records.get(job_id)
         if job.owner != owner:
             raise unknown(job_id)
-        [placed] = self._placed([job])
-        return placed
+        [with_place] = self._with_places([job])
+        return with_place
 
     def page(
         self,
@@ -140,7 +145,7 @@ class JobQueue:
     ) -> Page:
         """The owner's jobs, newest first, from the cursor on; see `jobs.listing`."""
         page = read_page(self._connection, owner, limit=limit, state=state, cursor=cursor)
-        return Page(self._placed(page.jobs), page.next)
+        return Page(self._with_places(page.jobs), page.next)
 
     def cancel(self, job_id: str, owner: str = ANYONE) -> Job:
         """Cancels a job; raises JobNotFound, also for a job of another owner, and JobEnded.
@@ -153,10 +158,10 @@ class JobQueue:
         job = self._records.cancel(job_id)
         if job.state is JobState.CANCELED:
             # Should this fail, the worker that meets the id finds the record canceled.
-            self._withdraw(self._queue(job.preset), job_id)
+            withdraw(self._queue(job.preset), job_id)
         return job
 
-    def queued(self, preset: str) -> int:
+    def length(self, preset: str) -> int:
         """How many jobs of the preset wait."""
         with queue_errors(self._connection):
             return int(self._connection.llen(self._queue(preset).key))
@@ -167,7 +172,7 @@ class JobQueue:
 
     def check_room(self, preset: str, length: int | None = None) -> None:
         """Raises QueueFull when no further job fits; to be asked before a file is stored."""
-        self._check_room(preset, (self.queued(preset) if length is None else length) + 1)
+        self._check_room(preset, (self.length(preset) if length is None else length) + 1)
 
     def workers(self, preset: str | None = None) -> list[WorkerInfo]:
         """The live workers, of one preset or all."""
@@ -179,35 +184,24 @@ class JobQueue:
     def _queue(self, preset: str) -> Queue:
         return self._queues.setdefault(preset, open_queue(preset, self._connection))
 
-    def _check_room(self, preset: str, queued: int) -> None:
+    def _check_room(self, preset: str, length: int) -> None:
         most = self._settings.max_queued
-        if queued > most:
+        if length > most:
             raise QueueFull(
                 f"{most} jobs for {preset} wait already, which is the most; try again later.",
                 limit=most,
                 retry_after=30,
             )
 
-    def _withdraw(self, queue: Queue, job_id: str) -> bool:
-        """Takes a waiting job out of RQ; False when a worker has it already."""
-        with queue_errors(self._connection):
-            return withdraw(queue, job_id)
-
-    def _take_back(self, queue: Queue, job_id: str, origin: Origin) -> bool:
-        if not self._withdraw(queue, job_id):
-            return False
-        self._records.forget(job_id, origin)
-        return True
-
-    def _placed(self, jobs: Sequence[Job]) -> list[Job]:
+    def _with_places(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs, each queued one with its place."""
-        queued = [job for job in jobs if job.state is JobState.QUEUED]
-        if not queued:
+        waiting = [job for job in jobs if job.state is JobState.QUEUED]
+        if not waiting:
             return [*jobs]
         with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            for job in queued:
+            for job in waiting:
                 pipe.lpos(self._queue(job.preset).key, job.id)
-            places = dict(zip((job.id for job in queued), pipe.execute(), strict=True))
+            places = dict(zip((job.id for job in waiting), pipe.execute(), strict=True))
         return [
             job.model_copy(update={"queue_position": 1 + (places[job.id] or 0)})
             if job.id in places

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from models.presets import PRESETS
+
 from .connection import Command, LoopClient
 from .errors import RecordUnreadable
-from .fields import job_of, moment, record_key
-from .presets import PRESETS
+from .job_store import moment, record_key, unknown, waiting_key
 from .queue import JobQueue
-from .records import unknown, waiting_key
-from .rq_job import queue_key
-from .schema import ANYONE, Job, JobState
+from .rq_adapter import queue_key
+from .schema import ANYONE, Job, JobState, job_of
 from .workers import NAMES_KEY, WorkerInfo, parse_worker, worker_key
 
 __all__ = ["Capacity", "JobReader"]

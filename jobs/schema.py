@@ -6,54 +6,41 @@ sizes are pixels after the EXIF orientation is applied, weights of files are byt
 
 from __future__ import annotations
 
-import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import Problem
-from .presets import PRESETS, get_preset
+from models.parameters import UpscaleParameters
+
+from .errors import Problem, RecordUnreadable
 
 __all__ = [
     "ACTIVE",
     "ANYONE",
-    "ENDED",
-    "PROMPT_MAX",
-    "SEED_MAX",
+    "FINAL",
     "Claim",
-    "ColorFix",
     "ImageInfo",
     "Job",
     "JobState",
     "Origin",
-    "OutputFormat",
-    "Parameters",
     "Progress",
     "ResultInfo",
-    "Sampler",
     "Stage",
-    "Start",
     "Timings",
+    "job_of",
     "new_job_id",
+    "new_record",
 ]
 
-Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
-Start = Literal["lr", "noise"]
-ColorFix = Literal["adain", "wavelet", "none"]
-OutputFormat = Literal["png", "webp", "jpeg", "tiff"]
 Stage = Literal["load", "encode", "denoise", "decode", "save"]
 
 ANYONE = ""
 """The owner of what is asked without a key."""
-
-# What torch.Generator.manual_seed takes and a JSON number keeps exactly in every client.
-SEED_MAX = 2**32 - 1
-# Characters; the text tower reads 75 tokens, of four characters each or so.
-PROMPT_MAX = 1000
 
 
 class JobState(StrEnum):
@@ -65,12 +52,12 @@ class JobState(StrEnum):
     EXPIRED = "expired"
 
     @property
-    def ended(self) -> bool:
-        return self in ENDED
+    def is_final(self) -> bool:
+        return self in FINAL
 
 
 ACTIVE = frozenset({JobState.QUEUED, JobState.PROCESSING})
-ENDED = frozenset(JobState) - ACTIVE
+FINAL = frozenset(JobState) - ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,131 +78,31 @@ class Origin:
     client: str = ""
 
     @property
-    def counted(self) -> str:
+    def quota_key(self) -> str:
         """Whose waiting jobs its job is counted among."""
         return self.owner or self.client
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A Redis key that holds `held` and is set to `value` together with the job's record.
+    """A Redis key that holds `lease` and is set to `value` together with the job's record.
 
     Where it holds something else by then, there is no job either.
     """
 
     key: str
-    held: str
+    lease: str
     value: str
     ttl_s: int
 
 
 def new_job_id() -> str:
-    """A fresh id: 32 hexadecimal digits that nobody can guess and RQ accepts as its own."""
+    """A fresh id: 32 random hexadecimal digits, which RQ accepts as its own."""
     return uuid.uuid4().hex
-
-
-def _draw_seed() -> int:
-    return secrets.randbelow(SEED_MAX + 1)
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Parameters(_Model):
-    """What a client asks for, complete: whatever was left out is the preset's default.
-
-    A seed is drawn when none is given, so that a job run again gives the same image. `None` means
-    "left out" for every field, which lets a form pass on what it has.
-    """
-
-    preset: str = "tiny"
-    fidelity_weight: Annotated[
-        float, Field(ge=0, le=1, description="0: most detail; 1: closest to the input")
-    ] = 0.5
-    scale: Annotated[float, Field(ge=1, le=16, description="Result side / input side")] = 4.0
-    steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps")] = 4
-    sampler: Sampler = "ddpm"
-    eta: Annotated[
-        float | None, Field(ge=0, le=1, description="Noise of the sampler ddim; 1 when left out")
-    ] = None
-    start: Annotated[Start, Field(description="Begin at the noised input, or at noise alone")] = (
-        "lr"
-    )
-    prompt: Annotated[
-        str,
-        Field(
-            max_length=PROMPT_MAX,
-            description="What the image shows; GET /models says which presets read it",
-        ),
-    ] = ""
-    negative_prompt: Annotated[
-        str, Field(max_length=PROMPT_MAX, description="What guidance leads away from")
-    ] = ""
-    guidance_scale: Annotated[
-        float,
-        Field(ge=1, le=20, description="1: none; above: closer to the prompt, at twice the work"),
-    ] = 1.0
-    color_fix: ColorFix = "adain"
-    seed: Annotated[int, Field(ge=0, le=SEED_MAX)] = Field(default_factory=_draw_seed)
-    tile_overlap: Annotated[
-        int, Field(ge=0, le=56, multiple_of=8, description="Latent pixels shared by two tiles")
-    ] = 32
-    output_format: OutputFormat = "png"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        given = {name: value for name, value in values.items() if value is not None}
-        name = given.get("preset", "tiny")
-        if isinstance(name, str) and (preset := PRESETS.get(name)):
-            given.setdefault("steps", preset.steps)
-            given.setdefault("fidelity_weight", preset.fidelity_weight)
-        return given
-
-    @field_validator("preset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
-        return name
-
-    @field_validator("prompt", "negative_prompt")
-    @classmethod
-    def _without_edges(cls, text: str) -> str:
-        return text.strip()
-
-    @model_validator(mode="after")
-    def _within_preset(self) -> Parameters:
-        preset = get_preset(self.preset)
-        if self.scale > preset.scale_max:
-            raise ValueError(
-                f"scale must be at most {preset.scale_max:g} for {self.preset}; got {self.scale:g}"
-            )
-        if not preset.prompts and (self.prompt or self.negative_prompt):
-            name = "prompt" if self.prompt else "negative_prompt"
-            raise ValueError(
-                f"{name} must be left out for {self.preset}, whose weights hold no text tower"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _have_an_effect(self) -> Parameters:
-        """Refuses what the other choices would silently undo."""
-        if self.eta is not None and self.sampler != "ddim":
-            raise ValueError(
-                f"eta must be left out for the sampler {self.sampler}; only ddim takes it"
-            )
-        if self.negative_prompt and self.guidance_scale == 1:
-            raise ValueError("negative_prompt needs a guidance_scale above 1")
-        if self.guidance_scale > 1 and not self.prompt and not self.negative_prompt:
-            raise ValueError(
-                "guidance_scale must be 1 without prompt and negative_prompt; "
-                f"got {self.guidance_scale:g}"
-            )
-        return self
 
 
 class Progress(_Model):
@@ -276,7 +163,7 @@ class Job(_Model):
     id: str
     state: JobState
     preset: str
-    parameters: Parameters
+    parameters: UpscaleParameters
     input: ImageInfo
     created_at: datetime
     started_at: datetime | None = None
@@ -295,3 +182,89 @@ class Job(_Model):
     owner: str = ""
     request_id: str | None = None
     webhook_url: str | None = None
+
+
+def new_record(
+    parameters: UpscaleParameters,
+    image: ImageInfo,
+    origin: Origin,
+    *,
+    now: float,
+    wait_s: int,
+    keep_s: int,
+) -> dict[str, str]:
+    """The record of a job that is queued now."""
+    fields = {
+        "state": JobState.QUEUED.value,
+        "parameters": parameters.model_dump_json(),
+        "input": image.model_dump_json(),
+        "created_at": f"{now:.6f}",
+        "attempt": "0",
+        "revision": "1",
+        "wait_s": str(wait_s),
+        "keep_s": str(keep_s),
+        "owner": origin.owner,
+        "counted": origin.quota_key,
+    }
+    if origin.request_id is not None:
+        fields["request_id"] = origin.request_id
+    if origin.webhook_url is not None:
+        fields["webhook_url"] = origin.webhook_url
+    return fields
+
+
+def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
+    """A record's fields as the model that both sides know; raises RecordUnreadable.
+
+    Fields may be those of another version: a preset that is gone, parameters that came later.
+    """
+    try:
+        return _job_of(job_id, fields)
+    # What is missing, and what is no number, no state or not valid for its model.
+    except (KeyError, ValueError) as error:
+        raise RecordUnreadable(f"The record of job {job_id} cannot be read: {error}.") from error
+
+
+def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
+    def at(name: str) -> datetime | None:
+        return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
+
+    parameters = UpscaleParameters.model_validate_json(fields["parameters"])
+    creation = datetime.fromtimestamp(float(fields["created_at"]), UTC)
+    start_time, end_time = at("started_at"), at("ended_at")
+    expires = end_time + timedelta(seconds=int(fields["keep_s"])) if end_time else None
+    result = timings = None
+    if "result" in fields and start_time and end_time:
+        result = ResultInfo.model_validate_json(fields["result"])
+        result = result.model_copy(update={"expires_at": expires})
+        timings = Timings.model_validate_json(fields["timings"]).model_copy(
+            update={
+                "queue": (start_time - creation).total_seconds(),
+                "total": (end_time - creation).total_seconds(),
+            }
+        )
+    return Job(
+        id=job_id,
+        state=JobState(fields["state"]),
+        preset=parameters.preset,
+        parameters=parameters,
+        input=ImageInfo.model_validate_json(fields["input"]),
+        created_at=creation,
+        started_at=start_time,
+        ended_at=end_time,
+        expires_at=expires,
+        progress=(
+            Progress.model_validate_json(fields["progress"]) if "progress" in fields else None
+        ),
+        result=result,
+        timings=timings,
+        seed=parameters.seed,
+        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
+        attempt=int(fields["attempt"]),
+        worker=fields.get("worker"),
+        cancel_requested=fields.get("cancel_requested") == "1",
+        revision=int(fields["revision"]),
+        owner=fields.get("owner", ANYONE),
+        request_id=fields.get("request_id"),
+        webhook_url=fields.get("webhook_url"),
+    )

@@ -14,20 +14,41 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .errors import InvalidSettings
-from .presets import PRESETS
+from models.presets import PRESETS
 
-__all__ = ["Settings", "parse_bytes"]
+from .errors import InvalidSettings
+
+__all__ = ["Settings", "parse_bytes", "state_folder"]
 
 MIB = 1024 * 1024
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 # Storage that several hosts can share, as obstore names it.
 _BLOB_SCHEMES = ("s3://", "gs://", "az://")
 # Settings that went away, and what replaces them: the environment says nothing in vain.
-_REMOVED = {
-    "STABLESR_FALLBACK": "a worker without its weights is not ready; set STABLESR_PRESET to tiny "
-    "to serve that",
-    "STABLESR_REUSE_EVERY": "ask for fewer steps in its place",
+_REPLACEMENTS = {
+    "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
+    "DECODE_TILE": "set STABLESR_MEMORY_LIMIT, by which strips are planned",
+    "DEVICES": "name them in STABLESR_DEVICE, comma-separated",
+    "FALLBACK": "a worker without its weights is not ready; set STABLESR_PRESET to tiny to serve "
+    "that",
+    "HEAD_TIMEOUT_S": "a request's head has 10 seconds",
+    "HEARTBEAT_S": "it is a quarter of STABLESR_WORKER_TTL_S",
+    "IDEMPOTENCY_TTL_S": "keys are known for a day",
+    "LOG_FORMAT": "logs are JSON, and text on a terminal",
+    "MAINTENANCE_S": "it is STABLESR_WORKER_TTL_S",
+    "MAX_QUEUED_EACH": "it is a tenth of STABLESR_MAX_QUEUED, or the key's own number",
+    "MAX_STREAMS": "it is five eighths of STABLESR_MAX_CONNECTIONS",
+    "MAX_STREAMS_EACH": "it is a fortieth of STABLESR_MAX_CONNECTIONS",
+    "MAX_TRANSFERS": "it is an eighth of STABLESR_MAX_CONNECTIONS",
+    "MAX_TRANSFERS_EACH": "it is a fortieth of STABLESR_MAX_CONNECTIONS",
+    "QUEUE_TTL_S": "a job waits for a week at most",
+    "READS_PER_MINUTE": "it is ten times STABLESR_UPLOADS_PER_MINUTE",
+    "REUSE_EVERY": "ask for fewer steps in its place",
+    "SCRATCH": "set TMPDIR",
+    "SEND_TIMEOUT_S": "a client may pause for 30 seconds",
+    "STEP_TIMEOUT_S": "it is a sixth of STABLESR_JOB_TIMEOUT_S",
+    "UPLOAD_GRACE_S": "an image without a job is removed after 15 minutes",
+    "UPLOAD_TIMEOUT_S": "it grows with STABLESR_MAX_UPLOAD_BYTES",
 }
 
 
@@ -37,14 +58,15 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    found = _BYTES.fullmatch(text.strip().lower())
-    if found is None:
+    match = _BYTES.fullmatch(text.strip().lower())
+    if match is None:
         raise ValueError("it must be a number of bytes such as 6GB, 1.5GiB or 500MB")
-    number, prefix, binary = found.groups()
+    number, prefix, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
 
 
-def _state() -> Path:
+def state_folder() -> Path:
+    """Where this machine's blobs and compiled networks lie."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "stablesr"
 
@@ -60,103 +82,119 @@ class Settings(BaseSettings):
         env_prefix="STABLESR_", env_ignore_empty=True, extra="forbid", frozen=True
     )
 
+    # Service and worker
     redis_url: str = "redis://127.0.0.1:6379/0"
     # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
-    blob_root: Path = Field(default_factory=lambda: _state() / "blobs")
+    blob_root: Path = Field(default_factory=lambda: state_folder() / "blobs")
     blob_url: str | None = None
-
     preset: str = "tiny"
     # The licence under which `stablesr weights prepare` may download weights, by its name.
     accept_licence: str | None = None
     host: str = "127.0.0.1"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+
+    # Access
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     # Serving without keys on an address that others reach has to be asked for.
     allow_open: bool = False
-    # Names under which the service answers besides localhost, by commas; * is any. Unset: any,
-    # but localhost alone while it listens there and asks nobody for a key.
-    allowed_hosts: str = ""
     # Ask for a key also while none was ever made; once one was, it is asked for anyway.
     require_key: bool = False
-    # Requests a minute, of a key or of an address without one; 0 is no limit. A key may have a
-    # number of its own for uploads.
-    uploads_per_minute: Annotated[int, Field(ge=0)] = 120
-    reads_per_minute: Annotated[int, Field(ge=0)] = 1200
+    # Names under which the service answers besides localhost, by commas; * is any. Unset: any,
+    # but localhost alone while it listens there and asks for no key.
+    allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""
-    # Open event streams and waiting requests of one process, in all and of one client.
-    max_streams: Annotated[int, Field(ge=1)] = 500
-    max_streams_each: Annotated[int, Field(ge=1)] = 20
-    # Uploads that one process receives and results that it sends at once, in all and of one
-    # client; and its connections, whatever they are for.
-    max_transfers: Annotated[int, Field(ge=1)] = 100
-    max_transfers_each: Annotated[int, Field(ge=1)] = 20
-    max_connections: Annotated[int, Field(ge=1)] = 800
-    # How long a request's head, and its whole upload, may take to arrive, and how long a client
-    # may take nothing of what is sent to it.
-    head_timeout_s: Annotated[float, Field(gt=0)] = 10
-    upload_timeout_s: Annotated[float, Field(gt=0)] = 300
-    send_timeout_s: Annotated[float, Field(gt=0)] = 30
-    # How long an Idempotency-Key leads to the job that it made.
-    idempotency_ttl_s: Annotated[int, Field(ge=1)] = 86_400
     # Lets webhooks reach addresses that are not public; for tests and closed networks.
     webhook_allow_private: bool = False
     # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
     webhook_secret: Annotated[str | None, Field(repr=False)] = None
 
+    # Limits
+    # Uploads a minute, of a key or of an address without one; 0 is no limit. A key may have a
+    # number of its own.
+    uploads_per_minute: Annotated[int, Field(ge=0)] = 120
+    # Of one process, whatever they are for.
+    max_connections: Annotated[int, Field(ge=1)] = 800
+    # Waiting jobs of a preset.
+    max_queued: Annotated[int, Field(ge=1)] = 1000
     max_upload_bytes: Annotated[int, Field(ge=1)] = 50 * MIB
     max_input_pixels: Annotated[int, Field(ge=1)] = 40_000_000
     max_output_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    # An image that no job followed within this time is removed; storing one must take less.
-    upload_grace_s: Annotated[int, Field(ge=1)] = 900
-    # Waiting jobs of a preset; and of one key, or of one address without one, where 0 is no limit
-    # and a key may have a number of its own.
-    max_queued: Annotated[int, Field(ge=1)] = 1000
-    max_queued_each: Annotated[int, Field(ge=0)] = 100
-
     job_timeout_s: Annotated[int, Field(ge=1)] = 1800
-    step_timeout_s: Annotated[int, Field(ge=1)] = 300
-    heartbeat_s: Annotated[float, Field(gt=0)] = 15
-    worker_ttl_s: Annotated[int, Field(ge=1)] = 60
-    maintenance_s: Annotated[int, Field(ge=1)] = 60
-    # How long a job may wait for a worker, and how long its result is kept once it ended.
-    queue_ttl_s: Annotated[int, Field(ge=1)] = 7 * 86_400
+    # How long a result is kept once its job ended.
     result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
+    # A worker that is silent for so long is lost.
+    worker_ttl_s: Annotated[int, Field(ge=1)] = 60
 
+    # Worker
+    # One, or several by commas, which share every network call's tiles.
     device: str = "auto"
-    # Several, by commas, in place of one: they share every network call's tiles.
-    devices: str | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2
     # What the plan of each image decides by itself (docs/memory.md), decided here instead: tiles
-    # in one network call, rows that the autoencoder works on at once, bytes that the process may
-    # take on the device that computes ("6GB"), whether networks that do not work wait on the
-    # host, and the folder for feature maps that fit into no memory (the system's for temporary
-    # files, unless named; it must not lie in memory itself).
+    # in one network call, bytes that the process may take on the device that computes ("6GB"),
+    # and whether networks that do not work wait on the host.
     tile_batch: Annotated[int, Field(ge=1)] | None = None
-    decode_tile: Annotated[int, Field(ge=1)] | None = None
     memory_limit: Annotated[int, Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
-    scratch: Path | None = None
     # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. Off by
-    # itself, for it takes minutes, which one image is not worth; the compose file sets auto. What
-    # was compiled is kept in the folder, for the next start.
+    # itself, for it takes minutes, which one image is not worth; the compose file sets auto.
     compile: Literal["auto", "on", "off"] = "off"
-    compile_cache: Path = Field(default_factory=lambda: _state() / "compiled")
     # Tiles in every network call, the missing ones being filled up: then a result does not depend,
     # not even in its last bit, on what other jobs' tiles shared its calls.
     fixed_batch: Annotated[int, Field(ge=1)] | None = None
-
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
-    log_format: Literal["auto", "json", "console"] = "auto"
+    @property
+    def reads_per_minute(self) -> int:
+        """Other requests of a client than uploads; 0 is no limit."""
+        return 10 * self.uploads_per_minute
+
+    @property
+    def max_streams(self) -> int:
+        """Open event streams and waiting requests of one process."""
+        return max(1, 5 * self.max_connections // 8)
+
+    @property
+    def max_transfers(self) -> int:
+        """Uploads that one process receives and results that it sends at once."""
+        return max(1, self.max_connections // 8)
+
+    @property
+    def max_each(self) -> int:
+        """Streams, and transfers, of one client."""
+        return max(1, self.max_connections // 40)
+
+    @property
+    def max_queued_each(self) -> int:
+        """Waiting jobs of one client whose key has no number of its own."""
+        return max(10, self.max_queued // 10)
+
+    @property
+    def upload_timeout_s(self) -> float:
+        """For a whole upload: 300 seconds, and longer where more than 50 MiB are taken."""
+        return 300 * max(1, self.max_upload_bytes / (50 * MIB))
+
+    @property
+    def step_timeout_s(self) -> float:
+        """A worker that has not gone on for so long hangs."""
+        return self.job_timeout_s / 6
+
+    @property
+    def heartbeat_s(self) -> float:
+        return self.worker_ttl_s / 4
+
+    @property
+    def maintenance_s(self) -> float:
+        """Between two rounds of maintenance."""
+        return self.worker_ttl_s
 
     def __init__(self, **values: Any) -> None:
-        for name, instead in _REMOVED.items():
-            if os.environ.get(name):
-                raise InvalidSettings(f"{name} is not a setting any more: {instead}.")
+        for name, instead in _REPLACEMENTS.items():
+            if os.environ.get(f"STABLESR_{name}"):
+                raise InvalidSettings(f"STABLESR_{name} is not a setting any more: {instead}.")
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -202,18 +240,10 @@ class Settings(BaseSettings):
             raise ValueError(f"it must be one of {', '.join(PRESETS)}")
         return value
 
-    @field_validator("blob_root", "compile_cache")
+    @field_validator("blob_root")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
-
-    @field_validator("worker_ttl_s")
-    @classmethod
-    def _outlives_heartbeat(cls, value: int, info: Any) -> int:
-        beat = info.data.get("heartbeat_s")
-        if beat is not None and value < 2 * beat:
-            raise ValueError(f"it must be at least twice heartbeat_s, which is {beat:g}")
-        return value
 
 
 def _sentence(error: ValidationError) -> str:
@@ -223,9 +253,9 @@ def _sentence(error: ValidationError) -> str:
         reason = fault["msg"].removeprefix("Value error, ")
         reason = reason[:1].lower() + reason[1:]
         # A URL may carry a password: say what is wrong with it, not what it is.
-        shown = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
+        value = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
         if fault["type"] == "extra_forbidden":
             parts.append(f"{name} is not a setting")
         else:
-            parts.append(f"{name} is wrong: {reason}{shown}")
+            parts.append(f"{name} is wrong: {reason}{value}")
     return "; ".join(parts) + "."

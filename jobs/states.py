@@ -7,18 +7,44 @@
 `cancel` is what a client asks: a queued job is canceled there and then, a running one is only
 marked and is canceled when its worker says `stop`. Once marked, a job that would run again
 (`requeue`, `start`) is canceled instead. An ended job never changes, save that the result of a
-succeeded one expires. `jobs.records` applies this table inside Redis, so each move is atomic.
+succeeded one expires. `transition.lua` applies this table inside Redis, so each transition is
+atomic; it counts and publishes them too:
+
+    stablesr:figures             stablesr_job_moves_total|state={state} -> jobs that came into it
+    stablesr:figures:{minute}    state -> jobs that came into it in that minute
+    stablesr:moves               channel: "id revision state", one message a change
+
+Listeners take a message as a hint to look at the record, never as the truth: Redis forgets one
+that is not heard, so they also look by themselves now and then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Self
 
 from .schema import JobState
 
-__all__ = ["TRANSITIONS", "TRANSITIONS_WHEN_MARKED", "Event", "next_state"]
+__all__ = [
+    "CHANNEL",
+    "COUNTS_KEY",
+    "COUNT_FIELD",
+    "MINUTE_TTL_S",
+    "TRANSITIONS",
+    "TRANSITIONS_WHEN_MARKED",
+    "Event",
+    "Transition",
+    "minute_key",
+    "next_state",
+]
+
+CHANNEL = "stablesr:moves"
+COUNTS_KEY = "stablesr:figures"
+COUNT_FIELD = "stablesr_job_moves_total|state="
+MINUTE_TTL_S = 180
 
 
 class Event(StrEnum):
@@ -38,7 +64,7 @@ _QUEUED, _PROCESSING, _CANCELED = JobState.QUEUED, JobState.PROCESSING, JobState
 
 TRANSITIONS: Table = MappingProxyType(
     {
-        # From processing: a worker died and its job is handed out again before anybody noticed.
+        # From processing: a worker died and its job is handed out again before that was noticed.
         Event.START: {_QUEUED: _PROCESSING, _PROCESSING: _PROCESSING},
         Event.PROGRESS: {_PROCESSING: _PROCESSING},
         Event.SUCCEED: {_PROCESSING: JobState.SUCCEEDED},
@@ -59,6 +85,26 @@ TRANSITIONS_WHEN_MARKED: Table = MappingProxyType(
 )
 
 
-def next_state(state: JobState, event: Event, *, marked: bool = False) -> JobState | None:
+def next_state(state: JobState, event: Event, *, cancel_requested: bool = False) -> JobState | None:
     """Where the event takes a job, or None where it cannot happen; marked: cancel was asked."""
-    return (TRANSITIONS_WHEN_MARKED if marked else TRANSITIONS)[event].get(state)
+    return (TRANSITIONS_WHEN_MARKED if cancel_requested else TRANSITIONS)[event].get(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A record's revision and the state it is in since."""
+
+    job_id: str
+    revision: int
+    state: JobState
+
+    @classmethod
+    def parse(cls, message: bytes) -> Self:
+        """A message of the channel; raises ValueError for what the script does not send."""
+        job_id, revision, state = message.decode().split(" ")
+        return cls(job_id, int(revision), JobState(state))
+
+
+def minute_key(now: float) -> str:
+    """The counts of the minute that Redis' time, in seconds, lies in."""
+    return f"{COUNTS_KEY}:{int(now // 60)}"

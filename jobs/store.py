@@ -28,11 +28,11 @@ __all__ = ["BlobInfo", "BlobStore", "input_key", "result_key"]
 
 _FOLDERS = ("inputs", "results")
 _KEY = re.compile(rf"({'|'.join(_FOLDERS)})/[A-Za-z0-9_-]{{1,64}}")
-_STAGED = re.compile(r"[A-Za-z0-9_-]{1,64}#[0-9]+")
+_PARTIAL = re.compile(r"[A-Za-z0-9_-]{1,64}#[0-9]+")
 # Written this much at a time: bounds the memory that a large image takes in passing.
-WRITTEN = 5 * 1024 * 1024
+WRITE_CHUNK = 5 * 1024 * 1024
 # Read this much at a time: every reader who is slow to take a result holds two or three of them.
-READ = 64 * 1024
+READ_CHUNK = 64 * 1024
 
 
 def input_key(job_id: str) -> str:
@@ -79,7 +79,7 @@ class BlobStore:
         """Stores the blob, replacing what was there. A source that raises leaves nothing."""
         _check(key)
         with _store_errors("store", key):
-            obstore.put(self._store, key, data, chunk_size=WRITTEN)
+            obstore.put(self._store, key, data, chunk_size=WRITE_CHUNK)
 
     def get(self, key: str) -> bytes:
         """The whole blob; raises BlobNotFound."""
@@ -101,8 +101,9 @@ class BlobStore:
                 options = {"range": (start, end)}
             elif start:
                 options = {"range": {"offset": start}}
-            pieces = obstore.get(self._store, key, options=options).stream(min_chunk_size=READ)
-        return _guarded(pieces, key)
+            answer = obstore.get(self._store, key, options=options)
+            pieces = answer.stream(min_chunk_size=READ_CHUNK)
+        return _chunks(pieces, key)
 
     def head(self, key: str) -> BlobInfo:
         """The blob's size and age without its bytes; raises BlobNotFound."""
@@ -145,19 +146,19 @@ class BlobStore:
     def remove_staged(self, *, idle_s: float) -> int:
         """Removes what puts have written aside in a local folder and not touched for idle_s
         seconds, since their process died; returns how many."""
-        removed = 0
+        count = 0
         oldest = time.time() - idle_s
         if self._root is None:
-            return removed
+            return count
         for folder in _FOLDERS:
             with _store_errors("tidy up", folder), suppress(FileNotFoundError):
                 for path in (self._root / folder).iterdir():
                     # One whose put ends in this moment is gone.
                     with suppress(FileNotFoundError):
-                        if _STAGED.fullmatch(path.name) and path.stat().st_mtime < oldest:
+                        if _PARTIAL.fullmatch(path.name) and path.stat().st_mtime < oldest:
                             path.unlink()
-                            removed += 1
-        return removed
+                            count += 1
+        return count
 
 
 def _check(key: str) -> None:
@@ -165,12 +166,12 @@ def _check(key: str) -> None:
         raise ValueError(f"A blob's key is inputs/ID or results/ID; got {key!r}.")
 
 
-def _guarded(pieces: Iterable[bytes], key: str) -> Generator[bytes, None, None]:
+def _chunks(pieces: Iterable[bytes], key: str) -> Generator[bytes, None, None]:
     with _store_errors("read", key):
         for piece in pieces:
             # A remote store sends what it likes.
-            for start in range(0, len(view := memoryview(piece)), READ):
-                yield bytes(view[start : start + READ])
+            for start in range(0, len(view := memoryview(piece)), READ_CHUNK):
+                yield bytes(view[start : start + READ_CHUNK])
 
 
 @contextmanager

@@ -38,8 +38,8 @@ WITH_ALPHA: dict[Mode, Mode] = {"L": "LA", "RGB": "RGBA", "CMYK": "CMYKA"}
 JPEG = 7
 COMPRESSIONS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946}
 """None, CCITT, LZW, JPEG, deflate, PackBits: what libvips' wheel was built with."""
-UNSIGNED, UNDEFINED = 1, 4
-REDUCED = 1
+UNSIGNED_INTEGER, UNDEFINED_FORMAT = 1, 4
+REDUCED_RESOLUTION = 1
 # An extra channel of no stated kind (0) is some selection or mask of an editor, not opacity.
 ALPHA = {1, 2}
 
@@ -153,7 +153,7 @@ def read_tiff(data: Bytes) -> Header:
         width=first.value(WIDTH),
         height=first.value(HEIGHT),
         # Pages, and not previews of the first one.
-        frames=1 + sum(not page.value(SUBFILE, 0) & REDUCED for page in pages),
+        frames=1 + sum(not page.value(SUBFILE, 0) & REDUCED_RESOLUTION for page in pages),
         orientation=first.orientation,
         mode=mode,
         depth=depth,
@@ -169,26 +169,26 @@ def _pixels(tags: Directory) -> tuple[Mode, int]:
     """The mode, and the bits of a channel (TIFF 6.0, sections 3 to 8, 18 to 23)."""
     compression = tags.value(COMPRESSION, 1)
     if compression not in COMPRESSIONS:
-        raise _unsupported(
+        raise _kind_error(
             f"it is compressed by method {compression}; none, CCITT, LZW, JPEG, deflate and "
             "PackBits are read"
         )
     photometric = tags.value(PHOTOMETRIC)
     mode = MODES.get(photometric)
     if mode is None or (mode == "CMYK" and tags.value(INK_SET, 1) != 1):
-        raise _unsupported(
+        raise _kind_error(
             f"its pixels are of the photometric kind {photometric}; "
             "greyscale, RGB, palette, CMYK and YCbCr are read"
         )
     palette = photometric == PALETTE
     bits = set(tags.values(BITS)) or {1}
-    kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED}
+    kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED_FORMAT}
     depth = max(bits)
-    allowed = {8} if palette or mode == "YCbCr" else {8, 16}
+    depths = {8} if palette or mode == "YCbCr" else {8, 16}
     if palette or mode == "L":
-        allowed |= {1, 2, 4}
-    if kinds - {UNSIGNED} or len(bits) > 1 or depth not in allowed:
-        raise _unsupported(
+        depths |= {1, 2, 4}
+    if kinds - {UNSIGNED_INTEGER} or len(bits) > 1 or depth not in depths:
+        raise _kind_error(
             f"its channels are of {depth} bits and sample format {sorted(kinds)}; unsigned whole "
             "numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel"
         )
@@ -207,5 +207,5 @@ def _pixels(tags: Directory) -> tuple[Mode, int]:
     return mode, 8 if palette else depth
 
 
-def _unsupported(reason: str) -> UnsupportedFormat:
+def _kind_error(reason: str) -> UnsupportedFormat:
     return UnsupportedFormat(f"The TIFF file is of a kind not read: {reason}.")

@@ -1,4 +1,6 @@
-"""Who serves which preset: one hash a worker in Redis, gone when its heartbeat stops.
+"""Who serves which preset, and how the whole service is at one moment.
+
+A worker is one hash in Redis, gone when its heartbeat stops:
 
 stablesr:worker:{name}   preset, device, state, ...; expires after the worker's time to live
 stablesr:workers         sorted set: name -> last heartbeat
@@ -6,15 +8,33 @@ stablesr:workers         sorted set: name -> last heartbeat
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis import Redis
 
-from .connection import as_text, queue_errors
+from models.presets import PRESETS
 
-__all__ = ["NAMES_KEY", "WorkerInfo", "WorkerState", "Workers", "parse_worker", "worker_key"]
+from .connection import as_text, queue_errors
+from .job_store import record_key
+from .rq_adapter import open_queue
+from .settings import Settings
+from .states import COUNT_FIELD, COUNTS_KEY, minute_key
+
+__all__ = [
+    "NAMES_KEY",
+    "Backlog",
+    "Overview",
+    "WorkerInfo",
+    "WorkerState",
+    "Workers",
+    "look_over",
+    "parse_worker",
+    "worker_key",
+]
 
 WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
 NAMES_KEY = "stablesr:workers"
@@ -80,9 +100,9 @@ class Workers:
         with queue_errors(self._connection):
             seconds, micros = self._connection.time()
             now = seconds + micros / 1e6
-            seen = info.model_copy(update={"last_seen": datetime.fromtimestamp(now, UTC)})
+            stamp = info.model_copy(update={"last_seen": datetime.fromtimestamp(now, UTC)})
             with self._connection.pipeline() as pipe:
-                pipe.set(worker_key(info.name), seen.model_dump_json(), ex=self._ttl_s)
+                pipe.set(worker_key(info.name), stamp.model_dump_json(), ex=self._ttl_s)
                 pipe.zadd(NAMES_KEY, {info.name: now})
                 pipe.execute()
 
@@ -115,3 +135,72 @@ def parse_worker(raw: bytes | str) -> WorkerInfo | None:
         return WorkerInfo.model_validate_json(raw)
     except ValidationError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The queue of one preset: jobs that wait, and how long the next of them has, in seconds."""
+
+    waiting: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """`moves` are the jobs that ever came into each state, the others those of the last minute."""
+
+    backlogs: Mapping[str, Backlog]
+    workers: Sequence[WorkerInfo]
+    moves: Mapping[str, float]
+    moves_last_minute: Mapping[str, float]
+
+
+def look_over(connection: Redis, settings: Settings) -> Overview:
+    """Reads it all from Redis. Raises QueueUnavailable."""
+    workers = Workers(connection, ttl_s=settings.worker_ttl_s).list()
+    keys = [open_queue(preset, connection).key for preset in PRESETS]
+    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
+        pipe.time()
+        pipe.hgetall(COUNTS_KEY)
+        for key in keys:
+            pipe.llen(key)
+            pipe.lindex(key, 0)
+        (seconds, micros), counts, *queues = pipe.execute()
+    now = seconds + micros / 1e6
+    waiting, heads = queues[::2], queues[1::2]
+    return Overview(
+        backlogs={
+            preset: Backlog(int(count), _age(connection, head, now))
+            for preset, count, head in zip(PRESETS, waiting, heads, strict=True)
+        },
+        workers=workers,
+        moves={
+            field.removeprefix(COUNT_FIELD): count
+            for field, count in _numbers(counts).items()
+            if field.startswith(COUNT_FIELD)
+        },
+        moves_last_minute=_last_minute(connection, now),
+    )
+
+
+def _age(connection: Redis, head: bytes | None, now: float) -> float:
+    if head is None:
+        return 0.0
+    with queue_errors(connection):
+        creation: Any = connection.hget(record_key(as_text(head)), "created_at")
+    return 0.0 if creation is None else max(0.0, now - float(creation))
+
+
+def _last_minute(connection: Redis, now: float) -> Mapping[str, float]:
+    """Moves by state in the sixty seconds before now, taking the minute before as even."""
+    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
+        pipe.hgetall(minute_key(now))
+        pipe.hgetall(minute_key(now - 60))
+        current, before = (_numbers(raw) for raw in pipe.execute())
+    share = 1 - now % 60 / 60
+    states = sorted(current.keys() | before.keys())
+    return {state: current.get(state, 0) + share * before.get(state, 0) for state in states}
+
+
+def _numbers(raw: Mapping[Any, Any]) -> dict[str, float]:
+    return {as_text(field): float(value) for field, value in raw.items()}

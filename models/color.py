@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import InvalidOption, NotFinite
-from models.geometry import Layout
-from models.options import ColorFix
+from models.parameters import ColorFix
 from models.statistics import Statistics
+from models.tiling import Layout
 
 __all__ = [
     "check_finite",

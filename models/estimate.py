@@ -18,14 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.checkpoints.folder import preset_folder
 from models.config import ModelConfig, UNetConfig
 from models.fusing import is_worthwhile, use_winograd
-from models.geometry import Layout
 from models.memory import Memory, room_to_grow
 from models.networks.bundle import Networks
 from models.networks.encoder import TimeAwareEncoder
 from models.networks.unet import ModulatedUNet
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.presets import Preset
 from models.strips import Cost, StripConfig, coding_cost
+from models.tiling import Layout
 
 __all__ = ["Estimate", "Peaks", "Weights", "tile_bytes", "tile_flops"]
 
@@ -193,11 +193,11 @@ class Estimate:
         return tiles * tile_bytes(unet, height, width, self.dtype) + kernels
 
     def flops(
-        self, layout: Layout, strips: StripConfig, tiles: int, options: Options
+        self, layout: Layout, strips: StripConfig, tiles: int, options: UpscaleParameters
     ) -> dict[str, int]:
         """Arithmetic of an image of so many tiles, its steps decided, by stage: encode, step (one
         of the `steps`), decode and total. A product and a sum are two."""
-        fusion, steps = options.fidelity_weight > 0, options.steps or 0
+        fusion, steps = options.fidelity_weight > 0, options.steps
         encode = self._cost(layout, strips, decode=False, fusion=fusion).flops
         decode = self._cost(layout, strips, decode=True, fusion=fusion).flops
         step = tiles * tile_flops(self.config, layout.grid.tile_height, layout.grid.tile_width)

@@ -26,7 +26,7 @@ from models.geometry import output_size
 from models.loading import Offload, Part, load_networks
 from models.memory import Fallbacks, MemoryBudget, trim
 from models.networks.bundle import Networks
-from models.options import Options
+from models.parameters import UpscaleParameters, preset_parameters
 from models.plan import EncodedImage, Planner, steps_in
 from models.presets import Preset, get_preset
 from models.prompts import check_prompts, contexts
@@ -152,7 +152,7 @@ class StableSR:
         """Within, the part's networks are on the device."""
         return self._parts.on_device(part) if self._parts else nullcontext()
 
-    def steps_in(self, image: Tensor, options: Options) -> bool:
+    def steps_in(self, image: Tensor, options: UpscaleParameters) -> bool:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
         strips of a larger one, where `on_progress` is called. None is with offload, where the
         larger one keeps its networks on the device. Raises InvalidOption as `prepare`."""
@@ -161,7 +161,10 @@ class StableSR:
 
     @torch.inference_mode()
     def prepare(
-        self, image: Tensor, options: Options, on_progress: Callable[[float], None] = lambda _: None
+        self,
+        image: Tensor,
+        options: UpscaleParameters,
+        on_progress: Callable[[float], None] = lambda _: None,
     ) -> EncodedImage:
         """Enlarges, pads and encodes an image. The plan is made here, with what is free now.
 
@@ -192,7 +195,7 @@ class StableSR:
         trim()
         return EncodedImage(plan, reference, latent, encoding, strips.keep)
 
-    def sample(self, encoded_image: EncodedImage, options: Options) -> Sampler:
+    def sample(self, encoded_image: EncodedImage, options: UpscaleParameters) -> Sampler:
         """The generator that denoises an image: see `models.sampling`.
 
         Raises:
@@ -219,7 +222,7 @@ class StableSR:
         self,
         encoded_image: EncodedImage,
         latent: Tensor,
-        options: Options,
+        options: UpscaleParameters,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> Iterator[Tensor]:
         """Decodes a sampled latent at once, and hands the result out as rows, top to bottom.
@@ -252,18 +255,20 @@ class StableSR:
         check_finite(image, "decoded image", self.dtype)
         return result_rows(image, encoded_image.reference, plan.layout, options.color_fix)
 
-    def decode(self, encoded_image: EncodedImage, latent: Tensor, options: Options) -> Tensor:
+    def decode(
+        self, encoded_image: EncodedImage, latent: Tensor, options: UpscaleParameters
+    ) -> Tensor:
         """`rows`, joined: (1, 3, H, W)."""
         return join_rows(self.rows(encoded_image, latent, options), encoded_image.plan.layout.size)
 
     def upscale(
         self,
         image: Tensor,
-        options: Options | None = None,
+        options: UpscaleParameters | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Tensor:
         """All of it, alone: (1, 3, H, W) in [0, 1] -> (1, 3, scale * H, scale * W)."""
-        options = options or Options()
+        options = options or preset_parameters(self.preset)
         size = output_size(image.shape[2], image.shape[3], options.scale)
         [result] = (
             join_rows(rows, size)
@@ -274,7 +279,7 @@ class StableSR:
     def upscale_rows(
         self,
         image: Tensor,
-        options: Options,
+        options: UpscaleParameters,
         seeds: Sequence[int],
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Iterator[Iterator[Tensor]]:
@@ -295,7 +300,10 @@ class StableSR:
                 return self.predict(requests)
 
             room = self.denoiser.room(encoded_image.plan.tile_batch)
-            samplers = [self.sample(encoded_image, replace(options, seed=seed)) for seed in seeds]
+            samplers = [
+                self.sample(encoded_image, options.model_copy(update={"seed": seed}))
+                for seed in seeds
+            ]
             for latent in drive_all(samplers, predict, max_tiles=room):
                 on_progress(Progress("decode", 0, 1))
                 yield self.rows(encoded_image, latent, options)

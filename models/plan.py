@@ -20,11 +20,12 @@ from torch import Tensor
 from models.config import CompactConfig, ModelConfig
 from models.errors import NotEnoughMemory
 from models.estimate import Estimate, Peaks
-from models.geometry import Layout, canvas_size
+from models.geometry import bounded_canvas_size
 from models.memory import Memory, MemoryBudget, in_words, places
-from models.options import Options
+from models.parameters import UpscaleParameters, preset_parameters
 from models.presets import Preset
 from models.strips import EncodedStrips, Keep, StripConfig
+from models.tiling import Layout
 
 __all__ = ["EncodedImage", "Plan", "Planner", "plan", "steps_in"]
 
@@ -115,7 +116,7 @@ def plan(
     estimate: Estimate,
     preset: Preset,
     sides: tuple[int, int],
-    options: Options,
+    options: UpscaleParameters,
     memory: Memory,
     budget: MemoryBudget,
 ) -> Plan:
@@ -126,7 +127,7 @@ def plan(
         InvalidOption: no canvas or no tiles can be made for this image.
         NotEnoughMemory: not even the smallest plan fits; says what is missing.
     """
-    layout = Layout.of(estimate.config, preset, *sides, options)
+    layout = Layout.of(estimate.config, preset, sides, options.scale, options.tile_overlap)
     offload = estimate.needs_offload(memory) if budget.offload is None else budget.offload
     tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
     guest = None
@@ -163,7 +164,7 @@ def plan(
     )
 
 
-def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
+def steps_in(height: int, width: int, options: UpscaleParameters, preset: Preset) -> bool:
     """Whether an image of these sides (px) is small: its canvas is two native ones at most.
 
     It may be encoded and decoded between the strips of an image that is not; plans of those count
@@ -172,7 +173,7 @@ def steps_in(height: int, width: int, options: Options, preset: Preset) -> bool:
     Raises:
         InvalidOption: the canvas would be too large.
     """
-    canvas = canvas_size(height, width, options.scale, preset.native)
+    canvas = bounded_canvas_size(height, width, options.scale, preset.native)
     return canvas[0] * canvas[1] <= _GUEST * preset.native**2
 
 
@@ -196,7 +197,7 @@ def _strip_pixels(config: ModelConfig, *, gpu: bool) -> int:
 def _guest(estimate: Estimate, preset: Preset) -> Memory:
     """What the largest image that steps in takes at most, weights aside."""
     sides = preset.native, _GUEST * preset.native
-    layout = Layout.of(estimate.config, preset, *sides, Options(scale=1))
+    layout = Layout.of(estimate.config, preset, sides, 1, preset.overlap)
     strips = StripConfig(height=_strip_pixels(estimate.config, gpu=False) // sides[1])
     stages = (estimate.coding(layout, strips, decode=d, fusion=True) for d in (False, True))
     return Memory(*map(max, *stages))
@@ -225,7 +226,9 @@ class Planner:
     room: Callable[[int], int]
     """Tiles that a network call has, where a plan gives it so many"""
 
-    def plan(self, height: int, width: int, options: Options, in_use: Memory | None = None) -> Plan:
+    def plan(
+        self, height: int, width: int, options: UpscaleParameters, in_use: Memory | None = None
+    ) -> Plan:
         """As `plan`, with what is free now. `in_use`: what this image takes already."""
         budget = self.budget
         if budget.concurrent:
@@ -241,13 +244,14 @@ class Planner:
         Decided once, with what memory was free then: plans count on calls of this size.
         """
         sides = 2 * self.preset.native, 2 * self.preset.native  # has more tiles than a call
-        native, memory = Options(scale=1), self.memory(Memory())
+        native = preset_parameters(self.preset, scale=1, fidelity_weight=0.5)
+        memory = self.memory(Memory())
         return self.room(
             self.budget.tile_batch
             or plan(self.estimate, self.preset, sides, native, memory, self.budget).tile_batch
         )
 
-    def strips_now(self, image: EncodedImage, options: Options) -> StripConfig:
+    def strips_now(self, image: EncodedImage, options: UpscaleParameters) -> StripConfig:
         """For decoding: what was free when the image was encoded may be another's now."""
         try:
             return self.plan(*image.plan.layout.source, options, image.memory).strips

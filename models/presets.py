@@ -1,4 +1,8 @@
-"""The sets of weights there are, and how each one samples."""
+"""The sets of weights there are, and how each one samples. Free of torch.
+
+Sources: StableSR (Wang et al., IJCV 2024) and its released checkpoints; SD-Turbo (Sauer et al.,
+2023) for the four-step one.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +38,6 @@ class Release:
     alternatives: tuple[ReleasedFile, ...] = ()
     """Other published forms of the diffusion file, to be converted but not pulled."""
     repository: str = "Iceclear/StableSR"
-    licence: str = "S-Lab License 1.0 (non-commercial)"
-    licence_url: str = "https://github.com/IceClear/StableSR/blob/main/LICENSE.txt"
 
     @property
     def files(self) -> tuple[ReleasedFile, ReleasedFile]:
@@ -44,22 +46,28 @@ class Release:
 
 @dataclass(frozen=True)
 class Preset:
-    """What the pipeline needs to know of a set of weights beside its `config.json`."""
+    """One set of weights: what a client may know of it, and how the pipeline samples with it."""
 
     name: str
     native: int
     """Resolution the weights were trained at: the shorter side of every canvas at least, px."""
     tile: int
-    """Side of a UNet tile in latent cells."""
+    """Side of a UNet tile in latent pixels."""
     steps: int
     """Default number of sampling steps."""
-    fidelity_weight: float
+    fidelity_weight: float = 0.5
     """Default w."""
     overlap: int = 32
-    """Latent cells by which tiles overlap where nothing else is asked for: half a tile, as in the
-    paper, unless less was measured to do."""
+    """Latent pixels by which tiles overlap in measurements: half a tile, as in the paper, unless
+    less was measured to do."""
+    title: str = ""
+    licence: str = "S-Lab License 1.0 (non-commercial)"
+    licence_url: str = "https://github.com/IceClear/StableSR/blob/main/LICENSE.txt"
     embedded: bool = False
     """Whether the weights are shipped in the package."""
+    prompts: bool = True
+    """Whether weights of this preset can hold a text tower; those converted without one do not,
+    and their worker says so."""
     release: Release | None = None
     """Where the weights come from when they are not shipped."""
 
@@ -112,11 +120,35 @@ _FACE = Release(
     prediction="v_prediction",
 )
 
-
 _ALL = (
-    Preset("tiny", native=512, tile=64, overlap=8, steps=1, fidelity_weight=0.5, embedded=True),
-    Preset("stablesr-512", native=512, tile=64, steps=200, fidelity_weight=0.5, release=_512),
-    Preset("stablesr-turbo", native=512, tile=64, steps=4, fidelity_weight=0.5, release=_TURBO),
+    Preset(
+        "tiny",
+        native=512,
+        tile=64,
+        overlap=8,
+        steps=1,
+        title="Tiny, in the package; runs on any CPU",
+        licence="Apache-2.0",
+        licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+        embedded=True,
+        prompts=False,
+    ),
+    Preset(
+        "stablesr-512",
+        native=512,
+        tile=64,
+        steps=200,
+        title="StableSR on Stable Diffusion 2.1, 512 pixels",
+        release=_512,
+    ),
+    Preset(
+        "stablesr-turbo",
+        native=512,
+        tile=64,
+        steps=4,
+        title="StableSR on SD-Turbo, four steps",
+        release=_TURBO,
+    ),
     Preset(
         "stablesr-768v",
         native=768,
@@ -124,9 +156,17 @@ _ALL = (
         overlap=48,
         steps=200,
         fidelity_weight=0.0,
+        title="StableSR on Stable Diffusion 2.1-v, 768 pixels",
         release=_768V,
     ),
-    Preset("stablesr-face", native=512, tile=64, steps=200, fidelity_weight=0.5, release=_FACE),
+    Preset(
+        "stablesr-face",
+        native=512,
+        tile=64,
+        steps=200,
+        title="StableSR for faces, 512 pixels",
+        release=_FACE,
+    ),
 )
 
 PRESETS = MappingProxyType({p.name: p for p in _ALL})
@@ -141,5 +181,5 @@ def get_preset(name: str) -> Preset:
     try:
         return PRESETS[name]
     except KeyError:
-        known = ", ".join(PRESETS)
-        raise UnknownPreset(f"The preset {name!r} is not one of {known}.") from None
+        names = ", ".join(PRESETS)
+        raise UnknownPreset(f"The preset {name!r} is not one of {names}.") from None

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from models.errors import MissingTextTower
 from models.networks.bundle import Networks
-from models.options import Options
+from models.parameters import UpscaleParameters
 
 __all__ = ["END", "LENGTH", "START", "check_prompts", "contexts", "tokenize"]
 
@@ -42,7 +42,7 @@ _WORDS = r"(?i)'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 log = logging.getLogger(__name__)
 
 
-def check_prompts(networks: Networks, options: Options, preset: str) -> None:
+def check_prompts(networks: Networks, options: UpscaleParameters, preset: str) -> None:
     """Whether the weights can read the prompts of these options; `preset` is their name.
 
     Raises:
@@ -58,7 +58,7 @@ def check_prompts(networks: Networks, options: Options, preset: str) -> None:
 
 @torch.inference_mode()
 def contexts(
-    networks: Networks, options: Options, preset: str, device: torch.device
+    networks: Networks, options: UpscaleParameters, preset: str, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """The context of the prompt, and that of the negative prompt where guidance asks for one.
 

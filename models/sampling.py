@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.presets import Preset
 from models.schedulers import TRAINING_STEPS, Scheduler, add_noise, make_scheduler
 from models.tiling import TileGrid
@@ -172,7 +172,7 @@ def sample_image(
     lr: Tensor,
     config: ModelConfig,
     preset: Preset,
-    options: Options,
+    options: UpscaleParameters,
     context: Tensor | None,
     negative_context: Tensor | None,
 ) -> Sampler:
@@ -189,13 +189,12 @@ def sample_image(
     distillation = options.sampler == "ddpm" and options.start == "lr"
     scheduler = make_scheduler(
         options.sampler,
-        preset.steps if options.steps is None else options.steps,
+        options.steps,
         config.prediction,
         options.eta,
         config.first_timestep if distillation else TRAINING_STEPS - 1,
     )
-    overlap = preset.overlap if options.tile_overlap is None else options.tile_overlap
-    grid = TileGrid(lr.shape[2], lr.shape[3], preset.tile, overlap)
+    grid = TileGrid(lr.shape[2], lr.shape[3], preset.tile, options.tile_overlap)
     generator = torch.Generator().manual_seed(options.seed)
 
     def noise() -> Tensor:

@@ -16,9 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.config import ModelConfig
 from models.errors import InvalidOption
+from models.geometry import bounded_canvas_size, output_size
+from models.presets import Preset
 
-__all__ = ["TileGrid", "gaussian_weights"]
+__all__ = ["Layout", "TileGrid", "gaussian_weights"]
 
 _VARIANCE = 0.01
 
@@ -127,3 +130,39 @@ class TileGrid:
             total[:, :, y : y + h, x : x + w] += weights * tile
         assert total is not None  # there is always a tile
         return total / torch.from_numpy(self._total_weight).to(total)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All sizes of one image, each (height, width)."""
+
+    source: tuple[int, int]
+    """The input, px"""
+    size: tuple[int, int]
+    """The result, px"""
+    canvas: tuple[int, int]
+    """The upsampled image, px; larger than the result where the input is small"""
+    padded: tuple[int, int]
+    """The canvas filled up to whole latent pixels, px"""
+    grid: TileGrid
+    """How its latent is cut"""
+
+    @classmethod
+    def of(
+        cls, config: ModelConfig, preset: Preset, sides: tuple[int, int], scale: float, overlap: int
+    ) -> Layout:
+        """For an image of these sides, and tiles that overlap by so many latent pixels.
+
+        Raises:
+            InvalidOption: the canvas would be too large, or the overlap is none.
+        """
+        downscale = config.autoencoder.downscale
+        canvas = bounded_canvas_size(*sides, scale, preset.native)
+        rows, columns = (-(-side // downscale) for side in canvas)
+        return cls(
+            sides,
+            output_size(*sides, scale),
+            canvas,
+            (downscale * rows, downscale * columns),
+            TileGrid(rows, columns, preset.tile, overlap),
+        )

@@ -14,11 +14,11 @@ from fastapi import FastAPI
 from jobs.connection import Breaker, LoopClient, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
+from jobs.maintenance import Maintenance
 from jobs.queue import JobQueue
 from jobs.reader import JobReader
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from jobs.upkeep import Upkeep
 from service import problems
 from service.admission import Authenticator, Services
 from service.errors import TooManyStreams, TooManyTransfers
@@ -81,19 +81,19 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
             jobs=JobReader(client, queue),
             store=store,
             authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
-            idempotency=Idempotency(connection, ttl_s=settings.idempotency_ttl_s),
+            idempotency=Idempotency(connection),
             limits=RateLimits(settings, client),
             listener=app.state.listener,
             streams=ConcurrencyLimiter(
                 settings.max_streams,
-                settings.max_streams_each,
+                settings.max_each,
                 kind="streams",
                 advice="try again later, or ask for the job instead",
                 error=TooManyStreams,
             ),
             transfers=ConcurrencyLimiter(
                 settings.max_transfers,
-                settings.max_transfers_each,
+                settings.max_each,
                 kind="transfers",
                 advice="try again later",
                 error=TooManyTransfers,
@@ -102,14 +102,14 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         )
         metrics: ServiceMetrics = app.state.metrics
         sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
-        upkeep = Upkeep(settings, connection, store, metrics.put_off)
+        maintenance = Maintenance(connection, store, metrics.put_off)
         collector = ServiceCollector(connection, settings, services.streams, services.transfers)
         metrics.registry.register(collector)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(services.listener.run)
                 tasks.start_soon(sender.run)
-                tasks.start_soon(_maintain, upkeep, settings.maintenance_s)
+                tasks.start_soon(_maintain, maintenance, settings.maintenance_s)
                 yield {"services": services}
                 tasks.cancel_scope.cancel()
         finally:
@@ -120,11 +120,11 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     return lifespan
 
 
-async def _maintain(upkeep: Upkeep, interval_s: float) -> None:
+async def _maintain(maintenance: Maintenance, interval_s: float) -> None:
     """Maintenance about every interval_s, which needs no worker; ends after the round in hand."""
     while True:
         await anyio.sleep(interval_s)
-        await run_sync(upkeep.run)
+        await run_sync(maintenance.run)
 
 
 def _version() -> str:

@@ -11,8 +11,8 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from jobs.moves import CHANNEL, Move
 from jobs.settings import Settings
+from jobs.states import CHANNEL, Transition
 
 __all__ = ["Listener", "Watch"]
 
@@ -93,12 +93,12 @@ class Listener:
 
     def _notify(self, data: bytes) -> None:
         try:
-            move = Move.parse(data)
+            move = Transition.parse(data)
         except ValueError:
             # A later version may say more; looking now and then covers it.
             return
         for watch in self._watches.get(move.job_id, ()):
-            if move.state.ended or not watch.ends_only:
+            if move.state.is_final or not watch.ends_only:
                 watch.set()
 
     def _wake_all(self) -> None:

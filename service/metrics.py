@@ -11,9 +11,9 @@ from prometheus_client.registry import Collector
 from redis import Redis
 
 from jobs.errors import QueueUnavailable
-from jobs.overview import Overview, look_over
+from jobs.maintenance import put_off_counter
 from jobs.settings import Settings
-from jobs.upkeep import put_off_counter
+from jobs.workers import Overview, look_over
 from service.ratelimit import ConcurrencyLimiter
 
 __all__ = ["ServiceCollector", "ServiceMetrics"]

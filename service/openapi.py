@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from jobs.presets import PRESETS
-from jobs.schema import Parameters
+from models.parameters import UpscaleParameters
+from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
 from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
@@ -54,7 +54,7 @@ def _field(name: str, **more: Any) -> dict[str, Any]:
 
 
 def _rules() -> list[dict[str, Any]]:
-    """What the fields say of each other; as in the validators of `jobs.schema.Parameters`."""
+    """What the fields say of each other; as in the validators of `UpscaleParameters`."""
     text = {"pattern": "\\S"}
     guidance = _field("guidance_scale", exclusiveMinimum=1)
     prompts = {"anyOf": [_field("prompt", **text), _field("negative_prompt", **text)]}
@@ -68,7 +68,7 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _upload_body() -> dict[str, Any]:
-    fields: dict[str, Any] = Parameters.model_json_schema()["properties"]
+    fields: dict[str, Any] = UpscaleParameters.model_json_schema()["properties"]
     fields["preset"]["enum"] = list(PRESETS)
     for name in ("steps", "fidelity_weight", "preset"):
         # Their defaults are the preset's and the server's own.

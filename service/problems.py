@@ -60,7 +60,6 @@ STATUSES: Mapping[str, int] = {
     "image-truncated": 422,
     "image-unreadable": 422,
     "output-too-large": 422,
-    "unknown-preset": 422,
     "quota-exceeded": 429,
     "internal-error": 500,
     "queue-full": 503,

@@ -36,6 +36,10 @@ log = structlog.stdlib.get_logger(__name__)
 SHUTDOWN_S = 8
 MAX_HEAD_BYTES = 32 * 1024
 MAX_UNSENT_BYTES = 64 * 1024
+# How long a request's head may take to arrive, and how long a client may take nothing of what is
+# sent to it.
+HEAD_TIMEOUT_S = 10.0
+SEND_TIMEOUT_S = 30.0
 # When a connection is refused because there are too many, some end within moments.
 RETRY_S = 5
 
@@ -153,8 +157,8 @@ class Deadline:
 
 
 def _protocol(settings: Settings) -> type[H11Protocol]:
-    """The protocol class for uvicorn: `head_timeout_s` for a request's head and for what still
-    comes of a body after its refusal, `send_timeout_s` for a client to take what is buffered for
+    """The protocol class for uvicorn: HEAD_TIMEOUT_S for a request's head and for what still
+    comes of a body after its refusal, SEND_TIMEOUT_S for a client to take what is buffered for
     it (some 100 kB), `max_connections` at once and half of them for one address."""
     limit = settings.max_connections
     # Behind a proxy all have its address; the proxy has limits of its own.
@@ -167,9 +171,9 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             self._writes = JoinedWrites(transport, self.loop)
             self.transport = cast("asyncio.Transport", self._writes)
             _limit_unsent(transport)
-            self._head = Deadline(self.loop, settings.head_timeout_s, self._give_up)
+            self._head = Deadline(self.loop, HEAD_TIMEOUT_S, self._give_up)
             # Closing would wait for what is buffered, that is, for ever.
-            self._reader = Deadline(self.loop, settings.send_timeout_s, self._abort)
+            self._reader = Deadline(self.loop, SEND_TIMEOUT_S, self._abort)
             self._address = address_key(self.client[0] if self.client else None)
             connections[self._address] += 1
             retry = (b"Retry-After", str(RETRY_S).encode())
@@ -224,13 +228,13 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
 
         def _give_up(self) -> None:
             if self.conn.trailing_data[0]:
-                seconds = settings.head_timeout_s
+                seconds = HEAD_TIMEOUT_S
                 self._refuse(408, f"The head did not come within {seconds:g} seconds.")
             else:
                 self.transport.close()
 
         def _abort(self) -> None:
-            seconds = settings.send_timeout_s
+            seconds = SEND_TIMEOUT_S
             log.info("the client does not read", client=self.client, seconds=seconds)
             self.transport.abort()
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.schema import ImageInfo, Job, JobState, Parameters, Progress, Timings
+from jobs.schema import ImageInfo, Job, JobState, Progress, Timings
+from models.parameters import UpscaleParameters
 
 __all__ = [
     "ComponentView",
@@ -44,6 +45,14 @@ class Links(BaseModel):
     self: str
     result: str | None = None
     cancel: str | None = Field(None, description="To be asked with DELETE")
+
+
+class Parameters(UpscaleParameters):
+    """What a client asks for, complete: whatever was left out is the preset's default.
+
+    A seed is drawn when none is given, so that a job run again gives the same image. `None` means
+    "left out" for every field, which lets a form pass on what it has.
+    """
 
 
 class JobView(BaseModel):
@@ -127,7 +136,7 @@ class JobView(BaseModel):
         links = Links(
             self=here,
             result=f"{here}/result" if has_result else None,
-            cancel=None if job.state.ended else here,
+            cancel=None if job.state.is_final else here,
         )
         return cls(**{**_fields(job, cls), "result": result, "error": error, "links": links})
 

@@ -1,7 +1,7 @@
 """An upload becomes a job: everything is checked, then the image is stored and the job queued.
 
 Blocking. Whatever goes wrong on the way, nothing of the upload stays behind; where Redis went away
-before it said whether it took the job, the sweep of `jobs.upkeep` sees to that.
+before it said whether it took the job, the sweep of `jobs.maintenance` sees to that.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from jobs.errors import (
 )
 from jobs.formats import examine
 from jobs.image_file import check_side
-from jobs.presets import MAX_CANVAS, get_preset
 from jobs.reader import Capacity
-from jobs.schema import Claim, ImageInfo, Job, Origin, Parameters, new_job_id
+from jobs.schema import Claim, ImageInfo, Job, Origin, new_job_id
 from jobs.settings import Settings
 from jobs.store import input_key
+from models.geometry import MAX_CANVAS, canvas_size, output_size
+from models.parameters import UpscaleParameters
+from models.presets import PRESETS
 from service.admission import Services
 from service.errors import ImageEmpty, InvalidParameters
 from service.readiness import Serving
@@ -63,7 +65,7 @@ def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> No
 
 
 def inspect(
-    file: IO[bytes], filename: str | None, parameters: Parameters, settings: Settings
+    file: IO[bytes], filename: str | None, parameters: UpscaleParameters, settings: Settings
 ) -> ImageInfo:
     """Describes an uploaded image, sides in pixels as a viewer sees them.
 
@@ -95,9 +97,9 @@ def inspect(
     )
 
 
-def _check_output(width: int, height: int, parameters: Parameters, max_pixels: int) -> None:
+def _check_output(width: int, height: int, parameters: UpscaleParameters, max_pixels: int) -> None:
     scale = parameters.scale
-    output = round(scale * width), round(scale * height)
+    output = output_size(width, height, scale)
     extra = {"width": output[0], "height": output[1], "scale": scale}
     if (pixels := math.prod(output)) > max_pixels:
         raise OutputTooLarge(
@@ -108,10 +110,10 @@ def _check_output(width: int, height: int, parameters: Parameters, max_pixels: i
             **extra,
         )
     check_side(*output, parameters.output_format)
-    preset = get_preset(parameters.preset)
-    canvas = preset.canvas(width, height, scale)
+    native = PRESETS[parameters.preset].native
+    canvas = canvas_size(width, height, scale, native)
     if (pixels := math.prod(canvas)) > MAX_CANVAS:
-        reason = f", because its shorter side is enlarged to {preset.native} pixels at least"
+        reason = f", because its shorter side is enlarged to {native} pixels at least"
         raise OutputTooLarge(
             f"The image of {width} x {height} pixels would be computed at {canvas[0]} x "
             f"{canvas[1]}{'' if canvas == output else reason}; at most {MAX_CANVAS} pixels can "

@@ -22,8 +22,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from jobs.errors import StoreUnavailable, UploadTooLarge
-from jobs.presets import PRESETS
-from jobs.schema import Parameters
+from models.parameters import UpscaleParameters
+from models.presets import PRESETS
 from service.errors import (
     InvalidParameters,
     MalformedForm,
@@ -183,14 +183,14 @@ def _upload_of(form: FormData) -> Upload:
     return Upload(image, fields)
 
 
-def parse(fields: Mapping[str, str], preset: str) -> Parameters:
+def parse(fields: Mapping[str, str], preset: str) -> UpscaleParameters:
     """The parameters of a form; `preset` is the one that is meant when the form names none.
 
     Raises InvalidParameters, which lists every fault.
     """
     values = {name: value for name, value in fields.items() if value.strip()}
     try:
-        return Parameters.model_validate({"preset": preset, **values})
+        return UpscaleParameters.model_validate({"preset": preset, **values})
     except ValidationError as error:
         faults = [_fault(details) for details in error.errors(include_url=False)]
     raise InvalidParameters(
@@ -213,7 +213,7 @@ def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
     """One of pydantic's findings as field, detail, and the range or the choice that is right."""
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
-        names = ", ".join([IMAGE_FIELD, *Parameters.model_fields, WEBHOOK_FIELD])
+        names = ", ".join([IMAGE_FIELD, *UpscaleParameters.model_fields, WEBHOOK_FIELD])
         return {"field": name, "detail": f"is unknown; the fields are {names}"}
     if not name:
         # A finding about several fields says which in its own sentence.
@@ -231,7 +231,7 @@ def _range_of(name: str) -> tuple[str, dict[str, JsonValue]]:
     """What a field takes, in words and as members of the problem."""
     if name == "preset":
         return "one of " + ", ".join(PRESETS), {"allowed": list(PRESETS)}
-    field = Parameters.model_fields[name]
+    field = UpscaleParameters.model_fields[name]
     if get_origin(field.annotation) is Literal:
         choices = get_args(field.annotation)
         return "one of " + ", ".join(choices), {"allowed": list(choices)}

@@ -21,9 +21,9 @@ from prometheus_client import Counter as MetricCounter
 from redis import Redis
 
 from jobs.errors import JobNotFound, KeyNotFound, QueueUnavailable
+from jobs.job_store import JobStore
 from jobs.keys import Keys
 from jobs.outbox import Call, Outbox
-from jobs.records import Records
 from jobs.schema import Job
 from jobs.settings import Settings
 from service.schema import JobView
@@ -99,7 +99,7 @@ class Sender:
         self._default_secret = settings.webhook_secret
         self._root = root
         self._outbox = Outbox(connection)
-        self._records = Records(connection)
+        self._records = JobStore(connection)
         self._keys = Keys(connection)
         self._attempts = attempts
         self._tls = httpx.create_ssl_context()
@@ -148,7 +148,7 @@ class Sender:
                 self._open -= Counter([job.owner])
         except (JobNotFound, KeyNotFound) as error:
             log.warning("webhook dropped", job=call.job_id, reason=error.detail)
-            await run_sync(self._outbox.done, call)
+            await run_sync(self._outbox.finish, call)
             return
         except QueueUnavailable:
             raise
@@ -157,7 +157,7 @@ class Sender:
             log.exception("unexpected error", job=call.job_id)
             outcome, reason = Outcome.FAILURE, repr(error)
         if outcome is not Outcome.FAILURE:
-            await run_sync(self._outbox.done, call)
+            await run_sync(self._outbox.finish, call)
         elif not await run_sync(self._outbox.again, call):
             outcome = Outcome.LAST_FAILURE
         self._attempts.labels(outcome.value).inc()

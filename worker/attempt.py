@@ -10,8 +10,8 @@
     LeaseLost                                   of another attempt, which alone may write
 
 A second attempt may mend the store or Redis out of reach, memory that ran out, and a lost device.
-How many attempts there are `jobs.rq_job` says; those that a lost worker cost count as well
-(`jobs.callbacks`), those that were interrupted do not.
+How many attempts there are `jobs.rq_adapter` says; those that a lost worker cost count as well
+(its `on_failure`), those that were interrupted do not.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from jobs.errors import (
     StoreUnavailable,
     WrongState,
 )
-from jobs.records import Records
-from jobs.rq_job import run_again
+from jobs.job_store import JobStore
+from jobs.rq_adapter import run_again
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from models.errors import (
@@ -76,8 +76,8 @@ class Process:
     """
 
     settings: Settings
-    records: Records
-    quick_records: Records
+    records: JobStore
+    quick_records: JobStore
     store: BlobStore
     model: StableSR
     engine: Engine
@@ -181,7 +181,7 @@ def conclude(attempt: Attempt, work: Callable[[Attempt], None]) -> Retry | None:
         return run_again()
     except Cancellation:
         attempt.settle_or_drop()
-        attempt.persist(lambda: records.canceled(job_id, worker=worker))
+        attempt.persist(lambda: records.stop(job_id, worker=worker))
         log.info("job canceled", job=job_id)
     except (LeaseLost, WrongState, JobNotFound):
         raise

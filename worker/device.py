@@ -7,7 +7,7 @@ import resource
 
 import torch
 
-from jobs.settings import Settings
+from jobs.settings import Settings, state_folder
 from models.checkpoints.files import Absence, preset_folder
 from models.compiler import CompileOptions
 from models.data_parallel import DataParallel
@@ -61,13 +61,11 @@ def devices_of(settings: Settings) -> list[str]:
     Raises:
         StartupError: a GPU is named twice.
     """
-    if settings.devices is None:
-        return [settings.device]
-    names = [name.strip() for name in settings.devices.split(",")]
+    names = [name.strip() for name in settings.device.split(",")]
     twice = {name for name in names if name.startswith("cuda") and names.count(name) > 1}
     if twice:
         raise StartupError(
-            f"STABLESR_DEVICES is {settings.devices!r}, but has {', '.join(sorted(twice))} twice; "
+            f"STABLESR_DEVICE is {settings.device!r}, but has {', '.join(sorted(twice))} twice; "
             "each GPU can be there once, as in cuda:0,cuda:1."
         )
     return names
@@ -100,21 +98,20 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtypes["bfloat16" if name == "auto" else name]
 
 
-def budget_of(settings: Settings, *, jobs: int) -> MemoryBudget:
+def budget_of(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> MemoryBudget:
     """What the settings decide of the memory that so many jobs at once have."""
     return MemoryBudget(
         memory_limit=settings.memory_limit,
         tile_batch=settings.tile_batch,
-        decode_tile=settings.decode_tile,
+        decode_tile=decode_tile,
         offload={"auto": None, "on": True, "off": False}[settings.offload],
-        scratch=settings.scratch,
         concurrent=jobs > 1,
     )
 
 
 def compile_options_of(settings: Settings) -> CompileOptions:
     """Whether and how the settings have network calls compiled."""
-    return CompileOptions(settings.compile, settings.compile_cache, settings.fixed_batch)
+    return CompileOptions(settings.compile, state_folder() / "compiled", settings.fixed_batch)
 
 
 def memory_in_use(device: str) -> dict[str, int]:
@@ -132,7 +129,7 @@ def memory_in_use(device: str) -> dict[str, int]:
     }
 
 
-def load(settings: Settings, *, jobs: int) -> StableSR:
+def load(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> StableSR:
     """Loads the weights for so many jobs at once; compiles nothing yet.
 
     Raises:
@@ -142,7 +139,7 @@ def load(settings: Settings, *, jobs: int) -> StableSR:
     first, *others = map(choose_device, devices_of(settings))
     dtype = choose_dtype(settings.dtype, first)
     compiling = compile_options_of(settings)
-    budget = budget_of(settings, jobs=jobs)
+    budget = budget_of(settings, jobs=jobs, decode_tile=decode_tile)
     sr = StableSR.from_preset(settings.preset, first, dtype, budget, compiling=compiling)
     if not others:
         return sr

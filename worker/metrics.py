@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jobs.maintenance import put_off_counter
 from jobs.settings import Settings
-from jobs.upkeep import put_off_counter
 from worker.errors import StartupError
 
 __all__ = ["WorkerMetrics"]

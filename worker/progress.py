@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import structlog
 
 from jobs.errors import JobNotFound, QueueUnavailable, WrongState
-from jobs.records import Records
+from jobs.job_store import JobStore
 from jobs.schema import Progress, Stage, Timings
 from models.sampling import Step
 from worker.errors import Cancellation, LeaseLost
@@ -42,7 +42,7 @@ class Reporter:
     """
 
     def __init__(
-        self, records: Records, job_id: str, worker: str, check: Callable[[], None]
+        self, records: JobStore, job_id: str, worker: str, check: Callable[[], None]
     ) -> None:
         self._records = records
         self._job_id = job_id

@@ -3,7 +3,7 @@
 RQ's own workers fork for each job (CUDA does not survive that), load the model anew for each, or
 (SimpleWorker) run the job where the loop runs, but without a heartbeat meanwhile. This one is a
 SimpleWorker whose lease on a job is kept by `worker.heartbeat`, whose time limits are kept between
-steps (`Attempt.check`) and by `worker.watchdog`, and whose maintenance is `jobs.recovery`'s.
+steps (`Attempt.check`) and by `worker.watchdog`, and whose maintenance is `jobs.rq_adapter`'s.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rq.job_lifecycle import format_exc_info
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from jobs.rq_job import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
+from jobs.rq_adapter import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
 from worker.attempt import CURRENT, Attempt, Process
 from worker.errors import LeaseLost
 
@@ -86,7 +86,7 @@ class SlotWorker(SimpleWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Never: `jobs.recovery` also runs when every slot is busy."""
+        """Never: `jobs.rq_adapter` also runs when every slot is busy."""
         return False
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
@@ -161,7 +161,7 @@ class SlotWorker(SimpleWorker):
             try:
                 execute_failure_callback(job, self.death_penalty_class, *failure)
             # The callback moves the record. Should it fail, RQ's part is done nevertheless and the
-            # sweep of jobs.upkeep brings the record in line.
+            # sweep of jobs.maintenance brings the record in line.
             except Exception:
                 log.exception("failure callback failed", job=job.id)
             reason = format_exc_info(failure)

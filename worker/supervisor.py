@@ -25,13 +25,12 @@ import structlog
 
 from jobs.connection import connect
 from jobs.errors import JobsError
+from jobs.job_store import JobStore
 from jobs.logs import configure_logging
-from jobs.records import Records
-from jobs.recovery import Recovery
-from jobs.rq_job import open_queue
+from jobs.maintenance import Maintenance
+from jobs.rq_adapter import LeaseReaper, open_queue
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from jobs.upkeep import Upkeep
 from jobs.workers import Workers
 from models.errors import CheckpointError, ModelError, WeightsNotFound
 from models.pipeline import StableSR
@@ -106,7 +105,7 @@ class Supervisor:
         self._patient = connect(settings, patient=True)
         self._quick = connect(settings)
         self._queue = open_queue(settings.preset, self._patient)
-        self._recovery = Recovery(open_queue(settings.preset, self._quick), self._quick)
+        self._recovery = LeaseReaper(open_queue(settings.preset, self._quick), self._quick)
         self._metrics = WorkerMetrics()
         register = Workers(self._quick, ttl_s=settings.worker_ttl_s)
         self._registration = Registration(settings, register, device, self._running)
@@ -174,8 +173,8 @@ class Supervisor:
         self._metrics.watch_departures(lambda: {"tile_batch": 0, **model.fallbacks})
         process = Process(
             settings=settings,
-            records=Records(self._patient),
-            quick_records=Records(self._quick),
+            records=JobStore(self._patient),
+            quick_records=JobStore(self._quick),
             store=store,
             model=model,
             engine=engine,
@@ -189,7 +188,7 @@ class Supervisor:
             Slot(process, self._queue, self._patient, f"{info.name}.{number}")
             for number in range(settings.slots)
         ]
-        maintenance = Upkeep(settings, self._quick, store, self._metrics.put_off)
+        maintenance = Maintenance(self._quick, store, self._metrics.put_off)
         maintenance_thread = PeriodicThread(
             "maintenance", settings.maintenance_s, lambda: [maintenance.run]
         )

@@ -20,14 +20,14 @@ from rq import Retry
 from torch import Tensor
 
 from jobs.errors import JobEnded, JobNotFound, OutputTooLarge, WrongState
-from jobs.schema import Job, Parameters, ResultInfo
+from jobs.schema import Job, ResultInfo
 from jobs.store import input_key, result_key
 from models.geometry import output_size
+from models.parameters import UpscaleParameters
 from worker.attempt import CURRENT, Attempt, conclude
 from worker.device_lock import Pause
 from worker.errors import LeaseLost
 from worker.images import MEDIA_TYPES, DecodedImage, check_side, decode, rows_of, write
-from worker.options import options_of
 from worker.progress import Reporter
 from worker.watchdog import Feed
 
@@ -100,7 +100,7 @@ def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
     there to the store, a few rows at a time.
     """
     process = attempt.process
-    options = options_of(job.parameters)
+    options = job.parameters
     watch, model = process.watchdog.watch, process.model
     with report.stage("load"), watch("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
@@ -137,7 +137,7 @@ def _on_progress(report: Reporter, feed: Feed, pause: Pause) -> Callable[[float]
     return on_progress
 
 
-def _check_output(source: DecodedImage, parameters: Parameters, max_pixels: int) -> None:
+def _check_output(source: DecodedImage, parameters: UpscaleParameters, max_pixels: int) -> None:
     columns, rows = source.size
     height, width = output_size(rows, columns, parameters.scale)
     if width * height > max_pixels:
@@ -163,7 +163,7 @@ def _save(
                 report.poll()
                 yield strip
 
-        with TemporaryDirectory(prefix="stablesr-", dir=process.settings.scratch) as folder:
+        with TemporaryDirectory(prefix="stablesr-") as folder:
             path = Path(folder, "result")
             write(
                 path,

@@ -91,8 +91,8 @@ def convert(
             dtype=form.dtype,
             float32=tuple(float32),
             shared_encoder=one_encoder,
-            licence=preset.release.licence,
-            licence_url=preset.release.licence_url,
+            licence=preset.licence,
+            licence_url=preset.licence_url,
             sources=origin,
             files=tuple(sum_of(path, on_progress) for path in files),
         )

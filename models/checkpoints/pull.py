@@ -108,8 +108,8 @@ def pull(
         return folder
     if not accept_licence:
         raise LicenceNotAccepted(
-            f"The weights of {preset.name} are under the {release.licence}, "
-            f"{release.licence_url}: accept it before they are downloaded."
+            f"The weights of {preset.name} are under the {preset.licence}, "
+            f"{preset.licence_url}: accept it before they are downloaded."
         )
     form = form or Form()
     with _lock(root, preset, on_progress):

@@ -72,7 +72,7 @@ async def follow_job(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
     services = services_of(request)
     revision = _last_event_id(request)
     job = await services.jobs.get(job_id, caller.owner)
-    if job.state.ended and job.revision == revision:
+    if job.state.is_final and job.revision == revision:
         return Response(status_code=204)
     if is_head(request):
         return Response(headers=HEADERS)
@@ -108,7 +108,7 @@ async def _events(
             # Asking anew tells the client which of the two.
             return
         else:
-            text, last = news.event(job), job.state.ended
+            text, last = news.event(job), job.state.is_final
         if not text and anyio.current_time() - quiet_since >= HEARTBEAT_S:
             text = ": still here\n\n"
         if text:
@@ -134,7 +134,7 @@ class News:
         first, new_state = self._state is None, state != self._state
         new_progress = job.progress != self._progress
         self._state, self._progress = state, job.progress
-        if job.state.ended:
+        if job.state.is_final:
             name = "end"
         elif first and job.revision <= self._revision:
             return ""

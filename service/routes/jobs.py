@@ -60,7 +60,7 @@ def answer(
     """The job as a response with its ETag, or 304 to a GET that knows this state already."""
     # The queue moves without the record, so its revision alone does not tell all changes.
     fields = {**(headers or {}), "ETag": f'"{job.revision}.{job.queue_position or 0}"'}
-    if not job.state.ended:
+    if not job.state.is_final:
         fields["Retry-After"] = str(retry_after(job))
     if request.method == "GET" and has_etag(request, fields["ETag"]):
         return Response(status_code=304, headers=fields)
@@ -178,4 +178,4 @@ async def get_job(request: Request, job_id: JobId) -> Response:
 async def cancel_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """Cancels a job; asking again while it is being stopped is no error."""
     job = await run_sync(services_of(request).queue.cancel, job_id, caller.owner)
-    return answer(request, job, status=200 if job.state.ended else 202)
+    return answer(request, job, status=200 if job.state.is_final else 202)

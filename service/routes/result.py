@@ -140,7 +140,7 @@ def _result(request: Request, job: Job) -> ResultInfo:
             f"The result of job {job.id} has expired; submit the image again.",
             expired_at=job.expires_at.isoformat() if job.expires_at else None,
         )
-    if not job.state.ended:
+    if not job.state.is_final:
         raise ResultNotReady(
             f"Job {job.id} is {job.state}; its result comes when it has succeeded.",
             state=job.state.value,

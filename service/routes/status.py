@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +11,8 @@ from pydantic import BaseModel
 
 from jobs.errors import QueueUnavailable
 from jobs.formats import FORMATS
-from jobs.presets import PRESETS
+from models.parameters import MAX_SCALE
+from models.presets import PRESETS
 from service.admission import ReaderDep, Services, services_of
 from service.errors import NotReady
 from service.openapi import problems
@@ -39,7 +39,8 @@ def list_models(request: Request) -> ModelsView:
     return ModelsView(
         models=[
             ModelView(
-                **asdict(preset),
+                **vars(preset),
+                scale_max=MAX_SCALE,
                 default=preset.name == settings.preset,
                 available=preset.name in serving.available,
                 reason=serving.reason(preset.name),

@@ -92,7 +92,7 @@ async def upscale(request: Request) -> Response:
     origin = Origin(caller.owner, most or None, request_id, client=caller.client)
     capacity = Capacity.of(raw)
     # What needs no room is not refused for it: a request whose job was made already.
-    if key is None or not await run_sync(services.idempotency.made, caller.owner, key):
+    if key is None or not await run_sync(services.idempotency.has_job, caller.owner, key):
         check_capacity(services, origin, capacity)
     with services.transfers.slot(caller.client):
         body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
@@ -105,7 +105,7 @@ async def upscale(request: Request) -> Response:
         job, had_slot = await _wait_for_end(request, services, caller.client, job, seconds)
         if had_slot:
             headers["Preference-Applied"] = f"wait={seconds}"
-    status = 200 if job.state.ended and seconds is not None else 202
+    status = 200 if job.state.is_final and seconds is not None else 202
     return answer(request, job, status=status, headers=headers)
 
 
@@ -157,7 +157,7 @@ async def _wait_for_end(
                         latest = await services.jobs.get(job.id, job.owner)
                     except JobNotFound:
                         break
-                if latest.state.ended:
+                if latest.state.is_final:
                     break
                 await watch.wait(LOOK_S)
         scope.cancel()

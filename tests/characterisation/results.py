@@ -12,8 +12,8 @@ import pyvips
 import torch
 
 from cli.local import LocalModel
-from jobs.schema import Parameters
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 
 from .cases import CASES, Case
 
@@ -68,7 +68,9 @@ def results(folder: Path) -> Iterator[tuple[str, Result]]:
 
 
 def result_of(case: Case, model: LocalModel, folder: Path) -> Result:
-    parameters = Parameters.model_validate({"preset": "tiny", "seed": 0} | dict(case.parameters))
+    parameters = UpscaleParameters.model_validate(
+        {"preset": "tiny", "seed": 0} | dict(case.parameters)
+    )
     source, target = folder / "source", folder / f"target.{parameters.output_format}"
     source.write_bytes(case.file())
     model.upscale(source, {parameters.seed: target}, parameters, lambda moment: None)

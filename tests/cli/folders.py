@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from typer.testing import CliRunner, Result
 
 from cli.main import app
-from jobs.schema import Parameters
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from stablesr_client import Progress
 
 __all__ = ["NAMES", "StubModel", "last_states", "names", "results", "run", "running", "upscale"]
@@ -27,14 +27,14 @@ class StubModel:
     """In place of the real one: writes at once, and remembers what it was asked for."""
 
     count = 0
-    requests: ClassVar[list[tuple[str, Parameters]]] = []
+    requests: ClassVar[list[tuple[str, UpscaleParameters]]] = []
     errors: ClassVar[dict[str, Exception]] = {}
 
     def __init__(self, settings: Settings) -> None:
         StubModel.count += 1
 
     def upscale(
-        self, source: Path, targets: Mapping[int, Path], parameters: Parameters, show: Any
+        self, source: Path, targets: Mapping[int, Path], parameters: UpscaleParameters, show: Any
     ) -> tuple[int, int]:
         [target] = targets.values()
         self.requests.append((source.name, parameters))

@@ -60,7 +60,7 @@ class Said(NamedTuple):
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]) -> Any:
     def said(**settings: Any) -> Said:
-        prepare(Settings(log_format="json", **{"preset": PRESET, **settings}))
+        prepare(Settings(**{"preset": PRESET, **settings}))
         lines = capsys.readouterr().err.splitlines()
         absence = Absence.of(get_preset(PRESET))
         return Said(json.loads(lines[-1]), absence.reason if absence else None)
@@ -117,7 +117,7 @@ def test_an_unforeseen_error_is_logged_whole_and_noted(
 
 def test_a_note_that_cannot_be_left_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root.write_text("a file in the way")
-    prepare(Settings(preset=PRESET, log_format="json"))
+    prepare(Settings(preset=PRESET))
     first, last = map(json.loads, capsys.readouterr().err.splitlines())
     assert first["event"] == "weights are not there"
     assert last["event"] == "no note for the worker"
@@ -191,7 +191,7 @@ def test_with_consent_the_weights_are_fetched_and_the_note_is_taken_away(
 
 
 def test_a_long_download_says_how_far_it_is(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(Settings(preset=PRESET, accept_licence=LICENCE, log_format="json"))
+    prepare(Settings(preset=PRESET, accept_licence=LICENCE))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     parts = [(line["stage"], line["name"], line["percent"]) for line in lines if "stage" in line]
     for name in hub.files:

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_type_hints
-
-from jobs.schema import Parameters as JobParameters
-from stablesr_client import Parameters
 from tests.client.shells import Shell
 from tests.scripted_server import JOB_ID, Script, job
-
-
-def test_the_client_knows_every_parameter_of_a_job_and_no_other() -> None:
-    known = set(get_type_hints(Parameters))
-    assert known - {"webhook_url"} == set(JobParameters.model_fields)
 
 
 def test_the_presets_have_their_limits(script: Script, client: Shell) -> None:

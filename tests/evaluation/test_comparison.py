@@ -19,9 +19,9 @@ from evaluation.learned import LearnedScores
 from evaluation.methods import BaselineUnavailable, OursAtWeights, make_baseline
 from evaluation.sheets import finest, write_sheets
 from evaluation.study import BadStudy, tally, write_study
-from models.options import Options
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop, write_originals
+from tests.models import narrow
 
 Scores = tuple[Comparison, list[Pair], Path]
 
@@ -30,7 +30,7 @@ Scores = tuple[Comparison, list[Pair], Path]
 def scores(sr: StableSR, tmp_path_factory: pytest.TempPathFactory) -> Scores:
     out = tmp_path_factory.mktemp("out")
     pairs = write_degraded(write_originals(out / "hr"), out / "lr", 4, "mild", 0)
-    methods = [make_baseline("bicubic"), OursAtWeights(sr, (0.0, 1.0), Options())]
+    methods = [make_baseline("bicubic"), OursAtWeights(sr, (0.0, 1.0), narrow.parameters())]
     networks = LearnedScores({"fid": lambda _, originals: len(list(Path(originals).iterdir()))})
     return compare(pairs, methods, out, networks), pairs, out
 

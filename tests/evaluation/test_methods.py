@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from evaluation.images import tensor_of
 from evaluation.methods import BaselineUnavailable, OursAtWeights, make_baseline
-from models.options import Options
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop
+from tests.models import narrow
 from tests.training.ncnn_files import write_model
 from training.realesrgan import CompactNet, RRDBNet
 
@@ -134,11 +134,11 @@ def test_a_model_file_is_read_by_spandrel_and_upscales_by_its_own_factor_only(
 
 def test_sharing_one_sampling_gives_at_each_weight_what_the_pipeline_gives(sr: StableSR) -> None:
     lr = tensor_of(crop("petra", 64, 64))
-    ours = OursAtWeights(sr, (0.0, 1.0), Options(seed=4, steps=2))
+    ours = OursAtWeights(sr, (0.0, 1.0), narrow.parameters(seed=4, steps=2))
     assert ours.names == ("narrow w=0", "narrow w=1")
     results = list(ours.enlarge(lr, 4))
     assert [r.method for r in results] == list(ours.names)
     for result, weight in zip(results, (0.0, 1.0), strict=True):
-        alone = sr.upscale(lr, Options(seed=4, steps=2, fidelity_weight=weight))
+        alone = sr.upscale(lr, narrow.parameters(seed=4, steps=2, fidelity_weight=weight))
         np.testing.assert_array_equal(result.image.numpy(), alone.numpy())
         assert result.seconds > 0

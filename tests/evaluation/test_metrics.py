@@ -17,9 +17,9 @@ from evaluation.learned import LEARNED_SCORES, LearnedScores, add_vgg, load
 from evaluation.methods import OursAtWeights
 from evaluation.metrics import lattice, luma, offline_scores, phase, psnr, ssim
 from evaluation.niqe import niqe
-from models.options import Options
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop
+from tests.models import narrow
 from tests.training.vgg_files import vgg_file
 
 
@@ -191,7 +191,7 @@ def test_the_embedded_weights_leave_no_lattice(weight: float) -> None:
     scores = []
     for path in sorted(PHOTOGRAPH.parent.glob("*.webp"))[:6]:
         low = tensor_of(degrade_pixels(read(path), path.stem, 4, "paper", 0))
-        [result] = OursAtWeights(sr, [weight], Options()).enlarge(low, 4)
+        [result] = OursAtWeights(sr, [weight], narrow.parameters()).enlarge(low, 4)
         image = pixels_of(result.image)
         scores.append((lattice(image), phase(image)))
     lines, phases = zip(*scores, strict=True)

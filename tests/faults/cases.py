@@ -70,7 +70,7 @@ def killed_at(place: str, house: House) -> float:
 
 def hung_step(house: House) -> float:
     """A network call never comes back: the watchdog ends the process."""
-    hung = [house.worker(step_timeout_s=5), house.worker(step_timeout_s=5)]
+    hung = [house.worker(job_timeout_s=30), house.worker(job_timeout_s=30)]
     house.ready()
     first = house.submit(seed=HANG_ONCE)[0]
     until(lambda: any(worker.exit_code is not None for worker in hung), "a worker ends itself")
@@ -319,7 +319,7 @@ def _cases() -> Iterator[Case]:
         where = "after the result is stored" if place == "stored" else f"in {place}"
         sweeps: dict[str, float] = {}
         if place == "storing":
-            sweeps = {"upload_grace_s": 5, "maintenance_s": 5}
+            sweeps = {"upload_grace_s": 5, "worker_ttl_s": 5}
         yield Case(f"worker killed {where}", partial(killed_at, place), sweeps)
     yield Case("step hangs", hung_step, {})
     yield Case("worker gets SIGTERM", terminated, {})
@@ -327,7 +327,7 @@ def _cases() -> Iterator[Case]:
     yield Case("Redis hangs", redis_hangs, {})
     yield Case("store not writable", store_unwritable, {})
     yield Case("store full", store_full, {})
-    yield Case("image kills the process", poison, {"worker_ttl_s": 6, "heartbeat_s": 2})
+    yield Case("image kills the process", poison, {"worker_ttl_s": 6})
     yield Case("service killed half way", service_killed_between, {"upload_grace_s": 5})
     yield Case("service killed", service_killed, {})
     yield Case("everything killed", everything_killed, {})

@@ -65,7 +65,8 @@ class House:
     since jobs are looked at all the time.
     """
 
-    def __init__(self, name: str, **settings: Any) -> None:
+    def __init__(self, name: str, *, upload_grace_s: float | None = None, **settings: Any) -> None:
+        self._upload_grace_s = upload_grace_s
         self.folder = Path(tempfile.mkdtemp(prefix=f"stablesr-fault-{name.replace(' ', '-')}-"))
         self.redis = RedisServer()
         self.port = free_port()
@@ -73,9 +74,8 @@ class House:
             redis_url=self.redis.url,
             blob_root=self.folder / "blobs",
             port=self.port,
-            log_format="json",
             # What looks on asks more often than a client may.
-            **{"uploads_per_minute": 0, "reads_per_minute": 0, **settings},
+            **{"uploads_per_minute": 0, **settings},
         )
         self.jobs: list[Job] = []
         self.workers: list[WorkerProcess] = []
@@ -105,6 +105,8 @@ class House:
     def start_service(self) -> None:
         values = json.loads(self.settings.model_dump_json(exclude_unset=True))
         env = {f"STABLESR_{name.upper()}": str(value) for name, value in values.items()}
+        if self._upload_grace_s is not None:
+            env["UPLOAD_GRACE_S"] = str(self._upload_grace_s)
         with (self.folder / "service.log").open("ab") as log:
             self._service = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.service"],

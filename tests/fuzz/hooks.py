@@ -10,7 +10,7 @@ import schemathesis
 from hypothesis import strategies as st
 
 from jobs.listing import Cursor
-from jobs.presets import PRESETS
+from models.presets import PRESETS
 from tests.service.pictures import picture
 
 FILES = [picture(kind, 4, 3) for kind in ("PNG", "JPEG", "WEBP", "TIFF")]

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from models.compiler import CompileOptions
 from models.config import ModelConfig
 from models.memory import MemoryBudget
-from models.options import Options
 from models.pipeline import StableSR
 from models.presets import PRESETS
 from models.sampling import StepRequest, drive
 from models.strips import StripConfig, decode, encode
+from tests.models import narrow
 from tests.models.strips.images import latent_of, relative_error
 from tests.parity import Golden, comparisons
 
@@ -72,7 +72,7 @@ def test_the_reference_values_are_reproduced_on_cuda(fused: bool) -> None:
 
 @pytest.mark.parametrize("fidelity", [0.0, 1.0])
 def test_an_image_is_that_of_the_cpu_within_rounding(sr: StableSR, fidelity: float) -> None:
-    options = Options(steps=FEW, fidelity_weight=fidelity, seed=3)
+    options = narrow.parameters(steps=FEW, fidelity_weight=fidelity, seed=3)
     image = image_of(100, 150)
     there, here = sr.upscale(image, options), StableSR.from_preset("tiny").upscale(image, options)
     assert there.device.type == "cpu"
@@ -81,7 +81,7 @@ def test_an_image_is_that_of_the_cpu_within_rounding(sr: StableSR, fidelity: flo
 
 
 def test_the_same_seed_gives_the_same_image_bit_for_bit(sr: StableSR) -> None:
-    options = Options(steps=FEW, seed=5)
+    options = narrow.parameters(steps=FEW, seed=5)
     image = image_of(120, 90)
     assert torch.equal(sr.upscale(image, options), sr.upscale(image, options))
 
@@ -146,7 +146,10 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
 def test_an_image_of_a_single_tile_is_the_same_whole_and_in_strips(
     sr: StableSR, fidelity: float, tmp_path: Path
 ) -> None:
-    image, options = image_of(128, 128), Options(steps=FEW, fidelity_weight=fidelity, seed=4)
+    image, options = (
+        image_of(128, 128),
+        narrow.parameters(steps=FEW, fidelity_weight=fidelity, seed=4),
+    )
     wanted = sr.upscale(image, options)
     made = StableSR.from_preset("tiny", CUDA, compiling=CompileOptions("on", tmp_path))
     for _ in range(2):
@@ -158,13 +161,13 @@ def test_an_image_of_a_single_tile_is_the_same_whole_and_in_strips(
 
 def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
     half = StableSR.from_preset("tiny", CUDA, torch.bfloat16)
-    options = Options(steps=FEW, fidelity_weight=1.0)
+    options = narrow.parameters(steps=FEW, fidelity_weight=1.0)
     image = image_of(128, 128)
     assert float((half.upscale(image, options) - sr.upscale(image, options)).abs().mean()) < 0.01
 
 
 def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: StableSR) -> None:
-    image, options = image_of(512, 512), Options(steps=1, fidelity_weight=1.0)
+    image, options = image_of(512, 512), narrow.parameters(steps=1, fidelity_weight=1.0)
     wanted = sr.upscale(image, options)
     before = dict(sr.memory_fallbacks.counts)
     # Planned with all that the GPU has; then there is not enough of it.
@@ -186,7 +189,7 @@ def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: Stab
 
 
 def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
-    image, options = image_of(384, 384), Options(steps=1, fidelity_weight=0.0)
+    image, options = image_of(384, 384), narrow.parameters(steps=1, fidelity_weight=0.0)
     wanted = sr.upscale(image, options)
     small = StableSR.from_preset("tiny", CUDA, budget=MemoryBudget(tile_batch=64))
     gc.collect()
@@ -201,7 +204,7 @@ def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
 
 
 def test_parts_take_turns_on_the_device_and_the_image_is_the_same(sr: StableSR) -> None:
-    image, options = image_of(100, 80), Options(steps=2)
+    image, options = image_of(100, 80), narrow.parameters(steps=2)
     turns = StableSR.from_preset("tiny", CUDA, budget=MemoryBudget(offload=True))
     assert next(turns.networks.unet.parameters()).device.type == "cpu"
     got = turns.upscale(image, options)
@@ -210,6 +213,6 @@ def test_parts_take_turns_on_the_device_and_the_image_is_the_same(sr: StableSR) 
 
 def test_full_size_networks_in_bfloat16_give_numbers() -> None:
     full = StableSR.load(ModelConfig(), PRESETS["stablesr-512"], CUDA, torch.bfloat16)
-    result = full.upscale(image_of(128, 128), Options(steps=2, fidelity_weight=1.0))
+    result = full.upscale(image_of(128, 128), narrow.parameters(steps=2, fidelity_weight=1.0))
     assert tuple(result.shape) == (1, 3, 512, 512)
     assert bool(torch.isfinite(result).all())

@@ -30,13 +30,13 @@ def service(
         max_upload_bytes=2_000_000,
         max_input_pixels=1_000_000,
         max_output_pixels=4_000_000,
-        head_timeout_s=0.3,
-        upload_timeout_s=0.3,
         uploads_per_minute=0,
-        reads_per_minute=0,
     )
-    with serving(settings) as client:
-        yield settings, client
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.run.HEAD_TIMEOUT_S", 0.3)
+        patch.setattr(Settings, "upload_timeout_s", 0.3)
+        with serving(settings) as client:
+            yield settings, client
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from jobs.job_store import JobStore
 from jobs.queue import JobQueue
-from jobs.records import Records
-from jobs.schema import ImageInfo, Parameters, ResultInfo, new_job_id
+from jobs.schema import ImageInfo, ResultInfo, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from models.parameters import UpscaleParameters
 from tests.redis_server import RedisServer
 
 Submit = Callable[[], str]
@@ -38,8 +39,8 @@ def connection(settings: Settings, server: RedisServer) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def records(connection: Redis) -> Records:
-    return Records(connection)
+def records(connection: Redis) -> JobStore:
+    return JobStore(connection)
 
 
 @pytest.fixture
@@ -71,6 +72,6 @@ def submit(queue: JobQueue, image: ImageInfo) -> Submit:
     """Submits a job and returns its id."""
 
     def submit() -> str:
-        return queue.submit(new_job_id(), Parameters(seed=1), image).id
+        return queue.submit(new_job_id(), UpscaleParameters(seed=1), image).id
 
     return submit

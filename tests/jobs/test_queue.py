@@ -10,11 +10,12 @@ from redis import Redis
 from rq.serializers import JSONSerializer
 
 from jobs.errors import JobEnded, JobExists, JobNotFound, QueueFull, QueueUnavailable
+from jobs.job_store import JobStore, record_key
 from jobs.queue import JobQueue
-from jobs.records import Records, record_key
-from jobs.rq_job import TaskJob, open_queue
-from jobs.schema import ImageInfo, JobState, Parameters, new_job_id
+from jobs.rq_adapter import TaskJob, open_queue
+from jobs.schema import ImageInfo, JobState, new_job_id
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from tests.redis_server import RedisServer
 
 from .conftest import Submit
@@ -23,7 +24,7 @@ from .conftest import Submit
 def test_a_submitted_job_is_recorded_and_waits_in_rq(
     queue: JobQueue, image: ImageInfo, connection: Redis
 ) -> None:
-    parameters = Parameters(scale=2, seed=7)
+    parameters = UpscaleParameters(scale=2, seed=7)
     job = queue.submit(new_job_id(), parameters, image)
     assert job == queue.get(job.id)
     assert (job.state, job.queue_position, job.seed) == (JobState.QUEUED, 1, 7)
@@ -45,11 +46,11 @@ def test_nothing_in_redis_is_pickled(submit: Submit, connection: Redis) -> None:
 
 
 def test_places_in_the_queue_count_from_one_and_move_up(
-    queue: JobQueue, submit: Submit, connection: Redis, records: Records
+    queue: JobQueue, submit: Submit, connection: Redis, records: JobStore
 ) -> None:
     ids = [submit() for _ in range(3)]
     assert [queue.get(one).queue_position for one in ids] == [1, 2, 3]
-    assert queue.queued("tiny") == 3
+    assert queue.length("tiny") == 3
     connection.lpop(open_queue("tiny", connection).key)
     # A worker has it in hand but has not begun.
     assert [queue.get(one).queue_position for one in ids] == [1, 1, 2]
@@ -58,19 +59,19 @@ def test_places_in_the_queue_count_from_one_and_move_up(
 
 
 def test_presets_do_not_wait_for_each_other(queue: JobQueue, image: ImageInfo) -> None:
-    queue.submit(new_job_id(), Parameters(), image)
-    other = queue.submit(new_job_id(), Parameters(preset="stablesr-turbo"), image)
+    queue.submit(new_job_id(), UpscaleParameters(), image)
+    other = queue.submit(new_job_id(), UpscaleParameters(preset="stablesr-turbo"), image)
     assert other.queue_position == 1
-    assert queue.queued("stablesr-turbo") == 1
-    assert queue.queued("stablesr-face") == 0
+    assert queue.length("stablesr-turbo") == 1
+    assert queue.length("stablesr-face") == 0
 
 
 def test_an_id_is_taken_once(queue: JobQueue, image: ImageInfo, submit: Submit) -> None:
     job_id = submit()
     with pytest.raises(JobExists, match=job_id):
-        queue.submit(job_id, Parameters(seed=2), image)
+        queue.submit(job_id, UpscaleParameters(seed=2), image)
     assert queue.get(job_id).seed == 1
-    assert queue.queued("tiny") == 1
+    assert queue.length("tiny") == 1
 
 
 def test_a_canceled_waiting_job_leaves_rq_without_a_trace(
@@ -86,7 +87,7 @@ def test_a_canceled_waiting_job_leaves_rq_without_a_trace(
 
 
 def test_a_canceled_running_job_is_marked_for_its_worker(
-    queue: JobQueue, submit: Submit, records: Records, connection: Redis
+    queue: JobQueue, submit: Submit, records: JobStore, connection: Redis
 ) -> None:
     job_id = submit()
     connection.lpop(open_queue("tiny", connection).key)
@@ -110,13 +111,13 @@ def test_a_full_queue_takes_no_more_and_keeps_nothing(
     queue = JobQueue(settings.model_copy(update={"max_queued": 2}))
     for _ in range(2):
         queue.check_room("tiny")
-        queue.submit(new_job_id(), Parameters(), image)
+        queue.submit(new_job_id(), UpscaleParameters(), image)
     with pytest.raises(QueueFull, match="2 jobs for tiny wait already") as caught:
         queue.check_room("tiny")
     assert caught.value.extra == {"limit": 2, "retry_after": 30}
     late = new_job_id()
     with pytest.raises(QueueFull):
-        queue.submit(late, Parameters(), image)
+        queue.submit(late, UpscaleParameters(), image)
     assert not connection.exists(record_key(late), TaskJob.key_for(late))
     queue.check_room("stablesr-turbo")
     queue.close()
@@ -129,7 +130,7 @@ def test_submissions_at_once_fill_the_queue_exactly(
 
     def submit(_: int) -> bool:
         try:
-            queue.submit(new_job_id(), Parameters(), image)
+            queue.submit(new_job_id(), UpscaleParameters(), image)
         except QueueFull:
             return False
         return True
@@ -137,7 +138,7 @@ def test_submissions_at_once_fill_the_queue_exactly(
     with ThreadPoolExecutor(12) as pool:
         taken = sum(pool.map(submit, range(40)))
     assert taken == 5
-    assert queue.queued("tiny") == 5
+    assert queue.length("tiny") == 5
     assert len(connection.keys("stablesr:job:*")) == 5
     assert len(connection.keys("rq:job:*")) == 5
     queue.close()
@@ -149,7 +150,7 @@ def test_a_submission_that_redis_refuses_leaves_nothing(
     connection.config_set("maxmemory", 1)
     try:
         with pytest.raises(QueueUnavailable, match="does not answer as it should"):
-            queue.submit(new_job_id(), Parameters(), image)
+            queue.submit(new_job_id(), UpscaleParameters(), image)
     finally:
         connection.config_set("maxmemory", 0)
     assert connection.keys("*") == []
@@ -163,7 +164,7 @@ def test_a_submission_cut_off_before_the_queue_leaves_nothing(
 
     monkeypatch.setattr("rq.Queue.enqueue_call", cut)
     with pytest.raises(ConnectionResetError):
-        queue.submit(new_job_id(), Parameters(), image)
+        queue.submit(new_job_id(), UpscaleParameters(), image)
     assert connection.keys("*") == []
 
 
@@ -174,7 +175,7 @@ def test_without_redis_every_call_says_so_and_work_goes_on_after(
     server.kill()
     try:
         for call in (
-            lambda: queue.submit(new_job_id(), Parameters(), image),
+            lambda: queue.submit(new_job_id(), UpscaleParameters(), image),
             lambda: queue.get(job_id),
             lambda: queue.cancel(job_id),
             lambda: queue.check_room("tiny"),

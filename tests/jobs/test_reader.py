@@ -12,9 +12,9 @@ from redis import Redis
 
 from jobs.connection import Breaker, LoopClient
 from jobs.errors import JobNotFound, QueueUnavailable, RecordUnreadable
+from jobs.job_store import JobStore, record_key
 from jobs.queue import JobQueue
 from jobs.reader import Capacity, JobReader
-from jobs.records import Records, record_key
 from jobs.schema import Job, JobState, ResultInfo, Timings
 from jobs.settings import Settings
 from jobs.workers import WorkerInfo, Workers
@@ -42,7 +42,7 @@ def read(settings: Settings, queue: JobQueue, job_id: str, owner: str = "") -> J
 
 
 def test_a_job_is_read_as_the_queue_has_it_in_every_state(
-    settings: Settings, queue: JobQueue, submit: Submit, records: Records, connection: Redis
+    settings: Settings, queue: JobQueue, submit: Submit, records: JobStore, connection: Redis
 ) -> None:
     first, second = submit(), submit()
     assert read(settings, queue, second) == queue.get(second)

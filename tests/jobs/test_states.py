@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.schema import ENDED, JobState
+from jobs.schema import FINAL, JobState
 from jobs.states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event, next_state
 
 EVERYTHING = [(state, event, marked) for state in JobState for event in Event for marked in (0, 1)]
@@ -18,9 +18,9 @@ def test_every_event_is_in_both_tables(event: Event) -> None:
 
 def test_an_ended_job_moves_only_from_succeeded_to_expired() -> None:
     moves = {
-        (state, event, next_state(state, event, marked=bool(marked)))
+        (state, event, next_state(state, event, cancel_requested=bool(marked)))
         for state, event, marked in EVERYTHING
-        if state in ENDED
+        if state in FINAL
     }
     assert {move for move in moves if move[2] is not None} == {
         (JobState.SUCCEEDED, Event.EXPIRE, JobState.EXPIRED)
@@ -33,7 +33,7 @@ def test_every_state_is_reached_from_queued() -> None:
         fresh = {
             to
             for state, event, marked in EVERYTHING
-            if state in fresh and (to := next_state(state, event, marked=bool(marked)))
+            if state in fresh and (to := next_state(state, event, cancel_requested=bool(marked)))
         } - reached
         reached |= fresh
     assert reached == set(JobState)
@@ -42,8 +42,10 @@ def test_every_state_is_reached_from_queued() -> None:
 def test_a_job_whose_cancel_was_asked_never_runs_or_waits_again() -> None:
     for state in (JobState.QUEUED, JobState.PROCESSING):
         for event in (Event.START, Event.REQUEUE):
-            assert next_state(state, event, marked=True) is JobState.CANCELED
+            assert next_state(state, event, cancel_requested=True) is JobState.CANCELED
 
 
 def test_a_result_that_came_before_the_stop_counts() -> None:
-    assert next_state(JobState.PROCESSING, Event.SUCCEED, marked=True) is JobState.SUCCEEDED
+    assert (
+        next_state(JobState.PROCESSING, Event.SUCCEED, cancel_requested=True) is JobState.SUCCEEDED
+    )

@@ -156,8 +156,8 @@ def main() -> int:
     chosen = parser.parse_args()
     seen = Seen()
     # Without limits: all of them come from one address.
-    limits = {"uploads_per_minute": 0, "reads_per_minute": 0, "max_queued_each": 0}
-    with House("load", **limits, max_transfers_each=100) as house:
+    limits = {"uploads_per_minute": 0, "max_queued": 1_000_000, "max_connections": 4000}
+    with House("load", **limits) as house:
         house.worker(step_s=chosen.step_ms / 1000, slots=4)
         house.ready()
         # What the first requests load and cache is not growth.

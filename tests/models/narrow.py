@@ -11,10 +11,11 @@ from models.checkpoints.folder import random_networks
 from models.config import AutoencoderConfig, CompactConfig, EncoderConfig, ModelConfig, UNetConfig
 from models.memory import MemoryBudget
 from models.networks.bundle import Networks
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.presets import Preset
 
-__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT", "pipeline"]
+__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT", "parameters", "pipeline"]
 
 AUTOENCODER = AutoencoderConfig(widths=(8, 8, 8, 8), layers=1, groups=4, growth=4)
 COMPACT = CompactConfig(
@@ -40,6 +41,14 @@ WITH_COMPACT = replace(
     autoencoder=COMPACT,
 )
 PRESET = Preset("narrow", native=64, tile=8, overlap=4, steps=2, fidelity_weight=0.5)
+
+
+def parameters(**values: Any) -> UpscaleParameters:
+    """For these networks: their steps and overlap, and seed 0, where the values name none."""
+    overlap = values.pop("tile_overlap", PRESET.overlap)
+    # A preset of the catalogue that reads prompts.
+    values = {"preset": "stablesr-512", "steps": PRESET.steps, "seed": 0, **values}
+    return UpscaleParameters.model_validate(values).model_copy(update={"tile_overlap": overlap})
 
 
 def pipeline(networks: Networks | None = None, **budget: Any) -> StableSR:

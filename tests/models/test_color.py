@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.color import correct_rows, enlarge, reduce_rows, wavelet
 from models.errors import InvalidOption
-from models.options import ColorFix
+from models.parameters import ColorFix
 
 
 def adain(image: Tensor, reference: Tensor) -> Tensor:

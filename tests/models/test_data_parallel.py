@@ -16,7 +16,6 @@ from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
 from models.fusing import fuse
 from models.memory import Fallbacks
-from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest
 from tests.models import narrow
@@ -40,13 +39,15 @@ def replica(mode: CompileMode = "off", config: ModelConfig = narrow.CONFIG) -> D
 
 def test_an_image_over_three_devices_is_that_of_one() -> None:
     image = torch.rand(1, 3, 30, 45, generator=torch.Generator().manual_seed(1))
-    alone, other = (narrow_sr().upscale(image, Options(steps=3, seed=seed)) for seed in (5, 6))
+    alone, other = (
+        narrow_sr().upscale(image, narrow.parameters(steps=3, seed=seed)) for seed in (5, 6)
+    )
     sr = narrow_sr()
     replicas = [made.denoiser for made in (sr, narrow_sr(), narrow_sr())]
     sr.denoiser = DataParallel([one for one in replicas if isinstance(one, Denoiser)])
     assert sr.denoiser.devices == (CPU, CPU, CPU)
     assert sr.planner.room(4) == 12
-    together = sr.upscale(image, Options(steps=3, seed=5))
+    together = sr.upscale(image, narrow.parameters(steps=3, seed=5))
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert float((together - other).abs().mean()) > 1e-3
 

@@ -17,7 +17,6 @@ from models.loading import Offload
 from models.memory import MemoryBudget
 from models.networks.autoencoder import Autoencoder
 from models.networks.bundle import Networks
-from models.options import Options
 from models.pipeline import StableSR
 from models.strips import Callbacks, StripConfig, decode
 from tests.models import narrow
@@ -178,7 +177,7 @@ def test_a_folder_is_fused_when_loaded_unless_fuse_is_false(tmp_path: Path) -> N
         StableSR.load(tmp_path, narrow.PRESET, fuse=False),
     ):
         assert (sr.networks.unet.time_table is not None) == (not results)
-        results.append(sr.upscale(image, Options(seed=3)))
+        results.append(sr.upscale(image, narrow.parameters(seed=3)))
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 
 
@@ -200,7 +199,7 @@ def test_offload_moves_everything_that_fuse_adds() -> None:
 def test_without_fidelity_nothing_is_fused_and_no_features_are_kept() -> None:
     """w = 0: the encoder's features are not kept, and the decoder does not look for any."""
     sr = StableSR.load(narrow.CONFIG, narrow.PRESET)
-    options = Options(fidelity_weight=0, steps=1)
+    options = narrow.parameters(fidelity_weight=0, steps=1)
     fusion = sr.networks.autoencoder.decoder.fusion
     assert fusion is not None
     for layer in fusion.children():

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 import models.estimate
 from models.checkpoints.folder import random_networks
 from models.errors import InvalidOption
-from models.geometry import MAX_CANVAS, canvas_size
-from models.options import Options
+from models.geometry import MAX_CANVAS, bounded_canvas_size
 from models.pipeline import StableSR
 from models.sampling import StepRequest
 from models.strips import Cost
@@ -93,7 +92,9 @@ def test_every_size_scale_and_aspect_comes_out_exactly(
     width, height, scale = size
     assert width * height * scale**2 <= MAX_CANVAS
     image = torch.rand(1, 3, height, width)
-    options = Options(scale=scale, steps=1, color_fix="wavelet" if fix == "wavelet" else "adain")
+    options = narrow.parameters(
+        scale=scale, steps=1, color_fix="wavelet" if fix == "wavelet" else "adain"
+    )
     result = quick.upscale(image, options)
     assert tuple(result.shape) == (1, 3, round(scale * height), round(scale * width))
     assert min(result.shape) >= 1
@@ -107,7 +108,7 @@ def test_every_size_scale_and_aspect_comes_out_exactly(
 )
 def test_the_embedded_weights_give_exactly_that_size(width: int, height: int, scale: float) -> None:
     sr = StableSR.from_preset("tiny")
-    options = Options(scale=scale, steps=1, fidelity_weight=0.0)
+    options = narrow.parameters(scale=scale, steps=1, fidelity_weight=0.0)
     result = sr.upscale(torch.rand(1, 3, height, width), options)
     assert tuple(result.shape[2:]) == (round(scale * height), round(scale * width))
 
@@ -119,7 +120,7 @@ def test_a_strip_that_cannot_be_computed_is_refused_before_anything_is(
     sr = StableSR.from_preset("tiny")
     monkeypatch.setattr("models.pipeline.enlarge", None)
     with pytest.raises(InvalidOption, match="shorter side is enlarged to 512 at least"):
-        sr.prepare(torch.rand(1, 3, height, width), Options())
+        sr.prepare(torch.rand(1, 3, height, width), narrow.parameters())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ def test_a_refused_size_is_told_its_own_reason(
     width: int, height: int, scale: float, enlarged: bool
 ) -> None:
     with pytest.raises(InvalidOption) as caught:
-        canvas_size(height, width, scale, 512)
+        bounded_canvas_size(height, width, scale, 512)
     assert ("shorter side is enlarged" in str(caught.value)) == enlarged
     assert str(caught.value).endswith("; at most 134217728 pixels are possible.")
     if (width, scale) == (1024, 16.0):
@@ -144,15 +145,15 @@ def test_a_refused_size_is_told_its_own_reason(
 
 
 def test_the_largest_canvas_is_possible() -> None:
-    assert canvas_size(11_585, 11_585, 1.0, 512) == (11_585, 11_585)
+    assert bounded_canvas_size(11_585, 11_585, 1.0, 512) == (11_585, 11_585)
     with pytest.raises(InvalidOption):
-        canvas_size(11_586, 11_585, 1.0, 512)
+        bounded_canvas_size(11_586, 11_585, 1.0, 512)
 
 
 def test_an_image_is_neither_stretched_nor_moved(quick: StableSR) -> None:
     """A corner of another colour stays where it was, to a pixel of the input."""
     image = torch.zeros(1, 3, 30, 50)
     image[:, :, 20:, 40:] = 1.0
-    result = quick.upscale(image, Options(scale=3.7, color_fix="none"))
+    result = quick.upscale(image, narrow.parameters(scale=3.7, color_fix="none"))
     bright = (result[0].mean(0) > 0.5).nonzero().min(0).values.tolist()
     assert bright == pytest.approx([20 * 3.7, 40 * 3.7], abs=8)

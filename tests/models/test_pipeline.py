@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,18 +19,19 @@ from models.color import correct_rows, join_rows
 from models.errors import InvalidOption, NotFinite, UnknownPreset, WeightsNotFound
 from models.geometry import output_size
 from models.memory import Memory, MemoryBudget
-from models.options import Options
+from models.parameters import Init, UpscaleParameters
 from models.pipeline import Progress, StableSR
 from models.plan import EncodedImage
 from models.presets import get_preset
-from models.sampling import Sampler, Step, drive
+from models.sampling import CanvasStep, Sampler, Step, drive
+from models.schedulers import add_noise
 from tests.models import narrow
 from tests.models.narrow import pipeline
 
 FEW = 3
 SEEDS = (11, 5)
 CPU = torch.device("cpu")
-OPTIONS = Options(scale=1.5, seed=3)
+OPTIONS = narrow.parameters(scale=1.5, seed=3)
 IMAGE = torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(0))
 
 
@@ -53,7 +54,7 @@ def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
 def test_the_result_has_exactly_the_size_asked(
     sr: StableSR, height: int, width: int, scale: float
 ) -> None:
-    result = sr.upscale(picture(height, width), Options(scale=scale, steps=1))
+    result = sr.upscale(picture(height, width), narrow.parameters(scale=scale, steps=1))
     assert tuple(result.shape[2:]) == (round(scale * height), round(scale * width))
     assert tuple(result.shape[2:]) == output_size(height, width, scale)
     assert result.dtype == torch.float32
@@ -62,9 +63,9 @@ def test_the_result_has_exactly_the_size_asked(
 
 def test_the_same_seed_gives_the_same_image_and_another_seed_another(sr: StableSR) -> None:
     image = picture(16, 16)
-    first = sr.upscale(image, Options(steps=FEW, seed=5, fidelity_weight=0.0))
-    again = sr.upscale(image, Options(steps=FEW, seed=5, fidelity_weight=0.0))
-    other = sr.upscale(image, Options(steps=FEW, seed=6, fidelity_weight=0.0))
+    first = sr.upscale(image, narrow.parameters(steps=FEW, seed=5, fidelity_weight=0.0))
+    again = sr.upscale(image, narrow.parameters(steps=FEW, seed=5, fidelity_weight=0.0))
+    other = sr.upscale(image, narrow.parameters(steps=FEW, seed=6, fidelity_weight=0.0))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -74,31 +75,34 @@ def test_distilled_weights_begin_at_the_latent_of_the_input_and_one_step_draws_n
     config = replace(narrow.CONFIG, first_timestep=120, noised_start=False)
     sr = StableSR(random_networks(config, cpu, dtype), narrow.PRESET, cpu, dtype)
     image = picture(16, 16)
-    with sr.prepare(image, Options()) as prepared:
-        step = next(sr.sample(prepared, Options(steps=1)))
+    with sr.prepare(image, narrow.parameters()) as prepared:
+        step = next(sr.sample(prepared, narrow.parameters(steps=1)))
         begin = step.part(0, 1)
         assert begin.timestep == 120
         assert torch.equal(begin.noisy, prepared.latent)
-        for other in (Options(steps=1, start="noise"), Options(steps=1, sampler="unipc")):
+        for other in (
+            narrow.parameters(steps=1, start="noise"),
+            narrow.parameters(steps=1, sampler="unipc"),
+        ):
             begin = next(sr.sample(prepared, other)).part(0, 1)
             assert begin.timestep == 999
             assert not torch.equal(begin.noisy, prepared.latent)
-    one, two = (sr.upscale(image, Options(steps=1, seed=seed)) for seed in (1, 2))
+    one, two = (sr.upscale(image, narrow.parameters(steps=1, seed=seed)) for seed in (1, 2))
     assert torch.equal(one, two)
-    one, two = (sr.upscale(image, Options(steps=3, seed=seed)) for seed in (1, 2))
+    one, two = (sr.upscale(image, narrow.parameters(steps=3, seed=seed)) for seed in (1, 2))
     assert not torch.equal(one, two)
 
 
 def test_the_fidelity_weight_changes_the_image(sr: StableSR) -> None:
     image = picture(16, 16)
-    loose = sr.upscale(image, Options(steps=FEW, fidelity_weight=0.0))
-    close = sr.upscale(image, Options(steps=FEW, fidelity_weight=1.0))
+    loose = sr.upscale(image, narrow.parameters(steps=FEW, fidelity_weight=0.0))
+    close = sr.upscale(image, narrow.parameters(steps=FEW, fidelity_weight=1.0))
     assert float((loose - close).abs().mean()) > 1e-3
 
 
 def test_progress_names_every_stage_and_every_step_in_order(sr: StableSR) -> None:
     seen: list[Progress] = []
-    sr.upscale(picture(40, 40), Options(steps=FEW), seen.append)
+    sr.upscale(picture(40, 40), narrow.parameters(steps=FEW), seen.append)
     denoising = [Progress("denoise", i, FEW) for i in range(FEW)]
     assert seen == [Progress("encode", 0, 1), *denoising, Progress("decode", 0, 1)]
 
@@ -106,8 +110,8 @@ def test_progress_names_every_stage_and_every_step_in_order(sr: StableSR) -> Non
 def test_jobs_of_different_sizes_and_timesteps_in_one_batch_give_what_they_give_alone(
     sr: StableSR,
 ) -> None:
-    small = Options(steps=2, seed=1)
-    large = Options(steps=4, seed=2)
+    small = narrow.parameters(steps=2, seed=1)
+    large = narrow.parameters(steps=4, seed=2)
     jobs = [(picture(16, 16, 1), small), (picture(32, 50, 2), large)]
     prepared = [sr.prepare(image, options) for image, options in jobs]
     alone = [
@@ -137,33 +141,35 @@ def run_together(sr: StableSR, running: dict[int, Sampler]) -> dict[int, torch.T
 
 
 def test_a_closed_sampler_is_cancelled(sr: StableSR) -> None:
-    prepared = sr.prepare(picture(32, 32), Options())
-    sampler = sr.sample(prepared, Options(steps=FEW))
+    prepared = sr.prepare(picture(32, 32), narrow.parameters())
+    sampler = sr.sample(prepared, narrow.parameters(steps=FEW))
     next(sampler)
     sampler.close()
     with pytest.raises(StopIteration):
         next(sampler)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fidelity_weight": 7.0}, "fidelity_weight is 7.0"),
-        ({"scale": 0.5}, "scale is 0.5"),
-        ({"scale": 17.0}, "between 1 and 16"),
-    ],
-)
-def test_an_option_outside_its_range_is_refused(options: dict[str, float], message: str) -> None:
-    with pytest.raises(InvalidOption, match=message):
-        Options(**options)  # type: ignore[arg-type]  # wrong on purpose
+def test_sampling_starts_at_the_noised_input_or_at_the_noise_alone() -> None:
+    cpu, dtype = torch.device("cpu"), torch.float32
+    sr = StableSR(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
+    image = torch.rand(1, 3, 32, 32)
+    canvases = {}
+    for start in get_args(Init):
+        options = narrow.parameters(start=start, seed=3)
+        prepared = sr.prepare(image, options)
+        step = next(sr.sample(prepared, options))
+        assert isinstance(step, CanvasStep)
+        canvases[start] = step.canvas
+    noise = torch.randn(canvases["lr"].shape, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(canvases["noise"], noise)
+    assert torch.equal(canvases["lr"], add_noise(prepared.latent, noise, 999))
 
 
-@pytest.mark.parametrize(
-    "options", [Options(steps=0), Options(tile_overlap=64), Options(tile_overlap=-1)]
-)
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"tile_overlap": 64}, {"tile_overlap": -1}])
 def test_a_sampler_refuses_impossible_options_before_its_first_step(
-    sr: StableSR, options: Options
+    sr: StableSR, changes: dict[str, int]
 ) -> None:
+    options = narrow.parameters().model_copy(update=changes)
     # The overlap already decides how the image is planned.
     with pytest.raises(InvalidOption):
         sr.sample(sr.prepare(picture(32, 32), options), options)
@@ -171,18 +177,18 @@ def test_a_sampler_refuses_impossible_options_before_its_first_step(
 
 def test_an_image_of_another_shape_is_refused(sr: StableSR) -> None:
     with pytest.raises(InvalidOption, match=r"\(1, 4, 8, 8\)"):
-        sr.prepare(torch.rand(1, 4, 8, 8), Options())
+        sr.prepare(torch.rand(1, 4, 8, 8), narrow.parameters())
 
 
 def test_a_strip_that_needs_a_gigantic_canvas_is_refused_at_once(sr: StableSR) -> None:
     with pytest.raises(InvalidOption, match=r"100000 x 1 pixels .* canvas of 6400000 x 64"):
-        sr.prepare(torch.rand(1, 3, 1, 100_000), Options())
+        sr.prepare(torch.rand(1, 3, 1, 100_000), narrow.parameters())
 
 
 def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: StableSR) -> None:
     strips = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, MemoryBudget(decode_tile=16))
     large, small = picture(40, 50), picture(8, 10, seed=1)
-    options = Options(steps=1, seed=3)
+    options = narrow.parameters(steps=1, seed=3)
     stepped_in: list[torch.Tensor] = []
 
     def upscaled(tell: Callable[[float], None]) -> torch.Tensor:
@@ -213,7 +219,7 @@ def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: S
 
 
 def test_no_image_steps_in_where_networks_take_turns_on_the_device(sr: StableSR) -> None:
-    small, options = picture(16, 20), Options()
+    small, options = picture(16, 20), narrow.parameters()
     assert sr.steps_in(small, options)
     assert not sr.steps_in(picture(50, 60), options)
     moving = StableSR(sr.networks, sr.preset, sr.device, sr.dtype, MemoryBudget(offload=True))
@@ -244,18 +250,18 @@ def test_missing_weights_are_named_with_their_folder(
 def test_each_result_is_that_of_its_seed_alone(sr: StableSR) -> None:
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     # A solver with a memory, which must not be shared.
-    options = Options(sampler="unipc", steps=2)
+    options = narrow.parameters(sampler="unipc", steps=2)
     rows = sr.upscale_rows(image, options, SEEDS)
     results = [join_rows(strips, (64, 64)) for strips in rows]
     for seed, result in zip(SEEDS, results, strict=True):
-        alone = sr.upscale(image, replace(options, seed=seed))
+        alone = sr.upscale(image, options.model_copy(update={"seed": seed}))
         torch.testing.assert_close(result, alone, rtol=0, atol=1e-4)
     assert float((results[0] - results[1]).abs().mean()) > 1e-3
 
 
 def test_the_image_is_encoded_once_and_each_seed_decoded_when_asked_for(sr: StableSR) -> None:
     seen: list[Progress] = []
-    options = Options(steps=2, fidelity_weight=0.0)
+    options = narrow.parameters(steps=2, fidelity_weight=0.0)
     results = sr.upscale_rows(torch.rand(1, 3, 16, 16), options, SEEDS, seen.append)
     shared = [Progress("encode", 0, 1), Progress("denoise", 0, 2), Progress("denoise", 1, 2)]
     next(results)
@@ -264,7 +270,7 @@ def test_the_image_is_encoded_once_and_each_seed_decoded_when_asked_for(sr: Stab
     assert seen == [*shared, Progress("decode", 0, 1), Progress("decode", 0, 1)]
 
 
-def latent_of(sr: StableSR, prepared: EncodedImage, options: Options = OPTIONS) -> Tensor:
+def latent_of(sr: StableSR, prepared: EncodedImage, options: UpscaleParameters = OPTIONS) -> Tensor:
     return drive(
         sr.sample(prepared, options), lambda step: sr.predict([step.part(0, len(step))])[0]
     )
@@ -292,7 +298,7 @@ def open_scratch(folder: Path) -> list[str]:
 def test_rows_are_what_the_whole_image_would_be(fix: Any, size: tuple[int, int]) -> None:
     """Against the way that holds everything: encode, decode, correct, crop and resize at once."""
     sr = pipeline(decode_tile=16)
-    networks, options = sr.networks, Options(scale=1.5, seed=3, color_fix=fix)
+    networks, options = sr.networks, narrow.parameters(scale=1.5, seed=3, color_fix=fix)
     image = torch.rand(1, 3, *size)
     with sr.prepare(image, options) as prepared, torch.inference_mode():
         layout = prepared.plan.layout

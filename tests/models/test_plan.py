@@ -18,7 +18,7 @@ from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, tile_bytes, tile_flops
 from models.memory import Memory, MemoryBudget
 from models.networks.bundle import Networks
-from models.options import Options
+from models.parameters import UpscaleParameters, preset_parameters
 from models.plan import Plan, plan, steps_in
 from models.presets import get_preset
 
@@ -40,7 +40,7 @@ def planned(
     side: int,
     memory: Memory,
     device: str = "cuda",
-    options: Options | None = None,
+    options: UpscaleParameters | None = None,
     config: ModelConfig = FULL,
     **budget: Any,
 ) -> Plan:
@@ -49,7 +49,7 @@ def planned(
         estimated(device, config),
         PRESET,
         (side // 4, side // 4),
-        options or Options(),
+        options or preset_parameters(PRESET),
         memory,
         MemoryBudget(**budget),
     )
@@ -77,7 +77,7 @@ def test_half_precision_is_planned_with_less_memory_than_float32() -> None:
     for device in ("cpu", "cuda"):
         half, full = estimated(device), estimated(device, dtype=torch.float32)
         peaks = [
-            plan(each, PRESET, (256, 256), Options(), PLENTY, MemoryBudget()).peaks
+            plan(each, PRESET, (256, 256), preset_parameters(PRESET), PLENTY, MemoryBudget()).peaks
             for each in (half, full)
         ]
         assert all(sum(a) < sum(b) for a, b in zip(*peaks, strict=True))
@@ -89,19 +89,19 @@ def test_the_arithmetic_is_the_published_one() -> None:
     assert tile / 1e12 == pytest.approx(0.965, abs=0.001)
     chosen = planned(512, PLENTY)
     sizes = chosen.layout, chosen.strips, chosen.tiles
-    flops = estimated().flops(*sizes, Options(steps=200))
+    flops = estimated().flops(*sizes, preset_parameters(PRESET, steps=200))
     assert flops["step"] == tile
     assert flops["encode"] / 1e12 == pytest.approx(1.12, abs=0.01)
     assert flops["decode"] / 1e12 == pytest.approx(4.97, abs=0.04)
     assert flops["total"] == flops["encode"] + 200 * tile + flops["decode"]
-    plain = estimated().flops(*sizes, Options(steps=200, fidelity_weight=0.0))
+    plain = estimated().flops(*sizes, preset_parameters(PRESET, steps=200, fidelity_weight=0.0))
     assert plain["decode"] < 0.51 * flops["decode"]
 
 
 @pytest.mark.parametrize(("side", "tiles"), [(512, 1), (1024, 9), (2048, 49), (4096, 225)])
 def test_tiles_are_counted_as_published(side: int, tiles: int) -> None:
     assert planned(side, PLENTY).tiles == tiles
-    guided = Options(prompt="a cat", guidance_scale=5.0)
+    guided = preset_parameters(PRESET, prompt="a cat", guidance_scale=5.0)
     assert planned(side, PLENTY, options=guided).tiles == 2 * tiles
 
 
@@ -157,7 +157,7 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
 def test_an_image_of_two_native_canvases_at_most_steps_in(
     height: int, width: int, scale: float, small: bool
 ) -> None:
-    assert steps_in(height, width, Options(scale=scale), PRESET) is small
+    assert steps_in(height, width, preset_parameters(PRESET, scale=scale), PRESET) is small
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

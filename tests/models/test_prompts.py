@@ -15,11 +15,12 @@ from models.checkpoints.folder import load_folder, preset_folder, random_network
 from models.config import TextConfig
 from models.errors import MissingTextTower
 from models.networks.bundle import Networks
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.presets import get_preset
 from models.prompts import END, LENGTH, START, contexts, tokenize
 from models.sampling import CanvasStep
+from tests.models import narrow
 
 CPU = torch.device("cpu")
 
@@ -41,16 +42,18 @@ def test_without_prompts_the_context_is_the_stored_constant_bit_for_bit(
     tiny: Networks, reading: Networks
 ) -> None:
     for networks in (tiny, reading):
-        positive, negative = contexts(networks, Options(), "tiny", CPU)
+        positive, negative = contexts(networks, narrow.parameters(), "tiny", CPU)
         assert torch.equal(positive, networks.context)
         assert negative is None
 
 
 def test_a_prompt_is_what_the_text_tower_makes_of_its_tokens(reading: Networks) -> None:
-    positive, negative = contexts(reading, Options(prompt="a red bird"), "mine", CPU)
+    positive, negative = contexts(reading, narrow.parameters(prompt="a red bird"), "mine", CPU)
     assert reading.text is not None
     assert torch.equal(positive, reading.text(torch.tensor([tokenize("a red bird")])))
-    assert not torch.equal(positive, contexts(reading, Options(prompt="a bird"), "mine", CPU)[0])
+    assert not torch.equal(
+        positive, contexts(reading, narrow.parameters(prompt="a bird"), "mine", CPU)[0]
+    )
     assert positive.shape == (1, 77, reading.config.unet.context_width)
     assert negative is None
 
@@ -58,28 +61,30 @@ def test_a_prompt_is_what_the_text_tower_makes_of_its_tokens(reading: Networks) 
 def test_guidance_leads_away_from_the_negative_prompt_or_from_the_constant(
     reading: Networks,
 ) -> None:
-    options = Options(prompt="sharp", guidance_scale=3)
+    options = narrow.parameters(prompt="sharp", guidance_scale=3)
     positive, negative = contexts(reading, options, "mine", CPU)
     assert negative is not None
     assert torch.equal(negative, reading.context)
 
-    options = Options(negative_prompt="blurred", guidance_scale=3)
+    options = narrow.parameters(negative_prompt="blurred", guidance_scale=3)
     positive, negative = contexts(reading, options, "mine", CPU)
     assert negative is not None
     assert torch.equal(positive, reading.context)
-    assert torch.equal(negative, contexts(reading, Options(prompt="blurred"), "mine", CPU)[0])
+    assert torch.equal(
+        negative, contexts(reading, narrow.parameters(prompt="blurred"), "mine", CPU)[0]
+    )
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        Options(prompt="a bird"),
-        Options(negative_prompt="blurred", guidance_scale=2),
-        Options(prompt="a bird", guidance_scale=2),
+        narrow.parameters(prompt="a bird"),
+        narrow.parameters(negative_prompt="blurred", guidance_scale=2),
+        narrow.parameters(prompt="a bird", guidance_scale=2),
     ],
 )
 def test_a_prompt_for_weights_without_a_text_tower_is_refused_by_their_name(
-    tiny: Networks, options: Options
+    tiny: Networks, options: UpscaleParameters
 ) -> None:
     sr = StableSR(tiny, get_preset("tiny"), CPU, torch.float32)
     with pytest.raises(MissingTextTower, match=r"weights of tiny hold no text tower"):
@@ -88,14 +93,16 @@ def test_a_prompt_for_weights_without_a_text_tower_is_refused_by_their_name(
 
 def test_a_half_precision_tower_gives_a_float32_context(reading: Networks) -> None:
     halved = random_networks(reading.config, CPU, torch.float16)
-    positive, _ = contexts(halved, Options(prompt="a bird"), "mine", CPU)
+    positive, _ = contexts(halved, narrow.parameters(prompt="a bird"), "mine", CPU)
     assert positive.dtype == torch.float32
     assert positive.isfinite().all()
 
 
 def test_guidance_asks_for_every_tile_twice_once_a_context(reading: Networks) -> None:
     sr = StableSR(reading, get_preset("tiny"), CPU, torch.float32)
-    options = Options(prompt="sharp", negative_prompt="blurred", guidance_scale=4, steps=2)
+    options = narrow.parameters(
+        prompt="sharp", negative_prompt="blurred", guidance_scale=4, steps=2
+    )
     image = torch.rand(1, 3, 30, 40)
     sampler = sr.sample(sr.prepare(image, options), options)
     step = next(sampler)

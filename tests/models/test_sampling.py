@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.options import SamplerName
+from models.parameters import SamplerName
 from models.sampling import Sampler, Step, StepRequest, drive, drive_all, sample
 from models.schedulers import make_scheduler
 from models.tiling import TileGrid

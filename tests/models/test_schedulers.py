@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.config import Prediction
 from models.errors import InvalidOption
-from models.options import SamplerName
+from models.parameters import SamplerName
 from models.schedulers import (
     DDIM,
     DDPM,

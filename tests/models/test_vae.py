@@ -18,7 +18,6 @@ from models.compiler import CompileOptions
 from models.fusing import fuse
 from models.memory import MemoryBudget
 from models.networks.bundle import Networks
-from models.options import Options
 from models.pipeline import StableSR
 from models.strips import StripConfig
 from models.vae import further
@@ -29,7 +28,7 @@ from tests.models.narrow import pipeline
 CPU = torch.device("cpu")
 WHOLE = CompileOptions("on", whole=True)
 SMALL = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-OPTIONS = Options(scale=1.5, seed=3)
+OPTIONS = narrow.parameters(scale=1.5, seed=3)
 IMAGE = torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(0))
 LARGE = torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(4))
 
@@ -63,7 +62,7 @@ def made(
 def test_an_image_is_the_same_whole_and_in_strips(
     compiler: Compiler, fidelity: float, first_stage: bool
 ) -> None:
-    options = Options(fidelity_weight=fidelity, color_fix="none")
+    options = narrow.parameters(fidelity_weight=fidelity, color_fix="none")
     wanted = made(first_stage=first_stage).upscale(SMALL, options)
     ours = made(WHOLE, first_stage=first_stage)
     assert float((ours.upscale(SMALL, options) - wanted).abs().max()) < 1e-5
@@ -92,7 +91,7 @@ def test_other_images_go_in_strips(
 def test_what_was_encoded_whole_can_be_decoded_in_strips(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = Options(fidelity_weight=1.0)
+    options = narrow.parameters(fidelity_weight=1.0)
     plain, ours = made(), made(WHOLE)
     with plain.prepare(SMALL, options) as right, ours.prepare(SMALL, options) as prepared:
         assert prepared.encoding.nbytes == right.encoding.nbytes > 0
@@ -110,7 +109,7 @@ def test_what_cannot_be_compiled_goes_in_strips_is_said_and_counted(
 ) -> None:
     monkeypatch.setattr(torch, "compile", Compiler(RuntimeError("no working C++ compiler found")))
     ours = made(WHOLE)
-    options = Options(steps=1, fidelity_weight=1.0)
+    options = narrow.parameters(steps=1, fidelity_weight=1.0)
     wanted = made().upscale(SMALL, options)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -128,12 +127,12 @@ def test_where_memory_runs_out_an_image_goes_in_strips(
     compiler = Compiler()
     monkeypatch.setattr(torch, "compile", compiler)
     ours = made(WHOLE)
-    with ours.prepare(SMALL, Options()) as prepared:
+    with ours.prepare(SMALL, narrow.parameters()) as prepared:
         compiler.error = torch.OutOfMemoryError("CUDA out of memory")
         latent = torch.zeros_like(prepared.latent)
-        found = ours.decode(prepared, latent, Options())
+        found = ours.decode(prepared, latent, narrow.parameters())
         compiler.error = None
-        again = ours.decode(prepared, latent, Options())
+        again = ours.decode(prepared, latent, narrow.parameters())
     assert float((found - again).abs().max()) < 1e-5
     assert ours.fallbacks == {"image": 1}
     assert "image was whole and is in strips now" in caplog.text
@@ -148,8 +147,8 @@ def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None
         step()
     assert len(tracer.graphs) == 4
     for fidelity in (0.0, 0.3, 1.0):
-        with ours.prepare(SMALL, Options(fidelity_weight=fidelity)) as prepared:
-            ours.decode(prepared, prepared.latent, Options(fidelity_weight=fidelity))
+        with ours.prepare(SMALL, narrow.parameters(fidelity_weight=fidelity)) as prepared:
+            ours.decode(prepared, prepared.latent, narrow.parameters(fidelity_weight=fidelity))
     assert len(tracer.graphs) == 4
     assert not ours.fallbacks
 
@@ -162,7 +161,7 @@ def test_all_is_compiled_before_the_first_image(compiler: Compiler) -> None:
     images = ["encode_image_1", "first_stage_1", "decode_image_1", "fuse_image_1"]
     assert compiler.made == ["whole_1", *images]
     for fidelity in (0.0, 1.0):
-        ours.upscale(SMALL, Options(fidelity_weight=fidelity))
+        ours.upscale(SMALL, narrow.parameters(fidelity_weight=fidelity))
     assert len(compiler.made) == 5
     compiler.made.clear()
     made(CompileOptions("on"), MemoryBudget(tile_batch=1)).compile()
@@ -178,7 +177,7 @@ def test_a_worker_starts_where_memory_has_no_room_to_compile_for_whole_images(
     ours.compile()
     assert caplog.messages == ["not compiled yet, because memory ran out: CUDA out of memory"] * 2
     compiler.error = None
-    ours.upscale(SMALL, Options(steps=1))
+    ours.upscale(SMALL, narrow.parameters(steps=1))
     assert not ours.fallbacks
 
 
@@ -247,7 +246,7 @@ def test_strips_that_shrink_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
         return real(rows, *given, **more)
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
-    found = sr.upscale(IMAGE, Options(scale=1.5, seed=3, color_fix="adain"))
+    found = sr.upscale(IMAGE, narrow.parameters(scale=1.5, seed=3, color_fix="adain"))
     assert sr.memory_fallbacks.counts["rows"] >= 2
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 

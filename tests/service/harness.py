@@ -17,7 +17,7 @@ import httpx
 from redis import Redis
 
 from jobs.errors import Problem
-from jobs.records import Records
+from jobs.job_store import JobStore
 from jobs.schema import Job, Progress, ResultInfo, Timings
 from jobs.settings import Settings
 from jobs.store import BlobStore, result_key
@@ -56,7 +56,7 @@ class FakeWorker:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self._workers = Workers(connection, ttl_s=settings.worker_ttl_s)
-        self._records = Records(connection)
+        self._records = JobStore(connection)
         self._store = BlobStore.open(settings)
         self.info = WorkerInfo(name="fake", preset=settings.preset, device="cpu", state="idle")
 
@@ -95,7 +95,7 @@ class FakeWorker:
         return self._records.requeue(job_id)
 
     def stop(self, job_id: str) -> Job:
-        return self._records.canceled(job_id)
+        return self._records.stop(job_id)
 
     def expire(self, job_id: str) -> Job:
         return self._records.expire(job_id)

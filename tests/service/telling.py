@@ -7,8 +7,8 @@ import ipaddress
 import httpx
 from redis import Redis
 
+from jobs.job_store import WEBHOOKS_KEY
 from jobs.outbox import PAUSES_S
-from jobs.records import WEBHOOKS_KEY
 from service.webhook_target import Address
 from tests.service.harness import FakeWorker
 from tests.service.pictures import picture

@@ -11,11 +11,11 @@ import pytest
 from redis import Redis
 
 from jobs.errors import QueueUnavailable
+from jobs.job_store import AGENDA_KEY
+from jobs.maintenance import sweep
 from jobs.queue import JobQueue
-from jobs.records import AGENDA_KEY
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
-from jobs.upkeep import sweep
 from tests.redis_proxy import RedisProxy
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, Leftovers, eventually, problem, serving, upload
@@ -148,7 +148,7 @@ def test_an_image_whose_job_redis_never_took_is_swept(
     problem(upload(client, PNG), 503, "queue-unavailable")
     [image] = (settings.blob_root / "inputs").iterdir()
     redis.zadd(AGENDA_KEY, {image.name: 0}, xx=True)
-    assert sweep(redis, BlobStore.open(settings), upload_grace_s=900).removed == 1
+    assert sweep(redis, BlobStore.open(settings)).removals == 1
     assert not image.exists()
 
 
@@ -208,7 +208,7 @@ def test_a_canceled_jobs_image_is_removed_without_any_worker(
     settings: Settings, redis: Redis
 ) -> None:
     store = BlobStore.open(settings)
-    with serving(settings.model_copy(update={"maintenance_s": 1})) as client:
+    with serving(settings.model_copy(update={"worker_ttl_s": 1})) as client:
         job = upload(client, picture("PNG")).json()["id"]
         assert store.exists(input_key(job))
         assert client.delete(f"/jobs/{job}").status_code == 200

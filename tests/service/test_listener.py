@@ -108,8 +108,9 @@ def test_many_can_wait_without_a_thread_each(
 ) -> None:
     """More than there are threads for requests; others are answered meanwhile."""
     count = 45
-    limits_of_each = {"max_streams_each": count, "max_transfers_each": count}
-    settings = settings.model_copy(update={"max_queued": count, **limits_of_each})
+    # Of the connections a fortieth, and of the queue a tenth, are one client's.
+    changes = {"max_queued": 10 * count, "max_connections": 40 * count}
+    settings = settings.model_copy(update=changes)
     with serving(settings) as client, ThreadPoolExecutor(count) as threads:
         limits = httpx.Limits(max_connections=count)
         with httpx.Client(base_url=client.base_url, timeout=60, limits=limits) as other:
@@ -127,7 +128,7 @@ def test_many_can_wait_without_a_thread_each(
 
 
 def open_places(settings: Settings, act: Callable[[httpx.Client], None]) -> None:
-    with serving(settings.model_copy(update={"max_streams_each": 1})) as client:
+    with serving(settings.model_copy(update={"max_connections": 40})) as client:
         act(client)
 
 

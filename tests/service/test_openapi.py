@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs.schema import Parameters
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from service.app import create_app
 from service.problems import STATUSES, ProblemDetails, titles
 from service.schema import JobView, ReadyView
@@ -81,7 +81,7 @@ def test_every_error_is_described_as_a_problem(described: dict[str, Any]) -> Non
 def test_the_form_names_every_parameter(described: dict[str, Any]) -> None:
     body = described["paths"]["/upscale"]["post"]["requestBody"]
     form = body["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"image", "webhook_url", *Parameters.model_fields}
+    assert set(form["properties"]) == {"image", "webhook_url", *UpscaleParameters.model_fields}
     assert form["required"] == ["image"]
 
 

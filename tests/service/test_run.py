@@ -49,7 +49,6 @@ def test_the_process_serves_logs_json_and_ends_in_order(tmp_path: Path, redis_ur
         "STABLESR_REDIS_URL": redis_url,
         "STABLESR_BLOB_ROOT": str(tmp_path),
         "STABLESR_PORT": "0",
-        "STABLESR_LOG_FORMAT": "json",
     }
     lines = []
     with subprocess.Popen(
@@ -74,7 +73,7 @@ def test_the_process_serves_logs_json_and_ends_in_order(tmp_path: Path, redis_ur
 def test_a_warning_is_a_line_like_any_other() -> None:
     code = (
         "from jobs.logs import configure_logging; from jobs.settings import Settings; "
-        "import warnings; configure_logging(Settings(log_format='json')); "
+        "import warnings; configure_logging(Settings()); "
         "warnings.warn('an odd file', stacklevel=1)"
     )
     said = subprocess.run(
@@ -86,6 +85,17 @@ def test_a_warning_is_a_line_like_any_other() -> None:
 
 
 PNG = picture("PNG")
+
+
+def test_the_service_needs_of_the_models_only_what_its_image_holds() -> None:
+    code = "import sys, cli.main, service.app; print(*filter(lambda m: 'models' in m, sys.modules))"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    ours = [name for name in modules if name.startswith("models.")]
+    assert ours
+    for name in ours:
+        assert f" {name.replace('.', '/')}.py" in (ROOT / "docker/service.Dockerfile").read_text()
 
 
 def exchange(address: tuple[str, int], sent: bytes) -> bytes:
@@ -129,16 +139,20 @@ def test_what_is_no_request_is_400_as_a_problem(client: httpx.Client, sent: byte
     ],
 )
 def test_a_request_whose_head_does_not_come_is_given_up(
-    settings: Settings, sent: bytes, answered: bytes
+    settings: Settings, sent: bytes, answered: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client:
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 0.2)
+    with serving(settings) as client:
         assert exchange(address_of(client), sent).partition(b"\r\n")[0] == answered
         assert client.get("/livez").status_code == 200
 
 
-def test_a_second_head_that_does_not_come_is_given_up_too(settings: Settings) -> None:
+def test_a_second_head_that_does_not_come_is_given_up_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 0.2)
     with (
-        serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client,
+        serving(settings) as client,
         socket.create_connection(address_of(client), timeout=10) as connection,
     ):
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -151,8 +165,11 @@ def test_a_second_head_that_does_not_come_is_given_up_too(settings: Settings) ->
         assert time.monotonic() - started < 3
 
 
-def test_a_body_may_take_longer_than_a_head(settings: Settings) -> None:
-    with serving(settings.model_copy(update={"head_timeout_s": 0.2})) as client:
+def test_a_body_may_take_longer_than_a_head(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 0.2)
+    with serving(settings) as client:
         head = (
             b"POST /upscale HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5\r\nConnection: close\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
@@ -167,8 +184,11 @@ def test_a_body_may_take_longer_than_a_head(settings: Settings) -> None:
             assert connection.recv(12) == b"HTTP/1.1 422"
 
 
-def test_an_upload_that_trickles_is_given_up(settings: Settings) -> None:
-    with serving(settings.model_copy(update={"upload_timeout_s": 0.5})) as client:
+def test_an_upload_that_trickles_is_given_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Settings, "upload_timeout_s", 0.5)
+    with serving(settings) as client:
         head = (
             b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n"
             b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
@@ -202,10 +222,13 @@ HALF = (
 
 
 @pytest.fixture
-def narrow(settings: Settings) -> Iterator[httpx.Client]:
+def narrow(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
     """A service of few places that does not wait long for those who do not read."""
-    changes = {"max_transfers": 3, "max_transfers_each": 2, "send_timeout_s": SEND_TIMEOUT_S}
-    with serving(settings.model_copy(update={**changes, "upload_timeout_s": 20.0})) as client:
+    monkeypatch.setattr(Settings, "max_transfers", 3)
+    monkeypatch.setattr(Settings, "max_each", 2)
+    monkeypatch.setattr(Settings, "upload_timeout_s", 20.0)
+    monkeypatch.setattr("service.run.SEND_TIMEOUT_S", SEND_TIMEOUT_S)
+    with serving(settings) as client:
         yield client
 
 
@@ -288,10 +311,16 @@ def test_who_reads_slowly_is_not_cut_off(narrow: httpx.Client, result: str) -> N
     ("proxies", "limit", "status"), [("", 6, 429), ("127.0.0.1", 3, 503)], ids=["client", "all"]
 )
 def test_there_are_only_so_many_connections_and_half_of_them_for_one_client(
-    settings: Settings, redis: Redis, proxies: str, limit: int, status: int
+    settings: Settings,
+    redis: Redis,
+    proxies: str,
+    limit: int,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Behind a proxy all come from one address, whose share is no measure then."""
-    changes = {"max_connections": limit, "head_timeout_s": 20.0, "trusted_proxies": proxies}
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 20.0)
+    changes = {"max_connections": limit, "trusted_proxies": proxies}
     with serving(settings.model_copy(update=changes)) as client, ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(connect(client))

@@ -15,11 +15,12 @@ from PIL import Image
 from redis import Redis
 
 from jobs.errors import ImageAnimated, OutputTooLarge, StoreUnavailable, UnsupportedFormat
+from jobs.job_store import record_key
 from jobs.queue import JobQueue
-from jobs.records import record_key
-from jobs.schema import ImageInfo, OutputFormat, Parameters
+from jobs.schema import ImageInfo
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from models.parameters import OutputFormat, UpscaleParameters
 from service.submission import inspect
 from tests.service.harness import FakeWorker, Leftovers, problem
 from tests.service.pictures import picture
@@ -27,7 +28,7 @@ from tests.worker.image_files import file_of, gradient, png_of, ramp16, tiff_of
 
 
 def inspected(data: bytes, scale: float = 2, output_format: OutputFormat = "png") -> ImageInfo:
-    parameters = Parameters(scale=scale, output_format=output_format)
+    parameters = UpscaleParameters(scale=scale, output_format=output_format)
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()

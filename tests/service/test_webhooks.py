@@ -14,9 +14,9 @@ import pytest
 from redis import Redis
 
 from jobs.errors import ImageTruncated
+from jobs.job_store import WEBHOOKS_KEY, record_key
 from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
-from jobs.records import WEBHOOKS_KEY, record_key
 from jobs.settings import Settings
 from service.webhook_target import Address
 from service.webhooks import key_of, signature

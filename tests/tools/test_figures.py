@@ -14,11 +14,11 @@ from torch import nn
 
 from evaluation.images import BadImages, Pixels, degrade_pixels, tensor_of
 from models.networks.unet import FeatureModulation
-from models.options import Options
 from models.pipeline import StableSR
 from models.sampling import StepRequest
 from models.tiling import TileGrid
 from tests.evaluation.conftest import NARROWER, NATIVE, crop
+from tests.models import narrow
 from tools.figures import __main__ as command
 from tools.figures import studio
 from tools.figures.ablations import Ablation, Worth, ablations
@@ -132,10 +132,10 @@ def test_borders_are_where_tiles_begin_and_end_within_the_canvas() -> None:
 
 def test_tiles_upscaled_alone_are_pasted_in_their_places(sr: StableSR) -> None:
     lr = tensor_of(crop("petra", 64, 128))
-    options = Options(steps=1, seed=5)
+    options = narrow.parameters(steps=1, seed=5)
     result = tiles_alone(sr, lr, options, 64)
     assert result.shape == (1, 3, 256, 512)
-    second = sr.upscale(lr[..., 64:], replace(options, seed=6))
+    second = sr.upscale(lr[..., 64:], options.model_copy(update={"seed": 6}))
     torch.testing.assert_close(result[..., 256:], second, rtol=0, atol=0)
 
 
@@ -147,7 +147,7 @@ def test_a_difference_counts_when_it_exceeds_twice_its_error() -> None:
 def test_every_part_is_measured_at_both_weights(sr: StableSR) -> None:
     original = crop("petra", 256, 256)
     pictures = [("petra", degrade_pixels(original, "petra", 4, "mild", 0), original)]
-    results = ablations(sr, pictures, Options(steps=1))
+    results = ablations(sr, pictures, narrow.parameters(steps=1))
     assert [(a.part, a.weight) for a in results] == [
         ("prior and guidance", "0"),
         ("prior and guidance", "0.5"),

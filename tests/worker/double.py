@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from models.geometry import output_size
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.sampling import Sampler, StepRequest
 from worker.supervisor import Supervisor
@@ -74,15 +74,15 @@ class Double:
     def fallbacks(self) -> Mapping[str, int]:
         return {"rows": 2}
 
-    def steps_in(self, image: Tensor, options: Options) -> bool:
+    def steps_in(self, image: Tensor, options: UpscaleParameters) -> bool:
         return False
 
     def prepare(
-        self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+        self, image: Tensor, options: UpscaleParameters, on_progress: Callable[[float], None]
     ) -> Encoded:
         return Encoded(image, output_size(image.shape[2], image.shape[3], options.scale))
 
-    def sample(self, image: Encoded, options: Options) -> Sampler:
+    def sample(self, image: Encoded, options: UpscaleParameters) -> Sampler:
         noise = torch.Generator().manual_seed(options.seed)
         canvas = torch.randn(2, 4, 8, 8, generator=noise)
         lr = image.pixels.mean().expand(2, 4, 8, 8)
@@ -105,7 +105,11 @@ class Double:
         return torch.sin(x + request.context[:, :, None])
 
     def rows(
-        self, image: Encoded, latent: Tensor, options: Options, on_progress: Callable[[float], None]
+        self,
+        image: Encoded,
+        latent: Tensor,
+        options: UpscaleParameters,
+        on_progress: Callable[[float], None],
     ) -> Iterator[Tensor]:
         if options.seed == HANG_DECODING:
             time.sleep(3600)
@@ -153,7 +157,7 @@ class Counting(Double):
     count_when_written = -1
 
     def prepare(
-        self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+        self, image: Tensor, options: UpscaleParameters, on_progress: Callable[[float], None]
     ) -> Encoded:
         plain = super().prepare(image, options, on_progress)
         on_progress(0.5)
@@ -161,7 +165,11 @@ class Counting(Double):
         return CountedImage(plain.pixels, plain.size, {"keep": "disk", "rows": 2}, self)
 
     def rows(
-        self, image: Encoded, latent: Tensor, options: Options, on_progress: Callable[[float], None]
+        self,
+        image: Encoded,
+        latent: Tensor,
+        options: UpscaleParameters,
+        on_progress: Callable[[float], None],
     ) -> Iterator[Tensor]:
         whole = torch.cat(list(super().rows(image, latent, options, on_progress)), dim=1)
         for part in range(4):

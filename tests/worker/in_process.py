@@ -10,7 +10,7 @@ from typing import Any, cast
 from rq import Retry
 
 from jobs.connection import connect
-from jobs.records import Records
+from jobs.job_store import JobStore
 from jobs.schema import JobState
 from models.pipeline import StableSR
 from tests.worker.double import Double
@@ -33,7 +33,7 @@ def serving(house: House, model: Double | None = None, **settings: Any) -> Itera
     engine = Engine(model.predict, metrics=metrics)
     engine.start()
     with connect(values) as connection:
-        records = Records(connection)
+        records = JobStore(connection)
         try:
             yield Process(
                 settings=values,

@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 
 from jobs.queue import JobQueue
-from jobs.schema import ImageInfo, Job, JobState, Parameters, new_job_id
+from jobs.schema import ImageInfo, Job, JobState, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
+from models.parameters import UpscaleParameters
 from tests.worker import double
 
 __all__ = ["House", "WorkerProcess", "png", "wait_for"]
@@ -93,9 +94,8 @@ class House:
     """A queue, a store and a folder: what the service and its workers share."""
 
     def __init__(self, redis_url: str, folder: Path, **settings: Any) -> None:
-        quick: dict[str, Any] = {"heartbeat_s": 0.4, "worker_ttl_s": 2, "maintenance_s": 1}
         self.settings = Settings(
-            redis_url=redis_url, blob_root=folder / "blobs", log_format="json", **quick | settings
+            redis_url=redis_url, blob_root=folder / "blobs", **{"worker_ttl_s": 2, **settings}
         )
         self.folder = folder
         self.queue = JobQueue(self.settings)
@@ -124,7 +124,7 @@ class House:
         self.store.put(input_key(job_id), data)
         image = ImageInfo(width=10, height=6, format="PNG", media_type="image/png", bytes=len(data))
         values = {"preset": "tiny", "scale": 2.0, "seed": seed, "steps": steps, **more}
-        self.queue.submit(job_id, Parameters(**values), image)
+        self.queue.submit(job_id, UpscaleParameters(**values), image)
         return job_id
 
     def job(self, job_id: str) -> Job:
@@ -136,7 +136,7 @@ class House:
 
     def ended(self, job_id: str, *, seconds: float = 30.0) -> Job:
         """The job once it has ended."""
-        wait_for(lambda: self.job(job_id).state.ended, f"job {job_id} ends", seconds=seconds)
+        wait_for(lambda: self.job(job_id).state.is_final, f"job {job_id} ends", seconds=seconds)
         return self.job(job_id)
 
     def reaches(self, job_id: str, step: int, *, attempt: int = 1) -> None:
@@ -144,7 +144,7 @@ class House:
 
         def there() -> bool:
             job = self.job(job_id)
-            if job.state.ended:
+            if job.state.is_final:
                 raise AssertionError(f"the job ended before step {step}: {job}")
             running = job.state is JobState.PROCESSING and job.attempt == attempt
             return running and job.progress is not None and job.progress.step >= step

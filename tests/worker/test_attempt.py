@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jobs.connection import connect
 from jobs.errors import StoreUnavailable
-from jobs.records import Records
+from jobs.job_store import JobStore
 from jobs.schema import JobState
 from jobs.store import result_key
 from models.errors import (
@@ -21,7 +21,7 @@ from models.errors import (
     NotEnoughMemory,
     ScratchFull,
 )
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.sampling import StepRequest
 from tests.worker.double import ERROR, OUT_OF_MEMORY, Double, Encoded
 from tests.worker.in_process import failure, run, serving, try_job
@@ -31,10 +31,10 @@ from worker.errors import LeaseLost
 
 
 @pytest.fixture
-def records(house: House) -> Iterator[Records]:
+def records(house: House) -> Iterator[JobStore]:
     """The records as another process sees them."""
     with connect(house.settings) as connection:
-        yield Records(connection)
+        yield JobStore(connection)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_job_of_a_process_that_leaves_is_run_again(house: House, process: Proc
 
 
 def test_a_run_whose_job_another_worker_has_started_says_nothing(
-    house: House, records: Records
+    house: House, records: JobStore
 ) -> None:
     class Overtaken(Double):
         def predict(
@@ -97,7 +97,7 @@ def test_a_run_whose_job_another_worker_has_started_says_nothing(
     assert not house.store.exists(result_key(job_id))
 
 
-def test_a_run_whose_job_waits_again_says_nothing(house: House, records: Records) -> None:
+def test_a_run_whose_job_waits_again_says_nothing(house: House, records: JobStore) -> None:
     class Recovered(Double):
         def predict(
             self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
@@ -167,7 +167,7 @@ def test_an_image_without_room_is_tried_again_alone_and_then_fails(
 ) -> None:
     class Full(Double):
         def prepare(
-            self, image: Tensor, options: Options, on_progress: Callable[[float], None]
+            self, image: Tensor, options: UpscaleParameters, on_progress: Callable[[float], None]
         ) -> Encoded:
             raise error
 

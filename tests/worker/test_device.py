@@ -20,35 +20,33 @@ from worker.device import (
 from worker.errors import StartupError, is_device_lost
 
 
-def test_what_the_settings_decide_of_memory_reaches_the_plan(tmp_path: Path) -> None:
-    settings = Settings(
-        memory_limit="6GB", tile_batch=4, decode_tile=32, offload="on", scratch=tmp_path
-    )
-    assert budget_of(settings, jobs=2) == MemoryBudget(
+def test_what_the_settings_decide_of_memory_reaches_the_plan() -> None:
+    settings = Settings(memory_limit="6GB", tile_batch=4, offload="on")
+    assert budget_of(settings, jobs=2, decode_tile=32) == MemoryBudget(
         memory_limit=6 * 10**9,
         tile_batch=4,
         decode_tile=32,
         offload=True,
-        scratch=tmp_path,
         concurrent=True,
     )
     assert budget_of(Settings(), jobs=1) == MemoryBudget()
 
 
-def test_what_the_settings_decide_of_compiling_reaches_the_network_calls(tmp_path: Path) -> None:
-    settings = Settings(compile="on", compile_cache=tmp_path, fixed_batch=3)
-    assert compile_options_of(settings) == CompileOptions("on", tmp_path, 3)
-    given = compile_options_of(Settings())
-    assert (given.mode, given.fixed_batch) == ("off", None)
-    assert given.cache is not None
-    assert given.cache.name == "compiled"
+def test_what_the_settings_decide_of_compiling_reaches_the_network_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    cache = tmp_path / "stablesr" / "compiled"
+    settings = Settings(compile="on", fixed_batch=3)
+    assert compile_options_of(settings) == CompileOptions("on", cache, 3)
+    assert compile_options_of(Settings()) == CompileOptions("off", cache, None)
 
 
 def test_one_image_goes_over_one_device_or_those_that_are_named() -> None:
     assert devices_of(Settings(device="cuda:1")) == ["cuda:1"]
-    assert devices_of(Settings(devices="cuda:0, cuda:2")) == ["cuda:0", "cuda:2"]
+    assert devices_of(Settings(device="cuda:0, cuda:2")) == ["cuda:0", "cuda:2"]
     with pytest.raises(StartupError, match="has cuda:0 twice"):
-        devices_of(Settings(devices="cuda:0,cuda:1,cuda:0"))
+        devices_of(Settings(device="cuda:0,cuda:1,cuda:0"))
 
 
 def test_a_device_can_be_named_that_is_not_here() -> None:
@@ -80,8 +78,8 @@ def test_a_device_that_does_not_exist_is_refused_in_one_sentence() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"devices": "cpu,nonsense"}, "'nonsense', which cannot be used here"),
-        ({"devices": "cuda:1,cuda:1"}, "has cuda:1 twice"),
+        ({"device": "cpu,nonsense"}, "'nonsense', which cannot be used here"),
+        ({"device": "cuda:1,cuda:1"}, "has cuda:1 twice"),
     ],
 )
 def test_what_several_devices_cannot_do_is_refused_in_a_sentence(
@@ -94,7 +92,7 @@ def test_what_several_devices_cannot_do_is_refused_in_a_sentence(
 
 def test_tiles_of_one_image_go_over_all_devices_that_are_named() -> None:
     image = torch.rand(1, 3, 24, 24)
-    sr = load(Settings(devices="cpu,cpu"), jobs=1)
+    sr = load(Settings(device="cpu,cpu"), jobs=1)
     assert list(map(str, sr.denoiser.devices)) == ["cpu", "cpu"]
     assert sr.upscale(image).shape == (1, 3, 96, 96)
 
@@ -103,6 +101,6 @@ def test_tiles_of_one_image_go_over_all_devices_that_are_named() -> None:
 def test_a_cpu_computes_in_float32_and_says_so_once(
     dtype: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sr = load(Settings(dtype=dtype, devices="cpu,cpu"), jobs=1)
+    sr = load(Settings(dtype=dtype, device="cpu,cpu"), jobs=1)
     assert sr.dtype is torch.float32
     assert caplog.messages == [f"the precision is {dtype}, but a CPU computes in float32"]

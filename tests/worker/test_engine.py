@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.folder import preset_folder
-from models.options import Options
 from models.pipeline import StableSR
 from models.presets import get_preset
 from models.sampling import Sampler, Step, StepRequest, drive
+from tests.models import narrow
 from worker.engine import Engine, fair_split
 from worker.errors import Cancellation, EngineBroken
 
@@ -331,7 +331,7 @@ def test_jobs_of_different_sizes_and_timesteps_give_what_they_give_alone(
     pipeline: StableSR,
 ) -> None:
     images = [torch.rand(1, 3, 48, 48), torch.rand(1, 3, 32, 48), torch.rand(1, 3, 20, 20)]
-    options = [Options(steps=steps, seed=seed) for seed, steps in enumerate((3, 2, 4))]
+    options = [narrow.parameters(steps=steps, seed=seed) for seed, steps in enumerate((3, 2, 4))]
     jobs = [
         (pipeline.prepare(image, option), option)
         for image, option in zip(images, options, strict=True)

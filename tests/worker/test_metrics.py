@@ -10,8 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cli.processes import free_port
-from jobs.schema import ImageInfo, Origin, Parameters, new_job_id
+from jobs.schema import ImageInfo, Origin, new_job_id
 from jobs.store import input_key
+from models.parameters import UpscaleParameters
 from tests.worker.processes import House, png, wait_for
 
 
@@ -30,7 +31,7 @@ def test_metrics_and_ids_reach_the_operator(house: House) -> None:
     job_id, data, port = new_job_id(), png(), free_port()
     house.store.put(input_key(job_id), data)
     image = ImageInfo(width=10, height=6, format="PNG", media_type="image/png", bytes=len(data))
-    parameters = Parameters(scale=2.0, seed=1, steps=4)
+    parameters = UpscaleParameters(scale=2.0, seed=1, steps=4)
     with house.worker(metrics_port=port) as worker:
         house.queue.submit(job_id, parameters, image, Origin(request_id="trace-7"))
         job = house.ended(job_id)

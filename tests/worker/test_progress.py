@@ -10,11 +10,11 @@ import pytest
 from torch import Tensor
 
 from jobs.connection import connect
-from jobs.records import Records
+from jobs.job_store import JobStore
 from jobs.schema import Job, JobState, Progress
 from jobs.settings import Settings
 from jobs.store import result_key
-from models.options import Options
+from models.parameters import UpscaleParameters
 from tests.worker.double import Counting, Double, Encoded
 from tests.worker.in_process import serving, try_job
 from tests.worker.processes import House
@@ -24,7 +24,7 @@ from worker.attempt import Process
 def test_the_stages_are_written_in_order_and_the_fraction_only_grows(house: House) -> None:
     writes: list[Progress] = []
 
-    class Listening(Records):
+    class Listening(JobStore):
         def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
             writes.append(progress)
             return super().progress(job_id, progress, worker=worker)
@@ -52,7 +52,7 @@ def test_progress_that_cannot_be_written_does_not_hold_up_the_job(
 ) -> None:
     with connect(Settings(redis_url="redis://127.0.0.1:1/0")) as nowhere:
         job_id = house.submit()
-        try_job(replace(process, quick_records=Records(nowhere)), job_id)
+        try_job(replace(process, quick_records=JobStore(nowhere)), job_id)
     assert house.job(job_id).state is JobState.SUCCEEDED
 
 
@@ -64,7 +64,7 @@ def test_a_job_canceled_between_two_strips_ends_there_and_frees_what_it_held(
     stages: list[str] = []
 
     class Canceling(Counting):
-        def prepare(self, image: Tensor, options: Options, on_progress: Any) -> Encoded:
+        def prepare(self, image: Tensor, options: UpscaleParameters, on_progress: Any) -> Encoded:
             if stage == "encode":
                 house.queue.cancel(job_id)
             encoded_image = super().prepare(image, options, on_progress)
@@ -72,7 +72,7 @@ def test_a_job_canceled_between_two_strips_ends_there_and_frees_what_it_held(
             return encoded_image
 
         def rows(
-            self, image: Encoded, latent: Tensor, options: Options, on_progress: Any
+            self, image: Encoded, latent: Tensor, options: UpscaleParameters, on_progress: Any
         ) -> Iterator[Tensor]:
             house.queue.cancel(job_id)
             rows = super().rows(image, latent, options, on_progress)

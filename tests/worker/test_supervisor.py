@@ -305,12 +305,12 @@ def test_a_job_that_kills_its_workers_fails_after_two_and_takes_no_other_along(
     poison = house.submit(seed=CRASH)
     innocent = [house.submit(seed=seed, steps=30) for seed in (1, 2)]
     deaths = 0
-    while not all(house.job(job).state.ended for job in (poison, *innocent)):
+    while not all(house.job(job).state.is_final for job in (poison, *innocent)):
         with house.worker(step_s=0.02) as worker:
             wait_for(
                 lambda: (
                     worker.exit_code is not None
-                    or all(house.job(job).state.ended for job in (poison, *innocent))
+                    or all(house.job(job).state.is_final for job in (poison, *innocent))
                 ),
                 "the worker dies or all jobs end",
             )
@@ -330,7 +330,7 @@ def test_a_worker_that_is_of_no_use_ends_itself_and_the_next_does_its_job(
     house: House, seed: int, exit_code: int
 ) -> None:
     job_id = house.submit(seed=seed)
-    with house.worker(step_timeout_s=1) as first, house.worker(step_timeout_s=1) as second:
+    with house.worker(job_timeout_s=6) as first, house.worker(job_timeout_s=6) as second:
         workers: list[WorkerProcess] = [first, second]
         wait_for(lambda: any(w.exit_code is not None for w in workers), "one ends")
         codes = [w.exit_code for w in workers]
@@ -446,7 +446,7 @@ def test_a_worker_without_its_weights_is_not_ready_until_they_come(
 def test_a_worker_that_waits_for_its_weights_ends_when_it_is_asked_to(
     house: House, tmp_path: Path
 ) -> None:
-    with program(house, tmp_path / "weights", preset=PRESET, maintenance_s=600) as process:
+    with program(house, tmp_path / "weights", preset=PRESET, worker_ttl_s=600) as process:
         wait_for(
             lambda: [worker.state for worker in house.queue.workers()] == ["not_ready"],
             "the worker is not ready",

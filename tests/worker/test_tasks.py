@@ -141,9 +141,12 @@ def test_a_job_that_fails_frees_what_it_held(house: House) -> None:
     assert model.count == 0
 
 
-def test_results_in_the_making_lie_in_the_scratch_folder(house: House, tmp_path: Path) -> None:
+def test_results_in_the_making_lie_in_the_temporary_folder(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
     seen: list[list[Path]] = []
 
     class Looking(Counting):
@@ -151,7 +154,7 @@ def test_results_in_the_making_lie_in_the_scratch_folder(house: House, tmp_path:
             seen.append(list(scratch.iterdir()))
             yield from super()._strips(whole)
 
-    with serving(house, Looking(), scratch=scratch) as process:
+    with serving(house, Looking()) as process:
         try_job(process, house.submit())
     assert len(seen[0]) == 1
     assert list(scratch.iterdir()) == []

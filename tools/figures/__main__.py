@@ -13,7 +13,7 @@ import torch
 
 from evaluation.images import BadImages, degrade_pixels, list_images, read
 from models.errors import ModelError
-from models.options import Options
+from models.parameters import preset_parameters
 from models.pipeline import StableSR
 from tools.figures.ablations import ablations
 from tools.figures.page import write_page
@@ -65,7 +65,7 @@ def draw(
         pictures.append(
             Subject(name, degrade_pixels(original, name, SCALE, "paper", seed), original)
         )
-    options = Options(scale=SCALE, seed=seed, fidelity_weight=sr.preset.fidelity_weight)
+    options = preset_parameters(sr.preset, scale=SCALE, seed=seed)
     began = time.perf_counter()
     studio = Studio(sr, pictures, options, out / "images")
     studio.guidance()

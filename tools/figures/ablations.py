@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from evaluation.images import Pixels, pixels_of, tensor_of
 from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.plan import EncodedImage
 from models.tiling import TileGrid
@@ -63,7 +63,7 @@ class Ablation:
 def ablations(
     sr: StableSR,
     pictures: Sequence[Picture],
-    options: Options,
+    options: UpscaleParameters,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[Ablation]:
     """Measures every part over the pictures, at w = 0 and at the options' weight.
@@ -93,15 +93,15 @@ def _worth(score: str, pairs: Sequence[tuple[Scores, Scores]]) -> Worth:
 
 
 def _cases(
-    sr: StableSR, image: Tensor, original: Pixels, options: Options
+    sr: StableSR, image: Tensor, original: Pixels, options: UpscaleParameters
 ) -> Iterator[tuple[str, str, Scores, Scores]]:
     """Part, fidelity weight, scores with it and without it."""
 
     def score(result: Tensor) -> Scores:
         return offline_scores(pixels_of(result), original, BORDER)
 
-    free, usual = replace(options, fidelity_weight=0.0), options
-    with sr.prepare(image, replace(options, fidelity_weight=1.0)) as encoding:
+    free, usual = options.model_copy(update={"fidelity_weight": 0.0}), options
+    with sr.prepare(image, options.model_copy(update={"fidelity_weight": 1.0})) as encoding:
         full = sample_latent(sr, encoding, options)
         timeless = sample_latent(sr, encoding, options, encoder_at(sr, ABLATED_TIME))
         with without_modulation(sr.networks.unet):
@@ -115,17 +115,17 @@ def _cases(
             for o in (free, usual):
                 without = score(sr.decode(encoding, latent, o))
                 yield part, f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
-        for o in (usual, replace(options, fidelity_weight=1.0)):
+        for o in (usual, options.model_copy(update={"fidelity_weight": 1.0})):
             with_part = best.get(o.fidelity_weight) or score(sr.decode(encoding, full, o))
             yield "CFW", f"{o.fidelity_weight:g} against 0", with_part, best[0.0]
         for o in (free, usual):
-            without = score(sr.decode(encoding, full, replace(o, color_fix="none")))
+            without = score(sr.decode(encoding, full, o.model_copy(update={"color_fix": "none"})))
             yield "colour correction", f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
     yield from _aggregation(sr, image, original, (free, usual))
 
 
 def _aggregation(
-    sr: StableSR, image: Tensor, original: Pixels, weights: Sequence[Options]
+    sr: StableSR, image: Tensor, original: Pixels, weights: Sequence[UpscaleParameters]
 ) -> Iterator[tuple[str, str, Scores, Scores]]:
     """Half-overlapping tiles against tiles that only touch: several diffusions, as it were.
 
@@ -136,8 +136,8 @@ def _aggregation(
     small = with_tile(sr, cells)
     results: list[dict[float, Scores]] = []
     for overlap in (cells // 2, 0):
-        options = replace(weights[-1], tile_overlap=overlap)
-        with small.prepare(image, replace(options, fidelity_weight=1.0)) as encoding:
+        options = weights[-1].model_copy(update={"tile_overlap": overlap})
+        with small.prepare(image, options.model_copy(update={"fidelity_weight": 1.0})) as encoding:
             latent = sample_latent(small, encoding, options)
             scores = {}
             for o in weights:

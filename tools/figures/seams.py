@@ -8,7 +8,6 @@ of a reference without tiles, because the subject may have an edge there too. 1:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from evaluation.images import Pixels
 from evaluation.metrics import luma
-from models.options import Options
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.tiling import TileGrid
 
@@ -86,7 +85,7 @@ def _excess(change: npt.NDArray[np.float64], cell: int) -> float:
     return float(change[at].mean() / max(float(change[near].mean()), 1e-9))
 
 
-def tiles_alone(sr: StableSR, image: Tensor, options: Options, side: int) -> Tensor:
+def tiles_alone(sr: StableSR, image: Tensor, options: UpscaleParameters, side: int) -> Tensor:
     """Cuts an input into squares of `side` pixels, upscales each as if it were all, and pastes.
 
     Args:
@@ -100,7 +99,9 @@ def tiles_alone(sr: StableSR, image: Tensor, options: Options, side: int) -> Ten
     for line in torch.split(image, side, dim=2):
         squares = []
         for square in torch.split(line, side, dim=3):
-            squares.append(sr.upscale(square, replace(options, seed=options.seed + number)))
+            squares.append(
+                sr.upscale(square, options.model_copy(update={"seed": options.seed + number}))
+            )
             number += 1
         lines.append(torch.cat(squares, dim=3))
     return torch.cat(lines, dim=2)

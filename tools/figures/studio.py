@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from evaluation.images import BadImages, Pixels, degrade_pixels, pixels_of, tens
 from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.sheets import Cell, contact_sheet, finest, magnify
-from models.options import ColorFix, Options
+from models.parameters import ColorFix, UpscaleParameters
 from models.pipeline import StableSR
 from tools.figures import plots
 from tools.figures.ablations import ABLATED_TIME
@@ -74,7 +74,7 @@ class Studio:
 
     sr: StableSR
     pictures: list[Subject]
-    options: Options
+    options: UpscaleParameters
     images: Path
 
     @property
@@ -84,13 +84,13 @@ class Studio:
         return [p for p in self.pictures if p.original.shape[:2] == (side, side)]
 
     def decode_at(
-        self, latent_options: Options, picture: Subject, weights: Sequence[float]
+        self, latent_options: UpscaleParameters, picture: Subject, weights: Sequence[float]
     ) -> list[Pixels]:
         """One sampling, decoded at each weight."""
-        options = replace(latent_options, fidelity_weight=max(weights))
+        options = latent_options.model_copy(update={"fidelity_weight": max(weights)})
         with self.sr.prepare(tensor_of(picture.lr), options) as encoding:
             latent = sample_latent(self.sr, encoding, options)
-            each = [replace(options, fidelity_weight=w) for w in weights]
+            each = [options.model_copy(update={"fidelity_weight": w}) for w in weights]
             return [pixels_of(self.sr.decode(encoding, latent, o)) for o in each]
 
     def guidance(self) -> None:
@@ -106,7 +106,7 @@ class Studio:
                 stack.enter_context(self.sr.prepare(tensor_of(p.lr), self.options)).latent
                 for p in pictures
             ]
-            same = replace(self.options, scale=1, fidelity_weight=0)
+            same = self.options.model_copy(update={"scale": 1, "fidelity_weight": 0})
             clean = [
                 stack.enter_context(self.sr.prepare(tensor_of(p.original), same)).latent
                 for p in pictures
@@ -122,7 +122,10 @@ class Studio:
 
     def time_awareness(self) -> None:
         """One picture at w = 0, the encoder told the true timestep or one for all."""
-        picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
+        picture, options = (
+            self.pictures[0],
+            self.options.model_copy(update={"fidelity_weight": 0.0}),
+        )
         results = []
         with self.sr.prepare(tensor_of(picture.lr), options) as encoding:
             for timestep in (*TIMES, None):
@@ -134,12 +137,22 @@ class Studio:
 
     def color_correction(self) -> None:
         """One picture at w = 0 with each correction."""
-        picture, options = self.pictures[0], replace(self.options, fidelity_weight=0.0)
+        picture, options = (
+            self.pictures[0],
+            self.options.model_copy(update={"fidelity_weight": 0.0}),
+        )
         fixes: tuple[ColorFix, ...] = ("none", "wavelet", "adain")
         with self.sr.prepare(tensor_of(picture.lr), options) as encoding:
             latent = sample_latent(self.sr, encoding, options)
             results = [
-                (fix, pixels_of(self.sr.decode(encoding, latent, replace(options, color_fix=fix))))
+                (
+                    fix,
+                    pixels_of(
+                        self.sr.decode(
+                            encoding, latent, options.model_copy(update={"color_fix": fix})
+                        )
+                    ),
+                )
                 for fix in fixes
             ]
         write(self.images / "color-correction.png", picture.sheet(results))
@@ -182,7 +195,9 @@ class Studio:
             rows = []
             for n in counts:
                 began = time.perf_counter()
-                results = self.decode_at(replace(self.options, steps=n), picture, (0.0, usual))
+                results = self.decode_at(
+                    self.options.model_copy(update={"steps": n}), picture, (0.0, usual)
+                )
                 seconds.append((n, time.perf_counter() - began))
                 rows.append([offline_scores(r, picture.original, BORDER) for r in results])
                 if picture is self.pictures[0]:
@@ -229,7 +244,9 @@ class Studio:
                     result = tiles_alone(self.sr, lr, self.options, side)
                 else:
                     overlap = 0 if at == 1 else self.sr.preset.tile // 2
-                    result = self.sr.upscale(lr, replace(self.options, tile_overlap=overlap))
+                    result = self.sr.upscale(
+                        lr, self.options.model_copy(update={"tile_overlap": overlap})
+                    )
                 took[at].append(time.perf_counter() - began)
                 pixels = pixels_of(result)
                 rows, columns = (list(range(native, n, native)) for n in pixels.shape[:2])

@@ -21,7 +21,7 @@ from pyvips.enums import ForeignKeep
 from torch import Tensor
 
 from jobs.image_file import check_side
-from jobs.schema import OutputFormat
+from models.parameters import OutputFormat
 
 from .image import STRIP, Depth
 from .vips import Levels, image_of, srgb_profile

@@ -14,9 +14,9 @@ import httpx
 import pytest
 from redis import Redis
 
-from jobs.moves import CHANNEL
 from jobs.schema import Progress
 from jobs.settings import Settings
+from jobs.states import CHANNEL
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, problem, serving, upload
 from tests.service.pictures import picture
@@ -198,9 +198,10 @@ def test_head_does_not_wait_for_events(client: httpx.Client, job: str) -> None:
 
 
 @pytest.fixture
-def narrow(settings: Settings) -> Iterator[httpx.Client]:
-    changes = {"max_streams": 3, "max_streams_each": 2}
-    with serving(settings.model_copy(update=changes)) as client:
+def narrow(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
+    monkeypatch.setattr(Settings, "max_streams", 3)
+    monkeypatch.setattr(Settings, "max_each", 2)
+    with serving(settings) as client:
         yield client
 
 

@@ -10,10 +10,12 @@ import pytest
 from redis import Redis
 
 from jobs.errors import ImageTruncated
+from jobs.job_store import JobStore, owner_key, record_key
 from jobs.listing import BATCH, MOST_READ, Cursor
-from jobs.records import Records, owner_key, record_key
-from jobs.schema import ImageInfo, Job, Origin, Parameters, Progress, new_job_id
+from jobs.rq_adapter import QUEUE_TTL_S
+from jobs.schema import ImageInfo, Job, Origin, Progress, new_job_id
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from tests.service.harness import FakeWorker, problem
 from tests.service.pictures import picture
 
@@ -302,7 +304,7 @@ def test_a_result_ends_with_its_time(
 
 def submit_many(redis: Redis, count: int, *, now: float = 1_700_000_000.0) -> list[str]:
     """Records without anything in RQ, faster than through HTTP; the oldest first."""
-    records = Records(redis)
+    records = JobStore(redis)
     seconds, _ = redis.time()
     image = ImageInfo(width=1, height=1, format="PNG", media_type="image/png", bytes=1)
     ids = []
@@ -312,7 +314,7 @@ def submit_many(redis: Redis, count: int, *, now: float = 1_700_000_000.0) -> li
             records.create(
                 pipe,
                 ids[-1],
-                Parameters(seed=1),
+                UpscaleParameters(seed=1),
                 image,
                 Origin(),
                 # Every four of them in the same microsecond.
@@ -407,7 +409,7 @@ def test_the_index_does_not_outlive_its_jobs(
     redis.zadd(owner_key(""), {old: 1.0})
     submit(client)
     assert redis.zscore(owner_key(""), old) is None
-    assert redis.ttl(owner_key("")) > settings.queue_ttl_s
+    assert redis.ttl(owner_key("")) > QUEUE_TTL_S
 
 
 @pytest.mark.parametrize(
@@ -453,13 +455,13 @@ def test_a_list_that_is_read_twice_at_the_moment_of_expiry_has_the_job_both_time
     worker.start(job)
     worker.succeed(job, b"result")
     redis.hset(record_key(job), "keep_s", 0)
-    expire = Records.expire
+    expire = JobStore.expire
 
-    def second(records: Records, job_id: str) -> Job:
+    def second(records: JobStore, job_id: str) -> Job:
         # Another reader comes first.
         expire(records, job_id)
         return expire(records, job_id)
 
-    monkeypatch.setattr(Records, "expire", second)
+    monkeypatch.setattr(JobStore, "expire", second)
     [listed] = client.get("/jobs").json()["jobs"]
     assert listed["state"] == "expired"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from jobs.presets import PRESETS
 from jobs.settings import Settings
+from models.presets import PRESETS
 from tests.service.harness import FakeWorker, problem
 
 

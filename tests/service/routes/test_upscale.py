@@ -9,9 +9,9 @@ import httpx
 import pytest
 from PIL import Image, features
 
-from jobs.presets import PRESETS
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
+from models.presets import PRESETS
 from tests.service.harness import FakeWorker, Leftovers, problem, serving, upload
 from tests.service.pictures import animated, bomb, picture
 

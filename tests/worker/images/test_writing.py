@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jobs.errors import OutputTooLarge
 from jobs.image_file import MAX_TIFF_PIXELS
-from jobs.schema import OutputFormat
+from models.parameters import OutputFormat
 from tests.worker.image_files import ramp16, tiff_of
 from worker.images import MEDIA_TYPES, DecodedImage, Depth, check_side, decode, write
 

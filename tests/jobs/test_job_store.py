@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from jobs.errors import JobEnded, JobNotFound, Problem, QueueUnavailable, WrongState
-from jobs.records import AGENDA_KEY, TOMBSTONE_S, Records, record_key
+from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
 from jobs.schema import Job, JobState, Progress, ResultInfo, Timings
 from jobs.states import Event, next_state
 from tests.redis_server import RedisServer
@@ -23,7 +23,7 @@ from .conftest import Submit
 PROBLEM = Problem(type="image-truncated", title="Cut short", detail="The PNG ends early.", at=7)
 
 
-def act(records: Records, event: Event, job_id: str, result: ResultInfo) -> Job:
+def act(records: JobStore, event: Event, job_id: str, result: ResultInfo) -> Job:
     acts: dict[Event, Callable[[], Job]] = {
         Event.START: lambda: records.start(job_id, "w1"),
         Event.PROGRESS: lambda: records.progress(job_id, Progress(stage="denoise", step=1)),
@@ -31,7 +31,7 @@ def act(records: Records, event: Event, job_id: str, result: ResultInfo) -> Job:
         Event.FAIL: lambda: records.fail(job_id, PROBLEM),
         Event.REQUEUE: lambda: records.requeue(job_id),
         Event.CANCEL: lambda: records.cancel(job_id),
-        Event.STOP: lambda: records.canceled(job_id),
+        Event.STOP: lambda: records.stop(job_id),
         Event.EXPIRE: lambda: records.expire(job_id),
     }
     return acts[event]()
@@ -46,19 +46,19 @@ def act(records: Records, event: Event, job_id: str, result: ResultInfo) -> Job:
 @example(events=[Event.START, Event.CANCEL, Event.REQUEUE, Event.START, Event.SUCCEED])
 @example(events=[Event.START, Event.REQUEUE, Event.START, Event.CANCEL, Event.STOP])
 def test_any_order_of_events_goes_as_the_table_says(
-    events: list[Event], records: Records, submit: Submit, result: ResultInfo
+    events: list[Event], records: JobStore, submit: Submit, result: ResultInfo
 ) -> None:
     job_id = submit()
     state, marked = JobState.QUEUED, False
     for event in events:
         before = records.get(job_id)
-        to = next_state(state, event, marked=marked)
+        to = next_state(state, event, cancel_requested=marked)
         if (event, state) == (Event.EXPIRE, JobState.EXPIRED):
             # Whoever comes second finds it so.
             assert act(records, event, job_id, result) == before
             continue
         if to is None:
-            with pytest.raises(JobEnded if state.ended else WrongState) as caught:
+            with pytest.raises(JobEnded if state.is_final else WrongState) as caught:
                 act(records, event, job_id, result)
             assert caught.value.extra["state"] == state.value
             assert records.get(job_id) == before
@@ -74,13 +74,13 @@ def test_any_order_of_events_goes_as_the_table_says(
         assert after.state is state
         assert after.cancel_requested is marked
         assert after.revision == before.revision + 1
-        assert (after.ended_at is not None) is state.ended
-        if before.state.ended:
+        assert (after.ended_at is not None) is state.is_final
+        if before.state.is_final:
             assert after.ended_at == before.ended_at
 
 
 def test_a_job_that_succeeds_keeps_its_result_and_times(
-    records: Records, submit: Submit, result: ResultInfo
+    records: JobStore, submit: Submit, result: ResultInfo
 ) -> None:
     job_id = submit()
     begun = records.start(job_id, "w1")
@@ -101,7 +101,7 @@ def test_a_job_that_succeeds_keeps_its_result_and_times(
     assert done.timings.total == (done.ended_at - done.created_at).total_seconds()
 
 
-def test_a_failed_job_keeps_its_problem(records: Records, submit: Submit) -> None:
+def test_a_failed_job_keeps_its_problem(records: JobStore, submit: Submit) -> None:
     job_id = submit()
     records.start(job_id, "w1")
     assert records.fail(job_id, PROBLEM).error == PROBLEM
@@ -109,7 +109,7 @@ def test_a_failed_job_keeps_its_problem(records: Records, submit: Submit) -> Non
 
 
 def test_a_requeued_job_waits_as_if_new_and_counts_its_attempts(
-    records: Records, submit: Submit
+    records: JobStore, submit: Submit
 ) -> None:
     job_id = submit()
     records.start(job_id, "w1")
@@ -121,7 +121,7 @@ def test_a_requeued_job_waits_as_if_new_and_counts_its_attempts(
     assert records.start(job_id, "w2").attempt == 2
 
 
-def test_a_job_handed_out_twice_restarts_its_progress(records: Records, submit: Submit) -> None:
+def test_a_job_handed_out_twice_restarts_its_progress(records: JobStore, submit: Submit) -> None:
     job_id = submit()
     records.start(job_id, "w1")
     records.progress(job_id, Progress(stage="denoise", step=3, steps=9))
@@ -130,7 +130,7 @@ def test_a_job_handed_out_twice_restarts_its_progress(records: Records, submit: 
 
 
 def test_a_running_job_is_told_of_its_cancel_by_both_reads(
-    records: Records, submit: Submit
+    records: JobStore, submit: Submit
 ) -> None:
     job_id = submit()
     records.start(job_id, "w1")
@@ -138,10 +138,10 @@ def test_a_running_job_is_told_of_its_cancel_by_both_reads(
     assert records.cancel(job_id).state is JobState.PROCESSING
     assert records.cancel_requested(job_id)
     assert records.progress(job_id, Progress(stage="denoise")).cancel_requested
-    assert records.canceled(job_id).state is JobState.CANCELED
+    assert records.stop(job_id).state is JobState.CANCELED
 
 
-def test_a_worker_that_lost_its_job_is_told_to_stop(records: Records, submit: Submit) -> None:
+def test_a_worker_that_lost_its_job_is_told_to_stop(records: JobStore, submit: Submit) -> None:
     job_id = submit()
     records.start(job_id, "w1")
     records.requeue(job_id)
@@ -150,7 +150,7 @@ def test_a_worker_that_lost_its_job_is_told_to_stop(records: Records, submit: Su
 
 
 def test_a_worker_that_comes_back_cannot_spoil_anothers_run(
-    records: Records, submit: Submit, result: ResultInfo
+    records: JobStore, submit: Submit, result: ResultInfo
 ) -> None:
     job_id = submit()
     records.start(job_id, "w1")
@@ -161,7 +161,7 @@ def test_a_worker_that_comes_back_cannot_spoil_anothers_run(
         lambda: records.succeed(job_id, result, Timings(), worker="w1"),
         lambda: records.fail(job_id, PROBLEM, worker="w1"),
         lambda: records.requeue(job_id, worker="w1"),
-        lambda: records.canceled(job_id, worker="w1"),
+        lambda: records.stop(job_id, worker="w1"),
     )
     for spoil in spoils:
         with pytest.raises(WrongState, match="run by worker w2 now, not by w1"):
@@ -170,7 +170,7 @@ def test_a_worker_that_comes_back_cannot_spoil_anothers_run(
     assert records.succeed(job_id, result, Timings(), worker="w2").state is JobState.SUCCEEDED
 
 
-def test_a_canceled_job_does_not_start(records: Records, submit: Submit) -> None:
+def test_a_canceled_job_does_not_start(records: JobStore, submit: Submit) -> None:
     job_id = submit()
     records.cancel(job_id)
     with pytest.raises(JobEnded, match="canceled"):
@@ -178,7 +178,7 @@ def test_a_canceled_job_does_not_start(records: Records, submit: Submit) -> None
 
 
 def test_a_job_marked_before_its_worker_was_lost_is_canceled_not_run_again(
-    records: Records, submit: Submit
+    records: JobStore, submit: Submit
 ) -> None:
     job_id = submit()
     records.start(job_id, "w1")
@@ -190,7 +190,7 @@ def test_a_job_marked_before_its_worker_was_lost_is_canceled_not_run_again(
 
 
 def test_of_a_cancel_and_a_success_at_once_only_one_ends_the_job(
-    records: Records, submit: Submit, result: ResultInfo, server: RedisServer
+    records: JobStore, submit: Submit, result: ResultInfo, server: RedisServer
 ) -> None:
     for _ in range(20):
         job_id = submit()
@@ -205,7 +205,7 @@ def test_of_a_cancel_and_a_success_at_once_only_one_ends_the_job(
             ends: list[JobState] = ends,
         ) -> None:
             with server.connect() as connection:
-                mine = Records(connection)
+                mine = JobStore(connection)
                 mine.now()
                 gate.wait(timeout=10)
                 try:
@@ -221,7 +221,7 @@ def test_of_a_cancel_and_a_success_at_once_only_one_ends_the_job(
         assert ends == [records.get(job_id).state]
 
 
-def test_an_unknown_job_is_not_found_by_any_call(records: Records, result: ResultInfo) -> None:
+def test_an_unknown_job_is_not_found_by_any_call(records: JobStore, result: ResultInfo) -> None:
     for event in Event:
         with pytest.raises(JobNotFound, match="'nobody'"):
             act(records, event, "nobody", result)
@@ -230,7 +230,7 @@ def test_an_unknown_job_is_not_found_by_any_call(records: Records, result: Resul
 
 
 def test_a_result_past_its_time_reads_as_expired(
-    records: Records, submit: Submit, result: ResultInfo, connection: Redis
+    records: JobStore, submit: Submit, result: ResultInfo, connection: Redis
 ) -> None:
     job_id = submit()
     records.start(job_id, "w1")
@@ -245,14 +245,14 @@ def test_a_result_past_its_time_reads_as_expired(
 
 
 def test_all_who_read_a_job_at_the_moment_it_expires_find_it_expired(
-    server: RedisServer, records: Records, submit: Submit, result: ResultInfo, connection: Redis
+    server: RedisServer, records: JobStore, submit: Submit, result: ResultInfo, connection: Redis
 ) -> None:
     readers = 8
     gate = threading.Barrier(readers, timeout=10)
 
     def read(job_id: str) -> JobState:
         with server.connect() as mine:
-            both = Records(mine)
+            both = JobStore(mine)
             both.now()
             gate.wait()
             return both.get(job_id).state
@@ -280,7 +280,7 @@ def test_all_who_read_a_job_at_the_moment_it_expires_find_it_expired(
 def test_a_record_always_has_a_time_to_live(
     events: list[Event],
     seconds: int,
-    records: Records,
+    records: JobStore,
     submit: Submit,
     result: ResultInfo,
     connection: Redis,
@@ -292,14 +292,14 @@ def test_a_record_always_has_a_time_to_live(
     assert connection.zscore(AGENDA_KEY, job_id) is not None
 
 
-def test_times_are_those_of_redis(records: Records, submit: Submit) -> None:
+def test_times_are_those_of_redis(records: JobStore, submit: Submit) -> None:
     job = records.get(submit())
     assert abs(job.created_at - records.now()) < timedelta(seconds=5)
     assert abs(records.now() - datetime.now(UTC)) < timedelta(seconds=5)
 
 
 def test_without_redis_every_call_says_where_it_is_missing(
-    records: Records, result: ResultInfo, server: RedisServer
+    records: JobStore, result: ResultInfo, server: RedisServer
 ) -> None:
     server.stop()
     try:

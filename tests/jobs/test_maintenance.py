@@ -14,13 +14,12 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.errors import QueueUnavailable, RecordUnreadable
+from jobs.job_store import AGENDA_KEY, JobStore, record_key
+from jobs.maintenance import Maintenance, Swept, put_off_counter, sweep
 from jobs.queue import JobQueue
-from jobs.records import AGENDA_KEY, Records, record_key
-from jobs.rq_job import TaskJob
+from jobs.rq_adapter import TaskJob
 from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
-from jobs.settings import Settings
 from jobs.store import BlobStore, input_key, result_key
-from jobs.upkeep import Swept, Upkeep, put_off_counter, sweep
 
 from .conftest import Submit
 
@@ -30,7 +29,7 @@ def due(connection: Redis, job_id: str) -> None:
     connection.zadd(AGENDA_KEY, {job_id: 0}, xx=True)
 
 
-def finish(records: Records, store: BlobStore, job_id: str, result: ResultInfo) -> None:
+def finish(records: JobStore, store: BlobStore, job_id: str, result: ResultInfo) -> None:
     store.put(input_key(job_id), b"in")
     records.start(job_id, "w1")
     store.put(result_key(job_id), b"out")
@@ -38,11 +37,11 @@ def finish(records: Records, store: BlobStore, job_id: str, result: ResultInfo) 
 
 
 def test_nothing_is_done_before_its_time(
-    connection: Redis, store: BlobStore, submit: Submit, records: Records, result: ResultInfo
+    connection: Redis, store: BlobStore, submit: Submit, records: JobStore, result: ResultInfo
 ) -> None:
     finish(records, store, job_id := submit(), result)
     submit()
-    assert sweep(connection, store, upload_grace_s=900) == Swept()
+    assert sweep(connection, store) == Swept()
     assert store.get(result_key(job_id)) == b"out"
 
 
@@ -51,18 +50,18 @@ def test_an_expired_result_is_removed_and_still_known_as_expired(
     store: BlobStore,
     submit: Submit,
     queue: JobQueue,
-    records: Records,
+    records: JobStore,
     result: ResultInfo,
 ) -> None:
     finish(records, store, job_id := submit(), result)
     connection.hset(record_key(job_id), "keep_s", 0)
     due(connection, job_id)
-    assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1, expired=1)
+    assert sweep(connection, store) == Swept(removals=1, expiries=1)
     assert not store.exists(input_key(job_id))
     assert not store.exists(result_key(job_id))
     assert queue.get(job_id).state is JobState.EXPIRED
     assert connection.zcard(AGENDA_KEY) == 0
-    assert sweep(connection, store, upload_grace_s=900) == Swept()
+    assert sweep(connection, store) == Swept()
 
 
 def test_a_canceled_jobs_image_goes_with_the_next_sweep(
@@ -70,7 +69,7 @@ def test_a_canceled_jobs_image_goes_with_the_next_sweep(
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     queue.cancel(job_id)
-    assert sweep(connection, store, upload_grace_s=900).removed == 1
+    assert sweep(connection, store).removals == 1
     assert not store.exists(input_key(job_id))
     assert queue.get(job_id).state is JobState.CANCELED
 
@@ -81,7 +80,7 @@ def test_blobs_of_a_record_that_is_gone_are_removed(
     store.put(input_key(job_id := submit()), b"in")
     connection.delete(record_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store, upload_grace_s=900).removed == 1
+    assert sweep(connection, store).removals == 1
     assert not store.exists(input_key(job_id))
 
 
@@ -91,31 +90,31 @@ def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
     job_id = new_job_id()
     queue.announce(job_id)
     store.put(input_key(job_id), b"in")
-    assert sweep(connection, store, upload_grace_s=900) == Swept()
+    assert sweep(connection, store) == Swept()
     assert store.exists(input_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store, upload_grace_s=900).removed == 1
+    assert sweep(connection, store).removals == 1
     assert not store.exists(input_key(job_id))
 
 
 def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_service_died(
-    connection: Redis, store: BlobStore, submit: Submit, records: Records
+    connection: Redis, store: BlobStore, submit: Submit, records: JobStore
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     records.forget(job_id, Origin())
-    assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1)
+    assert sweep(connection, store) == Swept(removals=1)
     assert not store.exists(input_key(job_id))
     assert connection.zcard(AGENDA_KEY) == 0
 
 
 def test_a_waiting_or_running_job_is_left_alone(
-    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue, records: Records
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue, records: JobStore
 ) -> None:
     waiting, running = submit(), submit()
     records.start(running, "w1")
     for job_id in (waiting, running):
         due(connection, job_id)
-    assert sweep(connection, store, upload_grace_s=900) == Swept()
+    assert sweep(connection, store) == Swept()
     assert queue.get(waiting).state is JobState.QUEUED
     assert queue.get(running).state is JobState.PROCESSING
     assert connection.zcount(AGENDA_KEY, "-inf", 1000) == 0
@@ -127,7 +126,7 @@ def test_a_job_that_no_worker_took_in_its_time_fails(
     job_id = submit()
     connection.delete(TaskJob.key_for(job_id))  # what its time to live does
     due(connection, job_id)
-    assert sweep(connection, store, upload_grace_s=900) == Swept(failed=1)
+    assert sweep(connection, store) == Swept(failures=1)
     job = queue.get(job_id)
     assert job.state is JobState.FAILED
     assert job.error is not None
@@ -142,7 +141,7 @@ def test_a_job_that_rq_gave_up_fails_instead_of_waiting_for_ever(
     job_id = submit()
     connection.hset(TaskJob.key_for(job_id), "status", status)
     due(connection, job_id)
-    assert sweep(connection, store, upload_grace_s=900) == Swept(failed=1)
+    assert sweep(connection, store) == Swept(failures=1)
     job = queue.get(job_id)
     assert job.error is not None
     assert job.error.type == "worker-lost"
@@ -151,7 +150,7 @@ def test_a_job_that_rq_gave_up_fails_instead_of_waiting_for_ever(
 def test_two_sweeps_at_once_are_one(connection: Redis, store: BlobStore, submit: Submit) -> None:
     due(connection, submit())
     connection.set("stablesr:sweeping", 1, ex=30)
-    assert sweep(connection, store, upload_grace_s=900) == Swept()
+    assert sweep(connection, store) == Swept()
     assert connection.zcount(AGENDA_KEY, "-inf", 0) == 1
 
 
@@ -163,25 +162,25 @@ def test_a_blob_that_cannot_be_removed_is_put_off_and_keeps_no_other_from_its_tu
     store.put(input_key(other), b"in")
     for job_id in (stuck, other):
         queue.cancel(job_id)
-    assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1, put_off=1)
+    assert sweep(connection, store) == Swept(removals=1, put_off=1)
     assert not store.exists(input_key(other))
     assert connection.zrange(AGENDA_KEY, 0, -1) == [stuck.encode()]
-    assert sweep(connection, store, upload_grace_s=900) == Swept()
+    assert sweep(connection, store) == Swept()
     shutil.rmtree(Path(store.place) / "results")
     due(connection, stuck)
-    assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1)
+    assert sweep(connection, store) == Swept(removals=1)
 
 
 def test_jobs_that_are_put_off_are_counted(
-    settings: Settings, connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
 ) -> None:
     stuck = submit()
     (Path(store.place) / result_key(stuck) / "in the way").mkdir(parents=True)
     queue.cancel(stuck)
     registry = CollectorRegistry()
-    upkeep = Upkeep(settings, connection, store, put_off_counter(registry))
+    maintenance = Maintenance(connection, store, put_off_counter(registry))
     for _ in range(2):
-        upkeep.run()
+        maintenance.run()
     assert registry.get_sample_value("stablesr_sweep_put_off_total") == 1
 
 
@@ -201,13 +200,13 @@ def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
     connection.hset(record_key(odd), field, value)
     connection.zadd(AGENDA_KEY, {odd: 1, other: 2})
     queue.cancel(other)
-    assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1, put_off=1)
+    assert sweep(connection, store) == Swept(removals=1, put_off=1)
     with pytest.raises(RecordUnreadable, match=odd):
         queue.get(odd)
     # Redis forgets the record in the end, and the next look removes what is left of the job.
     connection.delete(record_key(odd))
     due(connection, odd)
-    assert sweep(connection, store, upload_grace_s=900) == Swept(removed=1)
+    assert sweep(connection, store) == Swept(removals=1)
 
 
 def test_a_sweep_ends_with_redis(
@@ -221,7 +220,7 @@ def test_a_sweep_ends_with_redis(
     monkeypatch.setattr(connection, "hget", lost)
     monkeypatch.setattr(connection, "zadd", lost)
     with pytest.raises(QueueUnavailable):
-        sweep(connection, store, upload_grace_s=900)
+        sweep(connection, store)
 
 
 def test_what_a_killed_process_had_written_of_a_blob_is_removed_after_a_while(
@@ -240,7 +239,7 @@ def test_what_a_killed_process_had_written_of_a_blob_is_removed_after_a_while(
     def pieces() -> Iterator[bytes]:
         yield b"o"
         assert (root / "inputs" / "now#1").exists()
-        assert sweep(connection, store, upload_grace_s=900) == Swept(staged=2)
+        assert sweep(connection, store) == Swept(leftovers=2)
         yield b"k"
 
     store.put(input_key("now"), pieces())

@@ -1,9 +1,9 @@
-"""What nobody asks for but must happen: results expire, lost jobs end, blobs are removed.
+"""Results expire, lost jobs end, blobs are removed.
 
-Every worker and every service process runs `Upkeep` about every maintenance_s, so that a job ends
-although nobody serves its preset any more. `sweep` takes jobs from the agenda of `jobs.records`
-when their time has come; a crash half way leaves them there for the next sweep. A job with which
-something is wrong is put off, so that it cannot keep the others from their turn.
+Every worker and every service process runs `Maintenance` about every maintenance_s, so that a job
+ends although no worker serves its preset any more. `sweep` takes jobs from the agenda of
+`jobs.job_store` when their time has come; a crash half way leaves them there for the next sweep. A
+job with which something is wrong is put off, so that it cannot keep the others from their turn.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.lock import Lock
 
+from models.presets import PRESETS
+
 from .connection import as_text, queue_errors
 from .errors import (
     JobNotFound,
@@ -28,15 +30,13 @@ from .errors import (
     WorkerLost,
     WrongState,
 )
-from .presets import PRESETS
-from .records import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, Records, record_key
-from .recovery import Recovery
-from .rq_job import TaskJob, open_queue
+from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, record_key
+from .queue import UPLOAD_GRACE_S
+from .rq_adapter import LeaseReaper, TaskJob, open_queue
 from .schema import Job, JobState
-from .settings import Settings
 from .store import BlobStore, input_key, result_key
 
-__all__ = ["Swept", "Upkeep", "put_off_counter", "sweep"]
+__all__ = ["Maintenance", "Swept", "put_off_counter", "sweep"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,22 +55,22 @@ _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
 class Swept:
     """What a sweep did, in jobs and files."""
 
-    removed: int = 0
+    removals: int = 0
     """Jobs whose blobs were removed"""
-    expired: int = 0
+    expiries: int = 0
     """Results whose time was over"""
-    failed: int = 0
-    """Jobs that nobody would have run any more"""
+    failures: int = 0
+    """Jobs that no worker would have run any more"""
     put_off: int = 0
     """Jobs with whose record or blobs something was wrong"""
-    staged: int = 0
+    leftovers: int = 0
     """Files that a put had begun when its process died"""
 
 
-def sweep(connection: Redis, store: BlobStore, *, upload_grace_s: int) -> Swept:
+def sweep(connection: Redis, store: BlobStore) -> Swept:
     """Looks at every job whose time on the agenda has come; at most 500 a call.
 
-    What was written of a blob is removed when nothing was added for upload_grace_s.
+    What was written of a blob is removed when nothing was added for UPLOAD_GRACE_S.
 
     Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
     what was not done then is done by the next sweep.
@@ -84,9 +84,9 @@ def sweep(connection: Redis, store: BlobStore, *, upload_grace_s: int) -> Swept:
         with queue_errors(connection):
             _look_at_all(connection, store, swept)
         try:
-            swept.staged = store.remove_staged(idle_s=upload_grace_s)
+            swept.leftovers = store.remove_staged(idle_s=UPLOAD_GRACE_S)
         except StoreUnavailable as error:
-            logger.warning("Files that nobody goes on writing are left: %s", error.detail)
+            logger.warning("Files whose writer is gone are left: %s", error.detail)
     finally:
         _release(lock)
     return swept
@@ -101,90 +101,88 @@ def _release(lock: Lock) -> None:
 
 
 def _look_at_all(connection: Redis, store: BlobStore, swept: Swept) -> None:
-    records = Records(connection)
-    now = records.now().timestamp()
+    jobs = JobStore(connection)
+    now = jobs.now().timestamp()
     ends = time.monotonic() + _SWEEP_S
     due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
     for raw in due:
         if time.monotonic() > ends:
             return
         try:
-            _look_at(as_text(raw), records, connection, store, now, swept)
+            _look_at(as_text(raw), jobs, connection, store, now, swept)
         # Whatever is wrong with this job or its blobs, the time of others has come as well.
         # Where all of Redis is away, putting off raises.
         except Exception as error:
-            known = isinstance(error, JobsError)
-            logger.error("Job %r is put off: %s", raw, error, exc_info=not known)
+            is_known = isinstance(error, JobsError)
+            logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
             connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
             swept.put_off += 1
 
 
 def _look_at(
-    job_id: str, records: Records, connection: Redis, store: BlobStore, now: float, swept: Swept
+    job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float, swept: Swept
 ) -> None:
     try:
-        job = records.get(job_id)
+        job = jobs.get(job_id)
     except JobNotFound:
         job = None
-    if job is not None and not job.state.ended:
-        fault = _lost(job, connection, now)
+    if job is not None and not job.state.is_final:
+        fault = _loss_of(job, connection, now)
         if fault is None:
             connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
             return
         try:
-            records.fail(job_id, fault.problem())
+            jobs.fail(job_id, fault.problem())
         except (JobNotFound, WrongState):
             return
-        swept.failed += 1
+        swept.failures += 1
         logger.error("Job %s failed: %s", job_id, fault)
         # It takes no place in the queue any more; a worker that has it finds that it has ended.
         open_queue(job.preset, connection).remove(job_id)
         return
     if job is not None and job.state is JobState.EXPIRED:
-        swept.expired += 1
+        swept.expiries += 1
     store.delete(input_key(job_id), result_key(job_id))
     connection.zrem(AGENDA_KEY, job_id)
-    swept.removed += 1
+    swept.removals += 1
 
 
-def _lost(job: Job, connection: Redis, now: float) -> JobsError | None:
-    """Why nobody will ever run the job, or None while somebody may."""
+def _loss_of(job: Job, connection: Redis, now: float) -> JobsError | None:
+    """Why no worker will ever run the job, or None while one may."""
     status: Any = connection.hget(TaskJob.key_for(job.id), "status")
     # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
-    unmoved = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
-    if job.state is JobState.QUEUED and (unmoved or (status is None and job.attempt == 0)):
-        waited = now - job.created_at.timestamp()
+    is_stale = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
+    if job.state is JobState.QUEUED and (is_stale or (status is None and job.attempt == 0)):
+        seconds = now - job.created_at.timestamp()
         return QueueTimedOut(
-            f"No worker for {job.preset} took the job in {waited:.0f} seconds; "
+            f"No worker for {job.preset} took the job in {seconds:.0f} seconds; "
             "see whether one runs, and submit the image again."
         )
-    if unmoved or status is None or status in _DEAD:
+    if is_stale or status is None or status in _DEAD:
         return WorkerLost("The worker that ran the job was lost; submit the image again.")
     return None
 
 
 def put_off_counter(registry: CollectorRegistry) -> Counter:
-    """What `Upkeep` counts, for a process's metrics."""
+    """What `Maintenance` counts, for a process's metrics."""
     return Counter("stablesr_sweep_put_off", "Jobs put off by a sweep", registry=registry)
 
 
-class Upkeep:
+class Maintenance:
     """All that must happen, for every preset. Blocking; several processes may have one each.
 
     `put_off` counts the jobs that a sweep of this process put off.
     """
 
-    def __init__(
-        self, settings: Settings, connection: Redis, store: BlobStore, put_off: Counter
-    ) -> None:
+    def __init__(self, connection: Redis, store: BlobStore, put_off: Counter) -> None:
         def swept() -> None:
-            done = sweep(connection, store, upload_grace_s=settings.upload_grace_s)
-            put_off.inc(done.put_off)
+            counts = sweep(connection, store)
+            put_off.inc(counts.put_off)
 
-        recoveries = [Recovery(open_queue(preset, connection), connection) for preset in PRESETS]
+        reapers = [LeaseReaper(open_queue(preset, connection), connection) for preset in PRESETS]
         self._steps: list[Callable[[], object]] = [
-            *(recovery.run for recovery in recoveries),
-            *(recovery.tidy for recovery in recoveries),
+            *(reaper.run for reaper in reapers),
+            *(reaper.tidy for reaper in reapers),
             swept,
         ]
 
@@ -194,8 +192,8 @@ class Upkeep:
             try:
                 step()
             except (RedisError, JobsError) as error:
-                logger.warning("Upkeep is left for the next time: %s", error)
+                logger.warning("Maintenance is left for the next time: %s", error)
                 return
             # A defect in one step must not keep the others from being done.
             except Exception:
-                logger.exception("Unexpected error in upkeep.")
+                logger.exception("Unexpected error in maintenance.")

@@ -1,7 +1,7 @@
 """The record of a job: one Redis hash, and the only truth about its state.
 
     stablesr:job:{id}          state, parameters, input, times, progress, result, error, ...
-    stablesr:agenda            sorted set: job id -> when somebody must look at the job again
+    stablesr:agenda            sorted set: job id -> when the job is looked at again
     stablesr:jobs:{owner}      sorted set: id of a job of this owner -> when it was created
     stablesr:waiting:{owner}   the same of those that wait; by address where there is no owner
 
@@ -14,37 +14,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 
-from .connection import queue_errors
+from models.parameters import UpscaleParameters
+
+from .connection import as_text, queue_errors
 from .errors import JobEnded, JobNotFound, Problem, WrongState
-from .fields import fields_of_new, job_of, moment, record_key, text
-from .moves import CHANNEL, COUNT_FIELD, COUNTS_KEY, MINUTE_TTL_S, MOVE, minute_key
 from .schema import (
-    ENDED,
+    FINAL,
     ImageInfo,
     Job,
     JobState,
     Origin,
-    Parameters,
     Progress,
     ResultInfo,
     Timings,
+    job_of,
+    new_record,
 )
-from .states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
+from .states import (
+    CHANNEL,
+    COUNT_FIELD,
+    COUNTS_KEY,
+    MINUTE_TTL_S,
+    TRANSITIONS,
+    TRANSITIONS_WHEN_MARKED,
+    Event,
+    minute_key,
+)
 
 __all__ = [
     "AGENDA_KEY",
     "LOOK_AGAIN_S",
     "TOMBSTONE_S",
     "WEBHOOKS_KEY",
-    "Records",
+    "JobStore",
+    "moment",
     "owner_key",
     "record_key",
+    "text",
     "unknown",
     "waiting_key",
 ]
@@ -57,8 +70,22 @@ LOOK_AGAIN_S = 60
 # How long an expired job is still known as expired rather than not at all.
 TOMBSTONE_S = 86_400
 
-
 _WAITING = "stablesr:waiting:"
+
+
+def record_key(job_id: str) -> str:
+    return f"stablesr:job:{job_id}"
+
+
+def moment(time: Any) -> datetime:
+    """What Redis' TIME answers, as a time in UTC."""
+    seconds, micros = time
+    return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+
+def text(raw: Mapping[Any, Any]) -> dict[str, str]:
+    """A hash as Redis answers it, in text."""
+    return {as_text(name): as_text(value) for name, value in raw.items()}
 
 
 def owner_key(owner: str) -> str:
@@ -66,12 +93,13 @@ def owner_key(owner: str) -> str:
     return f"stablesr:jobs:{owner}"
 
 
-def waiting_key(counted: str) -> str:
+def waiting_key(quota_key: str) -> str:
     """The queued jobs of an owner, or of an address without one."""
-    return _WAITING + counted
+    return _WAITING + quota_key
 
 
-_ENDED_JSON = json.dumps({state.value: True for state in ENDED})
+TRANSITION = Path(__file__).with_name("transition.lua").read_text("utf-8")
+_FINAL_JSON = json.dumps({state.value: True for state in FINAL})
 _RUN_FIELDS = ("started_at", "worker", "progress")
 
 
@@ -93,15 +121,16 @@ end
 ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2])"
 
 
-class Records:
-    """Reads and moves records. Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
+class JobStore:
+    """Reads records and makes their transitions.
 
+    Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
     Needs nothing but a connection: how long a job may wait and is kept is in its record.
     """
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
-        self._move = connection.register_script(MOVE)
+        self._transition = connection.register_script(TRANSITION)
 
     # The service's side
 
@@ -109,7 +138,7 @@ class Records:
         """Notes that an image of this id is about to be stored, before it is.
 
         Where no job follows in time, because the process that stored it died, the sweep of
-        `jobs.upkeep` finds the id without a record and removes the image.
+        `jobs.maintenance` finds the id without a record and removes the image.
         """
         with queue_errors(self._connection):
             self._connection.eval(ANNOUNCE, 1, AGENDA_KEY, within_s, job_id)
@@ -118,7 +147,7 @@ class Records:
         self,
         pipe: Pipeline,
         job_id: str,
-        parameters: Parameters,
+        parameters: UpscaleParameters,
         image: ImageInfo,
         origin: Origin,
         *,
@@ -131,14 +160,14 @@ class Records:
         now is the Redis server's time in seconds; wait_s bounds the time in the queue, keep_s the
         time that the ended job and its images are kept.
         """
-        fields = fields_of_new(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
+        fields = new_record(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
         keys = (
             record_key(job_id),
             AGENDA_KEY,
             COUNTS_KEY,
             minute_key(now),
             owner_key(origin.owner),
-            waiting_key(origin.counted),
+            waiting_key(origin.quota_key),
         )
         # No job is known for longer than this, so older ids in the indexes lead nowhere.
         longest = wait_s + keep_s + 2 * TOMBSTONE_S
@@ -172,8 +201,8 @@ class Records:
         the job, it is canceled here.
         """
         job = self._apply(job_id, Event.START, {"worker": worker}, drop=("progress",))
-        if job.state.ended:
-            raise _ended(job)
+        if job.state.is_final:
+            raise _end_error(job)
         return job
 
     def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
@@ -210,21 +239,21 @@ class Records:
         """The job waits again, because its worker stops or was lost; canceled if that was asked."""
         return self._apply(job_id, Event.REQUEUE, {}, drop=_RUN_FIELDS, worker=worker)
 
-    def canceled(self, job_id: str, *, worker: str | None = None) -> Job:
+    def stop(self, job_id: str, *, worker: str | None = None) -> Job:
         """The worker has stopped the job as it was asked to."""
         return self._apply(job_id, Event.STOP, {}, worker=worker)
 
-    # Upkeep
+    # Maintenance
 
     def forget(self, job_id: str, origin: Origin) -> None:
         """Removes the record of a job that was never taken on; for a submission that is undone.
 
-        Its image is due to be removed from now on, in case that whoever stored it dies before.
+        Its image is due to be removed from now on, in case that its process dies before.
         """
         now = self.now().timestamp()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))
-            for key in (owner_key(origin.owner), waiting_key(origin.counted)):
+            for key in (owner_key(origin.owner), waiting_key(origin.quota_key)):
                 pipe.zrem(key, job_id)
             pipe.zadd(AGENDA_KEY, {job_id: now})
             pipe.execute()
@@ -234,7 +263,7 @@ class Records:
         try:
             return self._apply(job_id, Event.EXPIRE, {})
         except JobEnded:
-            # Whoever reads a job at its time expires it: another one was first.
+            # Each reader of a job expires it at its time: another one was first.
             job, _ = self._read(job_id)
             if job.state is not JobState.EXPIRED:
                 raise
@@ -271,7 +300,7 @@ class Records:
             json.dumps(TRANSITIONS_WHEN_MARKED[event]),
             json.dumps(fields),
             json.dumps(drop),
-            _ENDED_JSON,
+            _FINAL_JSON,
             LOOK_AGAIN_S,
             TOMBSTONE_S,
             worker or "",
@@ -280,16 +309,16 @@ class Records:
         ]
         keys = [record_key(job_id), AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY]
         with queue_errors(self._connection):
-            answer: Any = self._move(keys=keys, args=arguments)
-        moved = answer[0]
-        if moved < 0:
+            answer: Any = self._transition(keys=keys, args=arguments)
+        outcome = answer[0]
+        if outcome < 0:
             raise unknown(job_id)
         flat = iter(answer[2])
         job = job_of(job_id, text(dict(zip(flat, flat, strict=True))))
-        if moved:
+        if outcome:
             return job
-        if job.state.ended:
-            raise _ended(job)
+        if job.state.is_final:
+            raise _end_error(job)
         if job.state in TRANSITIONS[event]:
             raise WrongState(
                 f"Job {job_id} is run by worker {job.worker} now, not by {worker} any more.",
@@ -307,7 +336,7 @@ def unknown(job_id: str) -> JobNotFound:
     return JobNotFound(f"There is no job {job_id!r}; it may have expired.")
 
 
-def _ended(job: Job) -> JobEnded:
+def _end_error(job: Job) -> JobEnded:
     return JobEnded(
         f"Job {job.id} has already ended: it is {job.state}, which is final.",
         state=job.state.value,

@@ -1,0 +1,148 @@
+"""What may be chosen for one image: the one place for command, form, queue and pipeline.
+
+Free of torch, because the HTTP service reads it as well.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from models.presets import PRESETS, Preset
+
+__all__ = [
+    "MAX_SCALE",
+    "PROMPT_MAX",
+    "SEED_MAX",
+    "ColorFix",
+    "Init",
+    "OutputFormat",
+    "SamplerName",
+    "UpscaleParameters",
+    "preset_parameters",
+]
+
+SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
+Init = Literal["lr", "noise"]
+ColorFix = Literal["adain", "wavelet", "none"]
+OutputFormat = Literal["png", "webp", "jpeg", "tiff"]
+
+MAX_SCALE = 16
+# What torch.Generator.manual_seed takes and a JSON number keeps exactly in every client.
+SEED_MAX = 2**32 - 1
+# Characters; the text tower reads 75 tokens, of four characters each or so.
+PROMPT_MAX = 1000
+
+
+def _draw_seed() -> int:
+    return secrets.randbelow(SEED_MAX + 1)
+
+
+class UpscaleParameters(BaseModel):
+    """What is asked for, complete: whatever was left out is the preset's default.
+
+    A seed is drawn when none is given, so that a job run again gives the same image. `None` means
+    "left out" for every field, which lets a form pass on what it has. What is out of range, or has
+    no effect beside the other choices, raises pydantic's ValidationError.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    preset: str = "tiny"
+    fidelity_weight: Annotated[
+        float, Field(ge=0, le=1, description="0: most detail; 1: closest to the input")
+    ] = 0.5
+    """w of CFW (paper, section 3.3)"""
+    scale: Annotated[float, Field(ge=1, le=MAX_SCALE, description="Result side / input side")] = 4.0
+    steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps")] = 4
+    sampler: SamplerName = "ddpm"
+    eta: Annotated[
+        float | None, Field(ge=0, le=1, description="Noise of the sampler ddim; 1 when left out")
+    ] = None
+    start: Annotated[Init, Field(description="Begin at the noised input, or at noise alone")] = "lr"
+    prompt: Annotated[
+        str,
+        Field(
+            max_length=PROMPT_MAX,
+            description="What the image shows; GET /models says which presets read it",
+        ),
+    ] = ""
+    negative_prompt: Annotated[
+        str, Field(max_length=PROMPT_MAX, description="What guidance leads away from")
+    ] = ""
+    guidance_scale: Annotated[
+        float,
+        Field(ge=1, le=20, description="1: none; above: closer to the prompt, at twice the work"),
+    ] = 1.0
+    """Of classifier-free guidance (arXiv 2207.12598)"""
+    color_fix: ColorFix = "adain"
+    seed: Annotated[int, Field(ge=0, le=SEED_MAX)] = Field(default_factory=_draw_seed)
+    tile_overlap: Annotated[
+        int, Field(ge=0, le=56, multiple_of=8, description="Latent pixels shared by two tiles")
+    ] = 32
+    output_format: OutputFormat = "png"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = {name: value for name, value in values.items() if value is not None}
+        name = values.get("preset", "tiny")
+        if isinstance(name, str) and (preset := PRESETS.get(name)):
+            values.setdefault("steps", preset.steps)
+            values.setdefault("fidelity_weight", preset.fidelity_weight)
+        return values
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
+        return name
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _strip(cls, text: str) -> str:
+        return text.strip()
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> UpscaleParameters:
+        """Refuses what the preset or the other choices would silently undo."""
+        if not PRESETS[self.preset].prompts and (self.prompt or self.negative_prompt):
+            name = "prompt" if self.prompt else "negative_prompt"
+            raise ValueError(
+                f"{name} must be left out for {self.preset}, whose weights hold no text tower"
+            )
+        if self.eta is not None and self.sampler != "ddim":
+            raise ValueError(
+                f"eta must be left out for the sampler {self.sampler}; only ddim takes it"
+            )
+        if self.negative_prompt and self.guidance_scale == 1:
+            raise ValueError("negative_prompt needs a guidance_scale above 1")
+        if self.guidance_scale > 1 and not self.prompt and not self.negative_prompt:
+            raise ValueError(
+                "guidance_scale must be 1 without prompt and negative_prompt; "
+                f"got {self.guidance_scale:g}"
+            )
+        return self
+
+
+def preset_parameters(preset: Preset, **values: Any) -> UpscaleParameters:
+    """Parameters of a measurement: seed 0, and the preset's own defaults where no value is given.
+
+    As everywhere, None means left out. The preset need not be in the catalogue, nor the overlap be
+    one that a job may have.
+    """
+    values = {name: value for name, value in values.items() if value is not None}
+    overlap = values.pop("tile_overlap", preset.overlap)
+    defaults = {
+        "preset": preset.name if preset.name in PRESETS else "tiny",
+        "steps": preset.steps,
+        "fidelity_weight": preset.fidelity_weight,
+        "seed": 0,
+    }
+    parameters = UpscaleParameters.model_validate({**defaults, **values})
+    return parameters.model_copy(update={"tile_overlap": overlap})
