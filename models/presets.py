@@ -23,7 +23,7 @@ class ReleasedFile:
     size: int
     """Bytes, known to three digits only."""
     sha256: str | None
-    """None where nobody has published it: such a file is checked by its structure only."""
+    """None where none was published: such a file is checked by its structure only."""
 
 
 @dataclass(frozen=True)

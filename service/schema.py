@@ -138,7 +138,9 @@ class JobView(BaseModel):
             result=f"{here}/result" if has_result else None,
             cancel=None if job.state.is_final else here,
         )
-        return cls(**{**_fields(job, cls), "result": result, "error": error, "links": links})
+        parameters = Parameters.model_construct(**vars(job.parameters))
+        fields = {"parameters": parameters, "result": result, "error": error, "links": links}
+        return cls(**{**_fields(job, cls), **fields})
 
 
 def _fields(model: BaseModel, view: type[BaseModel]) -> dict[str, Any]:
