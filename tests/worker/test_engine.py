@@ -105,7 +105,7 @@ def test_two_jobs_share_their_calls_instead_of_taking_turns() -> None:
 
     def slowly(request: StepRequest) -> Tensor:
         # As long as a small network takes, so that there is something to share.
-        threading.Event().wait(0.02)
+        threading.Event().wait(0.1)
         return network(request)
 
     model = Model(slowly)
