@@ -13,8 +13,6 @@ from typing import Any
 
 from benchmarks.results import Measurement, Result
 
-__all__ = ["environment_of", "measure_checkout"]
-
 Row = Mapping[str, Any]
 
 

@@ -34,8 +34,6 @@ from models.parameters import preset_parameters
 from models.pipeline import StableSR
 from models.sampling import drive_all
 
-__all__ = ["LIMIT_S", "Part", "Sizes", "report", "small_sizes"]
-
 LIMIT_S = 480.0
 SCALE = 4
 SEED = 0

@@ -13,8 +13,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-__all__ = ["SCALE", "Difference", "Pixels", "mosaic", "pixels_of_file", "synthetic_png"]
-
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 """(H, W, 3)"""
 

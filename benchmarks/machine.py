@@ -11,15 +11,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = [
-    "describe",
-    "peak_memory",
-    "reset_peak_memory",
-    "resident_peak",
-    "synchronize",
-    "time_limit",
-]
-
 
 def describe(device: torch.device) -> str:
     """Processor or GPU, and the cores used."""

@@ -13,8 +13,6 @@ from models.memory import MemoryBudget
 from models.pipeline import StableSR
 from models.presets import PRESETS, get_preset
 
-__all__ = ["DTYPES", "Model", "Variant", "add_model", "load", "model_of"]
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -13,8 +13,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
-__all__ = ["alone", "run_part"]
-
 T = TypeVar("T")
 A = TypeVar("A")
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import set_default_mmap_options, skip_data
 
-__all__ = ["Shapes", "released_shapes", "write_released"]
-
 INVENTORY = Path(__file__).parents[1] / "tests" / "golden" / "keys_full.json.gz"
 CALLBACK = "pytorch_lightning.callbacks.model_checkpoint"
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from benchmarks.results import Measurement, Result
 
-__all__ = ["add_json", "publish", "tables"]
-
 HEADINGS = ("what", "case", "figures")
 
 

@@ -15,8 +15,6 @@ from pydantic.dataclasses import dataclass
 
 from benchmarks.machine import describe
 
-__all__ = ["Measurement", "Result", "Unit", "percentile"]
-
 Unit = Literal["s", "bytes", "images/s", "levels", "score", "times", "count"]
 """`levels` are of 255. `times` is a ratio, `score` has the unit of its metric."""
 

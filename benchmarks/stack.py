@@ -23,8 +23,6 @@ from models.checkpoints.folder import random_networks, save_folder
 from models.config import ModelConfig
 from stablesr_client import Client, Job
 
-__all__ = ["Stack", "last_state", "write_random_weights"]
-
 STOP_S = 120.0
 POLL_S = 0.05
 

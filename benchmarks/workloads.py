@@ -15,8 +15,6 @@ from benchmarks.results import Measurement, Unit, percentile
 from benchmarks.stack import Stack, last_state
 from stablesr_client import Event, Job
 
-__all__ = ["Report", "Workload", "fairness", "latency", "time_of_first_step", "together"]
-
 MAX_OVERHEAD_S = 0.1
 MAX_LEVELS = 1
 """That a value may differ by where two calls have the same roundings, or nearly so."""

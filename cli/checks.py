@@ -16,8 +16,6 @@ from jobs.formats import examine
 from jobs.settings import Settings
 from stablesr_client.files import format_of
 
-__all__ = ["check_input", "check_output", "load", "require", "require_torch", "valid_parameters"]
-
 EXTRAS = {
     "worker": ("torch", "diffusers", "pyvips", "safetensors"),
     "train": ("accelerate", "tensorboard"),

@@ -20,8 +20,6 @@ from cli.stack import Stack
 from cli.view import ProgressView, console
 from stablesr_client import Job
 
-__all__ = ["run"]
-
 SCALE = 4
 SEED = 42
 PHOTOGRAPH = "kingfisher.jpg"

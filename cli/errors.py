@@ -8,19 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-__all__ = [
-    "BadSettings",
-    "CliError",
-    "InputError",
-    "JobFailure",
-    "MissingExtra",
-    "PartialFailure",
-    "Refusal",
-    "StartFailure",
-    "Unreachable",
-    "translate",
-]
-
 
 class CliError(Exception):
     """An end of the command with a reason; `exit_code` is what the shell sees."""

@@ -22,8 +22,6 @@ if TYPE_CHECKING:  # torch takes seconds; help needs none of it
     from evaluation.comparison import Comparison
     from models.pipeline import StableSR
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="Score StableSR on images, beside other methods and the paper.",
     invoke_without_command=True,

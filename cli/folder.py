@@ -13,8 +13,6 @@ from cli.errors import InputError
 from cli.view import printable
 from stablesr_client.files import FORMATS
 
-__all__ = ["Fault", "Item", "Plan", "images", "list_names", "make_plan"]
-
 SUFFIXES = frozenset({*FORMATS, ".avif"})
 """How the name of a file ends that is taken for an image; every other file is left alone."""
 

@@ -25,8 +25,6 @@ from cli.folder import Fault, Item, Plan, list_names
 from cli.view import FolderView
 from stablesr_client import Progress
 
-__all__ = ["Journal", "Work"]
-
 NAME = ".stablesr.jsonl"
 
 

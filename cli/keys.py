@@ -18,8 +18,6 @@ from cli.view import console
 if TYPE_CHECKING:
     from jobs.keys import Keys
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="API keys of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
 )

@@ -24,8 +24,6 @@ from stablesr_client import Progress
 if TYPE_CHECKING:  # torch takes seconds; what is checked before a model is loaded needs none of it
     from models.pipeline import Progress as ModelProgress
 
-__all__ = ["LocalModel", "parameters_of", "write_aside"]
-
 SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
 """Where each stage lies on the bar; the steps are nearly all of the time."""
 

@@ -20,8 +20,6 @@ from cli.errors import BadSettings, CliError
 from cli.options import Device, Preset, UpscaleOptions, argument, option, with_options
 from cli.view import console
 
-__all__ = ["app"]
-
 EXIT_CODES = (
     "Exit codes: 0 success, 1 unforeseen error, 2 wrong option, 3 input or output file, "
     "4 no server answers, 5 refused by the server, 6 the job failed, 7 an extra is not installed, "

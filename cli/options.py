@@ -26,25 +26,6 @@ from models.parameters import (
     UpscaleParameters,
 )
 
-__all__ = [
-    "PARALLEL",
-    "ApiKey",
-    "AsJson",
-    "ColorFixOption",
-    "DecodeTile",
-    "Device",
-    "FidelityWeight",
-    "Preset",
-    "Scale",
-    "Server",
-    "Steps",
-    "TileBatch",
-    "UpscaleOptions",
-    "argument",
-    "option",
-    "with_options",
-]
-
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
 ROOM = "what memory has room for"

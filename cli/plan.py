@@ -17,8 +17,6 @@ from jobs.settings import Settings
 from models.parameters import UpscaleParameters, preset_parameters
 from models.presets import get_preset
 
-__all__ = ["plan"]
-
 PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
 
 

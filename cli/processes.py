@@ -22,15 +22,6 @@ from types import FrameType
 
 from cli.errors import MissingExtra
 
-__all__ = [
-    "Child",
-    "describe_end",
-    "ends_as_interrupt",
-    "find_redis_server",
-    "free_port",
-    "redis_config",
-]
-
 
 class Child(subprocess.Popen[bytes]):
     """A process whose lines go to the file `log` and, from a thread, to `on_line`.

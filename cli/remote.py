@@ -41,8 +41,6 @@ from stablesr_client import (
     RetryPolicy,
 )
 
-__all__ = ["connect", "default_preset", "follow", "upscale_file", "upscale_folder"]
-
 CLIENT_ERRORS: Mapping[type[Exception], type[CliError]] = {
     stablesr_client.Unreachable: Unreachable,
     Refused: Refusal,

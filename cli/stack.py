@@ -38,8 +38,6 @@ from cli.processes import (
 from cli.view import console
 from jobs.logs import CONSOLE
 
-__all__ = ["Stack", "run"]
-
 COLOURS = {"redis": "magenta", "worker": "cyan", "service": "green", "stablesr": "bold yellow"}
 READY_S = 300.0
 """How long the parts may take to come up: the first import of torch on a slow disk."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:  # help needs neither HTTP nor metrics
     import httpx
     from prometheus_client.samples import Sample
 
-__all__ = ["status"]
-
 STATES = ("queued", "processing", "succeeded", "failed", "canceled", "expired")
 
 

@@ -13,8 +13,6 @@ from cli.errors import BadSettings, CliError, InputError, JobFailure, translate
 from cli.options import option
 from cli.view import console
 
-__all__ = ["train"]
-
 # The stages of `training.config`, which is not imported here: it needs torch.
 Stage = Literal["vae", "prior", "encoder", "decoder", "distill", "cfw", "all"]
 

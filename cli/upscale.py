@@ -22,8 +22,6 @@ from cli.view import FolderView, ProgressView, console, duration, printable
 from jobs.settings import Settings
 from models.parameters import SEED_MAX
 
-__all__ = ["upscale"]
-
 
 def upscale(options: UpscaleOptions) -> None:
     """Upscales what the options name."""

@@ -23,16 +23,6 @@ if TYPE_CHECKING:  # help needs neither torch nor HTTP
     from models.checkpoints.files import WeightsProgress
     from stablesr_client import Progress as JobProgress
 
-__all__ = [
-    "FolderView",
-    "ProgressView",
-    "WeightsView",
-    "console",
-    "duration",
-    "printable",
-    "readable",
-]
-
 console = Console(stderr=True, highlight=False)
 """Messages go to standard error; standard output stays free for what a script reads."""
 

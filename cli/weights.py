@@ -21,8 +21,6 @@ from cli.view import WeightsView, console, readable
 if TYPE_CHECKING:
     from models.presets import Preset
 
-__all__ = ["app"]
-
 app = typer.Typer(
     help="The weights on this machine, in STABLESR_WEIGHTS or ~/.local/share/stablesr/weights.",
     no_args_is_help=True,
@@ -191,11 +189,12 @@ def verify(
 ) -> None:
     """Read all of a folder of weights: every tensor there and finite, the files as written."""
     with _model_errors(), WeightsView() as view:
-        from models.checkpoints import folder as folders
+        from models.checkpoints.files import preset_folder
+        from models.checkpoints.folder import verify
         from models.presets import PRESETS
 
-        folder = folders.preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
-        verification = folders.verify(folder, view)
+        folder = preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
+        verification = verify(folder, view)
     types = ", ".join(f"{count} {name}" for name, count in sorted(verification.dtypes.items()))
     sums = "no sums are recorded to compare the files with"
     if verification.record:

@@ -28,8 +28,6 @@ from models.errors import (
 )
 from models.presets import PRESETS, get_preset
 
-__all__ = ["prepare"]
-
 # How often a long download says how far it is.
 PROGRESS_S = 30.0
 

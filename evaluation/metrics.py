@@ -24,19 +24,6 @@ from skimage.metrics import structural_similarity
 from evaluation.images import EvaluationError, Pixels
 from evaluation.niqe import niqe
 
-__all__ = [
-    "BORDER",
-    "METRICS",
-    "PAPER_SCORES",
-    "Metric",
-    "lattice",
-    "luma",
-    "offline_scores",
-    "phase",
-    "psnr",
-    "ssim",
-]
-
 BORDER = 4
 """Pixels left out on every side by default: the scale, as is usual for 4."""
 _WINDOW = 11

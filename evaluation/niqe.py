@@ -19,8 +19,6 @@ from torch.nn import functional as F
 
 from evaluation.images import EvaluationError, Pixels
 
-__all__ = ["BLOCK", "niqe"]
-
 Array = npt.NDArray[np.float64]
 
 BLOCK = 96

@@ -16,8 +16,6 @@ from evaluation.comparison import Comparison, result_path, write_text
 from evaluation.images import Pair, Pixels, read, write
 from evaluation.metrics import METRICS
 
-__all__ = ["Cell", "contact_sheet", "finest", "magnify", "write_sheets"]
-
 PAGES = Path(__file__).with_name("pages")
 
 _GAP = 8

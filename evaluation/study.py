@@ -21,8 +21,6 @@ from evaluation.comparison import result_path, write_json, write_text
 from evaluation.images import EvaluationError, Pair, read, write
 from evaluation.sheets import PAGES, magnify
 
-__all__ = ["BadStudy", "Preference", "tally", "write_study"]
-
 CHOICES = ("a", "b", "none")
 KEY = "study-key.json"
 

@@ -21,16 +21,6 @@ from redis.retry import Retry
 from .errors import QueueUnavailable
 from .settings import Settings
 
-__all__ = [
-    "Breaker",
-    "Command",
-    "LoopClient",
-    "StillSilent",
-    "as_text",
-    "connect",
-    "queue_errors",
-]
-
 # What a request of the service waits for an answer of Redis, which takes a millisecond.
 ANSWER_S = 1.0
 # Of one event loop at once; further requests wait for one.

@@ -10,38 +10,6 @@ from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-__all__ = [
-    "BadCursor",
-    "BlobNotFound",
-    "IdempotencyMismatch",
-    "IdempotencyPending",
-    "ImageAnimated",
-    "ImageError",
-    "ImageTooLarge",
-    "ImageTruncated",
-    "InvalidSettings",
-    "JobEnded",
-    "JobExists",
-    "JobFault",
-    "JobNotFound",
-    "JobTimedOut",
-    "JobsError",
-    "KeyNotFound",
-    "OutOfMemory",
-    "OutputTooLarge",
-    "Problem",
-    "QueueFull",
-    "QueueTimedOut",
-    "QueueUnavailable",
-    "QuotaExceeded",
-    "RecordUnreadable",
-    "StoreUnavailable",
-    "UnsupportedFormat",
-    "UploadTooLarge",
-    "WorkerLost",
-    "WrongState",
-]
-
 
 class Problem(BaseModel):
     """Problem details without the status: a slug, a title, a sentence and any further members."""

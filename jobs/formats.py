@@ -22,8 +22,6 @@ from . import tiff
 from .errors import ImageAnimated, ImageError, ImageTooLarge, ImageTruncated, UnsupportedFormat
 from .image_file import MAX_PARTS, Bytes, Header, Mode
 
-__all__ = ["FORMATS", "examine"]
-
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_PALETTE = 3
 PNG_MODES: dict[int, Mode] = {0: "L", 2: "RGB", PNG_PALETTE: "RGB", 4: "LA", 6: "RGBA"}

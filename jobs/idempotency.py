@@ -18,8 +18,6 @@ from .connection import queue_errors
 from .errors import IdempotencyMismatch, IdempotencyPending
 from .schema import Claim
 
-__all__ = ["Idempotency"]
-
 # Longer than it takes to store an image that has arrived whole.
 LEASE_S = 60
 # How long a key leads to the job that it made.

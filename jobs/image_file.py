@@ -12,8 +12,6 @@ from models.parameters import OutputFormat
 
 from .errors import OutputTooLarge
 
-__all__ = ["MAX_PARTS", "RESULT_TYPES", "Bytes", "Header", "Mode", "check_side"]
-
 Bytes = bytes | mmap.mmap
 
 Mode = Literal["L", "LA", "RGB", "RGBA", "CMYK", "CMYKA", "YCbCr"]

@@ -48,20 +48,6 @@ from .states import (
     minute_key,
 )
 
-__all__ = [
-    "AGENDA_KEY",
-    "LOOK_AGAIN_S",
-    "TOMBSTONE_S",
-    "WEBHOOKS_KEY",
-    "JobStore",
-    "moment",
-    "owner_key",
-    "record_key",
-    "text",
-    "unknown",
-    "waiting_key",
-]
-
 AGENDA_KEY = "stablesr:agenda"
 # Sorted set: id of an ended job whose webhook is to be called -> when.
 WEBHOOKS_KEY = "stablesr:webhooks"

@@ -26,8 +26,6 @@ from redis import Redis
 from .connection import as_text, queue_errors
 from .errors import KeyNotFound
 
-__all__ = ["KeyInfo", "Keys"]
-
 NAMES_KEY = "stablesr:keys"
 _TOKEN = re.compile(r"ssr_(?P<id>[0-9a-f]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
 # How exactly the last use of a key is known; noting each would be a write a request.

@@ -24,8 +24,6 @@ from .errors import BadCursor, JobNotFound, RecordUnreadable
 from .job_store import JobStore, moment, owner_key, record_key, text, unknown
 from .schema import Job, JobState, job_of
 
-__all__ = ["Cursor", "Page", "read_page"]
-
 logger = logging.getLogger(__name__)
 
 BATCH = 100

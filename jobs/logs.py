@@ -10,8 +10,6 @@ import structlog
 
 from jobs.settings import Settings
 
-__all__ = ["CONSOLE", "configure_logging"]
-
 CONSOLE = "STABLESR_CONSOLE"
 """In the environment of processes whose lines `stablesr up` shows to a person."""
 

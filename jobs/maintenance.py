@@ -36,8 +36,6 @@ from .rq_adapter import LeaseReaper, TaskJob, open_queue
 from .schema import Job, JobState
 from .store import BlobStore, input_key, result_key
 
-__all__ = ["Maintenance", "Swept", "put_off_counter", "sweep"]
-
 logger = logging.getLogger(__name__)
 
 _LOCK_KEY = "stablesr:sweeping"

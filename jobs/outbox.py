@@ -19,8 +19,6 @@ from redis import Redis
 from .connection import as_text, queue_errors
 from .job_store import WEBHOOKS_KEY
 
-__all__ = ["ATTEMPTS", "Call", "Outbox"]
-
 ATTEMPTS_KEY = WEBHOOKS_KEY + ":attempts"
 # Longer than an attempt may take.
 LEASE_S = 60

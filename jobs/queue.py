@@ -23,8 +23,6 @@ from .schema import ANYONE, ImageInfo, Job, JobState, Origin
 from .settings import Settings
 from .workers import WorkerInfo, Workers
 
-__all__ = ["JobQueue"]
-
 UNKNOWN_ORIGIN = Origin()
 # An image that no job followed within this time is removed; storing one takes less.
 UPLOAD_GRACE_S = 900

@@ -18,8 +18,6 @@ from .rq_adapter import queue_key
 from .schema import ANYONE, Job, JobState, job_of
 from .workers import NAMES_KEY, WorkerInfo, parse_worker, worker_key
 
-__all__ = ["Capacity", "JobReader"]
-
 # The record as one JSON text, which is parsed faster than its fields one by one; Redis' time; and
 # the job's index in its queue. KEYS: the record and all queues.
 READ = """

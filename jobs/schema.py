@@ -19,24 +19,6 @@ from models.parameters import UpscaleParameters
 
 from .errors import Problem, RecordUnreadable
 
-__all__ = [
-    "ACTIVE",
-    "ANYONE",
-    "FINAL",
-    "Claim",
-    "ImageInfo",
-    "Job",
-    "JobState",
-    "Origin",
-    "Progress",
-    "ResultInfo",
-    "Stage",
-    "Timings",
-    "job_of",
-    "new_job_id",
-    "new_record",
-]
-
 Stage = Literal["load", "encode", "denoise", "decode", "save"]
 
 ANYONE = ""

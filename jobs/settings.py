@@ -18,8 +18,6 @@ from models.presets import PRESETS
 
 from .errors import InvalidSettings
 
-__all__ = ["Settings", "parse_bytes", "state_folder"]
-
 MIB = 1024 * 1024
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 # Storage that several hosts can share, as obstore names it.

@@ -28,19 +28,6 @@ from typing import Self
 
 from .schema import JobState
 
-__all__ = [
-    "CHANNEL",
-    "COUNTS_KEY",
-    "COUNT_FIELD",
-    "MINUTE_TTL_S",
-    "TRANSITIONS",
-    "TRANSITIONS_WHEN_MARKED",
-    "Event",
-    "Transition",
-    "minute_key",
-    "next_state",
-]
-
 CHANNEL = "stablesr:moves"
 COUNTS_KEY = "stablesr:figures"
 COUNT_FIELD = "stablesr_job_moves_total|state="

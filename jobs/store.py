@@ -24,8 +24,6 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from .errors import BlobNotFound, StoreUnavailable
 from .settings import Settings
 
-__all__ = ["BlobInfo", "BlobStore", "input_key", "result_key"]
-
 _FOLDERS = ("inputs", "results")
 _KEY = re.compile(rf"({'|'.join(_FOLDERS)})/[A-Za-z0-9_-]{{1,64}}")
 _PARTIAL = re.compile(r"[A-Za-z0-9_-]{1,64}#[0-9]+")

@@ -15,8 +15,6 @@ from itertools import islice
 from .errors import ImageError, ImageTruncated, UnsupportedFormat
 from .image_file import MAX_PARTS, Bytes, Header, Mode
 
-__all__ = ["SIGNATURES", "orientation_in", "read_tiff"]
-
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BIG = (b"+\0", b"\0+")
 MAX_ENTRIES = 4096

@@ -24,18 +24,6 @@ from .rq_adapter import open_queue
 from .settings import Settings
 from .states import COUNT_FIELD, COUNTS_KEY, minute_key
 
-__all__ = [
-    "NAMES_KEY",
-    "Backlog",
-    "Overview",
-    "WorkerInfo",
-    "WorkerState",
-    "Workers",
-    "look_over",
-    "parse_worker",
-    "worker_key",
-]
-
 WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
 NAMES_KEY = "stablesr:workers"
 

@@ -19,16 +19,6 @@ from models.parameters import ColorFix
 from models.statistics import Statistics
 from models.tiling import Layout
 
-__all__ = [
-    "check_finite",
-    "correct_rows",
-    "enlarge",
-    "join_rows",
-    "reduce_rows",
-    "result_rows",
-    "wavelet",
-]
-
 # Pixels of a strip of the result, and rows at least, because the wavelet reads 31 more on both
 # sides.
 _STRIP_PIXELS, _STRIP_ROWS = 2**18, 64

@@ -22,8 +22,6 @@ from torch import Tensor
 from models.errors import InvalidOption
 from models.memory import is_out_of_memory
 
-__all__ = ["CompileMode", "CompileOptions", "CompiledCalls", "Function", "compile_all"]
-
 log = logging.getLogger(__name__)
 
 CompileMode = Literal["auto", "on", "off"]

@@ -9,16 +9,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = [
-    "AutoencoderConfig",
-    "CompactConfig",
-    "EncoderConfig",
-    "ModelConfig",
-    "Prediction",
-    "TextConfig",
-    "UNetConfig",
-]
-
 Prediction = Literal["epsilon", "v_prediction"]
 
 

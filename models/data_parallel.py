@@ -18,8 +18,6 @@ from torch import Tensor
 from models.denoiser import Denoiser, TileBatch
 from models.sampling import StepRequest
 
-__all__ = ["DataParallel"]
-
 _HOST = torch.device("cpu")
 
 

@@ -28,8 +28,6 @@ from models.memory import Fallbacks, is_out_of_memory
 from models.networks.bundle import Networks, channels_last
 from models.sampling import StepRequest
 
-__all__ = ["Denoiser", "TileBatch", "bucket_of", "buckets"]
-
 log = logging.getLogger(__name__)
 
 

@@ -2,24 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "CheckpointError",
-    "CheckpointMismatch",
-    "CheckpointUnreadable",
-    "DiskFull",
-    "DownloadFailed",
-    "InvalidOption",
-    "LicenceNotAccepted",
-    "MissingTextTower",
-    "ModelError",
-    "NotEnoughMemory",
-    "NotFinite",
-    "ScratchFull",
-    "UnknownPreset",
-    "WeightsExist",
-    "WeightsNotFound",
-]
-
 
 class ModelError(Exception):
     """Base of every error raised by `models` on purpose."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.checkpoints.folder import preset_folder
+from models.checkpoints.files import preset_folder
 from models.config import ModelConfig, UNetConfig
 from models.fusing import is_worthwhile, use_winograd
 from models.memory import Memory, room_to_grow
@@ -26,8 +26,6 @@ from models.parameters import UpscaleParameters
 from models.presets import Preset
 from models.strips import Cost, StripConfig, coding_cost
 from models.tiling import Layout
-
-__all__ = ["Estimate", "Peaks", "Weights", "tile_bytes", "tile_flops"]
 
 _FLOAT = torch.float32.itemsize
 # Tensors of the canvas' latent that a step holds: start, LR latent, canvas, noise, the tiles' sum

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from models.errors import InvalidOption
 
-__all__ = ["MAX_CANVAS", "bounded_canvas_size", "canvas_size", "output_size"]
-
 # 11585 x 11585: keeps a strip of one pixel's width from asking for terabytes.
 MAX_CANVAS = 2**27
 """Pixels."""

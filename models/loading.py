@@ -25,8 +25,6 @@ from models.fusing import for_inference
 from models.memory import MemoryBudget, room_to_grow
 from models.networks.bundle import Networks
 
-__all__ = ["Offload", "Part", "load_networks"]
-
 _HOST = torch.device("cpu")
 
 Part = Literal["autoencoder", "denoiser"]

@@ -20,21 +20,6 @@ import torch
 
 from models.errors import InvalidOption
 
-__all__ = [
-    "Fallbacks",
-    "Memory",
-    "MemoryBudget",
-    "Place",
-    "half",
-    "in_words",
-    "is_out_of_memory",
-    "places",
-    "resident",
-    "room_to_grow",
-    "trim",
-    "until_it_fits",
-]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -12,18 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from models.presets import PRESETS, Preset
 
-__all__ = [
-    "MAX_SCALE",
-    "PROMPT_MAX",
-    "SEED_MAX",
-    "ColorFix",
-    "Init",
-    "OutputFormat",
-    "SamplerName",
-    "UpscaleParameters",
-    "preset_parameters",
-]
-
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 Init = Literal["lr", "noise"]
 ColorFix = Literal["adain", "wavelet", "none"]

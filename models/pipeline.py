@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.checkpoints.folder import preset_folder
+from models.checkpoints.files import preset_folder
 from models.color import check_finite, enlarge, join_rows, result_rows
 from models.compiler import CompileOptions, compile_all
 from models.config import ModelConfig
@@ -32,8 +32,6 @@ from models.presets import Preset, get_preset
 from models.prompts import check_prompts, contexts
 from models.sampling import Sampler, StepRequest, drive_all, sample_image
 from models.vae import CompiledVae, Vae
-
-__all__ = ["Progress", "StableSR"]
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,6 @@ from models.presets import Preset
 from models.strips import EncodedStrips, Keep, StripConfig
 from models.tiling import Layout
 
-__all__ = ["EncodedImage", "Plan", "Planner", "plan", "steps_in"]
-
 log = logging.getLogger(__name__)
 
 _MAX_TILE_BATCH = 8

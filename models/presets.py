@@ -12,8 +12,6 @@ from types import MappingProxyType
 from models.config import Prediction
 from models.errors import UnknownPreset
 
-__all__ = ["PRESETS", "Preset", "Release", "ReleasedFile", "get_preset"]
-
 
 @dataclass(frozen=True)
 class ReleasedFile:

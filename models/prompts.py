@@ -28,8 +28,6 @@ from models.errors import MissingTextTower
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters
 
-__all__ = ["END", "LENGTH", "START", "check_prompts", "contexts", "tokenize"]
-
 START, END = 49406, 49407
 LENGTH = 77
 """Tokens of every prompt, with the two that mark its start and its end."""

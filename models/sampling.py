@@ -25,18 +25,6 @@ from models.presets import Preset
 from models.schedulers import TRAINING_STEPS, Scheduler, add_noise, make_scheduler
 from models.tiling import TileGrid
 
-__all__ = [
-    "CanvasStep",
-    "NoiseSource",
-    "Sampler",
-    "Step",
-    "StepRequest",
-    "drive",
-    "drive_all",
-    "sample",
-    "sample_image",
-]
-
 NoiseSource = Callable[[], Tensor]
 """Gives the next standard normal canvas (1, c, h, w) of a job."""
 

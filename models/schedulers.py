@@ -24,19 +24,6 @@ from torch import Tensor
 from models.config import Prediction
 from models.errors import InvalidOption
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "TRAINING_STEPS",
-    "Multistep",
-    "Scheduler",
-    "add_noise",
-    "alphas_cumprod",
-    "make_scheduler",
-    "respaced_timesteps",
-    "solver_timesteps",
-]
-
 TRAINING_STEPS = 1000
 
 

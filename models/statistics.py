@@ -14,8 +14,6 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "GPU_CHUNK", "Statistics"]
-
 # Elements that are widened to float32 at once: few enough for a processor's cache, and on a GPU
 # enough that kernels are worth their launch.
 CHUNK, GPU_CHUNK = 2**20, 2**23

@@ -21,8 +21,6 @@ from models.errors import InvalidOption
 from models.geometry import bounded_canvas_size, output_size
 from models.presets import Preset
 
-__all__ = ["Layout", "TileGrid", "gaussian_weights"]
-
 _VARIANCE = 0.01
 
 

@@ -35,8 +35,6 @@ from models.strips import (
     encode,
 )
 
-__all__ = ["CompiledVae", "Vae", "further"]
-
 T = TypeVar("T")
 _Stage = Literal["autoencoder", "first_stage"]
 

@@ -29,15 +29,6 @@ from service.listener import Listener
 from service.ratelimit import ConcurrencyLimiter, RateLimits, client_key
 from service.readiness import StoreProbe
 
-__all__ = [
-    "Authenticator",
-    "Caller",
-    "ReaderDep",
-    "Services",
-    "admit",
-    "services_of",
-]
-
 # A revoked key works for at most this long.
 CACHE_S = 3.0
 # Enough for every key in use; more are guesses, and forgetting them all costs a lookup each.

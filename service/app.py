@@ -31,8 +31,6 @@ from service.readiness import StoreProbe
 from service.routes import about, events, jobs, result, status, upscale
 from service.webhooks import Sender
 
-__all__ = ["create_app"]
-
 DESCRIPTION = """\
 Upscales images with StableSR. Upload an image, get a job, ask for it until it has ended or listen
 to its events, fetch the result. Errors are problem details (RFC 9457). HEAD is answered wherever

@@ -10,30 +10,6 @@ from pydantic import JsonValue
 
 from jobs.errors import ImageError, JobsError
 
-__all__ = [
-    "AuthenticationError",
-    "ForeignHost",
-    "ForeignOrigin",
-    "HTTPError",
-    "ImageEmpty",
-    "InvalidParameters",
-    "MalformedForm",
-    "MalformedHeader",
-    "NoResult",
-    "NotMultipart",
-    "NotReady",
-    "OpenAddress",
-    "PresetUnavailable",
-    "RangeNotSatisfiable",
-    "RateLimitError",
-    "ResultGone",
-    "ResultNotReady",
-    "TooManyStreams",
-    "TooManyTransfers",
-    "UnsupportedEncoding",
-    "UploadTimeout",
-]
-
 
 class OpenAddress(JobsError):
     """Raised at the start, never in an answer."""

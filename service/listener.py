@@ -14,8 +14,6 @@ from redis.exceptions import RedisError
 from jobs.settings import Settings
 from jobs.states import CHANNEL, Transition
 
-__all__ = ["Listener", "Watch"]
-
 log = structlog.stdlib.get_logger(__name__)
 
 # A message can be lost with its connection: each request that waits also looks this often.

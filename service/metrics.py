@@ -16,8 +16,6 @@ from jobs.settings import Settings
 from jobs.workers import Overview, look_over
 from service.ratelimit import ConcurrencyLimiter
 
-__all__ = ["ServiceCollector", "ServiceMetrics"]
-
 # A method is whatever a client writes, also on a path that there is; the others are one label.
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 30, 60)

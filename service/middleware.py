@@ -26,8 +26,6 @@ from service.errors import ForeignHost, ForeignOrigin, HTTPError
 from service.metrics import ServiceMetrics
 from service.problems import ProblemResponse, defect, respond
 
-__all__ = ["RequestEnvelope", "is_head", "is_loopback"]
-
 log = structlog.stdlib.get_logger(__name__)
 
 # What may come in as an id and go out into a header and a log line.

@@ -14,8 +14,6 @@ from service.schema import JobView
 from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
 from service.webhook_target import LONGEST_URL
 
-__all__ = ["REQUEST_HEADERS", "UPLOAD_BODY", "describe", "header", "problems"]
-
 TEMPLATE = "#/components/schemas/{model}"
 
 

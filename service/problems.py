@@ -26,20 +26,6 @@ from starlette.types import Scope
 from jobs.errors import JobsError
 from service.errors import HTTPError, InvalidParameters
 
-__all__ = [
-    "PROBLEM_JSON",
-    "STATUSES",
-    "FieldError",
-    "ProblemDetails",
-    "ProblemResponse",
-    "defect",
-    "install",
-    "problem_type",
-    "respond",
-    "root",
-    "titles",
-]
-
 log = structlog.stdlib.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"

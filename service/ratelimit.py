@@ -20,8 +20,6 @@ from jobs.errors import JobsError, QueueUnavailable
 from jobs.settings import Settings
 from service.errors import RateLimitError
 
-__all__ = ["ConcurrencyLimiter", "Policy", "RateLimits", "address_key", "client_key"]
-
 log = structlog.stdlib.get_logger(__name__)
 
 WINDOW_S = 60

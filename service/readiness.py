@@ -18,8 +18,6 @@ from jobs.store import BlobStore
 from jobs.workers import WorkerInfo
 from service.errors import PresetUnavailable
 
-__all__ = ["Serving", "StoreProbe"]
-
 
 @dataclass(frozen=True)
 class Serving:

@@ -28,8 +28,6 @@ from service.listener import Listener
 from service.middleware import is_loopback
 from service.ratelimit import address_key
 
-__all__ = ["check_address", "main", "server"]
-
 log = structlog.stdlib.get_logger(__name__)
 
 # Long enough for an upload or a download in flight, shorter than what container hosts allow.

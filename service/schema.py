@@ -13,17 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.schema import ImageInfo, Job, JobState, Progress, Timings
 from models.parameters import UpscaleParameters
 
-__all__ = [
-    "ComponentView",
-    "JobView",
-    "JobsView",
-    "Links",
-    "ModelView",
-    "ModelsView",
-    "ReadyView",
-    "ResultView",
-]
-
 EXAMPLE_ID = "5f0c2b7e9f3e4d0c8b1a6d2e4f7a9c31"
 
 

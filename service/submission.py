@@ -38,8 +38,6 @@ from service.readiness import Serving
 from service.uploads import WEBHOOK_FIELD, Upload, parse
 from service.webhook_target import BadTarget, Target
 
-__all__ = ["check_capacity", "inspect", "submit"]
-
 log = structlog.stdlib.get_logger(__name__)
 
 MAX_NAME = 200

@@ -32,16 +32,6 @@ from service.errors import (
     UploadTimeout,
 )
 
-__all__ = [
-    "IMAGE_FIELD",
-    "WEBHOOK_FIELD",
-    "Upload",
-    "check_head",
-    "check_query",
-    "parse",
-    "receive_form",
-]
-
 IMAGE_FIELD = "image"
 WEBHOOK_FIELD = "webhook_url"
 # A parameter is a number or a word.

@@ -13,16 +13,6 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-__all__ = [
-    "LONGEST_URL",
-    "BadTarget",
-    "BlockedTarget",
-    "Target",
-    "UnknownHost",
-    "is_public",
-    "resolve",
-]
-
 LONGEST_URL = 2000
 _NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?", re.I

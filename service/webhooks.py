@@ -29,8 +29,6 @@ from jobs.settings import Settings
 from service.schema import JobView
 from service.webhook_target import BadTarget, BlockedTarget, Target, resolve
 
-__all__ = ["Sender", "headers", "key_of", "message", "signature"]
-
 
 def message(job: Job, root: str) -> bytes:
     """What tells that a job has ended. `root` is the path under which the service is mounted."""

@@ -39,8 +39,6 @@ from models.sampling import Step, drive, sample
 from models.schedulers import DDIM, DDPM, Scheduler, add_noise, alphas_cumprod, respaced_timesteps
 from models.tiling import TileGrid, gaussian_weights
 
-__all__ = ["Comparison", "Golden", "compare", "main"]
-
 TOLERANCE = 2e-5
 EQUAL_FRACTION = 0.995
 

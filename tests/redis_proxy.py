@@ -8,8 +8,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-__all__ = ["RedisProxy"]
-
 
 class RedisProxy:
     """`with RedisProxy(server.port) as proxy: Redis.from_url(proxy.url)`.

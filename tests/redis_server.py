@@ -20,8 +20,6 @@ from redis.retry import Retry
 
 from cli.processes import find_redis_server, free_port
 
-__all__ = ["RedisServer"]
-
 
 class RedisServer:
     """`with RedisServer() as redis: Redis.from_url(redis.url)`.

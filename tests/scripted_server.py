@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["DONE", "IMAGE", "JOB_ID", "Answer", "Script", "job", "serve"]
-
 JOB_ID = "a" * 32
 IMAGE = b"\x89PNG the bytes of an image"
 DONE = {

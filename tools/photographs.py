@@ -30,16 +30,6 @@ from PIL import Image, ImageOps
 
 from models.errors import ModelError
 
-__all__ = [
-    "CROP",
-    "LIST",
-    "Photograph",
-    "PhotographsUnavailable",
-    "main",
-    "photographs",
-    "write_photographs",
-]
-
 LIST = Path(__file__).with_name("photographs.json")
 CROP = 512  # side of a held-out crop, in pixels
 _EET = bytes.fromhex("1ee70f42")

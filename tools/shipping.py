@@ -15,8 +15,6 @@ import torch
 from models.checkpoints.folder import load_folder, save_folder
 from models.errors import ModelError
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rounds to float16, which what is shipped is held in; returns the exit status."""

@@ -22,8 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.config import LoopSettings
 
-__all__ = ["Checkpoints", "Log", "Progress", "substitute"]
-
 _FLOOR = 0.02  # of the learning rate, where a cosine ends
 _NAME = "checkpoint-"
 _WEIGHTS = "learned-{}.safetensors"

@@ -33,28 +33,6 @@ from pydantic import (
 from models.errors import ModelError
 from training.degradation import DegradationSettings
 
-__all__ = [
-    "STAGES",
-    "CfwSettings",
-    "DataSettings",
-    "DecoderSettings",
-    "DenoisingSettings",
-    "DistillSettings",
-    "ImageLossSettings",
-    "InvalidRun",
-    "LoopSettings",
-    "ModelFileUnreadable",
-    "NoPhotographs",
-    "Precision",
-    "RunExists",
-    "RunSettings",
-    "StageName",
-    "TeacherSettings",
-    "TrainingError",
-    "VaeSettings",
-    "read_settings",
-]
-
 
 class TrainingError(ModelError):
     """A run that cannot start or go on; the message says why."""

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from training.filters import Range, correlate, gaussian_kernel, jpeg, sinc_kernel
 
-__all__ = ["MILD", "PAPER", "DegradationSettings", "RoundSettings", "degrade", "reduce_bicubic"]
-
 _INTERPOLATIONS = ("area", "bilinear", "bicubic")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _WHITE = 255.0  # noise strengths are in 8-bit grey levels; Poisson counts 255 photons at white

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Range", "correlate", "gaussian_kernel", "jpeg", "sharpen", "sinc_kernel"]
-
 Range = tuple[float, float]
 
 _SIZES = tuple(range(7, 22, 2))

@@ -24,17 +24,6 @@ from training.perceptual import (
     vgg_distance,
 )
 
-__all__ = [
-    "ImageLoss",
-    "PatchCritic",
-    "adaptive_weight",
-    "critic_loss",
-    "gradient_loss",
-    "hue_loss",
-    "lattice_loss",
-    "phase_loss",
-]
-
 # In decades: what chance makes of a line in one batch.
 _LINE = 0.03
 

@@ -30,8 +30,6 @@ from training.realesrgan import CompactNet
 from training.shards import TEACHER, Shards, crop_alike
 from training.sources import sample_latent
 
-__all__ = ["Cfw", "Decoder", "Distillation", "Vae"]
-
 Images = Callable[[int], Tensor]
 """Number of a batch -> (n, 3, H, W) in [0, 1], on the device."""
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoints.files import CONFIG
-from models.checkpoints.folder import load_folder, preset_folder
+from models.checkpoints.files import CONFIG, preset_folder
+from models.checkpoints.folder import load_folder
 from models.config import CompactConfig, EncoderConfig, ModelConfig, UNetConfig
 from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
@@ -17,8 +17,6 @@ from models.presets import PRESETS
 from training.config import STAGES, InvalidRun, RunSettings, StageName
 from training.objective import Guidance, Prior
 from training.realesrgan import CompactNet, start_decoder
-
-__all__ = ["SIZES", "TINY", "WEIGHTS_FOLDER", "initial_networks"]
 
 TINY = ModelConfig(
     unet=UNetConfig(

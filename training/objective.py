@@ -19,8 +19,6 @@ from models.networks.compact import CompactAutoencoder
 from models.schedulers import TRAINING_STEPS, alphas_cumprod
 from training.image_loss import ImageLoss, PatchCritic, critic_loss
 
-__all__ = ["Batch", "Guidance", "ImageObjective", "Latents", "Objective", "Prior"]
-
 Batch = dict[str, Tensor]
 Latents = Callable[[int, torch.Generator], Batch]
 """Number of a batch and its generator -> scaled latents `high` and, for the guidance, `low`, each

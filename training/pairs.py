@@ -19,8 +19,6 @@ from training.config import DataSettings, NoPhotographs
 from training.degradation import MILD, PAPER, degrade, reduce_bicubic
 from training.filters import sharpen
 
-__all__ = ["PairPool", "Pairs", "PhotographCrops", "read_photographs", "stream", "upsample"]
-
 _MAX_ON_DEVICE = 4 * 10**9  # bytes of photographs
 
 

@@ -17,14 +17,6 @@ from torch import Tensor, nn
 from models.networks.bundle import AnyAutoencoder
 from training.config import InvalidRun
 
-__all__ = [
-    "Perceptual",
-    "autoencoder_distance",
-    "feature_distance",
-    "texture_distance",
-    "vgg_distance",
-]
-
 # Convolutions of VGG-16's five blocks, and their width.
 _BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 # Side in cells of a feature of the patches that textures are compared in.

@@ -25,8 +25,6 @@ from models.networks.autoencoder import ResidualInResidual
 from models.networks.compact import CompactDecoder
 from training.config import ModelFileUnreadable
 
-__all__ = ["CompactNet", "RRDBNet", "load_ncnn", "start_decoder"]
-
 _KINDS = {bytes(4): "<f4", (0x01306B47).to_bytes(4, "little"): "<f2"}
 
 

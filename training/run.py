@@ -36,8 +36,6 @@ from training.pairs import stream
 from training.sources import Sources
 from training.trainer import Outcome, Trainer
 
-__all__ = ["END_MARK", "recompute_activations", "train", "train_all"]
-
 _LOG = logging.getLogger(__name__)
 
 END_MARK = "finished"

@@ -20,8 +20,6 @@ from training.config import DataSettings, RunExists, TeacherSettings
 from training.pairs import Pairs, stream
 from training.realesrgan import RRDBNet
 
-__all__ = ["TEACHER", "Shards", "crop_alike", "teacher_shards"]
-
 TEACHER = "teacher"
 """Folder of a run with the teacher's batches, and the name of its images in them."""
 

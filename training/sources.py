@@ -17,8 +17,6 @@ from training.objective import Batch, Latents
 from training.pairs import Pairs, stream, upsample
 from training.shards import TEACHER, Shards, crop_alike, teacher_shards
 
-__all__ = ["Sources", "sample_latent"]
-
 # Spreads what is drawn a share of the time evenly over the numbers of the batches.
 _GOLDEN = (5**0.5 - 1) / 2
 _FIRST_STAGE = ("autoencoder.encoder.", "autoencoder.quant_conv.", "first_stage.")

@@ -25,8 +25,6 @@ from training.checkpoint import Checkpoints, Log, Progress, substitute
 from training.config import LoopSettings, RunExists
 from training.objective import Batch, ImageObjective, Objective
 
-__all__ = ["Outcome", "Prefetcher", "Trainer"]
-
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 Outcome = Literal["finished", "limited", "stopped"]
 """At its last step; at `max_steps`; by a signal."""

@@ -57,8 +57,6 @@ from worker.errors import Cancellation, Interruption, LeaseLost, TimedOut, is_de
 from worker.metrics import WorkerMetrics
 from worker.watchdog import Watchdog
 
-__all__ = ["CURRENT", "Attempt", "Process", "conclude"]
-
 REDIS_RETRY_S = 0.5
 
 T = TypeVar("T")

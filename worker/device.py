@@ -17,19 +17,6 @@ from models.pipeline import StableSR
 from models.presets import get_preset
 from worker.errors import StartupError
 
-__all__ = [
-    "budget_of",
-    "choose_device",
-    "choose_dtype",
-    "compile_options_of",
-    "devices_of",
-    "load",
-    "memory_in_use",
-    "named_device",
-    "reason_without_weights",
-    "weights_stamp",
-]
-
 log = logging.getLogger(__name__)
 
 

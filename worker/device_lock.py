@@ -23,8 +23,6 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["DeviceLock", "DeviceTaken", "Pause", "Poll"]
-
 POLL_S = 0.1
 
 Poll = Callable[[], None]

@@ -26,8 +26,6 @@ from worker.errors import EngineBroken
 from worker.metrics import WorkerMetrics
 from worker.watchdog import Feed
 
-__all__ = ["Engine", "fair_split"]
-
 # How long a call may wait for jobs that are between two steps; never more than half of a call.
 MAX_QUEUE_DELAY_S = 0.05
 # How often a job that waits for its predictions looks whether it should still wait.

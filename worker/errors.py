@@ -7,16 +7,6 @@ from __future__ import annotations
 
 from models.memory import is_out_of_memory
 
-__all__ = [
-    "Cancellation",
-    "EngineBroken",
-    "Interruption",
-    "LeaseLost",
-    "StartupError",
-    "TimedOut",
-    "is_device_lost",
-]
-
 
 class Interruption(Exception):
     """The process is asked to leave; the job goes back to the front of the queue."""

@@ -18,8 +18,6 @@ from jobs.settings import Settings
 from jobs.workers import WorkerInfo, Workers, WorkerState
 from worker.device import memory_in_use, reason_without_weights
 
-__all__ = ["PeriodicThread", "Registration", "try_to"]
-
 log = structlog.get_logger(__name__)
 
 Action = Callable[[], object]

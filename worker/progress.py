@@ -14,8 +14,6 @@ from jobs.schema import Progress, Stage, Timings
 from models.sampling import Step
 from worker.errors import Cancellation, LeaseLost
 
-__all__ = ["Reporter"]
-
 # Seconds between two writes of progress, between two looks while waiting, and before trying again
 # a Redis that did not answer.
 WRITE_S = 0.25

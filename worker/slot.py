@@ -29,8 +29,6 @@ from jobs.rq_adapter import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_a
 from worker.attempt import CURRENT, Attempt, Process
 from worker.errors import LeaseLost
 
-__all__ = ["Slot", "SlotWorker", "Work"]
-
 # Seconds that one wait for a job lasts at most: how soon an idle slot notices that it should end.
 IDLE_S = 1
 # A loop that ran so long was well: the next one begins soon after it.

@@ -45,8 +45,6 @@ from worker.metrics import WorkerMetrics
 from worker.slot import Slot, SlotWorker
 from worker.watchdog import Watchdog, end_process
 
-__all__ = ["EXIT_DEVICE_LOST", "Supervisor", "main"]
-
 EXIT_DEVICE_LOST = 71
 """The exit code of a process whose device failed: a new process gets a new context."""
 

@@ -31,8 +31,6 @@ from worker.images import MEDIA_TYPES, DecodedImage, check_side, decode, rows_of
 from worker.progress import Reporter
 from worker.watchdog import Feed
 
-__all__ = ["upscale"]
-
 log = structlog.get_logger(__name__)
 
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 
 import structlog
 
-__all__ = ["EXIT_STALLED", "Feed", "Watchdog", "end_process"]
-
 EXIT_STALLED = 70
 """The exit code of a process that its watchdog ended."""
 

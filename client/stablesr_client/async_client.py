@@ -26,8 +26,6 @@ from stablesr_client.protocol import (
 from stablesr_client.retry import Polling, Retries, RetryPolicy
 from stablesr_client.schema import Event, Job, JobPage, Models, Parameters
 
-__all__ = ["AsyncClient"]
-
 
 class AsyncClient(BaseClient):
     """`Client` with the same methods to be awaited, for any number of tasks.

@@ -25,8 +25,6 @@ from stablesr_client.protocol import (
 from stablesr_client.retry import Polling, Retries, RetryPolicy
 from stablesr_client.schema import Event, Job, JobPage, Models, Parameters
 
-__all__ = ["Client"]
-
 
 class Client(BaseClient):
     """A client of one server; safe to share between threads, closed by its `with` block.

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from stablesr_client.schema import Job, Problem
 
-__all__ = [
-    "Busy",
-    "ClientError",
-    "DownloadFailed",
-    "JobFailed",
-    "NotFound",
-    "Refused",
-    "TimedOut",
-    "Unauthorized",
-    "UnexpectedAnswer",
-    "Unreachable",
-]
-
 
 class ClientError(Exception):
     """The base of all errors of the client."""

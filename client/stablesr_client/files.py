@@ -17,8 +17,6 @@ import httpx
 from stablesr_client.errors import DownloadFailed
 from stablesr_client.schema import Result
 
-__all__ = ["FORMATS", "Image", "PartialDownload", "format_of", "image_file"]
-
 Image = Path | str | bytes | BinaryIO
 """A file's path, a file's content, or an open binary file."""
 

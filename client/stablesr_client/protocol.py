@@ -23,16 +23,6 @@ from stablesr_client.errors import (
 from stablesr_client.retry import Polling, RetryPolicy, retry_after_s
 from stablesr_client.schema import Event, Job, Problem, Progress
 
-__all__ = [
-    "CANCEL_S",
-    "NO_EVENTS",
-    "BaseClient",
-    "EventParser",
-    "job_path",
-    "page_params",
-    "submission",
-]
-
 M = TypeVar("M", bound=BaseModel)
 
 SILENCE_S = 60.0

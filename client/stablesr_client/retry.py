@@ -20,8 +20,6 @@ import httpx
 from stablesr_client.errors import Refused, TimedOut, Unreachable
 from stablesr_client.schema import Event, Job
 
-__all__ = ["Polling", "Retries", "RetryPolicy", "retry_after_s"]
-
 TRANSIENT = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed later. With Retry-After, 409 means that the
 first request under the same key is being worked on."""

@@ -12,19 +12,6 @@ from typing import Any, TypedDict
 
 from pydantic import BaseModel, model_validator
 
-__all__ = [
-    "Event",
-    "Input",
-    "Job",
-    "JobPage",
-    "Model",
-    "Models",
-    "Parameters",
-    "Problem",
-    "Progress",
-    "Result",
-]
-
 
 class Parameters(TypedDict, total=False):
     """What `POST /upscale` takes beside the image; what is left out, or None, is the default."""

@@ -25,15 +25,6 @@ from torch import Tensor
 
 from models.errors import CheckpointUnreadable
 
-__all__ = [
-    "Checkpoint",
-    "LazyTensor",
-    "join",
-    "open_checkpoint",
-    "open_safetensors",
-    "read_index",
-]
-
 _MAX_PICKLE_BYTES = 8 * 2**20
 """The pickles of the released files have about a third of a megabyte."""
 _MAX_UNPACKED_BYTES = 2**33

@@ -28,8 +28,6 @@ from models.errors import CheckpointMismatch, WeightsExist, WeightsNotFound
 from models.networks.text import TextTower
 from models.presets import PRESETS, Preset
 
-__all__ = ["Conversion", "convert"]
-
 log = logging.getLogger(__name__)
 
 

@@ -23,8 +23,6 @@ from models.checkpoints.inventory import count, size, text_config
 from models.config import Prediction, TextConfig, UNetConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable
 
-__all__ = ["DiffusersFolder"]
-
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _TEXT_LAYERS = {

@@ -26,24 +26,6 @@ from typing import Literal, Self
 from models.errors import DiskFull
 from models.presets import Preset
 
-__all__ = [
-    "CONFIG",
-    "INDEX",
-    "WEIGHTS",
-    "Absence",
-    "FileSum",
-    "OnProgress",
-    "WeightsProgress",
-    "check_room",
-    "clear_leftovers",
-    "ignore",
-    "is_disk_full",
-    "preset_folder",
-    "replaced_folder",
-    "sum_of",
-    "weights_root",
-]
-
 log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

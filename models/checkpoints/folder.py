@@ -27,28 +27,11 @@ from models.checkpoints.files import (
     OnProgress,
     WeightsProgress,
     ignore,
-    preset_folder,
     sum_of,
 )
 from models.config import ModelConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable, WeightsNotFound
 from models.networks.bundle import Networks
-
-__all__ = [
-    "IGNORED_PREFIXES",
-    "Description",
-    "Record",
-    "Verification",
-    "check_names",
-    "describe",
-    "is_finite",
-    "load_folder",
-    "open_folder",
-    "preset_folder",
-    "random_networks",
-    "save_folder",
-    "verify",
-]
 
 FORMAT = 1
 IGNORED_PREFIXES = ("first_stage.decoder.", "first_stage.post_quant_conv.")

@@ -16,16 +16,6 @@ from models.config import (
 )
 from models.errors import CheckpointMismatch
 
-__all__ = [
-    "Shapes",
-    "autoencoder_config",
-    "config_of",
-    "count",
-    "encoder_config",
-    "size",
-    "text_config",
-]
-
 Shapes = Mapping[str, Sequence[int]]
 
 _UNET, _ENCODER, _TEXT = (

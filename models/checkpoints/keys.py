@@ -18,15 +18,6 @@ from torch import Tensor
 from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, UNetConfig
 from models.networks.bundle import Networks
 
-__all__ = [
-    "SCHEDULE_KEYS",
-    "Entry",
-    "autoencoder_entries",
-    "diffusion_entries",
-    "from_released",
-    "to_released",
-]
-
 SCHEDULE_KEYS = frozenset(
     [
         *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),

@@ -47,8 +47,6 @@ from models.presets import Preset, Release, ReleasedFile
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["is_there", "pull"]
-
 _DOWNLOADS = ".downloads"
 _HUB, _REVISION = "https://huggingface.co", "main"
 _CONVERTED_RATIO = 0.4

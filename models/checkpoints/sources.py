@@ -35,8 +35,6 @@ from models.config import ModelConfig, Prediction
 from models.errors import CheckpointMismatch
 from models.networks.bundle import Networks
 
-__all__ = ["SourceTensors", "Sources", "open_sources"]
-
 _UNET, _ENCODER, _MODULATION = "model.diffusion_model.", "structcond_stage_model.", ".spade."
 _TRAINING_PREFIXES = {
     "model_ema.": "moving averages of the weights",

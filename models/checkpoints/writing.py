@@ -19,8 +19,6 @@ from models.checkpoints.files import INDEX, WEIGHTS, OnProgress, WeightsProgress
 from models.checkpoints.folder import is_finite
 from models.errors import CheckpointMismatch
 
-__all__ = ["Form", "write_safetensors", "write_tensors"]
-
 log = logging.getLogger(__name__)
 
 _DTYPE_CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

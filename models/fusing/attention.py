@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from models.fusing.layers import constant, wide
 from models.networks.bundle import Networks
 
-__all__ = ["fuse_attention", "fuse_context"]
-
 
 class SelfAttention(nn.Module):
     """Self-attention over tokens, or over the pixels of a map, normalised and with a skip.

@@ -14,15 +14,6 @@ from torch.nn import functional as F
 from models.networks.bundle import Networks
 from models.networks.unet import FeatureModulation, ModulatedResnetBlock2D, ModulatedUNet
 
-__all__ = [
-    "PhaseUpsample",
-    "constant",
-    "fuse_modulation",
-    "fuse_times",
-    "fuse_upsampling",
-    "wide",
-]
-
 _TIMESTEPS = 1000
 # Of the 3 taps of a 3x3 kernel, which fall on the first and which on the second of the two small
 # pixels that the even and the odd large pixel see.

@@ -24,8 +24,6 @@ from models.fusing.layers import constant, wide
 from models.memory import in_words
 from models.networks.bundle import Networks
 
-__all__ = ["WinogradConv2d", "is_worthwhile", "use_winograd"]
-
 log = logging.getLogger(__name__)
 
 _Matrix = Sequence[Sequence[float]]

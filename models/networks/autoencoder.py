@@ -19,16 +19,6 @@ from torch.nn import functional as F
 
 from models.config import AutoencoderConfig
 
-__all__ = [
-    "RESIDUAL_SCALE",
-    "Autoencoder",
-    "DenseBlock",
-    "EncoderOutput",
-    "FusionLayer",
-    "ResidualInResidual",
-]
-
-
 RESIDUAL_SCALE = 0.2
 
 

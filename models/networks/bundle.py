@@ -15,8 +15,6 @@ from models.networks.encoder import TimeAwareEncoder
 from models.networks.text import TextTower
 from models.networks.unet import ModulatedUNet
 
-__all__ = ["AnyAutoencoder", "Networks", "channels_last", "make_autoencoder"]
-
 AnyAutoencoder = Autoencoder | CompactAutoencoder
 """One protocol: `encode` with features, `latent` and back, `decode` with a fidelity weight."""
 

@@ -24,22 +24,6 @@ from torch.nn import functional as F
 from models.config import CompactConfig
 from models.networks.autoencoder import EncoderOutput
 
-__all__ = [
-    "HAAR_CHANNELS",
-    "CompactAutoencoder",
-    "CompactDecoder",
-    "CompactEncoder",
-    "CompactFusion",
-    "ResidualBlock",
-    "compact_layers",
-    "enlarge",
-    "haar",
-    "inverse_haar",
-    "quarter",
-    "repeat",
-    "run_layers",
-]
-
 HAAR_CHANNELS = 12
 """Channels of the latent that are the image at a quarter of its size."""
 

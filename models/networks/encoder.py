@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from models.config import EncoderConfig
 
-__all__ = ["TimeAwareEncoder"]
-
 
 def _resnet(config: EncoderConfig, inputs: int, width: int) -> ResnetBlock2D:
     return ResnetBlock2D(

@@ -8,8 +8,6 @@ from torch.nn import functional as F
 
 from models.config import TextConfig
 
-__all__ = ["TextTower"]
-
 
 class _Block(nn.Module):
     """Pre-norm transformer block with causal attention."""

@@ -21,8 +21,6 @@ from torch.nn import functional as F
 
 from models.config import UNetConfig
 
-__all__ = ["FeatureModulation", "ModulatedResnetBlock2D", "ModulatedUNet"]
-
 
 class FeatureModulation(nn.Module):
     """Scales and shifts a normalised feature map by what the time-aware encoder saw.

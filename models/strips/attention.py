@@ -23,8 +23,6 @@ from models.strips.executor import Executor, Pass, Read
 from models.strips.layers import Normalization, Span, Strip
 from models.strips.maps import FeatureMap
 
-__all__ = ["attend", "averaging"]
-
 # Scores of one call, where a kernel holds them all: 1 GiB in float32.
 _SCORES = 2**28
 

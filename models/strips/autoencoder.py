@@ -42,8 +42,6 @@ from models.strips.layers import (
 )
 from models.strips.maps import FeatureMap
 
-__all__ = ["run_decoder", "run_encoder"]
-
 # What goes into a convolution, and the copy that is made of it: padded, or in the order of the
 # convolution's library.
 _BEFORE_CONV = 2

@@ -17,8 +17,6 @@ from models.networks.compact import HAAR_CHANNELS, CompactAutoencoder, haar, qua
 from models.strips.executor import META, Callbacks, Cost, Counter, Executor, TensorSource, Write
 from models.strips.maps import FeatureMap, MapStore, StripConfig
 
-__all__ = ["EncodedStrips", "coding_cost", "decode", "encode"]
-
 
 class EncodedStrips:
     """The output of an encoder. Holds memory or files until it is closed."""

@@ -38,8 +38,6 @@ from models.strips.layers import (
 )
 from models.strips.maps import FeatureMap
 
-__all__ = ["run_decoder", "run_encoder"]
-
 # Convolutions in one pass, and so the rows that are computed twice at either side of a strip.
 _TOGETHER = 8
 

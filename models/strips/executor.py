@@ -20,19 +20,6 @@ from models.statistics import GPU_CHUNK
 from models.strips.layers import Span, Strip
 from models.strips.maps import FeatureMap, MapStore, StripConfig
 
-__all__ = [
-    "META",
-    "Callbacks",
-    "Cost",
-    "Counter",
-    "Executor",
-    "Pass",
-    "Read",
-    "Source",
-    "TensorSource",
-    "Write",
-]
-
 META = torch.device("meta")
 
 

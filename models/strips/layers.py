@@ -19,19 +19,6 @@ from torch.nn import functional as F
 from models.statistics import Statistics
 from models.strips.maps import FeatureMap
 
-__all__ = [
-    "Convolution",
-    "Normalization",
-    "Span",
-    "Strip",
-    "convolve",
-    "count_flops",
-    "downsample",
-    "join",
-    "layers",
-    "upsample",
-]
-
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 

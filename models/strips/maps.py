@@ -23,8 +23,6 @@ from torch import Tensor
 from models.errors import ScratchFull
 from models.statistics import Statistics
 
-__all__ = ["FeatureMap", "Keep", "MapStore", "StripConfig"]
-
 Keep = Literal["device", "host", "disk"]
 """Where feature maps wait between two layers."""
 

@@ -14,9 +14,6 @@ from service.openapi import problems
 from service.problems import STATUSES, problem_type, root, titles
 from service.routes.jobs import has_etag
 
-__all__ = ["router"]
-
-
 router = APIRouter()
 
 Slug = Annotated[str, PathParameter(description="The last part of a problem's `type`")]

@@ -19,8 +19,6 @@ from service.problems import root
 from service.routes.jobs import HeldStream, JobId
 from service.schema import JobView
 
-__all__ = ["router"]
-
 router = APIRouter(tags=["jobs"])
 
 # Proxies close a connection on which nothing passes.

@@ -21,17 +21,6 @@ from service.openapi import header, problems
 from service.problems import root
 from service.schema import JobsView, JobView
 
-__all__ = [
-    "ETAG",
-    "RETRY_AFTER",
-    "HeldStream",
-    "JobId",
-    "answer",
-    "has_etag",
-    "retry_after",
-    "router",
-]
-
 router = APIRouter(tags=["jobs"])
 
 # Asked more often than this, or less, a client would waste requests or its user's time.

@@ -21,8 +21,6 @@ from service.problems import root
 from service.routes.jobs import ETAG, HeldStream, JobId, has_etag, retry_after
 from service.schema import JobView
 
-__all__ = ["router"]
-
 _BYTES = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII | re.IGNORECASE)
 
 

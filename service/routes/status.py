@@ -19,9 +19,6 @@ from service.openapi import problems
 from service.readiness import Serving
 from service.schema import ComponentView, ModelsView, ModelView, ReadyView
 
-__all__ = ["router"]
-
-
 router = APIRouter()
 
 

@@ -23,9 +23,6 @@ from service.schema import JobView
 from service.submission import check_capacity, submit
 from service.uploads import check_head, check_query, receive_form
 
-__all__ = ["router"]
-
-
 router = APIRouter(tags=["jobs"])
 
 MAX_WAIT_S = 60

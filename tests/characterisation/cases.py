@@ -18,8 +18,6 @@ from PIL import Image
 
 from tests.worker.image_files import file_of, png_of, ramp16, tiff_of
 
-__all__ = ["CASES", "Case"]
-
 PHOTOGRAPHS = Path(__file__).parent.parent / "photographs"
 
 

@@ -17,8 +17,6 @@ from models.parameters import UpscaleParameters
 
 from .cases import CASES, Case
 
-__all__ = ["FROZEN", "Machine", "Result", "frozen", "machine", "results"]
-
 FROZEN = Path(__file__).with_name("results.json")
 SAMPLES = 4
 """Blocks a side whose means are kept beside the hash."""

@@ -12,8 +12,6 @@ from typing import Any
 
 from tests.scripted_server import Answer, Script
 
-__all__ = ["FakeService", "result_of"]
-
 
 def result_of(image: bytes, fields: dict[str, str]) -> bytes:
     """What this service makes of an image."""

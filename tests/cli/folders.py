@@ -17,8 +17,6 @@ from jobs.settings import Settings
 from models.parameters import UpscaleParameters
 from stablesr_client import Progress
 
-__all__ = ["NAMES", "StubModel", "last_states", "names", "results", "run", "running", "upscale"]
-
 runner = CliRunner()
 NAMES = ("a.png", "b.png", "c.png", "d.png", "e.png", "f.png")
 

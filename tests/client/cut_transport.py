@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 
-__all__ = ["CutTransport"]
-
 
 class CutTransport(httpx.BaseTransport, httpx.AsyncBaseTransport):
     """Loses one response for each entry of `cuts`: its path ends so -> after so many bytes."""

@@ -15,8 +15,6 @@ import pytest
 
 from stablesr_client import AsyncClient, Client, Event, Job
 
-__all__ = ["AsyncShell", "FakeClock", "Shell", "SyncShell"]
-
 T = TypeVar("T")
 Each = Callable[[Event], object]
 """Called with every event as it comes."""

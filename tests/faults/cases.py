@@ -26,8 +26,6 @@ from tests.faults.worker import PLACES
 from tests.worker.double import CRASH, HANG_ONCE
 from worker.watchdog import EXIT_STALLED
 
-__all__ = ["CASES", "Case", "NotRun"]
-
 AGAIN_S = 90.0
 """A job whose worker was killed must be running again within this."""
 

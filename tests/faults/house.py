@@ -24,8 +24,6 @@ from jobs.settings import Settings
 from tests.faults.worker import WorkerProcess
 from tests.redis_server import RedisServer
 
-__all__ = ["House", "Job", "png", "until"]
-
 WAIT_S = 240.0
 
 

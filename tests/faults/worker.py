@@ -23,8 +23,6 @@ from tests.worker import double
 from worker import supervisor, tasks
 from worker.progress import Reporter
 
-__all__ = ["PLACES", "WorkerProcess"]
-
 PLACES = ("load", "encode", "denoise", "decode", "save", "storing", "stored")
 """The stages of a job, the middle of storing the result, and the moment between that and saying
 so."""

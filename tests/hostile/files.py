@@ -13,8 +13,6 @@ from PIL import Image
 
 from tests.service.pictures import animated, bomb, picture, png_chunk
 
-__all__ = ["FILES", "FORMS", "LARGE", "REQUESTS", "form"]
-
 PNG, JPEG = picture("PNG", 64, 48), picture("JPEG", 64, 48)
 WEBP, TIFF = picture("WEBP", 64, 48), picture("TIFF", 64, 48)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

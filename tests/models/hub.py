@@ -20,8 +20,6 @@ from huggingface_hub import close_session
 
 from models.presets import Preset, Release, ReleasedFile, get_preset
 
-__all__ = ["NAMES", "WHOLE", "Hub", "Request", "files_in", "small_preset"]
-
 NAMES = "stablesr_000117.ckpt", "vqgan_cfw_00011.ckpt"
 WHOLE = ["stablesr-512/config.json", "stablesr-512/model.safetensors"]
 """What a pull leaves."""

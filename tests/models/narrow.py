@@ -15,8 +15,6 @@ from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.presets import Preset
 
-__all__ = ["AUTOENCODER", "COMPACT", "CONFIG", "PRESET", "WITH_COMPACT", "parameters", "pipeline"]
-
 AUTOENCODER = AutoencoderConfig(widths=(8, 8, 8, 8), layers=1, groups=4, growth=4)
 COMPACT = CompactConfig(
     quarter_width=8,

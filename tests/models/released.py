@@ -22,8 +22,6 @@ from models.checkpoints.keys import (
 from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, TextConfig, UNetConfig
 from models.networks.bundle import Networks
 
-__all__ = ["SMALL", "Tensors", "lightning", "ours", "released", "save", "write_files"]
-
 Tensors = dict[str, Tensor]
 
 # What shapes do not tell has the values that `config_of` gives: groups of 32, heads of 16.

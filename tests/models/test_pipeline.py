@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models.vae
-from models.checkpoints.folder import preset_folder, random_networks
+from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import random_networks
 from models.color import correct_rows, join_rows
 from models.errors import InvalidOption, NotFinite, UnknownPreset, WeightsNotFound
 from models.geometry import output_size

@@ -12,7 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.checkpoints.folder import describe, preset_folder
+from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import describe
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, tile_bytes, tile_flops

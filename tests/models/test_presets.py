@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from models.checkpoints.folder import preset_folder
+from models.checkpoints.files import preset_folder
 from models.errors import UnknownPreset
 from models.presets import PRESETS, get_preset
 

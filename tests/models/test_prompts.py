@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from models import prompts
-from models.checkpoints.folder import load_folder, preset_folder, random_networks
+from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import load_folder, random_networks
 from models.config import TextConfig
 from models.errors import MissingTextTower
 from models.networks.bundle import Networks

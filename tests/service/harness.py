@@ -24,8 +24,6 @@ from jobs.store import BlobStore, result_key
 from jobs.workers import WorkerInfo, Workers
 from service.run import server
 
-__all__ = ["FakeWorker", "Leftovers", "eventually", "problem", "serving", "upload"]
-
 
 @contextmanager
 def serving(settings: Settings, *, root_path: str = "") -> Iterator[httpx.Client]:

@@ -9,8 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-__all__ = ["animated", "bomb", "picture", "png_chunk"]
-
 
 def picture(
     kind: str,

@@ -13,8 +13,6 @@ from queue import SimpleQueue
 
 import trustme
 
-__all__ = ["HOST", "Delivery", "Receiver", "receiving"]
-
 HOST = "hooks.example.org"
 
 

@@ -13,8 +13,6 @@ from service.webhook_target import Address
 from tests.service.harness import FakeWorker
 from tests.service.pictures import picture
 
-__all__ = ["LOCAL", "PNG", "SECRET", "Names", "agenda", "ended", "put_off"]
-
 PNG = picture("PNG")
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 LOCAL = ipaddress.ip_address("127.0.0.1")

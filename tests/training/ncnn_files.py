@@ -11,8 +11,6 @@ from torch import nn
 
 from training.realesrgan import CompactNet, RRDBNet
 
-__all__ = ["exported", "small_compact", "small_rrdb", "write_model"]
-
 
 def exported(parts: Sequence[nn.Module], *, half: bool = False) -> bytes:
     """The `.bin` of convolutions and PReLUs, in their order."""

@@ -19,23 +19,6 @@ from models.networks.compact import CompactAutoencoder
 from tests.models.narrow import CONFIG
 from training.config import RunSettings
 
-__all__ = [
-    "CFW",
-    "CPU",
-    "DISTILL",
-    "ENCODER",
-    "TEACHER",
-    "VAE",
-    "Bicubic",
-    "base_weights",
-    "changed_names",
-    "loop",
-    "losses",
-    "quiet",
-    "settings_of",
-    "write_photographs",
-]
-
 CPU = torch.device("cpu")
 
 

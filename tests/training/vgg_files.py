@@ -8,8 +8,6 @@ import h5py
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCKS", "hed_file", "vgg_file"]
-
 BLOCKS = (
     ((3, 64), (64, 64)),
     ((64, 128), (128, 128)),

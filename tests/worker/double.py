@@ -26,20 +26,6 @@ from models.pipeline import StableSR
 from models.sampling import Sampler, StepRequest
 from worker.supervisor import Supervisor
 
-__all__ = [
-    "CRASH",
-    "DEVICE_ERROR",
-    "ERROR",
-    "HANG",
-    "HANG_DECODING",
-    "HANG_ONCE",
-    "OUT_OF_MEMORY",
-    "Counting",
-    "Double",
-    "Encoded",
-    "main",
-]
-
 CRASH, HANG, HANG_ONCE, HANG_DECODING, ERROR, OUT_OF_MEMORY, DEVICE_ERROR = range(1001, 1008)
 
 TROUBLE_STEP = 2

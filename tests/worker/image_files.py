@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["file_of", "gradient", "grey_profile", "png_of", "ramp16", "tiff_of"]
-
 Levels = NDArray[np.unsignedinteger[Any]]
 
 COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}

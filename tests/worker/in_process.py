@@ -21,8 +21,6 @@ from worker.metrics import WorkerMetrics
 from worker.tasks import upscale
 from worker.watchdog import Watchdog
 
-__all__ = ["failure", "run", "serving", "try_job"]
-
 
 @contextmanager
 def serving(house: House, model: Double | None = None, **settings: Any) -> Iterator[Process]:

@@ -22,8 +22,6 @@ from jobs.store import BlobStore, input_key
 from models.parameters import UpscaleParameters
 from tests.worker import double
 
-__all__ = ["House", "WorkerProcess", "png", "wait_for"]
-
 
 def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = 30.0) -> None:
     """Return as soon as the condition holds; fail when it does not in time."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.checkpoints.folder import preset_folder
+from models.checkpoints.files import preset_folder
 from models.pipeline import StableSR
 from models.presets import get_preset
 from models.sampling import Sampler, Step, StepRequest, drive

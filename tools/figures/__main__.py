@@ -19,8 +19,6 @@ from tools.figures.ablations import ablations
 from tools.figures.page import write_page
 from tools.figures.studio import FEW, SCALE, Studio, Subject
 
-__all__ = ["draw", "main"]
-
 
 def _select(names: Sequence[str], count: int, subject: str | None) -> list[str]:
     """That many names, evenly from all, the shown one first."""

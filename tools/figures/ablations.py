@@ -20,8 +20,6 @@ from tools.figures.observation import encoder_at, with_tile, without_modulation
 from tools.figures.seams import borders, seam_ratio
 from training.pairs import upsample
 
-__all__ = ["ABLATED_TIME", "Ablation", "Worth", "ablations"]
-
 ABLATED_TIME = 500
 """The timestep that the encoder is told without time awareness."""
 

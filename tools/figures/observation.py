@@ -25,16 +25,6 @@ from models.pipeline import StableSR
 from models.sampling import StepRequest
 from models.schedulers import add_noise, alphas_cumprod
 
-__all__ = [
-    "Similarity",
-    "encoder_at",
-    "modulations",
-    "signal_to_noise",
-    "similarity",
-    "with_tile",
-    "without_modulation",
-]
-
 
 @dataclass(frozen=True)
 class Similarity:

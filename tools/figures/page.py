@@ -12,8 +12,6 @@ from evaluation.metrics import METRICS
 from models.presets import Preset
 from tools.figures.ablations import ABLATED_TIME, Ablation, Worth
 
-__all__ = ["write_page"]
-
 _DIGITS = {name: metric.digits for name, metric in METRICS.items()} | {"seam": 2}
 _LABELS = {name: metric.label for name, metric in METRICS.items()} | {"seam": "seam ratio"}
 # Further from 1 is worse, but no picture of ours has less than 1 for another reason than chance.

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 
 from evaluation.comparison import write_text
 
-__all__ = ["Panel", "draw_guidance", "draw_panels", "draw_profiles"]
-
 _COLORS = ("#1f5fa8", "#d1662b", "#3b8f4a", "#8450a0", "#777777")
 _STYLE = {
     "axes.spines.right": False,

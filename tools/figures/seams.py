@@ -20,8 +20,6 @@ from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.tiling import TileGrid
 
-__all__ = ["NEAR", "borders", "profile", "seam_ratio", "tiles_alone"]
-
 NEAR = 34
 """Lines on each side that are looked at: four cells, and as many as a seam is wide."""
 _WIDE = 2

@@ -24,8 +24,6 @@ from tools.figures.observation import encoder_at, signal_to_noise, similarity
 from tools.figures.seams import NEAR, profile, seam_ratio, tiles_alone
 from training.pairs import upsample
 
-__all__ = ["FEW", "SCALE", "Studio", "Subject"]
-
 SCALE = 4
 DETAIL_SIDE = 256
 """Side in pixels of the details that sheets show."""

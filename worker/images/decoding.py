@@ -26,8 +26,6 @@ from jobs.image_file import Header
 from .image import DecodedImage, fill_hidden
 from .vips import ICC_SPACES, LOADERS, PROFILE, Levels, levels_of, reason_of, to_srgb
 
-__all__ = ["decode", "without_blemishes"]
-
 log = structlog.get_logger(__name__)
 
 COLOURS = {"L": 1, "RGB": 3, "CMYK": 4, "YCbCr": 3}

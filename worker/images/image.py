@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-__all__ = ["STRIP", "DecodedImage", "Depth", "fill_hidden", "rows_of"]
-
 Depth = Literal[8, 16]
 
 STRIP = 64

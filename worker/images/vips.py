@@ -18,18 +18,6 @@ import structlog
 from numpy.typing import NDArray
 from pyvips.voperation import concurrency_set
 
-__all__ = [
-    "ICC_SPACES",
-    "LOADERS",
-    "PROFILE",
-    "Levels",
-    "image_of",
-    "levels_of",
-    "reason_of",
-    "srgb_profile",
-    "to_srgb",
-]
-
 log = structlog.get_logger(__name__)
 
 pyvips.block_untrusted_set(True)

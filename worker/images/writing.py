@@ -26,8 +26,6 @@ from models.parameters import OutputFormat
 from .image import STRIP, Depth
 from .vips import Levels, image_of, srgb_profile
 
-__all__ = ["write"]
-
 QUALITY = 95
 
 # Of ISA-L, whose files are some percent larger than zlib's for a fifth of the time

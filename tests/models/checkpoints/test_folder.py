@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoints.folder import load_folder, preset_folder, save_folder
+from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import load_folder, save_folder
 from models.errors import CheckpointMismatch
 from models.networks.bundle import Networks
 from models.presets import PRESETS

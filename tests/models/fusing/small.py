@@ -11,8 +11,6 @@ from models.config import EncoderConfig, ModelConfig, TextConfig, UNetConfig
 from models.networks.bundle import Networks
 from tests.models import narrow
 
-__all__ = ["CONFIG", "build"]
-
 CONFIG = ModelConfig(
     unet=UNetConfig(
         widths=(8, 16, 24, 24),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.checkpoints.folder import load_folder, preset_folder
+from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import load_folder
 from models.config import AutoencoderConfig, CompactConfig
 from models.networks.autoencoder import Autoencoder, EncoderOutput
 from models.networks.bundle import AnyAutoencoder

@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from worker.images import DecodedImage
 
-__all__ = ["levels", "levels16"]
-
 
 def levels(image: DecodedImage) -> NDArray[np.uint8]:
     """(H, W, 3) of 0 to 255, exact when decoding was."""
