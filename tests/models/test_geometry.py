@@ -31,7 +31,7 @@ class Coder:
     def decode(self, latent: Tensor, *given: object, **more: object) -> Tensor:
         return F.interpolate(self.latent[:, :3], scale_factor=8.0)
 
-    features, held = None, 0
+    features, nbytes = None, 0
 
     def close(self) -> None:
         pass
