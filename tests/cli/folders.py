@@ -28,7 +28,7 @@ class StubModel:
     requests: ClassVar[list[tuple[str, UpscaleParameters]]] = []
     errors: ClassVar[dict[str, Exception]] = {}
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, decode_tile: int | None) -> None:
         StubModel.count += 1
 
     def upscale(

@@ -24,7 +24,7 @@ import cli.upscale
 from cli.main import app
 
 class Stub:
-    def __init__(self, settings):
+    def __init__(self, settings, decode_tile):
         pass
     def upscale(self, source, targets, parameters, show):
         [target] = targets.values()
