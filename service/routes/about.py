@@ -44,7 +44,7 @@ class AboutView(BaseModel):
         json_schema_extra={
             "example": {
                 "name": "StableSR",
-                "version": "0.1.0",
+                "version": "0.2.0",
                 "links": {"docs": "/docs", "openapi": "/openapi.json", "upscale": "/upscale"},
             }
         }
