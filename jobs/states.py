@@ -72,11 +72,6 @@ TRANSITIONS_WHEN_MARKED: Table = MappingProxyType(
 )
 
 
-def next_state(state: JobState, event: Event, *, cancel_requested: bool = False) -> JobState | None:
-    """Where the event takes a job, or None where it cannot happen; marked: cancel was asked."""
-    return (TRANSITIONS_WHEN_MARKED if cancel_requested else TRANSITIONS)[event].get(state)
-
-
 @dataclass(frozen=True, slots=True)
 class Transition:
     """A record's revision and the state it is in since."""

@@ -15,7 +15,8 @@ from redis import Redis
 from jobs.errors import JobEnded, JobNotFound, Problem, QueueUnavailable, WrongState
 from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
 from jobs.schema import Job, JobState, Progress, ResultInfo, Timings
-from jobs.states import Event, next_state
+from jobs.states import Event
+from tests.jobs.state_table import next_state
 from tests.redis_server import RedisServer
 
 from .conftest import Submit

@@ -68,17 +68,8 @@ def test_a_bare_participle_is_told_from_a_noun(name: str) -> None:
 
 # Counts that are over their limit as yet; one that has come below it is taken out of here.
 NOT_MET = {
-    "product lines": 30_751,
-    "product files": 206,
-    "lines that service and worker import": 19_412,
-    "floors of models/": 13,
-    "modules in import circles": 5,
-    "settings": 52,
-    "participles as names, per cent": 4.1,
-    "lines with nobody, somebody, whoever": 30,
-    "benchmarks": 7,
-    "words of documents": 10_052,
-    "test files that mirror nothing": 55,
+    "product lines": 28_500,
+    "lines that service and worker import": 18_100,
 }
 
 
