@@ -77,6 +77,8 @@ class Registration:
     ) -> None:
         self._register = register
         self._running = running
+        # Two threads write: without it the older state could come last.
+        self._lock = threading.Lock()
         self.state: WorkerState = "starting"
         self.compile_progress: tuple[int, int] | None = None
         """While calls are compiled: how many sizes are ready, of how many"""
@@ -97,19 +99,20 @@ class Registration:
 
     def write(self) -> None:
         """Write it; to be repeated, or the process is taken for dead."""
-        state, running = self.state, self._running()
-        changes: dict[str, object] = {
-            "state": "busy" if running and state == "idle" else state,
-            "running": running,
-            "compiled": self.compile_progress,
-        }
-        if state == "not_ready":
-            # Asked each time, because what keeps the weights away may change.
-            changes["reason"] = reason_without_weights(self.info.preset)
-        # Before the model is loaded, asking a GPU would begin to use it, from this thread.
-        if state in ("idle", "stopping"):
-            changes["memory"] = memory_in_use(self.info.device)
-        self._register.heartbeat(self.info.model_copy(update=changes))
+        with self._lock:
+            state, running = self.state, self._running()
+            changes: dict[str, object] = {
+                "state": "busy" if running and state == "idle" else state,
+                "running": running,
+                "compiled": self.compile_progress,
+            }
+            if state == "not_ready":
+                # Asked each time, because what keeps the weights away may change.
+                changes["reason"] = reason_without_weights(self.info.preset)
+            # Before the model is loaded, asking a GPU would begin to use it, from this thread.
+            if state in ("idle", "stopping"):
+                changes["memory"] = memory_in_use(self.info.device)
+            self._register.heartbeat(self.info.model_copy(update=changes))
 
     def remove(self) -> None:
         """Take the process off the register."""
