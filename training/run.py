@@ -9,15 +9,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.checkpoints.folder import save_folder
 from models.networks.bundle import Networks, channels_last
 from models.networks.compact import CompactAutoencoder
+from models.networks.layers import PixelAttention, ResnetBlock, Transformer
 from training.config import (
     CfwSettings,
     DecoderSettings,
@@ -165,7 +163,7 @@ def recompute_activations(module: nn.Module) -> None:
     The numbers stay the same; the module is changed in place.
     """
     for child in module.children():
-        if isinstance(child, ResnetBlock2D | Transformer2DModel | Attention):
+        if isinstance(child, ResnetBlock | Transformer | PixelAttention):
             # Not deeper: an attention inside a transformer runs again with it.
             child.forward = partial(checkpoint, child.forward, use_reentrant=False)  # type: ignore[method-assign]  # on purpose, on this instance
         else:

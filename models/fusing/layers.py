@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.bundle import Networks
-from models.networks.unet import FeatureModulation, ModulatedResnetBlock2D, ModulatedUNet
+from models.networks.layers import ResnetBlock, TimestepEmbedding, Upsample
+from models.networks.unet import FeatureModulation, ModulatedResnetBlock, ModulatedUNet
 
 _TIMESTEPS = 1000
 # Of the 3 taps of a 3x3 kernel, which fall on the first and which on the second of the two small
@@ -100,7 +96,7 @@ def fuse_upsampling(networks: Networks) -> None:
     for part in (networks.unet, networks.autoencoder, networks.first_stage):
         for owner in [] if part is None else list(part.modules()):
             for name, child in list(owner.named_children()):
-                if isinstance(child, Upsample2D) and isinstance(child.conv, nn.Conv2d):
+                if isinstance(child, Upsample):
                     owner.register_module(name, PhaseUpsample(child.conv))
 
 
@@ -160,19 +156,32 @@ def fuse_modulation(networks: Networks) -> None:
     unet.level_convs = level_convs
 
 
-def _levels(unet: ModulatedUNet) -> list[list[ModulatedResnetBlock2D]]:
+def _levels(unet: ModulatedUNet) -> list[list[ModulatedResnetBlock]]:
     """The blocks that read each level's feature, finest level first."""
     down, up = list(unet.down_blocks), list(reversed(unet.up_blocks))
     parts: list[list[nn.Module]] = [[a, b] for a, b in zip(down, up, strict=True)]
     parts[-1].append(unet.mid_block)
     return [
-        [m for part in level for m in part.modules() if isinstance(m, ModulatedResnetBlock2D)]
+        [m for part in level for m in part.modules() if isinstance(m, ModulatedResnetBlock)]
         for level in parts
     ]
 
 
+class TimeTable(nn.Module):
+    """What all residual blocks add at each timestep, in the place of the embedding."""
+
+    def __init__(self, rows: nn.Parameter) -> None:
+        super().__init__()
+        self.rows = rows
+        """(timesteps, channels of all blocks)"""
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """(n,) -> (n, channels)."""
+        return self.rows[timestep.long()]
+
+
 class Columns(nn.Module):
-    """A block's own columns of the table's row; stands where its projection stood."""
+    """A block's own columns of the table's row, in the place of its projection."""
 
     def __init__(self, start: int, stop: int) -> None:
         super().__init__()
@@ -190,36 +199,28 @@ def fuse_times(networks: Networks) -> None:
     and those layers are dropped. The bias of the convolution before the sum is in it too.
     """
     for part in (networks.unet, networks.encoder):
-        blocks = [m for m in part.modules() if isinstance(m, ResnetBlock2D)]
+        blocks = [m for m in part.modules() if isinstance(m, ResnetBlock)]
         like = blocks[0].conv1.weight
-        embeddings = _embeddings(part.time_proj, part.time_embedding, like.device)
-        rows = torch.empty((_TIMESTEPS, sum(b.out_channels for b in blocks)), dtype=like.dtype)
+        embeddings = _embeddings(part.time_embedding)
+        rows = torch.empty(
+            (_TIMESTEPS, sum(b.conv1.out_channels for b in blocks)), dtype=like.dtype
+        )
         rows = rows.to(like.device)
         start = 0
         for block in blocks:
-            stop = start + block.out_channels
+            stop = start + block.conv1.out_channels
             projection = block.time_emb_proj
-            assert isinstance(projection, nn.Linear)
             bias = wide(projection.bias) + wide(block.conv1.bias)
             rows[:, start:stop] = F.linear(embeddings, wide(projection.weight), bias)
             block.register_module("time_emb_proj", Columns(start, stop))
             block.conv1.bias = None
-            # The SiLU before the projection is in the table as well.
-            block.skip_time_act = True
             start = stop
-        part.time_table = nn.Embedding(
-            len(rows), rows.shape[1], _weight=constant(rows, like), _freeze=True
-        )
-        del part.time_proj, part.time_embedding
+        part.register_module("time_embedding", TimeTable(constant(rows, like)))
 
 
-def _embeddings(
-    projection: Timesteps, embedding: TimestepEmbedding, device: torch.device
-) -> Tensor:
+def _embeddings(embedding: TimestepEmbedding) -> Tensor:
     """Of every timestep, after SiLU, in float64."""
-    timesteps = torch.arange(_TIMESTEPS, device=device)
-    x: Tensor = projection(timesteps).to(torch.float64)
-    layers: Iterable[nn.Linear] = (embedding.linear_1, embedding.linear_2)
-    for layer in layers:
+    x = wide(embedding.sinusoids(torch.arange(_TIMESTEPS, device=embedding.linear_1.weight.device)))
+    for layer in (embedding.linear_1, embedding.linear_2):
         x = F.silu(F.linear(x, wide(layer.weight), wide(layer.bias)))
     return x

@@ -1,8 +1,8 @@
 """SD's KL autoencoder, its encoder's features kept and its decoder wrapped (paper, section 3.3).
 
-Built from diffusers' `Encoder` and `Decoder`; their modules and names are unchanged, only the
-forward passes differ, and `decoder.fusion` is new: controllable feature wrapping (CFW, eq. 5) of
-residual-in-residual dense blocks, which are those of ESRGAN (arXiv 1809.00219, section 3.1).
+Names are those of diffusers' `AutoencoderKL`; only `decoder.fusion` is new: controllable feature
+wrapping (CFW, eq. 5) of residual-in-residual dense blocks, which are those of ESRGAN (arXiv
+1809.00219, section 3.1).
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
 
 import torch
-from diffusers.models.autoencoders.vae import Decoder, Encoder
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import AutoencoderConfig
+from models.networks.layers import Downsample, PixelAttention, ResnetBlock, Upsample
 
 RESIDUAL_SCALE = 0.2
+_EPS = 1e-6
+
+
+def _resnet(config: AutoencoderConfig, inputs: int, width: int) -> ResnetBlock:
+    return ResnetBlock(inputs, width, groups=config.groups, eps=_EPS)
 
 
 class DenseBlock(nn.Module):
@@ -57,26 +60,16 @@ class FusionLayer(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, width: int) -> None:
         super().__init__()
-        self.enter = self._resnet(2 * width, width, config.groups)
+        self.enter = _resnet(config, 2 * width, width)
         self.dense = nn.Sequential(
             *(ResidualInResidual(width, config.growth) for _ in range(config.fusion_blocks))
         )
-        self.leave = self._resnet(width, width, config.groups)
-
-    @staticmethod
-    def _resnet(inputs: int, width: int, groups: int) -> ResnetBlock2D:
-        return ResnetBlock2D(
-            in_channels=inputs,
-            out_channels=width,
-            temb_channels=None,  # type: ignore[arg-type]  # declared int, None means no embedding
-            groups=groups,
-            eps=1e-6,
-        )
+        self.leave = _resnet(config, width, width)
 
     def forward(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
         """Both (n, width, h, w) -> the residual that the fidelity weight scales."""
-        x = self.enter(torch.cat([encoder_feature, x], dim=1), None)
-        out: Tensor = self.leave(self.dense(x), None)
+        x = self.enter(torch.cat([encoder_feature, x], dim=1))
+        out: Tensor = self.leave(self.dense(x))
         return out
 
 
@@ -91,33 +84,98 @@ class EncoderOutput(NamedTuple):
     (n, width, H/4, W/4); of the compact autoencoder the latter alone."""
 
 
-class _FeatureEncoder(Encoder):
-    def forward(self, sample: Tensor) -> EncoderOutput:  # type: ignore[override]  # the base gives no features
-        sample = self.conv_in(sample)
+class Middle(nn.Module):
+    """Residual blocks of the deepest level, with attention between them."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        width = config.widths[-1]
+        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
+        attention = PixelAttention(width, width, groups=config.groups, eps=_EPS)
+        self.attentions = nn.ModuleList([attention])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        return out
+
+
+class Level(nn.Module):
+    """Residual blocks of one size, and what leads to the next level's, if there is one."""
+
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        widths: tuple[int, int],
+        blocks: int,
+        sampler: Downsample | Upsample | None,
+    ) -> None:
+        super().__init__()
+        first, width = widths
+        self.resnets = nn.ModuleList(
+            _resnet(config, width if i else first, width) for i in range(blocks)
+        )
+        samplers = None if sampler is None else nn.ModuleList([sampler])
+        self.downsamplers = samplers if isinstance(sampler, Downsample) else None
+        self.upsamplers = samplers if isinstance(sampler, Upsample) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Before the next level's size."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Image (n, 3, H, W) -> moments before the last convolution, and features."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, last = config.widths, len(config.widths) - 1
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            Level(
+                config,
+                (widths[max(i - 1, 0)], width),
+                config.layers,
+                Downsample(width, symmetric=False) if i < last else None,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid_block = Middle(config)
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> EncoderOutput:
+        x = self.conv_in(x)
         levels = []
-        for block in cast("Iterable[DownEncoderBlock2D]", self.down_blocks):
-            for resnet in block.resnets:
-                sample = resnet(sample, None)
-            levels.append(sample)
+        for block in cast("Iterable[Level]", self.down_blocks):
+            x = block(x)
+            levels.append(x)
             if block.downsamplers is not None:
-                sample = block.downsamplers[0](sample)
-        sample = self.mid_block(sample)
-        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
-        return EncoderOutput(sample, (levels[1], levels[2]))
+                x = block.downsamplers[0](x)
+        x = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return EncoderOutput(x, (levels[1], levels[2]))
 
 
-class _WrappedDecoder(Decoder):
-    """Decoder whose quarter- and half-size levels add `fidelity * fusion(feature, sample)`."""
+class Decoder(nn.Module):
+    """Decoder whose quarter- and half-size levels add `fidelity * fusion(feature, x)`."""
 
     def __init__(self, config: AutoencoderConfig, *, fusion: bool) -> None:
-        super().__init__(
-            in_channels=config.latent_channels,
-            out_channels=3,
-            up_block_types=("UpDecoderBlock2D",) * len(config.widths),
-            block_out_channels=config.widths,
-            layers_per_block=config.layers,
-            norm_num_groups=config.groups,
+        super().__init__()
+        widths = config.widths[::-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = Middle(config)
+        self.up_blocks = nn.ModuleList(
+            Level(
+                config,
+                (widths[max(i - 1, 0)], width),
+                config.layers + 1,
+                Upsample(width) if i < len(widths) - 1 else None,
+            )
+            for i, width in enumerate(widths)
         )
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
         # In the features' order.
         levels = {"half_size": 1, "quarter_size": 2}
         layers = {name: FusionLayer(config, config.widths[n]) for name, n in levels.items()}
@@ -130,22 +188,18 @@ class _WrappedDecoder(Decoder):
             return None
         return cast("FusionLayer", self.fusion[("half_size", "quarter_size")[feature]]), feature
 
-    def forward(  # type: ignore[override]  # the base takes no features
-        self,
-        sample: Tensor,
-        features: Sequence[Tensor] | None = None,
-        fidelity: Tensor | None = None,
+    def forward(
+        self, x: Tensor, features: Sequence[Tensor] | None, fidelity: Tensor | None
     ) -> Tensor:
-        sample = self.mid_block(self.conv_in(sample))
-        for level, block in enumerate(cast("Iterable[UpDecoderBlock2D]", self.up_blocks)):
-            for resnet in block.resnets:
-                sample = resnet(sample, None)
+        x = self.mid_block(self.conv_in(x))
+        for level, block in enumerate(cast("Iterable[Level]", self.up_blocks)):
+            x = block(x)
             if features is not None and (fusion := self.fusion_at(level)):
                 layer, i = fusion
-                sample = sample + fidelity * layer(features[i], sample)
+                x = x + fidelity * layer(features[i], x)
             if block.upsamplers is not None:
-                sample = block.upsamplers[0](sample)
-        out: Tensor = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+                x = block.upsamplers[0](x)
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return out
 
 
@@ -164,18 +218,11 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config
         latent = config.latent_channels
-        self.encoder = _FeatureEncoder(
-            in_channels=3,
-            out_channels=latent,
-            down_block_types=("DownEncoderBlock2D",) * len(config.widths),
-            block_out_channels=config.widths,
-            layers_per_block=config.layers,
-            norm_num_groups=config.groups,
-        )
+        self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1)
         if decoder:
             self.post_quant_conv = nn.Conv2d(latent, latent, 1)
-            self.decoder = _WrappedDecoder(config, fusion=fusion)
+            self.decoder = Decoder(config, fusion=fusion)
 
     def encode(self, image: Tensor) -> EncoderOutput:
         """Image (n, 3, H, W) in [-1, 1], sides multiples of 8 -> posterior moments, features."""

@@ -5,36 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from models.config import EncoderConfig
+from models.networks.layers import Downsample, PixelAttention, ResnetBlock, TimestepEmbedding
 
 
-def _resnet(config: EncoderConfig, inputs: int, width: int) -> ResnetBlock2D:
-    return ResnetBlock2D(
-        in_channels=inputs,
-        out_channels=width,
-        temb_channels=config.embedding_width,
-        groups=config.groups,
-        eps=1e-5,
+def _resnet(config: EncoderConfig, inputs: int, width: int) -> ResnetBlock:
+    return ResnetBlock(
+        inputs, width, groups=config.groups, eps=1e-5, embedding_width=config.embedding_width
     )
 
 
-def _attention(config: EncoderConfig, width: int) -> Attention:
-    return Attention(
-        width,
-        heads=config.heads,
-        dim_head=width // config.heads,
-        norm_num_groups=config.groups,
-        eps=1e-5,
-        bias=True,
-        residual_connection=True,
-    )
+def _attention(config: EncoderConfig, width: int) -> PixelAttention:
+    return PixelAttention(width, width // config.heads, groups=config.groups, eps=1e-5)
 
 
 class _Level(nn.Module):
@@ -51,7 +35,7 @@ class _Level(nn.Module):
             else None
         )
         last = level == len(config.widths) - 1
-        self.downsampler = None if last else Downsample2D(width, use_conv=True, name="op")
+        self.downsampler = None if last else Downsample(width, symmetric=True)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         for i, resnet in enumerate(self.resnets):
@@ -80,15 +64,12 @@ class TimeAwareEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        width, emb = config.widths[0], config.embedding_width
-        self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(width, emb)
+        width = config.widths[0]
+        self.time_embedding = TimestepEmbedding(width, config.embedding_width)
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
         self.levels = nn.ModuleList(_Level(config, i) for i in range(len(config.widths)))
         self.middle = _Middle(config)
         self.taps = nn.ModuleList(_resnet(config, w, config.feature_width) for w in config.widths)
-        # What `models.fusing` puts in the place of the embedding.
-        self.time_table: nn.Embedding | None = None
 
     def forward(self, latent: Tensor, timestep: Tensor) -> list[Tensor]:
         """Features for the UNet's levels, finest first.
@@ -100,7 +81,7 @@ class TimeAwareEncoder(nn.Module):
         Returns:
             One (n, feature_width, h / 2^i, w / 2^i) a level.
         """
-        temb = self._embedding(timestep, latent.dtype)
+        temb = self.time_embedding(timestep)
         x = self.conv_in(latent)
         features = []
         for level in cast("Iterable[_Level]", self.levels):
@@ -111,8 +92,3 @@ class TimeAwareEncoder(nn.Module):
                 x = level.downsampler(x)
         features.append(self.middle(x, temb))
         return [tap(f, temb) for tap, f in zip(self.taps, features, strict=True)]
-
-    def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.time_table is not None:
-            return cast("Tensor", self.time_table(timestep.long()))
-        return cast("Tensor", self.time_embedding(self.time_proj(timestep).to(dtype)))

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import UNetConfig
+from models.networks.layers import (
+    Downsample,
+    ResnetBlock,
+    TimestepEmbedding,
+    Transformer,
+    Upsample,
+)
 
 
 class FeatureModulation(nn.Module):
@@ -46,8 +48,8 @@ class FeatureModulation(nn.Module):
         return out
 
 
-class ModulatedResnetBlock2D(ResnetBlock2D):
-    """diffusers' residual block whose branch is modulated before the skip is added.
+class ModulatedResnetBlock(ResnetBlock):
+    """A residual block that is modulated before the skip is added.
 
     The feature is an argument, so nothing about a call is left on the module and concurrent
     jobs cannot mix.
@@ -55,36 +57,20 @@ class ModulatedResnetBlock2D(ResnetBlock2D):
 
     def __init__(self, config: UNetConfig, in_channels: int, out_channels: int) -> None:
         super().__init__(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            temb_channels=config.embedding_width,
+            in_channels,
+            out_channels,
             groups=config.groups,
             eps=1e-5,
+            embedding_width=config.embedding_width,
         )
         self.modulation = FeatureModulation(
             out_channels, config.feature_width, config.modulation_width, config.groups
         )
 
-    def forward(self, sample: Tensor, temb: Tensor, feature: Tensor) -> Tensor:
-        """sample (n, in, h, w), temb (n, e) after SiLU, feature (n, f, h, w) -> (n, out, h, w)."""
-        hidden = self.conv1(F.silu(self.norm1(sample)))
-        hidden = hidden + self.time_emb_proj(temb)[:, :, None, None]
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
-        skip = sample if self.conv_shortcut is None else self.conv_shortcut(sample)
-        out: Tensor = skip + self.modulation(hidden, feature)
+    def forward(self, x: Tensor, temb: Tensor | None, feature: Tensor) -> Tensor:  # type: ignore[override]  # one argument more
+        """x (n, in, h, w), temb (n, e), feature (n, f, h, w) -> (n, out, h, w)."""
+        out: Tensor = self.skip(x) + self.modulation(self.residual(x, temb), feature)
         return out
-
-
-def _transformer(config: UNetConfig, width: int) -> Transformer2DModel:
-    block: Transformer2DModel = Transformer2DModel(
-        num_attention_heads=width // config.head_channels,
-        attention_head_dim=config.head_channels,
-        in_channels=width,
-        norm_num_groups=config.groups,
-        cross_attention_dim=config.context_width,
-        use_linear_projection=True,
-    )
-    return block
 
 
 class _Level(nn.Module):
@@ -94,8 +80,11 @@ class _Level(nn.Module):
         self, config: UNetConfig, width: int, inputs: Sequence[int], transformers: int
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ModulatedResnetBlock2D(config, i, width) for i in inputs)
-        blocks = [_transformer(config, width) for _ in range(transformers)]
+        self.resnets = nn.ModuleList(ModulatedResnetBlock(config, i, width) for i in inputs)
+        blocks = [
+            Transformer(width, config.head_channels, config.context_width, config.groups)
+            for _ in range(transformers)
+        ]
         self.attentions = nn.ModuleList(blocks) if blocks else None
 
     def _layer(
@@ -103,7 +92,7 @@ class _Level(nn.Module):
     ) -> Tensor:
         x = self.resnets[i](x, temb, feature)
         if self.attentions is not None:
-            x = self.attentions[i](x, encoder_hidden_states=context, return_dict=False)[0]
+            x = self.attentions[i](x, context)
         return x
 
 
@@ -113,9 +102,7 @@ class _DownBlock(_Level):
         inputs = [previous] + [width] * (config.layers - 1)
         super().__init__(config, width, inputs, len(inputs) * config.attention[level])
         last = level == len(config.widths) - 1
-        self.downsamplers = (
-            None if last else nn.ModuleList([Downsample2D(width, use_conv=True, name="op")])
-        )
+        self.downsamplers = None if last else nn.ModuleList([Downsample(width, symmetric=True)])
 
     def forward(
         self, x: Tensor, temb: Tensor, feature: Tensor, context: Tensor | None
@@ -148,7 +135,7 @@ class _UpBlock(_Level):
             x + skip for x, skip in zip([below] + [width] * config.layers, skips, strict=True)
         ]
         super().__init__(config, width, inputs, len(inputs) * config.attention[level])
-        self.upsamplers = None if level == 0 else nn.ModuleList([Upsample2D(width, use_conv=True)])
+        self.upsamplers = None if level == 0 else nn.ModuleList([Upsample(width)])
 
     def forward(
         self, x: Tensor, skips: list[Tensor], temb: Tensor, feature: Tensor, context: Tensor | None
@@ -166,9 +153,8 @@ class ModulatedUNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        widths, emb = config.widths, config.embedding_width
-        self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(widths[0], emb)
+        widths = config.widths
+        self.time_embedding = TimestepEmbedding(widths[0], config.embedding_width)
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(_DownBlock(config, i) for i in range(len(widths)))
         self.mid_block = _MidBlock(config)
@@ -187,8 +173,6 @@ class ModulatedUNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
         # What `models.fusing` puts in the place of layers.
-        self.time_table: nn.Embedding | None = None
-        """Of the embedding: what all residual blocks add at a timestep."""
         self.level_convs: nn.ModuleList | None = None
         """Of the blocks' first convolutions of a feature, finest level first."""
         self.knows_context = False
@@ -213,7 +197,7 @@ class ModulatedUNet(nn.Module):
         Returns:
             (n, out_channels, h, w).
         """
-        temb = self._embedding(timestep, sample.dtype)
+        temb = self.time_embedding(timestep)
         if self.level_convs is not None:
             features = [conv(f) for conv, f in zip(self.level_convs, features, strict=True)]
         x = self.conv_in(sample)
@@ -224,10 +208,3 @@ class ModulatedUNet(nn.Module):
         for block, feature in zip(self.up_blocks, reversed(features), strict=True):
             x = block(x, skips, temb, feature, context)
         return cast("Tensor", self.conv_out(F.silu(self.conv_norm_out(x))))
-
-    def _embedding(self, timestep: Tensor, dtype: torch.dtype) -> Tensor:
-        """As residual blocks read it."""
-        if self.time_table is not None:
-            return cast("Tensor", self.time_table(timestep.long()))
-        # Every residual block applies SiLU to the embedding first: done once for all of them.
-        return F.silu(self.time_embedding(self.time_proj(timestep).to(dtype)))

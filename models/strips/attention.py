@@ -15,10 +15,10 @@ from itertools import count
 from typing import cast
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.layers import PixelAttention
 from models.strips.executor import Executor, Pass, Read
 from models.strips.layers import Normalization, Span, Strip
 from models.strips.maps import FeatureMap
@@ -32,11 +32,9 @@ def averaging(height: int, width: int, keys: int) -> int:
     return next(f for f in count(1) if -(-height // f) * -(-width // f) <= keys)
 
 
-def attend(run: Executor, x: FeatureMap, attention: Attention) -> FeatureMap:
+def attend(run: Executor, x: FeatureMap, attention: PixelAttention) -> FeatureMap:
     """`x` plus its attention; `x` is freed."""
-    norm = attention.group_norm
-    assert norm is not None, "the autoencoder's attention is normalized"
-    normalization = Normalization(norm, [x])
+    normalization = Normalization(attention.group_norm, [x])
     key, value, bias = _keys_and_values(run, x, attention, normalization)
     project = cast(nn.Linear, attention.to_out[0])
     chunk = max(1, _SCORES // len(key))
@@ -67,7 +65,7 @@ def attend(run: Executor, x: FeatureMap, attention: Attention) -> FeatureMap:
 
 
 def _keys_and_values(
-    run: Executor, x: FeatureMap, attention: Attention, normalization: Normalization
+    run: Executor, x: FeatureMap, attention: PixelAttention, normalization: Normalization
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both (keys, channels), and what is added to the scores of each key, if anything."""
     factor = averaging(x.height, x.width, run.store.config.attention_keys)

@@ -7,15 +7,6 @@ from fractions import Fraction
 from typing import cast
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_blocks import (
-    DownEncoderBlock2D,
-    UNetMidBlock2D,
-    UpDecoderBlock2D,
-)
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +15,11 @@ from models.networks.autoencoder import (
     Autoencoder,
     DenseBlock,
     FusionLayer,
+    Level,
+    Middle,
     ResidualInResidual,
 )
+from models.networks.layers import Downsample, PixelAttention, ResnetBlock, Upsample
 from models.strips.attention import attend
 from models.strips.executor import Executor, Pass, Read, Source, Write
 from models.strips.layers import (
@@ -55,14 +49,14 @@ def run_encoder(
     encoder = autoencoder.encoder
     x = run.map(_convolutions(image, [encoder.conv_in]))
     maps: list[FeatureMap] = []
-    for level, block in enumerate(layers(encoder.down_blocks, DownEncoderBlock2D)):
-        for residual in layers(block.resnets, ResnetBlock2D):
+    for level, block in enumerate(layers(encoder.down_blocks, Level)):
+        for residual in layers(block.resnets, ResnetBlock):
             x = _resnet(run, [x], residual)
         keep = features and level in (1, 2)
         if keep:
             maps.append(x)
         if block.downsamplers is not None:
-            (sampler,) = layers(block.downsamplers, Downsample2D)
+            (sampler,) = layers(block.downsamplers, Downsample)
             x = _downsample(run, x, sampler.conv, last=not keep)
     x = _middle(run, x, encoder.mid_block)
     head = [encoder.conv_out, autoencoder.quant_conv]
@@ -85,16 +79,16 @@ def run_decoder(
     weight = torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype)
     x = run.map(_convolutions(latent, [autoencoder.post_quant_conv, decoder.conv_in]))
     x = _middle(run, x, decoder.mid_block)
-    for level, block in enumerate(layers(decoder.up_blocks, UpDecoderBlock2D)):
-        for residual in layers(block.resnets, ResnetBlock2D):
+    for level, block in enumerate(layers(decoder.up_blocks, Level)):
+        for residual in layers(block.resnets, ResnetBlock):
             x = _resnet(run, [x], residual)
         if features is not None and (fusion := decoder.fusion_at(level)):
             layer, i = fusion
             x = _fuse_features(run, features[i], x, layer, weight)
         if block.upsamplers is not None:
             (sampler,) = block.upsamplers
-            x = _upsample(run, x, cast(Upsample2D, sampler))
-    norm = Normalization(cast(nn.GroupNorm, decoder.conv_norm_out), [x])
+            x = _upsample(run, x, cast(Upsample, sampler))
+    norm = Normalization(decoder.conv_norm_out, [x])
     run.emit(_convolutions(x, [decoder.conv_out], norm), write)
 
 
@@ -113,10 +107,10 @@ def _fuse_features(
     return _resnet(run, [r], fusion.leave, base=(x, weight))
 
 
-def _middle(run: Executor, x: FeatureMap, block: UNetMidBlock2D) -> FeatureMap:
+def _middle(run: Executor, x: FeatureMap, block: Middle) -> FeatureMap:
     """The middle block, of encoder and decoder alike."""
-    before, after = layers(block.resnets, ResnetBlock2D)
-    (attention,) = layers(block.attentions, Attention)
+    before, after = layers(block.resnets, ResnetBlock)
+    (attention,) = layers(block.attentions, PixelAttention)
     x = _resnet(run, [x], before)
     x = attend(run, x, attention)
     return _resnet(run, [x], after)
@@ -147,7 +141,7 @@ def _convolutions(
 def _resnet(
     run: Executor,
     inputs: Sequence[FeatureMap],
-    block: ResnetBlock2D,
+    block: ResnetBlock,
     *,
     last: bool = True,
     base: tuple[FeatureMap, Tensor] | None = None,
@@ -239,9 +233,9 @@ def _dense_block(
     )
 
 
-def _upsample(run: Executor, x: FeatureMap, layer: Upsample2D) -> FeatureMap:
+def _upsample(run: Executor, x: FeatureMap, layer: Upsample) -> FeatureMap:
     """Twice the size: nearest neighbours and a convolution, or what that was fused into."""
-    conv = cast("Convolution", layer.conv if isinstance(layer, Upsample2D) else layer)
+    conv = cast("Convolution", layer.conv if isinstance(layer, Upsample) else layer)
     return run.map(
         Pass(
             [Read(x, halo=1, stride=Fraction(1, 2))],

@@ -12,10 +12,10 @@ from functools import cached_property
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.networks.layers import Upsample
 from models.statistics import Statistics
 from models.strips.maps import FeatureMap
 
@@ -136,9 +136,9 @@ def convolve(strip: Strip, conv: Convolution) -> Strip:
     return Strip(out, strip.top + radius - above, strip.height)
 
 
-def upsample(strip: Strip, layer: Upsample2D | _RowConvolution, span: Span) -> Strip:
+def upsample(strip: Strip, layer: Upsample | _RowConvolution, span: Span) -> Strip:
     """Each pixel doubled both ways, then a 3x3 convolution; `span` is of the result."""
-    if isinstance(layer, Upsample2D):
+    if isinstance(layer, Upsample):
         rows = F.interpolate(strip.rows, scale_factor=2.0, mode="nearest")
         wide = Strip(rows, 2 * strip.top, 2 * strip.height)
         conv = cast("Convolution", layer.conv)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from models.checkpoints.folder import save_folder
 from models.fusing import fuse
-from models.fusing.layers import PhaseUpsample
+from models.fusing.layers import PhaseUpsample, TimeTable
 from models.loading import Offload
 from models.memory import MemoryBudget
 from models.networks.autoencoder import Autoencoder
 from models.networks.bundle import Networks
+from models.networks.layers import PixelAttention
 from models.pipeline import StableSR
 from models.strips import Callbacks, StripConfig, decode
 from tests.models import narrow
@@ -98,9 +98,9 @@ def test_every_timestep_has_its_row(plain: Networks) -> None:
         ours = fused.encoder(tile, torch.tensor([timestep]))
         reference = plain.encoder(tile, torch.tensor([timestep]))
         assert max(error(a, b) for a, b in zip(ours, reference, strict=True)) < TOLERANCE
-    table = fused.unet.time_table
-    assert table is not None
-    assert len(table.weight) == 1000
+    table = fused.unet.time_embedding
+    assert isinstance(table, TimeTable)
+    assert len(table.rows) == 1000
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -120,9 +120,10 @@ def test_a_low_precision_is_as_close_to_the_exact_result_as_unfused(
 def test_layers_that_were_fused_are_dropped() -> None:
     networks = fuse(small.build())
     names = {name.rpartition(".")[2] for name, _ in networks.named_modules()}
-    assert not names & {"shared", "gamma", "beta", "time_embedding", "time_proj"}
-    for part in (networks.unet, networks.encoder):
-        assert not any(isinstance(m, Attention) for m in part.modules())
+    assert not names & {"shared", "gamma", "beta", "linear_1"}
+    for attention in networks.encoder.modules():
+        if isinstance(attention, PixelAttention):
+            assert dict(attention.named_children()).keys() == {"group_norm", "to_out", "to_qkv"}
     assert list(networks.buffers()) == []
     assert not any(p.requires_grad or p.is_inference() for p in networks.parameters())
 
@@ -143,7 +144,7 @@ def is_conv(module: nn.Module) -> bool:
 def test_the_golden_figures_of_the_networks_are_reproduced_by_fused_networks() -> None:
     """`python -m tests.parity --fuse` takes the samplers and whole images too."""
     golden = Golden(GOLDEN, fused=True)
-    assert golden.networks.unet.time_table is not None
+    assert isinstance(golden.networks.unet.time_embedding, TimeTable)
     results = list(comparisons(golden, FUSED_CASES))
     assert [r for r in results if not r.ok] == []
     assert len(results) == 18
@@ -176,7 +177,7 @@ def test_a_folder_is_fused_when_loaded_unless_fuse_is_false(tmp_path: Path) -> N
         StableSR.load(tmp_path, narrow.PRESET),
         StableSR.load(tmp_path, narrow.PRESET, fuse=False),
     ):
-        assert (sr.networks.unet.time_table is not None) == (not results)
+        assert isinstance(sr.networks.unet.time_embedding, TimeTable) == (not results)
         results.append(sr.upscale(image, narrow.parameters(seed=3)))
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
 

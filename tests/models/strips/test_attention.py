@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.networks.layers import PixelAttention
 from models.strips import Callbacks, MapStore, StripConfig, decode, encode
 from models.strips.attention import attend, averaging
 from models.strips.executor import Executor
@@ -19,21 +19,12 @@ from tests.models.strips.images import CPU, make_small, relative_error
 
 
 @pytest.fixture
-def attention() -> Attention:
+def attention() -> PixelAttention:
     torch.manual_seed(0)
-    return Attention(
-        16,
-        heads=1,
-        dim_head=16,
-        norm_num_groups=4,
-        eps=1e-6,
-        bias=True,
-        residual_connection=True,
-        _from_deprecated_attn_block=True,
-    ).eval()
+    return PixelAttention(16, 16, groups=4, eps=1e-6)
 
 
-def in_strips(attention: Attention, x: Tensor, keys: int) -> Tensor:
+def in_strips(attention: PixelAttention, x: Tensor, keys: int) -> Tensor:
     height, width = x.shape[2:]
     with MapStore(StripConfig(3, attention_keys=keys), CPU, torch.float32) as store:
         source = store.new(16, height, width, with_statistics=True)
@@ -41,10 +32,9 @@ def in_strips(attention: Attention, x: Tensor, keys: int) -> Tensor:
         return attend(Executor(store, 1, Callbacks()), source, attention).read(0, height).clone()
 
 
-def average(attention: Attention, x: Tensor, factor: int) -> Tensor:
+def average(attention: PixelAttention, x: Tensor, factor: int) -> Tensor:
     """Every pixel's key and value replaced by its block's average, all of them kept."""
     height, width = x.shape[2:]
-    assert attention.group_norm is not None
     normal = attention.group_norm(x)
     means = F.avg_pool2d(normal, factor, ceil_mode=True, count_include_pad=False)
     blocks = F.interpolate(means, scale_factor=factor)[:, :, :height, :width]
@@ -55,14 +45,14 @@ def average(attention: Attention, x: Tensor, factor: int) -> Tensor:
     return x + mixture.transpose(1, 2).view_as(x)
 
 
-def test_up_to_the_bound_attention_is_exact(attention: Attention) -> None:
+def test_up_to_the_bound_attention_is_exact(attention: PixelAttention) -> None:
     x = torch.randn(1, 16, 7, 10) + torch.linspace(0, 3, 10)
     assert relative_error(in_strips(attention, x, keys=70), attention(x)) < 1e-6
 
 
 @pytest.mark.parametrize(("keys", "factor"), [(69, 2), (20, 2), (19, 3), (1, 10)])
 def test_above_it_keys_are_averages_that_weigh_as_much_as_they_cover(
-    attention: Attention, keys: int, factor: int
+    attention: PixelAttention, keys: int, factor: int
 ) -> None:
     x = torch.randn(1, 16, 7, 10) + torch.linspace(0, 3, 10)
     result = in_strips(attention, x, keys)
@@ -81,7 +71,7 @@ def test_the_smallest_average_that_fits_is_taken(
 
 
 def test_queries_in_chunks_see_all_keys(
-    attention: Attention, monkeypatch: pytest.MonkeyPatch
+    attention: PixelAttention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.strips.attention._SCORES", 70 * 4)
     x = torch.randn(1, 16, 7, 10)
