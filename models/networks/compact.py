@@ -86,9 +86,19 @@ class CompactEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, H, W) -> free channels (n, c - 12, H/8, W/8), features (n, 64, H/4, W/4)."""
-        feature = self.fine(self.conv_in(F.pixel_unshuffle(image, 4)))
+        feature = self.features(image)
+        return self.free_channels(feature), feature
+
+    def features(self, image: Tensor) -> Tensor:
+        """(n, 3, H, W) -> (n, 64, H/4, W/4)."""
+        out: Tensor = self.fine(self.conv_in(F.pixel_unshuffle(image, 4)))
+        return out
+
+    def free_channels(self, feature: Tensor) -> Tensor:
+        """(n, 64, H/4, W/4) -> (n, c - 12, H/8, W/8)."""
         x = self.coarse(self.down(F.pad(feature, (0, 1, 0, 1))))
-        return self.conv_out(F.silu(x)), feature
+        out: Tensor = self.conv_out(F.silu(x))
+        return out
 
 
 class CompactFusion(nn.Module):
@@ -113,8 +123,12 @@ class CompactFusion(nn.Module):
 
     def forward(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
         """Both (n, width, h, w), before the later layers -> the feature after them."""
-        x = x + self.enter(torch.cat([encoder_feature, x], dim=1))
-        return run_layers(self.layers, x)
+        return run_layers(self.layers, self.start(encoder_feature, x))
+
+    def start(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
+        """What the layers read."""
+        out: Tensor = x + self.enter(torch.cat([encoder_feature, x], dim=1))
+        return out
 
 
 def compact_layers(width: int, count: int) -> nn.ModuleList:
@@ -192,16 +206,20 @@ class CompactDecoder(nn.Module):
         self, latent: Tensor, features: Sequence[Tensor] | None, fidelity: Tensor | None
     ) -> Tensor:
         small = inverse_haar(latent)
-        # The compact network reads images in [0, 1].
-        x = self.picture_in(small * 0.5 + 0.5)
-        x = x + F.pixel_shuffle(self.rise(self.coarse(self.conv_in(latent))), 2)
-        x = self.activation(x)
-        entry = run_layers(self.layers[: self.shared_layers], x)
+        entry = run_layers(self.layers[: self.shared_layers], self.entry(latent, small))
         x = run_layers(self.layers[self.shared_layers :], entry)
         if features is not None and self.fusion is not None:
             assert fidelity is not None
             x = x + fidelity * (self.fusion(features[0], entry) - x)
         out: Tensor = enlarge(small) + self.head(x)
+        return out
+
+    def entry(self, latent: Tensor, small: Tensor) -> Tensor:
+        """Latent (n, c, h, w) and the image that it holds -> (n, 64, 2h, 2w)."""
+        # The compact network reads images in [0, 1].
+        x = self.picture_in(small * 0.5 + 0.5)
+        x = x + F.pixel_shuffle(self.rise(self.coarse(self.conv_in(latent))), 2)
+        out: Tensor = self.activation(x)
         return out
 
 
