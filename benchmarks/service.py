@@ -13,6 +13,7 @@ without limits for clients; images go through HTTP. The parts, in this order:
     latency    from the POST to the first step, on an idle worker
     together   images per second of many jobs at once against one by one, and the same pixels
     fairness   a large image with small ones behind it: does one of them wait for its end?
+    requests   processor time of the service a request, beside a bare FastAPI route
     memory     most resident memory of the service's and the worker's processes
 
 `--compare` starts another build (the folder of a checkout) or this one with another setting
@@ -35,13 +36,14 @@ from pathlib import Path
 from benchmarks.images import SCALE
 from benchmarks.model import add_model, model_of
 from benchmarks.report import add_json, publish
+from benchmarks.requests import requests
 from benchmarks.results import Measurement, Result
 from benchmarks.stack import Stack, last_state, write_random_weights
 from benchmarks.workloads import Report, Workload, fairness, latency, together
 from models.presets import get_preset
 
-PARTS = ("start", "latency", "together", "fairness", "memory")
-RUNS = {"latency": latency, "together": together, "fairness": fairness}
+PARTS = ("start", "latency", "together", "fairness", "requests", "memory")
+RUNS = {"latency": latency, "together": together, "fairness": fairness, "requests": requests}
 
 
 @dataclass(frozen=True)

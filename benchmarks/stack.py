@@ -52,7 +52,7 @@ class Stack:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
-        self._url = f"http://127.0.0.1:{port}"
+        self.url = f"http://127.0.0.1:{port}"
         self._log = data / "up.log"
         self._command = [sys.executable, "-m", "cli", "up", "--port", str(port)]
         self._command += ["--data", str(data)]
@@ -73,11 +73,11 @@ class Stack:
                 self._command, cwd=self._checkout, env=self._environment, stdout=log, stderr=log
             )
             resources.callback(self._stop)
-            self._http = resources.enter_context(httpx.Client(base_url=self._url, trust_env=False))
+            self._http = resources.enter_context(httpx.Client(base_url=self.url, trust_env=False))
             while not self._is_ready():
                 time.sleep(POLL_S)
             self.ready_s = time.perf_counter() - start
-            self.client = resources.enter_context(Client(self._url))
+            self.client = resources.enter_context(Client(self.url))
             self._resources = resources.pop_all()
         return self
 
@@ -110,14 +110,26 @@ class Stack:
         response = self._http.get(f"/jobs/{job.id}/result", timeout=60)
         return response.raise_for_status().content
 
-    def peak_memory(self, part: str) -> int:
-        """Bytes that the `serve` or the `worker` process had resident at most."""
+    def process(self, part: str) -> int:
+        """The id of the `serve` or the `worker` process."""
         for task in Path(f"/proc/{self._process.pid}/task").iterdir():
             for child in (task / "children").read_text().split():
                 words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
                 if part.encode() in words:
-                    return resident_peak(child)
+                    return int(child)
         raise LookupError(f"stablesr up runs no process {part!r}.")
+
+    def peak_memory(self, part: str) -> int:
+        """Bytes that the process had resident at most."""
+        return resident_peak(str(self.process(part)))
+
+    def redis_url(self) -> str:
+        """Of its Redis."""
+        environment = Path(f"/proc/{self.process('serve')}/environ").read_text().split("\0")
+        (url,) = (
+            v for n, _, v in (e.partition("=") for e in environment) if n == "STABLESR_REDIS_URL"
+        )
+        return url
 
 
 def last_state(client: Client, jobs: Iterable[Job]) -> list[Job]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import benchmarks.requests
 import benchmarks.stack
 from benchmarks import image, io, memory, quality, service, step
 from benchmarks.model import DTYPES, Model, Variant
@@ -103,15 +104,19 @@ def test_service_measures_every_part_of_a_running_service(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmarks.stack, "ModelConfig", lambda: narrow.CONFIG)
+    monkeypatch.setattr(benchmarks.requests, "GETS", 40)
+    monkeypatch.setattr(benchmarks.requests, "POSTS", 10)
+    monkeypatch.setattr(benchmarks.requests, "ROUNDS", 1)
     result = command(
         "service",
-        "--preset stablesr-512 --device cpu --parts latency together fairness memory "
+        "--preset stablesr-512 --device cpu --parts latency together fairness requests memory "
         "--jobs 1 --size 64 --steps 1 --large 64 --small 1 --late 1",
     )
     values = {(m.case, m.quantity): m.value for m in result.measurements}
     assert values["POST to first step", "median"] > values["of it overhead", "median"] > 0
     assert values["jobs together", "differing by"] <= 1
     assert values["small ones submitted later", "in total at most"] > 0
+    assert values["processor time a request", "POST /upscale"] > 0
     assert values["peak memory", "worker"] > values["peak memory", "service"] > 10**7
 
 
