@@ -137,7 +137,7 @@ class PixelAttention(Attention):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x (n, width, h, w) -> like x."""
-        return x + to_map(super().forward(to_tokens(self.group_norm(x)), context), x)
+        return to_map(super().forward(to_tokens(self.group_norm(x)), context), x) + x
 
 
 def to_tokens(x: Tensor) -> Tensor:
