@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
-from jobs.connection import Breaker, LoopClient
+from jobs.connection import CircuitBreaker, LoopClient
 from jobs.errors import JobNotFound, QueueUnavailable, RecordUnreadable
 from jobs.job_store import JobStore, record_key
 from jobs.queue import JobQueue
-from jobs.reader import Capacity, JobReader
+from jobs.reader import JobReader
 from jobs.schema import Job, JobState, ResultInfo, Timings
 from jobs.settings import Settings
-from jobs.workers import WorkerInfo, Workers
+from jobs.workers import Capacity, WorkerInfo, Workers
 from tests.redis_server import RedisServer
 
 from .conftest import Submit
@@ -28,7 +28,7 @@ Use = Callable[[LoopClient], Coroutine[Any, Any, T]]
 
 def run(settings: Settings, use: Use[T]) -> T:
     async def main() -> T:
-        client = LoopClient(settings, Breaker())
+        client = LoopClient(settings, CircuitBreaker())
         try:
             return await use(client)
         finally:
