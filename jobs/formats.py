@@ -49,20 +49,10 @@ BLOCK = 1 << 18
 def examine(data: Bytes, max_pixels: int) -> Header:
     """The header of a whole image file of at most `max_pixels`, without decoding anything.
 
-    Raises:
-        UnsupportedFormat: none of `FORMATS`, or pixels of a kind that is not read.
-        ImageTruncated: it ends too early.
-        ImageAnimated: it has more than one frame.
-        ImageTooLarge: it has too many pixels.
-        ImageError: it is broken.
+    Raises ImageError: UnsupportedFormat, also for pixels of a kind that is not read,
+    ImageTruncated, ImageAnimated, ImageTooLarge, and itself for a broken file.
     """
-    name = _sniff(data[:32])
-    if name is None:
-        names = ", ".join(FORMATS)
-        raise UnsupportedFormat(
-            f"The file is none of {names}; its content decides, not its name.",
-            allowed=list(FORMATS),
-        )
+    name = _format_of(data[:32])
     try:
         header = FORMATS[name](data)
     except (struct.error, IndexError) as error:
@@ -71,24 +61,24 @@ def examine(data: Bytes, max_pixels: int) -> Header:
     if header.frames != 1:
         raise ImageAnimated(f"The {name} file has more than one frame; a still image is needed.")
     width, height = header.upright
+    pixels = width * height
     if width < 1 or height < 1:
         raise ImageError(
             f"The {name} file says it has {width} x {height} pixels; each side must be at least 1."
         )
-    if width * height > max_pixels:
+    if pixels > max_pixels:
         raise ImageTooLarge(
-            f"The image has {width} x {height} = {width * height} pixels; "
-            f"at most {max_pixels} are taken.",
+            f"The image has {width} x {height} = {pixels} pixels; at most {max_pixels} are taken.",
             width=width,
             height=height,
-            pixels=width * height,
+            pixels=pixels,
             max_input_pixels=max_pixels,
         )
     return header
 
 
-def _sniff(head: bytes) -> str | None:
-    """The allowed format these first 32 bytes (or fewer) belong to, or None."""
+def _format_of(head: bytes) -> str:
+    """The format that these first 32 bytes (or fewer) belong to; raises UnsupportedFormat."""
     if head.startswith(PNG_SIGNATURE):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -101,7 +91,10 @@ def _sniff(head: bytes) -> str | None:
     brands = {head[start : start + 4] for start in (8, *range(16, len(head), 4))}
     if head[4:8] == b"ftyp" and "AVIF" in FORMATS and brands & {b"avif", b"avis"}:
         return "AVIF"
-    return None
+    names = ", ".join(FORMATS)
+    raise UnsupportedFormat(
+        f"The file is none of {names}; its content decides, not its name.", allowed=list(FORMATS)
+    )
 
 
 def _read_png(data: Bytes) -> Header:

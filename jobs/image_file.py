@@ -63,12 +63,8 @@ class Header:
 
 
 def check_side(width: int, height: int, format: OutputFormat) -> None:
-    """Refuse a result that its file format cannot hold, before it is computed.
-
-    Raises:
-        OutputTooLarge: a side of `width` x `height` pixels is longer than `format` can state, or
-            the file may not fit into the 4 GiB of a TIFF.
-    """
+    """Raises OutputTooLarge for a result that its file format cannot hold: for sides (px) that it
+    cannot state, or where the file may not fit into the 4 GiB of a TIFF."""
     if max(width, height) > (longest := MAX_SIDE[format]):
         reason, limit = f"{longest} pixels a side", {"max_side": longest}
     elif format == "tiff" and width * height > MAX_TIFF_PIXELS:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter as Counts
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
@@ -49,65 +50,59 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
     Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
     what was not done then is done by the next sweep.
 
-    Returns how many jobs' blobs were removed (`removals`), results expired (`expiries`), jobs
-    failed that no worker would have run any more (`failures`) or were put off because something was
-    wrong with them (`put_off`), and files of dead writers were removed (`leftovers`).
+    Returns how many jobs' blobs were removed (`removals`), how many jobs were failed that no worker
+    would have run any more (`failures`) or put off because something was wrong with them
+    (`put_off`), and how many files of dead writers were removed (`leftovers`).
     """
     swept = Counts[str]()
     with queue_errors(connection), lock(connection, _LOCK_KEY, _LOCK_S) as is_mine:
-        if is_mine:
-            _look_at_all(connection, store, swept)
+        if not is_mine:
+            return swept
+        jobs = JobStore(connection)
+        now, end = jobs.now().timestamp(), time.monotonic() + _SWEEP_S
+        due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
+        for raw in due:
+            if time.monotonic() > end:
+                break
             try:
-                swept["leftovers"] = store.remove_staged(idle_s=UPLOAD_GRACE_S)
-            except StoreUnavailable as error:
-                logger.warning("Files whose writer is gone are left: %s", error.detail)
+                swept.update(_look_at(as_text(raw), jobs, connection, store, now))
+            # Whatever is wrong with this job or its blobs, the time of others has come as well.
+            # Where all of Redis is away, putting off raises.
+            except Exception as error:
+                is_known = isinstance(error, JobsError)
+                logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
+                connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
+                swept["put_off"] += 1
+        try:
+            swept["leftovers"] = store.remove_staged(idle_s=UPLOAD_GRACE_S)
+        except StoreUnavailable as error:
+            logger.warning("Files whose writer is gone are left: %s", error.detail)
     return swept
 
 
-def _look_at_all(connection: Redis, store: BlobStore, swept: Counts[str]) -> None:
-    jobs = JobStore(connection)
-    now = jobs.now().timestamp()
-    ends = time.monotonic() + _SWEEP_S
-    due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
-    for raw in due:
-        if time.monotonic() > ends:
-            return
-        try:
-            _look_at(as_text(raw), jobs, connection, store, now, swept)
-        # Whatever is wrong with this job or its blobs, the time of others has come as well.
-        # Where all of Redis is away, putting off raises.
-        except Exception as error:
-            is_known = isinstance(error, JobsError)
-            logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
-            connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
-            swept["put_off"] += 1
-
-
 def _look_at(
-    job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float, swept: Counts[str]
-) -> None:
+    job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float
+) -> Sequence[str]:
+    """What `sweep` counts of the job."""
     try:
         job = jobs.get(job_id)
     except JobNotFound:
         job = None
-    if job is not None and not job.state.is_final:
-        fault = _loss_of(job, connection, now)
-        if fault is None:
-            connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
-            return
-        try:
-            jobs.fail(job_id, fault.problem())
-        except (JobNotFound, WrongState):
-            return
-        swept["failures"] += 1
+    if job is None or job.state.is_final:
+        store.delete(input_key(job_id), result_key(job_id))
+        connection.zrem(AGENDA_KEY, job_id)
+        return ["removals"]
+    fault = _loss_of(job, connection, now)
+    if fault is None:
+        connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
+        return []
+    with suppress(JobNotFound, WrongState):
+        jobs.fail(job_id, fault.problem())
         logger.error("Job %s failed: %s", job_id, fault)
         # It takes no place in the queue any more; a worker that has it finds that it has ended.
         open_queue(job.preset, connection).remove(job_id)
-        return
-    store.delete(input_key(job_id), result_key(job_id))
-    connection.zrem(AGENDA_KEY, job_id)
-    swept["removals"] += 1
-    swept["expiries"] += job is not None and job.state is JobState.EXPIRED
+        return ["failures"]
+    return []
 
 
 def _loss_of(job: Job, connection: Redis, now: float) -> JobsError | None:

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from redis import Redis
@@ -60,11 +58,10 @@ class TaskJob(Job):
     """RQ's job, limited to our task and callback, whatever the job in Redis names."""
 
     @property
-    def func(self) -> Callable[..., Any]:
+    def func(self) -> Any:
         if self.instance is not None or self.func_name != UPSCALE:
             raise ForbiddenTask(f"Job {self.id} names {self.func_name!r}, which is not a task.")
-        function: Callable[..., Any] = super().func
-        return function
+        return super().func
 
     @property
     def failure_callback(self) -> Any:
@@ -74,9 +71,7 @@ class TaskJob(Job):
     def success_callback(self) -> None:
         return None
 
-    @property
-    def stopped_callback(self) -> None:
-        return None
+    stopped_callback = success_callback
 
     def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
         """Nothing: RQ's webhooks would call whatever address a job in Redis names."""
@@ -89,8 +84,7 @@ class NoDeathPenalty(BaseDeathPenalty):
     def setup_death_penalty(self) -> None:
         pass
 
-    def cancel_death_penalty(self) -> None:
-        pass
+    cancel_death_penalty = setup_death_penalty
 
 
 def open_queue(preset: str, connection: Redis) -> Queue:
@@ -129,28 +123,18 @@ def withdraw(queue: Queue, job_id: str) -> bool:
     with queue_errors(queue.connection):
         if not queue.connection.lrem(queue.key, 1, job_id):
             return False
-        job = queue.fetch_job(job_id)
-        if job is not None:
+        if (job := queue.fetch_job(job_id)) is not None:
             job.delete(remove_from_queue=False)
     return True
 
 
 def run_again() -> Retry:
-    """What a task returns to go back to the front of the queue without losing an attempt.
-
-    For a worker that is asked to stop; the task calls JobStore.requeue first. RQ counts these
-    apart from attempts that failed.
-    """
+    """What a task returns to go back to the front of the queue without losing an attempt, after
+    JobStore.requeue: RQ counts these apart from attempts that failed."""
     return Retry(max=1000, interval=0, enqueue_at_front=True)
 
 
-def on_failure(
-    job: Job,
-    connection: Redis,
-    kind: type[BaseException],
-    error: BaseException,
-    trace: TracebackType | None,
-) -> None:
+def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: object) -> None:
     """Requeues or fails the record of a job whose attempt raised or whose worker was lost.
 
     RQ calls this on every failed attempt, also when it runs the job again, and decides by
@@ -189,7 +173,7 @@ _FAULT = (
     "The worker could not finish the job because of a fault of its own; "
     "its log says more under the job's id."
 )
-# A process that is killed in its round holds the others up so long: a round takes milliseconds.
+# So long a process that is killed in its round holds the others up. A round takes milliseconds.
 LOCK_S = 5
 # A job is between the queue and its start for a few milliseconds. One that was seen there twice,
 # this far apart, was lost with its worker.

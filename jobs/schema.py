@@ -44,12 +44,11 @@ FINAL = frozenset(JobState) - {JobState.QUEUED, JobState.PROCESSING}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who submitted a job and in which request: what its record keeps besides what is to be done.
+    """Who submitted a job and in which request.
 
-    owner is a key's id, or ANYONE; max_queued bounds the jobs that may wait of this owner, or of
-    this client (an address) where there is none;
-    request_id finds the request in the service's log; webhook_url is told of the job's end;
-    claim is the idempotency key (of `jobs.idempotency`) under which the job is to be found again.
+    owner is a key's id, or ANYONE; max_queued bounds its waiting jobs, or those of the client (an
+    address) where there is none; request_id finds the request in the service's log; webhook_url is
+    told of the job's end; under claim, of `jobs.idempotency`, the job is to be found again.
     """
 
     owner: str = ANYONE
