@@ -29,9 +29,16 @@ ORIENTATION, CHANNELS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 274, 277, 332, 33
 STRIPS, TILES = (273, 279), (324, 325)
 """The tags of the offsets and of the byte counts."""
 
-MODES: dict[int, Mode] = {0: "L", 1: "L", 2: "RGB", 3: "RGB", 5: "CMYK", 6: "YCbCr"}
-"""By PhotometricInterpretation: white or black is zero, RGB, palette, inks, YCbCr."""
-PALETTE = 3
+PALETTE, INKS = 3, 5
+KINDS: dict[int, tuple[Mode, int, set[int]]] = {
+    0: ("L", 1, {1, 2, 4, 8, 16}),
+    1: ("L", 1, {1, 2, 4, 8, 16}),
+    2: ("RGB", 3, {8, 16}),
+    PALETTE: ("RGB", 1, {1, 2, 4, 8}),
+    INKS: ("CMYK", 4, {8, 16}),
+    6: ("YCbCr", 3, {8}),
+}
+"""By PhotometricInterpretation: the mode, its channels, and how many bits of each are read."""
 WITH_ALPHA: dict[Mode, Mode] = {"L": "LA", "RGB": "RGBA", "CMYK": "CMYKA"}
 JPEG = 7
 COMPRESSIONS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946}
@@ -162,27 +169,22 @@ def _pixels(tags: Directory) -> tuple[Mode, int]:
             "PackBits are read",
         )
     photometric = tags.value(PHOTOMETRIC)
-    mode = MODES.get(photometric)
-    if mode is None or (mode == "CMYK" and tags.value(INK_SET, 1) != 1):
+    if photometric not in KINDS or (photometric == INKS and tags.value(INK_SET, 1) != 1):
         raise unsupported(
             "TIFF",
             f"its pixels are of the photometric kind {photometric}; "
             "greyscale, RGB, palette, CMYK and YCbCr are read",
         )
-    palette = photometric == PALETTE
+    mode, colours, depths = KINDS[photometric]
     bits = set(tags.values(BITS)) or {1}
     kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED_FORMAT}
     depth = max(bits)
-    depths = {8} if palette or mode == "YCbCr" else {8, 16}
-    if palette or mode == "L":
-        depths |= {1, 2, 4}
     if kinds - {UNSIGNED_INTEGER} or len(bits) > 1 or depth not in depths:
         raise unsupported(
             "TIFF",
             f"its channels are of {depth} bits and sample format {sorted(kinds)}; unsigned whole "
             "numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel",
         )
-    colours = 1 if palette or mode == "L" else 4 if mode == "CMYK" else 3
     channels, extra = tags.value(CHANNELS, 1), tags.values(EXTRA_SAMPLES)
     if channels < colours:
         raise unreadable("TIFF", f"it has {channels} channels; its kind of pixels has {colours}")
@@ -191,4 +193,4 @@ def _pixels(tags: Directory) -> tuple[Mode, int]:
         mode = "RGB"
     if channels > colours and extra and extra[0] in ALPHA:
         mode = WITH_ALPHA.get(mode, mode)
-    return mode, 8 if palette else depth
+    return mode, 8 if photometric == PALETTE else depth

@@ -13,11 +13,17 @@ from jobs.job_store import JobStore
 from jobs.queue import JobQueue
 from jobs.schema import ImageInfo, Job, JobState, ResultInfo, new_job_id
 from jobs.settings import Settings
+from jobs.states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
 from jobs.store import BlobStore
 from models.parameters import UpscaleParameters
 from tests.redis_server import RedisServer
 
 Submit = Callable[[], str]
+
+
+def next_state(state: JobState, event: Event, *, cancel_requested: bool = False) -> JobState | None:
+    """Where the event takes a job by the tables; None where it cannot happen."""
+    return (TRANSITIONS_WHEN_MARKED if cancel_requested else TRANSITIONS)[event].get(state)
 
 
 def failed(job: Job) -> Problem:
