@@ -243,6 +243,5 @@ def unknown(job_id: str) -> JobNotFound:
 
 def _end_error(job: Job) -> JobEnded:
     return JobEnded(
-        f"Job {job.id} has already ended: it is {job.state}, which is final.",
-        state=job.state.value,
+        f"Job {job.id} has already ended: it is {job.state}, which is final.", state=job.state.value
     )

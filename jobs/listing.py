@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 BATCH = 100
 # A page of rare jobs ends here rather than read through all of a long index at once.
 MOST_READ = 1000
+# An owner's jobs of one microsecond: far more than one Redis can create in it.
+MOST_TIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +100,13 @@ def read_page(
 def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor]:
     """The next BATCH places behind the cursor."""
     highest = "+inf" if cursor is None else f"{cursor.timestamp:.6f}"
-    key, start = owner_key(owner), 0
-    raw: Any = [None] * BATCH
-    places: list[Cursor] = []
-    # Two jobs of one microsecond share a score; then the id decides, as it does in Redis.
-    while len(places) < BATCH and len(raw) == BATCH:
-        with queue_errors(connection):
-            raw = connection.zrevrangebyscore(key, highest, "-inf", start, BATCH, withscores=True)
-        start += BATCH
-        batch = [Cursor(float(score), as_text(member)) for member, score in raw]
-        places += [place for place in batch if cursor is None or _order(place) < _order(cursor)]
-    return places[:BATCH]
+    with queue_errors(connection):
+        raw: Any = connection.zrevrangebyscore(
+            owner_key(owner), highest, "-inf", 0, BATCH + MOST_TIES, withscores=True
+        )
+    places = [Cursor(float(score), as_text(member)) for member, score in raw]
+    # Jobs of one microsecond share a score; then the id decides, as it does in Redis.
+    return [p for p in places if cursor is None or _order(p) < _order(cursor)][:BATCH]
 
 
 def _order(place: Cursor) -> tuple[str, str]:

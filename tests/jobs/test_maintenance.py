@@ -186,12 +186,7 @@ def test_jobs_that_are_put_off_are_counted(
     [("parameters", '{"preset": "gone"}'), ("parameters", '{"later": 1}'), ("created_at", "now")],
 )
 def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
-    field: str,
-    value: str,
-    connection: Redis,
-    store: BlobStore,
-    submit: Submit,
-    queue: JobQueue,
+    field: str, value: str, connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
 ) -> None:
     odd, other = submit(), submit()
     connection.hset(record_key(odd), field, value)

@@ -141,11 +141,7 @@ def test_a_webhook_written_into_a_job_is_not_called(
 
 
 def test_a_fault_is_tried_twice_and_then_told(
-    worker: Worker,
-    submit: Submit,
-    ran: list[str],
-    queue: JobQueue,
-    monkeypatch: pytest.MonkeyPatch,
+    worker: Worker, submit: Submit, ran: list[str], queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task(monkeypatch, "fail")
     job_id = submit()
@@ -401,11 +397,7 @@ def test_tidying_forgets_failed_jobs_whose_time_is_over(rq: Queue, connection: R
 
 @pytest.mark.parametrize("preset", ["stablesr-512", "stablesr-face"])
 def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
-    preset: str,
-    store: BlobStore,
-    image: ImageInfo,
-    queue: JobQueue,
-    connection: Redis,
+    preset: str, store: BlobStore, image: ImageInfo, queue: JobQueue, connection: Redis
 ) -> None:
     lost = open_queue(preset, connection)
     job_id = queue.submit(new_job_id(), UpscaleParameters(preset=preset), image).id
@@ -418,11 +410,7 @@ def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_prese
 
 
 def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
-    store: BlobStore,
-    queue: JobQueue,
-    submit: Submit,
-    rq: Queue,
-    connection: Redis,
+    store: BlobStore, queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
