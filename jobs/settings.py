@@ -136,8 +136,7 @@ class Settings(BaseSettings):
     )
 
     # Limits
-    # Uploads a minute, of a key or of an address without one; 0 is no limit. A key may have a
-    # number of its own.
+    # Of a key, or an address without one; 0 is no limit. A key may have a number of its own.
     uploads_per_minute: Annotated[int, Field(ge=0)] = 120
     # Of one process, whatever they are for.
     max_connections: Annotated[int, Field(ge=1)] = 800
@@ -158,9 +157,8 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2
-    # What the plan of each image decides by itself (docs/memory.md), decided here instead: tiles
-    # in one network call, bytes that the process may take on the device that computes ("6GB"),
-    # and whether networks that do not work wait on the host.
+    # Decided here, not by each image's plan (docs/memory.md): tiles in one network call, bytes on
+    # the device that computes ("6GB"), and whether networks that do not work wait on the host.
     tile_batch: Annotated[int, Field(ge=1)] | None = None
     memory_limit: Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
