@@ -4,7 +4,3 @@ Knows neither HTTP nor torch. A job's state lives in one Redis hash (`jobs.job_s
 through one table (`jobs.states`); RQ only carries the job's id to a worker (`jobs.queue`); image
 bytes live in a blob store (`jobs.store`) and never in Redis.
 """
-
-from __future__ import annotations
-
-__all__: list[str] = []

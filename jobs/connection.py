@@ -1,14 +1,14 @@
-"""Connections to Redis, and its errors as one sentence."""
+"""Connections to Redis, its locks, its answers in text, and its errors as one sentence."""
 
 from __future__ import annotations
 
 import asyncio
 import builtins
-import threading
+import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Self
 
 from redis import Redis
 from redis.asyncio import BlockingConnectionPool
@@ -23,10 +23,13 @@ from .settings import Settings
 
 # What a request of the service waits for an answer of Redis, which takes a millisecond.
 ANSWER_S = 1.0
+TICKS = 4
+TICK_S = ANSWER_S / TICKS
 # Of one event loop at once; further requests wait for one.
 MAX_CONNECTIONS = 40
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
 Command = tuple[str | int, ...]
 
 
@@ -34,9 +37,8 @@ class StillSilent(TimeoutError):
     """Redis did not answer a moment ago, so it was not asked."""
 
 
-class Breaker(Retry):
-    """How often the connections of one client try, and when not at all: a Redis that hangs is
-    waited for once, not by every call of every request.
+class CircuitBreaker(Retry):
+    """A Redis that hangs is waited for once, not by every call of every request.
 
     A lost connection is tried once more: Redis may have restarted since. A call without an answer
     in time is not; after it every call fails at once for `silent_s` seconds, in whatever thread.
@@ -45,23 +47,16 @@ class Breaker(Retry):
     def __init__(self, silent_s: float = 1.0) -> None:
         super().__init__(NoBackoff(), 1, supported_errors=(ConnectionError,))
         self._silent_s = silent_s
-        self._lock = threading.Lock()
         self._until = 0.0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: each connection copies its retries, and all must know of one another."""
         return self
 
-    def call_with_retry(
-        self,
-        do: Callable[[], T],
-        fail: Callable[..., Any],
-        is_retryable: Callable[[Exception], bool] | None = None,
-        with_failure_count: bool = False,
-    ) -> T:
+    def call_with_retry(self, *arguments: Any, **options: Any) -> Any:
         self.check()
         try:
-            return super().call_with_retry(do, fail, is_retryable, with_failure_count)
+            return super().call_with_retry(*arguments, **options)
         except StillSilent:
             raise
         except TimeoutError:
@@ -70,32 +65,30 @@ class Breaker(Retry):
 
     def check(self) -> None:
         """Raises StillSilent while no call is to be made."""
-        with self._lock:
-            silent = time.monotonic() < self._until
-        if silent:
+        if time.monotonic() < self._until:
             raise StillSilent(f"It gave no answer within the last {self._silent_s:g} seconds")
 
     def trip(self) -> None:
         """A call had no answer in time."""
-        with self._lock:
-            self._until = time.monotonic() + self._silent_s
+        self._until = time.monotonic() + self._silent_s
 
 
-def connect(settings: Settings, *, patient: bool = False, breaker: Breaker | None = None) -> Redis:
+def connect(
+    settings: Settings, *, patient: bool = False, breaker: CircuitBreaker | None = None
+) -> Redis:
     """A client with a pool of connections; nothing is sent yet. Safe to share between threads.
 
     Answers are bytes, as RQ needs them. By default a lost connection is tried once more and then
     reported. patient is for workers, which would rather wait some seconds for a Redis that
-    restarts than give up a long job. breaker is for the service, whose requests must not hang:
-    Redis has a second to answer, and who gets none spares the others the wait.
+    restarts than give up a long job. breaker is for the service, whose requests must not hang.
     """
     retry = Retry(ExponentialBackoff(cap=2, base=0.1), 6) if patient else Retry(NoBackoff(), 1)
     return Redis.from_url(
         settings.redis_url,
-        socket_connect_timeout=2 if breaker is None else ANSWER_S,
-        socket_timeout=5 if breaker is None else ANSWER_S,
+        socket_connect_timeout=ANSWER_S if breaker else 2,
+        socket_timeout=ANSWER_S if breaker else 5,
         health_check_interval=30,
-        retry=retry if breaker is None else breaker,
+        retry=breaker or retry,
     )
 
 
@@ -105,11 +98,11 @@ class LoopClient:
     Redis has a second to answer; with the other clients of a breaker it is waited for once.
     """
 
-    def __init__(self, settings: Settings, breaker: Breaker) -> None:
+    def __init__(self, settings: Settings, breaker: CircuitBreaker) -> None:
         pool = BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=MAX_CONNECTIONS,
-            # `LoopTimer` ends every wait.
+            # `call` ends every wait.
             timeout=None,
             socket_connect_timeout=None,
             socket_timeout=None,
@@ -124,9 +117,8 @@ class LoopClient:
         with queue_errors(self._redis):
             self._breaker.check()
             try:
-                async with asyncio.timeout(None) as timeout:
-                    with LoopTimer(timeout):
-                        return await self._send(commands)
+                async with _answer_timeout():
+                    return await self._send(commands)
             except builtins.TimeoutError:
                 self._breaker.trip()
                 raise TimeoutError(f"It gave no answer within {ANSWER_S:g} seconds") from None
@@ -150,32 +142,29 @@ class LoopClient:
         await self._redis.aclose()
 
 
-class LoopTimer:
+@asynccontextmanager
+async def _answer_timeout() -> AsyncIterator[None]:
     """Ends a wait after ANSWER_S. Time in which the loop is late does not count: under load the
     answer may be there, and nothing has read it yet."""
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
 
-    TICKS = 4
-    TICK_S = ANSWER_S / TICKS
-
-    def __init__(self, timeout: asyncio.Timeout) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._timeout = timeout
-        self._ticks = 0
-
-    def __enter__(self) -> None:
-        due = self._loop.time() + self.TICK_S
-        self._timer = self._loop.call_at(due, self._tick, due)
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def _tick(self, due: float) -> None:
-        if self._loop.time() - due < self.TICK_S / 2:
-            self._ticks += 1
-        if self._ticks == self.TICKS:
-            self._timeout.reschedule(self._loop.time())
+    def tick(left: int, due: float) -> None:
+        nonlocal timer
+        if loop.time() - due < TICK_S / 2:
+            left -= 1
+        if left:
+            due = loop.time() + TICK_S
+            timer = loop.call_at(due, tick, left, due)
         else:
-            self.__enter__()
+            timeout.reschedule(loop.time())
+
+    tick(TICKS + 1, loop.time())
+    try:
+        async with asyncio.timeout(None) as timeout:
+            yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -191,11 +180,41 @@ def queue_errors(connection: Redis | AsyncRedis) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def lock(connection: Redis, name: str, most_s: int) -> Iterator[bool]:
+    """Whether no other process has the lock, which this one then has within the block.
+
+    A process that dies holds it for most_s seconds. What takes longer runs on without the lock, so
+    each step has to be safe to do twice. Raises RedisError.
+    """
+    held = connection.lock(name, timeout=most_s)
+    if not held.acquire(blocking=False):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        try:
+            held.release()
+        except RedisError as error:
+            logger.warning("The lock %s was not released: %s", name, error)
+
+
 def as_text(answer: object) -> str:
     """A string that Redis sent. Our connections answer bytes; redis-py's types allow more."""
     if not isinstance(answer, bytes):
         raise TypeError(f"Redis' answers should be bytes; got {type(answer).__name__}.")
     return answer.decode()
+
+
+def as_texts(raw: Mapping[Any, Any]) -> dict[str, str]:
+    """A hash as Redis answers it, in text."""
+    return {as_text(name): as_text(value) for name, value in raw.items()}
+
+
+def seconds_of(time: Any) -> float:
+    """What Redis' TIME answers."""
+    return float(time[0] + time[1] / 1e6)
 
 
 def _address(connection: Redis | AsyncRedis) -> str:

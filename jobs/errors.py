@@ -6,7 +6,7 @@ service's business. What a failed job keeps as its error is the same thing, froz
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
@@ -19,12 +19,6 @@ class Problem(BaseModel):
     type: str
     title: str
     detail: str
-
-    @classmethod
-    def of(cls, error: JobsError) -> Self:
-        return cls.model_validate(
-            {**error.extra, "type": error.type, "title": error.title, "detail": error.detail}
-        )
 
 
 class JobsError(Exception):
@@ -42,44 +36,38 @@ class JobsError(Exception):
         self.extra: dict[str, JsonValue] = extra
 
     def problem(self) -> Problem:
-        return Problem.of(self)
+        fields = {"type": self.type, "title": self.title, "detail": self.detail}
+        return Problem.model_validate({**self.extra, **fields})
 
 
 class InvalidSettings(JobsError):
-    type = "invalid-settings"
-    title = "A setting is wrong"
+    type, title = "invalid-settings", "A setting is wrong"
 
 
 class QueueUnavailable(JobsError):
-    type = "queue-unavailable"
-    title = "The job queue cannot be reached"
+    type, title = "queue-unavailable", "The job queue cannot be reached"
 
 
 class QueueFull(JobsError):
-    type = "queue-full"
-    title = "The job queue is full"
+    type, title = "queue-full", "The job queue is full"
 
 
 class QuotaExceeded(JobsError):
     """One key or address has as many jobs waiting as it may; others may still submit."""
 
-    type = "quota-exceeded"
-    title = "Too many jobs of this client wait"
+    type, title = "quota-exceeded", "Too many jobs of this client wait"
 
 
 class StoreUnavailable(JobsError):
-    type = "store-unavailable"
-    title = "The image store cannot be used"
+    type, title = "store-unavailable", "The image store cannot be used"
 
 
 class BlobNotFound(JobsError):
-    type = "blob-not-found"
-    title = "The stored image is gone"
+    type, title = "blob-not-found", "The stored image is gone"
 
 
 class JobNotFound(JobsError):
-    type = "job-not-found"
-    title = "No such job"
+    type, title = "job-not-found", "No such job"
 
 
 class RecordUnreadable(JobsError):
@@ -87,103 +75,87 @@ class RecordUnreadable(JobsError):
 
 
 class JobExists(JobsError):
-    type = "job-exists"
-    title = "The job's id is taken"
+    type, title = "job-exists", "The job's id is taken"
 
 
 class IdempotencyMismatch(JobsError):
-    type = "idempotency-mismatch"
-    title = "The idempotency key was used for another request"
+    type, title = "idempotency-mismatch", "The idempotency key was used for another request"
 
 
 class IdempotencyPending(JobsError):
-    type = "idempotency-in-progress"
-    title = "The first request with this idempotency key is still being handled"
+    type, title = (
+        "idempotency-in-progress",
+        "The first request with this idempotency key is still being handled",
+    )
 
 
 class KeyNotFound(JobsError):
-    type = "key-not-found"
-    title = "No such API key"
+    type, title = "key-not-found", "No such API key"
 
 
 class BadCursor(JobsError):
-    type = "bad-cursor"
-    title = "The cursor is not one of this server's"
+    type, title = "bad-cursor", "The cursor is not one of this server's"
 
 
 class WrongState(JobsError):
     """The job is not in a state in which this can happen to it; `extra["state"]` says which."""
 
-    type = "wrong-state"
-    title = "The job is in another state"
+    type, title = "wrong-state", "The job is in another state"
 
 
 class JobEnded(WrongState):
     """The job succeeded, failed, was canceled or expired: nothing changes it any more."""
 
-    type = "job-ended"
-    title = "The job has ended"
+    type, title = "job-ended", "The job has ended"
 
 
 class ImageError(JobsError):
     """The uploaded file is at fault: trying again cannot help."""
 
-    type = "image-unreadable"
-    title = "The image cannot be read"
+    type, title = "image-unreadable", "The image cannot be read"
 
 
 class UnsupportedFormat(ImageError):
-    type = "image-format-unsupported"
-    title = "The image's format is not supported"
+    type, title = "image-format-unsupported", "The image's format is not supported"
 
 
 class ImageTruncated(ImageError):
-    type = "image-truncated"
-    title = "The image is cut short"
+    type, title = "image-truncated", "The image is cut short"
 
 
 class ImageAnimated(ImageError):
-    type = "image-animated"
-    title = "The image has more than one frame"
+    type, title = "image-animated", "The image has more than one frame"
 
 
 class ImageTooLarge(ImageError):
-    type = "image-too-large"
-    title = "The image has too many pixels"
+    type, title = "image-too-large", "The image has too many pixels"
 
 
 class OutputTooLarge(ImageError):
-    type = "output-too-large"
-    title = "The result would have too many pixels"
+    type, title = "output-too-large", "The result would have too many pixels"
 
 
 class UploadTooLarge(ImageError):
-    type = "upload-too-large"
-    title = "The file is too large"
+    type, title = "upload-too-large", "The file is too large"
 
 
 class JobFault(JobsError):
     """The service is at fault, not the image: the job may be submitted again."""
 
-    type = "internal-error"
-    title = "The job failed"
+    type, title = "internal-error", "The job failed"
 
 
 class WorkerLost(JobFault):
-    type = "worker-lost"
-    title = "The worker was lost"
+    type, title = "worker-lost", "The worker was lost"
 
 
 class JobTimedOut(JobFault):
-    type = "job-timed-out"
-    title = "The job took too long"
+    type, title = "job-timed-out", "The job took too long"
 
 
 class OutOfMemory(JobFault):
-    type = "out-of-memory"
-    title = "The worker's memory does not suffice"
+    type, title = "out-of-memory", "The worker's memory does not suffice"
 
 
 class QueueTimedOut(JobFault):
-    type = "queue-timed-out"
-    title = "The job waited too long"
+    type, title = "queue-timed-out", "The job waited too long"

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from PIL import features
 
 from . import tiff
-from .errors import ImageAnimated, ImageError, ImageTooLarge, ImageTruncated, UnsupportedFormat
-from .image_file import MAX_PARTS, Bytes, Header, Mode
+from .errors import ImageAnimated, ImageError, ImageTooLarge, UnsupportedFormat
+from .image_file import MAX_PARTS, Bytes, Header, Mode, truncated, unreadable, unsupported
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_PALETTE = 3
@@ -49,46 +49,36 @@ BLOCK = 1 << 18
 def examine(data: Bytes, max_pixels: int) -> Header:
     """The header of a whole image file of at most `max_pixels`, without decoding anything.
 
-    Raises:
-        UnsupportedFormat: none of `FORMATS`, or pixels of a kind that is not read.
-        ImageTruncated: it ends too early.
-        ImageAnimated: it has more than one frame.
-        ImageTooLarge: it has too many pixels.
-        ImageError: it is broken.
+    Raises ImageError: UnsupportedFormat, also for pixels of a kind that is not read,
+    ImageTruncated, ImageAnimated, ImageTooLarge, and itself for a broken file.
     """
-    name = _sniff(data[:32])
-    if name is None:
-        names = ", ".join(FORMATS)
-        raise UnsupportedFormat(
-            f"The file is none of {names}; its content decides, not its name.",
-            allowed=list(FORMATS),
-        )
+    name = _format_of(data[:32])
     try:
         header = FORMATS[name](data)
     except (struct.error, IndexError) as error:
         # A field that should be there lies behind the last byte.
-        raise ImageTruncated(f"The {name} file is cut short: it ends inside a header.") from error
+        raise truncated(name, "it ends inside a header") from error
     if header.frames != 1:
         raise ImageAnimated(f"The {name} file has more than one frame; a still image is needed.")
     width, height = header.upright
+    pixels = width * height
     if width < 1 or height < 1:
         raise ImageError(
             f"The {name} file says it has {width} x {height} pixels; each side must be at least 1."
         )
-    if width * height > max_pixels:
+    if pixels > max_pixels:
         raise ImageTooLarge(
-            f"The image has {width} x {height} = {width * height} pixels; "
-            f"at most {max_pixels} are taken.",
+            f"The image has {width} x {height} = {pixels} pixels; at most {max_pixels} are taken.",
             width=width,
             height=height,
-            pixels=width * height,
+            pixels=pixels,
             max_input_pixels=max_pixels,
         )
     return header
 
 
-def _sniff(head: bytes) -> str | None:
-    """The allowed format these first 32 bytes (or fewer) belong to, or None."""
+def _format_of(head: bytes) -> str:
+    """The format that these first 32 bytes (or fewer) belong to; raises UnsupportedFormat."""
     if head.startswith(PNG_SIGNATURE):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -101,7 +91,10 @@ def _sniff(head: bytes) -> str | None:
     brands = {head[start : start + 4] for start in (8, *range(16, len(head), 4))}
     if head[4:8] == b"ftyp" and "AVIF" in FORMATS and brands & {b"avif", b"avis"}:
         return "AVIF"
-    return None
+    names = ", ".join(FORMATS)
+    raise UnsupportedFormat(
+        f"The file is none of {names}; its content decides, not its name.", allowed=list(FORMATS)
+    )
 
 
 def _read_png(data: Bytes) -> Header:
@@ -113,16 +106,16 @@ def _read_png(data: Bytes) -> Header:
         length, kind = struct.unpack_from(">I4s", data, position)
         start, end = position + 8, position + 8 + length
         if end + 4 > len(data):
-            raise _truncation("PNG", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
+            raise truncated("PNG", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
         if (kind == b"IHDR") != (position == len(PNG_SIGNATURE)):
-            raise _malformation("PNG", "its first chunk is not IHDR, or it has several")
+            raise unreadable("PNG", "its first chunk is not IHDR, or it has several")
         # Bit 5 of the first letter is unset in the chunks a decoder needs.
         if not kind[0] & 0x20 and _crc(data, position + 4, end) != data[end : end + 4]:
-            raise _malformation("PNG", f"the checksum of its {_ascii(kind)} chunk is wrong")
+            raise unreadable("PNG", f"the checksum of its {_ascii(kind)} chunk is wrong")
         if kind == b"IHDR":
             width, height, depth, colours = struct.unpack_from(">IIBB", data, start)
             if colours not in PNG_MODES:
-                raise _malformation("PNG", f"its colour type is {colours}, which PNG does not have")
+                raise unreadable("PNG", f"its colour type is {colours}, which PNG does not have")
             size, mode = (width, height), PNG_MODES[colours]
             depth = 8 if colours == PNG_PALETTE else depth
         elif kind == b"tRNS":
@@ -135,7 +128,7 @@ def _read_png(data: Bytes) -> Header:
             pixels = True
         elif kind == b"IEND":
             if not pixels:
-                raise _malformation("PNG", "it has no IDAT chunk, so no pixels")
+                raise unreadable("PNG", "it has no IDAT chunk, so no pixels")
             return Header("PNG", *size, frames, tiff.orientation_in(exif), mode, depth)
         position = end + 4
     raise _too_many("PNG", "chunks")
@@ -159,20 +152,21 @@ def _read_jpeg(data: Bytes) -> Header:
             continue
         if marker == EOI:
             if not has_scan or 0 in size:
-                raise _malformation("JPEG", "it has no scan, so no pixels")
+                raise unreadable("JPEG", "it has no scan, so no pixels")
             return Header("JPEG", *size, orientation=tiff.orientation_in(exif), mode=mode)
         length = struct.unpack_from(">H", data, position)[0]
         segment = data[position + 2 : position + length]
         if length < 2:
-            raise _malformation("JPEG", f"the segment at byte {position} has a length of {length}")
+            raise unreadable("JPEG", f"the segment at byte {position} has a length of {length}")
         if len(segment) < length - 2:
-            raise _truncation("JPEG", f"it ends inside the segment at byte {position}")
+            raise truncated("JPEG", f"it ends inside the segment at byte {position}")
         if marker in SOF:
             precision, height, width, components = struct.unpack_from(">BHHB", segment)
             if precision != 8 or components not in JPEG_MODES:
-                raise UnsupportedFormat(
-                    f"The JPEG file is of a kind not read: it has {components} channels of "
-                    f"{precision} bits; 1, 3 or 4 channels of 8 bits are read."
+                raise unsupported(
+                    "JPEG",
+                    f"it has {components} channels of {precision} bits; "
+                    "1, 3 or 4 channels of 8 bits are read",
                 )
             size, mode = (width, height), JPEG_MODES[components]
         elif marker == APP1 and segment.startswith(tiff.EXIF_PREFIX):
@@ -188,14 +182,14 @@ def _next_marker(data: Bytes, position: int) -> tuple[int, int]:
         # One byte more, for a marker of which the FF is the last one here.
         if marker := JPEG_MARKER.search(data, start, start + BLOCK + 1):
             return data[marker.end() - 1], marker.end()
-    raise _truncation("JPEG", "it ends before its EOI marker")
+    raise truncated("JPEG", "it ends before its EOI marker")
 
 
 def _read_webp(data: Bytes) -> Header:
     """RIFF chunks (RFC 9649, 2 and 3)."""
     end = struct.unpack_from("<I", data, 4)[0] + 8
     if end > len(data):
-        raise _truncation("WEBP", f"its header declares {end} bytes and it has {len(data)}")
+        raise truncated("WEBP", f"its header declares {end} bytes and it has {len(data)}")
     position, size, frames, exif, pixels, alpha = 12, (0, 0), 1, b"", False, False
     for _ in range(MAX_PARTS + 1):
         if position + 8 > end:
@@ -203,7 +197,7 @@ def _read_webp(data: Bytes) -> Header:
         kind, length = struct.unpack_from("<4sI", data, position)
         start = position + 8
         if start + length > end:
-            raise _truncation("WEBP", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
+            raise truncated("WEBP", f"it ends inside the {_ascii(kind)} chunk at byte {position}")
         sides = (0, 0)
         if kind == b"VP8X":
             width, height = data[start + 4 : start + 7], data[start + 7 : start + 10]
@@ -212,12 +206,12 @@ def _read_webp(data: Bytes) -> Header:
             frames, alpha = 1 + bool(data[start] & VP8X_ANIMATED), bool(data[start] & VP8X_ALPHA)
         elif kind == b"VP8 ":
             if data[start + 3 : start + 6] != b"\x9d\x01\x2a":
-                raise _malformation("WEBP", "its VP8 chunk does not start with a key frame")
+                raise unreadable("WEBP", "its VP8 chunk does not start with a key frame")
             width, height = struct.unpack_from("<HH", data, start + 6)
             pixels, sides = True, (width & 0x3FFF, height & 0x3FFF)
         elif kind == b"VP8L":
             if data[start] != 0x2F:
-                raise _malformation("WEBP", "its VP8L chunk has the wrong signature")
+                raise unreadable("WEBP", "its VP8L chunk has the wrong signature")
             bits = struct.unpack_from("<I", data, start + 1)[0]
             pixels, sides = True, ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
             alpha = alpha or bool(bits >> 28 & 1)
@@ -229,7 +223,7 @@ def _read_webp(data: Bytes) -> Header:
     else:
         raise _too_many("WEBP", "chunks")
     if not pixels and frames == 1:
-        raise _truncation("WEBP", "it has no VP8 or VP8L chunk, so no pixels")
+        raise truncated("WEBP", "it has no VP8 or VP8L chunk, so no pixels")
     return Header("WEBP", *size, frames, tiff.orientation_in(exif), "RGBA" if alpha else "RGB")
 
 
@@ -246,14 +240,14 @@ def _read_avif(data: Bytes) -> Header:
         elif length == 0:
             length = len(data) - position
         if length < 8:
-            raise _malformation("AVIF", f"the box at byte {position} has a length of {length}")
+            raise unreadable("AVIF", f"the box at byte {position} has a length of {length}")
         if position + length > len(data):
-            raise _truncation("AVIF", f"it ends inside the {_ascii(kind)} box at byte {position}")
+            raise truncated("AVIF", f"it ends inside the {_ascii(kind)} box at byte {position}")
         position += length
     else:
         raise _too_many("AVIF", "boxes")
     if not pixels:
-        raise _truncation("AVIF", "it has no mdat box, so no pixels")
+        raise truncated("AVIF", "it has no mdat box, so no pixels")
     # Pillow can be built without it.
     from PIL import _avif
 
@@ -264,9 +258,9 @@ def _read_avif(data: Bytes) -> Header:
         (width, height), frames, mode, _, _, orientation, _ = decoder.get_info()
     # It raises ValueError and others, and all of it says the same: this header cannot be read.
     except Exception as error:
-        raise _malformation("AVIF", f"its header cannot be read ({error})") from error
+        raise unreadable("AVIF", f"its header cannot be read ({error})") from error
     if mode not in AVIF_MODES:
-        raise _malformation("AVIF", f"its mode is {mode}")
+        raise unreadable("AVIF", f"its mode is {mode}")
     if not 1 <= orientation <= 8:
         orientation = 1
     # The first codec configuration is the image's.
@@ -287,16 +281,8 @@ if features.check("avif"):
     FORMATS["AVIF"] = _read_avif
 
 
-def _truncation(name: str, reason: str) -> ImageTruncated:
-    return ImageTruncated(f"The {name} file is cut short: {reason}.")
-
-
-def _malformation(name: str, reason: str) -> ImageError:
-    return ImageError(f"The {name} file cannot be read: {reason}.")
-
-
 def _too_many(name: str, what: str) -> ImageError:
-    return _malformation(name, f"it has more than {MAX_PARTS} {what}, the most that are read")
+    return unreadable(name, f"it has more than {MAX_PARTS} {what}, the most that are read")
 
 
 def _ascii(kind: bytes) -> str:

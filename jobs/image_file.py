@@ -5,12 +5,11 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from models.parameters import OutputFormat
 
-from .errors import OutputTooLarge
+from .errors import ImageError, ImageTruncated, OutputTooLarge, UnsupportedFormat
 
 Bytes = bytes | mmap.mmap
 
@@ -24,16 +23,16 @@ MAX_PARTS = 65_536
 """Chunks, segments, boxes or strips of one file: reading more would take seconds, and no program
 writes so many."""
 
-RESULT_TYPES: Mapping[OutputFormat, str] = MappingProxyType(
-    {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "tiff": "image/tiff"}
-)
+RESULT_TYPES: Mapping[OutputFormat, str] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+    "tiff": "image/tiff",
+}
 """Media types of results."""
 
-MAX_SIDE: Mapping[OutputFormat, int] = MappingProxyType(
-    {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_535, "tiff": 2**32 - 1}
-)
-"""What a format can state in its header, in pixels."""
-
+# What a format can state in its header, in pixels.
+MAX_SIDE = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_535, "tiff": 2**32 - 1}
 # TIFF's offsets have 32 bits; four channels of 16 bits are the most that is written, and the
 # compression may not help.
 MAX_TIFF_PIXELS = 2**32 // 8 - 2**20
@@ -64,25 +63,30 @@ class Header:
 
 
 def check_side(width: int, height: int, format: OutputFormat) -> None:
-    """Refuse a result that its file format cannot hold, before it is computed.
+    """Raises OutputTooLarge for a result that its file format cannot hold: for sides (px) that it
+    cannot state, or where the file may not fit into the 4 GiB of a TIFF."""
+    if max(width, height) > (longest := MAX_SIDE[format]):
+        reason, limit = f"{longest} pixels a side", {"max_side": longest}
+    elif format == "tiff" and width * height > MAX_TIFF_PIXELS:
+        reason, limit = f"{MAX_TIFF_PIXELS} pixels, for its 4 GiB", {"max_pixels": MAX_TIFF_PIXELS}
+    else:
+        return
+    raise OutputTooLarge(
+        f"A {format} file has at most {reason}; the result would be {width} x {height}. "
+        "A smaller scale or output_format=png would do.",
+        width=width,
+        height=height,
+        **limit,
+    )
 
-    Raises:
-        OutputTooLarge: a side of `width` x `height` pixels is longer than `format` can state, or
-            the file may not fit into the 4 GiB of a TIFF.
-    """
-    end = f"the result would be {width} x {height}. A smaller scale or output_format=png would do."
-    longest = MAX_SIDE[format]
-    if max(width, height) > longest:
-        raise OutputTooLarge(
-            f"A {format} file has at most {longest} pixels a side; {end}",
-            max_side=longest,
-            width=width,
-            height=height,
-        )
-    if format == "tiff" and width * height > MAX_TIFF_PIXELS:
-        raise OutputTooLarge(
-            f"A tiff file has at most {MAX_TIFF_PIXELS} pixels, for its 4 GiB; {end}",
-            max_pixels=MAX_TIFF_PIXELS,
-            width=width,
-            height=height,
-        )
+
+def truncated(name: str, reason: str) -> ImageTruncated:
+    return ImageTruncated(f"The {name} file is cut short: {reason}.")
+
+
+def unreadable(name: str, reason: str) -> ImageError:
+    return ImageError(f"The {name} file cannot be read: {reason}.")
+
+
+def unsupported(name: str, reason: str) -> UnsupportedFormat:
+    return UnsupportedFormat(f"The {name} file is of a kind not read: {reason}.")

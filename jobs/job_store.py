@@ -4,6 +4,7 @@
     stablesr:agenda            sorted set: job id -> when the job is looked at again
     stablesr:jobs:{owner}      sorted set: id of a job of this owner -> when it was created
     stablesr:waiting:{owner}   the same of those that wait; by address where there is no owner
+    stablesr:webhooks          sorted set: id of an ended job whose webhook is to be called -> when
 
 Every change is one Lua script that looks the event up in the table of `jobs.states`, so two
 processes can never move a job at once and an ended job stays as it is. Times are the Redis
@@ -21,22 +22,9 @@ from typing import Any
 from redis import Redis
 from redis.client import Pipeline
 
-from models.parameters import UpscaleParameters
-
-from .connection import as_text, queue_errors
+from .connection import as_texts, queue_errors, seconds_of
 from .errors import JobEnded, JobNotFound, Problem, WrongState
-from .schema import (
-    FINAL,
-    ImageInfo,
-    Job,
-    JobState,
-    Origin,
-    Progress,
-    ResultInfo,
-    Timings,
-    job_of,
-    new_record,
-)
+from .schema import Job, JobState, Origin, Progress, ResultInfo, Timings, job_of
 from .states import (
     CHANNEL,
     COUNT_FIELD,
@@ -45,33 +33,18 @@ from .states import (
     TRANSITIONS,
     TRANSITIONS_WHEN_MARKED,
     Event,
-    minute_key,
 )
 
 AGENDA_KEY = "stablesr:agenda"
-# Sorted set: id of an ended job whose webhook is to be called -> when.
 WEBHOOKS_KEY = "stablesr:webhooks"
 # An active job that has not moved for so long is compared with RQ's view of it.
 LOOK_AGAIN_S = 60
 # How long an expired job is still known as expired rather than not at all.
 TOMBSTONE_S = 86_400
 
-_WAITING = "stablesr:waiting:"
-
 
 def record_key(job_id: str) -> str:
     return f"stablesr:job:{job_id}"
-
-
-def moment(time: Any) -> datetime:
-    """What Redis' TIME answers, as a time in UTC."""
-    seconds, micros = time
-    return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
-
-
-def text(raw: Mapping[Any, Any]) -> dict[str, str]:
-    """A hash as Redis answers it, in text."""
-    return {as_text(name): as_text(value) for name, value in raw.items()}
 
 
 def owner_key(owner: str) -> str:
@@ -81,30 +54,31 @@ def owner_key(owner: str) -> str:
 
 def waiting_key(quota_key: str) -> str:
     """The queued jobs of an owner, or of an address without one."""
-    return _WAITING + quota_key
+    return f"stablesr:waiting:{quota_key}"
 
 
-TRANSITION = Path(__file__).with_name("transition.lua").read_text("utf-8")
-_FINAL_JSON = json.dumps({state.value: True for state in FINAL})
-_RUN_FIELDS = ("started_at", "worker", "progress")
+def moment(time: Any) -> datetime:
+    """What Redis' TIME answers, as a time in UTC."""
+    return datetime.fromtimestamp(seconds_of(time), UTC)
 
 
-# A new record, with its places in the agenda, the counts and the indexes.
-CREATE = """
-local id, created, ttl, look, minute_ttl, longest, oldest, field = unpack(ARGV, 1, 8)
-redis.call('HSET', KEYS[1], unpack(ARGV, 9))
-redis.call('EXPIRE', KEYS[1], ttl)
-redis.call('ZADD', KEYS[2], look, id)
-redis.call('HINCRBY', KEYS[3], field .. 'queued', 1)
-redis.call('HINCRBY', KEYS[4], 'queued', 1)
-redis.call('EXPIRE', KEYS[4], minute_ttl)
-for i = 5, 6 do
-    redis.call('ZADD', KEYS[i], created, id)
-    redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', oldest)
-    redis.call('EXPIRE', KEYS[i], longest)
-end
-"""
-ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2])"
+_CREATION: dict[Any, Any] = {"create": {"": JobState.QUEUED}}
+_CONSTANTS = {
+    "transitions": {**TRANSITIONS, **_CREATION},
+    "when_marked": {**TRANSITIONS_WHEN_MARKED, **_CREATION},
+    "final": {state: state.is_final for state in JobState},
+    "channel": CHANNEL,
+    "count_field": COUNT_FIELD,
+    "minute_ttl_s": MINUTE_TTL_S,
+    "look_again_s": LOOK_AGAIN_S,
+    "tombstone_s": TOMBSTONE_S,
+    "jobs": owner_key(""),
+    "waiting": waiting_key(""),
+}
+_SCRIPT = f"local constants = cjson.decode('{json.dumps(_CONSTANTS)}')\n" + Path(
+    __file__
+).with_name("transition.lua").read_text("utf-8")
+_KEYS = (AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY)
 
 
 class JobStore:
@@ -116,52 +90,17 @@ class JobStore:
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
-        self._transition = connection.register_script(TRANSITION)
+        self._transition = connection.register_script(_SCRIPT)
 
     # The service's side
 
-    def announce(self, job_id: str, *, within_s: int) -> None:
-        """Notes that an image of this id is about to be stored, before it is.
+    def create(self, pipe: Pipeline, job_id: str, record: Mapping[str, str]) -> None:
+        """Adds a new queued job to a transaction that also hands it to RQ.
 
-        Where no job follows in time, because the process that stored it died, the sweep of
-        `jobs.maintenance` finds the id without a record and removes the image.
+        `record` is what `schema.new_record` returns.
         """
-        with queue_errors(self._connection):
-            self._connection.eval(ANNOUNCE, 1, AGENDA_KEY, within_s, job_id)
-
-    def create(
-        self,
-        pipe: Pipeline,
-        job_id: str,
-        parameters: UpscaleParameters,
-        image: ImageInfo,
-        origin: Origin,
-        *,
-        now: float,
-        wait_s: int,
-        keep_s: int,
-    ) -> Job:
-        """Adds the record of a new queued job to a transaction that also hands it to RQ.
-
-        now is the Redis server's time in seconds; wait_s bounds the time in the queue, keep_s the
-        time that the ended job and its images are kept.
-        """
-        fields = new_record(parameters, image, origin, now=now, wait_s=wait_s, keep_s=keep_s)
-        keys = (
-            record_key(job_id),
-            AGENDA_KEY,
-            COUNTS_KEY,
-            minute_key(now),
-            owner_key(origin.owner),
-            waiting_key(origin.quota_key),
-        )
-        # No job is known for longer than this, so older ids in the indexes lead nowhere.
-        longest = wait_s + keep_s + 2 * TOMBSTONE_S
-        times = (wait_s + TOMBSTONE_S, now + LOOK_AGAIN_S, MINUTE_TTL_S, longest, now - longest)
-        pairs = (text for item in fields.items() for text in item)
-        created_at = fields["created_at"]
-        pipe.eval(CREATE, len(keys), *keys, job_id, created_at, *times, COUNT_FIELD, *pairs)
-        return job_of(job_id, fields)
+        keys = (record_key(job_id), *_KEYS)
+        pipe.eval(_SCRIPT, len(keys), *keys, job_id, "create", json.dumps(record), "[]", "")
 
     def get(self, job_id: str) -> Job:
         """The job as it is now; a result whose time is over is expired first.
@@ -169,9 +108,7 @@ class JobStore:
         Raises RecordUnreadable as well.
         """
         job, now = self._read(job_id)
-        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
-            return self.expire(job_id)
-        return job
+        return self.expire(job_id) if job.is_due(now) else job
 
     def cancel(self, job_id: str) -> Job:
         """Cancels a queued job, marks a running one to be stopped; raises JobEnded."""
@@ -193,9 +130,8 @@ class JobStore:
 
     def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
         """Notes how far a running job is; the returned job says whether to stop it."""
-        return self._apply(
-            job_id, Event.PROGRESS, {"progress": progress.model_dump_json()}, worker=worker
-        )
+        fields = {"progress": progress.model_dump_json()}
+        return self._apply(job_id, Event.PROGRESS, fields, worker=worker)
 
     def cancel_requested(self, job_id: str) -> bool:
         """Whether the worker should stop: a cancel was asked, or the job is not running any more.
@@ -210,12 +146,8 @@ class JobStore:
         self, job_id: str, result: ResultInfo, timings: Timings, *, worker: str | None = None
     ) -> Job:
         """The result is in the store: the job is done, and its result's time starts to run."""
-        return self._apply(
-            job_id,
-            Event.SUCCEED,
-            {"result": result.model_dump_json(), "timings": timings.model_dump_json()},
-            worker=worker,
-        )
+        fields = {"result": result.model_dump_json(), "timings": timings.model_dump_json()}
+        return self._apply(job_id, Event.SUCCEED, fields, worker=worker)
 
     def fail(self, job_id: str, problem: Problem, *, worker: str | None = None) -> Job:
         """The job cannot succeed; the problem is what the client is shown."""
@@ -223,7 +155,8 @@ class JobStore:
 
     def requeue(self, job_id: str, *, worker: str | None = None) -> Job:
         """The job waits again, because its worker stops or was lost; canceled if that was asked."""
-        return self._apply(job_id, Event.REQUEUE, {}, drop=_RUN_FIELDS, worker=worker)
+        drop = ("started_at", "worker", "progress")
+        return self._apply(job_id, Event.REQUEUE, {}, drop=drop, worker=worker)
 
     def stop(self, job_id: str, *, worker: str | None = None) -> Job:
         """The worker has stopped the job as it was asked to."""
@@ -268,7 +201,7 @@ class JobStore:
             time, raw = pipe.execute()
         if not raw:
             raise unknown(job_id)
-        return job_of(job_id, text(raw)), moment(time)
+        return job_of(job_id, as_texts(raw)), moment(time)
 
     def _apply(
         self,
@@ -279,42 +212,28 @@ class JobStore:
         drop: tuple[str, ...] = (),
         worker: str | None = None,
     ) -> Job:
-        arguments = [
-            job_id,
-            event.value,
-            json.dumps(TRANSITIONS[event]),
-            json.dumps(TRANSITIONS_WHEN_MARKED[event]),
-            json.dumps(fields),
-            json.dumps(drop),
-            _FINAL_JSON,
-            LOOK_AGAIN_S,
-            TOMBSTONE_S,
-            worker or "",
-            CHANNEL,
-            _WAITING,
-        ]
-        keys = [record_key(job_id), AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY]
+        arguments = [job_id, event.value, json.dumps(fields), json.dumps(drop), worker or ""]
         with queue_errors(self._connection):
-            answer: Any = self._transition(keys=keys, args=arguments)
-        outcome = answer[0]
-        if outcome < 0:
+            answer: Any = self._transition(keys=[record_key(job_id), *_KEYS], args=arguments)
+        if answer[0] < 0:
             raise unknown(job_id)
-        flat = iter(answer[2])
-        job = job_of(job_id, text(dict(zip(flat, flat, strict=True))))
-        if outcome:
+        job = job_in(job_id, answer)
+        if answer[0]:
             return job
         if job.state.is_final:
             raise _end_error(job)
         if job.state in TRANSITIONS[event]:
-            raise WrongState(
-                f"Job {job_id} is run by worker {job.worker} now, not by {worker} any more.",
-                state=job.state.value,
-            )
-        raise WrongState(
-            f"Job {job_id} is {job.state}; {event} can happen only to a job that is "
-            f"{' or '.join(TRANSITIONS[event])}.",
-            state=job.state.value,
-        )
+            reason = f"run by worker {job.worker} now, not by {worker} any more"
+        else:
+            possible = " or ".join(TRANSITIONS[event])
+            reason = f"{job.state}; {event} can happen only to a job that is {possible}"
+        raise WrongState(f"Job {job_id} is {reason}.", state=job.state.value)
+
+
+def job_in(job_id: str, answer: Any) -> Job:
+    """The job that the script answered with."""
+    flat = iter(answer[1])
+    return job_of(job_id, as_texts(dict(zip(flat, flat, strict=True))))
 
 
 def unknown(job_id: str) -> JobNotFound:
@@ -324,6 +243,5 @@ def unknown(job_id: str) -> JobNotFound:
 
 def _end_error(job: Job) -> JobEnded:
     return JobEnded(
-        f"Job {job.id} has already ended: it is {job.state}, which is final.",
-        state=job.state.value,
+        f"Job {job.id} has already ended: it is {job.state}, which is final.", state=job.state.value
     )

@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
 
-from .connection import as_text, queue_errors
+from .connection import as_text, as_texts, queue_errors
 from .errors import KeyNotFound
 
 NAMES_KEY = "stablesr:keys"
@@ -37,10 +37,8 @@ def _key(key_id: str) -> str:
 
 
 class KeyInfo(BaseModel):
-    """A key without its secret. `max_queued` and `per_minute` are None where the settings hold.
-
-    used_at is right to a minute.
-    """
+    """A key without its secret. `max_queued` and `per_minute` are None where the settings hold,
+    `used_at` is right to a minute."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,20 +68,17 @@ class Keys:
         """A new key and its text, which is not kept and cannot be shown again."""
         key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
         now = datetime.now(UTC)
-        fields: dict[str, str] = {
+        fields: dict[Any, str] = {
             "name": name,
             "digest": _digest(secret),
             "created_at": now.isoformat(),
             # Signing needs the secret itself; a reader of Redis can move jobs anyway.
             "webhook_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         }
-        if max_queued is not None:
-            fields["max_queued"] = str(max_queued)
-        if per_minute is not None:
-            fields["per_minute"] = str(per_minute)
-        mapping: dict[Any, Any] = {**fields}
+        limits = {"max_queued": max_queued, "per_minute": per_minute}
+        fields |= {limit: str(value) for limit, value in limits.items() if value is not None}
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
-            pipe.hset(_key(key_id), mapping=mapping)
+            pipe.hset(_key(key_id), mapping=fields)
             pipe.zadd(NAMES_KEY, {key_id: now.timestamp()})
             pipe.execute()
         return _info(key_id, fields), f"ssr_{key_id}_{secret}"
@@ -92,8 +87,7 @@ class Keys:
         """All keys, revoked ones too, the oldest first."""
         with queue_errors(self._connection):
             ids = [as_text(key_id) for key_id in self._connection.zrange(NAMES_KEY, 0, -1)]
-        records = (self._read(key_id) for key_id in ids)
-        return [_info(key_id, raw) for key_id, raw in zip(ids, records, strict=True) if raw]
+        return [_info(key_id, fields) for key_id in ids if (fields := self._read(key_id))]
 
     def revoke(self, key_id: str) -> KeyInfo:
         """Ends a key, given by its id or anything that begins with its prefix.
@@ -142,7 +136,7 @@ class Keys:
     def _read(self, key_id: str) -> dict[str, str]:
         with queue_errors(self._connection):
             raw: Any = self._connection.hgetall(_key(key_id))
-        return {as_text(name): as_text(value) for name, value in raw.items()}
+        return as_texts(raw)
 
     @staticmethod
     def looks_like_one(text: str) -> bool:

@@ -9,7 +9,6 @@ repeat nor hide others.
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
 import math
 from collections.abc import Sequence
@@ -19,9 +18,9 @@ from typing import Any, Self
 
 from redis import Redis
 
-from .connection import as_text, queue_errors
+from .connection import as_text, as_texts, queue_errors
 from .errors import BadCursor, JobNotFound, RecordUnreadable
-from .job_store import JobStore, moment, owner_key, record_key, text, unknown
+from .job_store import JobStore, moment, owner_key, record_key, unknown
 from .schema import Job, JobState, job_of
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,8 @@ logger = logging.getLogger(__name__)
 BATCH = 100
 # A page of rare jobs ends here rather than read through all of a long index at once.
 MOST_READ = 1000
+# An owner's jobs of one microsecond: far more than one Redis can create in it.
+MOST_TIES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +50,13 @@ class Cursor:
             padding = "=" * (-len(cursor_text) % 4)
             raw = base64.b64decode(cursor_text + padding, altchars=b"-_", validate=True)
             timestamp, job_id = raw.decode("ascii").split(" ")
-            cursor = cls(float(timestamp), job_id)
-        except (binascii.Error, ValueError) as error:
-            raise BadCursor(_bad_cursor(cursor_text)) from error
-        if not math.isfinite(cursor.timestamp):
-            raise BadCursor(_bad_cursor(cursor_text))
-        return cursor
+            if not math.isfinite(float(timestamp)):
+                raise ValueError(f"{timestamp} is no moment")
+            return cls(float(timestamp), job_id)
+        except ValueError as error:
+            raise BadCursor(
+                f"cursor must be one that a page of jobs gave as `next`; got {cursor_text[:80]!r}."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +100,13 @@ def read_page(
 def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor]:
     """The next BATCH places behind the cursor."""
     highest = "+inf" if cursor is None else f"{cursor.timestamp:.6f}"
-    # Two jobs of one microsecond share a score; then the id decides, as it does in Redis.
-    start = 0
-    places: list[Cursor] = []
     with queue_errors(connection):
-        while len(places) < BATCH:
-            raw: Any = connection.zrevrangebyscore(
-                owner_key(owner), highest, "-inf", start=start, num=BATCH, withscores=True
-            )
-            start += BATCH
-            places += [
-                place
-                for member, score in raw
-                if (place := Cursor(float(score), as_text(member)))
-                and (cursor is None or _order(place) < _order(cursor))
-            ]
-            if len(raw) < BATCH:
-                break
-    return places[:BATCH]
+        raw: Any = connection.zrevrangebyscore(
+            owner_key(owner), highest, "-inf", 0, BATCH + MOST_TIES, withscores=True
+        )
+    places = [Cursor(float(score), as_text(member)) for member, score in raw]
+    # Jobs of one microsecond share a score; then the id decides, as it does in Redis.
+    return [p for p in places if cursor is None or _order(p) < _order(cursor)][:BATCH]
 
 
 def _order(place: Cursor) -> tuple[str, str]:
@@ -124,29 +115,24 @@ def _order(place: Cursor) -> tuple[str, str]:
 
 
 def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, Job]:
-    if not places:
-        return {}
-    ids = [place.job_id for place in places]
     with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
         pipe.time()
-        for job_id in ids:
-            pipe.hgetall(record_key(job_id))
+        for place in places:
+            pipe.hgetall(record_key(place.job_id))
         time, *raws = pipe.execute()
-    now = moment(time)
     jobs: dict[str, Job] = {}
     missing: list[str] = []
-    for job_id, raw in zip(ids, raws, strict=True):
+    for job_id, raw in zip((place.job_id for place in places), raws, strict=True):
         try:
             if not raw:
                 raise unknown(job_id)
-            job = job_of(job_id, text(raw))
-            if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
-                job = JobStore(connection).expire(job_id)
-            jobs[job_id] = job
+            job = job_of(job_id, as_texts(raw))
+            is_due = job.is_due(moment(time))
+            jobs[job_id] = JobStore(connection).expire(job_id) if is_due else job
         except JobNotFound:
             missing.append(job_id)
         except RecordUnreadable as error:
-            _tell(error.detail)
+            _log_once(error.detail)
     if missing:
         with queue_errors(connection):
             connection.zrem(owner_key(owner), *missing)
@@ -154,10 +140,6 @@ def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, 
 
 
 @lru_cache(maxsize=1000)
-def _tell(fault: str) -> None:
-    """Once for each record, which is met with every page until its time is over."""
+def _log_once(fault: str) -> None:
+    """A record is met with every page until its time is over."""
     logger.error("A job is left out of the list: %s", fault)
-
-
-def _bad_cursor(cursor_text: str) -> str:
-    return f"cursor must be one that a page of jobs gave as `next`; got {cursor_text[:80]!r}."

@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter as Counts
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 from redis import Redis
 from redis.exceptions import RedisError
-from redis.lock import Lock
 
 from models.presets import PRESETS
 
-from .connection import as_text, queue_errors
-from .errors import (
-    JobNotFound,
-    JobsError,
-    QueueTimedOut,
-    StoreUnavailable,
-    WorkerLost,
-    WrongState,
-)
+from .connection import as_text, lock, queue_errors
+from .errors import JobNotFound, JobsError, QueueTimedOut, StoreUnavailable, WorkerLost, WrongState
 from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, record_key
 from .queue import UPLOAD_GRACE_S
 from .rq_adapter import LeaseReaper, TaskJob, open_queue
@@ -49,100 +42,67 @@ _PUT_OFF_S = 600
 _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
 
 
-@dataclass(slots=True)
-class Swept:
-    """What a sweep did, in jobs and files."""
-
-    removals: int = 0
-    """Jobs whose blobs were removed"""
-    expiries: int = 0
-    """Results whose time was over"""
-    failures: int = 0
-    """Jobs that no worker would have run any more"""
-    put_off: int = 0
-    """Jobs with whose record or blobs something was wrong"""
-    leftovers: int = 0
-    """Files that a put had begun when its process died"""
-
-
-def sweep(connection: Redis, store: BlobStore) -> Swept:
+def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
     """Looks at every job whose time on the agenda has come; at most 500 a call.
 
     What was written of a blob is removed when nothing was added for UPLOAD_GRACE_S.
 
     Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
     what was not done then is done by the next sweep.
+
+    Returns how many jobs' blobs were removed (`removals`), how many jobs were failed that no worker
+    would have run any more (`failures`) or put off because something was wrong with them
+    (`put_off`), and how many files of dead writers were removed (`leftovers`).
     """
-    swept = Swept()
-    lock = connection.lock(_LOCK_KEY, timeout=_LOCK_S)
-    with queue_errors(connection):
-        if not lock.acquire(blocking=False):
+    swept = Counts[str]()
+    with queue_errors(connection), lock(connection, _LOCK_KEY, _LOCK_S) as is_mine:
+        if not is_mine:
             return swept
-    try:
-        with queue_errors(connection):
-            _look_at_all(connection, store, swept)
+        jobs = JobStore(connection)
+        now, end = jobs.now().timestamp(), time.monotonic() + _SWEEP_S
+        due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
+        for raw in due:
+            if time.monotonic() > end:
+                break
+            try:
+                swept.update(_look_at(as_text(raw), jobs, connection, store, now))
+            # Whatever is wrong with this job or its blobs, the time of others has come as well.
+            # Where all of Redis is away, putting off raises.
+            except Exception as error:
+                is_known = isinstance(error, JobsError)
+                logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
+                connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
+                swept["put_off"] += 1
         try:
-            swept.leftovers = store.remove_staged(idle_s=UPLOAD_GRACE_S)
+            swept["leftovers"] = store.remove_staged(idle_s=UPLOAD_GRACE_S)
         except StoreUnavailable as error:
             logger.warning("Files whose writer is gone are left: %s", error.detail)
-    finally:
-        _release(lock)
     return swept
 
 
-def _release(lock: Lock) -> None:
-    try:
-        lock.release()
-    except RedisError as error:
-        # It ran out, or will: each step of a sweep is safe to do twice.
-        logger.warning("A sweep's lock was not released: %s", error)
-
-
-def _look_at_all(connection: Redis, store: BlobStore, swept: Swept) -> None:
-    jobs = JobStore(connection)
-    now = jobs.now().timestamp()
-    ends = time.monotonic() + _SWEEP_S
-    due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
-    for raw in due:
-        if time.monotonic() > ends:
-            return
-        try:
-            _look_at(as_text(raw), jobs, connection, store, now, swept)
-        # Whatever is wrong with this job or its blobs, the time of others has come as well.
-        # Where all of Redis is away, putting off raises.
-        except Exception as error:
-            is_known = isinstance(error, JobsError)
-            logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
-            connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
-            swept.put_off += 1
-
-
 def _look_at(
-    job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float, swept: Swept
-) -> None:
+    job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float
+) -> Sequence[str]:
+    """What `sweep` counts of the job."""
     try:
         job = jobs.get(job_id)
     except JobNotFound:
         job = None
-    if job is not None and not job.state.is_final:
-        fault = _loss_of(job, connection, now)
-        if fault is None:
-            connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
-            return
-        try:
-            jobs.fail(job_id, fault.problem())
-        except (JobNotFound, WrongState):
-            return
-        swept.failures += 1
+    if job is None or job.state.is_final:
+        store.delete(input_key(job_id), result_key(job_id))
+        connection.zrem(AGENDA_KEY, job_id)
+        return ["removals"]
+    fault = _loss_of(job, connection, now)
+    if fault is None:
+        connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
+        return []
+    with suppress(JobNotFound, WrongState):
+        jobs.fail(job_id, fault.problem())
         logger.error("Job %s failed: %s", job_id, fault)
         # It takes no place in the queue any more; a worker that has it finds that it has ended.
         open_queue(job.preset, connection).remove(job_id)
-        return
-    if job is not None and job.state is JobState.EXPIRED:
-        swept.expiries += 1
-    store.delete(input_key(job_id), result_key(job_id))
-    connection.zrem(AGENDA_KEY, job_id)
-    swept.removals += 1
+        return ["failures"]
+    return []
 
 
 def _loss_of(job: Job, connection: Redis, now: float) -> JobsError | None:
@@ -173,15 +133,11 @@ class Maintenance:
     """
 
     def __init__(self, connection: Redis, store: BlobStore, put_off: Counter) -> None:
-        def swept() -> None:
-            counts = sweep(connection, store)
-            put_off.inc(counts.put_off)
-
         reapers = [LeaseReaper(open_queue(preset, connection), connection) for preset in PRESETS]
         self._steps: list[Callable[[], object]] = [
             *(reaper.run for reaper in reapers),
             *(reaper.tidy for reaper in reapers),
-            swept,
+            lambda: put_off.inc(sweep(connection, store)["put_off"]),
         ]
 
     def run(self) -> None:

@@ -3,9 +3,9 @@
     stablesr:webhooks            sorted set: id of an ended job -> when to call its webhook
     stablesr:webhooks:attempts   id -> attempts begun
 
-`jobs.states` puts a job on the agenda in the same breath as it ends it, so that no call is lost.
-Several senders share the agenda: the one that takes a call has it for LEASE_S, and should it die in
-between, another one calls again. A receiver may so be called twice, never not at all.
+`transition.lua` adds a job as it ends it, so that no call is lost. Several senders share the set:
+the one that takes a call has it for LEASE_S, and should it die in between, another one calls again.
+A receiver may so be called twice, never not at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from redis import Redis
 
-from .connection import as_text, queue_errors
+from .connection import as_text, queue_errors, seconds_of
 from .job_store import WEBHOOKS_KEY
 
 ATTEMPTS_KEY = WEBHOOKS_KEY + ":attempts"
@@ -71,19 +71,17 @@ class Outbox:
             self.finish(call)
             return False
         # Calls that failed together, because their receiver was away, do not come back together.
-        pause = PAUSES_S[call.attempt - 1] * random.uniform(0.9, 1.1)
-        with queue_errors(self._connection):
-            seconds, micros = self._connection.time()
-            due = seconds + micros / 1e6 + pause
-            self._connection.zadd(WEBHOOKS_KEY, {call.job_id: due}, xx=True)
+        self._put_off(call, PAUSES_S[call.attempt - 1] * random.uniform(0.9, 1.1))
         return True
 
     def later(self, call: Call) -> None:
         """Gives a call back that was not tried; that is no attempt."""
-        with queue_errors(self._connection):
-            seconds, _ = self._connection.time()
-            due = seconds + random.uniform(*LATER_S)
-            with self._connection.pipeline() as pipe:
-                pipe.zadd(WEBHOOKS_KEY, {call.job_id: due}, xx=True)
-                pipe.hincrby(ATTEMPTS_KEY, call.job_id, -1)
-                pipe.execute()
+        self._put_off(call, random.uniform(*LATER_S), attempts=-1)
+
+    def _put_off(self, call: Call, seconds: float, *, attempts: int = 0) -> None:
+        with queue_errors(self._connection), self._connection.pipeline() as pipe:
+            due = seconds_of(self._connection.time()) + seconds
+            pipe.zadd(WEBHOOKS_KEY, {call.job_id: due}, xx=True)
+            if attempts:
+                pipe.hincrby(ATTEMPTS_KEY, call.job_id, attempts)
+            pipe.execute()

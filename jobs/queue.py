@@ -14,18 +14,19 @@ from redis.exceptions import WatchError
 
 from models.parameters import UpscaleParameters
 
-from .connection import connect, queue_errors
+from .connection import connect, queue_errors, seconds_of
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
-from .job_store import JobStore, record_key, unknown, waiting_key
+from .job_store import AGENDA_KEY, JobStore, job_in, record_key, unknown, waiting_key
 from .listing import Cursor, Page, read_page
-from .rq_adapter import QUEUE_TTL_S, Queue, enqueue, open_queue, withdraw
-from .schema import ANYONE, ImageInfo, Job, JobState, Origin
+from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, queue_key, withdraw
+from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
-from .workers import WorkerInfo, Workers
+from .workers import Capacity, WorkerInfo
 
 UNKNOWN_ORIGIN = Origin()
 # An image that no job followed within this time is removed; storing one takes less.
 UPLOAD_GRACE_S = 900
+ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2])"
 
 
 class JobQueue:
@@ -38,16 +39,15 @@ class JobQueue:
         self._settings = settings
         self._connection = connection if connection is not None else connect(settings)
         self._records = JobStore(self._connection)
-        self._workers = Workers(self._connection, ttl_s=settings.worker_ttl_s)
-        self._queues: dict[str, Queue] = {}
 
     def announce(self, job_id: str) -> None:
-        """Says that the image of a job to come is about to be stored.
+        """Says that the image of a job to come is about to be stored, before it is.
 
-        Called before `inputs/{job_id}` is written, so that it cannot outlive a process that dies
-        between storing it and `submit`.
+        Where no job follows in time, because the process that stored it died, the sweep of
+        `jobs.maintenance` finds the id without a record and removes the image.
         """
-        self._records.announce(job_id, within_s=UPLOAD_GRACE_S)
+        with queue_errors(self._connection):
+            self._connection.eval(ANNOUNCE, 1, AGENDA_KEY, UPLOAD_GRACE_S, job_id)
 
     def submit(
         self,
@@ -63,8 +63,8 @@ class JobQueue:
         image. After QueueUnavailable it must not: the job may be there all the same and only the
         answer lost. The sweep removes an announced image that no job needs.
         """
-        settings = self._settings
-        queue = self._queue(parameters.preset)
+        preset = parameters.preset
+        queue = open_queue(preset, self._connection)
         pipe: Any
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             # Watching also keeps redis-py from sending the transaction twice over a bad line.
@@ -76,7 +76,7 @@ class JobQueue:
                 reads.llen(queue.key)
                 reads.zcard(quota_set)
                 reads.time()
-                exists, holder, queued, waiting, (seconds, micros) = reads.execute()
+                exists, holder, queued, waiting, time = reads.execute()
             if exists:
                 raise JobExists(f"There is a job {job_id!r} already.")
             if claim is not None and holder != claim.lease.encode():
@@ -85,26 +85,21 @@ class JobQueue:
                     "is kept for it. Submit it again.",
                     retry_after=1,
                 )
-            self._check_room(parameters.preset, queued + 1)
-            _check_quota(origin, waiting + 1)
+            self.check_room(preset, queued)
+            self.check_quota(origin, waiting)
             pipe.multi()
-            job = self._records.create(
-                pipe,
-                job_id,
-                parameters,
-                image,
-                origin,
-                now=seconds + micros / 1e6,
-                wait_s=QUEUE_TTL_S,
-                keep_s=settings.result_ttl_s,
+            now, keep_s = seconds_of(time), self._settings.result_ttl_s
+            record = new_record(
+                parameters, image, origin, now=now, wait_s=QUEUE_TTL_S, keep_s=keep_s
             )
-            enqueue(queue, pipe, job_id, settings)
+            self._records.create(pipe, job_id, record)
+            enqueue(queue, pipe, job_id, self._settings)
             if claim is not None:
                 pipe.set(claim.key, claim.value, ex=claim.ttl_s)
             pipe.llen(queue.key)
             pipe.zcard(quota_set)
             try:
-                length, waiting = pipe.execute()[-2:]
+                creation, *_, queued, waiting = pipe.execute()
             except WatchError as error:
                 raise QueueUnavailable(
                     f"Job {job_id} could not be queued: the connection to Redis broke or the id "
@@ -113,13 +108,13 @@ class JobQueue:
                 ) from error
         try:
             # Submissions at the same moment all saw room; those that had none are taken back.
-            self._check_room(parameters.preset, length)
-            _check_quota(origin, waiting)
+            self.check_room(preset, queued - 1)
+            self.check_quota(origin, waiting - 1)
         except (QueueFull, QuotaExceeded):
             if withdraw(queue, job_id):
                 self._records.forget(job_id, origin)
                 raise
-        return job.model_copy(update={"queue_position": length})
+        return job_in(job_id, creation).model_copy(update={"queue_position": queued})
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """The job now, with its place in the queue while it waits.
@@ -156,40 +151,37 @@ class JobQueue:
         job = self._records.cancel(job_id)
         if job.state is JobState.CANCELED:
             # Should this fail, the worker that meets the id finds the record canceled.
-            withdraw(self._queue(job.preset), job_id)
+            withdraw(open_queue(job.preset, self._connection), job_id)
         return job
 
-    def length(self, preset: str) -> int:
-        """How many jobs of the preset wait."""
-        with queue_errors(self._connection):
-            return int(self._connection.llen(self._queue(preset).key))
-
-    def check_quota(self, origin: Origin, waiting: int) -> None:
-        """Raises QuotaExceeded when none may follow the jobs of this origin that wait."""
-        _check_quota(origin, waiting + 1)
-
-    def check_room(self, preset: str, length: int | None = None) -> None:
-        """Raises QueueFull when no further job fits; to be asked before a file is stored."""
-        self._check_room(preset, (self.length(preset) if length is None else length) + 1)
-
-    def workers(self, preset: str | None = None) -> list[WorkerInfo]:
-        """The live workers, of one preset or all."""
-        return self._workers.list(preset)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _queue(self, preset: str) -> Queue:
-        return self._queues.setdefault(preset, open_queue(preset, self._connection))
-
-    def _check_room(self, preset: str, length: int) -> None:
+    def check_room(self, preset: str, queued: int) -> None:
+        """Raises QueueFull when no further job fits beside those that wait for the preset."""
         most = self._settings.max_queued
-        if length > most:
+        if queued >= most:
             raise QueueFull(
                 f"{most} jobs for {preset} wait already, which is the most; try again later.",
                 limit=most,
                 retry_after=30,
             )
+
+    def check_quota(self, origin: Origin, waiting: int) -> None:
+        """Raises QuotaExceeded when none may follow the jobs of this origin that wait."""
+        most = origin.max_queued
+        if most is not None and waiting >= most:
+            whose = "this key" if origin.owner else "this address"
+            raise QuotaExceeded(
+                f"{most} jobs of {whose} wait already, which is the most it may have; "
+                "try again when one has started, or cancel one.",
+                limit=most,
+                retry_after=10,
+            )
+
+    def workers(self) -> Sequence[WorkerInfo]:
+        """The live workers, by name."""
+        return Capacity.read(self._connection).workers
+
+    def close(self) -> None:
+        self._connection.close()
 
     def _with_places(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs, each queued one with its place."""
@@ -198,23 +190,10 @@ class JobQueue:
             return [*jobs]
         with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
             for job in waiting:
-                pipe.lpos(self._queue(job.preset).key, job.id)
-            places = dict(zip((job.id for job in waiting), pipe.execute(), strict=True))
-        return [
-            job.model_copy(update={"queue_position": 1 + (places[job.id] or 0)})
-            if job.id in places
-            else job
-            for job in jobs
-        ]
-
-
-def _check_quota(origin: Origin, waiting: int) -> None:
-    most = origin.max_queued
-    if most is not None and waiting > most:
-        whose = "this key" if origin.owner else "this address"
-        raise QuotaExceeded(
-            f"{most} jobs of {whose} wait already, which is the most it may have; "
-            "try again when one has started, or cancel one.",
-            limit=most,
-            retry_after=10,
-        )
+                pipe.lpos(queue_key(job.preset), job.id)
+            indexes = pipe.execute()
+        places = {
+            job.id: job.model_copy(update={"queue_position": 1 + (index or 0)})
+            for job, index in zip(waiting, indexes, strict=True)
+        }
+        return [places.get(job.id, job) for job in jobs]

@@ -1,22 +1,16 @@
-"""What requests ask of Redis on the event loop, each in one call: a job, and who has room."""
+"""A job as requests ask for it on the event loop, in one call to Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
-
-from models.presets import PRESETS
 
 from .connection import Command, LoopClient
 from .errors import RecordUnreadable
-from .job_store import moment, record_key, unknown, waiting_key
+from .job_store import moment, record_key, unknown
 from .queue import JobQueue
-from .rq_adapter import queue_key
 from .schema import ANYONE, Job, JobState, job_of
-from .workers import NAMES_KEY, WorkerInfo, parse_worker, worker_key
+from .workers import QUEUE_KEYS
 
 # The record as one JSON text, which is parsed faster than its fields one by one; Redis' time; and
 # the job's index in its queue. KEYS: the record and all queues.
@@ -33,38 +27,6 @@ if fields['state'] == 'queued' then
 end
 return cjson.encode({fields, redis.call('TIME'), index})
 """
-# How many jobs of a client and of each preset wait, and the live workers.
-CAPACITY = """
-local lengths, workers = {}, {}
-for i = 3, #KEYS do lengths[i - 2] = redis.call('LLEN', KEYS[i]) end
-for _, name in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    local info = redis.call('GET', ARGV[1] .. name)
-    if info then workers[#workers + 1] = info else redis.call('ZREM', KEYS[2], name) end
-end
-return {redis.call('ZCARD', KEYS[1]), lengths, workers}
-"""
-QUEUE_KEYS = tuple(map(queue_key, PRESETS))
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """How many jobs of a client and of each preset wait, and the live workers."""
-
-    waiting: int
-    lengths: Mapping[str, int]
-    workers: Sequence[WorkerInfo]
-
-    @staticmethod
-    def command(quota_key: str) -> Command:
-        """What asks Redis; `quota_key` is that of the jobs' `Origin`."""
-        keys = (waiting_key(quota_key), NAMES_KEY, *QUEUE_KEYS)
-        return ("EVAL", CAPACITY, len(keys), *keys, worker_key(""))
-
-    @classmethod
-    def of(cls, answer: Any) -> Self:
-        waiting, lengths, raws = answer
-        workers = [info for raw in raws if (info := parse_worker(raw)) is not None]
-        return cls(waiting, dict(zip(PRESETS, lengths, strict=True)), workers)
 
 
 class JobReader:
@@ -99,8 +61,7 @@ class JobReader:
             raise unknown(job_id)
         if job.state is JobState.QUEUED:
             return job.model_copy(update={"queue_position": 1 + (index or 0)})
-        now = moment(map(int, clock))
-        if job.state is JobState.SUCCEEDED and job.expires_at and job.expires_at <= now:
+        if job.is_due(moment([int(number) for number in clock])):
             # It expires in this moment, which moves the record.
             return await asyncio.to_thread(self._queue.get, job_id, owner)
         return job

@@ -1,9 +1,9 @@
-"""How we use RQ: JSON instead of pickle, and jobs that run nothing but our tasks.
+"""How we use RQ: JSON instead of pickle, and jobs that run nothing but our task.
 
 RQ imports whatever dotted path a job in Redis names, calls callbacks the same way and sends
-webhooks to any address, so a writer of Redis could run code in a worker. `TaskJob` looks
-each name up in a closed list first. It refuses when the name is used, not when the job is read:
-reading happens in RQ's dequeue, where an exception ends the worker.
+webhooks to any address, so a writer of Redis could run code in a worker. `TaskJob` refuses other
+names when they are used, not when the job is read: reading happens in RQ's dequeue, where an
+exception ends the worker.
 
 `LeaseReaper` takes the place of RQ's own maintenance, which runs between two jobs only, so not
 while every slot is busy; holds a lock for 15 minutes when it is interrupted; needs the main thread
@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from types import TracebackType
+from contextlib import suppress
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import LockError
 from rq import Callback, Queue, Retry
 from rq.exceptions import AbandonedJobError, NoSuchJobError
 from rq.executions import ExecutionRegistry
@@ -32,81 +30,51 @@ from rq.timeouts import BaseDeathPenalty
 from rq.utils import parse_composite_key
 from rq.worker_registration import clean_worker_registry
 
-from .connection import as_text, queue_errors
+from .connection import as_text, lock, queue_errors
 from .errors import JobFault, JobNotFound, WorkerLost, WrongState
 from .job_store import JobStore
 from .schema import JobState
 from .settings import Settings
 
-__all__ = [
-    "ATTEMPTS",
-    "QUEUE_TTL_S",
-    "SERIALIZER",
-    "ForbiddenTask",
-    "LeaseReaper",
-    "NoDeathPenalty",
-    "Queue",
-    "TaskJob",
-    "enqueue",
-    "on_failure",
-    "open_queue",
-    "queue_key",
-    "run_again",
-    "withdraw",
-]
-
 SERIALIZER = JSONSerializer
 # A job whose worker was lost runs once more; a job whose image is bad never does.
 ATTEMPTS = 2
-CALLBACK_TIMEOUT_S = 30
 # How long a job may wait for a worker.
 QUEUE_TTL_S = 7 * 86_400
 
-# The closed list of what a worker may be asked to run.
+# All that a worker may be asked to run.
 UPSCALE = "worker.tasks.upscale"
-ON_FAILURE = "jobs.rq_adapter.on_failure"
-TASKS = frozenset({UPSCALE})
-# The second is that of jobs which 0.1 queued.
-CALLBACKS = frozenset({ON_FAILURE, "jobs.callbacks.on_failure"})
+# Read by workers of earlier versions; `TaskJob` has it for every job.
+ON_FAILURE = Callback("jobs.rq_adapter.on_failure", timeout=30)
 
 logger = logging.getLogger(__name__)
 
 
 class ForbiddenTask(Exception):
-    """A job in Redis names something that is not on the closed list."""
+    """A job in Redis names another task than ours."""
 
 
 class TaskJob(Job):
-    """RQ's job, limited to our tasks and callbacks."""
+    """RQ's job, limited to our task and callback, whatever the job in Redis names."""
 
     @property
-    def func(self) -> Callable[..., Any]:
-        if self.instance is not None or self.func_name not in TASKS:
+    def func(self) -> Any:
+        if self.instance is not None or self.func_name != UPSCALE:
             raise ForbiddenTask(f"Job {self.id} names {self.func_name!r}, which is not a task.")
-        function: Callable[..., Any] = super().func
-        return function
-
-    @property
-    def success_callback(self) -> Any:
-        self._check_callback(self._success_callback_name)
-        return super().success_callback
+        return super().func
 
     @property
     def failure_callback(self) -> Any:
-        self._check_callback(self._failure_callback_name)
-        return on_failure if self._failure_callback_name else None
+        return on_failure
 
     @property
-    def stopped_callback(self) -> Any:
-        self._check_callback(self._stopped_callback_name)
-        return super().stopped_callback
+    def success_callback(self) -> None:
+        return None
+
+    stopped_callback = success_callback
 
     def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
         """Nothing: RQ's webhooks would call whatever address a job in Redis names."""
-
-    def _check_callback(self, name: str | None) -> None:
-        if name and name not in CALLBACKS:
-            raise ForbiddenTask(f"Job {self.id} names {name!r}, which is not a callback.")
 
 
 class NoDeathPenalty(BaseDeathPenalty):
@@ -116,8 +84,7 @@ class NoDeathPenalty(BaseDeathPenalty):
     def setup_death_penalty(self) -> None:
         pass
 
-    def cancel_death_penalty(self) -> None:
-        pass
+    cancel_death_penalty = setup_death_penalty
 
 
 def open_queue(preset: str, connection: Redis) -> Queue:
@@ -125,18 +92,13 @@ def open_queue(preset: str, connection: Redis) -> Queue:
 
     One queue a preset, as a worker serves one preset and RQ is safe with one queue only.
     """
-    return Queue(
-        _queue_name(preset), connection=connection, serializer=SERIALIZER, job_class=TaskJob
-    )
+    name = f"stablesr:{preset}"
+    return Queue(name, connection=connection, serializer=SERIALIZER, job_class=TaskJob)
 
 
 def queue_key(preset: str) -> str:
     """The list in Redis that RQ keeps the waiting ids of a preset in."""
-    return f"{Queue.redis_queue_namespace_prefix}{_queue_name(preset)}"
-
-
-def _queue_name(preset: str) -> str:
-    return f"stablesr:{preset}"
+    return f"{Queue.redis_queue_namespace_prefix}stablesr:{preset}"
 
 
 def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:
@@ -151,7 +113,7 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
         result_ttl=0,
         failure_ttl=settings.result_ttl_s,
         retry=Retry(max=ATTEMPTS - 1, interval=0, enqueue_at_front=True),
-        on_failure=Callback(ON_FAILURE, timeout=CALLBACK_TIMEOUT_S),
+        on_failure=ON_FAILURE,
         pipeline=pipe,
     )
 
@@ -161,50 +123,41 @@ def withdraw(queue: Queue, job_id: str) -> bool:
     with queue_errors(queue.connection):
         if not queue.connection.lrem(queue.key, 1, job_id):
             return False
-        job = queue.fetch_job(job_id)
-        if job is not None:
+        if (job := queue.fetch_job(job_id)) is not None:
             job.delete(remove_from_queue=False)
     return True
 
 
 def run_again() -> Retry:
-    """What a task returns to go back to the front of the queue without losing an attempt.
-
-    For a worker that is asked to stop; the task calls JobStore.requeue first. RQ counts these
-    apart from attempts that failed.
-    """
+    """What a task returns to go back to the front of the queue without losing an attempt, after
+    JobStore.requeue: RQ counts these apart from attempts that failed."""
     return Retry(max=1000, interval=0, enqueue_at_front=True)
 
 
-def on_failure(
-    job: Job,
-    connection: Redis,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-) -> None:
+def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: object) -> None:
     """Requeues or fails the record of a job whose attempt raised or whose worker was lost.
 
     RQ calls this on every failed attempt, also when it runs the job again, and decides by
     `retries_left` only afterwards; so a fault that another attempt cannot mend is told to it here.
     Clients are shown what kind of fault it was; the traceback is in the worker's log only.
     """
-    if kind is not None and issubclass(kind, ForbiddenTask):
+    worker_lost = issubclass(kind, AbandonedJobError)
+    if issubclass(kind, ForbiddenTask):
         job.retries_left = 0
     store = JobStore(connection)
     try:
-        if _unbegun(store, job, kind):
+        if worker_lost and store.get(job.id).state is JobState.QUEUED:
             # It was at the gate of a process that another job brought down: no attempt is spent.
             job.retries_left = (job.retries_left or 0) + 1
-        if job.retries_left:
-            if store.requeue(job.id, worker=job.worker_name).state.is_final:
-                # It was to be canceled, and now is.
-                job.retries_left = 0
-            else:
-                logger.warning("Job %s runs again: %s", job.id, _name(kind))
+        if not job.retries_left:
+            fault = WorkerLost(_LOST) if worker_lost else JobFault(_FAULT)
+            store.fail(job.id, fault.problem(), worker=job.worker_name)
+            logger.error("Job %s failed: %s", job.id, kind.__name__)
+        elif store.requeue(job.id, worker=job.worker_name).state.is_final:
+            # It was to be canceled, and now is.
+            job.retries_left = 0
         else:
-            store.fail(job.id, _fault(kind).problem(), worker=job.worker_name)
-            logger.error("Job %s failed: %s", job.id, _name(kind))
+            logger.warning("Job %s runs again: %s", job.id, kind.__name__)
     except (JobNotFound, WrongState) as ended:
         # The job ended before its attempt did, or another worker runs it by now: nothing to do,
         # and no reason to run it again.
@@ -212,29 +165,15 @@ def on_failure(
         logger.info("Job %s needs nothing: %s", job.id, ended)
 
 
-def _unbegun(store: JobStore, job: Job, kind: type[BaseException] | None) -> bool:
-    """Whether the worker was lost before the job began; then the job is not the cause."""
-    is_lost = kind is not None and issubclass(kind, AbandonedJobError)
-    return is_lost and store.get(job.id).state is JobState.QUEUED
-
-
-def _name(kind: type[BaseException] | None) -> str:
-    return "unknown fault" if kind is None else kind.__name__
-
-
-def _fault(kind: type[BaseException] | None) -> JobFault:
-    if kind is not None and issubclass(kind, AbandonedJobError):
-        return WorkerLost(
-            "The worker that ran the job was lost, and so was the one before it; "
-            "submit the image again, or ask the operator of the service."
-        )
-    return JobFault(
-        "The worker could not finish the job because of a fault of its own; "
-        "its log says more under the job's id."
-    )
-
-
-# A process that is killed in its round holds the others up so long: a round takes milliseconds.
+_LOST = (
+    "The worker that ran the job was lost, and so was the one before it; "
+    "submit the image again, or ask the operator of the service."
+)
+_FAULT = (
+    "The worker could not finish the job because of a fault of its own; "
+    "its log says more under the job's id."
+)
+# So long a process that is killed in its round holds the others up. A round takes milliseconds.
 LOCK_S = 5
 # A job is between the queue and its start for a few milliseconds. One that was seen there twice,
 # this far apart, was lost with its worker.
@@ -249,8 +188,7 @@ return 1
 
 
 class LeaseReaper:
-    """Hands out again the jobs of workers that died, for one queue; many processes have one, and a
-    lock lets one at a time run."""
+    """Hands out again the jobs of workers that died, for one queue, in one process at a time."""
 
     def __init__(self, queue: Queue, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
         self._queue = queue
@@ -263,22 +201,13 @@ class LeaseReaper:
     def run(self) -> None:
         """Give every job whose lease has run out its next attempt, or fail it after the last.
 
-        Raises:
-            RedisError, QueueUnavailable.
+        Raises RedisError, QueueUnavailable.
         """
-        lock = self._connection.lock(f"stablesr:recovering:{self._queue.name}", timeout=LOCK_S)
-        if not lock.acquire(blocking=False):
-            return
-        try:
-            self._leases()
-            self._intermediate()
-        finally:
-            try:
-                lock.release()
-            except LockError:
-                # It ran out before the work was done: another process may have begun meanwhile,
-                # and each step above is safe to do twice.
-                logger.warning("Recovery took longer than its lock, which lasts %d s.", LOCK_S)
+        name = f"stablesr:recovering:{self._queue.name}"
+        with lock(self._connection, name, LOCK_S) as is_mine:
+            if is_mine:
+                self._leases()
+                self._intermediate()
 
     def tidy(self) -> None:
         """Forget failed jobs whose time is over, and workers that are gone."""
@@ -291,22 +220,17 @@ class LeaseReaper:
             queue=self._queue, job_class=TaskJob, death_penalty_class=NoDeathPenalty
         )
         job_ids = registry.get_expired_job_ids()
-        if job_ids:
-            logger.warning(
-                "Workers were lost, their jobs are handed out again: %s", ", ".join(job_ids)
-            )
-            self._forget_executions(registry)
-            registry.cleanup()
-
-    def _forget_executions(self, registry: StartedJobRegistry) -> None:
-        """RQ keeps a lost execution's name for a minute longer than what it names, and a worker's
-        loop that ends the job's next attempt within it would fail."""
-        now = self._connection.time()[0]
-        entries: Any = self._connection.zrangebyscore(registry.key, 0, now)
+        if not job_ids:
+            return
+        logger.warning("Workers were lost, their jobs are handed out again: %s", ", ".join(job_ids))
+        # RQ keeps a lost execution's name for a minute longer than what it names, and a worker's
+        # loop that ends the job's next attempt within it would fail.
+        entries: Any = self._connection.zrangebyscore(registry.key, 0, self._connection.time()[0])
         for entry in entries:
             job_id, execution_id = parse_composite_key(as_text(entry))
             executions = ExecutionRegistry(job_id, self._connection)
             self._connection.zrem(executions.key, execution_id)
+        registry.cleanup()
 
     def _intermediate(self) -> None:
         """Jobs that were taken from the queue by a worker that died before it began them."""
@@ -323,25 +247,19 @@ class LeaseReaper:
 
     def _restore(self, job_id: str) -> None:
         try:
-            job: Job | None = TaskJob.fetch(job_id, self._connection, self._queue.serializer)
+            TaskJob.fetch(job_id, self._connection, self._queue.serializer)
         except NoSuchJobError:
-            job = None
+            self._queue.intermediate_queue.remove(job_id)
         # A job that RQ cannot even read would end every loop that takes it from the queue.
         except Exception:
             logger.exception("Job %s cannot be read in the queue.", job_id)
-            job = None
-            self._fail(job_id)
-        if job is None:
+            fault = JobFault(
+                "The queue's entry for the job cannot be read; submit the image again."
+            )
+            with suppress(JobNotFound, WrongState):
+                self._store.fail(job_id, fault.problem())
             self._queue.intermediate_queue.remove(job_id)
-            return
-        keys = [self._queue.intermediate_queue_key, self._queue.key]
-        if self._put_back(keys=keys, args=[job_id]):
-            logger.warning("Job %s waits again, its worker was lost before it began.", job_id)
-
-    def _fail(self, job_id: str) -> None:
-        problem = JobFault("The queue's entry for the job cannot be read; submit the image again.")
-        try:
-            self._store.fail(job_id, problem.problem())
-        except (JobNotFound, WrongState):
-            # No client waits for it.
-            logger.info("Job %s has no record to fail.", job_id)
+        else:
+            keys = [self._queue.intermediate_queue_key, self._queue.key]
+            if self._put_back(keys=keys, args=[job_id]):
+                logger.warning("Job %s waits again, its worker was lost before it began.", job_id)

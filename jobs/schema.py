@@ -6,12 +6,13 @@ sizes are pixels after the EXIF orientation is applied, weights of files are byt
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,18 +39,16 @@ class JobState(StrEnum):
         return self in FINAL
 
 
-ACTIVE = frozenset({JobState.QUEUED, JobState.PROCESSING})
-FINAL = frozenset(JobState) - ACTIVE
+FINAL = frozenset(JobState) - {JobState.QUEUED, JobState.PROCESSING}
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who submitted a job and in which request: what its record keeps besides what is to be done.
+    """Who submitted a job and in which request.
 
-    owner is a key's id, or ANYONE; max_queued bounds the jobs that may wait of this owner, or of
-    this client (an address) where there is none;
-    request_id finds the request in the service's log; webhook_url is told of the job's end;
-    claim is the idempotency key (of `jobs.idempotency`) under which the job is to be found again.
+    owner is a key's id, or ANYONE; max_queued bounds its waiting jobs, or those of the client (an
+    address) where there is none; request_id finds the request in the service's log; webhook_url is
+    told of the job's end; under claim, of `jobs.idempotency`, the job is to be found again.
     """
 
     owner: str = ANYONE
@@ -165,6 +164,11 @@ class Job(_Model):
     request_id: str | None = None
     webhook_url: str | None = None
 
+    def is_due(self, now: datetime) -> bool:
+        """Whether the time of its result is over, although its record does not say so yet."""
+        is_over = self.expires_at is not None and self.expires_at <= now
+        return self.state is JobState.SUCCEEDED and is_over
+
 
 def new_record(
     parameters: UpscaleParameters,
@@ -175,24 +179,26 @@ def new_record(
     wait_s: int,
     keep_s: int,
 ) -> dict[str, str]:
-    """The record of a job that is queued now."""
+    """The record of a job that is queued now, in Redis' seconds.
+
+    wait_s bounds the time in the queue, keep_s the time that the ended job and its images are kept.
+    """
     fields = {
-        "state": JobState.QUEUED.value,
         "parameters": parameters.model_dump_json(),
         "input": image.model_dump_json(),
         "created_at": f"{now:.6f}",
         "attempt": "0",
-        "revision": "1",
         "wait_s": str(wait_s),
         "keep_s": str(keep_s),
         "owner": origin.owner,
         "counted": origin.quota_key,
+        "request_id": origin.request_id,
+        "webhook_url": origin.webhook_url,
     }
-    if origin.request_id is not None:
-        fields["request_id"] = origin.request_id
-    if origin.webhook_url is not None:
-        fields["webhook_url"] = origin.webhook_url
-    return fields
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+_JSON_FIELDS = frozenset({"parameters", "input", "progress", "result", "timings", "error"})
 
 
 def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
@@ -201,52 +207,23 @@ def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
     Fields may be those of another version: a preset that is gone, parameters that came later.
     """
     try:
-        return _job_of(job_id, fields)
+        values: dict[str, Any] = {
+            name: json.loads(text) if name in _JSON_FIELDS else text
+            for name, text in fields.items()
+            if name in Job.model_fields
+        }
+        preset, seed = values["parameters"]["preset"], values["parameters"]["seed"]
+        job = Job.model_validate({**values, "id": job_id, "preset": preset, "seed": seed})
+        if job.ended_at is None:
+            return job
+        expires_at = job.ended_at + timedelta(seconds=int(fields["keep_s"]))
     # What is missing, and what is no number, no state or not valid for its model.
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RecordUnreadable(f"The record of job {job_id} cannot be read: {error}.") from error
-
-
-def _job_of(job_id: str, fields: Mapping[str, str]) -> Job:
-    def at(name: str) -> datetime | None:
-        return datetime.fromtimestamp(float(fields[name]), UTC) if name in fields else None
-
-    parameters = UpscaleParameters.model_validate_json(fields["parameters"])
-    creation = datetime.fromtimestamp(float(fields["created_at"]), UTC)
-    start_time, end_time = at("started_at"), at("ended_at")
-    expires = end_time + timedelta(seconds=int(fields["keep_s"])) if end_time else None
-    result = timings = None
-    if "result" in fields and start_time and end_time:
-        result = ResultInfo.model_validate_json(fields["result"])
-        result = result.model_copy(update={"expires_at": expires})
-        timings = Timings.model_validate_json(fields["timings"]).model_copy(
-            update={
-                "queue": (start_time - creation).total_seconds(),
-                "total": (end_time - creation).total_seconds(),
-            }
-        )
-    return Job(
-        id=job_id,
-        state=JobState(fields["state"]),
-        preset=parameters.preset,
-        parameters=parameters,
-        input=ImageInfo.model_validate_json(fields["input"]),
-        created_at=creation,
-        started_at=start_time,
-        ended_at=end_time,
-        expires_at=expires,
-        progress=(
-            Progress.model_validate_json(fields["progress"]) if "progress" in fields else None
-        ),
-        result=result,
-        timings=timings,
-        seed=parameters.seed,
-        error=Problem.model_validate_json(fields["error"]) if "error" in fields else None,
-        attempt=int(fields["attempt"]),
-        worker=fields.get("worker"),
-        cancel_requested=fields.get("cancel_requested") == "1",
-        revision=int(fields["revision"]),
-        owner=fields.get("owner", ANYONE),
-        request_id=fields.get("request_id"),
-        webhook_url=fields.get("webhook_url"),
-    )
+    changes: dict[str, object] = {"expires_at": expires_at}
+    if job.result and job.timings and job.started_at:
+        queue, total = job.started_at - job.created_at, job.ended_at - job.created_at
+        seconds = {"queue": queue.total_seconds(), "total": total.total_seconds()}
+        changes["result"] = job.result.model_copy(update={"expires_at": expires_at})
+        changes["timings"] = job.timings.model_copy(update=seconds)
+    return job.model_copy(update=changes)

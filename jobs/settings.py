@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.presets import PRESETS
@@ -20,15 +20,12 @@ from .errors import InvalidSettings
 
 MIB = 1024 * 1024
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
-# Storage that several hosts can share, as obstore names it.
-_BLOB_SCHEMES = ("s3://", "gs://", "az://")
 # Settings that went away, and what replaces them: the environment says nothing in vain.
 _REPLACEMENTS = {
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
     "DECODE_TILE": "set STABLESR_MEMORY_LIMIT, by which strips are planned",
     "DEVICES": "name them in STABLESR_DEVICE, comma-separated",
-    "FALLBACK": "a worker without its weights is not ready; set STABLESR_PRESET to tiny to serve "
-    "that",
+    "FALLBACK": "a worker without its weights is not ready; set STABLESR_PRESET to tiny instead",
     "HEAD_TIMEOUT_S": "a request's head has 10 seconds",
     "HEARTBEAT_S": "it is a quarter of STABLESR_WORKER_TTL_S",
     "IDEMPOTENCY_TTL_S": "keys are known for a day",
@@ -50,13 +47,9 @@ _REPLACEMENTS = {
 }
 
 
-def parse_bytes(text: str) -> int:
-    """A number of bytes, plain or with a unit: 6GB, 1.5 GiB, 500MB.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = _BYTES.fullmatch(text.strip().lower())
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes, plain or with a unit: 6GB, 1.5 GiB, 500MB. Raises ValueError."""
+    match = _BYTES.fullmatch(str(text).strip().lower())
     if match is None:
         raise ValueError("it must be a number of bytes such as 6GB, 1.5GiB or 500MB")
     number, prefix, binary = match.groups()
@@ -67,6 +60,32 @@ def state_folder() -> Path:
     """Where this machine's blobs and compiled networks lie."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "stablesr"
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _begins_with(*schemes: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not value.startswith(schemes):
+            raise ValueError(f"it must begin with one of {', '.join(schemes)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _known_preset(value: str) -> str:
+    if value not in PRESETS:
+        raise ValueError(f"it must be one of {', '.join(PRESETS)}")
+    return value
+
+
+def _standard_secret(value: str) -> str:
+    prefix, _, rest = value.partition("_")
+    if prefix != "whsec" or len(base64.b64decode(rest, validate=True)) < 24:
+        raise ValueError("it must be whsec_ and 24 bytes or more in base64")
+    return value
 
 
 class Settings(BaseSettings):
@@ -81,15 +100,22 @@ class Settings(BaseSettings):
     )
 
     # Service and worker
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: Annotated[str, _begins_with("redis://", "rediss://", "unix://")] = (
+        "redis://127.0.0.1:6379/0"
+    )
     # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
-    blob_root: Path = Field(default_factory=lambda: state_folder() / "blobs")
-    blob_url: str | None = None
-    preset: str = "tiny"
+    blob_root: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default_factory=lambda: state_folder() / "blobs"
+    )
+    # Storage that several hosts can share, as obstore names it.
+    blob_url: Annotated[str, _begins_with("s3://", "gs://", "az://")] | None = None
+    preset: Annotated[str, AfterValidator(_known_preset)] = "tiny"
     # The licence under which `stablesr weights prepare` may download weights, by its name.
     accept_licence: str | None = None
     host: str = "127.0.0.1"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(str.upper)
+    ] = "INFO"
 
     # Access
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -105,11 +131,12 @@ class Settings(BaseSettings):
     # Lets webhooks reach addresses that are not public; for tests and closed networks.
     webhook_allow_private: bool = False
     # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
-    webhook_secret: Annotated[str | None, Field(repr=False)] = None
+    webhook_secret: Annotated[str, AfterValidator(_standard_secret)] | None = Field(
+        None, repr=False
+    )
 
     # Limits
-    # Uploads a minute, of a key or of an address without one; 0 is no limit. A key may have a
-    # number of its own.
+    # Of a key, or an address without one; 0 is no limit. A key may have a number of its own.
     uploads_per_minute: Annotated[int, Field(ge=0)] = 120
     # Of one process, whatever they are for.
     max_connections: Annotated[int, Field(ge=1)] = 800
@@ -130,11 +157,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2
-    # What the plan of each image decides by itself (docs/memory.md), decided here instead: tiles
-    # in one network call, bytes that the process may take on the device that computes ("6GB"),
-    # and whether networks that do not work wait on the host.
+    # Decided here, not by each image's plan (docs/memory.md): tiles in one network call, bytes on
+    # the device that computes ("6GB"), and whether networks that do not work wait on the host.
     tile_batch: Annotated[int, Field(ge=1)] | None = None
-    memory_limit: Annotated[int, Field(ge=1)] | None = None
+    memory_limit: Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
     # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. Off by
     # itself, for it takes minutes, which one image is not worth; the compose file sets auto.
@@ -197,51 +223,6 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise InvalidSettings(_sentence(error)) from None
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: Any) -> Any:
-        return value.upper() if isinstance(value, str) else value
-
-    @field_validator("memory_limit", mode="before")
-    @classmethod
-    def _bytes(cls, value: Any) -> Any:
-        return parse_bytes(value) if isinstance(value, str) else value
-
-    @field_validator("redis_url")
-    @classmethod
-    def _redis_scheme(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("it must begin with redis://, rediss:// or unix://")
-        return value
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _standard_secret(cls, value: str | None) -> str | None:
-        if value is not None:
-            prefix, _, rest = value.partition("_")
-            if prefix != "whsec" or len(base64.b64decode(rest, validate=True)) < 24:
-                raise ValueError("it must be whsec_ and 24 bytes or more in base64")
-        return value
-
-    @field_validator("blob_url")
-    @classmethod
-    def _blob_scheme(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(_BLOB_SCHEMES):
-            raise ValueError(f"it must begin with one of {', '.join(_BLOB_SCHEMES)}")
-        return value
-
-    @field_validator("preset")
-    @classmethod
-    def _known_preset(cls, value: str) -> str:
-        if value not in PRESETS:
-            raise ValueError(f"it must be one of {', '.join(PRESETS)}")
-        return value
-
-    @field_validator("blob_root")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
 
 
 def _sentence(error: ValidationError) -> str:

@@ -14,17 +14,14 @@ atomic; it counts and publishes them too:
     stablesr:figures:{minute}    state -> jobs that came into it in that minute
     stablesr:moves               channel: "id revision state", one message a change
 
-Listeners take a message as a hint to look at the record, never as the truth: Redis forgets one
-that is not heard, so they also look by themselves now and then.
+Redis forgets a message that is not heard: listeners take it as a hint to look at the record, and
+also look by themselves now and then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
-from typing import Self
 
 from .schema import JobState
 
@@ -49,42 +46,28 @@ Table = Mapping[Event, Mapping[JobState, JobState]]
 
 _QUEUED, _PROCESSING, _CANCELED = JobState.QUEUED, JobState.PROCESSING, JobState.CANCELED
 
-TRANSITIONS: Table = MappingProxyType(
-    {
-        # From processing: a worker died and its job is handed out again before that was noticed.
-        Event.START: {_QUEUED: _PROCESSING, _PROCESSING: _PROCESSING},
-        Event.PROGRESS: {_PROCESSING: _PROCESSING},
-        Event.SUCCEED: {_PROCESSING: JobState.SUCCEEDED},
-        Event.FAIL: {_QUEUED: JobState.FAILED, _PROCESSING: JobState.FAILED},
-        Event.REQUEUE: {_QUEUED: _QUEUED, _PROCESSING: _QUEUED},
-        Event.CANCEL: {_QUEUED: _CANCELED, _PROCESSING: _PROCESSING},
-        Event.STOP: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
-        Event.EXPIRE: {JobState.SUCCEEDED: JobState.EXPIRED},
-    }
-)
-
-TRANSITIONS_WHEN_MARKED: Table = MappingProxyType(
-    {
-        **TRANSITIONS,
-        Event.START: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
-        Event.REQUEUE: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
-    }
-)
+TRANSITIONS: Table = {
+    # From processing: a worker died and its job is handed out again before that was noticed.
+    Event.START: {_QUEUED: _PROCESSING, _PROCESSING: _PROCESSING},
+    Event.PROGRESS: {_PROCESSING: _PROCESSING},
+    Event.SUCCEED: {_PROCESSING: JobState.SUCCEEDED},
+    Event.FAIL: {_QUEUED: JobState.FAILED, _PROCESSING: JobState.FAILED},
+    Event.REQUEUE: {_QUEUED: _QUEUED, _PROCESSING: _QUEUED},
+    Event.CANCEL: {_QUEUED: _CANCELED, _PROCESSING: _PROCESSING},
+    Event.STOP: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
+    Event.EXPIRE: {JobState.SUCCEEDED: JobState.EXPIRED},
+}
+TRANSITIONS_WHEN_MARKED: Table = {
+    **TRANSITIONS,
+    Event.START: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
+    Event.REQUEUE: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """A record's revision and the state it is in since."""
-
-    job_id: str
-    revision: int
-    state: JobState
-
-    @classmethod
-    def parse(cls, message: bytes) -> Self:
-        """A message of the channel; raises ValueError for what the script does not send."""
-        job_id, revision, state = message.decode().split(" ")
-        return cls(job_id, int(revision), JobState(state))
+def parse_move(message: bytes) -> tuple[str, JobState]:
+    """The job and its state in a message of the channel; ValueError for what no script sends."""
+    job_id, _, state = message.decode().split(" ")
+    return job_id, JobState(state)
 
 
 def minute_key(now: float) -> str:

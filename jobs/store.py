@@ -12,8 +12,6 @@ import secrets
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -39,16 +37,6 @@ def input_key(job_id: str) -> str:
 
 def result_key(job_id: str) -> str:
     return f"results/{job_id}"
-
-
-@dataclass(frozen=True, slots=True)
-class BlobInfo:
-    """size in bytes; modified in UTC; etag is the store's own, without quotes, if it has one."""
-
-    key: str
-    size: int
-    modified: datetime
-    etag: str | None
 
 
 class BlobStore:
@@ -85,40 +73,23 @@ class BlobStore:
         with _store_errors("read", key):
             return bytes(obstore.get(self._store, key).bytes())
 
-    def stream(
-        self, key: str, start: int = 0, end: int | None = None
-    ) -> Generator[bytes, None, None]:
-        """The bytes from start up to but without end, in pieces; raises BlobNotFound at once.
+    def stream(self, key: str, part: tuple[int, int] | None = None) -> Generator[bytes, None, None]:
+        """The blob in pieces, or its bytes from `part[0]` up to but without `part[1]`.
 
-        Closing it closes the blob.
+        Raises BlobNotFound at once. Closing it closes the blob.
         """
         _check(key)
         with _store_errors("read", key):
-            options: obstore.GetOptions = {}
-            if end is not None:
-                options = {"range": (start, end)}
-            elif start:
-                options = {"range": {"offset": start}}
+            options: obstore.GetOptions = {} if part is None else {"range": part}
             answer = obstore.get(self._store, key, options=options)
             pieces = answer.stream(min_chunk_size=READ_CHUNK)
         return _chunks(pieces, key)
 
-    def head(self, key: str) -> BlobInfo:
-        """The blob's size and age without its bytes; raises BlobNotFound."""
-        _check(key)
-        with _store_errors("look up", key):
-            meta = obstore.head(self._store, key)
-        etag = meta["e_tag"]
-        return BlobInfo(
-            key=key,
-            size=meta["size"],
-            modified=meta["last_modified"],
-            etag=etag.strip('"') if etag else None,
-        )
-
     def exists(self, key: str) -> bool:
+        _check(key)
         try:
-            self.head(key)
+            with _store_errors("look up", key):
+                obstore.head(self._store, key)
         except BlobNotFound:
             return False
         return True
@@ -135,11 +106,8 @@ class BlobStore:
         """Removes the blobs; one that is not there is no error."""
         for key in keys:
             _check(key)
-            with _store_errors("delete", key):
-                try:
-                    obstore.delete(self._store, key)
-                except FileNotFoundError:
-                    continue
+            with _store_errors("delete", key), suppress(FileNotFoundError):
+                obstore.delete(self._store, key)
 
     def remove_staged(self, *, idle_s: float) -> int:
         """Removes what puts have written aside in a local folder and not touched for idle_s

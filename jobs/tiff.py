@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator
 from itertools import islice
 
-from .errors import ImageError, ImageTruncated, UnsupportedFormat
-from .image_file import MAX_PARTS, Bytes, Header, Mode
+from .errors import ImageError
+from .image_file import MAX_PARTS, Bytes, Header, Mode, truncated, unreadable, unsupported
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BIG = (b"+\0", b"\0+")
@@ -29,9 +29,16 @@ ORIENTATION, CHANNELS, INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT = 274, 277, 332, 33
 STRIPS, TILES = (273, 279), (324, 325)
 """The tags of the offsets and of the byte counts."""
 
-MODES: dict[int, Mode] = {0: "L", 1: "L", 2: "RGB", 3: "RGB", 5: "CMYK", 6: "YCbCr"}
-"""By PhotometricInterpretation: white or black is zero, RGB, palette, inks, YCbCr."""
-PALETTE = 3
+PALETTE, INKS = 3, 5
+KINDS: dict[int, tuple[Mode, int, set[int]]] = {
+    0: ("L", 1, {1, 2, 4, 8, 16}),
+    1: ("L", 1, {1, 2, 4, 8, 16}),
+    2: ("RGB", 3, {8, 16}),
+    PALETTE: ("RGB", 1, {1, 2, 4, 8}),
+    INKS: ("CMYK", 4, {8, 16}),
+    6: ("YCbCr", 3, {8}),
+}
+"""By PhotometricInterpretation: the mode, its channels, and how many bits of each are read."""
 WITH_ALPHA: dict[Mode, Mode] = {"L": "LA", "RGB": "RGBA", "CMYK": "CMYKA"}
 JPEG = 7
 COMPRESSIONS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946}
@@ -49,23 +56,20 @@ MAX_EXIF = 64 * 1024
 class Directory:
     """The tags of one directory of `data`, which starts at byte `start`.
 
-    Raises:
-        ImageTruncated: it, or values that are asked for, lie behind the last byte.
-        ImageError: it has too many entries or values, or values of another type.
-        struct.error: it ends inside a number.
+    Raises ImageTruncated where it, or values that are asked for, lie behind the last byte,
+    ImageError for too many entries or values, or values of another type, and struct.error where it
+    ends inside a number.
     """
 
     def __init__(self, data: Bytes, start: int) -> None:
         order = "<" if data[:2] == b"II" else ">"
         count, entry, offset = ("Q", "HHQ8s", "Q") if data[2:4] in BIG else ("H", "HHI4s", "I")
         if start >= len(data):
-            raise ImageTruncated("The TIFF file is cut short: its directory lies behind its end.")
+            raise truncated("TIFF", "its directory lies behind its end")
         entries = struct.unpack_from(order + count, data, start)[0]
         if entries > MAX_ENTRIES:
-            raise ImageError(
-                f"The TIFF file cannot be read: its directory has {entries} entries; "
-                f"at most {MAX_ENTRIES} are read."
-            )
+            reason = f"its directory has {entries} entries; at most {MAX_ENTRIES} are read"
+            raise unreadable("TIFF", reason)
         # Type, number of values, and the values or where they are.
         self._entries: dict[int, tuple[int, int, bytes]] = {}
         position = start + struct.calcsize(order + count)
@@ -81,9 +85,10 @@ class Directory:
         """The numbers of a tag; none where there is no such tag."""
         kind, count, place = self._entries.get(tag, (1, 0, b""))
         if kind not in NUMBERS or count > MAX_PARTS:
-            raise ImageError(
-                f"The TIFF file cannot be read: its tag {tag} has {count} values of type {kind}; "
-                f"at most {MAX_PARTS} whole numbers are read."
+            raise unreadable(
+                "TIFF",
+                f"its tag {tag} has {count} values of type {kind}; "
+                f"at most {MAX_PARTS} whole numbers are read",
             )
         layout = f"{self._order}{count}{NUMBERS[kind]}"
         size = struct.calcsize(layout)
@@ -91,16 +96,14 @@ class Directory:
             return struct.unpack(layout, place[:size])
         start = struct.unpack(self._offset, place)[0]
         if start + size > len(self._data):
-            raise ImageTruncated(
-                f"The TIFF file is cut short: the values of its tag {tag} lie behind its end."
-            )
+            raise truncated("TIFF", f"the values of its tag {tag} lie behind its end")
         return struct.unpack_from(layout, self._data, start)
 
     def value(self, tag: int, default: int | None = None) -> int:
         """The first number of a tag; without a default it has to be there."""
         values = self.values(tag) or (default,)
         if values[0] is None:
-            raise ImageError(f"The TIFF file cannot be read: its directory has no tag {tag}.")
+            raise unreadable("TIFF", f"its directory has no tag {tag}")
         return values[0]
 
     @property
@@ -146,64 +149,48 @@ def read_tiff(data: Bytes) -> Header:
         for offset, count in zip(first.values(offsets), first.values(counts), strict=False)
     ]
     mode, depth = _pixels(first)
-    header = Header(
-        "TIFF",
-        width=first.value(WIDTH),
-        height=first.value(HEIGHT),
-        # Pages, and not previews of the first one.
-        frames=1 + sum(not page.value(SUBFILE, 0) & REDUCED_RESOLUTION for page in pages),
-        orientation=first.orientation,
-        mode=mode,
-        depth=depth,
-    )
+    size = first.value(WIDTH), first.value(HEIGHT)
+    # Pages, and not previews of the first one.
+    frames = 1 + sum(not page.value(SUBFILE, 0) & REDUCED_RESOLUTION for page in pages)
     if not parts:
-        raise ImageError("The TIFF file cannot be read: it has no image data.")
+        raise unreadable("TIFF", "it has no image data")
     if any(offset + count > len(data) for offset, count in parts):
-        raise ImageTruncated("The TIFF file is cut short: its image data ends behind its end.")
-    return header
+        raise truncated("TIFF", "its image data ends behind its end")
+    return Header("TIFF", *size, frames, first.orientation, mode, depth)
 
 
 def _pixels(tags: Directory) -> tuple[Mode, int]:
     """The mode, and the bits of a channel (TIFF 6.0, sections 3 to 8, 18 to 23)."""
     compression = tags.value(COMPRESSION, 1)
     if compression not in COMPRESSIONS:
-        raise _kind_error(
+        raise unsupported(
+            "TIFF",
             f"it is compressed by method {compression}; none, CCITT, LZW, JPEG, deflate and "
-            "PackBits are read"
+            "PackBits are read",
         )
     photometric = tags.value(PHOTOMETRIC)
-    mode = MODES.get(photometric)
-    if mode is None or (mode == "CMYK" and tags.value(INK_SET, 1) != 1):
-        raise _kind_error(
+    if photometric not in KINDS or (photometric == INKS and tags.value(INK_SET, 1) != 1):
+        raise unsupported(
+            "TIFF",
             f"its pixels are of the photometric kind {photometric}; "
-            "greyscale, RGB, palette, CMYK and YCbCr are read"
+            "greyscale, RGB, palette, CMYK and YCbCr are read",
         )
-    palette = photometric == PALETTE
+    mode, colours, depths = KINDS[photometric]
     bits = set(tags.values(BITS)) or {1}
     kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED_FORMAT}
     depth = max(bits)
-    depths = {8} if palette or mode == "YCbCr" else {8, 16}
-    if palette or mode == "L":
-        depths |= {1, 2, 4}
     if kinds - {UNSIGNED_INTEGER} or len(bits) > 1 or depth not in depths:
-        raise _kind_error(
+        raise unsupported(
+            "TIFF",
             f"its channels are of {depth} bits and sample format {sorted(kinds)}; unsigned whole "
-            "numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel"
+            "numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel",
         )
-    colours = 1 if palette or mode == "L" else 4 if mode == "CMYK" else 3
     channels, extra = tags.value(CHANNELS, 1), tags.values(EXTRA_SAMPLES)
     if channels < colours:
-        raise ImageError(
-            f"The TIFF file cannot be read: it has {channels} channels and its kind of pixels has "
-            f"{colours}."
-        )
+        raise unreadable("TIFF", f"it has {channels} channels; its kind of pixels has {colours}")
     # The decoder of JPEG gives RGB.
     if mode == "YCbCr" and compression == JPEG:
         mode = "RGB"
     if channels > colours and extra and extra[0] in ALPHA:
         mode = WITH_ALPHA.get(mode, mode)
-    return mode, 8 if palette else depth
-
-
-def _kind_error(reason: str) -> UnsupportedFormat:
-    return UnsupportedFormat(f"The TIFF file is of a kind not read: {reason}.")
+    return mode, 8 if photometric == PALETTE else depth

@@ -1,27 +1,25 @@
 """Who serves which preset, and how the whole service is at one moment.
 
-A worker is one hash in Redis, gone when its heartbeat stops:
-
-stablesr:worker:{name}   preset, device, state, ...; expires after the worker's time to live
+stablesr:worker:{name}   JSON: preset, device, state, ...; gone when its heartbeat stops
 stablesr:workers         sorted set: name -> last heartbeat
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis import Redis
 
 from models.presets import PRESETS
 
-from .connection import as_text, queue_errors
-from .job_store import record_key
-from .rq_adapter import open_queue
-from .settings import Settings
+from .connection import Command, as_text, as_texts, queue_errors, seconds_of
+from .job_store import moment, record_key, waiting_key
+from .rq_adapter import queue_key
 from .states import COUNT_FIELD, COUNTS_KEY, minute_key
 
 WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
@@ -70,15 +68,11 @@ class WorkerInfo(BaseModel):
 
 
 class Workers:
-    """The register of live workers. Raises QueueUnavailable."""
+    """The register of live workers, as they write it. Raises QueueUnavailable."""
 
     def __init__(self, connection: Redis, *, ttl_s: int) -> None:
         self._connection = connection
         self._ttl_s = ttl_s
-
-    def register(self, info: WorkerInfo) -> None:
-        """Adds the worker; the same as its first heartbeat."""
-        self.heartbeat(info)
 
     def heartbeat(self, info: WorkerInfo) -> None:
         """Writes all that is known of the worker and lets it live another ttl_s seconds.
@@ -86,12 +80,11 @@ class Workers:
         Complete each time, so that a worker which Redis forgot is back at its next heartbeat.
         """
         with queue_errors(self._connection):
-            seconds, micros = self._connection.time()
-            now = seconds + micros / 1e6
-            stamp = info.model_copy(update={"last_seen": datetime.fromtimestamp(now, UTC)})
+            time = self._connection.time()
+            stamp = info.model_copy(update={"last_seen": moment(time)})
             with self._connection.pipeline() as pipe:
                 pipe.set(worker_key(info.name), stamp.model_dump_json(), ex=self._ttl_s)
-                pipe.zadd(NAMES_KEY, {info.name: now})
+                pipe.zadd(NAMES_KEY, {info.name: seconds_of(time)})
                 pipe.execute()
 
     def unregister(self, name: str) -> None:
@@ -101,94 +94,98 @@ class Workers:
             pipe.zrem(NAMES_KEY, name)
             pipe.execute()
 
-    def list(self, preset: str | None = None) -> list[WorkerInfo]:
-        """The live workers, by name; those that went silent are forgotten."""
-        with queue_errors(self._connection):
-            names = sorted(map(as_text, self._connection.zrange(NAMES_KEY, 0, -1)))
-            if not names:
-                return []
-            raws = self._connection.mget([worker_key(name) for name in names])
-            silent = [name for name, raw in zip(names, raws, strict=True) if raw is None]
-            if silent:
-                self._connection.zrem(NAMES_KEY, *silent)
-        workers = [
-            info for raw in raws if raw is not None and (info := parse_worker(raw)) is not None
-        ]
-        return [info for info in workers if preset is None or info.preset == preset]
 
-
-def parse_worker(raw: bytes | str) -> WorkerInfo | None:
-    """None for a worker of another version, which is not ours to judge."""
-    try:
-        return WorkerInfo.model_validate_json(raw)
-    except ValidationError:
-        return None
+# Silent workers are forgotten here.
+CAPACITY = """
+local lengths, workers = {}, {}
+for i = 3, #KEYS do lengths[i - 2] = redis.call('LLEN', KEYS[i]) end
+for _, name in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+    local info = redis.call('GET', ARGV[1] .. name)
+    if info then workers[#workers + 1] = info else redis.call('ZREM', KEYS[2], name) end
+end
+return {redis.call('ZCARD', KEYS[1]), lengths, workers}
+"""
+QUEUE_KEYS = tuple(map(queue_key, PRESETS))
 
 
 @dataclass(frozen=True, slots=True)
-class Backlog:
-    """The queue of one preset: jobs that wait, and how long the next of them has, in seconds."""
+class Capacity:
+    """How many jobs of a client and of each preset wait, and the live workers, by name."""
 
     waiting: int
-    oldest_s: float
+    lengths: Mapping[str, int]
+    workers: Sequence[WorkerInfo]
+
+    @staticmethod
+    def command(quota_key: str) -> Command:
+        """What asks Redis; `quota_key` is that of the jobs' `Origin`."""
+        keys = (waiting_key(quota_key), NAMES_KEY, *QUEUE_KEYS)
+        return ("EVAL", CAPACITY, len(keys), *keys, worker_key(""))
+
+    @classmethod
+    def of(cls, answer: Any) -> Self:
+        waiting, lengths, raws = answer
+        workers = []
+        for raw in raws:
+            # One of another version is not ours to judge.
+            with suppress(ValidationError):
+                workers.append(WorkerInfo.model_validate_json(raw))
+        workers.sort(key=lambda worker: worker.name)
+        return cls(waiting, dict(zip(PRESETS, lengths, strict=True)), workers)
+
+    @classmethod
+    def read(cls, connection: Redis) -> Self:
+        """That of clients without a key and an address. Raises QueueUnavailable."""
+        untyped: Any = connection
+        with queue_errors(connection):
+            return cls.of(untyped.execute_command(*cls.command("")))
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """`moves` are the jobs that ever came into each state, the others those of the last minute."""
+    """Of each preset, how long the next of its jobs has waited, in seconds; the jobs that ever came
+    into each state, and those of the last minute."""
 
-    backlogs: Mapping[str, Backlog]
-    workers: Sequence[WorkerInfo]
+    capacity: Capacity
+    oldest_s: Mapping[str, float]
     moves: Mapping[str, float]
     moves_last_minute: Mapping[str, float]
 
 
-def look_over(connection: Redis, settings: Settings) -> Overview:
+def look_over(connection: Redis) -> Overview:
     """Reads it all from Redis. Raises QueueUnavailable."""
-    workers = Workers(connection, ttl_s=settings.worker_ttl_s).list()
-    keys = [open_queue(preset, connection).key for preset in PRESETS]
-    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
-        pipe.time()
-        pipe.hgetall(COUNTS_KEY)
-        for key in keys:
-            pipe.llen(key)
-            pipe.lindex(key, 0)
-        (seconds, micros), counts, *queues = pipe.execute()
-    now = seconds + micros / 1e6
-    waiting, heads = queues[::2], queues[1::2]
+    capacity = Capacity.read(connection)
+    with queue_errors(connection):
+        now = seconds_of(connection.time())
+        with connection.pipeline(transaction=False) as pipe:
+            for key in (COUNTS_KEY, minute_key(now), minute_key(now - 60)):
+                pipe.hgetall(key)
+            for key in QUEUE_KEYS:
+                pipe.lindex(key, 0)
+            total, current, before, *heads = pipe.execute()
+        with connection.pipeline(transaction=False) as pipe:
+            for head in heads:
+                pipe.hget(record_key(as_text(head or b"")), "created_at")
+            creations = pipe.execute()
+    ages = [max(0.0, now - float(creation)) if creation else 0.0 for creation in creations]
+    total, current, before = map(_numbers, (total, current, before))
+    # Of the minute before, taken as even, what lies in the last sixty seconds.
+    share = 1 - now % 60 / 60
     return Overview(
-        backlogs={
-            preset: Backlog(int(count), _age(connection, head, now))
-            for preset, count, head in zip(PRESETS, waiting, heads, strict=True)
-        },
-        workers=workers,
+        capacity=capacity,
+        oldest_s=dict(zip(PRESETS, ages, strict=True)),
         moves={
             field.removeprefix(COUNT_FIELD): count
-            for field, count in _numbers(counts).items()
+            for field, count in total.items()
+            # Version 0.1 counted more here.
             if field.startswith(COUNT_FIELD)
         },
-        moves_last_minute=_last_minute(connection, now),
+        moves_last_minute={
+            state: current.get(state, 0) + share * before.get(state, 0)
+            for state in sorted(current.keys() | before.keys())
+        },
     )
 
 
-def _age(connection: Redis, head: bytes | None, now: float) -> float:
-    if head is None:
-        return 0.0
-    with queue_errors(connection):
-        creation: Any = connection.hget(record_key(as_text(head)), "created_at")
-    return 0.0 if creation is None else max(0.0, now - float(creation))
-
-
-def _last_minute(connection: Redis, now: float) -> Mapping[str, float]:
-    """Moves by state in the sixty seconds before now, taking the minute before as even."""
-    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
-        pipe.hgetall(minute_key(now))
-        pipe.hgetall(minute_key(now - 60))
-        current, before = (_numbers(raw) for raw in pipe.execute())
-    share = 1 - now % 60 / 60
-    states = sorted(current.keys() | before.keys())
-    return {state: current.get(state, 0) + share * before.get(state, 0) for state in states}
-
-
 def _numbers(raw: Mapping[Any, Any]) -> dict[str, float]:
-    return {as_text(field): float(value) for field, value in raw.items()}
+    return {field: float(value) for field, value in as_texts(raw).items()}

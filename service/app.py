@@ -11,7 +11,7 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
-from jobs.connection import Breaker, LoopClient, connect
+from jobs.connection import CircuitBreaker, LoopClient, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.maintenance import Maintenance
@@ -68,7 +68,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         store = await run_sync(BlobStore.open, settings)
         # One for everything: what one use of it learns of a Redis that hangs, all know.
-        breaker = Breaker()
+        breaker = CircuitBreaker()
         connection = connect(settings, breaker=breaker)
         client = LoopClient(settings, breaker)
         queue = JobQueue(settings, connection)
@@ -101,7 +101,7 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
         metrics: ServiceMetrics = app.state.metrics
         sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
         maintenance = Maintenance(connection, store, metrics.put_off)
-        collector = ServiceCollector(connection, settings, services.streams, services.transfers)
+        collector = ServiceCollector(connection, services.streams, services.transfers)
         metrics.registry.register(collector)
         try:
             async with anyio.create_task_group() as tasks:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from jobs.settings import Settings
-from jobs.states import CHANNEL, Transition
+from jobs.states import CHANNEL, parse_move
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -91,12 +91,12 @@ class Listener:
 
     def _notify(self, data: bytes) -> None:
         try:
-            move = Transition.parse(data)
+            job_id, state = parse_move(data)
         except ValueError:
             # A later version may say more; looking now and then covers it.
             return
-        for watch in self._watches.get(move.job_id, ()):
-            if move.state.is_final or not watch.ends_only:
+        for watch in self._watches.get(job_id, ()):
+            if state.is_final or not watch.ends_only:
                 watch.set()
 
     def _wake_all(self) -> None:

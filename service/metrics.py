@@ -12,7 +12,6 @@ from redis import Redis
 
 from jobs.errors import QueueUnavailable
 from jobs.maintenance import put_off_counter
-from jobs.settings import Settings
 from jobs.workers import Overview, look_over
 from service.ratelimit import ConcurrencyLimiter
 
@@ -66,12 +65,10 @@ class ServiceCollector(Collector):
     def __init__(
         self,
         connection: Redis,
-        settings: Settings,
         streams: ConcurrencyLimiter,
         transfers: ConcurrencyLimiter,
     ) -> None:
         self._connection = connection
-        self._settings = settings
         self._streams = streams
         self._transfers = transfers
 
@@ -89,7 +86,7 @@ class ServiceCollector(Collector):
             self._transfers.open,
         )
         try:
-            overview = look_over(self._connection, self._settings)
+            overview = look_over(self._connection)
         except QueueUnavailable:
             overview = None
         yield GaugeMetricFamily("stablesr_redis_up", "Whether Redis answers", overview is not None)
@@ -98,18 +95,18 @@ class ServiceCollector(Collector):
 
 
 def _of(overview: Overview) -> Iterator[Metric]:
-    backlogs, workers, moves = overview.backlogs, overview.workers, overview.moves
+    workers, moves = overview.capacity.workers, overview.moves
     yield _gauge(
         "stablesr_queue_jobs",
         "Jobs that wait",
         ["preset"],
-        [((preset,), backlog.waiting) for preset, backlog in backlogs.items()],
+        [((preset,), count) for preset, count in overview.capacity.lengths.items()],
     )
     yield _gauge(
         "stablesr_queue_oldest_seconds",
         "How long the next job has waited",
         ["preset"],
-        [((preset,), backlog.oldest_s) for preset, backlog in backlogs.items()],
+        [((preset,), seconds) for preset, seconds in overview.oldest_s.items()],
     )
     states = Counts((worker.preset, worker.state) for worker in workers)
     yield _gauge("stablesr_workers", "Live workers", ["preset", "state"], states.items())

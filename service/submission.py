@@ -25,10 +25,10 @@ from jobs.errors import (
 )
 from jobs.formats import examine
 from jobs.image_file import check_side
-from jobs.reader import Capacity
 from jobs.schema import Claim, ImageInfo, Job, Origin, new_job_id
 from jobs.settings import Settings
 from jobs.store import input_key
+from jobs.workers import Capacity
 from models.geometry import MAX_CANVAS, canvas_size, output_size
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS

@@ -93,7 +93,7 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
     async with AsyncExitStack() as stack:
         stack.enter_context(services.transfers.slot(caller.client))
         try:
-            pieces = await run_sync(services.store.stream, result.key, start, end if part else None)
+            pieces = await run_sync(services.store.stream, result.key, part)
         except BlobNotFound:
             raise missing from None
         # A client that leaves half way must not leave a file open.

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
 from jobs.errors import JobNotFound, QueueUnavailable
-from jobs.reader import Capacity
 from jobs.schema import Job, Origin
+from jobs.workers import Capacity
 from service.admission import Services, admit, services_of
 from service.errors import MalformedHeader, TooManyStreams
 from service.listener import LOOK_S

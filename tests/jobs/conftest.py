@@ -8,15 +8,29 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from jobs.errors import Problem
 from jobs.job_store import JobStore
 from jobs.queue import JobQueue
-from jobs.schema import ImageInfo, ResultInfo, new_job_id
+from jobs.schema import ImageInfo, Job, JobState, ResultInfo, new_job_id
 from jobs.settings import Settings
+from jobs.states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
 from jobs.store import BlobStore
 from models.parameters import UpscaleParameters
 from tests.redis_server import RedisServer
 
 Submit = Callable[[], str]
+
+
+def next_state(state: JobState, event: Event, *, cancel_requested: bool = False) -> JobState | None:
+    """Where the event takes a job by the tables; None where it cannot happen."""
+    return (TRANSITIONS_WHEN_MARKED if cancel_requested else TRANSITIONS)[event].get(state)
+
+
+def failed(job: Job) -> Problem:
+    """Why the job failed."""
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    return job.error
 
 
 @pytest.fixture(scope="session")

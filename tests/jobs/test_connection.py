@@ -7,7 +7,7 @@ import threading
 import pytest
 from redis.exceptions import TimeoutError
 
-from jobs.connection import Breaker, StillSilent, connect, queue_errors
+from jobs.connection import CircuitBreaker, StillSilent, connect, queue_errors
 from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
 from tests.redis_server import RedisServer
@@ -37,7 +37,7 @@ def test_a_connection_that_went_stale_is_made_anew_within_a_request(
 def test_a_redis_that_hangs_is_asked_once_a_second_by_all_who_share_a_breaker(
     settings: Settings, server: RedisServer
 ) -> None:
-    breaker = Breaker(silent_s=5)
+    breaker = CircuitBreaker(silent_s=5)
     with connect(settings, breaker=breaker) as one, connect(settings, breaker=breaker) as two:
         one.set("kept", 1)
         with server.hanging():
@@ -52,7 +52,7 @@ def test_a_redis_that_hangs_is_asked_once_a_second_by_all_who_share_a_breaker(
 
 
 def test_a_breaker_closes_by_itself(settings: Settings, server: RedisServer) -> None:
-    with connect(settings, breaker=Breaker(silent_s=0.05)) as connection:
+    with connect(settings, breaker=CircuitBreaker(silent_s=0.05)) as connection:
         with server.hanging(), pytest.raises(TimeoutError):
             connection.ping()
         threading.Event().wait(0.06)

@@ -16,10 +16,9 @@ from jobs.errors import JobEnded, JobNotFound, Problem, QueueUnavailable, WrongS
 from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
 from jobs.schema import Job, JobState, Progress, ResultInfo, Timings
 from jobs.states import Event
-from tests.jobs.state_table import next_state
 from tests.redis_server import RedisServer
 
-from .conftest import Submit
+from .conftest import Submit, next_state
 
 PROBLEM = Problem(type="image-truncated", title="Cut short", detail="The PNG ends early.", at=7)
 

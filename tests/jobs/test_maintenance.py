@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +16,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.errors import QueueUnavailable, RecordUnreadable
 from jobs.job_store import AGENDA_KEY, JobStore, record_key
-from jobs.maintenance import Maintenance, Swept, put_off_counter, sweep
+from jobs.maintenance import Maintenance, put_off_counter, sweep
 from jobs.queue import JobQueue
 from jobs.rq_adapter import TaskJob
 from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
 from jobs.store import BlobStore, input_key, result_key
 
-from .conftest import Submit
+from .conftest import Submit, failed
 
 
 def due(connection: Redis, job_id: str) -> None:
@@ -41,7 +42,7 @@ def test_nothing_is_done_before_its_time(
 ) -> None:
     finish(records, store, job_id := submit(), result)
     submit()
-    assert sweep(connection, store) == Swept()
+    assert sweep(connection, store) == Counter()
     assert store.get(result_key(job_id)) == b"out"
 
 
@@ -56,12 +57,12 @@ def test_an_expired_result_is_removed_and_still_known_as_expired(
     finish(records, store, job_id := submit(), result)
     connection.hset(record_key(job_id), "keep_s", 0)
     due(connection, job_id)
-    assert sweep(connection, store) == Swept(removals=1, expiries=1)
+    assert sweep(connection, store) == Counter(removals=1)
     assert not store.exists(input_key(job_id))
     assert not store.exists(result_key(job_id))
     assert queue.get(job_id).state is JobState.EXPIRED
     assert connection.zcard(AGENDA_KEY) == 0
-    assert sweep(connection, store) == Swept()
+    assert sweep(connection, store) == Counter()
 
 
 def test_a_canceled_jobs_image_goes_with_the_next_sweep(
@@ -69,7 +70,7 @@ def test_a_canceled_jobs_image_goes_with_the_next_sweep(
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     queue.cancel(job_id)
-    assert sweep(connection, store).removals == 1
+    assert sweep(connection, store)["removals"] == 1
     assert not store.exists(input_key(job_id))
     assert queue.get(job_id).state is JobState.CANCELED
 
@@ -80,7 +81,7 @@ def test_blobs_of_a_record_that_is_gone_are_removed(
     store.put(input_key(job_id := submit()), b"in")
     connection.delete(record_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store).removals == 1
+    assert sweep(connection, store)["removals"] == 1
     assert not store.exists(input_key(job_id))
 
 
@@ -90,10 +91,10 @@ def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
     job_id = new_job_id()
     queue.announce(job_id)
     store.put(input_key(job_id), b"in")
-    assert sweep(connection, store) == Swept()
+    assert sweep(connection, store) == Counter()
     assert store.exists(input_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store).removals == 1
+    assert sweep(connection, store)["removals"] == 1
     assert not store.exists(input_key(job_id))
 
 
@@ -102,7 +103,7 @@ def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_s
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     records.forget(job_id, Origin())
-    assert sweep(connection, store) == Swept(removals=1)
+    assert sweep(connection, store) == Counter(removals=1)
     assert not store.exists(input_key(job_id))
     assert connection.zcard(AGENDA_KEY) == 0
 
@@ -114,7 +115,7 @@ def test_a_waiting_or_running_job_is_left_alone(
     records.start(running, "w1")
     for job_id in (waiting, running):
         due(connection, job_id)
-    assert sweep(connection, store) == Swept()
+    assert sweep(connection, store) == Counter()
     assert queue.get(waiting).state is JobState.QUEUED
     assert queue.get(running).state is JobState.PROCESSING
     assert connection.zcount(AGENDA_KEY, "-inf", 1000) == 0
@@ -126,12 +127,10 @@ def test_a_job_that_no_worker_took_in_its_time_fails(
     job_id = submit()
     connection.delete(TaskJob.key_for(job_id))  # what its time to live does
     due(connection, job_id)
-    assert sweep(connection, store) == Swept(failures=1)
-    job = queue.get(job_id)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.type == "queue-timed-out"
-    assert "tiny" in job.error.detail
+    assert sweep(connection, store) == Counter(failures=1)
+    error = failed(queue.get(job_id))
+    assert error.type == "queue-timed-out"
+    assert "tiny" in error.detail
 
 
 @pytest.mark.parametrize("status", ["failed", "stopped", "canceled", "finished"])
@@ -141,16 +140,14 @@ def test_a_job_that_rq_gave_up_fails_instead_of_waiting_for_ever(
     job_id = submit()
     connection.hset(TaskJob.key_for(job_id), "status", status)
     due(connection, job_id)
-    assert sweep(connection, store) == Swept(failures=1)
-    job = queue.get(job_id)
-    assert job.error is not None
-    assert job.error.type == "worker-lost"
+    assert sweep(connection, store) == Counter(failures=1)
+    assert failed(queue.get(job_id)).type == "worker-lost"
 
 
 def test_two_sweeps_at_once_are_one(connection: Redis, store: BlobStore, submit: Submit) -> None:
     due(connection, submit())
     connection.set("stablesr:sweeping", 1, ex=30)
-    assert sweep(connection, store) == Swept()
+    assert sweep(connection, store) == Counter()
     assert connection.zcount(AGENDA_KEY, "-inf", 0) == 1
 
 
@@ -162,13 +159,13 @@ def test_a_blob_that_cannot_be_removed_is_put_off_and_keeps_no_other_from_its_tu
     store.put(input_key(other), b"in")
     for job_id in (stuck, other):
         queue.cancel(job_id)
-    assert sweep(connection, store) == Swept(removals=1, put_off=1)
+    assert sweep(connection, store) == Counter(removals=1, put_off=1)
     assert not store.exists(input_key(other))
     assert connection.zrange(AGENDA_KEY, 0, -1) == [stuck.encode()]
-    assert sweep(connection, store) == Swept()
+    assert sweep(connection, store) == Counter()
     shutil.rmtree(Path(store.place) / "results")
     due(connection, stuck)
-    assert sweep(connection, store) == Swept(removals=1)
+    assert sweep(connection, store) == Counter(removals=1)
 
 
 def test_jobs_that_are_put_off_are_counted(
@@ -189,24 +186,19 @@ def test_jobs_that_are_put_off_are_counted(
     [("parameters", '{"preset": "gone"}'), ("parameters", '{"later": 1}'), ("created_at", "now")],
 )
 def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
-    field: str,
-    value: str,
-    connection: Redis,
-    store: BlobStore,
-    submit: Submit,
-    queue: JobQueue,
+    field: str, value: str, connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue
 ) -> None:
     odd, other = submit(), submit()
     connection.hset(record_key(odd), field, value)
     connection.zadd(AGENDA_KEY, {odd: 1, other: 2})
     queue.cancel(other)
-    assert sweep(connection, store) == Swept(removals=1, put_off=1)
+    assert sweep(connection, store) == Counter(removals=1, put_off=1)
     with pytest.raises(RecordUnreadable, match=odd):
         queue.get(odd)
     # Redis forgets the record in the end, and the next look removes what is left of the job.
     connection.delete(record_key(odd))
     due(connection, odd)
-    assert sweep(connection, store) == Swept(removals=1)
+    assert sweep(connection, store) == Counter(removals=1)
 
 
 def test_a_sweep_ends_with_redis(
@@ -239,7 +231,7 @@ def test_what_a_killed_process_had_written_of_a_blob_is_removed_after_a_while(
     def pieces() -> Iterator[bytes]:
         yield b"o"
         assert (root / "inputs" / "now#1").exists()
-        assert sweep(connection, store) == Swept(leftovers=2)
+        assert sweep(connection, store) == Counter(leftovers=2)
         yield b"k"
 
     store.put(input_key("now"), pieces())

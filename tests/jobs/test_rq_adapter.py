@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
 from rq.job import JobStatus
-from rq.utils import current_timestamp
 
 from jobs.connection import as_text
 from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
@@ -27,7 +26,7 @@ from jobs.store import BlobStore
 from models.parameters import UpscaleParameters
 
 from . import fake_tasks
-from .conftest import Submit
+from .conftest import Submit, failed
 
 
 class Worker(SimpleWorker):
@@ -53,9 +52,7 @@ def worker(connection: Redis) -> Worker:
 
 
 def task(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    path = f"{fake_tasks.__name__}.{name}"
-    monkeypatch.setattr("jobs.rq_adapter.UPSCALE", path)
-    monkeypatch.setattr("jobs.rq_adapter.TASKS", frozenset({path}))
+    monkeypatch.setattr("jobs.rq_adapter.UPSCALE", f"{fake_tasks.__name__}.{name}")
 
 
 def test_a_listed_task_runs_and_leaves_nothing_in_rq(
@@ -81,11 +78,9 @@ def test_a_task_that_is_not_listed_does_not_run(
     connection.hset(TaskJob.key_for(job_id), "data", zlib.compress(json.dumps(evil).encode()))
     worker.work(burst=True)
     assert ran == []
-    job = queue.get(job_id)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.type == "internal-error"
-    assert fake_tasks.__name__ not in job.error.detail
+    error = failed(queue.get(job_id))
+    assert error.type == "internal-error"
+    assert fake_tasks.__name__ not in error.detail
 
 
 def test_a_pickled_job_does_not_run_and_the_worker_lives_on(
@@ -146,11 +141,7 @@ def test_a_webhook_written_into_a_job_is_not_called(
 
 
 def test_a_fault_is_tried_twice_and_then_told(
-    worker: Worker,
-    submit: Submit,
-    ran: list[str],
-    queue: JobQueue,
-    monkeypatch: pytest.MonkeyPatch,
+    worker: Worker, submit: Submit, ran: list[str], queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task(monkeypatch, "fail")
     job_id = submit()
@@ -159,64 +150,9 @@ def test_a_fault_is_tried_twice_and_then_told(
     assert (waiting.state, waiting.queue_position) == (JobState.QUEUED, 1)
     worker.work(burst=True)
     assert ran == [job_id, job_id]
-    job = queue.get(job_id)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.type == "internal-error"
-    assert "disk" not in job.error.detail
-
-
-def abandon(
-    worker: Worker, records: JobStore, before: Callable[[str], object] | None = None
-) -> None:
-    """A worker takes the next job, begins, and dies; the next maintenance finds out.
-
-    before is done to the job between the two.
-    """
-    queue = worker.queues[0]
-    taken = worker.dequeue_job_and_maintain_ttl(None)
-    assert taken is not None
-    rq_job = taken[0]
-    worker.prepare_execution(rq_job)
-    worker.prepare_job_execution(rq_job, remove_from_intermediate_queue=True)
-    records.start(rq_job.id, worker.name)
-    if before is not None:
-        before(rq_job.id)
-    queue.started_job_registry.cleanup(timestamp=current_timestamp() + 100_000)
-
-
-def test_a_lost_workers_job_runs_again_once_and_first(
-    worker: Worker, submit: Submit, queue: JobQueue, records: JobStore
-) -> None:
-    lost, behind = submit(), submit()
-    abandon(worker, records)
-    assert queue.get(lost).state is JobState.QUEUED
-    assert queue.get(lost).queue_position == 1
-    assert queue.get(behind).queue_position == 2
-    abandon(worker, records)
-    job = queue.get(lost)
-    assert (job.state, job.attempt) == (JobState.FAILED, 2)
-    assert job.error is not None
-    assert job.error.type == "worker-lost"
-    assert queue.length("tiny") == 1
-
-
-def test_a_job_canceled_while_its_worker_was_lost_does_not_run_again(
-    worker: Worker, submit: Submit, queue: JobQueue, records: JobStore
-) -> None:
-    job_id = submit()
-    abandon(worker, records, before=queue.cancel)
-    assert queue.get(job_id).state is JobState.CANCELED
-    assert queue.length("tiny") == 0
-
-
-def test_a_job_that_succeeded_before_its_attempt_was_called_lost_stays_so(
-    worker: Worker, submit: Submit, queue: JobQueue, records: JobStore, result: ResultInfo
-) -> None:
-    job_id = submit()
-    abandon(worker, records, before=lambda one: records.succeed(one, result, Timings()))
-    assert queue.get(job_id).state is JobState.SUCCEEDED
-    assert queue.length("tiny") == 0
+    error = failed(queue.get(job_id))
+    assert error.type == "internal-error"
+    assert "disk" not in error.detail
 
 
 def test_a_lost_worker_that_fails_late_does_not_touch_the_next_ones_run(
@@ -309,10 +245,8 @@ def test_a_job_that_was_lost_twice_fails(
         begin(rq, job_id)
         expire_leases(rq)
         reaper.run()
-    job = queue.get(job_id)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.type == "worker-lost"
+    assert failed(queue.get(job_id)).type == "worker-lost"
+    assert queue.get(job_id).attempt == 2
     assert rq.get_job_ids() == []
 
 
@@ -360,15 +294,26 @@ def test_a_lease_that_holds_is_left_alone(
     assert rq.get_job_ids() == []
 
 
-def test_a_job_that_was_canceled_before_its_worker_died_is_not_run_again(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+@pytest.mark.parametrize("state", [JobState.CANCELED, JobState.SUCCEEDED])
+def test_a_job_that_was_to_be_canceled_or_succeeded_before_its_worker_died_is_not_run_again(
+    state: JobState,
+    queue: JobQueue,
+    submit: Submit,
+    records: JobStore,
+    result: ResultInfo,
+    rq: Queue,
+    connection: Redis,
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
-    queue.cancel(job_id)
+    if state is JobState.CANCELED:
+        queue.cancel(job_id)
+    else:
+        records.succeed(job_id, result, Timings())
     expire_leases(rq)
     LeaseReaper(rq, connection).run()
-    assert queue.get(job_id).state is JobState.CANCELED
+    assert queue.get(job_id).state is state
+    assert rq.count == 0
 
 
 def test_a_job_lost_between_the_queue_and_its_start_loses_no_attempt(
@@ -405,10 +350,7 @@ def test_an_entry_that_cannot_be_read_is_taken_out_and_its_job_failed(
     LeaseReaper(rq, connection, stuck_s=0).run()
     assert connection.llen(rq.intermediate_queue_key) == 0
     assert rq.get_job_ids() == []
-    job = queue.get(job_id)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.type == "internal-error"
+    assert failed(queue.get(job_id)).type == "internal-error"
 
 
 def test_an_entry_of_a_job_that_is_gone_is_taken_out(
@@ -455,11 +397,7 @@ def test_tidying_forgets_failed_jobs_whose_time_is_over(rq: Queue, connection: R
 
 @pytest.mark.parametrize("preset", ["stablesr-512", "stablesr-face"])
 def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_preset(
-    preset: str,
-    store: BlobStore,
-    image: ImageInfo,
-    queue: JobQueue,
-    connection: Redis,
+    preset: str, store: BlobStore, image: ImageInfo, queue: JobQueue, connection: Redis
 ) -> None:
     lost = open_queue(preset, connection)
     job_id = queue.submit(new_job_id(), UpscaleParameters(preset=preset), image).id
@@ -472,11 +410,7 @@ def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_prese
 
 
 def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
-    store: BlobStore,
-    queue: JobQueue,
-    submit: Submit,
-    rq: Queue,
-    connection: Redis,
+    store: BlobStore, queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
@@ -488,8 +422,5 @@ def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
     connection.expire(record_key(job_id), TOMBSTONE_S)
     connection.zadd(AGENDA_KEY, {job_id: 0})
     maintenance.run()
-    job = queue.get(job_id)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.type == "queue-timed-out"
-    assert queue.length("tiny") == 0
+    assert failed(queue.get(job_id)).type == "queue-timed-out"
+    assert rq.count == 0

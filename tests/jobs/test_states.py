@@ -6,7 +6,8 @@ import pytest
 
 from jobs.schema import FINAL, JobState
 from jobs.states import TRANSITIONS, TRANSITIONS_WHEN_MARKED, Event
-from tests.jobs.state_table import next_state
+
+from .conftest import next_state
 
 EVERYTHING = [(state, event, marked) for state in JobState for event in Event for marked in (0, 1)]
 

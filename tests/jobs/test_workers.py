@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from redis import Redis
 
@@ -18,69 +20,73 @@ TINY = WorkerInfo(name="b", preset="tiny", device="cpu", state="idle", slots=2)
 TURBO = WorkerInfo(name="a", preset="stablesr-turbo", device="cuda:0", state="starting")
 
 
-def names(found: list[WorkerInfo]) -> list[str]:
+def names(found: Sequence[WorkerInfo]) -> list[str]:
     return [info.name for info in found]
 
 
-def test_workers_are_listed_by_preset(workers: Workers, queue: JobQueue) -> None:
-    workers.register(TINY)
-    workers.register(TURBO)
-    assert names(workers.list()) == ["a", "b"]
-    assert names(queue.workers("tiny")) == ["b"]
+def test_workers_are_listed_by_name(workers: Workers, queue: JobQueue) -> None:
+    assert queue.workers() == []
+    workers.heartbeat(TINY)
+    workers.heartbeat(TURBO)
     assert names(queue.workers()) == ["a", "b"]
-    assert queue.workers("stablesr-face") == []
 
 
-def test_a_worker_is_ready_once_its_model_is_loaded(workers: Workers) -> None:
-    workers.register(TURBO)
-    assert not workers.list()[0].ready
+def test_a_worker_is_ready_once_its_model_is_loaded(workers: Workers, queue: JobQueue) -> None:
+    workers.heartbeat(TURBO)
+    assert not queue.workers()[0].ready
     workers.heartbeat(TURBO.model_copy(update={"state": "busy", "running": 1}))
-    (info,) = workers.list()
+    (info,) = queue.workers()
     assert info.ready
     assert info.running == 1
     assert not TURBO.model_copy(update={"state": "stopping"}).ready
 
 
-def test_a_worker_without_weights_is_not_ready_and_tells_why(workers: Workers) -> None:
-    workers.register(TINY.model_copy(update={"state": "not_ready", "reason": "no room"}))
-    (info,) = workers.list("tiny")
+def test_a_worker_without_weights_is_not_ready_and_tells_why(
+    workers: Workers, queue: JobQueue
+) -> None:
+    workers.heartbeat(TINY.model_copy(update={"state": "not_ready", "reason": "no room"}))
+    (info,) = queue.workers()
     assert (info.ready, info.reason) == (False, "no room")
     workers.heartbeat(TINY)
-    assert workers.list()[0].reason is None
+    assert queue.workers()[0].reason is None
 
 
-def test_a_heartbeat_lets_the_worker_live_on(workers: Workers, connection: Redis) -> None:
-    workers.register(TINY)
-    first = workers.list()[0].last_seen
+def test_a_heartbeat_lets_the_worker_live_on(
+    workers: Workers, queue: JobQueue, connection: Redis
+) -> None:
+    workers.heartbeat(TINY)
+    first = queue.workers()[0].last_seen
     connection.expire("stablesr:worker:b", 5)
     workers.heartbeat(TINY)
     assert connection.ttl("stablesr:worker:b") > 50
-    last = workers.list()[0].last_seen
+    last = queue.workers()[0].last_seen
     assert first is not None
     assert last is not None
     assert last > first
 
 
 def test_a_silent_worker_is_forgotten_and_comes_back_whole(
-    workers: Workers, connection: Redis
+    workers: Workers, queue: JobQueue, connection: Redis
 ) -> None:
-    workers.register(TINY)
+    workers.heartbeat(TINY)
     connection.delete("stablesr:worker:b")  # what its time to live does
-    assert workers.list() == []
+    assert queue.workers() == []
     assert connection.zcard("stablesr:workers") == 0
     workers.heartbeat(TINY)
-    assert workers.list()[0].slots == 2
+    assert queue.workers()[0].slots == 2
 
 
-def test_a_worker_that_leaves_is_gone_at_once(workers: Workers) -> None:
-    workers.register(TINY)
+def test_a_worker_that_leaves_is_gone_at_once(workers: Workers, queue: JobQueue) -> None:
+    workers.heartbeat(TINY)
     workers.unregister("b")
     workers.unregister("b")
-    assert workers.list() == []
+    assert queue.workers() == []
 
 
-def test_a_worker_that_cannot_be_read_is_passed_over(workers: Workers, connection: Redis) -> None:
-    workers.register(TINY)
+def test_a_worker_that_cannot_be_read_is_passed_over(
+    workers: Workers, queue: JobQueue, connection: Redis
+) -> None:
+    workers.heartbeat(TINY)
     connection.set("stablesr:worker:z", b"{}")
     connection.zadd("stablesr:workers", {"z": 1})
-    assert names(workers.list()) == ["b"]
+    assert names(queue.workers()) == ["b"]

@@ -148,7 +148,7 @@ def test_an_image_whose_job_redis_never_took_is_swept(
     problem(upload(client, PNG), 503, "queue-unavailable")
     [image] = (settings.blob_root / "inputs").iterdir()
     redis.zadd(AGENDA_KEY, {image.name: 0}, xx=True)
-    assert sweep(redis, BlobStore.open(settings)).removals == 1
+    assert sweep(redis, BlobStore.open(settings))["removals"] == 1
     assert not image.exists()
 
 

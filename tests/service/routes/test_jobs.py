@@ -13,7 +13,7 @@ from jobs.errors import ImageTruncated
 from jobs.job_store import JobStore, owner_key, record_key
 from jobs.listing import BATCH, MOST_READ, Cursor
 from jobs.rq_adapter import QUEUE_TTL_S
-from jobs.schema import ImageInfo, Job, Origin, Progress, new_job_id
+from jobs.schema import ImageInfo, Job, Origin, Progress, new_job_id, new_record
 from jobs.settings import Settings
 from models.parameters import UpscaleParameters
 from tests.service.harness import FakeWorker, problem
@@ -302,26 +302,20 @@ def test_a_result_ends_with_its_time(
     assert settings.result_ttl_s - 60 < seconds <= settings.result_ttl_s
 
 
-def submit_many(redis: Redis, count: int, *, now: float = 1_700_000_000.0) -> list[str]:
+def submit_many(redis: Redis, count: int) -> list[str]:
     """Records without anything in RQ, faster than through HTTP; the oldest first."""
     records = JobStore(redis)
     seconds, _ = redis.time()
     image = ImageInfo(width=1, height=1, format="PNG", media_type="image/png", bytes=1)
+    parameters = UpscaleParameters(seed=1)
     ids = []
     with redis.pipeline() as pipe:
         for number in range(count):
             ids.append(new_job_id())
-            records.create(
-                pipe,
-                ids[-1],
-                UpscaleParameters(seed=1),
-                image,
-                Origin(),
-                # Every four of them in the same microsecond.
-                now=seconds - 5000 + number // 4,
-                wait_s=86_400,
-                keep_s=86_400,
-            )
+            # Every four of them in the same microsecond.
+            now = seconds - 5000 + number // 4
+            record = new_record(parameters, image, Origin(), now=now, wait_s=86_400, keep_s=86_400)
+            records.create(pipe, ids[-1], record)
         pipe.execute()
     return ids
 
