@@ -6,7 +6,7 @@ no second image stands beside the decoded one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import get_args
 
@@ -34,7 +34,7 @@ def enlarge(image: Tensor, canvas: tuple[int, int], padding: tuple[int, int]) ->
     Args:
         image: (1, 3, h, w) in [0, 1].
         canvas: height and width to enlarge it to.
-        padding: height and width to fill it up to.
+        padding: height and width to fill it up to, by less than there is.
 
     Returns:
         (1, 3, *padding), float32 on the host.
@@ -46,16 +46,10 @@ def enlarge(image: Tensor, canvas: tuple[int, int], padding: tuple[int, int]) ->
         part = image[:, channel : channel + 1].to("cpu", torch.float32)
         part = F.interpolate(part, size=canvas, mode="bicubic", align_corners=False)
         out[:, channel : channel + 1, :height, :width] = part.clamp_(0, 1).mul_(2).sub_(1)
-    out[:, :, :, width:] = out[:, :, :, _reflection(width, padding[1])]
-    out[:, :, height:] = out[:, :, _reflection(height, padding[0])]
+    below, right = padding[0] - height, padding[1] - width
+    out[:, :, :, width:] = out[:, :, :, width - 1 - right : width - 1].flip(3)
+    out[:, :, height:] = out[:, :, height - 1 - below : height - 1].flip(2)
     return out
-
-
-def _reflection(size: int, end: int) -> Tensor:
-    """Which of `size` places stands at each place from there to `end`, the border itself once."""
-    period = max(2 * (size - 1), 1)
-    places = torch.arange(size, end) % period
-    return torch.where(places < size, places, period - places)
 
 
 def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
@@ -90,22 +84,17 @@ def result_rows(
         layout: the sizes.
         fix: how colours are matched to the reference's.
     """
-    rows = _canvas_rows(image, reference, layout.canvas, fix)
+    height, width = layout.canvas
+    step = max(_STRIP_ROWS, _STRIP_PIXELS // width)
+    strips = correct_rows(image, reference, fix, step)
+    rows: Iterator[Tensor] = (
+        (strip[0, :, : height - top, :width] + 1) / 2
+        for top, strip in zip(range(0, height, step), strips, strict=False)
+    )
     if layout.size != layout.canvas:
-        rows = reduce_rows(rows, layout.canvas[0], layout.size)
-    for strip in rows:
-        yield strip.clamp(0, 1)
-
-
-def _canvas_rows(
-    image: Tensor, reference: Tensor, canvas: tuple[int, int], fix: ColorFix
-) -> Iterator[Tensor]:
-    height, width = canvas
-    top = 0
-    for strip in correct_rows(image, reference, fix, max(_STRIP_ROWS, _STRIP_PIXELS // width)):
-        if top < height:
-            yield (strip[0, :, : height - top, :width] + 1) / 2
-        top += strip.shape[2]
+        rows = reduce_rows(rows, height, layout.size)
+    for row in rows:
+        yield row.clamp(0, 1)
 
 
 def join_rows(rows: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
@@ -134,33 +123,22 @@ def correct_rows(image: Tensor, reference: Tensor, fix: ColorFix, rows: int) -> 
     Raises:
         InvalidOption: an unknown name; at the first strip.
     """
-    height = image.shape[2]
-    strip: Callable[[int, int], Tensor]
-    if fix == "adain":
+    if fix == "none":
+        yield from torch.split(image, rows, dim=2)
+    elif fix == "adain":
         mean, deviation = _mean_and_deviation(image, rows)
         reference_mean, reference_deviation = _mean_and_deviation(reference, rows)
-
-        def strip(top: int, bottom: int) -> Tensor:
-            normal = (image[:, :, top:bottom] - mean) / deviation
-            return normal * reference_deviation + reference_mean
-
+        for strip in torch.split(image, rows, dim=2):
+            yield (strip - mean) / deviation * reference_deviation + reference_mean
     elif fix == "wavelet":
-
-        def strip(top: int, bottom: int) -> Tensor:
-            first, last = max(top - _HALO, 0), min(bottom + _HALO, height)
+        height = image.shape[2]
+        for top in range(0, height, rows):
+            first, last = max(top - _HALO, 0), min(top + rows + _HALO, height)
             wide = wavelet(image[:, :, first:last], reference[:, :, first:last])
-            return wide[:, :, top - first : bottom - first]
-
-    elif fix == "none":
-
-        def strip(top: int, bottom: int) -> Tensor:
-            return image[:, :, top:bottom]
-
+            yield wide[:, :, top - first : min(top + rows, height) - first]
     else:
         names = ", ".join(get_args(ColorFix))
         raise InvalidOption(f"color_fix is {fix!r}, but must be one of {names}.")
-    for top in range(0, height, rows):
-        yield strip(top, min(top + rows, height))
 
 
 def _mean_and_deviation(image: Tensor, rows: int) -> tuple[Tensor, Tensor]:

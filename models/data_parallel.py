@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from models.denoiser import Denoiser, TileBatch
-from models.sampling import StepRequest
 
 _HOST = torch.device("cpu")
 
@@ -53,22 +52,17 @@ class DataParallel:
         each = -(-tiles // len(self._replicas))
         return [step for replica in self._replicas for step in replica.compilations(each, side)]
 
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+    def denoise(self, tiles: TileBatch) -> Tensor:
         """As of `Denoiser`; raises what happened on any of the devices, once all have ended."""
-        tiles = TileBatch.of(requests, self._replicas[0].empty_context)
         # The first ones have one tile more; none is empty.
         shares = torch.arange(len(tiles)).tensor_split(min(len(tiles), len(self._replicas)))
-        parts = [tiles.part(int(share[0]), int(share[-1]) + 1) for share in shares]
-        calls = [
-            thread.submit(replica.denoise if number == 0 else _through_host(replica), part)
-            for number, (thread, replica, part) in enumerate(
-                zip(self._threads, self._replicas, parts, strict=False)
-            )
-        ]
+
+        def call(number: int) -> Tensor:
+            part = tiles.part(int(shares[number][0]), int(shares[number][-1]) + 1)
+            if number == 0:
+                return self._replicas[0].denoise(part)
+            return self._replicas[number].denoise(part.to(_HOST)).to(_HOST)
+
+        calls = [self._threads[number].submit(call, number) for number in range(len(shares))]
         wait(calls)
-        out = torch.cat([call.result().to(tiles.noisy.device) for call in calls])
-        return list(torch.split(out, [len(request) for request in requests]))
-
-
-def _through_host(replica: Denoiser) -> Callable[[TileBatch], Tensor]:
-    return lambda tiles: replica.denoise(tiles.to(_HOST)).to(_HOST)
+        return torch.cat([call.result().to(tiles.noisy.device) for call in calls])

@@ -179,11 +179,8 @@ class Multistep:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
         # Any: diffusers wraps these classes so that a checker sees neither arguments nor methods.
-        schedulers: dict[str, Any] = {
-            "dpmpp": DPMSolverMultistepScheduler,
-            "unipc": UniPCMultistepScheduler,
-        }
-        self._scheduler = schedulers[name](
+        kind: Any = DPMSolverMultistepScheduler if name == "dpmpp" else UniPCMultistepScheduler
+        self._scheduler = kind(
             num_train_timesteps=steps,
             trained_betas=betas,
             prediction_type=prediction,

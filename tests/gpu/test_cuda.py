@@ -21,7 +21,7 @@ from models.config import ModelConfig
 from models.memory import MemoryBudget
 from models.pipeline import StableSR
 from models.presets import PRESETS
-from models.sampling import StepRequest, drive
+from models.sampling import StepRequest, drive_all
 from models.strips import StripConfig, decode, encode
 from tests.models import narrow
 from tests.models.strips.images import latent_of, relative_error
@@ -172,12 +172,7 @@ def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: Stab
     before = dict(sr.memory_fallbacks.counts)
     # Planned with all that the GPU has; then there is not enough of it.
     with sr.prepare(image, options) as prepared:
-        latent = drive(
-            sr.sample(prepared, options),
-            lambda step: torch.cat(
-                [sr.predict([step.part(i, i + 1)])[0] for i in range(len(step))]
-            ),
-        )
+        [latent] = drive_all([sr.sample(prepared, options)], sr.predict, max_tiles=1)
         gc.collect()
         torch.cuda.empty_cache()
         taken = torch.cuda.memory_reserved() + 120 * 2**20

@@ -17,7 +17,6 @@ from models.denoiser import Denoiser, TileBatch
 from models.fusing import fuse
 from models.memory import Fallbacks
 from models.pipeline import StableSR
-from models.sampling import StepRequest
 from tests.models import narrow
 from tests.models.compiler import Compiler
 
@@ -76,7 +75,7 @@ class Arithmetic(Denoiser):
 
 
 class Call:
-    """Tiles as requests of several jobs, all of different numbers."""
+    """Tiles of different numbers, each at its own timestep."""
 
     def __init__(self, tiles: int, *, context: bool = False) -> None:
         self.noisy = torch.arange(tiles * 12.0).reshape(tiles, 3, 2, 2).bfloat16()
@@ -84,18 +83,8 @@ class Call:
         self.context = torch.arange(tiles * 6.0).reshape(tiles, 3, 2) if context else None
 
     def by(self, denoiser: Denoiser | DataParallel) -> Tensor:
-        requests = [
-            StepRequest(
-                self.noisy[n : n + 1],
-                -self.noisy[n : n + 1] / 7,
-                time,
-                None if self.context is None else self.context[n : n + 1],
-                0,
-                1,
-            )
-            for n, time in enumerate(self.times)
-        ]
-        return torch.cat(denoiser.predict(requests))
+        lr, context = -self.noisy / 7, self.context
+        return denoiser.denoise(TileBatch(self.noisy, lr, tuple(self.times), context))
 
 
 @pytest.mark.parametrize(
@@ -159,5 +148,5 @@ def test_calls_that_were_not_compiled_are_counted_over_all_devices(
     monkeypatch.setattr(torch, "compile", Compiler(RuntimeError("no working C++ compiler found")))
     parallel = DataParallel([replica("on"), replica("on")])
     noisy, lr = torch.randn(2, 2, 4, 8, 8)
-    parallel.predict([StepRequest(noisy, lr, 5, None, 0, 1)])
+    parallel.denoise(TileBatch(noisy, lr, (5, 5), None))
     assert parallel.eager_calls == {"failure": 2}

@@ -75,6 +75,17 @@ def test_a_call_goes_into_the_smallest_bucket_that_holds_it() -> None:
     assert given.pad(3) is given
 
 
+def test_a_batch_holds_the_tiles_of_all_requests_in_order() -> None:
+    empty, context = torch.zeros(1, 3, 12, dtype=torch.bfloat16), torch.ones(2, 3, 12)
+    one, two = StepRequest(*tiles(1), 7, None, 0, 1), StepRequest(*tiles(2), 9, context, 3, 4)
+    both = TileBatch.of([one, two], empty)
+    assert both.timesteps == (7, 9, 9)
+    assert torch.equal(both.noisy, torch.cat([one.noisy, two.noisy]).bfloat16())
+    assert both.context is not None
+    assert torch.equal(both.context, torch.cat([empty, context]))
+    assert TileBatch.of([one, one], empty).context is None
+
+
 def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
     networks: Networks, compiler: Compiler
 ) -> None:
@@ -242,30 +253,29 @@ class Small(Denoiser):
         return tiles.noisy + tiles.lr
 
 
-def request(n: int) -> StepRequest:
-    return StepRequest(*tiles(n, seed=n), 500, None, 0, 1)
+def some(n: int) -> TileBatch:
+    return batch(*tiles(n), [500] * n)
 
 
 def test_calls_are_halved_until_they_fit_and_stay_small(networks: Networks) -> None:
     denoiser = Small(networks, memory=3)
-    requests = [request(5), request(3)]
+    eight = some(8)
     for _ in range(2):
-        for found, asked in zip(denoiser.predict(requests), requests, strict=True):
-            assert torch.equal(found, asked.noisy + asked.lr)
+        assert torch.equal(denoiser.denoise(eight), eight.noisy + eight.lr)
     assert denoiser.calls == [8, 4, *[2] * 4, *[2] * 4]
     assert denoiser.fallbacks.counts == {"tile_batch": 2}
 
 
 def test_with_room_there_is_one_call(networks: Networks) -> None:
     denoiser = Small(networks, memory=8)
-    denoiser.predict([request(5), request(3)])
+    denoiser.denoise(some(8))
     assert denoiser.calls == [8]
 
 
 def test_a_tile_that_does_not_fit_alone_is_an_error(networks: Networks) -> None:
     denoiser = Small(networks, memory=0)
     with pytest.raises(torch.OutOfMemoryError):
-        denoiser.predict([request(2)])
+        denoiser.denoise(some(2))
     assert denoiser.calls == [2, 1]
     assert denoiser.fallbacks.counts == {"tile_batch": 1}
 
@@ -273,7 +283,7 @@ def test_a_tile_that_does_not_fit_alone_is_an_error(networks: Networks) -> None:
 def test_a_fixed_batch_that_does_not_fit_is_an_error(networks: Networks) -> None:
     denoiser = Small(networks, 1, CompileOptions("off", fixed_batch=4))
     with pytest.raises(torch.OutOfMemoryError):
-        denoiser.predict([request(6)])
+        denoiser.denoise(some(6))
     assert denoiser.calls == [4]
 
 
@@ -284,7 +294,7 @@ def test_other_errors_are_not_tried_again(networks: Networks) -> None:
 
     denoiser = Broken(networks, memory=8)
     with pytest.raises(RuntimeError, match="illegal"):
-        denoiser.predict([request(3)])
+        denoiser.denoise(some(3))
     assert not denoiser.fallbacks.counts
 
 
@@ -303,5 +313,5 @@ def test_what_a_failed_call_computed_is_freed_before_the_next(networks: Networks
                 raise torch.OutOfMemoryError("no memory for that many tiles")
             return tiles.noisy + tiles.lr
 
-    OneTile(networks, memory=1).predict([request(2), request(2)])
+    OneTile(networks, memory=1).denoise(some(4))
     assert alive == [0] * 6

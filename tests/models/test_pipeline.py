@@ -20,13 +20,13 @@ from models.color import correct_rows, join_rows
 from models.errors import InvalidOption, NotFinite, UnknownPreset, WeightsNotFound
 from models.geometry import output_size
 from models.memory import Memory, MemoryBudget
-from models.parameters import Init, UpscaleParameters
+from models.parameters import Init
 from models.pipeline import Progress, StableSR
-from models.plan import EncodedImage
 from models.presets import get_preset
-from models.sampling import CanvasStep, Sampler, Step, drive
+from models.sampling import CanvasStep, Sampler, Step
 from models.schedulers import add_noise
 from tests.models import narrow
+from tests.models.driving import latent_of
 from tests.models.narrow import pipeline
 
 FEW = 3
@@ -115,10 +115,7 @@ def test_jobs_of_different_sizes_and_timesteps_in_one_batch_give_what_they_give_
     large = narrow.parameters(steps=4, seed=2)
     jobs = [(picture(16, 16, 1), small), (picture(32, 50, 2), large)]
     prepared = [sr.prepare(image, options) for image, options in jobs]
-    alone = [
-        drive(sr.sample(p, o), lambda step: sr.predict([step.part(0, len(step))])[0])
-        for p, (_, o) in zip(prepared, jobs, strict=True)
-    ]
+    alone = [latent_of(sr, p, o) for p, (_, o) in zip(prepared, jobs, strict=True)]
     running = {i: sr.sample(p, o) for i, (p, (_, o)) in enumerate(zip(prepared, jobs, strict=True))}
     together = run_together(sr, running)
     for i, latent in enumerate(alone):
@@ -195,10 +192,7 @@ def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: S
     def upscaled(tell: Callable[[float], None]) -> torch.Tensor:
         with strips.prepare(large, options, tell) as prepared:
             stepped_in.append(torch.zeros(0))
-            latent = drive(
-                strips.sample(prepared, options),
-                lambda step: strips.predict([step.part(0, len(step))])[0],
-            )
+            latent = latent_of(strips, prepared, options)
             return torch.cat(list(strips.rows(prepared, latent, options, tell)), dim=1)
 
     told: list[float] = []
@@ -269,12 +263,6 @@ def test_the_image_is_encoded_once_and_each_seed_decoded_when_asked_for(sr: Stab
     assert seen == [*shared, Progress("decode", 0, 1)]
     next(results)
     assert seen == [*shared, Progress("decode", 0, 1), Progress("decode", 0, 1)]
-
-
-def latent_of(sr: StableSR, prepared: EncodedImage, options: UpscaleParameters = OPTIONS) -> Tensor:
-    return drive(
-        sr.sample(prepared, options), lambda step: sr.predict([step.part(0, len(step))])[0]
-    )
 
 
 @pytest.fixture
@@ -356,7 +344,7 @@ def test_an_image_canceled_between_two_strips_leaves_nothing(
             on_disk.prepare(IMAGE, OPTIONS, cancel)
     else:
         with on_disk.prepare(IMAGE, OPTIONS, heard.append) as prepared:
-            latent = latent_of(on_disk, prepared)
+            latent = latent_of(on_disk, prepared, OPTIONS)
             with pytest.raises(Canceled):
                 on_disk.rows(prepared, latent, OPTIONS, cancel)
         assert heard == sorted(heard)
@@ -377,7 +365,7 @@ def test_an_abandoned_result_lets_go_of_its_image(on_disk: StableSR, tmp_path: P
 def test_what_is_no_number_becomes_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     sr = pipeline()
     with sr.prepare(IMAGE, OPTIONS) as prepared:
-        latent = latent_of(sr, prepared)
+        latent = latent_of(sr, prepared, OPTIONS)
         with pytest.raises(NotFinite, match="sampled latent, computed in float32"):
             sr.decode(prepared, latent.clone().index_fill(2, torch.tensor(3), torch.nan), OPTIONS)
         real = getattr(models.vae, "decode")  # noqa: B009  # a name that is not exported
@@ -398,7 +386,7 @@ def test_an_image_whose_steps_are_made_is_decoded_with_whatever_memory_is_left(
 ) -> None:
     sr = pipeline()
     with sr.prepare(IMAGE, OPTIONS) as prepared:
-        latent = latent_of(sr, prepared)
+        latent = latent_of(sr, prepared, OPTIONS)
         wanted = sr.decode(prepared, latent, OPTIONS)
         monkeypatch.setattr(sr.planner, "memory", lambda in_use: Memory(0, 0, 0))
         assert torch.equal(sr.decode(prepared, latent, OPTIONS), wanted)
@@ -417,7 +405,7 @@ def test_what_an_image_holds_is_not_counted_twice_when_it_is_decoded(
 
     monkeypatch.setattr(sr.planner, "memory", watched)
     with sr.prepare(IMAGE, OPTIONS) as prepared:
-        sr.decode(prepared, latent_of(sr, prepared), OPTIONS)
+        sr.decode(prepared, latent_of(sr, prepared, OPTIONS), OPTIONS)
         assert seen == [Memory(0, 0, 0), prepared.memory]
         assert prepared.memory.host >= prepared.reference.nbytes
 

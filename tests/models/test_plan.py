@@ -20,7 +20,7 @@ from models.estimate import Estimate, tile_bytes, tile_flops
 from models.memory import Memory, MemoryBudget
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters, preset_parameters
-from models.plan import Plan, plan, steps_in
+from models.plan import Plan, Planner, steps_in
 from models.presets import get_preset
 
 GB = 10**9
@@ -46,14 +46,8 @@ def planned(
     **budget: Any,
 ) -> Plan:
     """Of a square result of full-size networks in bfloat16."""
-    return plan(
-        estimated(device, config),
-        PRESET,
-        (side // 4, side // 4),
-        options or preset_parameters(PRESET),
-        memory,
-        MemoryBudget(**budget),
-    )
+    planner = Planner(estimated(device, config), PRESET, MemoryBudget(**budget))
+    return planner.fit((side // 4, side // 4), options or preset_parameters(PRESET), memory)
 
 
 def test_a_text_tower_takes_the_room_of_its_weights() -> None:
@@ -78,7 +72,9 @@ def test_half_precision_is_planned_with_less_memory_than_float32() -> None:
     for device in ("cpu", "cuda"):
         half, full = estimated(device), estimated(device, dtype=torch.float32)
         peaks = [
-            plan(each, PRESET, (256, 256), preset_parameters(PRESET), PLENTY, MemoryBudget()).peaks
+            Planner(each, PRESET, MemoryBudget())
+            .fit((256, 256), preset_parameters(PRESET), PLENTY)
+            .peaks
             for each in (half, full)
         ]
         assert all(sum(a) < sum(b) for a, b in zip(*peaks, strict=True))

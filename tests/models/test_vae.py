@@ -26,11 +26,20 @@ from tests.models.compiler import Compiler, Tracer
 from tests.models.narrow import pipeline
 
 CPU = torch.device("cpu")
-WHOLE = CompileOptions("on", whole=True)
 SMALL = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 OPTIONS = narrow.parameters(scale=1.5, seed=3)
 IMAGE = torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(0))
 LARGE = torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(4))
+
+
+class WholeImages(CompileOptions):
+    """On a processor too."""
+
+    def whole_images(self, device: torch.device) -> bool:
+        return self.suits(device)
+
+
+WHOLE = WholeImages("on")
 
 
 @pytest.fixture
@@ -143,7 +152,7 @@ def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
     ours = made(WHOLE, first_stage=True)
-    for step in ours.compiled_vae.compilations():
+    for step in ours._vae.compilations():
         step()
     assert len(tracer.graphs) == 4
     for fidelity in (0.0, 0.3, 1.0):
@@ -186,10 +195,8 @@ def test_images_go_whole_where_calls_are_compiled_for_a_gpu() -> None:
     assert CompileOptions("auto").whole_images(cuda)
     assert not CompileOptions("off").whole_images(cuda)
     assert not CompileOptions("on").whole_images(CPU)
-    assert CompileOptions("on", whole=True).whole_images(CPU)
-    assert not CompileOptions("auto", whole=False).whole_images(cuda)
-    assert not CompileOptions("auto", fixed_batch=2, whole=True).whole_images(cuda)
-    assert not made(WHOLE, offload=True).compiled_vae.on
+    assert not CompileOptions("auto", fixed_batch=2).whole_images(cuda)
+    assert made(WHOLE, offload=True)._vae.compilations() == []
 
 
 def failing_unless(keep: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -251,14 +258,12 @@ def test_strips_that_shrink_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_further_places_are_the_host_and_the_disk_if_it_is_one() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    near = StripConfig(height=5)
-    onto_host = further(near, gpu, 10**9)
-    assert onto_host == StripConfig(height=5, keep="host")
-    assert further(StripConfig(height=5, keep="host"), gpu, 10**9) == StripConfig(
-        height=5, keep="disk"
-    )
-    assert further(near, cpu, 10**9) == StripConfig(height=5, keep="disk")
-    assert further(near, cpu, 0) is None
-    assert further(StripConfig(keep="disk"), gpu, 10**9) is None
+def test_further_places_are_the_host_and_the_disk_if_it_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    near, on_host, on_disk = (StripConfig(5, keep) for keep in ("device", "host", "disk"))
+    assert [further(strips, gpu) for strips in (near, on_host, on_disk)] == [on_host, on_disk, None]
+    assert further(near, CPU) == on_disk
+    monkeypatch.setattr(models.vae, "free_disk", lambda scratch: 0)
+    assert further(near, CPU) is None
