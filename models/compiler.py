@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -57,11 +57,9 @@ class CompileOptions:
         return self.mode == "on" or (self.mode == "auto" and device.type == "cuda")
 
     def whole_images(self, device: torch.device) -> bool:
-        """Whether images of a single tile go through the autoencoder by compiled calls.
-
-        Not on a processor, which is busy with a strip, and says between two how far it is. Not with
-        a fixed batch: whether an image has room to go whole depends on others.
-        """
+        """Whether images of a single tile go through the autoencoder by compiled calls: not on a
+        processor, which is busy with a strip, and says between two how far it is; not with a fixed
+        batch, since it depends on others whether an image has room to go whole."""
         return device.type == "cuda" and self.suits(device) and self.fixed_batch is None
 
     def open_cache(self) -> None:
@@ -136,8 +134,8 @@ class CompiledCalls:
                     return None
                 self._callables[key] = run
                 return results
-        compiled = self._callables[key]
-        return None if compiled is None else self._results(compiled, *arguments)
+        call = self._callables[key]
+        return None if call is None else self._results(call, *arguments)
 
     def _results(self, run: Function, *arguments: Tensor) -> tuple[Tensor, ...]:
         if self._device.type == "cuda":
@@ -154,6 +152,6 @@ def _compile(function: Function, device: torch.device, name: str) -> Function:
     own = FunctionType(
         code, function.__globals__, name, function.__defaults__, function.__closure__
     )
-    options = {"triton.cudagraphs": True} if device.type == "cuda" else None
+    options: dict[str, Any] | None = {"triton.cudagraphs": True} if device.type == "cuda" else None
     # Not typed beyond "a callable".
     return cast("Function", torch.compile(own, fullgraph=True, dynamic=False, options=options))

@@ -139,7 +139,7 @@ class ModelConfig:
 
     @property
     def released_autoencoder(self) -> AutoencoderConfig:
-        """For what is about released files alone, whose autoencoder it is."""
+        """Of released files."""
         assert isinstance(self.autoencoder, AutoencoderConfig)
         return self.autoencoder
 

@@ -8,7 +8,6 @@ of arithmetic), so it goes through the host: not every pair of GPUs can copy to 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -37,11 +36,6 @@ class DataParallel:
         self._threads = [
             ThreadPoolExecutor(1, f"device-{number}") for number in range(len(self._replicas))
         ]
-
-    @property
-    def eager_calls(self) -> Counter[str]:
-        """As of `Denoiser`; of all."""
-        return sum((replica.eager_calls for replica in self._replicas), Counter[str]())
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where each device has room for so many."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,14 +90,13 @@ class Denoiser:
     """Makes network calls; several threads may.
 
     A call that runs out of memory is halved, and calls stay that small. What cannot be compiled is
-    computed eagerly: said in the log once for each reason and size, and counted call by call in
-    `eager_calls`.
+    computed eagerly: said in the log once for each reason and size, and counted call by call.
 
     Args:
         networks: on the device; fused, or compiled calls cannot leave the context out.
         device: where they compute.
         options: of compiling.
-        fallbacks: noted where memory ran out.
+        fallbacks: counted where memory ran out, and what is computed eagerly.
         offload: whether the networks leave the device, which a compiled call does not survive.
     """
 
@@ -116,8 +114,6 @@ class Denoiser:
         self._limit: int | None = None
         self.devices = (device,)
         self.fallbacks = fallbacks
-        self.eager_calls: Counter[str] = Counter()
-        """Calls that were to be compiled and were not, by reason: offload, prompt or failure"""
         self.compiles = options.suits(device)
         """Whether calls are to be compiled"""
         self.compiled_calls = CompiledCalls(device)
@@ -134,17 +130,20 @@ class Denoiser:
 
     def room(self, tiles: int) -> int:
         """Tiles of a call where memory has room for so many."""
-        if self._fixed_batch is not None:
-            return self._fixed_batch
-        return buckets(tiles)[-1] if self.compiles else tiles
+        return self._sizes(tiles)[-1]
 
     def compilations(self, tiles: int, side: int) -> list[Callable[[], None]]:
         """What compiles every size of call, up to `tiles` tiles of `side` latent pixels, a size
         each; none where nothing is to be compiled."""
         if not self.compiles or self._offload:
             return []
-        sizes = [self._fixed_batch] if self._fixed_batch is not None else buckets(tiles)
-        return [partial(self._compile, size, side) for size in sizes]
+        return [partial(self._compile, size, side) for size in self._sizes(tiles)]
+
+    def _sizes(self, most: int) -> list[int]:
+        """Tiles of a call, smallest first, where memory has room for so many."""
+        if self._fixed_batch is not None:
+            return [self._fixed_batch]
+        return [1 << power for power in range(most.bit_length())] if self.compiles else [most]
 
     @torch.inference_mode()
     def denoise(self, tiles: TileBatch) -> Tensor:
@@ -172,32 +171,29 @@ class Denoiser:
         return until_it_fits(run, min(n, limit), smaller, shrink)[0]
 
     def _call(self, tiles: TileBatch) -> Tensor:
-        reason = self._eager_reason(tiles) if self.compiles else None
-        compiles = self.compiles and reason is None
-        n = len(tiles)
+        compiles, n = self.compiles and self._can_compile(tiles), len(tiles)
         full = tiles.pad(self._fixed_batch or (bucket_of(n) if compiles else n))
         times = torch.tensor(full.timesteps, device=self._device)
         if compiles:
             results = self.compiled_calls("whole", self._function, full.noisy, full.lr, times)
             if results is not None:
                 return results[0][:n]
-            reason = "failure"
-        if reason is not None:
-            self.eager_calls[reason] += 1
+            self.fallbacks.add("eager_failure")
         return self._networks.denoise(full.noisy, full.lr, times, full.context)[:n].float()
 
-    def _eager_reason(self, tiles: TileBatch) -> str | None:
-        """Why a call that was to be compiled is not; the first of each kind is logged."""
+    def _can_compile(self, tiles: TileBatch) -> bool:
+        """Whether a call that is to be compiled can be; what cannot is counted."""
         if self._offload:
-            reason, why = "offload", "the networks do not stay on the device"
+            what, why = "eager_offload", "the networks do not stay on the device"
         elif tiles.context is not None:
             # A graph for each would double what is compiled for the few calls that need it.
-            reason, why = "prompt", "a tile has a prompt"
+            what, why = "eager_prompt", "a tile has a prompt"
         else:
-            return None
-        if not self.eager_calls[reason]:
+            return True
+        if not self.fallbacks[what]:
             log.warning("calls are not compiled: %s; they are computed eagerly", why)
-        return reason
+        self.fallbacks.add(what)
+        return False
 
     def _compile(self, size: int, side: int) -> None:
         start = time.monotonic()
@@ -210,8 +206,3 @@ class Denoiser:
 def bucket_of(tiles: int) -> int:
     """The smallest power of two that so many tiles fit into."""
     return 1 << (tiles - 1).bit_length()
-
-
-def buckets(most: int) -> list[int]:
-    """All powers of two of at most `most` tiles, smallest first."""
-    return [1 << power for power in range(most.bit_length())]

@@ -7,7 +7,6 @@ Left out are Python and the libraries themselves.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,7 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import describe
 from models.config import ModelConfig, UNetConfig
+from models.errors import WeightsNotFound
 from models.fusing import is_worthwhile, use_winograd
 from models.memory import Memory, room_to_grow
 from models.networks.bundle import Networks
@@ -93,14 +94,13 @@ class Estimate:
     def of_preset(
         cls, preset: Preset, dtype: torch.dtype, device: torch.device, memory: Memory
     ) -> Estimate:
-        """Of a preset as it is loaded where there is so much memory; its weights need not be here.
-
-        Without its folder the networks are those of the released checkpoint.
-        """
-        file = preset_folder(preset) / "config.json"
-        config = ModelConfig(prediction=preset.release.prediction if preset.release else "epsilon")
-        if file.is_file():
-            config = ModelConfig.from_json(json.loads(file.read_text()))
+        """Of a preset as it is loaded where there is so much memory. Its weights need not be here:
+        without their folder the networks are those of the released checkpoint."""
+        try:
+            config = describe(preset_folder(preset)).config
+        except WeightsNotFound:
+            kind = preset.release.prediction if preset.release else "epsilon"
+            config = ModelConfig(prediction=kind)
         with torch.device("meta"):
             networks = Networks(config)
         if is_worthwhile(device, dtype):

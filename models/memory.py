@@ -40,6 +40,7 @@ _SIGNS = (
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
 )
+_COUNTING = threading.Lock()
 # What is free is not ours alone: other processes grow, and estimates are estimates.
 _SHARE = 0.85
 
@@ -83,8 +84,6 @@ class MemoryBudget:
     """Rows (px) that the autoencoder works on at once"""
     offload: bool | None = None
     """Whether networks that do not work wait on the host"""
-    scratch: Path | None = None
-    """Folder for feature maps that fit into no memory; None: the system's for temporary files"""
     concurrent: bool = False
     """Whether other images are denoised while one is encoded or decoded, and small ones step in
     between the strips of a large one"""
@@ -100,7 +99,7 @@ class MemoryBudget:
 
         With the CPU as the device, its memory is the host's, and `device` is 0.
         """
-        disk = free_disk(self.scratch)
+        disk = free_disk()
         host = int(min([_available(), *_left_in_groups()]) * _SHARE)
         limit = sys.maxsize if self.memory_limit is None else self.memory_limit
         if device.type != "cuda":
@@ -112,17 +111,19 @@ class MemoryBudget:
         return Memory(min(int(free * _SHARE), limit - in_use), host, disk)
 
 
-class Fallbacks:
-    """Counts how often a plan had to change because memory ran out, and logs it."""
+class Fallbacks(Counter[str]):
+    """How often work went another way than planned, by what: tile_batch, rows, keep or image,
+    because memory ran out; a call computed eagerly: eager_offload, eager_prompt or eager_failure.
+    """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.counts: Counter[str] = Counter()
-        """By what was changed: tile_batch, rows, keep or image."""
+    def add(self, what: str) -> None:
+        """Counts one; several threads may."""
+        with _COUNTING:
+            self[what] += 1
 
     def note(self, what: str, before: object, after: object) -> None:
-        with self._lock:
-            self.counts[what] += 1
+        """Counts and logs that memory ran out."""
+        self.add(what)
         log.warning("plan changed, out of memory: %s was %s and is %s now", what, before, after)
 
 
@@ -188,12 +189,10 @@ def trim() -> None:
         _LIBC.malloc_trim(0)
 
 
-def free_disk(scratch: Path | None) -> int:
-    """Bytes that maps may take there, a share of what is free; None is the system's folder.
-
-    A folder that lies in memory has no room: keeping maps there would save none.
-    """
-    folder = (scratch or Path(tempfile.gettempdir())).resolve()
+def free_disk() -> int:
+    """Bytes that maps may take in the folder for temporary files, a share of what is free: none
+    where it lies in memory, because keeping maps there would save none."""
+    folder = Path(tempfile.gettempdir()).resolve()
     depth, kind = -1, ""
     # "... 4: mount point ... - type source options"; the last mount of the longest point is on top.
     for line in _lines("self/mountinfo"):

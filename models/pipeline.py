@@ -7,7 +7,7 @@ The stages are separate calls, because in the worker they run beside those of ot
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,8 +52,7 @@ class Progress:
 
 
 class StableSR:
-    """A loaded set of weights. Its methods hold no state between calls; several threads may
-    call them.
+    """A loaded set of weights; several threads may call its methods, which hold no state between.
 
     Args:
         networks: in evaluation mode; on `device`, or on the host if the budget says offload.
@@ -77,12 +76,13 @@ class StableSR:
         budget, compiling = budget or MemoryBudget(), compiling or CompileOptions()
         self.offload = offload = bool(budget.offload)
         """Whether autoencoder and denoiser take turns on the device."""
-        self.memory_fallbacks = memory = Fallbacks()
-        denoiser = Denoiser(networks, device, compiling, memory, offload=offload)
+        self.fallbacks = Fallbacks()
+        """Since it was loaded"""
+        denoiser = Denoiser(networks, device, compiling, self.fallbacks, offload=offload)
         self.denoiser: Denoiser | DataParallel = denoiser
         """May be exchanged before the first image"""
         calls, side = denoiser.compiled_calls, preset.native
-        self._vae = Vae(networks, device, memory, calls, compiling, side, offload=offload)
+        self._vae = Vae(networks, device, self.fallbacks, calls, compiling, side, offload=offload)
         # Last, because it notes where the weights lie.
         self._parts = parts = Offload(networks, device) if offload else None
         estimate = Estimate.of(networks, dtype, device)
@@ -105,12 +105,7 @@ class StableSR:
         fuse: bool = True,
         compiling: CompileOptions | None = None,
     ) -> StableSR:
-        """`load` with a preset's weights.
-
-        Raises:
-            UnknownPreset: no preset has that name.
-            WeightsNotFound: its weights are not on this machine.
-        """
+        """`load` with the weights of the preset of that name; raises UnknownPreset too."""
         preset = get_preset(name)
         folder = preset_folder(preset)
         return cls.load(folder, preset, device, dtype, budget, fuse=fuse, compiling=compiling)
@@ -152,14 +147,6 @@ class StableSR:
         """Tiles that one network call has room for, whatever images they are of."""
         return self.planner.tile_batch
 
-    @property
-    def fallbacks(self) -> Mapping[str, int]:
-        """How often it has gone another way than planned since it was loaded, by what: tile_batch,
-        rows, keep or image, because memory ran out; a call computed eagerly, eager_offload,
-        eager_prompt or eager_failure."""
-        calls = self.denoiser.eager_calls + self._vae.eager_calls
-        return {**self.memory_fallbacks.counts, **{f"eager_{why}": n for why, n in calls.items()}}
-
     def compile(self, on_progress: Callable[[int, int], None] = lambda index, total: None) -> None:
         """Compiles calls of every size before the first image, and calls `on_progress` before each
         with how many are ready, of how many. What memory has no room for is compiled when it is
@@ -193,13 +180,9 @@ class StableSR:
         options: UpscaleParameters,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> EncodedImage:
-        """Enlarges, pads and encodes an image. The plan is made here, with what is free now.
-
-        Args:
-            image: (1, 3, H, W), RGB in [0, 1].
-            options: of this image.
-            on_progress: called between two strips with the finished part, 0 to 1; what it raises
-                ends the work.
+        """Enlarges, pads and encodes an image (1, 3, H, W), RGB in [0, 1], planned with what is
+        free now. `on_progress` is called between two strips with the finished part, 0 to 1; what it
+        raises ends the work.
 
         Raises:
             InvalidOption: the image has another shape, or needs too large a canvas.
@@ -225,10 +208,9 @@ class StableSR:
     def sample(self, encoded_image: EncodedImage, options: UpscaleParameters) -> Sampler:
         """The generator that denoises an image: see `models.sampling`.
 
-        Raises:
-            InvalidOption: steps, sampler or overlap outside their ranges; at once, not at the
-                first step.
-            MissingTextTower: there is a prompt, and the weights hold no text tower; at once too.
+        Raises, at once and not at the first step:
+            InvalidOption: steps, sampler or overlap outside their ranges.
+            MissingTextTower: there is a prompt, and the weights hold no text tower.
         """
         networks, preset, latent = self.networks, self.preset, encoded_image.latent
         # The networks know the empty prompt's context.
@@ -238,10 +220,8 @@ class StableSR:
 
     @torch.inference_mode()
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
-        """One network call for tiles of any number of jobs, each at its own timestep.
-
-        All tiles must have one shape. Returns float32 predictions, one tensor a request.
-        """
+        """One network call for tiles of any number of jobs, all of one shape and each at its own
+        timestep. Returns float32 predictions, one (n, c, h, w) a request."""
         tiles = TileBatch.of(requests, self.networks.context)
         with self.on_device("denoiser"):
             out = self.denoiser.denoise(tiles)
@@ -254,14 +234,8 @@ class StableSR:
         options: UpscaleParameters,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> Iterator[Tensor]:
-        """Decodes a sampled latent at once, and hands the result out as rows, top to bottom: each
-        (3, n, W), float32 in [0, 1], on the host.
-
-        Args:
-            encoded_image: of `prepare`, not closed.
-            latent: of `sample`.
-            options: of this image.
-            on_progress: as in `prepare`.
+        """Decodes the latent of `sample` at once, and hands the result out as rows, top to bottom:
+        each (3, n, W), float32 in [0, 1], on the host. The other arguments are as of `prepare`.
 
         Raises:
             ScratchFull: the disk for feature maps has no room.
@@ -307,11 +281,9 @@ class StableSR:
         seeds: Sequence[int],
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Iterator[Iterator[Tensor]]:
-        """One image from several seeds: each result as `rows` gives it, in the seeds' order.
-
-        The image is encoded once, the seeds' tiles share network calls, and each result is decoded
-        when it is asked for.
-        """
+        """One image from several seeds: each result as `rows` gives it, in the seeds' order. The
+        image is encoded once, the seeds' tiles share network calls, and each result is decoded when
+        it is asked for."""
         on_progress(Progress("encode", 0, 1))
         with self.prepare(image, options) as encoded_image:
             step = -1

@@ -122,10 +122,8 @@ class Planner:
 
     @cached_property
     def tile_batch(self) -> int:
-        """Tiles that one network call has room for, whatever images they are of.
-
-        Decided once, with what memory was free then: plans count on calls of this size.
-        """
+        """Tiles that one network call has room for, whatever images they are of. Decided once, with
+        what memory was free then: plans count on calls of this size."""
         sides = 2 * self.preset.native, 2 * self.preset.native  # has more tiles than a call
         native = preset_parameters(self.preset, scale=1, fidelity_weight=0.5)
         return self.room(
@@ -200,7 +198,7 @@ class Planner:
         for keep in places(self.estimate.device):
             rows = budget.decode_tile or max(1, min(pixels // width, height))
             while rows:
-                yield StripConfig(height=rows, keep=keep, scratch=budget.scratch)
+                yield StripConfig(height=rows, keep=keep)
                 rows = 0 if budget.decode_tile else rows // 2
 
     def _strip_pixels(self, *, gpu: bool) -> int:
@@ -219,10 +217,9 @@ class Planner:
 
 
 def steps_in(height: int, width: int, options: UpscaleParameters, preset: Preset) -> bool:
-    """Whether an image of these sides (px) is small: its canvas is two native ones at most.
-
-    It may be encoded and decoded between the strips of an image that is not; plans of those count
-    on one such guest at a time, unless networks take turns on the device.
+    """Whether an image of these sides (px) is small: its canvas is two native ones at most. It may
+    be encoded and decoded between the strips of an image that is not; plans of those count on one
+    such guest at a time, unless networks take turns on the device.
 
     Raises:
         InvalidOption: the canvas would be too large.

@@ -41,11 +41,8 @@ log = logging.getLogger(__name__)
 
 
 def check_prompts(networks: Networks, options: UpscaleParameters, preset: str) -> None:
-    """Whether the weights can read the prompts of these options; `preset` is their name.
-
-    Raises:
-        MissingTextTower: there is a prompt, and the weights hold no text tower.
-    """
+    """Raises MissingTextTower where there is a prompt, and the weights, whose name is `preset`,
+    hold no text tower."""
     if (options.prompt or options.negative_prompt) and networks.text is None:
         raise MissingTextTower(
             f"The weights of {preset} hold no text tower, so prompt and negative_prompt must be "
@@ -59,11 +56,8 @@ def contexts(
     networks: Networks, options: UpscaleParameters, preset: str, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
     """The context of the prompt, and that of the negative prompt where guidance asks for one: each
-    float32 (1, tokens, width) on `device`. The text tower runs where its weights lie.
-
-    Raises:
-        MissingTextTower: as `check_prompts`.
-    """
+    float32 (1, tokens, width) on `device`. The text tower runs where its weights lie. Raises as
+    `check_prompts`."""
     check_prompts(networks, options, preset)
     context = _context(networks, options.prompt).to(device, torch.float32)
     if options.guidance_scale == 1:

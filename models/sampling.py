@@ -107,7 +107,7 @@ def sample(
     negative_context: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> Sampler:
-    """Denoises one canvas with aggregation (paper, section 3.4).
+    """Denoises one canvas with aggregation (paper, section 3.4): the clean one, still scaled.
 
     Args:
         start: the noisy canvas at the first timestep (1, c, H, W).
@@ -118,9 +118,6 @@ def sample(
         context: (1, tokens, width), or None for the empty prompt's; not with a negative one.
         negative_context: with it, classifier-free guidance of `guidance_scale` (arXiv
             2207.12598) at twice the cost.
-
-    Returns:
-        The clean canvas, still scaled, through StopIteration.
     """
     canvas = start
     contexts = (context,) if negative_context is None else (context, negative_context)
@@ -183,16 +180,9 @@ def drive_all(
     predict: Callable[[Sequence[StepRequest]], Sequence[Tensor]],
     max_tiles: int,
 ) -> list[Tensor]:
-    """Runs several samplers to their ends together, in network calls that their tiles share.
-
-    Args:
-        samplers: of one tile size; they may differ in steps and in tiles.
-        predict: one network call; a (n, c, h, w) for each request.
-        max_tiles: of one call.
-
-    Returns:
-        The latent of each sampler, in their order.
-    """
+    """The latent of each sampler, in their order: all run to their ends together, in network calls
+    of at most `max_tiles` that they share. They may differ in steps and in tiles, whose size is
+    one. `predict` gives a (n, c, h, w) for each request."""
     latents: dict[int, Tensor] = {}
     waiting = {index: next(sampler) for index, sampler in enumerate(samplers)}
     while waiting:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -47,7 +46,7 @@ class Vae:
     Args:
         networks: whose autoencoder, and first stage where there is one.
         device: where they compute.
-        fallbacks: noted where memory ran out.
+        fallbacks: counted where memory ran out, and what could not be compiled.
         compiled_calls: of the denoiser, so that their memory is shared.
         options: of compiling.
         side: px of images of a single tile, which are square.
@@ -68,15 +67,17 @@ class Vae:
         self._networks, self._device, self._fallbacks = networks, device, fallbacks
         self._compiled_calls, self._side = compiled_calls, side
         self._compiles = options.whole_images(device) and not offload
-        self.eager_calls: Counter[str] = Counter()
-        """That were to be compiled and were not: failure is the only reason."""
-        self._encoders = {"autoencoder": _encode_function(networks.autoencoder)}
+        decoder = _decode_function(networks.autoencoder)
+        self._functions = {
+            "encode_image": _encode_function(networks.autoencoder),
+            "decode_image": decoder,
+            "fuse_image": decoder,
+        }
         if networks.first_stage is not None:
-            self._encoders["first_stage"] = _encode_function(networks.first_stage)
-        self._decoder = _decode_function(networks.autoencoder)
-        if self._compiles:
-            for name in self._encoders:
-                channels_last(getattr(networks, name))
+            self._functions["first_stage"] = _encode_function(networks.first_stage)
+        for part in (networks.autoencoder, networks.first_stage):
+            if self._compiles and part is not None:
+                channels_last(part)
 
     def encode(
         self,
@@ -86,15 +87,9 @@ class Vae:
         features: bool,
         on_progress: Callable[[float], None],
     ) -> tuple[Tensor, EncodedStrips, StripConfig]:
-        """An image's scaled latent, what its decoding reads, and with which strips it went: maps
-        are further away than planned where memory ran out.
-
-        Args:
-            image: (1, 3, H, W) in [-1, 1] on the host.
-            strips: as planned.
-            features: whether the decoder will read them.
-            on_progress: called with the finished part, 0 to 1.
-        """
+        """Of an image (1, 3, H, W) in [-1, 1] on the host: its scaled latent, what its decoding
+        reads, and with which strips it went: maps are further away than planned where memory ran
+        out. `on_progress` is called with the finished part, 0 to 1."""
         networks = self._networks
         share = 1.0 if networks.first_stage is None else 0.5
 
@@ -194,7 +189,7 @@ class Vae:
         start = time.monotonic()
         image = torch.zeros((1, 3, self._side, self._side))
         encoding = self._encode_whole("autoencoder", image, features=True)
-        if "first_stage" in self._encoders:
+        if self._networks.first_stage is not None:
             self._encode_whole("first_stage", image, features=False)
         if encoding is not None:
             with encoding:
@@ -209,7 +204,7 @@ class Vae:
     ) -> EncodedStrips | None:
         """As `models.strips.encode`; None where it cannot be compiled."""
         name = "encode_image" if stage == "autoencoder" else stage
-        results = self._call(name, self._encoders[stage], image)
+        results = self._call(name, image)
         if results is None:
             return None
         moments, *tensors = results
@@ -231,20 +226,19 @@ class Vae:
     ) -> Tensor | None:
         """As `models.strips.decode`; None where it cannot be compiled."""
         if not features or fidelity == 0:
-            results = self._call("decode_image", self._decoder, latent)
+            results = self._call("decode_image", latent)
         else:
             tensors = [feature.read(0, feature.height) for feature in features]
             weight = torch.tensor([fidelity])
-            results = self._call("fuse_image", self._decoder, latent, weight, *tensors)
+            results = self._call("fuse_image", latent, weight, *tensors)
         return None if results is None else results[0].cpu()
 
-    def _call(self, name: str, function: Function, *arguments: Tensor) -> tuple[Tensor, ...] | None:
-        dtype = self._networks.context.dtype
-        results = self._compiled_calls(
-            name, function, *(x.to(self._device, dtype) for x in arguments)
-        )
+    def _call(self, name: str, *arguments: Tensor) -> tuple[Tensor, ...] | None:
+        dtype, function = self._networks.context.dtype, self._functions[name]
+        tensors = (x.to(self._device, dtype) for x in arguments)
+        results = self._compiled_calls(name, function, *tensors)
         if results is None:
-            self.eager_calls["failure"] += 1
+            self._fallbacks.add("eager_failure")
         return results
 
 
@@ -252,7 +246,7 @@ def further(strips: StripConfig, device: torch.device) -> StripConfig | None:
     """The same with maps kept one place further away; None where there is none, or no room."""
     nearest_first = places(device)
     beyond = nearest_first[nearest_first.index(strips.keep) + 1 :]
-    if not beyond or (beyond[0] == "disk" and not free_disk(strips.scratch)):
+    if not beyond or (beyond[0] == "disk" and not free_disk()):
         return None
     return replace(strips, keep=beyond[0])
 

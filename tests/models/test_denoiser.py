@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.checkpoints.folder import random_networks
 from models.compiler import CompileMode, CompileOptions
-from models.denoiser import Denoiser, TileBatch, bucket_of, buckets
+from models.denoiser import Denoiser, TileBatch, bucket_of
 from models.errors import InvalidOption
 from models.fusing import fuse
 from models.memory import Fallbacks, MemoryBudget
@@ -65,9 +65,9 @@ def plain(networks: Networks, n: int) -> Tensor:
         return networks.predict(*tiles(n), list(range(n)), None)
 
 
-def test_a_call_goes_into_the_smallest_bucket_that_holds_it() -> None:
+def test_a_call_goes_into_the_smallest_bucket_that_holds_it(networks: Networks) -> None:
     assert [bucket_of(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 16]
-    assert [buckets(n)[-1] for n in (1, 2, 3, 4, 7, 8, 9)] == [1, 2, 2, 4, 4, 8, 8]
+    assert [made(networks).room(n) for n in (1, 2, 3, 4, 7, 8, 9)] == [1, 2, 2, 4, 4, 8, 8]
     given = batch(*tiles(3), [5, 6, 7])
     full = given.pad(5)
     assert full.timesteps == (5, 6, 7, 7, 7)
@@ -95,7 +95,7 @@ def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
         torch.testing.assert_close(out, plain(networks, n), rtol=1e-4, atol=1e-5)
     assert compiler.sizes == [1, 4, 4, 2, 4]
     assert compiler.made == ["whole_1", "whole_4", "whole_2"]
-    assert not denoiser.eager_calls
+    assert not denoiser.fallbacks
 
 
 def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
@@ -111,7 +111,7 @@ def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
             right = networks.predict(*tiles(2), timesteps, None)
         torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)
     assert len(tracer.graphs) == 1
-    assert not denoiser.eager_calls
+    assert not denoiser.fallbacks
 
 
 def test_what_cannot_be_compiled_is_computed_said_and_counted(
@@ -125,7 +125,7 @@ def test_what_cannot_be_compiled_is_computed_said_and_counted(
             out = denoiser.denoise(batch(*tiles(2), [0, 1]))
             torch.testing.assert_close(out, plain(networks, 2), rtol=1e-4, atol=1e-5)
     assert compiler.sizes == [2]  # it is not tried again
-    assert denoiser.eager_calls == {"failure": 3}
+    assert denoiser.fallbacks == {"eager_failure": 3}
     [said] = caplog.messages
     assert "calls of 2 tiles could not be compiled (whole)" in said
     assert "no working C++ compiler found" in said
@@ -141,7 +141,7 @@ def test_a_call_that_runs_out_of_memory_is_not_taken_for_one_that_cannot_be_comp
         denoiser.denoise(batch(*tiles(1), [0]))
     compiler.error = None
     denoiser.denoise(batch(*tiles(1), [0]))
-    assert not denoiser.eager_calls
+    assert not denoiser.fallbacks
 
 
 def test_tiles_with_a_prompt_and_networks_that_move_are_computed_eagerly_and_counted(
@@ -155,8 +155,8 @@ def test_tiles_with_a_prompt_and_networks_that_move_are_computed_eagerly_and_cou
     assert moving.compilations(4, 8) == []
     moving.denoise(batch(*tiles(1), [5]))
     assert compiler.sizes == []
-    assert denoiser.eager_calls == {"prompt": 2}
-    assert moving.eager_calls == {"offload": 1}
+    assert denoiser.fallbacks == {"eager_prompt": 2}
+    assert moving.fallbacks == {"eager_offload": 1}
     assert [text.split(":")[0] for text in caplog.messages] == ["calls are not compiled"] * 2
 
 
@@ -263,7 +263,7 @@ def test_calls_are_halved_until_they_fit_and_stay_small(networks: Networks) -> N
     for _ in range(2):
         assert torch.equal(denoiser.denoise(eight), eight.noisy + eight.lr)
     assert denoiser.calls == [8, 4, *[2] * 4, *[2] * 4]
-    assert denoiser.fallbacks.counts == {"tile_batch": 2}
+    assert denoiser.fallbacks == {"tile_batch": 2}
 
 
 def test_with_room_there_is_one_call(networks: Networks) -> None:
@@ -277,7 +277,7 @@ def test_a_tile_that_does_not_fit_alone_is_an_error(networks: Networks) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         denoiser.denoise(some(2))
     assert denoiser.calls == [2, 1]
-    assert denoiser.fallbacks.counts == {"tile_batch": 1}
+    assert denoiser.fallbacks == {"tile_batch": 1}
 
 
 def test_a_fixed_batch_that_does_not_fit_is_an_error(networks: Networks) -> None:
@@ -295,7 +295,7 @@ def test_other_errors_are_not_tried_again(networks: Networks) -> None:
     denoiser = Broken(networks, memory=8)
     with pytest.raises(RuntimeError, match="illegal"):
         denoiser.denoise(some(3))
-    assert not denoiser.fallbacks.counts
+    assert not denoiser.fallbacks
 
 
 def test_what_a_failed_call_computed_is_freed_before_the_next(networks: Networks) -> None:

@@ -23,7 +23,7 @@ from models.memory import Memory, MemoryBudget
 from models.parameters import Init
 from models.pipeline import Progress, StableSR
 from models.presets import get_preset
-from models.sampling import CanvasStep, Sampler, Step
+from models.sampling import CanvasStep, drive_all
 from models.schedulers import add_noise
 from tests.models import narrow
 from tests.models.driving import latent_of
@@ -116,26 +116,9 @@ def test_jobs_of_different_sizes_and_timesteps_in_one_batch_give_what_they_give_
     jobs = [(picture(16, 16, 1), small), (picture(32, 50, 2), large)]
     prepared = [sr.prepare(image, options) for image, options in jobs]
     alone = [latent_of(sr, p, o) for p, (_, o) in zip(prepared, jobs, strict=True)]
-    running = {i: sr.sample(p, o) for i, (p, (_, o)) in enumerate(zip(prepared, jobs, strict=True))}
-    together = run_together(sr, running)
-    for i, latent in enumerate(alone):
-        assert float((together[i] - latent).norm() / latent.norm()) < 1e-5
-
-
-def run_together(sr: StableSR, running: dict[int, Sampler]) -> dict[int, torch.Tensor]:
-    """All pending tiles of all samplers in one network call a cycle."""
-    finished: dict[int, torch.Tensor] = {}
-    waiting: dict[int, Step] = {i: next(s) for i, s in running.items()}
-    while waiting:
-        order = list(waiting)
-        answers = sr.predict([waiting[i].part(0, len(waiting[i])) for i in order])
-        for i, answer in zip(order, answers, strict=True):
-            try:
-                waiting[i] = running[i].send(answer)
-            except StopIteration as end:
-                finished[i] = end.value
-                del waiting[i]
-    return finished
+    samplers = [sr.sample(p, o) for p, (_, o) in zip(prepared, jobs, strict=True)]
+    for together, latent in zip(drive_all(samplers, sr.predict, 100), alone, strict=True):
+        assert float((together - latent).norm() / latent.norm()) < 1e-5
 
 
 def test_a_closed_sampler_is_cancelled(sr: StableSR) -> None:
@@ -224,8 +207,9 @@ def test_no_image_steps_in_where_networks_take_turns_on_the_device(sr: StableSR)
 def test_what_was_done_otherwise_than_planned_is_told_by_what(sr: StableSR) -> None:
     strained = StableSR(sr.networks, sr.preset, sr.device, sr.dtype)
     assert strained.fallbacks == {}
-    strained.memory_fallbacks.note("rows", 8, 4)
-    strained.denoiser.eager_calls["prompt"] += 2
+    strained.fallbacks.note("rows", 8, 4)
+    for _ in range(2):
+        strained.fallbacks.add("eager_prompt")
     assert strained.fallbacks == {"rows": 1, "eager_prompt": 2}
 
 
@@ -268,7 +252,8 @@ def test_the_image_is_encoded_once_and_each_seed_decoded_when_asked_for(sr: Stab
 @pytest.fixture
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StableSR:
     """Keeps its maps in files, because a limit leaves no room for them."""
-    sr = pipeline(scratch=tmp_path, decode_tile=8)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sr = pipeline(decode_tile=8)
     roomy = sr.planner.plan(60, 90, OPTIONS).peaks
     tight = max(peak.host for peak in roomy) - 1
     monkeypatch.setattr(sr.planner, "memory", lambda in_use: Memory(0, tight, 10**12))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.checkpoints.files import preset_folder
-from models.checkpoints.folder import describe
+from models.checkpoints.folder import Description, Record, describe
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, tile_bytes, tile_flops
@@ -66,6 +67,19 @@ def test_a_text_tower_takes_the_room_of_its_weights() -> None:
         weights.text
     ] * 4
     assert waiting.peaks.denoise.device == away.peaks.denoise.device
+
+
+def test_converted_weights_are_planned_with_their_own_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path))
+    folder, cpu = preset_folder(PRESET), torch.device("cpu")
+    released = Estimate.of_preset(PRESET, torch.float16, cpu, PLENTY)
+    assert released.config == FULL
+    folder.mkdir()
+    config, record = replace(FULL, text=TextConfig()), Record("a", "b", (), True, "", "", (), ())
+    Description(config, record).write(folder)
+    assert Estimate.of_preset(PRESET, torch.float16, cpu, PLENTY).config == config
 
 
 def test_half_precision_is_planned_with_less_memory_than_float32() -> None:

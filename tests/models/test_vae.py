@@ -213,18 +213,20 @@ def failing_unless(keep: str, real: Callable[..., Any]) -> Callable[..., Any]:
 def test_maps_move_on_when_memory_runs_out(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sr = pipeline(scratch=tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sr = pipeline()
     wanted = sr.upscale(IMAGE, OPTIONS)
     real = getattr(models.vae, stage)
     monkeypatch.setattr(models.vae, stage, failing_unless("disk", real))
     assert torch.equal(sr.upscale(IMAGE, OPTIONS), wanted)
-    assert sr.memory_fallbacks.counts == {"keep": 1}
+    assert sr.fallbacks == {"keep": 1}
 
 
 def test_features_that_moved_on_count_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sr = pipeline(scratch=tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sr = pipeline()
     real = getattr(models.vae, "encode")  # noqa: B009  # a name that is not exported
     monkeypatch.setattr(models.vae, "encode", failing_unless("disk", real))
     with sr.prepare(IMAGE, OPTIONS) as prepared:
@@ -239,7 +241,7 @@ def test_without_a_further_place_the_error_is_raised(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(models.vae, "decode", failing_unless("nowhere", lambda: None))
     with pytest.raises(torch.OutOfMemoryError, match="on the disk"):
         sr.upscale(IMAGE, OPTIONS)
-    assert sr.memory_fallbacks.counts == {"keep": 1}
+    assert sr.fallbacks == {"keep": 1}
 
 
 def test_strips_that_shrink_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +256,7 @@ def test_strips_that_shrink_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
     found = sr.upscale(IMAGE, narrow.parameters(scale=1.5, seed=3, color_fix="adain"))
-    assert sr.memory_fallbacks.counts["rows"] >= 2
+    assert sr.fallbacks["rows"] >= 2
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
@@ -265,5 +267,5 @@ def test_further_places_are_the_host_and_the_disk_if_it_is_one(
     near, on_host, on_disk = (StripConfig(5, keep) for keep in ("device", "host", "disk"))
     assert [further(strips, gpu) for strips in (near, on_host, on_disk)] == [on_host, on_disk, None]
     assert further(near, CPU) == on_disk
-    monkeypatch.setattr(models.vae, "free_disk", lambda scratch: 0)
+    monkeypatch.setattr(models.vae, "free_disk", lambda: 0)
     assert further(near, CPU) is None
