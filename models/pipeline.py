@@ -86,12 +86,12 @@ class StableSR:
         # Last, because it notes where the weights lie.
         self._parts = parts = Offload(networks, device) if offload else None
         estimate = Estimate.of(networks, dtype, device)
+        tile_batch = compiling.fixed_batch or budget.tile_batch
         self.planner = Planner(
             estimate,
             preset,
-            replace(budget, offload=offload),
+            replace(budget, offload=offload, tile_batch=tile_batch),
             lambda: parts.nbytes(estimate.weights) if parts else estimate.weights.all,
-            lambda tiles: self.denoiser.room(tiles),
         )
 
     @classmethod
@@ -145,7 +145,7 @@ class StableSR:
     @property
     def tile_batch(self) -> int:
         """Tiles that one network call has room for, whatever images they are of."""
-        return self.planner.tile_batch
+        return self.denoiser.room(self.planner.tile_batch)
 
     def compile(self, on_progress: Callable[[int, int], None] = lambda index, total: None) -> None:
         """Compiles calls of every size before the first image, and calls `on_progress` before each

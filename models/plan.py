@@ -109,8 +109,6 @@ class Planner:
     budget: MemoryBudget
     on_device: Callable[[], int] = lambda: 0
     """Bytes of the loaded weights that are on the device now"""
-    room: Callable[[int], int] = lambda tiles: tiles
-    """Tiles that a network call has, where a plan gives it so many"""
 
     def plan(
         self, height: int, width: int, options: UpscaleParameters, in_use: Memory | None = None
@@ -122,13 +120,11 @@ class Planner:
 
     @cached_property
     def tile_batch(self) -> int:
-        """Tiles that one network call has room for, whatever images they are of. Decided once, with
-        what memory was free then: plans count on calls of this size."""
+        """Tiles that one network call has on a device, whatever images they are of. Decided once,
+        with what memory was free then: plans count on calls of this size."""
         sides = 2 * self.preset.native, 2 * self.preset.native  # has more tiles than a call
         native = preset_parameters(self.preset, scale=1, fidelity_weight=0.5)
-        return self.room(
-            self.budget.tile_batch or self.fit(sides, native, self.memory(Memory())).tile_batch
-        )
+        return self.budget.tile_batch or self.fit(sides, native, self.memory(Memory())).tile_batch
 
     def strips_now(self, image: EncodedImage, options: UpscaleParameters) -> StripConfig:
         """For decoding: what was free when the image was encoded may be another's now."""

@@ -96,12 +96,11 @@ class TileGrid:
             total[y : y + h, x : x + w] += weights
         return total
 
-    def cut(self, canvas: Tensor, origins: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """(1, c, height, width) -> (tiles, c, tile_height, tile_width); all tiles, or those named.
-        They overlap, so all of them hold several times what the canvas does."""
+    def cut(self, canvas: Tensor, origins: Sequence[tuple[int, int]]) -> Tensor:
+        """(1, c, height, width) -> (tiles, c, tile_height, tile_width), of some origins: tiles
+        overlap, so all of them hold several times what the canvas does."""
         h, w = self.tile_height, self.tile_width
-        places = self.origins if origins is None else origins
-        return torch.cat([canvas[:, :, y : y + h, x : x + w] for y, x in places])
+        return torch.cat([canvas[:, :, y : y + h, x : x + w] for y, x in origins])
 
     def join(self, tiles: Iterable[Tensor]) -> Tensor:
         """One (c, tile_height, tile_width) a tile, in order -> (1, c, height, width), their dtype:

@@ -160,13 +160,8 @@ class Vae:
         where it is a single tile that the plan has room for, else in strips."""
 
         def run(strips: StripConfig) -> T:
-            square = sides == (self._side, self._side)
-            if (
-                square
-                and self._compiles
-                and strips.height >= self._side
-                and strips.keep == "device"
-            ):
+            roomy = strips.height >= self._side and strips.keep == "device"
+            if self._compiles and roomy and sides == (self._side, self._side):
                 result, _ = until_it_fits(
                     lambda at_once: whole() if at_once else None,
                     True,

@@ -47,7 +47,7 @@ def test_an_image_over_three_devices_is_that_of_one() -> None:
     replicas = [made.denoiser for made in (sr, narrow_sr(), narrow_sr())]
     sr.denoiser = DataParallel([one for one in replicas if isinstance(one, Denoiser)])
     assert sr.denoiser.devices == (CPU, CPU, CPU)
-    assert sr.planner.room(4) == 12
+    assert sr.tile_batch == 3 * sr.planner.tile_batch
     together = sr.upscale(image, narrow.parameters(steps=3, seed=5))
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert float((together - other).abs().mean()) > 1e-3

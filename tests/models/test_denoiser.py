@@ -6,7 +6,9 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,7 +103,13 @@ def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
 def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    networks = fuse(random_networks(narrow.CONFIG, CPU, torch.float32))
+    levels: dict[str, Any] = {"widths": (8, 8), "attention": (True, False)}
+    config = replace(
+        narrow.CONFIG,
+        unet=replace(narrow.CONFIG.unet, **levels),
+        encoder=replace(narrow.CONFIG.encoder, **levels),
+    )
+    networks = fuse(random_networks(config, CPU, torch.float32))
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
     denoiser = made(networks)

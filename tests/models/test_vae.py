@@ -151,14 +151,14 @@ def test_where_memory_runs_out_an_image_goes_in_strips(
 def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
-    ours = made(WHOLE, first_stage=True)
+    ours = made(WHOLE)
     for step in ours._vae.compilations():
         step()
-    assert len(tracer.graphs) == 4
+    assert len(tracer.graphs) == 3
     for fidelity in (0.0, 0.3, 1.0):
         with ours.prepare(SMALL, narrow.parameters(fidelity_weight=fidelity)) as prepared:
             ours.decode(prepared, prepared.latent, narrow.parameters(fidelity_weight=fidelity))
-    assert len(tracer.graphs) == 4
+    assert len(tracer.graphs) == 3
     assert not ours.fallbacks
 
 
