@@ -191,19 +191,20 @@ def test_with_a_fixed_batch_a_tile_does_not_depend_on_what_else_is_in_its_call(
     assert denoiser.room(64) == 4
 
 
-def test_a_pipeline_asks_for_calls_that_fill_a_bucket(compiler: Compiler) -> None:
+def test_a_pipeline_asks_for_calls_that_fill_a_bucket(
+    networks: Networks, compiler: Compiler
+) -> None:
+    def sr(compiling: CompileOptions, budget: MemoryBudget | None = None) -> StableSR:
+        return StableSR(networks, narrow.PRESET, CPU, torch.float32, budget, compiling)
+
     for compiling, tile_batch in (
         (ON, 4),
         (CompileOptions("off"), 6),
         (CompileOptions("off", None, 5), 5),
     ):
-        sr = StableSR.load(
-            narrow.CONFIG, narrow.PRESET, budget=MemoryBudget(tile_batch=6), compiling=compiling
-        )
-        assert sr.tile_batch == tile_batch
+        assert sr(compiling, MemoryBudget(tile_batch=6)).tile_batch == tile_batch
     noisy, lr = tiles(3)
-    sr = StableSR.load(narrow.CONFIG, narrow.PRESET, compiling=ON)
-    [out] = sr.predict([StepRequest(noisy, lr, 9, None, 0, 1)])
+    [out] = sr(ON).predict([StepRequest(noisy, lr, 9, None, 0, 1)])
     assert out.shape == noisy.shape
     assert compiler.sizes == [4]
 

@@ -132,8 +132,7 @@ def test_a_closed_sampler_is_cancelled(sr: StableSR) -> None:
 
 
 def test_sampling_starts_at_the_noised_input_or_at_the_noise_alone() -> None:
-    cpu, dtype = torch.device("cpu"), torch.float32
-    sr = StableSR(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
+    sr = pipeline()
     image = torch.rand(1, 3, 32, 32)
     canvases = {}
     for start in get_args(Init):
@@ -298,7 +297,7 @@ def test_rows_are_what_the_whole_image_would_be(fix: Any, size: tuple[int, int])
 def test_maps_on_disk_give_the_image_that_maps_in_memory_give(
     on_disk: StableSR, tmp_path: Path
 ) -> None:
-    near = pipeline(on_disk.networks, decode_tile=8)
+    near = pipeline(decode_tile=8)
     assert torch.equal(on_disk.upscale(IMAGE, OPTIONS), near.upscale(IMAGE, OPTIONS))
     assert open_scratch(tmp_path) == []
 
@@ -397,9 +396,8 @@ def test_what_an_image_holds_is_not_counted_twice_when_it_is_decoded(
 
 
 def test_with_offload_an_image_is_the_same() -> None:
-    networks = random_networks(narrow.CONFIG, CPU, torch.float32)
-    plain = pipeline(networks).upscale(IMAGE, OPTIONS)
-    taking_turns = pipeline(networks, offload=True)
+    plain = pipeline().upscale(IMAGE, OPTIONS)
+    taking_turns = pipeline(offload=True)
     assert torch.equal(taking_turns.upscale(IMAGE, OPTIONS), plain)
     assert taking_turns.planner.plan(60, 90, OPTIONS).offload
 
