@@ -93,12 +93,9 @@ class CompiledCalls:
     ) -> tuple[Tensor, ...] | None:
         """The function's results, the caller's own; None if this size could not be compiled.
 
-        Args:
-            name: of the function.
-            function: one and the same at every call of a name.
-            arguments: of one shape at every call of a size, which the first one's rows, height and
-                width are. They are laid out channels last, for another layout would be another
-                graph.
+        A name has one function, and a size, which is the first argument's rows, height and width,
+        one shape of each argument. They are laid out channels last: another layout would be another
+        graph.
         """
         arguments = tuple(
             x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in arguments

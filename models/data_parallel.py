@@ -20,12 +20,8 @@ _HOST = torch.device("cpu")
 
 
 class DataParallel:
-    """In the place of a `Denoiser`: one on each device, which all compute at the same time.
-
-    Args:
-        replicas: of the same weights; tiles come from the first one's device, and predictions
-            return to it.
-    """
+    """In the place of a `Denoiser`: replicas of the same weights, one on each device, which all
+    compute at the same time. Tiles come from the first one's, and predictions return to it."""
 
     def __init__(self, replicas: Sequence[Denoiser]) -> None:
         self._replicas = tuple(replicas)

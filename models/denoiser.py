@@ -92,12 +92,8 @@ class Denoiser:
     A call that runs out of memory is halved, and calls stay that small. What cannot be compiled is
     computed eagerly: said in the log once for each reason and size, and counted call by call.
 
-    Args:
-        networks: on the device; fused, or compiled calls cannot leave the context out.
-        device: where they compute.
-        options: of compiling.
-        fallbacks: counted where memory ran out, and what is computed eagerly.
-        offload: whether the networks leave the device, which a compiled call does not survive.
+    The networks are on the device, unless with `offload` they leave it, which a compiled call does
+    not survive; and fused, or compiled calls cannot leave the context out.
     """
 
     def __init__(

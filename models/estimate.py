@@ -131,12 +131,9 @@ class Estimate:
         offload: bool = False,
         guest: Memory | None = None,
     ) -> Peaks:
-        """Of an image that is computed so.
+        """Of an image, with so many tiles in a network call.
 
         Args:
-            layout: its sizes.
-            strips: of the autoencoder.
-            tiles: in a network call.
             fusion: whether the decoder reads the encoder's features.
             offload: whether parts take turns on the device.
             guest: what another image takes that is encoded or decoded between two strips of this

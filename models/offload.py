@@ -23,13 +23,8 @@ Part = Literal["autoencoder", "denoiser"]
 
 
 class Offload:
-    """Brings parts to the device, one at a time and for one thread at a time; others wait, in no
-    order. A worker has them wait in its own (`worker.device_lock`).
-
-    Args:
-        networks: on the host.
-        device: where they work.
-    """
+    """Brings parts of networks on the host to the device, one at a time and for one thread at a
+    time; others wait, in no order. A worker has them wait in its own (`worker.device_lock`)."""
 
     def __init__(self, networks: Networks, device: torch.device) -> None:
         parts: dict[Part, tuple[nn.Module | None, ...]] = {

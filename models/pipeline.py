@@ -54,13 +54,9 @@ class Progress:
 class StableSR:
     """A loaded set of weights; several threads may call its methods, which hold no state between.
 
-    Args:
-        networks: in evaluation mode; on `device`, or on the host if the budget says offload.
-        preset: how to sample with them.
-        device: where they compute.
-        dtype: of their weights.
-        budget: memory; without `offload` decided, there is none.
-        compiling: of network calls; none by default.
+    The networks are in evaluation mode, and on the device, or on the host if the budget says
+    offload; undecided it is off. The preset says how to sample with them, the dtype is that of
+    their weights. Nothing is compiled by default.
     """
 
     def __init__(

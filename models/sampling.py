@@ -113,11 +113,10 @@ def sample(
         start: the noisy canvas at the first timestep (1, c, H, W).
         lr: scaled latent of the upsampled LR image (1, c, H, W).
         scheduler: of this canvas alone.
-        grid: how the canvas is cut.
+        grid: how it is cut.
         noise: fresh noise for each step that asks for it, in order.
-        context: (1, tokens, width), or None for the empty prompt's; not with a negative one.
-        negative_context: with it, classifier-free guidance of `guidance_scale` (arXiv
-            2207.12598) at twice the cost.
+        context: (1, tokens, width), or None for the empty prompt's; not with a negative one, which
+            asks for classifier-free guidance (arXiv 2207.12598) at twice the cost.
     """
     canvas = start
     contexts = (context,) if negative_context is None else (context, negative_context)

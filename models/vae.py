@@ -43,14 +43,8 @@ log = logging.getLogger(__name__)
 class Vae:
     """Encodes and decodes images; several threads may.
 
-    Args:
-        networks: whose autoencoder, and first stage where there is one.
-        device: where they compute.
-        fallbacks: counted where memory ran out, and what could not be compiled.
-        compiled_calls: of the denoiser, so that their memory is shared.
-        options: of compiling.
-        side: px of images of a single tile, which are square.
-        offload: whether the networks leave the device, which a compiled call does not survive.
+    `compiled_calls` are the denoiser's, so that their memory is shared. They are for images of a
+    single tile, whose sides are `side` px, unless with `offload` the networks leave the device.
     """
 
     def __init__(
