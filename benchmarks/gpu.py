@@ -84,7 +84,7 @@ def step(sizes: Sizes, compiles: bool) -> Iterator[Measurement]:
         seconds = statistics.median(wall[1:]) / batch
         case = f"batch {batch}"
         yield from figures(variant.name, case, seconds, wall[0], peak_memory(sr.device), None)
-        if eager := sum(sr.denoiser.eager_calls.values()) if compiles else 0:
+        if eager := sr.fallbacks["eager_failure"] if compiles else 0:
             yield Measurement(variant.name, case, "calls not compiled", eager, "count")
 
 

@@ -77,7 +77,7 @@ def measure(task: Task) -> list[Measurement]:
     processor = min(busy[1:]) / task.batch / task.model.threads
     measurements = figures(name, case, seconds, wall[0], peak_memory(sr.device), processor)
     # A call that was to be compiled and was not is no figure of compiled calls.
-    if eager := sum(sr.denoiser.eager_calls.values()) if compiles else 0:
+    if eager := sr.fallbacks["eager_failure"] if compiles else 0:
         measurements.append(Measurement(name, case, "calls not compiled", eager, "count"))
     return measurements
 

@@ -79,9 +79,9 @@ def _facts(
     decode_tile: int | None,
 ) -> dict[str, Any]:
     """What is printed of an input of these sides (px)."""
-    from models import plan as planner
     from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
+    from models.plan import Planner
     from worker.device import budget_of, choose_device, choose_dtype, devices_of, named_device
 
     preset, limit = get_preset(settings.preset), settings.memory_limit
@@ -96,7 +96,7 @@ def _facts(
         memory = Memory(0, limit - resident(), memory.disk)
     estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
     budget = budget_of(settings, jobs=1, decode_tile=decode_tile)
-    outcome = planner.plan(estimate, preset, (height, width), parameters, memory, budget)
+    outcome = Planner(estimate, preset, budget).fit((height, width), parameters, memory)
     layout, grid = outcome.layout, outcome.layout.grid
     return {
         "input": [width, height],

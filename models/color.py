@@ -6,7 +6,7 @@ no second image stands beside the decoded one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import get_args
 
@@ -28,46 +28,28 @@ _LEVELS = 5
 _HALO = 2**_LEVELS - 1
 
 
-def enlarge(image: Tensor, canvas: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    """The networks' input: bicubic, in [-1, 1], reflected right and below.
-
-    Args:
-        image: (1, 3, h, w) in [0, 1].
-        canvas: height and width to enlarge it to.
-        padding: height and width to fill it up to.
-
-    Returns:
-        (1, 3, *padding), float32 on the host.
-    """
+def enlarge(image: Tensor, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """An image (1, 3, h, w) in [0, 1] -> the networks' input (1, 3, *size) in [-1, 1], float32 on
+    the host: bicubic to the canvas, reflected right and below, by less than there is."""
     height, width = canvas
-    out = torch.empty((1, image.shape[1], *padding))
+    out = torch.empty((1, image.shape[1], *size))
     # A channel at a time, so that no second image of this size is made.
     for channel in range(image.shape[1]):
         part = image[:, channel : channel + 1].to("cpu", torch.float32)
         part = F.interpolate(part, size=canvas, mode="bicubic", align_corners=False)
         out[:, channel : channel + 1, :height, :width] = part.clamp_(0, 1).mul_(2).sub_(1)
-    out[:, :, :, width:] = out[:, :, :, _reflection(width, padding[1])]
-    out[:, :, height:] = out[:, :, _reflection(height, padding[0])]
+    below, right = size[0] - height, size[1] - width
+    out[:, :, :, width:] = out[:, :, :, width - 1 - right : width - 1].flip(3)
+    out[:, :, height:] = out[:, :, height - 1 - below : height - 1].flip(2)
     return out
 
 
-def _reflection(size: int, end: int) -> Tensor:
-    """Which of `size` places stands at each place from there to `end`, the border itself once."""
-    period = max(2 * (size - 1), 1)
-    places = torch.arange(size, end) % period
-    return torch.where(places < size, places, period - places)
-
-
 def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
-    """Stops what would be written as a black image.
-
-    Args:
-        values: (1, c, h, w); a few rows at a time are looked at.
-        what: they are.
-        dtype: that they were computed in.
+    """Stops what would be written as a black image: `what` it is, (1, c, h, w), and the dtype that
+    it was computed in. A few rows at a time are looked at.
 
     Raises:
-        NotFinite: an infinity or no number is among them.
+        NotFinite: an infinity or no number is among the values.
     """
     if all(bool(part.isfinite().all()) for part in torch.split(values, _STRIP_ROWS, dim=2)):
         return
@@ -82,30 +64,20 @@ def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
 def result_rows(
     image: Tensor, reference: Tensor, layout: Layout, fix: ColorFix
 ) -> Iterator[Tensor]:
-    """The result from top to bottom, (3, n, W) each, in [0, 1]: corrected, cut and reduced.
-
-    Args:
-        image: the decoder's, (1, 3, *layout.padded), in [-1, 1] or so, float32 on the host.
-        reference: the enlarged input, like it.
-        layout: the sizes.
-        fix: how colours are matched to the reference's.
-    """
-    rows = _canvas_rows(image, reference, layout.canvas, fix)
+    """The result from top to bottom, (3, n, W) each, in [0, 1]: corrected, cut and reduced. `image`
+    is the decoder's, (1, 3, *layout.padded), in [-1, 1] or so, float32 on the host; `reference`,
+    whose colours it gets, is the enlarged input."""
+    height, width = layout.canvas
+    step = max(_STRIP_ROWS, _STRIP_PIXELS // width)
+    strips = correct_rows(image, reference, fix, step)
+    rows: Iterator[Tensor] = (
+        (strip[0, :, : height - top, :width] + 1) / 2
+        for top, strip in zip(range(0, height, step), strips, strict=False)
+    )
     if layout.size != layout.canvas:
-        rows = reduce_rows(rows, layout.canvas[0], layout.size)
-    for strip in rows:
-        yield strip.clamp(0, 1)
-
-
-def _canvas_rows(
-    image: Tensor, reference: Tensor, canvas: tuple[int, int], fix: ColorFix
-) -> Iterator[Tensor]:
-    height, width = canvas
-    top = 0
-    for strip in correct_rows(image, reference, fix, max(_STRIP_ROWS, _STRIP_PIXELS // width)):
-        if top < height:
-            yield (strip[0, :, : height - top, :width] + 1) / 2
-        top += strip.shape[2]
+        rows = reduce_rows(rows, height, layout.size)
+    for row in rows:
+        yield row.clamp(0, 1)
 
 
 def join_rows(rows: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
@@ -119,48 +91,32 @@ def join_rows(rows: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def correct_rows(image: Tensor, reference: Tensor, fix: ColorFix, rows: int) -> Iterator[Tensor]:
-    """Colour correction, `rows` rows at a time: (1, 3, n, w) each, from top to bottom.
+    """Colour correction of an image (1, 3, h, w), float32, to a reference like it, `rows` rows at a
+    time: (1, 3, n, w) each, from top to bottom.
 
     AdaIN gives each channel the mean and deviation of the reference's (eq. 7); both are pooled from
     strips before the first comes. The wavelet's low frequencies reach 31 rows, which are read on
     both sides of a strip.
 
-    Args:
-        image: (1, 3, h, w), float32.
-        reference: like it.
-        fix: which correction.
-        rows: of a strip, the last one excepted.
-
     Raises:
         InvalidOption: an unknown name; at the first strip.
     """
-    height = image.shape[2]
-    strip: Callable[[int, int], Tensor]
-    if fix == "adain":
+    if fix == "none":
+        yield from torch.split(image, rows, dim=2)
+    elif fix == "adain":
         mean, deviation = _mean_and_deviation(image, rows)
         reference_mean, reference_deviation = _mean_and_deviation(reference, rows)
-
-        def strip(top: int, bottom: int) -> Tensor:
-            normal = (image[:, :, top:bottom] - mean) / deviation
-            return normal * reference_deviation + reference_mean
-
+        for strip in torch.split(image, rows, dim=2):
+            yield (strip - mean) / deviation * reference_deviation + reference_mean
     elif fix == "wavelet":
-
-        def strip(top: int, bottom: int) -> Tensor:
-            first, last = max(top - _HALO, 0), min(bottom + _HALO, height)
+        height = image.shape[2]
+        for top in range(0, height, rows):
+            first, last = max(top - _HALO, 0), min(top + rows + _HALO, height)
             wide = wavelet(image[:, :, first:last], reference[:, :, first:last])
-            return wide[:, :, top - first : bottom - first]
-
-    elif fix == "none":
-
-        def strip(top: int, bottom: int) -> Tensor:
-            return image[:, :, top:bottom]
-
+            yield wide[:, :, top - first : min(top + rows, height) - first]
     else:
         names = ", ".join(get_args(ColorFix))
         raise InvalidOption(f"color_fix is {fix!r}, but must be one of {names}.")
-    for top in range(0, height, rows):
-        yield strip(top, min(top + rows, height))
 
 
 def _mean_and_deviation(image: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -178,36 +134,25 @@ def wavelet(image: Tensor, reference: Tensor) -> Tensor:
 
 
 def _low_frequencies(image: Tensor) -> Tensor:
-    for level in range(_LEVELS):
-        image = _blur(image, 2**level)
-    return image
-
-
-def _blur(image: Tensor, dilation: int) -> Tensor:
-    """3x3 binomial blur with holes of `dilation`, borders replicated."""
+    """What 3x3 binomial blurs leave, with holes of 1, 2, 4 ... pixels, borders replicated."""
     kernel = image.new_tensor([0.25, 0.5, 0.25])
     channels = image.shape[1]
     across = kernel.view(1, 1, 1, 3).expand(channels, 1, 1, 3)
     down = kernel.view(1, 1, 3, 1).expand(channels, 1, 3, 1)
-    out = F.pad(image, (dilation,) * 4, mode="replicate")
-    out = F.conv2d(out, across, dilation=(1, dilation), groups=channels)
-    return F.conv2d(out, down, dilation=(dilation, 1), groups=channels)
+    for dilation in (2**level for level in range(_LEVELS)):
+        image = F.pad(image, (dilation,) * 4, mode="replicate")
+        image = F.conv2d(image, across, dilation=(1, dilation), groups=channels)
+        image = F.conv2d(image, down, dilation=(dilation, 1), groups=channels)
+    return image
 
 
 def reduce_rows(rows: Iterable[Tensor], height: int, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Resizes an image to a size that is in neither direction larger than its own.
+    """Resizes an image, given as rows (channels, n, width), float32, together of this height, to a
+    size (height, width) that is in neither direction larger. The result comes as rows too, and only
+    those under the filter are in memory.
 
-    The result is that of `F.interpolate(mode="bicubic", antialias=True)` on the whole image: a
-    cubic filter (Keys 1981, a = -0.5) stretched by the factor of reduction, across and down.
-
-    Args:
-        rows: (channels, n, width) each, together `height` rows, float32.
-        height: of the image.
-        size: height and width of the result.
-
-    Yields:
-        (channels, n, width) each, together the result. Only the rows under the filter are in
-        memory.
+    It is that of `F.interpolate(mode="bicubic", antialias=True)` on the whole image: a cubic filter
+    (Keys 1981, a = -0.5) stretched by the factor of reduction, across and down.
     """
     scale = torch.tensor(height / size[0])
     centers = scale * (torch.arange(size[0]) + 0.5)

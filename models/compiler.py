@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,6 @@ CompileMode = Literal["auto", "on", "off"]
 
 Function = Callable[..., tuple[Tensor, ...]]
 
-_Key = tuple[str, int, int, int]
-
 # Compiling is not for two threads at once, whatever devices they are for.
 _COMPILER = threading.Lock()
 
@@ -49,10 +47,6 @@ class CompileOptions:
     fixed_batch: int | None = None
     """Every call has so many tiles, the missing ones being filled up. A tile is then computed by
     the same kernels whatever else is in the call, so its result does not depend on that."""
-    whole: bool | None = None
-    """Whether images of a single tile are encoded and decoded by compiled calls, where network
-    calls are compiled; None is what suits the device. With a fixed batch they are not: whether an
-    image has room to go whole depends on others."""
 
     def __post_init__(self) -> None:
         if self.fixed_batch is not None and self.fixed_batch < 1:
@@ -63,11 +57,10 @@ class CompileOptions:
         return self.mode == "on" or (self.mode == "auto" and device.type == "cuda")
 
     def whole_images(self, device: torch.device) -> bool:
-        """Whether images of a single tile go through the autoencoder by compiled calls."""
-        if self.fixed_batch is not None or not self.suits(device):
-            return False
-        # A processor is busy with a strip, and says between two how far it is.
-        return device.type == "cuda" if self.whole is None else self.whole
+        """Whether images of a single tile go through the autoencoder by compiled calls: not on a
+        processor, which is busy with a strip, and says between two how far it is; not with a fixed
+        batch, since it depends on others whether an image has room to go whole."""
+        return device.type == "cuda" and self.suits(device) and self.fixed_batch is None
 
     def open_cache(self) -> None:
         """Has torch keep what it compiles in `cache`."""
@@ -81,35 +74,17 @@ class CompileOptions:
                 self.cache,
                 error.strerror,
             )
-            return
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.cache)
-
-
-def compile_all(
-    steps: Sequence[Callable[[], None]], on_progress: Callable[[int, int], None]
-) -> None:
-    """Takes the steps, and calls `on_progress` before each with how many are ready, of how many.
-    What memory has no room for is compiled when it is first needed, if it fits by then."""
-    for index, step in enumerate(steps):
-        on_progress(index, len(steps))
-        try:
-            step()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            log.warning("not compiled yet, because memory ran out: %s", error)
+        else:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.cache)
 
 
 class CompiledCalls:
-    """Compiles at the first call of a size; several threads may call.
-
-    What could not be compiled once is not tried again.
-    """
+    """Compiles at the first call of a size; several threads may call."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._callables: dict[_Key, Function] = {}
-        self._failures: set[_Key] = set()
+        # By name and size of call. None: it could not be compiled once, and is not tried again.
+        self._callables: dict[tuple[str, int, int, int], Function | None] = {}
         # CUDA graphs belong to the thread that recorded them.
         self._thread = ThreadPoolExecutor(1, "denoiser") if device.type == "cuda" else None
 
@@ -118,12 +93,9 @@ class CompiledCalls:
     ) -> tuple[Tensor, ...] | None:
         """The function's results, the caller's own; None if this size could not be compiled.
 
-        Args:
-            name: of the function.
-            function: one and the same at every call of a name.
-            arguments: of one shape at every call of a size, which the first one's rows, height and
-                width are. They are laid out channels last, for another layout would be another
-                graph.
+        A name has one function, and a size, which is the first argument's rows, height and width,
+        one shape of each argument. They are laid out channels last: another layout would be another
+        graph.
         """
         arguments = tuple(
             x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in arguments
@@ -135,38 +107,32 @@ class CompiledCalls:
     @torch.inference_mode()
     def _run(self, name: str, function: Function, *arguments: Tensor) -> tuple[Tensor, ...] | None:
         rows, _, height, width = arguments[0].shape
-        key = (name, rows, height, width)
+        key = name, rows, height, width
         with _COMPILER:
-            if key in self._failures:
-                return None
-            run = self._callables.get(key)
-            if run is None:
-                return self._first(key, function, *arguments)
-        return self._results(run, *arguments)
-
-    def _first(
-        self, key: _Key, function: Function, *arguments: Tensor
-    ) -> tuple[Tensor, ...] | None:
-        name, rows, _, _ = key
-        run = _compile(function, self._device, f"{name}_{rows}")
-        try:
-            results = self._results(run, *arguments)
-        # torch raises errors of many kinds for a missing compiler, a full disk, a bug of its own.
-        # Where it is none of these but the device's, the eager call meets it too, and raises it.
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            self._failures.add(key)
-            log.warning(
-                "calls of %d tiles could not be compiled (%s); they are computed eagerly: %s",
-                rows,
-                name,
-                str(error).strip().splitlines()[0] if str(error).strip() else repr(error),
-                exc_info=log.isEnabledFor(logging.DEBUG),
-            )
-            return None
-        self._callables[key] = run
-        return results
+            if key not in self._callables:
+                run = _compile(function, self._device, f"{name}_{rows}")
+                try:
+                    results = self._results(run, *arguments)
+                # torch raises errors of many kinds for a missing compiler, a full disk, a bug of
+                # its own. Where it is none of these but the device's, the eager call meets it too,
+                # and raises it.
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    self._callables[key] = None
+                    log.warning(
+                        "calls of %d tiles could not be compiled (%s); they are computed eagerly: "
+                        "%s",
+                        rows,
+                        name,
+                        (str(error).strip() or repr(error)).splitlines()[0],
+                        exc_info=log.isEnabledFor(logging.DEBUG),
+                    )
+                    return None
+                self._callables[key] = run
+                return results
+        call = self._callables[key]
+        return None if call is None else self._results(call, *arguments)
 
     def _results(self, run: Function, *arguments: Tensor) -> tuple[Tensor, ...]:
         if self._device.type == "cuda":
@@ -179,17 +145,10 @@ def _compile(function: Function, device: torch.device, name: str) -> Function:
     """For one size of call."""
     assert isinstance(function, FunctionType)
     # Of one piece of code torch compiles 8 sizes, then no more: each gets a piece of its own.
+    code = function.__code__.replace(co_name=name)
     own = FunctionType(
-        function.__code__.replace(co_name=name),
-        function.__globals__,
-        name,
-        None,
-        function.__closure__,
+        code, function.__globals__, name, function.__defaults__, function.__closure__
     )
-    options: dict[str, str | int | bool | Callable[..., Any]] = {}
-    if device.type == "cuda":
-        options["triton.cudagraphs"] = True
+    options: dict[str, Any] | None = {"triton.cudagraphs": True} if device.type == "cuda" else None
     # Not typed beyond "a callable".
-    return cast(
-        "Function", torch.compile(own, fullgraph=True, dynamic=False, options=options or None)
-    )
+    return cast("Function", torch.compile(own, fullgraph=True, dynamic=False, options=options))

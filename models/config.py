@@ -7,7 +7,7 @@ networks of the golden figures are other values of the same fields.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -80,6 +80,8 @@ class CompactConfig:
     """Compact autoencoder with controllable feature wrapping: no norms, no attention, and most of
     its arithmetic at a quarter of the image's size (`models.networks.compact`)."""
 
+    downscale: ClassVar[int] = 8
+    """Side of one latent pixel, px."""
     kind: Literal["compact"] = "compact"
     latent_channels: int = 16
     """The first twelve are the image at a quarter of its size, in a Haar basis."""
@@ -97,11 +99,6 @@ class CompactConfig:
     """Channels at a quarter, at half and at all of the size, at the decoder's end."""
     shared_layers: int = 8
     """The first of them, which do not depend on the fidelity weight; the others are there twice."""
-
-    @property
-    def downscale(self) -> int:
-        """Side of one latent pixel, px."""
-        return 8
 
     @property
     def feature_widths(self) -> tuple[tuple[int, int], ...]:
@@ -139,7 +136,7 @@ class ModelConfig:
 
     @property
     def released_autoencoder(self) -> AutoencoderConfig:
-        """For what is about released files alone, whose autoencoder it is."""
+        """Of released files."""
         assert isinstance(self.autoencoder, AutoencoderConfig)
         return self.autoencoder
 

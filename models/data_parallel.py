@@ -8,7 +8,6 @@ of arithmetic), so it goes through the host: not every pair of GPUs can copy to 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -16,18 +15,13 @@ import torch
 from torch import Tensor
 
 from models.denoiser import Denoiser, TileBatch
-from models.sampling import StepRequest
 
 _HOST = torch.device("cpu")
 
 
 class DataParallel:
-    """In the place of a `Denoiser`: one on each device, which all compute at the same time.
-
-    Args:
-        replicas: of the same weights; tiles come from the first one's device, and predictions
-            return to it.
-    """
+    """In the place of a `Denoiser`: replicas of the same weights, one on each device, which all
+    compute at the same time. Tiles come from the first one's, and predictions return to it."""
 
     def __init__(self, replicas: Sequence[Denoiser]) -> None:
         self._replicas = tuple(replicas)
@@ -39,11 +33,6 @@ class DataParallel:
             ThreadPoolExecutor(1, f"device-{number}") for number in range(len(self._replicas))
         ]
 
-    @property
-    def eager_calls(self) -> Counter[str]:
-        """As of `Denoiser`; of all."""
-        return sum((replica.eager_calls for replica in self._replicas), Counter[str]())
-
     def room(self, tiles: int) -> int:
         """Tiles of a call where each device has room for so many."""
         return self._replicas[0].room(tiles) * len(self._replicas)
@@ -53,22 +42,17 @@ class DataParallel:
         each = -(-tiles // len(self._replicas))
         return [step for replica in self._replicas for step in replica.compilations(each, side)]
 
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+    def denoise(self, tiles: TileBatch) -> Tensor:
         """As of `Denoiser`; raises what happened on any of the devices, once all have ended."""
-        tiles = TileBatch.of(requests, self._replicas[0].empty_context)
         # The first ones have one tile more; none is empty.
         shares = torch.arange(len(tiles)).tensor_split(min(len(tiles), len(self._replicas)))
-        parts = [tiles.part(int(share[0]), int(share[-1]) + 1) for share in shares]
-        calls = [
-            thread.submit(replica.denoise if number == 0 else _through_host(replica), part)
-            for number, (thread, replica, part) in enumerate(
-                zip(self._threads, self._replicas, parts, strict=False)
-            )
-        ]
+
+        def call(number: int) -> Tensor:
+            part = tiles.part(int(shares[number][0]), int(shares[number][-1]) + 1)
+            if number == 0:
+                return self._replicas[0].denoise(part)
+            return self._replicas[number].denoise(part.to(_HOST)).to(_HOST)
+
+        calls = [self._threads[number].submit(call, number) for number in range(len(shares))]
         wait(calls)
-        out = torch.cat([call.result().to(tiles.noisy.device) for call in calls])
-        return list(torch.split(out, [len(request) for request in requests]))
-
-
-def _through_host(replica: Denoiser) -> Callable[[TileBatch], Tensor]:
-    return lambda tiles: replica.denoise(tiles.to(_HOST)).to(_HOST)
+        return torch.cat([call.result().to(tiles.noisy.device) for call in calls])

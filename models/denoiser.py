@@ -13,9 +13,7 @@ differences of nearly equal numbers a step's 8 bits would not carry.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +21,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from models.compiler import CompiledCalls, CompileOptions, Function
-from models.memory import Fallbacks, is_out_of_memory
+from models.compiler import CompiledCalls, CompileOptions
+from models.memory import Fallbacks, half, until_it_fits
 from models.networks.bundle import Networks, channels_last
 from models.sampling import StepRequest
 
@@ -65,46 +63,37 @@ class TileBatch:
         return len(self.timesteps)
 
     def part(self, start: int, stop: int) -> TileBatch:
-        """Tiles `start` to `stop`, as views."""
+        """Tiles `start` to `stop`, as views; no more than there are."""
         cut = slice(start, stop)
-        context = None if self.context is None else self.context[cut]
-        return TileBatch(self.noisy[cut], self.lr[cut], self.timesteps[cut], context)
+        return self._change(lambda x: x[cut], self.timesteps[cut])
 
     def to(self, device: torch.device) -> TileBatch:
         """The same on that device."""
-        context = None if self.context is None else self.context.to(device)
-        return TileBatch(self.noisy.to(device), self.lr.to(device), self.timesteps, context)
+        return self._change(lambda x: x.to(device), self.timesteps)
 
     def pad(self, size: int) -> TileBatch:
         """`size` tiles: the last one again and again."""
         missing = size - len(self)
         if not missing:
             return self
-
-        def pad(x: Tensor) -> Tensor:
-            return torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
-
-        return TileBatch(
-            pad(self.noisy),
-            pad(self.lr),
-            (*self.timesteps, *[self.timesteps[-1]] * missing),
-            None if self.context is None else pad(self.context),
+        return self._change(
+            lambda x: torch.cat([x, x[-1:].expand(missing, *x.shape[1:])]),
+            self.timesteps + missing * self.timesteps[-1:],
         )
+
+    def _change(self, change: Callable[[Tensor], Tensor], timesteps: tuple[int, ...]) -> TileBatch:
+        context = None if self.context is None else change(self.context)
+        return TileBatch(change(self.noisy), change(self.lr), timesteps, context)
 
 
 class Denoiser:
     """Makes network calls; several threads may.
 
     A call that runs out of memory is halved, and calls stay that small. What cannot be compiled is
-    computed eagerly: said in the log once for each reason and size, and counted call by call in
-    `eager_calls`.
+    computed eagerly: said in the log once for each reason and size, and counted call by call.
 
-    Args:
-        networks: on the device; fused, or compiled calls cannot leave the context out.
-        device: where they compute.
-        options: of compiling.
-        fallbacks: noted where memory ran out.
-        offload: whether the networks leave the device, which a compiled call does not survive.
+    The networks are on the device, unless with `offload` they leave it, which a compiled call does
+    not survive; and fused, or compiled calls cannot leave the context out.
     """
 
     def __init__(
@@ -119,131 +108,97 @@ class Denoiser:
         self._networks, self._device, self._offload = networks, device, offload
         self._fixed_batch = options.fixed_batch
         self._limit: int | None = None
-        self._lock = threading.Lock()
-        self._warnings: set[str] = set()
         self.devices = (device,)
         self.fallbacks = fallbacks
-        self.eager_calls: Counter[str] = Counter()
-        """Calls that were to be compiled and were not, by reason: offload, prompt or failure"""
         self.compiles = options.suits(device)
         """Whether calls are to be compiled"""
         self.compiled_calls = CompiledCalls(device)
-        self._function = _function(networks)
+
+        def whole(noisy: Tensor, lr: Tensor, t: Tensor) -> tuple[Tensor]:
+            """What is compiled: encoder and UNet, with the empty prompt."""
+            return (networks.denoise(noisy, lr, t, None).float(),)
+
+        self._function = whole
         if self.compiles:
             options.open_cache()
             for part in (networks.unet, networks.encoder):
                 channels_last(part)
 
-    @property
-    def empty_context(self) -> Tensor:
-        """Of the empty prompt, (1, tokens, width), of the weights' dtype."""
-        return self._networks.context
-
     def room(self, tiles: int) -> int:
         """Tiles of a call where memory has room for so many."""
-        if self._fixed_batch is not None:
-            return self._fixed_batch
-        return buckets(tiles)[-1] if self.compiles else tiles
+        return self._sizes(tiles)[-1]
 
     def compilations(self, tiles: int, side: int) -> list[Callable[[], None]]:
         """What compiles every size of call, up to `tiles` tiles of `side` latent pixels, a size
         each; none where nothing is to be compiled."""
         if not self.compiles or self._offload:
             return []
-        sizes = [self._fixed_batch] if self._fixed_batch is not None else buckets(tiles)
-        return [partial(self._compile, size, side) for size in sizes]
+        return [partial(self._compile, size, side) for size in self._sizes(tiles)]
 
-    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
-        """float32, one (n, c, h, w) a request; all tiles must have one shape.
-
-        Raises:
-            MemoryError, RuntimeError: not even a tile alone fits, or the networks failed.
-        """
-        out = self.denoise(TileBatch.of(requests, self.empty_context))
-        return list(torch.split(out, [len(request) for request in requests]))
+    def _sizes(self, most: int) -> list[int]:
+        """Tiles of a call, smallest first, where memory has room for so many."""
+        if self._fixed_batch is not None:
+            return [self._fixed_batch]
+        return [1 << power for power in range(most.bit_length())] if self.compiles else [most]
 
     @torch.inference_mode()
     def denoise(self, tiles: TileBatch) -> Tensor:
         """As `Networks.predict`, but float32 and of any number of tiles, from anywhere; on the
-        device. Raises as `predict`."""
-        limit = self._fixed_batch or self._limit
-        if limit is None or len(tiles) <= limit:
-            try:
-                return self._call(tiles.to(self._device))
-            except (MemoryError, RuntimeError) as error:
-                # With a fixed batch half the tiles would take the same memory.
-                if not is_out_of_memory(error) or len(tiles) == 1 or self._fixed_batch is not None:
-                    raise
-            # Only here: the error held what was computed so far.
-            limit = self._halve(len(tiles))
-        starts = range(0, len(tiles), limit)
-        return torch.cat([self.denoise(tiles.part(i, min(i + limit, len(tiles)))) for i in starts])
+        device.
 
-    def _halve(self, tiles: int) -> int:
-        """The limit after a call of so many tiles ran out of memory."""
-        with self._lock:
-            before = tiles if self._limit is None else self._limit
-            self._limit = after = min(before, tiles // 2)
-        self.fallbacks.note("tile_batch", before, after)
-        return after
+        Raises:
+            MemoryError, RuntimeError: not even a tile alone fits, or the networks failed.
+        """
+        n = len(tiles)
+
+        def run(size: int) -> Tensor:
+            parts = (tiles.part(i, i + size).to(self._device) for i in range(0, n, size))
+            return torch.cat([self._call(part) for part in parts])
+
+        def smaller(size: int) -> int | None:
+            # With a fixed batch half the tiles would take the same memory.
+            return None if self._fixed_batch is not None else half(size)
+
+        def shrink(before: int, after: int) -> None:
+            self._limit = min(self._limit or before, after)
+            self.fallbacks.note("tile_batch", before, after)
+
+        limit = self._fixed_batch or self._limit or n
+        return until_it_fits(run, min(n, limit), smaller, shrink)[0]
 
     def _call(self, tiles: TileBatch) -> Tensor:
-        reason = self._eager_reason(tiles)
-        compiles = self.compiles and reason is None
-        n = len(tiles)
+        compiles, n = self.compiles and self._can_compile(tiles), len(tiles)
         full = tiles.pad(self._fixed_batch or (bucket_of(n) if compiles else n))
         times = torch.tensor(full.timesteps, device=self._device)
         if compiles:
             results = self.compiled_calls("whole", self._function, full.noisy, full.lr, times)
             if results is not None:
                 return results[0][:n]
-            reason = "failure"
-        if reason is not None:
-            self.eager_calls[reason] += 1
+            self.fallbacks.add("eager_failure")
         return self._networks.denoise(full.noisy, full.lr, times, full.context)[:n].float()
+
+    def _can_compile(self, tiles: TileBatch) -> bool:
+        """Whether a call that is to be compiled can be; what cannot is counted."""
+        if self._offload:
+            what, why = "eager_offload", "the networks do not stay on the device"
+        elif tiles.context is not None:
+            # A graph for each would double what is compiled for the few calls that need it.
+            what, why = "eager_prompt", "a tile has a prompt"
+        else:
+            return True
+        if not self.fallbacks[what]:
+            log.warning("calls are not compiled: %s; they are computed eagerly", why)
+        self.fallbacks.add(what)
+        return False
 
     def _compile(self, size: int, side: int) -> None:
         start = time.monotonic()
         shape = (size, self._networks.config.unet.in_channels, side, side)
-        blank = torch.zeros(shape, device=self._device, dtype=self.empty_context.dtype)
+        blank = torch.zeros(shape, device=self._device, dtype=self._networks.context.dtype)
         self.denoise(TileBatch(blank, blank, (0,) * size, None))
         log.info("calls of %d tiles are ready after %.1f s", size, time.monotonic() - start)
-
-    def _eager_reason(self, tiles: TileBatch) -> str | None:
-        """Why a call that was to be compiled is not."""
-        if not self.compiles:
-            return None
-        if self._offload:
-            self._warn_once("offload", "the networks do not stay on the device")
-            return "offload"
-        if tiles.context is not None:
-            # A graph for each would double what is compiled for the few calls that need it.
-            self._warn_once("prompt", "a tile has a prompt")
-            return "prompt"
-        return None
-
-    def _warn_once(self, reason: str, why: str) -> None:
-        with self._lock:
-            repeat = reason in self._warnings
-            self._warnings.add(reason)
-        if not repeat:
-            log.warning("calls are not compiled: %s; they are computed eagerly", why)
 
 
 def bucket_of(tiles: int) -> int:
     """The smallest power of two that so many tiles fit into."""
     return 1 << (tiles - 1).bit_length()
-
-
-def buckets(most: int) -> list[int]:
-    """All powers of two of at most `most` tiles, smallest first."""
-    return [1 << power for power in range(most.bit_length())]
-
-
-def _function(networks: Networks) -> Function:
-    """What is compiled: encoder and UNet, with the empty prompt."""
-
-    def whole(noisy: Tensor, lr: Tensor, t: Tensor) -> tuple[Tensor]:
-        return (networks.denoise(noisy, lr, t, None).float(),)
-
-    return whole

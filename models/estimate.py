@@ -7,7 +7,6 @@ Left out are Python and the libraries themselves.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -16,12 +15,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import describe
 from models.config import ModelConfig, UNetConfig
+from models.errors import WeightsNotFound
 from models.fusing import is_worthwhile, use_winograd
 from models.memory import Memory, room_to_grow
 from models.networks.bundle import Networks
-from models.networks.encoder import TimeAwareEncoder
-from models.networks.unet import ModulatedUNet
 from models.parameters import UpscaleParameters
 from models.presets import Preset
 from models.strips import Cost, StripConfig, coding_cost
@@ -95,21 +94,19 @@ class Estimate:
     def of_preset(
         cls, preset: Preset, dtype: torch.dtype, device: torch.device, memory: Memory
     ) -> Estimate:
-        """Of a preset as it is loaded where there is so much memory; its weights need not be here.
-
-        Without its folder the networks are those of the released checkpoint.
-        """
-        file = preset_folder(preset) / "config.json"
-        config = ModelConfig(prediction=preset.release.prediction if preset.release else "epsilon")
-        if file.is_file():
-            config = ModelConfig.from_json(json.loads(file.read_text()))
+        """Of a preset as it is loaded where there is so much memory. Its weights need not be here:
+        without their folder the networks are those of the released checkpoint."""
+        try:
+            config = describe(preset_folder(preset)).config
+        except WeightsNotFound:
+            kind = preset.release.prediction if preset.release else "epsilon"
+            config = ModelConfig(prediction=kind)
         with torch.device("meta"):
             networks = Networks(config)
-        estimate = cls.of(networks, dtype, device)
         if is_worthwhile(device, dtype):
-            use_winograd(networks, room_to_grow(memory.host - estimate.weights.all))
-            estimate = cls.of(networks, dtype, device)
-        return estimate
+            weights = cls.of(networks, dtype, device).weights.all
+            use_winograd(networks, room_to_grow(memory.host - weights))
+        return cls.of(networks, dtype, device)
 
     @property
     def on_host(self) -> bool:
@@ -117,11 +114,10 @@ class Estimate:
         return self.device.type != "cuda"
 
     def needs_offload(self, memory: Memory) -> bool:
-        """Whether all networks on the device leave too little beside them: of full size, for a
-        canvas of the native size.
+        """Whether all networks on the device leave too little beside them, for full-size ones on a
+        canvas of the native size: decided when they are loaded, so it depends on no image.
 
-        Decided once, when networks are loaded, so it cannot depend on an image. Where the device
-        computes in the host's memory there is nowhere to put a network aside.
+        Where the device computes in the host's memory there is nowhere to put a network aside.
         """
         return not self.on_host and self.weights.all > _MOST_WEIGHTS * memory.device
 
@@ -135,12 +131,9 @@ class Estimate:
         offload: bool = False,
         guest: Memory | None = None,
     ) -> Peaks:
-        """Of an image that is computed so.
+        """Of an image, with so many tiles in a network call.
 
         Args:
-            layout: its sizes.
-            strips: of the autoencoder.
-            tiles: in a network call.
             fusion: whether the decoder reads the encoder's features.
             offload: whether parts take turns on the device.
             guest: what another image takes that is encoded or decoded between two strips of this
@@ -151,11 +144,11 @@ class Estimate:
         if offload and not self.on_host:
             autoencoder = Memory(weights.autoencoder, weights.all)
             denoiser = Memory(weights.denoiser, weights.all)
-        call, beside = self.call(tiles, grid.tile_height, grid.tile_width), Memory()
+        call, beside = self._call(tiles, grid.tile_height, grid.tile_width), Memory()
         if guest is not None:
             # Other images need not be as small as this one. With offload none is denoised while
             # the autoencoder is on the device.
-            call = self.call(tiles, grid.tile, grid.tile)
+            call = self._call(tiles, grid.tile, grid.tile)
             beside = guest + Memory(0 if offload else call)
         canvas = 3 * _FLOAT * _area(layout.padded)
         images = Memory(host=3 * _FLOAT * _area(layout.source) + canvas)
@@ -181,7 +174,20 @@ class Estimate:
         cost = self._cost(layout, strips, decode=decode, fusion=fusion)
         return Memory.at(strips.keep, cost.maps) + Memory(cost.strips + _KERNELS)
 
-    def call(self, tiles: int, height: int, width: int) -> int:
+    def flops(
+        self, layout: Layout, strips: StripConfig, tiles: int, options: UpscaleParameters
+    ) -> dict[str, int]:
+        """Arithmetic of an image of so many tiles, its steps decided, by stage: encode, step (one
+        of the `steps`), decode and total. A product and a sum are two."""
+        fusion, steps = options.fidelity_weight > 0, options.steps
+        encode, decode = (
+            self._cost(layout, strips, decode=d, fusion=fusion).flops for d in (False, True)
+        )
+        step = tiles * tile_flops(self.config, layout.grid.tile_height, layout.grid.tile_width)
+        total = encode + step * steps + decode
+        return {"encode": encode, "step": step, "steps": steps, "decode": decode, "total": total}
+
+    def _call(self, tiles: int, height: int, width: int) -> int:
         """Bytes of a network call for tiles of these sides (latent pixels), weights aside."""
         unet, kernels = self.config.unet, _KERNELS
         if self.on_host:
@@ -189,18 +195,6 @@ class Estimate:
             largest = 9 * 2 * max(unet.widths) ** 2
             kernels = max(kernels, 4 * largest * self.dtype.itemsize)
         return tiles * tile_bytes(unet, height, width, self.dtype) + kernels
-
-    def flops(
-        self, layout: Layout, strips: StripConfig, tiles: int, options: UpscaleParameters
-    ) -> dict[str, int]:
-        """Arithmetic of an image of so many tiles, its steps decided, by stage: encode, step (one
-        of the `steps`), decode and total. A product and a sum are two."""
-        fusion, steps = options.fidelity_weight > 0, options.steps
-        encode = self._cost(layout, strips, decode=False, fusion=fusion).flops
-        decode = self._cost(layout, strips, decode=True, fusion=fusion).flops
-        step = tiles * tile_flops(self.config, layout.grid.tile_height, layout.grid.tile_width)
-        total = encode + step * steps + decode
-        return {"encode": encode, "step": step, "steps": steps, "decode": decode, "total": total}
 
     def _cost(self, layout: Layout, strips: StripConfig, *, decode: bool, fusion: bool) -> Cost:
         config, sides = self.config.autoencoder, layout.padded
@@ -221,15 +215,13 @@ def tile_bytes(config: UNetConfig, height: int, width: int, dtype: torch.dtype) 
 @lru_cache
 def tile_flops(config: ModelConfig, height: int, width: int) -> int:
     """Of one tile of these sides (latent pixels) in one step: counted without weights."""
-    unet, encoder = config.unet, config.encoder
     with torch.device("meta"), torch.inference_mode():
-        t = torch.empty(1)
-        denoiser, time_aware = ModulatedUNet(unet), TimeAwareEncoder(encoder)
-        noisy = torch.empty(1, unet.in_channels, height, width)
-        lr = torch.empty(1, encoder.in_channels, height, width)
-        context = torch.empty(1, config.context_tokens, unet.context_width)
+        networks, t = Networks(config), torch.empty(1)
+        noisy = torch.empty(1, config.unet.in_channels, height, width)
+        lr = torch.empty(1, config.encoder.in_channels, height, width)
+        context = torch.empty(1, config.context_tokens, config.unet.context_width)
         with FlopCounterMode(display=False) as counter:
-            denoiser(noisy, t, context, time_aware(lr, t))
+            networks.denoise(noisy, lr, t, context)
     return int(counter.get_total_flops())
 
 

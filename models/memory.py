@@ -40,9 +40,9 @@ _SIGNS = (
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
 )
+_COUNTING = threading.Lock()
 # What is free is not ours alone: other processes grow, and estimates are estimates.
 _SHARE = 0.85
-
 
 Place = Literal["device", "host", "disk"]
 
@@ -84,8 +84,6 @@ class MemoryBudget:
     """Rows (px) that the autoencoder works on at once"""
     offload: bool | None = None
     """Whether networks that do not work wait on the host"""
-    scratch: Path | None = None
-    """Folder for feature maps that fit into no memory; None: the system's for temporary files"""
     concurrent: bool = False
     """Whether other images are denoised while one is encoded or decoded, and small ones step in
     between the strips of a large one"""
@@ -99,11 +97,9 @@ class MemoryBudget:
     def free(self, device: torch.device) -> Memory:
         """Bytes that the process may still take to compute there: a share of what is free.
 
-        With the CPU as the device, its memory is the host's, and `device` is 0. A scratch folder
-        that lies in memory has no room: keeping maps there would save none.
+        With the CPU as the device, its memory is the host's, and `device` is 0.
         """
-        folder = self.scratch or Path(tempfile.gettempdir())
-        disk = 0 if _lies_in_memory(folder) else int(shutil.disk_usage(folder).free * _SHARE)
+        disk = free_disk()
         host = int(min([_available(), *_left_in_groups()]) * _SHARE)
         limit = sys.maxsize if self.memory_limit is None else self.memory_limit
         if device.type != "cuda":
@@ -115,17 +111,19 @@ class MemoryBudget:
         return Memory(min(int(free * _SHARE), limit - in_use), host, disk)
 
 
-class Fallbacks:
-    """Counts how often a plan had to change because memory ran out, and logs it."""
+class Fallbacks(Counter[str]):
+    """How often work went another way than planned, by what: tile_batch, rows, keep or image,
+    because memory ran out; a call computed eagerly: eager_offload, eager_prompt or eager_failure.
+    """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.counts: Counter[str] = Counter()
-        """By what was changed: tile_batch, rows, keep or image."""
+    def add(self, what: str) -> None:
+        """Counts one; several threads may."""
+        with _COUNTING:
+            self[what] += 1
 
     def note(self, what: str, before: object, after: object) -> None:
-        with self._lock:
-            self.counts[what] += 1
+        """Counts and logs that memory ran out."""
+        self.add(what)
         log.warning("plan changed, out of memory: %s was %s and is %s now", what, before, after)
 
 
@@ -191,6 +189,20 @@ def trim() -> None:
         _LIBC.malloc_trim(0)
 
 
+def free_disk() -> int:
+    """Bytes that maps may take in the folder for temporary files, a share of what is free: none
+    where it lies in memory, because keeping maps there would save none."""
+    folder = Path(tempfile.gettempdir()).resolve()
+    depth, kind = -1, ""
+    # "... 4: mount point ... - type source options"; the last mount of the longest point is on top.
+    for line in _lines("self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].replace("\\040", " "))
+        if folder.is_relative_to(point) and len(point.parts) >= depth:
+            depth, kind = len(point.parts), after.split()[0]
+    return 0 if kind in _IN_MEMORY else int(shutil.disk_usage(folder).free * _SHARE)
+
+
 def _lines(name: str) -> list[str]:
     """Of a file of /proc; none where it is missing, as on other systems than Linux."""
     try:
@@ -201,9 +213,8 @@ def _lines(name: str) -> list[str]:
 
 def _available() -> int:
     for line in _lines("meminfo"):
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     # Not Linux. Half of what is built in is a guess that errs on the safe side.
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
@@ -231,27 +242,12 @@ def _left_in(group: Path, limit: str, usage: str) -> Iterator[int]:
     """Bytes below the limit of a group; nothing where it has none."""
     try:
         most, in_use = (group / limit).read_text().strip(), int((group / usage).read_text())
-        fields = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (FileNotFoundError, NotADirectoryError):
         return
-    if most == "max":
-        return
-    # Pages of files are dropped when memory is asked for; with version 1 the totals of the
-    # groups below are what the usage counts.
-    stat = {name: int(value) for name, value in fields}
-    prefix = "total_" if "total_active_file" in stat else ""
-    files = stat[f"{prefix}active_file"] + stat[f"{prefix}inactive_file"]
-    yield max(int(most) - in_use + files, 0)
-
-
-def _lies_in_memory(folder: Path) -> bool:
-    """Whether the folder's filesystem keeps its files in memory."""
-    place = folder.resolve()
-    depth, kind = -1, ""
-    # "... 4: mount point ... - type source options"; the last mount of the longest point is on top.
-    for line in _lines("self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].replace("\\040", " "))
-        if place.is_relative_to(point) and len(point.parts) >= depth:
-            depth, kind = len(point.parts), after.split()[0]
-    return kind in _IN_MEMORY
+    if most != "max":
+        # Pages of files are dropped when memory is asked for; with version 1 the totals of the
+        # groups below are what the usage counts.
+        prefix = "total_" if "total_active_file" in stat else ""
+        files = int(stat[f"{prefix}active_file"]) + int(stat[f"{prefix}inactive_file"])
+        yield max(int(most) - in_use + files, 0)

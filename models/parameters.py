@@ -6,7 +6,7 @@ Free of torch, because the HTTP service reads it as well.
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -24,10 +24,6 @@ SEED_MAX = 2**32 - 1
 PROMPT_MAX = 1000
 
 
-def _draw_seed() -> int:
-    return secrets.randbelow(SEED_MAX + 1)
-
-
 class UpscaleParameters(BaseModel):
     """What is asked for, complete: whatever was left out is the preset's default.
 
@@ -39,37 +35,34 @@ class UpscaleParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     preset: str = "tiny"
-    fidelity_weight: Annotated[
-        float, Field(ge=0, le=1, description="0: most detail; 1: closest to the input")
-    ] = 0.5
+    fidelity_weight: float = Field(
+        0.5, ge=0, le=1, description="0: most detail; 1: closest to the input"
+    )
     """w of CFW (paper, section 3.3)"""
-    scale: Annotated[float, Field(ge=1, le=MAX_SCALE, description="Result side / input side")] = 4.0
-    steps: Annotated[int, Field(ge=1, le=1000, description="Denoising steps")] = 4
+    scale: float = Field(4.0, ge=1, le=MAX_SCALE, description="Result side / input side")
+    steps: int = Field(4, ge=1, le=1000, description="Denoising steps")
     sampler: SamplerName = "ddpm"
-    eta: Annotated[
-        float | None, Field(ge=0, le=1, description="Noise of the sampler ddim; 1 when left out")
-    ] = None
-    start: Annotated[Init, Field(description="Begin at the noised input, or at noise alone")] = "lr"
-    prompt: Annotated[
-        str,
-        Field(
-            max_length=PROMPT_MAX,
-            description="What the image shows; GET /models says which presets read it",
-        ),
-    ] = ""
-    negative_prompt: Annotated[
-        str, Field(max_length=PROMPT_MAX, description="What guidance leads away from")
-    ] = ""
-    guidance_scale: Annotated[
-        float,
-        Field(ge=1, le=20, description="1: none; above: closer to the prompt, at twice the work"),
-    ] = 1.0
+    eta: float | None = Field(
+        None, ge=0, le=1, description="Noise of the sampler ddim; 1 when left out"
+    )
+    start: Init = Field("lr", description="Begin at the noised input, or at noise alone")
+    prompt: str = Field(
+        "",
+        max_length=PROMPT_MAX,
+        description="What the image shows; GET /models says which presets read it",
+    )
+    negative_prompt: str = Field(
+        "", max_length=PROMPT_MAX, description="What guidance leads away from"
+    )
+    guidance_scale: float = Field(
+        1.0, ge=1, le=20, description="1: none; above: closer to the prompt, at twice the work"
+    )
     """Of classifier-free guidance (arXiv 2207.12598)"""
     color_fix: ColorFix = "adain"
-    seed: Annotated[int, Field(ge=0, le=SEED_MAX)] = Field(default_factory=_draw_seed)
-    tile_overlap: Annotated[
-        int, Field(ge=0, le=56, multiple_of=8, description="Latent pixels shared by two tiles")
-    ] = 32
+    seed: int = Field(ge=0, le=SEED_MAX, default_factory=lambda: secrets.randbelow(SEED_MAX + 1))
+    tile_overlap: int = Field(
+        32, ge=0, le=56, multiple_of=8, description="Latent pixels shared by two tiles"
+    )
     output_format: OutputFormat = "png"
 
     @model_validator(mode="before")

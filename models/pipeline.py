@@ -6,7 +6,8 @@ The stages are separate calls, because in the worker they run beside those of ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,23 +16,29 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import load_folder, open_folder, random_networks
 from models.color import check_finite, enlarge, join_rows, result_rows
-from models.compiler import CompileOptions, compile_all
+from models.compiler import CompileOptions
 from models.config import ModelConfig
 from models.data_parallel import DataParallel
-from models.denoiser import Denoiser
+from models.denoiser import Denoiser, TileBatch
 from models.errors import InvalidOption
 from models.estimate import Estimate
+from models.fusing import for_inference
 from models.geometry import output_size
-from models.loading import Offload, Part, load_networks
-from models.memory import Fallbacks, MemoryBudget, trim
+from models.memory import Fallbacks, MemoryBudget, is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
+from models.offload import Offload, Part
 from models.parameters import UpscaleParameters, preset_parameters
 from models.plan import EncodedImage, Planner, steps_in
 from models.presets import Preset, get_preset
 from models.prompts import check_prompts, contexts
 from models.sampling import Sampler, StepRequest, drive_all, sample_image
-from models.vae import CompiledVae, Vae
+from models.vae import Vae
+
+log = logging.getLogger(__name__)
+
+_HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,11 @@ class Progress:
 
 
 class StableSR:
-    """A loaded set of weights. Its methods hold no state between calls; several threads may
-    call them.
+    """A loaded set of weights; several threads may call its methods, which hold no state between.
 
-    Args:
-        networks: in evaluation mode; on `device`, or on the host if the budget says offload.
-        preset: how to sample with them.
-        device: where they compute.
-        dtype: of their weights.
-        budget: memory; without `offload` decided, there is none.
-        compiling: of network calls; none by default.
+    The networks are in evaluation mode, and on the device, or on the host if the budget says
+    offload; undecided it is off. The preset says how to sample with them, the dtype is that of
+    their weights. Nothing is compiled by default.
     """
 
     def __init__(
@@ -70,23 +72,22 @@ class StableSR:
         budget, compiling = budget or MemoryBudget(), compiling or CompileOptions()
         self.offload = offload = bool(budget.offload)
         """Whether autoencoder and denoiser take turns on the device."""
-        self.memory_fallbacks = memory = Fallbacks()
-        denoiser = Denoiser(networks, device, compiling, memory, offload=offload)
-        self.compiled_vae = CompiledVae(
-            networks, device, denoiser.compiled_calls, compiling, preset.native, offload=offload
-        )
+        self.fallbacks = Fallbacks()
+        """Since it was loaded"""
+        denoiser = Denoiser(networks, device, compiling, self.fallbacks, offload=offload)
         self.denoiser: Denoiser | DataParallel = denoiser
         """May be exchanged before the first image"""
-        self._vae = Vae(networks, device, memory, self.compiled_vae)
+        calls, side = denoiser.compiled_calls, preset.native
+        self._vae = Vae(networks, device, self.fallbacks, calls, compiling, side, offload=offload)
         # Last, because it notes where the weights lie.
         self._parts = parts = Offload(networks, device) if offload else None
         estimate = Estimate.of(networks, dtype, device)
+        tile_batch = compiling.fixed_batch or budget.tile_batch
         self.planner = Planner(
             estimate,
             preset,
-            replace(budget, offload=offload),
+            replace(budget, offload=offload, tile_batch=tile_batch),
             lambda: parts.nbytes(estimate.weights) if parts else estimate.weights.all,
-            lambda tiles: self.denoiser.room(tiles),
         )
 
     @classmethod
@@ -100,12 +101,7 @@ class StableSR:
         fuse: bool = True,
         compiling: CompileOptions | None = None,
     ) -> StableSR:
-        """`load` with a preset's weights.
-
-        Raises:
-            UnknownPreset: no preset has that name.
-            WeightsNotFound: its weights are not on this machine.
-        """
+        """`load` with the weights of the preset of that name; raises UnknownPreset too."""
         preset = get_preset(name)
         folder = preset_folder(preset)
         return cls.load(folder, preset, device, dtype, budget, fuse=fuse, compiling=compiling)
@@ -123,28 +119,44 @@ class StableSR:
         compiling: CompileOptions | None = None,
     ) -> StableSR:
         """Weights from a folder, or random ones of a configuration, fused for inference by
-        default; the preset says how to sample with them."""
+        default; the preset says how to sample with them.
+
+        Raises:
+            WeightsNotFound, CheckpointError: the folder has no weights, or others than it says.
+        """
         device, budget = torch.device(device), budget or MemoryBudget()
-        networks, budget = load_networks(source, device, dtype, budget, fuse=fuse)
+        offload = bool(budget.offload)
+        if budget.offload is None and isinstance(source, Path):
+            empty, _ = open_folder(source)
+            offload = Estimate.of(empty, dtype, device).needs_offload(budget.free(device))
+        budget, place = replace(budget, offload=offload), _HOST if offload else device
+        if isinstance(source, Path):
+            networks = load_folder(source, place, dtype)
+        else:
+            networks = random_networks(source, place, dtype)
+        if fuse:
+            for_inference(networks, device, dtype, lambda: room_to_grow(budget.free(_HOST).host))
         return cls(networks, preset, device, dtype, budget, compiling)
 
     @property
     def tile_batch(self) -> int:
         """Tiles that one network call has room for, whatever images they are of."""
-        return self.planner.tile_batch
-
-    @property
-    def fallbacks(self) -> Mapping[str, int]:
-        """How often it has gone another way than planned since it was loaded, by what: tile_batch,
-        rows, keep or image, because memory ran out; a call computed eagerly, eager_offload,
-        eager_prompt or eager_failure."""
-        calls = self.denoiser.eager_calls + self.compiled_vae.eager_calls
-        return {**self.memory_fallbacks.counts, **{f"eager_{why}": n for why, n in calls.items()}}
+        return self.denoiser.room(self.planner.tile_batch)
 
     def compile(self, on_progress: Callable[[int, int], None] = lambda index, total: None) -> None:
-        """Compiles calls of every size before the first image; see `compile_all`."""
+        """Compiles calls of every size before the first image, and calls `on_progress` before each
+        with how many are ready, of how many. What memory has no room for is compiled when it is
+        first needed, if it fits by then."""
         steps = self.denoiser.compilations(self.tile_batch, self.preset.tile)
-        compile_all([*steps, *self.compiled_vae.compilations()], on_progress)
+        steps += self._vae.compilations()
+        for index, step in enumerate(steps):
+            on_progress(index, len(steps))
+            try:
+                step()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                log.warning("not compiled yet, because memory ran out: %s", error)
 
     def on_device(self, part: Part) -> AbstractContextManager[None]:
         """Within, the part's networks are on the device."""
@@ -164,13 +176,9 @@ class StableSR:
         options: UpscaleParameters,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> EncodedImage:
-        """Enlarges, pads and encodes an image. The plan is made here, with what is free now.
-
-        Args:
-            image: (1, 3, H, W), RGB in [0, 1].
-            options: of this image.
-            on_progress: called between two strips with the finished part, 0 to 1; what it raises
-                ends the work.
+        """Enlarges, pads and encodes an image (1, 3, H, W), RGB in [0, 1], planned with what is
+        free now. `on_progress` is called between two strips with the finished part, 0 to 1; what it
+        raises ends the work.
 
         Raises:
             InvalidOption: the image has another shape, or needs too large a canvas.
@@ -196,10 +204,9 @@ class StableSR:
     def sample(self, encoded_image: EncodedImage, options: UpscaleParameters) -> Sampler:
         """The generator that denoises an image: see `models.sampling`.
 
-        Raises:
-            InvalidOption: steps, sampler or overlap outside their ranges; at once, not at the
-                first step.
-            MissingTextTower: there is a prompt, and the weights hold no text tower; at once too.
+        Raises, at once and not at the first step:
+            InvalidOption: steps, sampler or overlap outside their ranges.
+            MissingTextTower: there is a prompt, and the weights hold no text tower.
         """
         networks, preset, latent = self.networks, self.preset, encoded_image.latent
         # The networks know the empty prompt's context.
@@ -209,12 +216,12 @@ class StableSR:
 
     @torch.inference_mode()
     def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
-        """One network call for tiles of any number of jobs, each at its own timestep.
-
-        All tiles must have one shape. Returns float32 predictions, one tensor a request.
-        """
+        """One network call for tiles of any number of jobs, all of one shape and each at its own
+        timestep. Returns float32 predictions, one (n, c, h, w) a request."""
+        tiles = TileBatch.of(requests, self.networks.context)
         with self.on_device("denoiser"):
-            return self.denoiser.predict(requests)
+            out = self.denoiser.denoise(tiles)
+        return list(torch.split(out, [len(request) for request in requests]))
 
     def rows(
         self,
@@ -223,15 +230,8 @@ class StableSR:
         options: UpscaleParameters,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> Iterator[Tensor]:
-        """Decodes a sampled latent at once, and hands the result out as rows, top to bottom.
-
-        Each is (3, n, W), float32 in [0, 1], on the host.
-
-        Args:
-            encoded_image: of `prepare`, not closed.
-            latent: of `sample`.
-            options: of this image.
-            on_progress: as in `prepare`.
+        """Decodes the latent of `sample` at once, and hands the result out as rows, top to bottom:
+        each (3, n, W), float32 in [0, 1], on the host. The other arguments are as of `prepare`.
 
         Raises:
             ScratchFull: the disk for feature maps has no room.
@@ -239,7 +239,6 @@ class StableSR:
         """
         check_finite(latent, "sampled latent", self.dtype)
         trim()
-        plan = encoded_image.plan
         with torch.inference_mode():
             with self.on_device("autoencoder"):
                 image = self._vae.decode(
@@ -251,7 +250,8 @@ class StableSR:
                 )
             trim()
         check_finite(image, "decoded image", self.dtype)
-        return result_rows(image, encoded_image.reference, plan.layout, options.color_fix)
+        layout = encoded_image.plan.layout
+        return result_rows(image, encoded_image.reference, layout, options.color_fix)
 
     def decode(
         self, encoded_image: EncodedImage, latent: Tensor, options: UpscaleParameters
@@ -267,12 +267,8 @@ class StableSR:
     ) -> Tensor:
         """All of it, alone: (1, 3, H, W) in [0, 1] -> (1, 3, scale * H, scale * W)."""
         options = options or preset_parameters(self.preset)
-        size = output_size(image.shape[2], image.shape[3], options.scale)
-        [result] = (
-            join_rows(rows, size)
-            for rows in self.upscale_rows(image, options, [options.seed], on_progress)
-        )
-        return result
+        [rows] = self.upscale_rows(image, options, [options.seed], on_progress)
+        return join_rows(rows, output_size(image.shape[2], image.shape[3], options.scale))
 
     def upscale_rows(
         self,
@@ -281,11 +277,9 @@ class StableSR:
         seeds: Sequence[int],
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Iterator[Iterator[Tensor]]:
-        """One image from several seeds: each result as `rows` gives it, in the seeds' order.
-
-        The image is encoded once, the seeds' tiles share network calls, and each result is decoded
-        when it is asked for.
-        """
+        """One image from several seeds: each result as `rows` gives it, in the seeds' order. The
+        image is encoded once, the seeds' tiles share network calls, and each result is decoded when
+        it is asked for."""
         on_progress(Progress("encode", 0, 1))
         with self.prepare(image, options) as encoded_image:
             step = -1

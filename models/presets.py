@@ -47,11 +47,11 @@ class Preset:
     """One set of weights: what a client may know of it, and how the pipeline samples with it."""
 
     name: str
-    native: int
+    native: int = 512
     """Resolution the weights were trained at: the shorter side of every canvas at least, px."""
-    tile: int
+    tile: int = 64
     """Side of a UNet tile in latent pixels."""
-    steps: int
+    steps: int = 200
     """Default number of sampling steps."""
     fidelity_weight: float = 0.5
     """Default w."""
@@ -118,56 +118,32 @@ _FACE = Release(
     prediction="v_prediction",
 )
 
-_ALL = (
+_PRESETS = (
     Preset(
         "tiny",
-        native=512,
-        tile=64,
-        overlap=8,
         steps=1,
+        overlap=8,
         title="Tiny, in the package; runs on any CPU",
         licence="Apache-2.0",
         licence_url="https://www.apache.org/licenses/LICENSE-2.0",
         embedded=True,
         prompts=False,
     ),
-    Preset(
-        "stablesr-512",
-        native=512,
-        tile=64,
-        steps=200,
-        title="StableSR on Stable Diffusion 2.1, 512 pixels",
-        release=_512,
-    ),
-    Preset(
-        "stablesr-turbo",
-        native=512,
-        tile=64,
-        steps=4,
-        title="StableSR on SD-Turbo, four steps",
-        release=_TURBO,
-    ),
+    Preset("stablesr-512", title="StableSR on Stable Diffusion 2.1, 512 pixels", release=_512),
+    Preset("stablesr-turbo", steps=4, title="StableSR on SD-Turbo, four steps", release=_TURBO),
     Preset(
         "stablesr-768v",
         native=768,
         tile=96,
         overlap=48,
-        steps=200,
         fidelity_weight=0.0,
         title="StableSR on Stable Diffusion 2.1-v, 768 pixels",
         release=_768V,
     ),
-    Preset(
-        "stablesr-face",
-        native=512,
-        tile=64,
-        steps=200,
-        title="StableSR for faces, 512 pixels",
-        release=_FACE,
-    ),
+    Preset("stablesr-face", title="StableSR for faces, 512 pixels", release=_FACE),
 )
 
-PRESETS = MappingProxyType({p.name: p for p in _ALL})
+PRESETS = MappingProxyType({p.name: p for p in _PRESETS})
 
 
 def get_preset(name: str) -> Preset:

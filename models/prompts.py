@@ -41,11 +41,8 @@ log = logging.getLogger(__name__)
 
 
 def check_prompts(networks: Networks, options: UpscaleParameters, preset: str) -> None:
-    """Whether the weights can read the prompts of these options; `preset` is their name.
-
-    Raises:
-        MissingTextTower: there is a prompt, and the weights hold no text tower.
-    """
+    """Raises MissingTextTower where there is a prompt, and the weights, whose name is `preset`,
+    hold no text tower."""
     if (options.prompt or options.negative_prompt) and networks.text is None:
         raise MissingTextTower(
             f"The weights of {preset} hold no text tower, so prompt and negative_prompt must be "
@@ -58,13 +55,9 @@ def check_prompts(networks: Networks, options: UpscaleParameters, preset: str) -
 def contexts(
     networks: Networks, options: UpscaleParameters, preset: str, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """The context of the prompt, and that of the negative prompt where guidance asks for one.
-
-    Each float32 (1, tokens, width) on `device`. The text tower runs where its weights lie.
-
-    Raises:
-        MissingTextTower: as `check_prompts`.
-    """
+    """The context of the prompt, and that of the negative prompt where guidance asks for one: each
+    float32 (1, tokens, width) on `device`. The text tower runs where its weights lie. Raises as
+    `check_prompts`."""
     check_prompts(networks, options, preset)
     context = _context(networks, options.prompt).to(device, torch.float32)
     if options.guidance_scale == 1:
@@ -83,10 +76,8 @@ def _context(networks: Networks, prompt: str) -> Tensor:
 
 
 def tokenize(prompt: str) -> list[int]:
-    """The 77 ids of a prompt: start, text, end, and zeros up to the length.
-
-    A text of more than 75 tokens is cut there, which a warning in the log says.
-    """
+    """The 77 ids of a prompt: start, text, end, and zeros up to the length. A text of more than 75
+    tokens is cut there, which is logged."""
     # Mended, without HTML entities, in lower case, with single spaces.
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     tokens = _tokenizer().encode(" ".join(text.split()).lower()).ids
@@ -99,13 +90,13 @@ def tokenize(prompt: str) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Tokenizer:
-    merges: list[tuple[str, str]] = []
     with gzip.open(_FILE, "rt", encoding="utf-8") as file:
         # The first line is a title.
-        for line in islice(file, 1, 1 + _MERGES):
-            first, second = line.split()
-            merges.append((first, second))
-    letters = _letters()
+        pairs = (line.split() for line in islice(file, 1, 1 + _MERGES))
+        merges = [(first, second) for first, second in pairs]
+    # The character that stands for each byte, in the vocabulary's order: first the bytes that are
+    # printable themselves, then the others, which borrow 256 and on.
+    letters = sorted(ByteLevel.alphabet())
     symbols = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges)]
     tokenizer = Tokenizer(
         BPE({s: i for i, s in enumerate(symbols)}, merges, end_of_word_suffix="</w>")
@@ -117,13 +108,3 @@ def _tokenizer() -> Tokenizer:
         ]
     )
     return tokenizer
-
-
-def _letters() -> list[str]:
-    """The printable character that stands for each byte, in the vocabulary's order.
-
-    First the bytes that are printable themselves, then the others, which borrow 256 and on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (b for b in range(256) if b not in printable)
-    return [chr(b) for b in printable] + [chr(256 + i) for i, _ in enumerate(others)]

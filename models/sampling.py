@@ -1,12 +1,12 @@
 """The sampler as a generator.
 
-For each step it yields what has to be predicted and is sent the predictions. Alone, `drive`
-answers one generator; the worker's engine answers many at once and chooses what runs together.
-Closing the generator cancels the job.
+For each step it yields what has to be predicted and is sent the predictions. `drive_all` answers
+generators that begin together; the worker's engine answers those of all running jobs. Closing the
+generator cancels the job.
 
-A step holds its canvas once. Its tiles, which overlap, are cut when a network call asks for
-them, and their predictions are averaged as they arrive: however large the canvas, only the
-tiles of one call are ever held.
+A step holds its canvas once. Its tiles, which overlap, are cut when a network call asks for them,
+and their predictions are averaged as they arrive: however large the canvas, only the tiles of one
+call are ever held.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,27 +23,6 @@ from models.parameters import UpscaleParameters
 from models.presets import Preset
 from models.schedulers import TRAINING_STEPS, Scheduler, add_noise, make_scheduler
 from models.tiling import TileGrid
-
-NoiseSource = Callable[[], Tensor]
-"""Gives the next standard normal canvas (1, c, h, w) of a job."""
-
-
-class Step(Protocol):
-    """All tiles of one job at one timestep, waiting for their predictions."""
-
-    @property
-    def step(self) -> int:
-        """0-based."""
-
-    @property
-    def steps(self) -> int:
-        """How many there are."""
-
-    def __len__(self) -> int:
-        """Tiles."""
-
-    def part(self, start: int, stop: int) -> StepRequest:
-        """Tiles `start` to `stop`, for a network call."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +89,9 @@ class CanvasStep:
         )
 
 
+Step = CanvasStep | StepRequest
+"""All tiles of one job at one timestep, waiting for their predictions."""
+
 Sampler = Generator[Step, Iterable[Tensor], Tensor]
 """Yields steps, is sent the prediction (c, h, w) of each tile in order, returns the latent
 (1, c, H, W). It takes no more predictions than there are tiles, each when it needs it."""
@@ -121,25 +102,21 @@ def sample(
     lr: Tensor,
     scheduler: Scheduler,
     grid: TileGrid,
-    noise: NoiseSource,
+    noise: Callable[[], Tensor],
     context: Tensor | None,
     negative_context: Tensor | None = None,
     guidance_scale: float = 1.0,
 ) -> Sampler:
-    """Denoises one canvas with aggregation (paper, section 3.4).
+    """Denoises one canvas with aggregation (paper, section 3.4): the clean one, still scaled.
 
     Args:
         start: the noisy canvas at the first timestep (1, c, H, W).
         lr: scaled latent of the upsampled LR image (1, c, H, W).
         scheduler: of this canvas alone.
-        grid: how the canvas is cut.
+        grid: how it is cut.
         noise: fresh noise for each step that asks for it, in order.
-        context: (1, tokens, width), or None for the empty prompt's; not with a negative one.
-        negative_context: with it, classifier-free guidance of `guidance_scale` (arXiv
-            2207.12598) at twice the cost.
-
-    Returns:
-        The clean canvas, still scaled, through StopIteration.
+        context: (1, tokens, width), or None for the empty prompt's; not with a negative one, which
+            asks for classifier-free guidance (arXiv 2207.12598) at twice the cost.
     """
     canvas = start
     contexts = (context,) if negative_context is None else (context, negative_context)
@@ -197,32 +174,14 @@ def sample_image(
     return sample(start, lr, scheduler, grid, noise, context, negative_context, scale)
 
 
-def drive(sampler: Sampler, predict: Callable[[Step], Iterable[Tensor]]) -> Tensor:
-    """Runs one sampler to its end, alone."""
-    try:
-        step = next(sampler)
-        while True:
-            step = sampler.send(predict(step))
-    except StopIteration as end:
-        latent: Tensor = end.value
-        return latent
-
-
 def drive_all(
     samplers: Sequence[Sampler],
     predict: Callable[[Sequence[StepRequest]], Sequence[Tensor]],
     max_tiles: int,
 ) -> list[Tensor]:
-    """Runs several samplers to their ends together, in network calls that their tiles share.
-
-    Args:
-        samplers: of one tile size; they may differ in steps and in tiles.
-        predict: one network call; a (n, c, h, w) for each request.
-        max_tiles: of one call.
-
-    Returns:
-        The latent of each sampler, in their order.
-    """
+    """The latent of each sampler, in their order: all run to their ends together, in network calls
+    of at most `max_tiles` that they share. They may differ in steps and in tiles, whose size is
+    one. `predict` gives a (n, c, h, w) for each request."""
     latents: dict[int, Tensor] = {}
     waiting = {index: next(sampler) for index, sampler in enumerate(samplers)}
     while waiting:

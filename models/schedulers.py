@@ -34,11 +34,7 @@ def alphas_cumprod() -> npt.NDArray[np.float64]:
 
 
 def respaced_timesteps(steps: int, first: int = TRAINING_STEPS - 1) -> list[int]:
-    """`steps` timesteps of the full schedule, ascending from 0 to `first`, both included.
-
-    Raises:
-        InvalidOption: more steps than timesteps, or none.
-    """
+    """`steps` timesteps of the full schedule, ascending from 0 to `first`, both included."""
     _check_steps(steps, first)
     if steps == 1:
         return [first]
@@ -58,10 +54,8 @@ def add_noise(latent: Tensor, noise: Tensor, timestep: int) -> Tensor:
 
 
 class Scheduler(Protocol):
-    """One sampler's arithmetic: which timesteps, and what a prediction makes of the canvas.
-
-    Some keep what earlier steps predicted, so a scheduler serves one canvas, its steps in order.
-    """
+    """One sampler's arithmetic: which timesteps, and what a prediction makes of the canvas. Some
+    keep what earlier steps predicted, so a scheduler serves one canvas, its steps in order."""
 
     @property
     def timesteps(self) -> list[int]:
@@ -145,9 +139,6 @@ def solver_timesteps(steps: int) -> list[int]:
     Even in log-SNR, because that is the variable in which both methods are of second order
     (Lu et al., arXiv 2206.00927, section 3). Even in time, which is diffusers' default, leaves a
     last step from timestep 100 of 1000 with ten steps, and several times the error.
-
-    Raises:
-        InvalidOption: steps outside 1..1000.
     """
     _check_steps(steps)
     if steps == 1:
@@ -156,13 +147,12 @@ def solver_timesteps(steps: int) -> list[int]:
     noise_to_signal = np.log((1 - alphas) / alphas)
     even = np.linspace(noise_to_signal[0], noise_to_signal[-1], steps)
     places = np.interp(even, noise_to_signal, np.arange(TRAINING_STEPS))
-    timesteps: list[int] = []
+    timesteps = [-1]
     for index, place in enumerate(places):
         # Each above the one before, and with room for those that follow.
-        least = timesteps[-1] + 1 if timesteps else 0
         most = TRAINING_STEPS - (steps - index)
-        timesteps.append(min(max(round(float(place)), least), most))
-    return timesteps[::-1]
+        timesteps.append(min(max(round(float(place)), timesteps[-1] + 1), most))
+    return timesteps[:0:-1]
 
 
 class Multistep:
@@ -179,11 +169,8 @@ class Multistep:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
         # Any: diffusers wraps these classes so that a checker sees neither arguments nor methods.
-        schedulers: dict[str, Any] = {
-            "dpmpp": DPMSolverMultistepScheduler,
-            "unipc": UniPCMultistepScheduler,
-        }
-        self._scheduler = schedulers[name](
+        kind: Any = DPMSolverMultistepScheduler if name == "dpmpp" else UniPCMultistepScheduler
+        self._scheduler = kind(
             num_train_timesteps=steps,
             trained_betas=betas,
             prediction_type=prediction,
@@ -211,11 +198,7 @@ def make_scheduler(
     first: int = TRAINING_STEPS - 1,
 ) -> Scheduler:
     """The sampler of that name, for one canvas; `eta` is DDIM's, 1 when None; `first` is the
-    timestep that DDPM begins at.
-
-    Raises:
-        InvalidOption: an unknown name, no steps, or more than there are timesteps.
-    """
+    timestep that DDPM begins at. An unknown name raises InvalidOption too."""
     if name == "ddpm":
         return DDPM(steps, prediction, first)
     if name == "ddim":

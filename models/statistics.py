@@ -32,10 +32,8 @@ class Statistics:
 
     @classmethod
     def of(cls, rows: Tensor) -> Statistics:
-        """Of rows (1, channels, n, width).
-
-        Sums run in float32 over deviations from each chunk's mean, never over squares of the
-        values themselves, so that an offset far above the spread costs no digits.
+        """Of rows (1, channels, n, width). Sums run in float32 over deviations from each chunk's
+        mean, never over squares of the values, so an offset far above the spread costs no digits.
         """
         pixels = rows[0].permute(1, 2, 0).flatten(0, 1)
         elements = CHUNK if rows.device.type == "cpu" else GPU_CHUNK

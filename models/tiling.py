@@ -44,10 +44,7 @@ def gaussian_weights(height: int, width: int) -> npt.NDArray[np.float64]:
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
     """Where tiles begin along one side; the last one is moved back to end at the border."""
-    if size <= tile:
-        return [0]
-    starts = list(range(0, size - tile, tile - overlap))
-    return [*starts, size - tile]
+    return [0] if size <= tile else [*range(0, size - tile, tile - overlap), size - tile]
 
 
 @dataclass(frozen=True)
@@ -99,20 +96,16 @@ class TileGrid:
             total[y : y + h, x : x + w] += weights
         return total
 
-    def cut(self, canvas: Tensor, origins: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """(1, c, height, width) -> (tiles, c, tile_height, tile_width); all tiles, or those named.
-
-        Tiles overlap, so all of them hold several times what the canvas does.
-        """
+    def cut(self, canvas: Tensor, origins: Sequence[tuple[int, int]]) -> Tensor:
+        """(1, c, height, width) -> (tiles, c, tile_height, tile_width), of some origins: tiles
+        overlap, so all of them hold several times what the canvas does."""
         h, w = self.tile_height, self.tile_width
-        places = self.origins if origins is None else origins
-        return torch.cat([canvas[:, :, y : y + h, x : x + w] for y, x in places])
+        return torch.cat([canvas[:, :, y : y + h, x : x + w] for y, x in origins])
 
     def join(self, tiles: Iterable[Tensor]) -> Tensor:
-        """One (c, tile_height, tile_width) a tile, in order -> (1, c, height, width), their dtype.
-
-        Sum of weight * tile over sum of weights, where tiles overlap. Each tile is added as it
-        comes and not kept; of an iterator no more than this canvas' tiles are taken.
+        """One (c, tile_height, tile_width) a tile, in order -> (1, c, height, width), their dtype:
+        sum of weight * tile over sum of weights. Each tile is added as it comes and not kept; of an
+        iterator no more than this canvas' tiles are taken.
 
         Raises:
             ValueError: there are fewer tiles than places for them.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from models.compiler import CompiledCalls, CompileOptions, Function
-from models.memory import Fallbacks, MemoryBudget, places, until_it_fits
+from models.memory import Fallbacks, free_disk, places, until_it_fits
 from models.networks.bundle import AnyAutoencoder, Networks, channels_last
 from models.strips import (
     Callbacks,
@@ -44,11 +43,8 @@ log = logging.getLogger(__name__)
 class Vae:
     """Encodes and decodes images; several threads may.
 
-    Args:
-        networks: whose autoencoder, and first stage where there is one.
-        device: where they compute.
-        fallbacks: noted where memory ran out.
-        compiled_vae: for images of a single tile.
+    `compiled_calls` are the denoiser's, so that their memory is shared. They are for images of a
+    single tile, whose sides are `side` px, unless with `offload` the networks leave the device.
     """
 
     def __init__(
@@ -56,10 +52,26 @@ class Vae:
         networks: Networks,
         device: torch.device,
         fallbacks: Fallbacks,
-        compiled_vae: CompiledVae,
+        compiled_calls: CompiledCalls,
+        options: CompileOptions,
+        side: int,
+        *,
+        offload: bool,
     ) -> None:
-        self._networks, self._device = networks, device
-        self._fallbacks, self._compiled_vae = fallbacks, compiled_vae
+        self._networks, self._device, self._fallbacks = networks, device, fallbacks
+        self._compiled_calls, self._side = compiled_calls, side
+        self._compiles = options.whole_images(device) and not offload
+        decoder = _decode_function(networks.autoencoder)
+        self._functions = {
+            "encode_image": _encode_function(networks.autoencoder),
+            "decode_image": decoder,
+            "fuse_image": decoder,
+        }
+        if networks.first_stage is not None:
+            self._functions["first_stage"] = _encode_function(networks.first_stage)
+        for part in (networks.autoencoder, networks.first_stage):
+            if self._compiles and part is not None:
+                channels_last(part)
 
     def encode(
         self,
@@ -69,15 +81,9 @@ class Vae:
         features: bool,
         on_progress: Callable[[float], None],
     ) -> tuple[Tensor, EncodedStrips, StripConfig]:
-        """An image's scaled latent, what its decoding reads, and with which strips it went: maps
-        are further away than planned where memory ran out.
-
-        Args:
-            image: (1, 3, H, W) in [-1, 1] on the host.
-            strips: as planned.
-            features: whether the decoder will read them.
-            on_progress: called with the finished part, 0 to 1.
-        """
+        """Of an image (1, 3, H, W) in [-1, 1] on the host: its scaled latent, what its decoding
+        reads, and with which strips it went: maps are further away than planned where memory ran
+        out. `on_progress` is called with the finished part, 0 to 1."""
         networks = self._networks
         share = 1.0 if networks.first_stage is None else 0.5
 
@@ -85,8 +91,13 @@ class Vae:
             stage: _Stage, base: float, features: bool, strips: StripConfig
         ) -> tuple[EncodedStrips, StripConfig]:
             callbacks = self._callbacks(lambda fraction: on_progress(base + share * fraction))
-            return self._spill(
-                strips, lambda strips: self._encode(stage, image, strips, callbacks, features)
+            return self._fit(
+                (image.shape[2], image.shape[3]),
+                strips,
+                lambda: self._encode_whole(stage, image, features=features),
+                lambda strips: encode(
+                    getattr(networks, stage), image, strips, features=features, callbacks=callbacks
+                ),
             )
 
         encoding, strips = run("autoencoder", 0.0, features, strips)
@@ -102,26 +113,6 @@ class Vae:
             encoding.close()
             raise
 
-    def _encode(
-        self,
-        stage: _Stage,
-        image: Tensor,
-        strips: StripConfig,
-        callbacks: Callbacks,
-        features: bool,
-    ) -> EncodedStrips:
-        sides = image.shape[2], image.shape[3]
-        encoding = self._whole(
-            sides, strips, lambda: self._compiled_vae.encode(stage, image, features=features)
-        )
-        return encoding or encode(
-            getattr(self._networks, stage),
-            image,
-            strips,
-            features=features,
-            callbacks=callbacks,
-        )
-
     def decode(
         self,
         latent: Tensor,
@@ -132,175 +123,121 @@ class Vae:
         on_progress: Callable[[float], None],
     ) -> Tensor:
         """A scaled latent -> (1, 3, H, W) in [-1, 1] or so, float32 on the host."""
-        autoencoder = self._networks.autoencoder
+        autoencoder, callbacks = self._networks.autoencoder, self._callbacks(on_progress)
         latent = autoencoder.unscale(latent)
         downscale = autoencoder.config.downscale
-        sides = downscale * latent.shape[2], downscale * latent.shape[3]
-
-        def run(strips: StripConfig) -> Tensor:
-            image = self._whole(
-                sides, strips, lambda: self._compiled_vae.decode(latent, features, fidelity)
-            )
-            if image is not None:
-                return image
-            return decode(
-                autoencoder,
-                latent,
-                features,
-                fidelity,
-                strips,
-                callbacks=self._callbacks(on_progress),
-            )
-
-        image, _ = self._spill(strips, run)
+        image, _ = self._fit(
+            (downscale * latent.shape[2], downscale * latent.shape[3]),
+            strips,
+            lambda: self._decode_whole(latent, features, fidelity),
+            lambda strips: decode(
+                autoencoder, latent, features, fidelity, strips, callbacks=callbacks
+            ),
+        )
         return image
 
-    def _whole(
-        self, sides: tuple[int, int], strips: StripConfig, run: Callable[[], T | None]
-    ) -> T | None:
-        """What `run` gives; None where the image must go in strips."""
-        if not self._compiled_vae.takes(*sides, strips):
-            return None
-        result, _ = until_it_fits(
-            lambda whole: run() if whole else None,
-            True,
-            lambda whole: False if whole else None,
-            lambda *_: self._fallbacks.note("image", "whole", "in strips"),
-        )
-        return result
+    def compilations(self) -> list[Callable[[], None]]:
+        """What compiles all before it is needed; none where nothing is to be compiled."""
+        return [self._compile] if self._compiles else []
 
     def _callbacks(self, on_progress: Callable[[float], None]) -> Callbacks:
         return Callbacks(progress=on_progress, on_shrink=partial(self._fallbacks.note, "rows"))
 
-    def _spill(self, strips: StripConfig, run: Callable[[StripConfig], T]) -> tuple[T, StripConfig]:
-        """What `run` gives, and with which strips it did."""
-
-        def next_place(strips: StripConfig) -> StripConfig | None:
-            disk = MemoryBudget(scratch=strips.scratch).free(self._device).disk
-            return further(strips, self._device, disk)
-
-        def note(before: StripConfig, after: StripConfig) -> None:
-            self._fallbacks.note("keep", before.keep, after.keep)
-
-        return until_it_fits(run, strips, next_place, note)
-
-
-def further(strips: StripConfig, device: torch.device, disk: int) -> StripConfig | None:
-    """The same with maps kept one place further away; None where there is none. `disk`: bytes that
-    are free there."""
-    nearest_first = places(device)
-    beyond = nearest_first[nearest_first.index(strips.keep) + 1 :]
-    if not beyond or (beyond[0] == "disk" and not disk):
-        return None
-    return replace(strips, keep=beyond[0])
-
-
-class CompiledVae:
-    """Encodes and decodes images of one size by compiled calls; several threads may.
-
-    Args:
-        networks: on the device.
-        device: where they compute.
-        compiled_calls: of the denoiser, so that their memory is shared.
-        options: of compiling.
-        side: px of these images, which are square.
-        offload: whether the networks leave the device, which a compiled call does not survive.
-    """
-
-    def __init__(
+    def _fit(
         self,
-        networks: Networks,
-        device: torch.device,
-        compiled_calls: CompiledCalls,
-        options: CompileOptions,
-        side: int,
-        *,
-        offload: bool,
-    ) -> None:
-        self._networks, self._device = networks, device
-        self._compiled_calls, self._side = compiled_calls, side
-        self.on = options.whole_images(device) and not offload
-        """Whether calls are to be compiled"""
-        self.eager_calls: Counter[str] = Counter()
-        """That were to be compiled and were not: failure is the only reason."""
-        self._encoders = {"autoencoder": _encode_function(networks.autoencoder)}
-        if networks.first_stage is not None:
-            self._encoders["first_stage"] = _encode_function(networks.first_stage)
-        self._decode, self._fuse = _decode_functions(networks.autoencoder)
-        if self.on:
-            for name in self._encoders:
-                channels_last(getattr(networks, name))
+        sides: tuple[int, int],
+        strips: StripConfig,
+        whole: Callable[[], T | None],
+        in_strips: Callable[[StripConfig], T],
+    ) -> tuple[T, StripConfig]:
+        """The result for an image of these sides (px), and with which strips it went: at once
+        where it is a single tile that the plan has room for, else in strips."""
 
-    def takes(self, height: int, width: int, strips: StripConfig) -> bool:
-        """Whether images of these sides (px) go at once, where the plan would have such strips."""
-        square = height == width == self._side
-        return self.on and square and strips.height >= height and strips.keep == "device"
+        def run(strips: StripConfig) -> T:
+            roomy = strips.height >= self._side and strips.keep == "device"
+            if self._compiles and roomy and sides == (self._side, self._side):
+                result, _ = until_it_fits(
+                    lambda at_once: whole() if at_once else None,
+                    True,
+                    lambda at_once: False if at_once else None,
+                    lambda *_: self._fallbacks.note("image", "whole", "in strips"),
+                )
+                if result is not None:
+                    return result
+            return in_strips(strips)
 
-    def compilations(self) -> list[Callable[[], None]]:
-        """What compiles all before it is needed; none where nothing is to be compiled."""
-        return [self._compile] if self.on else []
+        return until_it_fits(
+            run,
+            strips,
+            lambda strips: further(strips, self._device),
+            lambda before, after: self._fallbacks.note("keep", before.keep, after.keep),
+        )
 
     @torch.inference_mode()
     def _compile(self) -> None:
         start = time.monotonic()
         image = torch.zeros((1, 3, self._side, self._side))
-        encoding = self.encode("autoencoder", image, features=True)
-        if "first_stage" in self._encoders:
-            self.encode("first_stage", image, features=False)
+        encoding = self._encode_whole("autoencoder", image, features=True)
+        if self._networks.first_stage is not None:
+            self._encode_whole("first_stage", image, features=False)
         if encoding is not None:
             with encoding:
                 latent = torch.zeros_like(self._networks.autoencoder.latent(encoding.moments))
-                self.decode(latent, (), 0.0)
-                self.decode(latent, encoding.features, 1.0)
+                self._decode_whole(latent, (), 0.0)
+                self._decode_whole(latent, encoding.features, 1.0)
         log.info("images of %d px are ready after %.1f s", self._side, time.monotonic() - start)
 
     @torch.inference_mode()
-    def encode(self, stage: _Stage, image: Tensor, *, features: bool) -> EncodedStrips | None:
-        """(1, 3, H, W) in [-1, 1], anywhere -> as `models.strips.encode`; None where it cannot be
-        compiled."""
+    def _encode_whole(
+        self, stage: _Stage, image: Tensor, *, features: bool
+    ) -> EncodedStrips | None:
+        """As `models.strips.encode`; None where it cannot be compiled."""
         name = "encode_image" if stage == "autoencoder" else stage
-        results = self._call(name, self._encoders[stage], image)
+        results = self._call(name, image)
         if results is None:
             return None
         moments, *tensors = results
-        dtype = self._networks.context.dtype
-        store = MapStore(StripConfig(self._side), self._device, dtype)
+        store = MapStore(StripConfig(self._side), self._device, self._networks.context.dtype)
+        maps: list[FeatureMap] = []
         try:
-            maps = tuple(_feature_map(store, tensor) for tensor in tensors) if features else ()
+            for tensor in tensors if features else ():
+                # Decoding in strips can read it as well.
+                maps.append(store.new(*tensor.shape[1:], with_statistics=True))
+                maps[-1].write(0, tensor)
         except BaseException:
             store.close()
             raise
-        return EncodedStrips(moments, maps, store)
+        return EncodedStrips(moments, tuple(maps), store)
 
     @torch.inference_mode()
-    def decode(
+    def _decode_whole(
         self, latent: Tensor, features: tuple[FeatureMap, ...], fidelity: float
     ) -> Tensor | None:
-        """An unscaled latent -> (1, 3, H, W), float32 on the host; None where it cannot be
-        compiled. `features` and `fidelity` as of `models.strips.decode`."""
+        """As `models.strips.decode`; None where it cannot be compiled."""
         if not features or fidelity == 0:
-            results = self._call("decode_image", self._decode, latent)
+            results = self._call("decode_image", latent)
         else:
             tensors = [feature.read(0, feature.height) for feature in features]
             weight = torch.tensor([fidelity])
-            results = self._call("fuse_image", self._fuse, latent, weight, *tensors)
+            results = self._call("fuse_image", latent, weight, *tensors)
         return None if results is None else results[0].cpu()
 
-    def _call(self, name: str, function: Function, *arguments: Tensor) -> tuple[Tensor, ...] | None:
-        dtype = self._networks.context.dtype
-        results = self._compiled_calls(
-            name, function, *(x.to(self._device, dtype) for x in arguments)
-        )
+    def _call(self, name: str, *arguments: Tensor) -> tuple[Tensor, ...] | None:
+        dtype, function = self._networks.context.dtype, self._functions[name]
+        tensors = (x.to(self._device, dtype) for x in arguments)
+        results = self._compiled_calls(name, function, *tensors)
         if results is None:
-            self.eager_calls["failure"] += 1
+            self._fallbacks.add("eager_failure")
         return results
 
 
-def _feature_map(store: MapStore, feature: Tensor) -> FeatureMap:
-    """A map that decoding in strips can read as well."""
-    feature_map = store.new(*feature.shape[1:], with_statistics=True)
-    feature_map.write(0, feature)
-    return feature_map
+def further(strips: StripConfig, device: torch.device) -> StripConfig | None:
+    """The same with maps kept one place further away; None where there is none, or no room."""
+    nearest_first = places(device)
+    beyond = nearest_first[nearest_first.index(strips.keep) + 1 :]
+    if not beyond or (beyond[0] == "disk" and not free_disk()):
+        return None
+    return replace(strips, keep=beyond[0])
 
 
 def _encode_function(autoencoder: AnyAutoencoder) -> Function:
@@ -311,13 +248,10 @@ def _encode_function(autoencoder: AnyAutoencoder) -> Function:
     return encode
 
 
-def _decode_functions(autoencoder: AnyAutoencoder) -> tuple[Function, Function]:
-    """Plainly, and with the encoder's features fused in."""
+def _decode_function(autoencoder: AnyAutoencoder) -> Function:
+    """With a weight and the encoder's features these are fused in."""
 
-    def decode(latent: Tensor) -> tuple[Tensor]:
-        return (autoencoder.decode(latent).float(),)
+    def decode(latent: Tensor, weight: Tensor | None = None, *features: Tensor) -> tuple[Tensor]:
+        return (autoencoder.decode(latent, features or None, weight).float(),)
 
-    def fuse(latent: Tensor, weight: Tensor, *features: Tensor) -> tuple[Tensor]:
-        return (autoencoder.decode(latent, features, weight).float(),)
-
-    return decode, fuse
+    return decode

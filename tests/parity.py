@@ -35,9 +35,10 @@ from models.config import Prediction
 from models.fusing import fuse
 from models.networks.bundle import Networks
 from models.parameters import ColorFix
-from models.sampling import Step, drive, sample
+from models.sampling import Step, sample
 from models.schedulers import DDIM, DDPM, Scheduler, add_noise, alphas_cumprod, respaced_timesteps
 from models.tiling import TileGrid, gaussian_weights
+from tests.models.driving import drive
 
 TOLERANCE = 2e-5
 EQUAL_FRACTION = 0.995

@@ -21,7 +21,7 @@ from models.config import ModelConfig
 from models.memory import MemoryBudget
 from models.pipeline import StableSR
 from models.presets import PRESETS
-from models.sampling import StepRequest, drive
+from models.sampling import StepRequest, drive_all
 from models.strips import StripConfig, decode, encode
 from tests.models import narrow
 from tests.models.strips.images import latent_of, relative_error
@@ -134,7 +134,7 @@ def test_compiled_calls_of_any_size_and_thread_give_what_eager_ones_give(
     asked = list(itertools.product((1, 2), (999, 400, 3))) * 3
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda nt: quick.predict(request(*nt))[0].clone(), asked))
-    assert not quick.denoiser.eager_calls
+    assert not quick.fallbacks
     for (n, t), got in zip(asked, found, strict=True):
         [wanted] = eager.predict(request(n, t))
         error = float((got - wanted).norm() / wanted.norm())
@@ -169,22 +169,17 @@ def test_half_precision_is_close_to_float32(sr: StableSR) -> None:
 def test_memory_that_runs_out_halves_the_plan_and_the_image_is_the_same(sr: StableSR) -> None:
     image, options = image_of(512, 512), narrow.parameters(steps=1, fidelity_weight=1.0)
     wanted = sr.upscale(image, options)
-    before = dict(sr.memory_fallbacks.counts)
+    before = sr.fallbacks.total()
     # Planned with all that the GPU has; then there is not enough of it.
     with sr.prepare(image, options) as prepared:
-        latent = drive(
-            sr.sample(prepared, options),
-            lambda step: torch.cat(
-                [sr.predict([step.part(i, i + 1)])[0] for i in range(len(step))]
-            ),
-        )
+        [latent] = drive_all([sr.sample(prepared, options)], sr.predict, max_tiles=1)
         gc.collect()
         torch.cuda.empty_cache()
         taken = torch.cuda.memory_reserved() + 120 * 2**20
         total = torch.cuda.get_device_properties(CUDA).total_memory
         torch.cuda.set_per_process_memory_fraction(taken / total)
         got = sr.decode(prepared, latent, options)
-    assert sum(sr.memory_fallbacks.counts.values()) > sum(before.values())
+    assert sr.fallbacks.total() > before
     assert float((got - wanted).abs().max()) < 2 / 255
 
 
@@ -199,7 +194,7 @@ def test_a_network_call_that_runs_out_of_memory_is_halved(sr: StableSR) -> None:
         (torch.cuda.memory_allocated() + 220 * 2**20) / total
     )
     got = small.upscale(image, options)
-    assert small.memory_fallbacks.counts
+    assert small.fallbacks
     assert float((got - wanted).abs().max()) < 2 / 255
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,8 +50,13 @@ def parameters(**values: Any) -> UpscaleParameters:
     return UpscaleParameters.model_validate(values).model_copy(update={"tile_overlap": overlap})
 
 
-def pipeline(networks: Networks | None = None, **budget: Any) -> StableSR:
-    """Of these networks, or of new ones."""
+@cache
+def networks() -> Networks:
+    """One and the same."""
+    return random_networks(CONFIG, torch.device("cpu"), torch.float32)
+
+
+def pipeline(**budget: Any) -> StableSR:
+    """Of those networks."""
     cpu, dtype = torch.device("cpu"), torch.float32
-    networks = networks or random_networks(CONFIG, cpu, dtype)
-    return StableSR(networks, PRESET, cpu, dtype, MemoryBudget(**budget))
+    return StableSR(networks(), PRESET, cpu, dtype, MemoryBudget(**budget))

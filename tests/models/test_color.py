@@ -85,12 +85,6 @@ def test_the_canvas_is_the_interpolated_image_reflected(
     torch.testing.assert_close(enlarge(image, canvas, padded), expected, rtol=0, atol=1e-6)
 
 
-def test_padding_longer_than_the_canvas_goes_back_and_forth() -> None:
-    row = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3).expand(1, 3, 3, 3)
-    assert enlarge(row, (3, 3), (3, 9))[0, 0, 0].tolist() == [-1, 0, 1, 0, -1, 0, 1, 0, -1]
-    assert enlarge(row[..., :1], (3, 1), (3, 4))[0, 0, 0].tolist() == [-1] * 4
-
-
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 400), st.integers(2, 90), st.integers(5, 200), st.data())
 def test_reducing_by_rows_is_reducing_the_whole(

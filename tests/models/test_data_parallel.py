@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
 from models.fusing import fuse
 from models.memory import Fallbacks
+from models.networks.bundle import Networks
 from models.pipeline import StableSR
-from models.sampling import StepRequest
 from tests.models import narrow
 from tests.models.compiler import Compiler
 
@@ -38,7 +39,7 @@ def replica(mode: CompileMode = "off", config: ModelConfig = narrow.CONFIG) -> D
 
 
 def test_an_image_over_three_devices_is_that_of_one() -> None:
-    image = torch.rand(1, 3, 30, 45, generator=torch.Generator().manual_seed(1))
+    image = torch.rand(1, 3, 18, 28, generator=torch.Generator().manual_seed(1))
     alone, other = (
         narrow_sr().upscale(image, narrow.parameters(steps=3, seed=seed)) for seed in (5, 6)
     )
@@ -46,18 +47,22 @@ def test_an_image_over_three_devices_is_that_of_one() -> None:
     replicas = [made.denoiser for made in (sr, narrow_sr(), narrow_sr())]
     sr.denoiser = DataParallel([one for one in replicas if isinstance(one, Denoiser)])
     assert sr.denoiser.devices == (CPU, CPU, CPU)
-    assert sr.planner.room(4) == 12
+    assert sr.tile_batch == 3 * sr.planner.tile_batch
     together = sr.upscale(image, narrow.parameters(steps=3, seed=5))
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert float((together - other).abs().mean()) > 1e-3
+
+
+@cache
+def idle_networks() -> Networks:
+    return random_networks(narrow.CONFIG, CPU, torch.bfloat16)
 
 
 class Arithmetic(Denoiser):
     """Tells which tiles it had, and fails for some timesteps."""
 
     def __init__(self) -> None:
-        networks = random_networks(narrow.CONFIG, CPU, torch.bfloat16)
-        super().__init__(networks, CPU, CompileOptions(), Fallbacks(), offload=False)
+        super().__init__(idle_networks(), CPU, CompileOptions(), Fallbacks(), offload=False)
         self.calls: list[int] = []
         self.together: threading.Barrier | None = None
 
@@ -76,7 +81,7 @@ class Arithmetic(Denoiser):
 
 
 class Call:
-    """Tiles as requests of several jobs, all of different numbers."""
+    """Tiles of different numbers, each at its own timestep."""
 
     def __init__(self, tiles: int, *, context: bool = False) -> None:
         self.noisy = torch.arange(tiles * 12.0).reshape(tiles, 3, 2, 2).bfloat16()
@@ -84,18 +89,8 @@ class Call:
         self.context = torch.arange(tiles * 6.0).reshape(tiles, 3, 2) if context else None
 
     def by(self, denoiser: Denoiser | DataParallel) -> Tensor:
-        requests = [
-            StepRequest(
-                self.noisy[n : n + 1],
-                -self.noisy[n : n + 1] / 7,
-                time,
-                None if self.context is None else self.context[n : n + 1],
-                0,
-                1,
-            )
-            for n, time in enumerate(self.times)
-        ]
-        return torch.cat(denoiser.predict(requests))
+        lr, context = -self.noisy / 7, self.context
+        return denoiser.denoise(TileBatch(self.noisy, lr, tuple(self.times), context))
 
 
 @pytest.mark.parametrize(
@@ -150,14 +145,15 @@ def test_a_device_without_memory_halves_its_own_share_and_it_is_counted_once_for
     alone.times[-1] = 14
     assert torch.equal(call.by(parallel), alone.by(Arithmetic()))
     assert [one.calls for one in replicas] == [[2], [2], [2, 1, 1]]
-    assert replicas[0].fallbacks.counts == {"tile_batch": 1}
+    assert replicas[0].fallbacks == {"tile_batch": 1}
 
 
 def test_calls_that_were_not_compiled_are_counted_over_all_devices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch, "compile", Compiler(RuntimeError("no working C++ compiler found")))
-    parallel = DataParallel([replica("on"), replica("on")])
+    replicas = [replica("on"), replica("on")]
+    parallel = DataParallel(replicas)
     noisy, lr = torch.randn(2, 2, 4, 8, 8)
-    parallel.predict([StepRequest(noisy, lr, 5, None, 0, 1)])
-    assert parallel.eager_calls == {"failure": 2}
+    parallel.denoise(TileBatch(noisy, lr, (5, 5), None))
+    assert replicas[0].fallbacks == {"eager_failure": 2}

@@ -6,7 +6,9 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.checkpoints.folder import random_networks
 from models.compiler import CompileMode, CompileOptions
-from models.denoiser import Denoiser, TileBatch, bucket_of, buckets
+from models.denoiser import Denoiser, TileBatch, bucket_of
 from models.errors import InvalidOption
 from models.fusing import fuse
 from models.memory import Fallbacks, MemoryBudget
@@ -65,14 +67,25 @@ def plain(networks: Networks, n: int) -> Tensor:
         return networks.predict(*tiles(n), list(range(n)), None)
 
 
-def test_a_call_goes_into_the_smallest_bucket_that_holds_it() -> None:
+def test_a_call_goes_into_the_smallest_bucket_that_holds_it(networks: Networks) -> None:
     assert [bucket_of(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 16]
-    assert [buckets(n)[-1] for n in (1, 2, 3, 4, 7, 8, 9)] == [1, 2, 2, 4, 4, 8, 8]
+    assert [made(networks).room(n) for n in (1, 2, 3, 4, 7, 8, 9)] == [1, 2, 2, 4, 4, 8, 8]
     given = batch(*tiles(3), [5, 6, 7])
     full = given.pad(5)
     assert full.timesteps == (5, 6, 7, 7, 7)
     assert torch.equal(full.lr, given.lr[[0, 1, 2, 2, 2]])
     assert given.pad(3) is given
+
+
+def test_a_batch_holds_the_tiles_of_all_requests_in_order() -> None:
+    empty, context = torch.zeros(1, 3, 12, dtype=torch.bfloat16), torch.ones(2, 3, 12)
+    one, two = StepRequest(*tiles(1), 7, None, 0, 1), StepRequest(*tiles(2), 9, context, 3, 4)
+    both = TileBatch.of([one, two], empty)
+    assert both.timesteps == (7, 9, 9)
+    assert torch.equal(both.noisy, torch.cat([one.noisy, two.noisy]).bfloat16())
+    assert both.context is not None
+    assert torch.equal(both.context, torch.cat([empty, context]))
+    assert TileBatch.of([one, one], empty).context is None
 
 
 def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
@@ -84,13 +97,19 @@ def test_each_bucket_is_compiled_once_and_gives_what_is_computed_plainly(
         torch.testing.assert_close(out, plain(networks, n), rtol=1e-4, atol=1e-5)
     assert compiler.sizes == [1, 4, 4, 2, 4]
     assert compiler.made == ["whole_1", "whole_4", "whole_2"]
-    assert not denoiser.eager_calls
+    assert not denoiser.fallbacks
 
 
 def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    networks = fuse(random_networks(narrow.CONFIG, CPU, torch.float32))
+    levels: dict[str, Any] = {"widths": (8, 8), "attention": (True, False)}
+    config = replace(
+        narrow.CONFIG,
+        unet=replace(narrow.CONFIG.unet, **levels),
+        encoder=replace(narrow.CONFIG.encoder, **levels),
+    )
+    networks = fuse(random_networks(config, CPU, torch.float32))
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
     denoiser = made(networks)
@@ -100,7 +119,7 @@ def test_encoder_and_unet_are_one_graph_for_any_call_of_a_size(
             right = networks.predict(*tiles(2), timesteps, None)
         torch.testing.assert_close(out, right, rtol=1e-4, atol=1e-5)
     assert len(tracer.graphs) == 1
-    assert not denoiser.eager_calls
+    assert not denoiser.fallbacks
 
 
 def test_what_cannot_be_compiled_is_computed_said_and_counted(
@@ -114,7 +133,7 @@ def test_what_cannot_be_compiled_is_computed_said_and_counted(
             out = denoiser.denoise(batch(*tiles(2), [0, 1]))
             torch.testing.assert_close(out, plain(networks, 2), rtol=1e-4, atol=1e-5)
     assert compiler.sizes == [2]  # it is not tried again
-    assert denoiser.eager_calls == {"failure": 3}
+    assert denoiser.fallbacks == {"eager_failure": 3}
     [said] = caplog.messages
     assert "calls of 2 tiles could not be compiled (whole)" in said
     assert "no working C++ compiler found" in said
@@ -130,7 +149,7 @@ def test_a_call_that_runs_out_of_memory_is_not_taken_for_one_that_cannot_be_comp
         denoiser.denoise(batch(*tiles(1), [0]))
     compiler.error = None
     denoiser.denoise(batch(*tiles(1), [0]))
-    assert not denoiser.eager_calls
+    assert not denoiser.fallbacks
 
 
 def test_tiles_with_a_prompt_and_networks_that_move_are_computed_eagerly_and_counted(
@@ -144,8 +163,8 @@ def test_tiles_with_a_prompt_and_networks_that_move_are_computed_eagerly_and_cou
     assert moving.compilations(4, 8) == []
     moving.denoise(batch(*tiles(1), [5]))
     assert compiler.sizes == []
-    assert denoiser.eager_calls == {"prompt": 2}
-    assert moving.eager_calls == {"offload": 1}
+    assert denoiser.fallbacks == {"eager_prompt": 2}
+    assert moving.fallbacks == {"eager_offload": 1}
     assert [text.split(":")[0] for text in caplog.messages] == ["calls are not compiled"] * 2
 
 
@@ -172,19 +191,20 @@ def test_with_a_fixed_batch_a_tile_does_not_depend_on_what_else_is_in_its_call(
     assert denoiser.room(64) == 4
 
 
-def test_a_pipeline_asks_for_calls_that_fill_a_bucket(compiler: Compiler) -> None:
+def test_a_pipeline_asks_for_calls_that_fill_a_bucket(
+    networks: Networks, compiler: Compiler
+) -> None:
+    def sr(compiling: CompileOptions, budget: MemoryBudget | None = None) -> StableSR:
+        return StableSR(networks, narrow.PRESET, CPU, torch.float32, budget, compiling)
+
     for compiling, tile_batch in (
         (ON, 4),
         (CompileOptions("off"), 6),
         (CompileOptions("off", None, 5), 5),
     ):
-        sr = StableSR.load(
-            narrow.CONFIG, narrow.PRESET, budget=MemoryBudget(tile_batch=6), compiling=compiling
-        )
-        assert sr.tile_batch == tile_batch
+        assert sr(compiling, MemoryBudget(tile_batch=6)).tile_batch == tile_batch
     noisy, lr = tiles(3)
-    sr = StableSR.load(narrow.CONFIG, narrow.PRESET, compiling=ON)
-    [out] = sr.predict([StepRequest(noisy, lr, 9, None, 0, 1)])
+    [out] = sr(ON).predict([StepRequest(noisy, lr, 9, None, 0, 1)])
     assert out.shape == noisy.shape
     assert compiler.sizes == [4]
 
@@ -242,38 +262,37 @@ class Small(Denoiser):
         return tiles.noisy + tiles.lr
 
 
-def request(n: int) -> StepRequest:
-    return StepRequest(*tiles(n, seed=n), 500, None, 0, 1)
+def some(n: int) -> TileBatch:
+    return batch(*tiles(n), [500] * n)
 
 
 def test_calls_are_halved_until_they_fit_and_stay_small(networks: Networks) -> None:
     denoiser = Small(networks, memory=3)
-    requests = [request(5), request(3)]
+    eight = some(8)
     for _ in range(2):
-        for found, asked in zip(denoiser.predict(requests), requests, strict=True):
-            assert torch.equal(found, asked.noisy + asked.lr)
+        assert torch.equal(denoiser.denoise(eight), eight.noisy + eight.lr)
     assert denoiser.calls == [8, 4, *[2] * 4, *[2] * 4]
-    assert denoiser.fallbacks.counts == {"tile_batch": 2}
+    assert denoiser.fallbacks == {"tile_batch": 2}
 
 
 def test_with_room_there_is_one_call(networks: Networks) -> None:
     denoiser = Small(networks, memory=8)
-    denoiser.predict([request(5), request(3)])
+    denoiser.denoise(some(8))
     assert denoiser.calls == [8]
 
 
 def test_a_tile_that_does_not_fit_alone_is_an_error(networks: Networks) -> None:
     denoiser = Small(networks, memory=0)
     with pytest.raises(torch.OutOfMemoryError):
-        denoiser.predict([request(2)])
+        denoiser.denoise(some(2))
     assert denoiser.calls == [2, 1]
-    assert denoiser.fallbacks.counts == {"tile_batch": 1}
+    assert denoiser.fallbacks == {"tile_batch": 1}
 
 
 def test_a_fixed_batch_that_does_not_fit_is_an_error(networks: Networks) -> None:
     denoiser = Small(networks, 1, CompileOptions("off", fixed_batch=4))
     with pytest.raises(torch.OutOfMemoryError):
-        denoiser.predict([request(6)])
+        denoiser.denoise(some(6))
     assert denoiser.calls == [4]
 
 
@@ -284,8 +303,8 @@ def test_other_errors_are_not_tried_again(networks: Networks) -> None:
 
     denoiser = Broken(networks, memory=8)
     with pytest.raises(RuntimeError, match="illegal"):
-        denoiser.predict([request(3)])
-    assert not denoiser.fallbacks.counts
+        denoiser.denoise(some(3))
+    assert not denoiser.fallbacks
 
 
 def test_what_a_failed_call_computed_is_freed_before_the_next(networks: Networks) -> None:
@@ -303,5 +322,5 @@ def test_what_a_failed_call_computed_is_freed_before_the_next(networks: Networks
                 raise torch.OutOfMemoryError("no memory for that many tiles")
             return tiles.noisy + tiles.lr
 
-    OneTile(networks, memory=1).predict([request(2), request(2)])
+    OneTile(networks, memory=1).denoise(some(4))
     assert alive == [0] * 6

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from models.checkpoints.folder import save_folder
 from models.fusing import fuse
 from models.fusing.layers import PhaseUpsample, TimeTable
-from models.loading import Offload
 from models.memory import MemoryBudget
 from models.networks.autoencoder import Autoencoder
 from models.networks.bundle import Networks
 from models.networks.layers import PixelAttention
+from models.offload import Offload
 from models.pipeline import StableSR
 from models.strips import Callbacks, StripConfig, decode
 from tests.models import narrow

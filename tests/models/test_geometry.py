@@ -58,8 +58,13 @@ def quick() -> Iterator[StableSR]:
         yield sr
 
 
+@pytest.fixture(scope="module")
+def tiny() -> StableSR:
+    return StableSR.from_preset("tiny")
+
+
 LONGEST = 400
-PIXELS = 50_000, 50_000, 410_000
+PIXELS = 20_000, 20_000, 20_000, 410_000
 """Of most canvases and results, so that hundreds take seconds, and of some: a strip of 1 x 100."""
 
 
@@ -106,21 +111,21 @@ def test_every_size_scale_and_aspect_comes_out_exactly(
     ("width", "height", "scale"),
     [(1, 1, 4.0), (37, 23, 1.37), (240, 135, 4.0)],
 )
-def test_the_embedded_weights_give_exactly_that_size(width: int, height: int, scale: float) -> None:
-    sr = StableSR.from_preset("tiny")
+def test_the_embedded_weights_give_exactly_that_size(
+    tiny: StableSR, width: int, height: int, scale: float
+) -> None:
     options = narrow.parameters(scale=scale, steps=1, fidelity_weight=0.0)
-    result = sr.upscale(torch.rand(1, 3, height, width), options)
+    result = tiny.upscale(torch.rand(1, 3, height, width), options)
     assert tuple(result.shape[2:]) == (round(scale * height), round(scale * width))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 20_000), (20_000, 1), (3, 9000)])
 def test_a_strip_that_cannot_be_computed_is_refused_before_anything_is(
-    width: int, height: int, monkeypatch: pytest.MonkeyPatch
+    tiny: StableSR, width: int, height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sr = StableSR.from_preset("tiny")
     monkeypatch.setattr("models.pipeline.enlarge", None)
     with pytest.raises(InvalidOption, match="shorter side is enlarged to 512 at least"):
-        sr.prepare(torch.rand(1, 3, height, width), narrow.parameters())
+        tiny.prepare(torch.rand(1, 3, height, width), narrow.parameters())
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
     monkeypatch.setattr(memory, "_CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "_SHARE", 1.0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
 
@@ -46,14 +47,14 @@ def group(folder: Path, files: dict[str, object]) -> None:
 
 
 def test_without_a_limit_it_is_what_the_system_has_available(machine: Path) -> None:
-    assert MemoryBudget(scratch=machine).free(CPU).host == 1000 * MIB
+    assert MemoryBudget().free(CPU).host == 1000 * MIB
 
 
 def test_a_containers_limit_counts_and_cached_files_do_not(machine: Path) -> None:
     stat = f"anon 1\nactive_file {30 * MIB}\ninactive_file {20 * MIB}"
     used = {"memory.max": 300 * MIB, "memory.current": 200 * MIB, "memory.stat": stat}
     group(machine / "cgroup/app/worker", used)
-    assert MemoryBudget(scratch=machine).free(CPU).host == (300 - 200 + 50) * MIB
+    assert MemoryBudget().free(CPU).host == (300 - 200 + 50) * MIB
 
 
 def test_a_limit_of_a_group_further_up_counts_too(machine: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_limit_of_a_group_further_up_counts_too(machine: Path) -> None:
     limited = {"memory.max": 100 * MIB, "memory.current": 40 * MIB, "memory.stat": stat}
     group(machine / "cgroup/app/worker", unlimited)
     group(machine / "cgroup/app", limited)
-    assert MemoryBudget(scratch=machine).free(CPU).host == 60 * MIB
+    assert MemoryBudget().free(CPU).host == 60 * MIB
 
 
 def test_control_groups_of_the_first_version_are_read(machine: Path) -> None:
@@ -70,23 +71,27 @@ def test_control_groups_of_the_first_version_are_read(machine: Path) -> None:
     stat = f"active_file 1\ninactive_file 1\ntotal_active_file 0\ntotal_inactive_file {MIB}"
     names = {"memory.limit_in_bytes": 80 * MIB, "memory.usage_in_bytes": 31 * MIB}
     group(machine / "cgroup/memory", {**names, "memory.stat": stat})
-    assert MemoryBudget(scratch=machine).free(CPU).host == 50 * MIB
+    assert MemoryBudget().free(CPU).host == 50 * MIB
 
 
 def test_a_limit_is_for_what_the_process_has_already_too(machine: Path) -> None:
-    assert MemoryBudget(500 * MIB, scratch=machine).free(CPU).host == 500 * MIB - resident()
+    assert MemoryBudget(500 * MIB).free(CPU).host == 500 * MIB - resident()
     assert resident() > 0
-    assert MemoryBudget(10**15, scratch=machine).free(CPU).host == 1000 * MIB
+    assert MemoryBudget(10**15).free(CPU).host == 1000 * MIB
 
 
-def test_a_scratch_folder_in_memory_is_no_room(machine: Path) -> None:
-    assert MemoryBudget(scratch=machine).free(CPU).disk > 0
+def test_a_scratch_folder_in_memory_is_no_room(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MemoryBudget().free(CPU).disk > 0
     with (machine / "proc/self/mountinfo").open("a") as file:
         file.write(f"2 1 0:9 / {machine} rw - tmpfs tmpfs rw\n")
-    assert MemoryBudget(scratch=machine / "proc").free(CPU).disk == 0
+    monkeypatch.setattr("tempfile.tempdir", str(machine / "proc"))
+    assert MemoryBudget().free(CPU).disk == 0
     with (machine / "proc/self/mountinfo").open("a") as file:
         file.write(f"3 2 8:2 / {machine / 'cgroup'} rw - xfs /dev/vdb rw\n")
-    assert MemoryBudget(scratch=machine / "cgroup").free(CPU).disk > 0
+    monkeypatch.setattr("tempfile.tempdir", str(machine / "cgroup"))
+    assert MemoryBudget().free(CPU).disk > 0
 
 
 def test_the_processors_allocator_is_understood() -> None:

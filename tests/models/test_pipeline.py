@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,13 +21,13 @@ from models.color import correct_rows, join_rows
 from models.errors import InvalidOption, NotFinite, UnknownPreset, WeightsNotFound
 from models.geometry import output_size
 from models.memory import Memory, MemoryBudget
-from models.parameters import Init, UpscaleParameters
+from models.parameters import Init, preset_parameters
 from models.pipeline import Progress, StableSR
-from models.plan import EncodedImage
 from models.presets import get_preset
-from models.sampling import CanvasStep, Sampler, Step, drive
+from models.sampling import CanvasStep, drive_all
 from models.schedulers import add_noise
 from tests.models import narrow
+from tests.models.driving import latent_of
 from tests.models.narrow import pipeline
 
 FEW = 3
@@ -115,30 +116,10 @@ def test_jobs_of_different_sizes_and_timesteps_in_one_batch_give_what_they_give_
     large = narrow.parameters(steps=4, seed=2)
     jobs = [(picture(16, 16, 1), small), (picture(32, 50, 2), large)]
     prepared = [sr.prepare(image, options) for image, options in jobs]
-    alone = [
-        drive(sr.sample(p, o), lambda step: sr.predict([step.part(0, len(step))])[0])
-        for p, (_, o) in zip(prepared, jobs, strict=True)
-    ]
-    running = {i: sr.sample(p, o) for i, (p, (_, o)) in enumerate(zip(prepared, jobs, strict=True))}
-    together = run_together(sr, running)
-    for i, latent in enumerate(alone):
-        assert float((together[i] - latent).norm() / latent.norm()) < 1e-5
-
-
-def run_together(sr: StableSR, running: dict[int, Sampler]) -> dict[int, torch.Tensor]:
-    """All pending tiles of all samplers in one network call a cycle."""
-    finished: dict[int, torch.Tensor] = {}
-    waiting: dict[int, Step] = {i: next(s) for i, s in running.items()}
-    while waiting:
-        order = list(waiting)
-        answers = sr.predict([waiting[i].part(0, len(waiting[i])) for i in order])
-        for i, answer in zip(order, answers, strict=True):
-            try:
-                waiting[i] = running[i].send(answer)
-            except StopIteration as end:
-                finished[i] = end.value
-                del waiting[i]
-    return finished
+    alone = [latent_of(sr, p, o) for p, (_, o) in zip(prepared, jobs, strict=True)]
+    samplers = [sr.sample(p, o) for p, (_, o) in zip(prepared, jobs, strict=True)]
+    for together, latent in zip(drive_all(samplers, sr.predict, 100), alone, strict=True):
+        assert float((together - latent).norm() / latent.norm()) < 1e-5
 
 
 def test_a_closed_sampler_is_cancelled(sr: StableSR) -> None:
@@ -151,8 +132,7 @@ def test_a_closed_sampler_is_cancelled(sr: StableSR) -> None:
 
 
 def test_sampling_starts_at_the_noised_input_or_at_the_noise_alone() -> None:
-    cpu, dtype = torch.device("cpu"), torch.float32
-    sr = StableSR(random_networks(narrow.CONFIG, cpu, dtype), narrow.PRESET, cpu, dtype)
+    sr = pipeline()
     image = torch.rand(1, 3, 32, 32)
     canvases = {}
     for start in get_args(Init):
@@ -195,10 +175,7 @@ def test_an_image_is_the_same_when_others_are_worked_on_between_its_strips(sr: S
     def upscaled(tell: Callable[[float], None]) -> torch.Tensor:
         with strips.prepare(large, options, tell) as prepared:
             stepped_in.append(torch.zeros(0))
-            latent = drive(
-                strips.sample(prepared, options),
-                lambda step: strips.predict([step.part(0, len(step))])[0],
-            )
+            latent = latent_of(strips, prepared, options)
             return torch.cat(list(strips.rows(prepared, latent, options, tell)), dim=1)
 
     told: list[float] = []
@@ -230,8 +207,9 @@ def test_no_image_steps_in_where_networks_take_turns_on_the_device(sr: StableSR)
 def test_what_was_done_otherwise_than_planned_is_told_by_what(sr: StableSR) -> None:
     strained = StableSR(sr.networks, sr.preset, sr.device, sr.dtype)
     assert strained.fallbacks == {}
-    strained.memory_fallbacks.note("rows", 8, 4)
-    strained.denoiser.eager_calls["prompt"] += 2
+    strained.fallbacks.note("rows", 8, 4)
+    for _ in range(2):
+        strained.fallbacks.add("eager_prompt")
     assert strained.fallbacks == {"rows": 1, "eager_prompt": 2}
 
 
@@ -271,16 +249,11 @@ def test_the_image_is_encoded_once_and_each_seed_decoded_when_asked_for(sr: Stab
     assert seen == [*shared, Progress("decode", 0, 1), Progress("decode", 0, 1)]
 
 
-def latent_of(sr: StableSR, prepared: EncodedImage, options: UpscaleParameters = OPTIONS) -> Tensor:
-    return drive(
-        sr.sample(prepared, options), lambda step: sr.predict([step.part(0, len(step))])[0]
-    )
-
-
 @pytest.fixture
 def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StableSR:
     """Keeps its maps in files, because a limit leaves no room for them."""
-    sr = pipeline(scratch=tmp_path, decode_tile=8)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sr = pipeline(decode_tile=8)
     roomy = sr.planner.plan(60, 90, OPTIONS).peaks
     tight = max(peak.host for peak in roomy) - 1
     monkeypatch.setattr(sr.planner, "memory", lambda in_use: Memory(0, tight, 10**12))
@@ -324,7 +297,7 @@ def test_rows_are_what_the_whole_image_would_be(fix: Any, size: tuple[int, int])
 def test_maps_on_disk_give_the_image_that_maps_in_memory_give(
     on_disk: StableSR, tmp_path: Path
 ) -> None:
-    near = pipeline(on_disk.networks, decode_tile=8)
+    near = pipeline(decode_tile=8)
     assert torch.equal(on_disk.upscale(IMAGE, OPTIONS), near.upscale(IMAGE, OPTIONS))
     assert open_scratch(tmp_path) == []
 
@@ -356,7 +329,7 @@ def test_an_image_canceled_between_two_strips_leaves_nothing(
             on_disk.prepare(IMAGE, OPTIONS, cancel)
     else:
         with on_disk.prepare(IMAGE, OPTIONS, heard.append) as prepared:
-            latent = latent_of(on_disk, prepared)
+            latent = latent_of(on_disk, prepared, OPTIONS)
             with pytest.raises(Canceled):
                 on_disk.rows(prepared, latent, OPTIONS, cancel)
         assert heard == sorted(heard)
@@ -377,7 +350,7 @@ def test_an_abandoned_result_lets_go_of_its_image(on_disk: StableSR, tmp_path: P
 def test_what_is_no_number_becomes_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     sr = pipeline()
     with sr.prepare(IMAGE, OPTIONS) as prepared:
-        latent = latent_of(sr, prepared)
+        latent = latent_of(sr, prepared, OPTIONS)
         with pytest.raises(NotFinite, match="sampled latent, computed in float32"):
             sr.decode(prepared, latent.clone().index_fill(2, torch.tensor(3), torch.nan), OPTIONS)
         real = getattr(models.vae, "decode")  # noqa: B009  # a name that is not exported
@@ -398,7 +371,7 @@ def test_an_image_whose_steps_are_made_is_decoded_with_whatever_memory_is_left(
 ) -> None:
     sr = pipeline()
     with sr.prepare(IMAGE, OPTIONS) as prepared:
-        latent = latent_of(sr, prepared)
+        latent = latent_of(sr, prepared, OPTIONS)
         wanted = sr.decode(prepared, latent, OPTIONS)
         monkeypatch.setattr(sr.planner, "memory", lambda in_use: Memory(0, 0, 0))
         assert torch.equal(sr.decode(prepared, latent, OPTIONS), wanted)
@@ -417,28 +390,30 @@ def test_what_an_image_holds_is_not_counted_twice_when_it_is_decoded(
 
     monkeypatch.setattr(sr.planner, "memory", watched)
     with sr.prepare(IMAGE, OPTIONS) as prepared:
-        sr.decode(prepared, latent_of(sr, prepared), OPTIONS)
+        sr.decode(prepared, latent_of(sr, prepared, OPTIONS), OPTIONS)
         assert seen == [Memory(0, 0, 0), prepared.memory]
         assert prepared.memory.host >= prepared.reference.nbytes
 
 
 def test_with_offload_an_image_is_the_same() -> None:
-    networks = random_networks(narrow.CONFIG, CPU, torch.float32)
-    plain = pipeline(networks).upscale(IMAGE, OPTIONS)
-    taking_turns = pipeline(networks, offload=True)
+    plain = pipeline().upscale(IMAGE, OPTIONS)
+    taking_turns = pipeline(offload=True)
     assert torch.equal(taking_turns.upscale(IMAGE, OPTIONS), plain)
     assert taking_turns.planner.plan(60, 90, OPTIONS).offload
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_near_full_precision(dtype: torch.dtype) -> None:
-    """Of the embedded weights, on a canvas of one small tile."""
+@cache
+def small_tiny(dtype: torch.dtype) -> Tensor:
+    """What the embedded weights make of an image, on a canvas of one small tile."""
     tiny = get_preset("tiny")
     small = replace(tiny, native=128, tile=16, overlap=8)
-    image = F.interpolate(torch.rand(1, 3, 6, 6), size=(32, 32), mode="bicubic").clamp(0, 1)
-    results = [
-        StableSR.load(preset_folder(tiny), small, CPU, kind).upscale(image)
-        for kind in (torch.float32, dtype)
-    ]
-    assert bool(results[1].isfinite().all())
-    assert float((results[0] - results[1]).abs().mean()) < 0.02
+    image = F.interpolate(IMAGE[:, :, :6, :6], size=(32, 32), mode="bicubic").clamp(0, 1)
+    options = preset_parameters(small)
+    return StableSR.load(preset_folder(tiny), small, CPU, dtype).upscale(image, options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_near_full_precision(dtype: torch.dtype) -> None:
+    result = small_tiny(dtype)
+    assert bool(result.isfinite().all())
+    assert float((small_tiny(torch.float32) - result).abs().mean()) < 0.02

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.checkpoints.files import preset_folder
-from models.checkpoints.folder import describe
+from models.checkpoints.folder import Description, Record, describe
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, tile_bytes, tile_flops
 from models.memory import Memory, MemoryBudget
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters, preset_parameters
-from models.plan import Plan, plan, steps_in
+from models.plan import Plan, Planner, steps_in
 from models.presets import get_preset
 
 GB = 10**9
@@ -46,14 +47,8 @@ def planned(
     **budget: Any,
 ) -> Plan:
     """Of a square result of full-size networks in bfloat16."""
-    return plan(
-        estimated(device, config),
-        PRESET,
-        (side // 4, side // 4),
-        options or preset_parameters(PRESET),
-        memory,
-        MemoryBudget(**budget),
-    )
+    planner = Planner(estimated(device, config), PRESET, MemoryBudget(**budget))
+    return planner.fit((side // 4, side // 4), options or preset_parameters(PRESET), memory)
 
 
 def test_a_text_tower_takes_the_room_of_its_weights() -> None:
@@ -74,11 +69,26 @@ def test_a_text_tower_takes_the_room_of_its_weights() -> None:
     assert waiting.peaks.denoise.device == away.peaks.denoise.device
 
 
+def test_converted_weights_are_planned_with_their_own_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path))
+    folder, cpu = preset_folder(PRESET), torch.device("cpu")
+    released = Estimate.of_preset(PRESET, torch.float16, cpu, PLENTY)
+    assert released.config == FULL
+    folder.mkdir()
+    config, record = replace(FULL, text=TextConfig()), Record("a", "b", (), True, "", "", (), ())
+    Description(config, record).write(folder)
+    assert Estimate.of_preset(PRESET, torch.float16, cpu, PLENTY).config == config
+
+
 def test_half_precision_is_planned_with_less_memory_than_float32() -> None:
     for device in ("cpu", "cuda"):
         half, full = estimated(device), estimated(device, dtype=torch.float32)
         peaks = [
-            plan(each, PRESET, (256, 256), preset_parameters(PRESET), PLENTY, MemoryBudget()).peaks
+            Planner(each, PRESET, MemoryBudget())
+            .fit((256, 256), preset_parameters(PRESET), PLENTY)
+            .peaks
             for each in (half, full)
         ]
         assert all(sum(a) < sum(b) for a, b in zip(*peaks, strict=True))

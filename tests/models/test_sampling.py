@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from models.parameters import SamplerName
-from models.sampling import Sampler, Step, StepRequest, drive, drive_all, sample
+from models.sampling import Sampler, Step, StepRequest, drive_all, sample
 from models.schedulers import make_scheduler
 from models.tiling import TileGrid
+from tests.models.driving import drive
 
 CONTEXT, NEGATIVE = torch.full((1, 2, 3), 0.5), torch.full((1, 2, 3), -0.25)
 

@@ -26,11 +26,20 @@ from tests.models.compiler import Compiler, Tracer
 from tests.models.narrow import pipeline
 
 CPU = torch.device("cpu")
-WHOLE = CompileOptions("on", whole=True)
 SMALL = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 OPTIONS = narrow.parameters(scale=1.5, seed=3)
 IMAGE = torch.rand(1, 3, 60, 90, generator=torch.Generator().manual_seed(0))
 LARGE = torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(4))
+
+
+class WholeImages(CompileOptions):
+    """On a processor too."""
+
+    def whole_images(self, device: torch.device) -> bool:
+        return self.suits(device)
+
+
+WHOLE = WholeImages("on")
 
 
 @pytest.fixture
@@ -142,14 +151,14 @@ def test_where_memory_runs_out_an_image_goes_in_strips(
 def test_each_of_its_calls_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = Tracer()
     monkeypatch.setattr(torch, "compile", tracer)
-    ours = made(WHOLE, first_stage=True)
-    for step in ours.compiled_vae.compilations():
+    ours = made(WHOLE)
+    for step in ours._vae.compilations():
         step()
-    assert len(tracer.graphs) == 4
+    assert len(tracer.graphs) == 3
     for fidelity in (0.0, 0.3, 1.0):
         with ours.prepare(SMALL, narrow.parameters(fidelity_weight=fidelity)) as prepared:
             ours.decode(prepared, prepared.latent, narrow.parameters(fidelity_weight=fidelity))
-    assert len(tracer.graphs) == 4
+    assert len(tracer.graphs) == 3
     assert not ours.fallbacks
 
 
@@ -186,10 +195,8 @@ def test_images_go_whole_where_calls_are_compiled_for_a_gpu() -> None:
     assert CompileOptions("auto").whole_images(cuda)
     assert not CompileOptions("off").whole_images(cuda)
     assert not CompileOptions("on").whole_images(CPU)
-    assert CompileOptions("on", whole=True).whole_images(CPU)
-    assert not CompileOptions("auto", whole=False).whole_images(cuda)
-    assert not CompileOptions("auto", fixed_batch=2, whole=True).whole_images(cuda)
-    assert not made(WHOLE, offload=True).compiled_vae.on
+    assert not CompileOptions("auto", fixed_batch=2).whole_images(cuda)
+    assert made(WHOLE, offload=True)._vae.compilations() == []
 
 
 def failing_unless(keep: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,18 +213,20 @@ def failing_unless(keep: str, real: Callable[..., Any]) -> Callable[..., Any]:
 def test_maps_move_on_when_memory_runs_out(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sr = pipeline(scratch=tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sr = pipeline()
     wanted = sr.upscale(IMAGE, OPTIONS)
     real = getattr(models.vae, stage)
     monkeypatch.setattr(models.vae, stage, failing_unless("disk", real))
     assert torch.equal(sr.upscale(IMAGE, OPTIONS), wanted)
-    assert sr.memory_fallbacks.counts == {"keep": 1}
+    assert sr.fallbacks == {"keep": 1}
 
 
 def test_features_that_moved_on_count_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sr = pipeline(scratch=tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    sr = pipeline()
     real = getattr(models.vae, "encode")  # noqa: B009  # a name that is not exported
     monkeypatch.setattr(models.vae, "encode", failing_unless("disk", real))
     with sr.prepare(IMAGE, OPTIONS) as prepared:
@@ -232,7 +241,7 @@ def test_without_a_further_place_the_error_is_raised(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(models.vae, "decode", failing_unless("nowhere", lambda: None))
     with pytest.raises(torch.OutOfMemoryError, match="on the disk"):
         sr.upscale(IMAGE, OPTIONS)
-    assert sr.memory_fallbacks.counts == {"keep": 1}
+    assert sr.fallbacks == {"keep": 1}
 
 
 def test_strips_that_shrink_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,18 +256,16 @@ def test_strips_that_shrink_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
     found = sr.upscale(IMAGE, narrow.parameters(scale=1.5, seed=3, color_fix="adain"))
-    assert sr.memory_fallbacks.counts["rows"] >= 2
+    assert sr.fallbacks["rows"] >= 2
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-def test_further_places_are_the_host_and_the_disk_if_it_is_one() -> None:
-    gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    near = StripConfig(height=5)
-    onto_host = further(near, gpu, 10**9)
-    assert onto_host == StripConfig(height=5, keep="host")
-    assert further(StripConfig(height=5, keep="host"), gpu, 10**9) == StripConfig(
-        height=5, keep="disk"
-    )
-    assert further(near, cpu, 10**9) == StripConfig(height=5, keep="disk")
-    assert further(near, cpu, 0) is None
-    assert further(StripConfig(keep="disk"), gpu, 10**9) is None
+def test_further_places_are_the_host_and_the_disk_if_it_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    near, on_host, on_disk = (StripConfig(5, keep) for keep in ("device", "host", "disk"))
+    assert [further(strips, gpu) for strips in (near, on_host, on_disk)] == [on_host, on_disk, None]
+    assert further(near, CPU) == on_disk
+    monkeypatch.setattr(models.vae, "free_disk", lambda: 0)
+    assert further(near, CPU) is None

@@ -14,8 +14,9 @@ from torch import Tensor
 from models.checkpoints.files import preset_folder
 from models.pipeline import StableSR
 from models.presets import get_preset
-from models.sampling import Sampler, Step, StepRequest, drive
+from models.sampling import Sampler, Step, StepRequest
 from tests.models import narrow
+from tests.models.driving import drive, latent_of
 from worker.engine import Engine, fair_split
 from worker.errors import Cancellation, EngineBroken
 
@@ -351,8 +352,5 @@ def test_jobs_of_different_sizes_and_timesteps_give_what_they_give_alone(
     assert engine.calls < engine.tiles
     assert engine.tiles > steps_alone
     for (encoded_image, option), latent in zip(jobs, latents, strict=True):
-        expected = drive(
-            pipeline.sample(encoded_image, option),
-            lambda step: pipeline.predict([step.part(0, len(step))])[0],
-        )
+        expected = latent_of(pipeline, encoded_image, option)
         assert (latent - expected).abs().max() < 1e-5
