@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 import torch
@@ -44,8 +43,6 @@ class StripConfig:
     keep: Keep = "device"
     attention_keys: int = 65_536
     """Latent pixels up to which the middle attention is exact; above, keys are averaged."""
-    scratch: Path | None = None
-    """Folder for `keep="disk"`; None is the system's. It must not lie in memory (tmpfs)."""
 
     def __post_init__(self) -> None:
         if self.height < 1:
@@ -58,11 +55,10 @@ class _File:
     """A block on disk, in a file without a name: it is gone when it is closed, or when the process
     dies. Read and written by explicit calls: pages of a mapping would count as the process's."""
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, folder: Path | None):
-        self._row = shape[1] * shape[2] * dtype.itemsize
-        self._dtype, self._folder = dtype, folder
-        with _name_when_full(folder):
-            file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # `close` closes it
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        self._row, self._dtype = shape[1] * shape[2] * dtype.itemsize, dtype
+        with _name_when_full():
+            file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` closes it
         self._file = cast(BinaryIO, file)
 
     def read(self, top: int, out: Tensor) -> None:
@@ -80,7 +76,7 @@ class _File:
     def write(self, top: int, rows: Tensor) -> None:
         rest, offset = _bytes(rows.cpu().contiguous()), top * self._row
         while rest:
-            with _name_when_full(self._folder):
+            with _name_when_full():
                 count = os.pwritev(self._file.fileno(), [rest], offset)
             rest, offset = rest[count:], offset + count
 
@@ -89,15 +85,15 @@ class _File:
 
 
 @contextmanager
-def _name_when_full(folder: Path | None) -> Iterator[None]:
-    """Names the folder where the system has no room left in it."""
+def _name_when_full() -> Iterator[None]:
+    """Names the system's folder of temporary files where the system has no room left in it."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise ScratchFull(
-            f"There is no room left in {folder or tempfile.gettempdir()} for the feature maps of "
+            f"There is no room left in {tempfile.gettempdir()} for the feature maps of "
             f"this image ({error.strerror}); name a folder on a larger disk, or a smaller image."
         ) from error
 
@@ -240,7 +236,7 @@ class MapStore:
     def allocate(self, shape: tuple[int, int, int]) -> Tensor | _File:
         """Room for (rows, width, channels)."""
         if self.config.keep == "disk":
-            return _File(shape, self.dtype, self.config.scratch)
+            return _File(shape, self.dtype)
         device = self.device if self.config.keep == "device" else "cpu"
         return torch.empty(shape, device=device, dtype=self.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,3 +35,9 @@ def autoencoder(request: pytest.FixtureRequest) -> AnyAutoencoder:
 def without_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps on disk lie where a test can look for them."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -81,7 +81,7 @@ def test_where_maps_are_kept_changes_not_one_bit(
 ) -> None:
     image = make_image(72, 64)
     results: list[Tensor] = []
-    for strips in (StripConfig(16), StripConfig(16, keep, scratch=tmp_path)):
+    for strips in (StripConfig(16), StripConfig(16, keep)):
         with encode(autoencoder, image, strips) as output:
             latent = latent_of(autoencoder, output.moments)
             results.append(decode(autoencoder, latent, output.features, FIDELITY, strips))

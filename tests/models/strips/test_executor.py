@@ -116,7 +116,7 @@ def test_where_one_row_is_too_much_the_error_is_passed_on(
     monkeypatch.setattr(F, "conv2d", faulty(MemoryError, 2))
     heights: list[int] = []
     with pytest.raises(MemoryError):
-        code(small, StripConfig(8, "disk", scratch=tmp_path), shrink_to(heights))
+        code(small, StripConfig(8, "disk"), shrink_to(heights))
     assert heights == [4, 2, 1]
     assert open_files(tmp_path) == []
 
@@ -142,7 +142,7 @@ def test_a_cancelled_job_frees_its_files(small: Autoencoder, after: int, tmp_pat
             raise Cancel
 
     with pytest.raises(Cancel):
-        code(small, StripConfig(16, "disk", scratch=tmp_path), Callbacks(check=check))
+        code(small, StripConfig(16, "disk"), Callbacks(check=check))
     assert open_files(tmp_path) == []
 
 
@@ -160,7 +160,7 @@ def test_a_full_disk_frees_the_files(
 
     monkeypatch.setattr(os, "pwritev", until_full)
     with pytest.raises(ScratchFull):
-        code(small, StripConfig(16, "disk", scratch=tmp_path))
+        code(small, StripConfig(16, "disk"))
     assert open_files(tmp_path) == []
 
 
