@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from secrets import token_hex
-from typing import Literal, Self
+from typing import Literal
 
 from models.errors import DiskFull
 from models.presets import Preset
@@ -46,39 +46,37 @@ def preset_folder(preset: Preset, root: Path | None = None) -> Path:
     return (root or weights_root()) / preset.name
 
 
-@dataclass(frozen=True)
-class Absence:
-    """Why a preset's weights are not here: a note beside their place, which `stablesr weights
-    prepare` leaves and a worker without weights repeats. `reason` is a clause that clients may
-    read."""
+def note_absence(preset: Preset, reason: str | None) -> None:
+    """Leaves a note beside their place why a preset's weights are not here; None removes it.
 
-    reason: str
-
-    @staticmethod
-    def note(preset: Preset, reason: str) -> None:
-        """Leaves a note in place of an older one. Raises OSError."""
-        path = _note(preset)
+    `stablesr weights prepare` does, and a worker without weights repeats the reason, which is a
+    clause that clients may read. Raises OSError.
+    """
+    path = _note(preset)
+    if reason is None:
+        path.unlink(missing_ok=True)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"reason": reason}) + "\n")
-        os.replace(part, path)
+        replace_text(path, json.dumps({"reason": reason}) + "\n")
 
-    @classmethod
-    def of(cls, preset: Preset) -> Self | None:
-        """The note of a preset; None when there is none."""
-        try:
-            return cls(json.loads(_note(preset).read_text())["reason"])
-        except FileNotFoundError:
-            return None
 
-    @staticmethod
-    def forget(preset: Preset) -> None:
-        """Removes the note, if there is one. Raises OSError."""
-        _note(preset).unlink(missing_ok=True)
+def absence_of(preset: Preset) -> str | None:
+    """What the note of a preset says; None when there is none."""
+    try:
+        return str(json.loads(_note(preset).read_text())["reason"])
+    except FileNotFoundError:
+        return None
 
 
 def _note(preset: Preset) -> Path:
     return weights_root() / f"{preset.name}.absent.json"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file aside and renames it. Raises OSError."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
 
 
 @dataclass(frozen=True)
@@ -121,18 +119,12 @@ def sum_of(path: Path, on_progress: OnProgress = ignore) -> FileSum:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Whether `size` bytes fit on the disk that `folder` lies on, or will lie on.
-
-    Raises:
-        DiskFull: they do not.
-    """
+    """Whether `size` bytes fit on the disk that `folder` lies on, or will. Raises DiskFull."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < size:
-        raise DiskFull(
-            f"The disk of {folder} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are "
-            "needed."
-        )
+        sizes = f"{free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are needed"
+        raise DiskFull(f"The disk of {folder} has {sizes}.")
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -147,15 +139,13 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     Raises:
         DiskFull: the disk ran full in the block.
     """
-    token = token_hex(4)
-    new = folder.with_name(f".{folder.name}.{token}.part")
-    old = folder.with_name(f".{folder.name}.{token}.old")
+    new = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
     try:
         new.mkdir(parents=True)
         with _lock(new):
             yield new
             if folder.exists():
-                _replace(folder, new, old)
+                _replace(folder, new)
             else:
                 new.rename(folder)
     except OSError as error:
@@ -166,9 +156,10 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _replace(folder: Path, new: Path, old: Path) -> None:
+def _replace(folder: Path, new: Path) -> None:
     """Puts `new` in the place of `folder`, or leaves that one there. `clear_leftovers` does the
     same for a process that is killed in between."""
+    old = new.with_suffix(".old")
     with _lock(folder):
         folder.rename(old)
         try:

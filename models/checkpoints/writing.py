@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from models.checkpoints.containers import LazyTensor
-from models.checkpoints.files import INDEX, WEIGHTS, OnProgress, WeightsProgress, check_room
+from models.checkpoints.files import INDEX, OnProgress, WeightsProgress, check_room
 from models.checkpoints.folder import is_finite
 from models.errors import CheckpointMismatch
 
@@ -31,7 +32,7 @@ class Form:
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_bytes: int | None = None
-    """Largest size of a file; None writes one file."""
+    """Largest size of a file of several; None writes one file."""
     text: bool = False
     """Keep the text tower, which prompts need."""
 
@@ -53,23 +54,29 @@ def write_tensors(
         CheckpointMismatch: a tensor has values that are no numbers.
         DiskFull: the disk has no room.
     """
-    sizes = {name: math.prod(t.shape) * form.torch_dtype.itemsize for name, t in tensors.items()}
+    dtype = form.torch_dtype
+    sizes = {name: math.prod(t.shape) * dtype.itemsize for name, t in tensors.items()}
     position, total = 0, sum(sizes.values())
     check_room(folder, total)
-    shards = _shards(sizes, form.shard_bytes)
+    shards = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=form.shard_bytes or total,
+    )
     float32: list[str] = []
 
     def narrow(file: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         nonlocal position
         for name in names:
-            tensor = _narrow(name, tensors[name].read(), form.torch_dtype)
-            if tensor.dtype != form.torch_dtype:
+            tensor = _narrow(name, tensors[name].read(), dtype)
+            if tensor.dtype != dtype:
                 float32.append(name)
             yield name, tensor
             position += sizes[name]
             on_progress(WeightsProgress("convert", file, position, total))
 
-    for file, names in shards.items():
+    for file, names in shards.filename_to_tensors.items():
         shapes = {name: tensors[name].shape for name in names}
         write_safetensors(folder / file, shapes, narrow(file, names))
     if float32:
@@ -77,28 +84,12 @@ def write_tensors(
             "%d tensors have values beyond %s and are kept in float32: %s",
             *(len(float32), form.dtype, ", ".join(float32[:5])),
         )
-    paths = [folder / file for file in shards]
-    if form.shard_bytes is not None:
-        weight_map = {name: file for file, names in shards.items() for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    paths = [folder / file for file in shards.filename_to_tensors]
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         paths.append(folder / INDEX)
     return tuple(paths), float32
-
-
-def _shards(sizes: Mapping[str, int], limit: int | None) -> dict[str, list[str]]:
-    """Names of tensors by file, of at most `limit` bytes each; a larger tensor has its own."""
-    if limit is None:
-        return {WEIGHTS: list(sizes)}
-    shards: list[list[str]] = []
-    room = 0
-    for name, size in sizes.items():
-        if not shards or size > room:
-            shards.append([])
-            room = limit
-        shards[-1].append(name)
-        room -= size
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
 
 
 def _narrow(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

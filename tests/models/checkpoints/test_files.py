@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.checkpoints.files import Absence, clear_leftovers, replaced_folder
+from models.checkpoints.files import absence_of, clear_leftovers, note_absence, replaced_folder
 from models.checkpoints.pull import pull
 from models.presets import Preset, get_preset
 from tests.models.hub import WHOLE, Hub, files_in
@@ -20,17 +20,15 @@ def test_a_note_is_read_back_until_it_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path / "weights"))
-    assert Absence.of(PRESET) is None
-    Absence.note(PRESET, "no network")
-    Absence.note(PRESET, "no licence")
-    absence = Absence.of(PRESET)
-    assert absence is not None
-    assert absence.reason == "no licence"
-    assert Absence.of(OTHER) is None
+    assert absence_of(PRESET) is None
+    note_absence(PRESET, "no network")
+    note_absence(PRESET, "no licence")
+    assert absence_of(PRESET) == "no licence"
+    assert absence_of(OTHER) is None
     assert files_in(tmp_path) == ["weights/stablesr-512.absent.json"]
-    Absence.forget(PRESET)
-    Absence.forget(PRESET)
-    assert Absence.of(PRESET) is None
+    note_absence(PRESET, None)
+    note_absence(PRESET, None)
+    assert absence_of(PRESET) is None
 
 
 def test_what_a_killed_process_left_is_cleared_away(
