@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from models.checkpoints.containers import Checkpoint, LazyTensor
-from models.checkpoints.files import (
-    FileSum,
-    OnProgress,
-    clear_leftovers,
-    ignore,
-    replaced_folder,
-    sum_of,
-)
+from models.checkpoints.files import FileSum, OnProgress, ignore, sum_of
 from models.checkpoints.folder import IGNORED_PREFIXES, Record, write_config
 from models.checkpoints.sources import Sources, open_sources
-from models.checkpoints.writing import Form, write_tensors
+from models.checkpoints.writing import Form, clear_leftovers, replaced_folder, write_tensors
 from models.config import ModelConfig, TextConfig
 from models.errors import CheckpointMismatch, WeightsExist, WeightsNotFound
 from models.networks.text import TextTower
@@ -155,17 +148,15 @@ def _embed_empty_prompt(config: TextConfig, tensors: Mapping[str, LazyTensor]) -
     # Start and end are the last two words of the vocabulary; OpenCLIP fills up with zeros.
     tokens = torch.zeros(config.tokens, dtype=torch.long)
     tokens[0], tokens[1] = config.vocabulary - 2, config.vocabulary - 1
-    words = tensors["text.token_embedding.weight"].read()[tokens].float()
+    words = tensors["text.token_embedding.weight"].read()[tokens[None]].float()
     state = words + tensors["text.positional_embedding"].read().float()
     for i, block in enumerate(tower.blocks):
-        state = _with_numbers(block, f"text.blocks.{i}", tensors)(state[None])[0]
-    embedding: Tensor = _with_numbers(tower.ln_final, "text.ln_final", tensors)(state[None])
-    return embedding
+        state = _call(block, f"text.blocks.{i}", tensors, state)
+    return _call(tower.ln_final, "text.ln_final", tensors, state)
 
 
-def _with_numbers(module: nn.Module, name: str, tensors: Mapping[str, LazyTensor]) -> nn.Module:
-    """A copy of a module on the meta device, with its numbers; the module stays without."""
+def _call(module: nn.Module, name: str, tensors: Mapping[str, LazyTensor], state: Tensor) -> Tensor:
+    """What a module on the meta device gives with its numbers, which it does not keep."""
     numbers = {key: tensors[f"{name}.{key}"].read().float() for key in module.state_dict()}
-    copy = deepcopy(module)
-    copy.load_state_dict(numbers, assign=True)
-    return copy
+    result: Tensor = functional_call(module, numbers, (state,))
+    return result

@@ -45,8 +45,8 @@ def open_parts(path: Path, prediction: Prediction) -> dict[str, Checkpoint]:
     if (path / "text_encoder").is_dir():
         text = _open_part(path / "text_encoder", lambda name: name.removeprefix("text_model."))
         # A table of the numbers 0 to 76, which older versions of transformers saved.
-        used = {n: t for n, t in text.tensors.items() if n != "embeddings.position_ids"}
-        parts["text"] = replace(text, tensors=used)
+        tensors = {n: t for n, t in text.tensors.items() if n != "embeddings.position_ids"}
+        parts["text"] = replace(text, tensors=tensors)
     return parts
 
 

@@ -1,32 +1,19 @@
-"""Where weights lie on the disk: their folders, sums, room, and a new folder in place of an old.
-
-A folder is written beside its place and renamed. `.NAME.*.part` is one in the making, or one that
-was replaced and is being removed; `.NAME.*.old` is a whole one that makes room: between its two
-renames there is no folder NAME. The process at work holds the folder's lock, which ends with it, so
-that leftovers of a killed process are known. Process numbers would not do: containers share them.
-"""
+"""Where weights lie on the disk, why they may be absent, their sums, and room for them."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
-from secrets import token_hex
 from typing import Literal
 
 from models.errors import DiskFull
 from models.presets import Preset
-
-log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -130,76 +117,3 @@ def check_room(folder: Path, size: int) -> None:
 def is_disk_full(error: OSError) -> bool:
     """Whether an error says that the disk, or one's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Gives a new folder beside `folder`, and puts it in its place when the block ends well.
-
-    Raises:
-        DiskFull: the disk ran full in the block.
-    """
-    new = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
-    try:
-        new.mkdir(parents=True)
-        with _lock(new):
-            yield new
-            if folder.exists():
-                _replace(folder, new)
-            else:
-                new.rename(folder)
-    except OSError as error:
-        if is_disk_full(error):
-            raise DiskFull(f"The disk of {folder} ran full; nothing was kept.") from error
-        raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Puts `new` in the place of `folder`, or leaves that one there. `clear_leftovers` does the
-    same for a process that is killed in between."""
-    old = new.with_suffix(".old")
-    with _lock(folder):
-        folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            old.rename(folder)
-            raise
-        # What is half removed must not be taken for a folder to be put back.
-        old.rename(new)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Locks a folder, under whatever name it gets meanwhile; false if another process holds it.
-    Some network file systems lock no folders; there every process is taken to be gone."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            log.warning("no lock on %s: %s", folder, error.strerror)
-        yield True
-    finally:
-        os.close(descriptor)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Puts the folder back if a process was killed while it replaced it; removes what else such
-    processes left. Raises OSError."""
-    beside = folder.parent.glob(f".{escape(folder.name)}.*.*")
-    leftovers = [p for p in beside if p.suffix in (".old", ".part") and p.is_dir()]
-    # The newest old one first: it is the one to put back.
-    leftovers.sort(key=lambda path: (path.suffix != ".old", -path.stat().st_mtime))
-    for leftover in leftovers:
-        with _lock(leftover) as is_free:
-            if is_free and leftover.suffix == ".old" and not folder.exists():
-                leftover.rename(folder)
-                log.warning("%s was left by a process that was killed, and is back", folder)
-            elif is_free:
-                shutil.rmtree(leftover, ignore_errors=True)

@@ -175,19 +175,19 @@ def our_tensors(
         for part in parts:
             sharers[part].append(name)
     reference = {}
-    for part, sharing in sharers.items():
-        first, *rest = ours[sharing[0]].shape
-        reference[part] = (first * len(sharing) // len(names[sharing[0]]), *rest)
+    for part, group in sharers.items():
+        first, *rest = ours[group[0]].shape
+        reference[part] = (first * len(group) // len(names[group[0]]), *rest)
     shapes = {part: _cut(shape, reference.get(part, shape)) for part, shape in file.shapes.items()}
     check_names(file.path, shapes, reference, others=file.others)
 
     def read(name: str) -> Tensor:
-        parts, sharing = names[name], sharers[names[name][0]]
+        parts, group = names[name], sharers[names[name][0]]
         tensors = [file.tensors[part].read() for part in parts]
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        if len(sharing) > 1:
-            by_head = tensor.reshape(heads, len(sharing), -1, *tensor.shape[1:])
-            tensor = by_head[:, sharing.index(name)]
+        if len(group) > 1:
+            by_head = tensor.reshape(heads, len(group), -1, *tensor.shape[1:])
+            tensor = by_head[:, group.index(name)]
         return tensor.reshape(ours[name].shape)
 
     tensors = {

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import httpx2
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from models.checkpoints.convert import convert
 from models.checkpoints.files import (
@@ -32,14 +32,13 @@ from models.checkpoints.files import (
     OnProgress,
     WeightsProgress,
     check_room,
-    clear_leftovers,
     ignore,
     is_disk_full,
     preset_folder,
     sum_of,
 )
 from models.checkpoints.sources import Sources
-from models.checkpoints.writing import Form
+from models.checkpoints.writing import Form, clear_leftovers
 from models.errors import DiskFull, DownloadFailed, LicenceNotAccepted
 from models.presets import Preset, Release, ReleasedFile
 
@@ -170,7 +169,9 @@ def _download(
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     url = hf_hub_url(repository, file.name, endpoint=endpoint)
     with _as_sentence(url):
-        metadata = get_hf_file_metadata(url, token=_token(), retry_on_errors=True)
+        # False: the library would take one from the user's files, too.
+        token = os.environ.get("HF_TOKEN") or False
+        metadata = get_hf_file_metadata(url, token=token, retry_on_errors=True)
     if metadata.size and abs(metadata.size - file.size) > _SIZE_TOLERANCE * file.size:
         raise DownloadFailed(
             f"{url} is not the released file: the server has {metadata.size} bytes, and "
@@ -195,11 +196,6 @@ def _download(
     return FileSum(target.name, actual.bytes, actual.sha256)
 
 
-def _token() -> str | Literal[False]:
-    """That of the environment; the library would take one from the user's files, too."""
-    return os.environ.get("HF_TOKEN") or False
-
-
 class _Part(io.FileIO):
     """A file that is appended to, with progress."""
 
@@ -215,8 +211,10 @@ class _Part(io.FileIO):
 
 def _fetch(url: str, path: Path, size: int | None, file: ReleasedFile, report: OnProgress) -> None:
     """Appends to a part what is missing. Raises DownloadFailed and DiskFull."""
-    # The token is not sent on to another host that a redirect leads to.
-    headers = {**build_hf_headers(token=_token()), "Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity"}
+    if token := os.environ.get("HF_TOKEN"):
+        # Not sent on to another host that a redirect leads to.
+        headers["Authorization"] = f"Bearer {token}"
     progress, failures = WeightsProgress("download", file.name, 0, size or file.size), 0
     with _Part(path, progress, report) as part:
         while True:
