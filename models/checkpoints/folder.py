@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,7 +37,7 @@ from models.networks.bundle import Networks
 IGNORED_PREFIXES = ("first_stage.decoder.", "first_stage.post_quant_conv.")
 """How the names of tensors begin that no step calls: images are decoded by the CFW file's decoder.
 Conversions used to keep them."""
-_MAX_FAULTS = 5
+_FORMAT, _MAX_FAULTS = 1, 5
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,7 @@ class Record:
     """What was converted."""
     files: tuple[FileSum, ...]
     """What was written."""
-    format: Literal[1] = 1
-
-
-_RECORD = TypeAdapter(Record)
+    format: int = _FORMAT
 
 
 def write_config(folder: Path, config: ModelConfig, record: Record | None = None) -> None:
@@ -83,12 +79,19 @@ def describe(folder: Path) -> tuple[ModelConfig, Record | None]:
     try:
         fields = json.loads(path.read_text())
         record = fields.pop("weights", None)
-        return ModelConfig.from_json(fields), record and _RECORD.validate_python(record)
+        return ModelConfig.from_json(fields), record and _record(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointUnreadable(
             f"{path} does not describe weights that this version can read ({error!r:.200}); "
             "convert the weights again, or use the version that wrote it."
         ) from error
+
+
+def _record(fields: dict[str, Any]) -> Record:
+    if fields["format"] != _FORMAT:
+        raise ValueError(f"format {fields['format']} instead of {_FORMAT}")
+    sums = {key: tuple(FileSum(**item) for item in fields[key]) for key in ("sources", "files")}
+    return Record(**{**fields, **sums, "float32": tuple(fields["float32"])})
 
 
 def save_folder(networks: Networks, folder: Path, dtype: torch.dtype = torch.float16) -> None:
