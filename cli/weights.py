@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
+from annotated_types import Ge
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +18,16 @@ from cli.checks import load, require_torch
 from cli.errors import BadSettings, InputError, Unreachable, translate
 from cli.options import argument, option
 from cli.view import WeightsView, console, readable
-
-if TYPE_CHECKING:
-    from models.presets import Preset
+from models.checkpoints.files import preset_folder, weights_root
+from models.errors import (
+    CheckpointError,
+    DownloadFailed,
+    LicenceNotAccepted,
+    ModelError,
+    UnknownPreset,
+    WeightsNotFound,
+)
+from models.presets import PRESETS, Preset, get_preset
 
 app = typer.Typer(
     help="The weights on this machine, in STABLESR_WEIGHTS or ~/.local/share/stablesr/weights.",
@@ -29,25 +37,17 @@ app = typer.Typer(
 
 def _bytes(text: str) -> int:
     try:
-        size = TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError:
-        size = ByteSize(0)
-    if size < 1:
-        raise typer.BadParameter(f"{text!r} is no size such as 2GB or 500MB.")
-    return int(size)
+        return TypeAdapter(Annotated[ByteSize, Ge(1)]).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r} is no size such as 2GB or 500MB.") from error
 
 
 Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
 DType = Literal["float16", "bfloat16", "float32"]
 DTypeOption = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
+_SHARDS = "Write several files of at most this size, such as 2GB."
 ShardSize = Annotated[
-    int | None,
-    option(
-        "Write several files of at most this size, such as 2GB.",
-        default="one file",
-        parser=_bytes,
-        metavar="SIZE",
-    ),
+    int | None, option(_SHARDS, default="one file", parser=_bytes, metavar="SIZE")
 ]
 Text = Annotated[bool, typer.Option(help="Keep the text tower (0.7 GB), which prompts need.")]
 
@@ -56,9 +56,6 @@ Text = Annotated[bool, typer.Option(help="Keep the text tower (0.7 GB), which pr
 def list_weights() -> None:
     """Show every preset: whether its weights are here, where, and under what licence."""
     require_torch("This command", instead="")
-    from models.checkpoints.files import preset_folder
-    from models.presets import PRESETS
-
     table = Table("preset", "here", "size", "type", "where", "licence")
     for preset in PRESETS.values():
         folder = preset_folder(_preset(preset.name))
@@ -70,10 +67,9 @@ def list_weights() -> None:
 def _state(folder: Path) -> tuple[str, str, str]:
     """Whether there are weights, their size and their type."""
     from models.checkpoints.folder import describe, open_folder
-    from models.errors import CheckpointError, WeightsNotFound
 
     try:
-        record = describe(folder).record
+        _, record = describe(folder)
         _, weights = open_folder(folder)
     except WeightsNotFound:
         return "no", "", ""
@@ -99,7 +95,6 @@ def pull(
     """Download the released files of a preset, check and convert them. Resumes."""
     with _model_errors():
         from models.checkpoints import pull as pulling
-        from models.checkpoints.files import weights_root
         from models.checkpoints.writing import Form
 
         preset, root = _preset(name), weights_root()
@@ -116,7 +111,7 @@ def pull(
                 again=again,
             )
     if here:
-        console.print(f"The weights of {name} are here already: {folder}.", soft_wrap=True)
+        _print(f"The weights of {name} are here already: {folder}.")
     else:
         _report(folder)
 
@@ -126,16 +121,12 @@ def _ask(preset: Preset) -> bool:
     assert preset.release is not None  # weights that come with the package are here
     release = preset.release
     size = readable(sum(file.size for file in release.files))
-    console.print(
+    _print(
         f"{preset.name}: {size} from {release.repository}, under the {preset.licence}.\n"
         f"Read it first: {preset.licence_url}\n"
-        "The files hold a Stable Diffusion model, too, whose own licence applies as well.",
-        soft_wrap=True,
-        markup=False,
+        "The files hold a Stable Diffusion model, too, whose own licence applies as well."
     )
-    if not sys.stdin.isatty():
-        return False
-    return typer.confirm("Do you accept the licence?", err=True)
+    return sys.stdin.isatty() and typer.confirm("Do you accept the licence?", err=True)
 
 
 @app.command()
@@ -161,7 +152,6 @@ def convert(
     """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
     with _model_errors(), WeightsView() as view:
         from models.checkpoints import convert as converting
-        from models.checkpoints.files import preset_folder
         from models.checkpoints.sources import Sources
         from models.checkpoints.writing import Form
 
@@ -176,10 +166,9 @@ def convert(
             on_progress=view,
         )
     for what, count in conversion.omissions.items():
-        console.print(f"Left out: {count} tensors, {what}.", soft_wrap=True)
+        _print(f"Left out: {count} tensors, {what}.")
     if foreign := conversion.foreign:
-        names = ", ".join(foreign[:5])
-        console.print(f"Not run: {len(foreign)} names in the files ({names}).", soft_wrap=True)
+        _print(f"Not run: {len(foreign)} names in the files ({', '.join(foreign[:5])}).")
     _report(folder)
 
 
@@ -189,20 +178,15 @@ def verify(
 ) -> None:
     """Read all of a folder of weights: every tensor there and finite, the files as written."""
     with _model_errors(), WeightsView() as view:
-        from models.checkpoints.files import preset_folder
         from models.checkpoints.folder import verify
-        from models.presets import PRESETS
 
-        folder = preset_folder(PRESETS[what]) if what in PRESETS else Path(what)
+        folder = preset_folder(get_preset(what)) if what in PRESETS else Path(what)
         verification = verify(folder, view)
     types = ", ".join(f"{count} {name}" for name, count in sorted(verification.dtypes.items()))
-    sums = "no sums are recorded to compare the files with"
-    if verification.record:
-        sums = "the files are as they were written"
-    console.print(
-        f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.",
-        soft_wrap=True,
-    )
+    sums = "the files are as they were written"
+    if not verification.record:
+        sums = "no sums are recorded to compare the files with"
+    _print(f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.")
 
 
 @app.command()
@@ -215,9 +199,6 @@ def prepare() -> None:
 
 
 def _preset(name: str) -> Preset:
-    from models.errors import UnknownPreset
-    from models.presets import get_preset
-
     with translate({UnknownPreset: BadSettings}):
         return get_preset(name)
 
@@ -225,9 +206,8 @@ def _preset(name: str) -> Preset:
 def _report(folder: Path) -> None:
     """One line for what there is now, and what a person should know of it."""
     from models.checkpoints.folder import describe
-    from models.presets import PRESETS
 
-    record = describe(folder).record
+    _, record = describe(folder)
     assert record is not None  # a conversion has just written it
     lines = [f"{folder}: {readable(sum(file.bytes for file in record.files))} in {record.dtype}."]
     if record.float32:
@@ -239,23 +219,25 @@ def _report(folder: Path) -> None:
         lines.append(
             "The VAE encoders of the two files differ: both are kept, and images take longer."
         )
-    release = PRESETS[record.preset].release
+    release = get_preset(record.preset).release
+    assert release is not None  # it was converted
     sources = {source.name for source in record.sources}
-    for file in release.files if release else ():
-        if file.sha256 is None and file.name in sources:
-            lines.append(
-                f"{file.name} was checked by its structure only: its sha256 is not published."
-            )
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    lines += [
+        f"{file.name} was checked by its structure only: its sha256 is not published."
+        for file in release.files
+        if file.sha256 is None and file.name in sources
+    ]
+    _print("\n".join(lines))
+
+
+def _print(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False)
 
 
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """Turns the errors of the model side into the command's."""
     require_torch("This command", instead="")
-    from models.errors import DownloadFailed, LicenceNotAccepted, ModelError
-
     with translate({DownloadFailed: Unreachable, ModelError: InputError}):
         try:
             yield

@@ -1,8 +1,8 @@
 """`stablesr weights prepare`: the weights of STABLESR_PRESET, fetched before a worker starts.
 
-For stacks that start without a person. Whatever keeps the weights away is a line in the log and a
-note for the worker (`models.checkpoints.files`), not a failure: the worker is not ready and
-repeats the reason to its clients, and the next start of the stack tries again.
+What keeps them away is a line in the log and a note for the worker (`models.checkpoints.files`),
+not a failure: the worker is not ready and repeats the reason to its clients, and the next start of
+the stack tries again.
 """
 
 from __future__ import annotations
@@ -16,20 +16,11 @@ import structlog
 
 from jobs.logs import configure_logging
 from jobs.settings import Settings
-from models.checkpoints.files import Absence, WeightsProgress, weights_root
+from models.checkpoints.files import WeightsProgress, note_absence, weights_root
 from models.checkpoints.folder import open_folder
 from models.checkpoints.pull import pull
-from models.errors import (
-    CheckpointError,
-    DiskFull,
-    DownloadFailed,
-    LicenceNotAccepted,
-    ModelError,
-)
-from models.presets import PRESETS, get_preset
-
-# How often a long download says how far it is.
-PROGRESS_S = 30.0
+from models.errors import CheckpointError, DiskFull, DownloadFailed, LicenceNotAccepted, ModelError
+from models.presets import get_preset
 
 log = structlog.get_logger(__name__)
 
@@ -41,22 +32,21 @@ def prepare(settings: Settings) -> None:
     """
     configure_logging(settings)
     signal.signal(signal.SIGTERM, _end)
-    preset = PRESETS[settings.preset]
+    preset = get_preset(settings.preset)
     if preset.embedded:
         log.info("weights come with the package", preset=preset.name)
         return
-    model_preset = get_preset(preset.name)
     licence = preset.licence.partition(" (")[0]  # without what is said of it in brackets
     try:
         folder = pull(
-            model_preset,
+            preset,
             weights_root(),
             # By its name: what is accepted for one preset may not be what another has.
             accept_licence=(settings.accept_licence or "").casefold() == licence.casefold(),
             on_progress=_Progress(preset.name),
         )
         open_folder(folder)
-        Absence.forget(model_preset)
+        note_absence(preset, None)
     # An unforeseen error must not keep the worker from starting either.
     except Exception as error:
         reason = _reason(licence, error)
@@ -70,7 +60,7 @@ def prepare(settings: Settings) -> None:
             exc_info=None if isinstance(error, (ModelError, OSError)) else error,
         )
         try:
-            Absence.note(model_preset, reason)
+            note_absence(preset, reason)
         except OSError as failure:
             log.warning("no note for the worker", preset=preset.name, detail=str(failure))
     else:
@@ -79,19 +69,21 @@ def prepare(settings: Settings) -> None:
 
 def _reason(licence: str, error: Exception) -> str:
     """A clause for clients, who need not know hosts and folders."""
-    if isinstance(error, LicenceNotAccepted):
-        return f'its licence is not accepted (STABLESR_ACCEPT_LICENCE="{licence}" would accept it)'
-    clauses = {
-        DownloadFailed: "its weights could not be downloaded",
-        DiskFull: "its weights do not fit on the disk",
-        CheckpointError: "its weights cannot be used",
-    }
-    default = "its weights could not be put in place"
-    return next((text for kind, text in clauses.items() if isinstance(error, kind)), default)
+    match error:
+        case LicenceNotAccepted():
+            accept = f'STABLESR_ACCEPT_LICENCE="{licence}" would accept it'
+            return f"its licence is not accepted ({accept})"
+        case DownloadFailed():
+            return "its weights could not be downloaded"
+        case DiskFull():
+            return "its weights do not fit on the disk"
+        case CheckpointError():
+            return "its weights cannot be used"
+    return "its weights could not be put in place"
 
 
 class _Progress:
-    """Logs the beginning and the end of each part of the work, and now and then in between."""
+    """Logs the start and the end of each part of the work, and every 30 seconds in between."""
 
     def __init__(self, preset: str) -> None:
         self._preset = preset
@@ -102,7 +94,7 @@ class _Progress:
         part = (now.stage, now.name)
         if part == self._part and now.position < now.total and time.monotonic() < self._next:
             return
-        self._part, self._next = part, time.monotonic() + PROGRESS_S
+        self._part, self._next = part, time.monotonic() + 30
         log.info(
             "preparing weights",
             preset=self._preset,

@@ -23,13 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.checkpoints.containers import Checkpoint, LazyTensor
 from models.checkpoints.inventory import config_of
-from models.checkpoints.keys import (
-    SCHEDULE_KEYS,
-    autoencoder_entries,
-    diffusion_entries,
-    from_released,
-)
+from models.checkpoints.keys import SCHEDULE_KEYS, our_tensors, released_names
 from models.color import correct_rows
 from models.config import Prediction
 from models.fusing import fuse
@@ -39,6 +35,7 @@ from models.sampling import Step, sample
 from models.schedulers import DDIM, DDPM, Scheduler, add_noise, alphas_cumprod, respaced_timesteps
 from models.tiling import TileGrid, gaussian_weights
 from tests.models.driving import drive
+from tests.models.released import idle_names
 
 TOLERANCE = 2e-5
 EQUAL_FRACTION = 0.995
@@ -88,6 +85,10 @@ class Golden:
         with gzip.open(folder / "keys_tiny.json.gz") as packed:
             self.inventory: dict[str, dict[str, list[int]]] = json.load(packed)
 
+    def weight(self, name: str, shape: list[int]) -> LazyTensor:
+        """A tensor of a released file, which is drawn when it is read."""
+        return LazyTensor(torch.float32, tuple(shape), lambda: draw_weight(self.salt, name, shape))
+
     def input(self, name: str) -> Tensor:
         """A random input by the folder's rule, or a stored array."""
         if name not in self.inputs:
@@ -104,20 +105,14 @@ class Golden:
     def networks(self) -> Networks:
         """The networks at the folder's widths, float32."""
         diffusion, autoencoder = self.inventory["state_dict"], self.inventory["cfw_state_dict"]
-        config = config_of(diffusion, autoencoder)
+        config, shapes = config_of(diffusion, autoencoder), {**diffusion, **autoencoder}
         networks = Networks(config, first_stage="whole")
-        tensors: dict[str, Tensor] = {}
-        entries = [(e, diffusion) for e in diffusion_entries(config)]
-        entries += [(e, autoencoder) for e in autoencoder_entries(config)]
-        unread = (diffusion.keys() - SCHEDULE_KEYS) | autoencoder.keys()
-        for entry, shapes in entries:
-            drawn = draw_weight(self.salt, entry.name, shapes[entry.name])
-            tensors.update(from_released(entry, drawn, config.encoder.heads))
-            unread.discard(entry.name)
-        if unread:
-            raise ValueError(f"tensors that map nowhere: {', '.join(sorted(unread)[:5])}.")
-        tensors["context"] = networks.context.detach()
-        networks.load_state_dict(tensors)
+        names = shapes.keys() - SCHEDULE_KEYS - {*idle_names(config)}
+        drawn = {name: self.weight(name, shapes[name]) for name in names}
+        ours, file = networks.state_dict(), Checkpoint(Path("golden"), drawn)
+        read = our_tensors(file, released_names(ours, config), ours, config.encoder.heads)
+        for name, lazy in read.tensors.items():
+            ours[name].copy_(lazy.read())
         networks.eval().requires_grad_(False).to(self._device)
         return fuse(networks) if self._fused else networks
 

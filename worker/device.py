@@ -8,7 +8,7 @@ import resource
 import torch
 
 from jobs.settings import Settings, state_folder
-from models.checkpoints.files import Absence, preset_folder
+from models.checkpoints.files import absence_of, preset_folder
 from models.compiler import CompileOptions
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser
@@ -160,8 +160,7 @@ def reason_without_weights(preset: str) -> str:
     """Why a preset that could not be loaded is not served: a clause that clients may read."""
     if weights_stamp(preset) is not None:
         return "its weights on the worker's machine cannot be used"
-    absence = Absence.of(get_preset(preset))
-    return "its weights are not on the worker's machine" if absence is None else absence.reason
+    return absence_of(get_preset(preset)) or "its weights are not on the worker's machine"
 
 
 def _single(sr: StableSR) -> Denoiser:

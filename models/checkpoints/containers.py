@@ -31,15 +31,11 @@ _MAX_UNPACKED_BYTES = 2**33
 """Of a compressed archive, which torch unpacks into memory. The released files have 6.5 GB."""
 _MAX_RESIDENT_BYTES = 2**29
 """Read pages of a mapped file count as memory of the process until the file is mapped anew."""
-_DTYPES = (
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
-)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *_INTEGERS)
 _ZIP_ERRORS = (BadZipFile, NotImplementedError, ValueError, struct.error, EOFError, zlib.error)
 """What the zip module raises for a damaged file."""
 _ADVICE = "A checkpoint is a .ckpt file written by torch 1.6 or newer, or a .safetensors file."
-
-Load = Callable[[], Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -58,14 +54,14 @@ class LazyTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file (or a folder) by name; none of them is in memory."""
+    """The tensors of a file or a folder by name; none of them is in memory."""
 
     path: Path
     tensors: Mapping[str, LazyTensor]
     others: tuple[str, ...] = ()
-    """Names that stand beside the tensors' and hold something else."""
+    """Names that hold something else."""
     foreign: tuple[str, ...] = ()
-    """Names of the classes and functions in the file that have nothing to do with tensors."""
+    """Classes and functions in the file that have nothing to do with tensors."""
     files: tuple[Path, ...] = ()
 
     @property
@@ -77,8 +73,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """The tensors of a torch checkpoint or a safetensors file; the content decides, not the name.
 
     Raises:
-        CheckpointUnreadable: there is no such file, it cannot be read, or it is no checkpoint; the
-            message says what it seems to be.
+        CheckpointUnreadable: it cannot be read, or is no checkpoint; the message says what it is.
     """
     try:
         with path.open("rb") as file:
@@ -98,11 +93,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_safetensors(path: Path) -> Checkpoint:
-    """The tensors of a safetensors file.
-
-    Raises:
-        CheckpointUnreadable: the file is cut off or damaged.
-    """
+    """The tensors of a safetensors file. Raises CheckpointUnreadable."""
     return _MappedFile(path, lambda: load_file(path)).checkpoint()
 
 
@@ -123,24 +114,17 @@ def _open_archive(path: Path) -> Checkpoint:
         ) from error
     pickles = [m for m in members if m.filename.endswith("/data.pkl")]
     if len(pickles) != 1:
-        names = (m.filename for m in members)
-        inside = next((n for n in names if n.endswith((".ckpt", ".safetensors", ".pt"))), None)
-        advice = f": unpack it, and give {inside}" if inside else ""
+        names = [m.filename for m in members]
+        inside = [name for name in names if name.endswith((".ckpt", ".safetensors", ".pt"))]
+        advice = f": unpack it, and give {inside[0]}" if inside else ""
         raise CheckpointUnreadable(
             f"{path} is a zip file and no torch checkpoint, which holds one data.pkl{advice}."
         )
-    for size, limit, what in (
-        (pickles[0].file_size, _MAX_PICKLE_BYTES, "its pickle has"),
-        (unpacked_bytes, _MAX_UNPACKED_BYTES, "unpacked it has"),
-    ):
-        if size > limit:
-            raise CheckpointUnreadable(
-                f"{path} is no StableSR checkpoint: {what} {size} bytes, while at most {limit} "
-                "are read."
-            )
+    _check_size(path, "its pickle has", pickles[0].file_size, _MAX_PICKLE_BYTES)
+    _check_size(path, "unpacked it has", unpacked_bytes, _MAX_UNPACKED_BYTES)
     with _as_sentence(path):
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    stubs: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_Stub, n) for n in foreign]
+    stubs: list[Any] = [(_Stub, name) for name in foreign]
 
     def load() -> Mapping[str, object]:
         with torch.serialization.safe_globals(stubs):
@@ -157,6 +141,13 @@ def _open_archive(path: Path) -> Checkpoint:
     return _MappedFile(path, load, is_mapped=is_stored).checkpoint(tuple(sorted(foreign)))
 
 
+def _check_size(path: Path, what: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise CheckpointUnreadable(
+            f"{path} is no StableSR checkpoint: {what} {size} bytes, and at most {limit} are read."
+        )
+
+
 class _Stub:
     """Stands for every foreign class and function: takes any arguments and state, keeps none."""
 
@@ -170,23 +161,26 @@ class _Stub:
 class _MappedFile:
     """A file of tensors; it is mapped anew when much of it has been read."""
 
-    def __init__(self, path: Path, load: Load, *, is_mapped: bool = True) -> None:
+    def __init__(
+        self, path: Path, load: Callable[[], Mapping[str, object]], *, is_mapped: bool = True
+    ) -> None:
         self._path, self._load, self._is_mapped = path, load, is_mapped
         self._size = path.stat().st_size
+        self._map()
+
+    def _map(self) -> None:
         self._resident_bytes = 0
-        with _as_sentence(path):
-            self._items = load()
+        with _as_sentence(self._path):
+            self._items = self._load()
 
     def checkpoint(self, foreign: tuple[str, ...] = ()) -> Checkpoint:
         """Looks at every tensor, and reads none."""
         tensors: dict[str, LazyTensor] = {}
         for name, item in self._items.items():
+            if not isinstance(item, Tensor) or item.is_quantized:
+                continue
             # Only tensors whose numbers lie in the file.
-            if (
-                isinstance(item, Tensor)
-                and (item.layout, item.device.type) == (torch.strided, "cpu")
-                and not item.is_quantized
-            ):
+            if (item.layout, item.device.type) == (torch.strided, "cpu"):
                 self._check(name, item)
                 tensors[name] = LazyTensor(item.dtype, tuple(item.shape), partial(self._read, name))
         others = tuple(name for name in self._items if name not in tensors)
@@ -212,9 +206,8 @@ class _MappedFile:
                 f"{self._path} was cut off while it was read, before {name}."
             )
         if self._is_mapped and self._resident_bytes > _MAX_RESIDENT_BYTES:
-            self._items, self._resident_bytes = {}, 0
-            with _as_sentence(self._path):
-                self._items = self._load()
+            self._items = {}  # lets go of the pages
+            self._map()
         tensor = self._items[name]
         assert isinstance(tensor, Tensor)  # as it was when the file was opened
         self._resident_bytes += tensor.nbytes
@@ -260,11 +253,8 @@ def _guess(head: bytes) -> str:
 
 
 def read_index(index: Path) -> list[Path]:
-    """The files that an index lists; they need not be there.
-
-    Raises:
-        CheckpointUnreadable: the index is damaged, or names something that is not beside it.
-    """
+    """The files that an index lists; they need not be there. Raises CheckpointUnreadable: the
+    index is damaged, or names something that is not beside it."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         strangers = [name for name in names if Path(name).name != name]
@@ -280,8 +270,8 @@ def join(folder: Path, parts: Iterable[Checkpoint]) -> Checkpoint:
     parts = list(parts)
     return Checkpoint(
         folder,
-        {name: tensor for part in parts for name, tensor in part.tensors.items()},
-        tuple(name for part in parts for name in part.others),
-        tuple(sorted({name for part in parts for name in part.foreign})),
-        tuple(path for part in parts for path in part.files),
+        tensors={name: tensor for part in parts for name, tensor in part.tensors.items()},
+        others=tuple(name for part in parts for name in part.others),
+        foreign=tuple(sorted({name for part in parts for name in part.foreign})),
+        files=tuple(path for part in parts for path in part.files),
     )

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from models.checkpoints.containers import LazyTensor
-from models.checkpoints.files import (
-    FileSum,
-    OnProgress,
-    clear_leftovers,
-    ignore,
-    replaced_folder,
-    sum_of,
-)
-from models.checkpoints.folder import IGNORED_PREFIXES, Description, Record
-from models.checkpoints.sources import Sources, SourceTensors, open_sources
-from models.checkpoints.writing import Form, write_tensors
+from models.checkpoints.containers import Checkpoint, LazyTensor
+from models.checkpoints.files import FileSum, OnProgress, ignore, sum_of
+from models.checkpoints.folder import IGNORED_PREFIXES, Record, write_config
+from models.checkpoints.sources import Sources, open_sources
+from models.checkpoints.writing import Form, clear_leftovers, replaced_folder, write_tensors
 from models.config import ModelConfig, TextConfig
 from models.errors import CheckpointMismatch, WeightsExist, WeightsNotFound
 from models.networks.text import TextTower
@@ -33,13 +26,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did."""
-
     record: Record
     omissions: Mapping[str, int]
     """How many tensors of the files were left out, by what they are."""
     foreign: tuple[str, ...]
-    """Names of classes and functions in the files that were not executed."""
+    """Classes and functions in the files that were not executed."""
 
 
 def convert(
@@ -57,9 +48,8 @@ def convert(
     Args:
         preset: says what the networks predict, and which files are the wrong ones.
         sources: the files.
-        folder: what to write.
+        folder: what to write; an older one is replaced if `replace_folder`.
         form: how it is stored.
-        replace_folder: whether an older folder may be replaced.
         sums: of files whose sums are known already; the others are read once more.
 
     Raises:
@@ -76,12 +66,12 @@ def convert(
     if folder.exists() and not replace_folder:
         raise WeightsExist(f"{folder} is there already: remove it, or ask for it to be replaced.")
     form, sums = form or Form(), sums or {}
-    source = open_sources(sources, preset.release.prediction)
+    config, source, omissions = open_sources(sources, preset.release.prediction)
     if source.foreign:
         log.info("names in the files that were not executed: %s", ", ".join(source.foreign))
     origin = tuple(sums.get(path) or sum_of(path, on_progress) for path in source.files)
     _check_origin(preset, origin)
-    config, tensors, one_encoder = _contents(source, form)
+    config, tensors, one_encoder = _contents(config, source, form)
     with replaced_folder(folder) as new:
         files, float32 = write_tensors(new, tensors, form, on_progress)
         record = Record(
@@ -94,18 +84,18 @@ def convert(
             sources=origin,
             files=tuple(sum_of(path, on_progress) for path in files),
         )
-        Description(config, record).write(new)
-    return Conversion(record, source.omissions, source.foreign)
+        write_config(new, config, record)
+    return Conversion(record, omissions, source.foreign)
 
 
 def _check_origin(preset: Preset, origin: tuple[FileSum, ...]) -> None:
-    """Whether a file is known to belong to another preset: their tensors have the same names."""
+    """Refuses a file of another preset, which the names of tensors do not tell."""
     for file in origin:
         owners = [
             p.name
             for p in PRESETS.values()
-            if p.release
-            and file.sha256 in {f.sha256 for f in (*p.release.files, *p.release.alternatives)}
+            if (release := p.release)
+            and file.sha256 in [f.sha256 for f in (*release.files, *release.alternatives)]
         ]
         if owners and preset.name not in owners:
             raise CheckpointMismatch(
@@ -113,9 +103,11 @@ def _check_origin(preset: Preset, origin: tuple[FileSum, ...]) -> None:
             )
 
 
-def _contents(source: SourceTensors, form: Form) -> tuple[ModelConfig, dict[str, LazyTensor], bool]:
+def _contents(
+    config: ModelConfig, source: Checkpoint, form: Form
+) -> tuple[ModelConfig, dict[str, LazyTensor], bool]:
     """Sizes of the networks, the tensors to write, and whether one VAE encoder serves both."""
-    config, tensors = source.config, dict(source.tensors)
+    tensors = dict(source.tensors)
     if config.text is None:
         raise CheckpointMismatch(
             f"{source.files[0]} comes without a text tower, which is needed once, for the "
@@ -124,8 +116,7 @@ def _contents(source: SourceTensors, form: Form) -> tuple[ModelConfig, dict[str,
         )
     context = _embed_empty_prompt(config.text, tensors)
     tensors["context"] = LazyTensor(context.dtype, tuple(context.shape), lambda: context)
-    differences = list(_encoder_differences(tensors, form.torch_dtype))
-    if differences:
+    if differences := list(_encoder_differences(tensors, form.torch_dtype)):
         log.warning(
             "the VAE encoders of the two files differ in %d tensors (such as %s): both are kept",
             *(len(differences), differences[0]),
@@ -151,26 +142,21 @@ def _embed_empty_prompt(config: TextConfig, tensors: Mapping[str, LazyTensor]) -
     """What the text tower makes of "": (1, tokens, width), float32.
 
     The tower of the released files takes 1.4 GB in float32; one block of it is in memory at a time.
-
-    Args:
-        tensors: of the tower, among others, named text.*.
     """
     with torch.device("meta"):
         tower = TextTower(config)
     # Start and end are the last two words of the vocabulary; OpenCLIP fills up with zeros.
     tokens = torch.zeros(config.tokens, dtype=torch.long)
     tokens[0], tokens[1] = config.vocabulary - 2, config.vocabulary - 1
-    words = tensors["text.token_embedding.weight"].read()[tokens].float()
+    words = tensors["text.token_embedding.weight"].read()[tokens[None]].float()
     state = words + tensors["text.positional_embedding"].read().float()
     for i, block in enumerate(tower.blocks):
-        state = _with_numbers(block, f"text.blocks.{i}", tensors)(state[None])[0]
-    embedding: Tensor = _with_numbers(tower.ln_final, "text.ln_final", tensors)(state[None])
-    return embedding
+        state = _call(block, f"text.blocks.{i}", tensors, state)
+    return _call(tower.ln_final, "text.ln_final", tensors, state)
 
 
-def _with_numbers(module: nn.Module, name: str, tensors: Mapping[str, LazyTensor]) -> nn.Module:
-    """A copy of a module on the meta device, with its numbers; the module stays without."""
+def _call(module: nn.Module, name: str, tensors: Mapping[str, LazyTensor], state: Tensor) -> Tensor:
+    """What a module on the meta device gives with its numbers, which it does not keep."""
     numbers = {key: tensors[f"{name}.{key}"].read().float() for key in module.state_dict()}
-    copy = deepcopy(module)
-    copy.load_state_dict(numbers, assign=True)
-    return copy
+    result: Tensor = functional_call(module, numbers, (state,))
+    return result

@@ -9,108 +9,67 @@ has q, k and v apart, and lacks the last block, which Stable Diffusion 2 does no
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from models.checkpoints.containers import Checkpoint, LazyTensor, join, open_checkpoint, read_index
-from models.checkpoints.folder import check_names
-from models.checkpoints.inventory import count, size, text_config
+from models.checkpoints.containers import Checkpoint, join, open_checkpoint, read_index
 from models.config import Prediction, TextConfig, UNetConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable
 
+UNET_SIZES, TEXT_SIZES = UNetConfig(), TextConfig()
+"""Of Stable Diffusion 2.1; the UNet's modulation is not in the folder."""
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _TEXT_LAYERS = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "self_attn.out_proj": "out",
-    "mlp.fc1": "fc",
-    "mlp.fc2": "proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "out": "self_attn.out_proj",
+    "fc": "mlp.fc1",
+    "proj": "mlp.fc2",
 }
-_VIT_H_WIDTH, _VIT_H_BLOCKS = 1024, 23
 
 
-class DiffusersFolder:
-    """The parts of a folder: `unet`, `vae` and, where there is one, `text_encoder`.
+def open_parts(path: Path, prediction: Prediction) -> dict[str, Checkpoint]:
+    """The tensors of a folder by network: unet, first_stage and, where there is one, text.
 
     Raises:
         CheckpointUnreadable: a part is missing or damaged.
         CheckpointMismatch: the folder says that it predicts something else than `prediction`.
     """
+    if not ((path / "unet").is_dir() and (path / "vae").is_dir()):
+        raise CheckpointUnreadable(f"{path} is no folder of diffusers: it lacks unet/ or vae/.")
+    _check_prediction(path, prediction)
+    parts = {"unet": _open_part(path / "unet"), "first_stage": _open_part(path / "vae", _modern)}
+    if (path / "text_encoder").is_dir():
+        text = _open_part(path / "text_encoder", lambda name: name.removeprefix("text_model."))
+        # A table of the numbers 0 to 76, which older versions of transformers saved.
+        tensors = {n: t for n, t in text.tensors.items() if n != "embeddings.position_ids"}
+        parts["text"] = replace(text, tensors=tensors)
+    return parts
 
-    def __init__(self, path: Path, prediction: Prediction) -> None:
-        if not ((path / "unet").is_dir() and (path / "vae").is_dir()):
-            raise CheckpointUnreadable(f"{path} is no folder of diffusers: it lacks unet/ or vae/.")
-        _check_prediction(path, prediction)
-        self.unet = _part(path / "unet")
-        self.vae = _part(path / "vae", _modern)
-        text = path / "text_encoder"
-        self.text = _part(text, lambda n: n.removeprefix("text_model.")) if text.is_dir() else None
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return (*self.unet.files, *self.vae.files, *(self.text.files if self.text else ()))
+def part_names(network: str, ours: Iterable[str]) -> dict[str, list[str]]:
+    """The tensors of a part that each of ours in that network is made of, along the first axis."""
+    names = {}
+    for name in ours:
+        owner, _, rest = name.partition(".")
+        if owner == network and ".modulation." not in name:
+            names[name] = _text_names(rest) if network == "text" else [rest]
+    return names
 
-    def unet_config(self, feature_width: int, modulation_width: int) -> UNetConfig:
-        """Sizes of the UNet; those of the modulation, which is not in it, are given.
 
-        Raises:
-            CheckpointMismatch: a tensor that every UNet has is missing.
-        """
-        shapes = self.unet.shapes
-        levels = count(shapes, r"down_blocks\.(\d+)\.")
-        context = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-        widths = tuple(
-            size(shapes, f"down_blocks.{i}.resnets.0.conv1.weight") for i in range(levels)
-        )
-        return UNetConfig(
-            in_channels=size(shapes, "conv_in.weight", 1),
-            out_channels=size(shapes, "conv_out.weight"),
-            widths=widths,
-            layers=count(shapes, r"down_blocks\.0\.resnets\.(\d+)\."),
-            attention=tuple(
-                any(name.startswith(f"down_blocks.{i}.attentions.") for name in shapes)
-                for i in range(levels)
-            ),
-            head_channels=64 if widths and widths[0] % 64 == 0 else 16,
-            context_width=size(shapes, context, 1),
-            feature_width=feature_width,
-            modulation_width=modulation_width,
-        )
-
-    def text_config(self) -> TextConfig | None:
-        """Sizes of the whole tower, with the block that the folder lacks.
-
-        Raises:
-            CheckpointMismatch: it is another tower than that of Stable Diffusion 2.
-        """
-        if self.text is None:
-            return None
-        shapes = self.text.shapes
-        blocks = count(shapes, r"encoder\.layers\.(\d+)\.")
-        position, token = (f"embeddings.{kind}_embedding.weight" for kind in ("position", "token"))
-        config = text_config(shapes, position, token, blocks + 1)
-        if config.width == _VIT_H_WIDTH and blocks != _VIT_H_BLOCKS:
-            raise CheckpointMismatch(
-                f"{self.text.path} has {blocks} blocks, and Stable Diffusion 2's text encoder has "
-                f"{_VIT_H_BLOCKS}."
-            )
-        return config
-
-    def tensors(self, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
-        """Our tensors that the folder holds: UNet without modulation, first stage, text tower.
-
-        Raises:
-            CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
-        """
-        tensors = _by_name(self.unet, "unet.", ours)
-        tensors |= _by_name(self.vae, "first_stage.", ours)
-        return tensors if self.text is None else tensors | _text_tensors(self.text, ours)
+def _text_names(name: str) -> list[str]:
+    match name.split("."):
+        case ["blocks", block, "qkv", leaf]:
+            return [f"encoder.layers.{block}.self_attn.{x}_proj.{leaf}" for x in "qkv"]
+        case ["blocks", block, layer, leaf]:
+            return [f"encoder.layers.{block}.{_TEXT_LAYERS[layer]}.{leaf}"]
+        case ["ln_final", leaf]:
+            return [f"final_layer_norm.{leaf}"]
+    kind = "position" if name == "positional_embedding" else "token"
+    return [f"embeddings.{kind}_embedding.weight"]
 
 
 def _check_prediction(folder: Path, prediction: Prediction) -> None:
@@ -123,14 +82,14 @@ def _check_prediction(folder: Path, prediction: Prediction) -> None:
     except (ValueError, AttributeError) as error:
         raise CheckpointUnreadable(f"{path} is damaged: {error}.") from error
     if actual != prediction:
+        base = "2.1 (768 pixels)" if prediction == "v_prediction" else "2.1-base (512 pixels)"
         raise CheckpointMismatch(
-            f"{folder} is another base: it predicts {actual}, and this preset needs one "
-            f"that predicts {prediction}, Stable Diffusion "
-            f"{'2.1 (768 pixels)' if prediction == 'v_prediction' else '2.1-base (512 pixels)'}."
+            f"{folder} is another base: it predicts {actual}, and this preset needs one that "
+            f"predicts {prediction}, Stable Diffusion {base}."
         )
 
 
-def _part(folder: Path, rename: Callable[[str], str] = str) -> Checkpoint:
+def _open_part(folder: Path, rename: Callable[[str], str] = str) -> Checkpoint:
     """All tensors of a part, from one file or several; float32 before the fp16 variant."""
     for kind, variant, stem in product(("safetensors", "bin"), ("", ".fp16"), _STEMS):
         single = folder / f"{stem}{variant}.{kind}"
@@ -153,54 +112,3 @@ def _modern(name: str) -> str:
     start, attention, leaf = name.partition(".attentions.0.")
     old, _, kind = leaf.rpartition(".")
     return f"{start}{attention}{_OLD_ATTENTION[old]}.{kind}" if old in _OLD_ATTENTION else name
-
-
-def _by_name(part: Checkpoint, network: str, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
-    """Tensors that have our name without the network's; the modulation is not among them."""
-    reference = {
-        name.removeprefix(network): tuple(tensor.shape)
-        for name, tensor in ours.items()
-        if name.startswith(network) and ".modulation." not in name
-    }
-    # Projections of the autoencoder's attention are linear, but some files keep them as 1x1
-    # convolutions.
-    shapes = {
-        name: shape[:2] if shape[2:] == (1, 1) and len(reference.get(name, ())) == 2 else shape
-        for name, shape in part.shapes.items()
-    }
-    check_names(part.path, shapes, reference, others=part.others)
-    return {f"{network}{n}": _stack([part.tensors[n]], shape) for n, shape in reference.items()}
-
-
-def _text_tensors(part: Checkpoint, ours: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
-    sources: dict[str, list[str]] = {
-        "token_embedding.weight": ["embeddings.token_embedding.weight"],
-        "positional_embedding": ["embeddings.position_embedding.weight"],
-    }
-    for leaf in ("weight", "bias"):
-        sources[f"ln_final.{leaf}"] = [f"final_layer_norm.{leaf}"]
-        for i in range(count(part.shapes, r"encoder\.layers\.(\d+)\.")):
-            layer, block = f"encoder.layers.{i}", f"blocks.{i}"
-            sources[f"{block}.qkv.{leaf}"] = [f"{layer}.self_attn.{x}_proj.{leaf}" for x in "qkv"]
-            for name, our in _TEXT_LAYERS.items():
-                sources[f"{block}.{our}.{leaf}"] = [f"{layer}.{name}.{leaf}"]
-    shapes = {our: tuple(ours[f"text.{our}"].shape) for our in sources}
-    reference = {
-        name: (shapes[our][0] // len(names), *shapes[our][1:])
-        for our, names in sources.items()
-        for name in names
-    }
-    # A table of the numbers 0 to 76, which older versions of transformers saved.
-    present = {n: s for n, s in part.shapes.items() if n != "embeddings.position_ids"}
-    check_names(part.path, present, reference, others=part.others)
-    return {
-        f"text.{our}": _stack([part.tensors[name] for name in names], shapes[our])
-        for our, names in sources.items()
-    }
-
-
-def _stack(parts: Sequence[LazyTensor], shape: tuple[int, ...]) -> LazyTensor:
-    """Tensors along the first axis, in that shape."""
-    return LazyTensor(
-        parts[0].dtype, shape, lambda: torch.cat([part.read() for part in parts]).reshape(shape)
-    )

@@ -1,32 +1,19 @@
-"""Where weights lie on the disk: their folders, sums, room, and a new folder in place of an old.
-
-A folder is written beside its place and renamed. `.NAME.*.part` is one in the making, or one that
-was replaced and is being removed; `.NAME.*.old` is a whole one that makes room: between its two
-renames there is no folder NAME. The process at work holds the folder's lock, which ends with it, so
-that leftovers of a killed process are known. Process numbers would not do: containers share them.
-"""
+"""Where weights lie on the disk, why they may be absent, their sums, and room for them."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path
-from secrets import token_hex
-from typing import Literal, Self
+from typing import Literal
 
 from models.errors import DiskFull
 from models.presets import Preset
-
-log = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -46,39 +33,37 @@ def preset_folder(preset: Preset, root: Path | None = None) -> Path:
     return (root or weights_root()) / preset.name
 
 
-@dataclass(frozen=True)
-class Absence:
-    """Why a preset's weights are not here: a note beside their place, which `stablesr weights
-    prepare` leaves and a worker without weights repeats. `reason` is a clause that clients may
-    read."""
+def note_absence(preset: Preset, reason: str | None) -> None:
+    """Leaves a note beside their place why a preset's weights are not here; None removes it.
 
-    reason: str
-
-    @staticmethod
-    def note(preset: Preset, reason: str) -> None:
-        """Leaves a note in place of an older one. Raises OSError."""
-        path = _note(preset)
+    `stablesr weights prepare` does, and a worker without weights repeats the reason, which is a
+    clause that clients may read. Raises OSError.
+    """
+    path = _note(preset)
+    if reason is None:
+        path.unlink(missing_ok=True)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps({"reason": reason}) + "\n")
-        os.replace(part, path)
+        replace_text(path, json.dumps({"reason": reason}) + "\n")
 
-    @classmethod
-    def of(cls, preset: Preset) -> Self | None:
-        """The note of a preset; None when there is none."""
-        try:
-            return cls(json.loads(_note(preset).read_text())["reason"])
-        except FileNotFoundError:
-            return None
 
-    @staticmethod
-    def forget(preset: Preset) -> None:
-        """Removes the note, if there is one. Raises OSError."""
-        _note(preset).unlink(missing_ok=True)
+def absence_of(preset: Preset) -> str | None:
+    """What the note of a preset says; None when there is none."""
+    try:
+        return str(json.loads(_note(preset).read_text())["reason"])
+    except FileNotFoundError:
+        return None
 
 
 def _note(preset: Preset) -> Path:
     return weights_root() / f"{preset.name}.absent.json"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a small file aside and renames it. Raises OSError."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
 
 
 @dataclass(frozen=True)
@@ -121,94 +106,14 @@ def sum_of(path: Path, on_progress: OnProgress = ignore) -> FileSum:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Whether `size` bytes fit on the disk that `folder` lies on, or will lie on.
-
-    Raises:
-        DiskFull: they do not.
-    """
+    """Whether `size` bytes fit on the disk that `folder` lies on, or will. Raises DiskFull."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < size:
-        raise DiskFull(
-            f"The disk of {folder} has {free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are "
-            "needed."
-        )
+        sizes = f"{free / 1e9:.1f} GB free, and {size / 1e9:.1f} GB are needed"
+        raise DiskFull(f"The disk of {folder} has {sizes}.")
 
 
 def is_disk_full(error: OSError) -> bool:
     """Whether an error says that the disk, or one's share of it, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Gives a new folder beside `folder`, and puts it in its place when the block ends well.
-
-    Raises:
-        DiskFull: the disk ran full in the block.
-    """
-    token = token_hex(4)
-    new = folder.with_name(f".{folder.name}.{token}.part")
-    old = folder.with_name(f".{folder.name}.{token}.old")
-    try:
-        new.mkdir(parents=True)
-        with _lock(new):
-            yield new
-            if folder.exists():
-                _replace(folder, new, old)
-            else:
-                new.rename(folder)
-    except OSError as error:
-        if is_disk_full(error):
-            raise DiskFull(f"The disk of {folder} ran full; nothing was kept.") from error
-        raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _replace(folder: Path, new: Path, old: Path) -> None:
-    """Puts `new` in the place of `folder`, or leaves that one there. `clear_leftovers` does the
-    same for a process that is killed in between."""
-    with _lock(folder):
-        folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            old.rename(folder)
-            raise
-        # What is half removed must not be taken for a folder to be put back.
-        old.rename(new)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Locks a folder, under whatever name it gets meanwhile; false if another process holds it.
-    Some network file systems lock no folders; there every process is taken to be gone."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            log.warning("no lock on %s: %s", folder, error.strerror)
-        yield True
-    finally:
-        os.close(descriptor)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Puts the folder back if a process was killed while it replaced it; removes what else such
-    processes left. Raises OSError."""
-    beside = folder.parent.glob(f".{escape(folder.name)}.*.*")
-    leftovers = [p for p in beside if p.suffix in (".old", ".part") and p.is_dir()]
-    # The newest old one first: it is the one to put back.
-    leftovers.sort(key=lambda path: (path.suffix != ".old", -path.stat().st_mtime))
-    for leftover in leftovers:
-        with _lock(leftover) as is_free:
-            if is_free and leftover.suffix == ".old" and not folder.exists():
-                leftover.rename(folder)
-                log.warning("%s was left by a process that was killed, and is back", folder)
-            elif is_free:
-                shutil.rmtree(leftover, ignore_errors=True)

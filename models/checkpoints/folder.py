@@ -27,17 +27,17 @@ from models.checkpoints.files import (
     OnProgress,
     WeightsProgress,
     ignore,
+    replace_text,
     sum_of,
 )
 from models.config import ModelConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable, WeightsNotFound
 from models.networks.bundle import Networks
 
-FORMAT = 1
 IGNORED_PREFIXES = ("first_stage.decoder.", "first_stage.post_quant_conv.")
 """How the names of tensors begin that no step calls: images are decoded by the CFW file's decoder.
 Conversions used to keep them."""
-_MAX_FAULTS = 5
+_FORMAT, _MAX_FAULTS = 1, 5
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,16 @@ class Record:
     """What was converted."""
     files: tuple[FileSum, ...]
     """What was written."""
-    format: int = FORMAT
+    format: int = _FORMAT
 
 
-@dataclass(frozen=True)
-class Description:
-    """`record` is None for weights that no conversion made, such as the embedded ones."""
-
-    config: ModelConfig
-    record: Record | None = None
-
-    def write(self, folder: Path) -> None:
-        """Writes `config.json`."""
-        fields = self.config.to_json()
-        if self.record is not None:
-            fields["weights"] = asdict(self.record)
-        part = folder / f"{CONFIG}.part"
-        part.write_text(json.dumps(fields, indent=2) + "\n")
-        os.replace(part, folder / CONFIG)
+def write_config(folder: Path, config: ModelConfig, record: Record | None = None) -> None:
+    """Writes `config.json`; without a record for weights that no conversion made."""
+    fields = config.to_json() | ({"weights": asdict(record)} if record else {})
+    replace_text(folder / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
-def describe(folder: Path) -> Description:
+def describe(folder: Path) -> tuple[ModelConfig, Record | None]:
     """What the folder's `config.json` says.
 
     Raises:
@@ -90,7 +79,7 @@ def describe(folder: Path) -> Description:
     try:
         fields = json.loads(path.read_text())
         record = fields.pop("weights", None)
-        return Description(ModelConfig.from_json(fields), record and _record(record))
+        return ModelConfig.from_json(fields), record and _record(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointUnreadable(
             f"{path} does not describe weights that this version can read ({error!r:.200}); "
@@ -99,9 +88,9 @@ def describe(folder: Path) -> Description:
 
 
 def _record(fields: dict[str, Any]) -> Record:
-    if fields["format"] != FORMAT:
-        raise ValueError(f"format {fields['format']} instead of {FORMAT}")
-    sums = {k: tuple(FileSum(**s) for s in fields[k]) for k in ("sources", "files")}
+    if fields["format"] != _FORMAT:
+        raise ValueError(f"format {fields['format']} instead of {_FORMAT}")
+    sums = {key: tuple(FileSum(**item) for item in fields[key]) for key in ("sources", "files")}
     return Record(**{**fields, **sums, "float32": tuple(fields["float32"])})
 
 
@@ -113,7 +102,7 @@ def save_folder(networks: Networks, folder: Path, dtype: torch.dtype = torch.flo
     save_file(tensors, part, metadata={"format": "pt"})
     part.chmod(0o644)  # safetensors leaves the file to its owner alone
     os.replace(part, folder / WEIGHTS)
-    Description(networks.config).write(folder)
+    write_config(folder, networks.config)
 
 
 def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
@@ -124,7 +113,7 @@ def open_folder(folder: Path) -> tuple[Networks, Checkpoint]:
         CheckpointUnreadable: a file is damaged.
         CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
     """
-    config = describe(folder).config
+    config, _ = describe(folder)
     checkpoint = join(folder, map(open_safetensors, _files(folder)))
     tensors = {
         name: t for name, t in checkpoint.tensors.items() if not name.startswith(IGNORED_PREFIXES)
@@ -243,7 +232,7 @@ def verify(folder: Path, on_progress: OnProgress = ignore) -> Verification:
         CheckpointUnreadable: a file is damaged, or not what was written.
         CheckpointMismatch: tensors are missing, left over, of the wrong shape or not finite.
     """
-    record = describe(folder).record
+    _, record = describe(folder)
     _, checkpoint = open_folder(folder)
     for file in record.files if record else ():
         current = sum_of(folder / file.name, on_progress)

@@ -1,22 +1,23 @@
-"""Names of the released tensors, and where each one goes in our networks.
+"""Names of the released tensors, and how ours are made of the tensors of a file.
 
 The released files use the naming of the CompVis latent diffusion code; ours follow diffusers.
-The table is generated from the networks of a `ModelConfig`, in both directions, so that a
-checkpoint can be checked for completeness before a byte of it is converted.
+The names are generated from those of the networks, so that a checkpoint can be checked for
+completeness before a byte of it is converted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from models.checkpoints.containers import Checkpoint, LazyTensor
+from models.checkpoints.folder import check_names
 from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, UNetConfig
-from models.networks.bundle import Networks
 
 SCHEDULE_KEYS = frozenset(
     [
@@ -28,29 +29,8 @@ SCHEDULE_KEYS = frozenset(
 )
 """Tables of the 1000-step schedule that the diffusion file stores beside the weights: derived."""
 
-Kind = Literal["copy", "conv1x1", "qkv"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One released tensor, by its name there, and the tensors of ours that it holds."""
-
-    name: str
-    ours: tuple[str, ...]
-    """Names prefixed by the network: unet, encoder, autoencoder, first_stage or text. Empty for
-    what belongs to the released networks and is never used."""
-    kind: Kind = "copy"
-    """copy: as it is. conv1x1: a 1x1 convolution that is a linear layer here. qkv: one
-    projection laid out head by head as [q | k | v], three linear layers here."""
-
-
-_PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "encoder": "structcond_stage_model.",
-    "first_stage": "first_stage_model.",
-    "autoencoder": "",
-    "text": "cond_stage_model.model.",
-}
+UNET, ENCODER, TEXT = "model.diffusion_model.", "structcond_stage_model.", "cond_stage_model.model."
+_PREFIXES = {"unet": UNET, "encoder": ENCODER, "first_stage": "first_stage_model.", "text": TEXT}
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -63,14 +43,16 @@ _RESNET = {
     "modulation.gamma": "spade.mlp_gamma",
     "modulation.beta": "spade.mlp_beta",
 }
-_VAE_ATTENTION = {
-    "group_norm": "norm",
-    "to_q": "q",
-    "to_k": "k",
-    "to_v": "v",
-    "to_out.0": "proj_out",
+_PROJECTIONS = {"to_q": "q", "to_k": "k", "to_v": "v"}
+_VAE_ATTENTION = {"group_norm": "norm", **_PROJECTIONS, "to_out.0": "proj_out"}
+_ENCODER_ATTENTION = {**_VAE_ATTENTION, **dict.fromkeys(_PROJECTIONS, "qkv")}
+_UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
 }
-_ENCODER_ATTENTION = _VAE_ATTENTION | {"to_q": "qkv", "to_k": "qkv", "to_v": "qkv"}
 _TEXT_BLOCK = {
     "qkv.weight": "attn.in_proj_weight",
     "qkv.bias": "attn.in_proj_bias",
@@ -84,34 +66,26 @@ def _unet_name(parts: Sequence[str], config: UNetConfig | EncoderConfig) -> str:
     """A layer of the UNet or of the time-aware encoder."""
     per_level = config.layers + 1
     attention: Mapping[str, str] = {} if isinstance(config, UNetConfig) else _ENCODER_ATTENTION
+    names = {"resnets": _RESNET, "attentions": attention}
     match parts:
-        case ["conv_in"]:
-            return "input_blocks.0.0"
-        case ["time_embedding", layer]:
-            return {"linear_1": "time_embed.0", "linear_2": "time_embed.2"}[layer]
-        case ["down_blocks" | "levels", level, "resnets", i, *layer]:
-            return f"input_blocks.{1 + int(level) * per_level + int(i)}.0.{_layer(layer, _RESNET)}"
-        case ["down_blocks" | "levels", level, "attentions", i, *layer]:
-            block = 1 + int(level) * per_level + int(i)
-            return f"input_blocks.{block}.1.{_layer(layer, attention)}"
+        case ["down_blocks" | "levels", level, "resnets" | "attentions" as kind, i, *layer]:
+            block = f"input_blocks.{1 + int(level) * per_level + int(i)}.{int(kind != 'resnets')}"
+            return f"{block}.{_layer(layer, names[kind])}"
         case ["down_blocks" | "levels", level, "downsamplers" | "downsampler", *_]:
             return f"input_blocks.{(int(level) + 1) * per_level}.0.op"
         case ["mid_block" | "middle", "resnets", i, *layer]:
             return f"middle_block.{2 * int(i)}.{_layer(layer, _RESNET)}"
         case ["mid_block", "attentions", "0", *layer] | ["middle", "attention", *layer]:
             return f"middle_block.1.{_layer(layer, attention)}"
-        case ["up_blocks", up, "resnets", i, *layer]:
-            return f"output_blocks.{int(up) * per_level + int(i)}.0.{_layer(layer, _RESNET)}"
-        case ["up_blocks", up, "attentions", i, *layer]:
-            return f"output_blocks.{int(up) * per_level + int(i)}.1.{'.'.join(layer)}"
+        case ["up_blocks", up, "resnets" | "attentions" as kind, i, *layer]:
+            block = f"output_blocks.{int(up) * per_level + int(i)}.{int(kind != 'resnets')}"
+            return f"{block}.{_layer(layer, names[kind])}"
         case ["up_blocks", up, "upsamplers", *_]:
             after = 2 if config.attention[-1 - int(up)] else 1
             return f"output_blocks.{int(up) * per_level + config.layers}.{after}.conv"
         case ["taps", level, *layer]:
             return f"fea_tran.{level}.{_layer(layer, _RESNET)}"
-        case [last]:
-            return {"conv_norm_out": "out.0", "conv_out": "out.2"}[last]
-    raise KeyError(".".join(parts))
+    return _UNET_ENDS[".".join(parts)]
 
 
 def _vae_name(parts: Sequence[str], config: AutoencoderConfig) -> str:
@@ -155,93 +129,75 @@ def _layer(parts: Sequence[str], names: Mapping[str, str]) -> str:
 
 
 def _released_name(name: str, config: ModelConfig) -> str:
-    """The released tensor that holds ours."""
     network, *parts, leaf = name.split(".")
+    prefix = _PREFIXES.get(network, "")
     match network:
         case "unet":
             layer = _unet_name(parts, config.unet)
         case "encoder":
             layer = _unet_name(parts, config.encoder)
         case "text" if parts and parts[0] == "blocks":
-            block = f"transformer.resblocks.{parts[1]}"
-            joint = _TEXT_BLOCK.get(f"{parts[2]}.{leaf}")
-            if joint:
-                return f"{_PREFIXES[network]}{block}.{joint}"
-            layer = f"{block}.{_TEXT_BLOCK.get(parts[2], parts[2])}"
+            prefix += f"transformer.resblocks.{parts[1]}."
+            if joint := _TEXT_BLOCK.get(f"{parts[2]}.{leaf}"):
+                return prefix + joint
+            layer = _TEXT_BLOCK.get(parts[2], parts[2])
         case "text":
             layer = ".".join(parts)
         case _:
             layer = _vae_name(parts, config.released_autoencoder)
-    return f"{_PREFIXES[network]}{'.'.join(filter(None, (layer, leaf)))}"
+    return prefix + ".".join(filter(None, (layer, leaf)))
 
 
-def _kind(name: str) -> Kind:
-    network, layer = name.partition(".")[0], name.rpartition(".")[0]
-    if network == "encoder" and layer.endswith(("to_q", "to_k", "to_v")):
-        return "qkv"
-    projection = layer.endswith(("to_q", "to_k", "to_v", "to_out.0"))
-    # Biases of 1x1 convolutions and linear layers look the same.
-    if projection and network not in ("unet", "text") and name.endswith(".weight"):
-        return "conv1x1"
-    return "copy"
+def released_names(ours: Iterable[str], config: ModelConfig) -> dict[str, list[str]]:
+    """The released tensor that holds each of ours, but for the empty prompt's embedding, which
+    conversion computes. Query, key and value of the time-aware encoder lie in one."""
+    return {name: [_released_name(name, config)] for name in ours if name != "context"}
 
 
-@lru_cache(maxsize=2)
-def _entries(config: ModelConfig) -> dict[str, Entry]:
-    """Of all tensors of the networks, by the released name."""
-    with torch.device("meta"):
-        names = list(Networks(config, first_stage="whole").state_dict())
-    entries: dict[str, Entry] = {}
-    for name in names:
-        if name == "context":  # the empty prompt's embedding, which conversion computes
-            continue
-        original = _released_name(name, config)
-        ours = entries[original].ours if original in entries else ()
-        entries[original] = Entry(original, (*ours, name), _kind(name))
-    return entries
+def our_tensors(
+    file: Checkpoint, names: Mapping[str, Sequence[str]], ours: Mapping[str, Tensor], heads: int
+) -> Checkpoint:
+    """The tensors of a file as ours, which must be all that it holds.
+
+    Args:
+        file: under its own names.
+        names: by our names, the tensors that one of ours is made of, along the first axis. Where
+            several of ours name the same one, that holds them head by head: [q | k | v].
+        ours: all tensors of the networks, of which the shapes count. A 1x1 convolution of the file
+            may be a linear layer here.
+        heads: of such a joint projection.
+
+    Raises:
+        CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
+    """
+    sharers: dict[str, list[str]] = defaultdict(list)
+    for name, parts in names.items():
+        for part in parts:
+            sharers[part].append(name)
+    reference = {}
+    for part, group in sharers.items():
+        first, *rest = ours[group[0]].shape
+        reference[part] = (first * len(group) // len(names[group[0]]), *rest)
+    shapes = {part: _cut(shape, reference.get(part, shape)) for part, shape in file.shapes.items()}
+    check_names(file.path, shapes, reference, others=file.others)
+
+    def read(name: str) -> Tensor:
+        parts, group = names[name], sharers[names[name][0]]
+        tensors = [file.tensors[part].read() for part in parts]
+        tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        if len(group) > 1:
+            by_head = tensor.reshape(heads, len(group), -1, *tensor.shape[1:])
+            tensor = by_head[:, group.index(name)]
+        return tensor.reshape(ours[name].shape)
+
+    tensors = {
+        name: LazyTensor(file.tensors[parts[0]].dtype, tuple(ours[name].shape), partial(read, name))
+        for name, parts in names.items()
+    }
+    return replace(file, tensors=tensors, others=())
 
 
-def autoencoder_entries(config: ModelConfig) -> list[Entry]:
-    """Every tensor of a released autoencoder file, but for the loss of its training."""
-    return [e for e in _entries(config).values() if e.ours[0].startswith("autoencoder.")]
-
-
-def diffusion_entries(config: ModelConfig) -> list[Entry]:
-    """Every tensor of a released diffusion file, but for the schedule's tables."""
-    entries = [e for e in _entries(config).values() if not e.ours[0].startswith("autoencoder.")]
-    if config.text is not None:
-        # What no step calls: the tower's last block and its projection.
-        text, last = _PREFIXES["text"], config.text.layers - 1
-        block = f"{text}transformer.resblocks."
-        layers = [e.name for e in entries if e.name.startswith(f"{block}0.")]
-        idle = [name.replace(f"{block}0.", f"{block}{last}.") for name in layers]
-        entries += [Entry(n, ()) for n in (*idle, f"{text}text_projection", f"{text}logit_scale")]
-    return entries
-
-
-def from_released(entry: Entry, tensor: Tensor, heads: int) -> dict[str, Tensor]:
-    """Tensors of ours that one released tensor holds. `heads`: of the time-aware encoder."""
-    if not entry.ours:
-        return {}
-    if entry.kind == "qkv":
-        # (3 * width, ...) laid out head by head -> q, k, v of (width, ...).
-        width, rest = tensor.shape[0] // 3, tensor.shape[1:2]
-        parts = tensor.reshape(heads, 3, width // heads, *rest).unbind(1)
-        split = [part.reshape(width, *rest).contiguous() for part in parts]
-        return dict(zip(entry.ours, split, strict=True))
-    return {entry.ours[0]: tensor.reshape(tensor.shape[:2]) if entry.kind == "conv1x1" else tensor}
-
-
-def to_released(entry: Entry, ours: Mapping[str, Tensor], heads: int) -> Tensor:
-    """Inverse of `from_released`, of an entry that is used."""
-    tensors = [ours[name] for name in entry.ours]
-    if entry.kind == "qkv":
-        width, *rest = tensors[0].shape
-        heads_apart = [tensor.reshape(heads, width // heads, *rest) for tensor in tensors]
-        qkv = torch.stack(heads_apart, dim=1).reshape(3 * width, *rest)
-        return qkv[..., None] if rest else qkv
-    if entry.kind == "conv1x1":
-        # The encoder's projections are 1-d convolutions, the autoencoder's 2-d ones.
-        tail = (1,) if entry.name.startswith("structcond") else (1, 1)
-        return tensors[0].reshape(*tensors[0].shape, *tail)
-    return tensors[0]
+def _cut(shape: tuple[int, ...], reference: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the sides of a 1x1 kernel that its reference lacks."""
+    axes = len(reference)
+    return shape[:axes] if set(shape[axes:]) == {1} else shape

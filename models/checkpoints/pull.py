@@ -1,8 +1,7 @@
 """Fetches the released files of a preset from the Hugging Face hub, checks and converts them.
 
-`huggingface_hub` finds a file's size and SHA-256 and repeats requests. Its `hf_hub_download` begins
-each call anew (as of 2.4); the files here have 6.5 GB, so what arrives is appended to a part that
-stays, and the library's `http_get` is told where to go on.
+`hf_hub_download` begins each call anew (as of huggingface_hub 2.4). The files here have 6.5 GB, so
+what arrives is appended to a part that stays, and the library's `http_get` resumes there.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx2
-from huggingface_hub import get_hf_file_metadata
+from huggingface_hub import get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -33,14 +32,13 @@ from models.checkpoints.files import (
     OnProgress,
     WeightsProgress,
     check_room,
-    clear_leftovers,
     ignore,
     is_disk_full,
     preset_folder,
     sum_of,
 )
 from models.checkpoints.sources import Sources
-from models.checkpoints.writing import Form
+from models.checkpoints.writing import Form, clear_leftovers
 from models.errors import DiskFull, DownloadFailed, LicenceNotAccepted
 from models.presets import Preset, Release, ReleasedFile
 
@@ -48,18 +46,21 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _DOWNLOADS = ".downloads"
-_HUB, _REVISION = "https://huggingface.co", "main"
 _CONVERTED_RATIO = 0.4
 """A converted folder in float16 with its text tower has 0.39 of the size of the released files."""
 _ATTEMPTS = 5
 """In a row without a byte."""
 _SIZE_TOLERANCE = 0.01
 """The released sizes are known to three digits."""
+_REFUSALS = {
+    **dict.fromkeys((401, 403), "asks for a login ({}): set HF_TOKEN to a token that may read it"),
+    **dict.fromkeys((404, 410), "is not there ({}): the file was moved or removed"),
+}
 
 
 def is_there(preset: Preset, root: Path) -> bool:
-    """Whether the preset's folder was put in place; a conversion does that when it is whole. One
-    that a killed process had put aside for another is put back first."""
+    """Whether the preset's folder is in its place, and so is whole. One that a killed process had
+    put aside for another is put back first."""
     folder = preset_folder(preset, root)
     if not folder.exists():
         clear_leftovers(folder)
@@ -83,17 +84,12 @@ def pull(
     HF_TOKEN is sent to it where it is set; the proxy is that of the environment.
 
     Args:
-        preset: whose weights.
+        preset: whose weights; one that comes with the package has them.
         root: where folders of weights lie.
         accept_licence: whether the person accepts the licence of the release.
-        on_progress: is called as the work goes on.
         form: how the weights are stored.
-        keep: leave the downloaded files in `root/.downloads`; they are removed otherwise, once
-            they are converted.
+        keep: leave the downloaded files in `root/.downloads`.
         again: replace a folder that is there.
-
-    Returns:
-        The folder; of a preset that comes with the package, its own.
 
     Raises:
         LicenceNotAccepted: `accept_licence` is false, and the weights are not here.
@@ -118,24 +114,23 @@ def pull(
         downloads = root / _DOWNLOADS
         downloads.mkdir(exist_ok=True)
         _check_room(release, downloads, form)
-        paths = {downloads / file.name: file for file in release.files}
         sums = {
-            path: _download(release.repository, file, path, on_progress)
-            for path, file in paths.items()
+            downloads / file.name: _download(release.repository, file, downloads, on_progress)
+            for file in release.files
         }
-        sources = Sources(*paths)
+        sources = Sources(*sums)
         convert(
             preset, sources, folder, form, replace_folder=again, sums=sums, on_progress=on_progress
         )
         if not keep:
-            for path in paths:
+            for path in sums:
                 path.unlink()
     return folder
 
 
 @contextmanager
 def _lock(root: Path, preset: Preset, on_progress: OnProgress) -> Iterator[None]:
-    """Holds the root's lock, which ends with the process at the latest."""
+    """Holds the root's lock, which ends with the process."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as file:
         try:
@@ -147,7 +142,7 @@ def _lock(root: Path, preset: Preset, on_progress: OnProgress) -> Iterator[None]
 
 
 def _check_room(release: Release, downloads: Path, form: Form) -> None:
-    """Whether everything will fit that is on the disk at once. Raises DiskFull."""
+    """Whether the downloads and the new folder fit on the disk. Raises DiskFull."""
     total = sum(file.size for file in release.files)
     present = sum(path.stat().st_size for path in downloads.iterdir())
     folder_bytes = int(_CONVERTED_RATIO * total * form.torch_dtype.itemsize / 2)
@@ -155,13 +150,14 @@ def _check_room(release: Release, downloads: Path, form: Form) -> None:
 
 
 def _download(
-    repository: str, file: ReleasedFile, target: Path, on_progress: OnProgress
+    repository: str, file: ReleasedFile, folder: Path, on_progress: OnProgress
 ) -> FileSum:
-    """Downloads a file to `target`, which is whole and checked, or not there.
+    """Downloads a file, which is whole and checked then, or not there.
 
     What an attempt got is kept beside it under the file's sum (or ETag, where the sum is not
     known), so that the next one resumes, and not from a part of another file.
     """
+    target = folder / file.name
     if target.exists():
         existing = sum_of(target, on_progress)
         if file.sha256 in (None, existing.sha256):
@@ -170,9 +166,10 @@ def _download(
     disable_progress_bars("huggingface_hub.http_get")
     # Its own handler would write a second line for each one of the log.
     logging.getLogger("huggingface_hub").handlers.clear()
-    endpoint = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
-    url = f"{endpoint}/{repository}/resolve/{_REVISION}/{file.name}"
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    url = hf_hub_url(repository, file.name, endpoint=endpoint)
     with _as_sentence(url):
+        # False: the library would take one from the user's files, too.
         token = os.environ.get("HF_TOKEN") or False
         metadata = get_hf_file_metadata(url, token=token, retry_on_errors=True)
     if metadata.size and abs(metadata.size - file.size) > _SIZE_TOLERANCE * file.size:
@@ -184,7 +181,7 @@ def _download(
     revision = re.sub(r"\W", "", file.sha256 or metadata.etag or "")
     part = target.with_name(f"{target.name}.{revision}.part")
     longest = metadata.size or (1 + _SIZE_TOLERANCE) * file.size
-    for other in target.parent.glob(f"{target.name}.*part*"):
+    for other in folder.glob(f"{target.name}.*part*"):
         if other != part or not revision or other.stat().st_size > longest:
             other.unlink()
     _fetch(url, part, metadata.size, file, on_progress)
@@ -213,14 +210,13 @@ class _Part(io.FileIO):
 
 
 def _fetch(url: str, path: Path, size: int | None, file: ReleasedFile, report: OnProgress) -> None:
-    """Appends to a part what is missing of the file. Raises DownloadFailed and DiskFull."""
-    total = size or file.size
-    check_room(path.parent, total - (path.stat().st_size if path.exists() else 0))
-    headers, failures = {"Accept-Encoding": "identity"}, 0
+    """Appends to a part what is missing. Raises DownloadFailed and DiskFull."""
+    headers = {"Accept-Encoding": "identity"}
     if token := os.environ.get("HF_TOKEN"):
         # Not sent on to another host that a redirect leads to.
         headers["Authorization"] = f"Bearer {token}"
-    with _Part(path, WeightsProgress("download", file.name, 0, total), report) as part:
+    progress, failures = WeightsProgress("download", file.name, 0, size or file.size), 0
+    with _Part(path, progress, report) as part:
         while True:
             position = part.tell()
             try:
@@ -241,7 +237,7 @@ def _fetch(url: str, path: Path, size: int | None, file: ReleasedFile, report: O
 
 
 def _status(error: BaseException | None) -> int:
-    """The status that a server answered; 0 where it answered none."""
+    """The status that a server answered, or 0."""
     return error.response.status_code if isinstance(error, HfHubHTTPError) else 0
 
 
@@ -258,14 +254,8 @@ def _as_sentence(url: str, part: _Part | None = None) -> Iterator[None]:
             raise DiskFull(f"The disk ran full after {size} bytes of {url}.") from error
         if isinstance(error, OSError) and error.errno:  # of the part, not of the server
             raise
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise DownloadFailed(
-                f"{url} asks for a login ({status}): set HF_TOKEN to a token that may read it."
-            ) from error
-        if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-            raise DownloadFailed(
-                f"{url} is not there ({status}): the file was moved or removed."
-            ) from error
+        if status in _REFUSALS:
+            raise DownloadFailed(f"{url} {_REFUSALS[status].format(status)}.") from error
         reason = f"the server answers {status}" if status else str(error) or type(error).__name__
         rest = f" {size} bytes of it are kept for the next try." if size else ""
         raise DownloadFailed(f"{url} could not be downloaded: {reason}.{rest}") from error

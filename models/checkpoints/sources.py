@@ -12,30 +12,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.checkpoints.containers import Checkpoint, LazyTensor, open_checkpoint
-from models.checkpoints.diffusers_folder import DiffusersFolder
-from models.checkpoints.folder import check_names
-from models.checkpoints.inventory import autoencoder_config, config_of, encoder_config, size
-from models.checkpoints.keys import (
-    SCHEDULE_KEYS,
-    Entry,
-    autoencoder_entries,
-    diffusion_entries,
-    from_released,
-    to_released,
-)
+from models.checkpoints.containers import Checkpoint, join, open_checkpoint
+from models.checkpoints.diffusers_folder import TEXT_SIZES, UNET_SIZES, open_parts, part_names
+from models.checkpoints.inventory import config_of
+from models.checkpoints.keys import ENCODER, SCHEDULE_KEYS, TEXT, UNET, our_tensors, released_names
 from models.config import ModelConfig, Prediction
 from models.errors import CheckpointMismatch
 from models.networks.bundle import Networks
 
-_UNET, _ENCODER, _MODULATION = "model.diffusion_model.", "structcond_stage_model.", ".spade."
+_MODULATION = ".spade."
 _TRAINING_PREFIXES = {
     "model_ema.": "moving averages of the weights",
     "loss.": "the loss that the autoencoder was trained with",
@@ -64,22 +56,14 @@ class Sources:
     """Stable Diffusion 2.1, a folder or a file, for a diffusion file that needs it."""
 
 
-@dataclass(frozen=True)
-class SourceTensors:
-    """Where every tensor of the networks lies in the sources."""
-
-    config: ModelConfig
-    tensors: Mapping[str, LazyTensor]
-    """By our names: unet, encoder, autoencoder, first_stage and, where there is one, text."""
-    files: tuple[Path, ...]
-    omissions: Mapping[str, int]
-    """How many tensors were left out, by what they are."""
-    foreign: tuple[str, ...]
-    """Names of classes and functions in the files that have nothing to do with tensors."""
-
-
-def open_sources(sources: Sources, prediction: Prediction) -> SourceTensors:
+def open_sources(
+    sources: Sources, prediction: Prediction
+) -> tuple[ModelConfig, Checkpoint, Counter[str]]:
     """Finds every tensor of the networks in the files; reads headers only.
+
+    Returns:
+        The sizes of the networks; their tensors by our names, all of the first stage and, where
+        there is one, the text tower included; how many tensors were left out, by what they are.
 
     Raises:
         CheckpointUnreadable: a file is missing, damaged or no checkpoint.
@@ -89,82 +73,66 @@ def open_sources(sources: Sources, prediction: Prediction) -> SourceTensors:
     diffusion = _without_prefix(open_checkpoint(sources.diffusion))
     autoencoder = open_checkpoint(sources.autoencoder)
     _check_roles(diffusion, autoencoder, sources.base)
-    base = None if sources.base is None else _open_base(sources.base, prediction)
+    base, folder = None, {}
+    if sources.base is not None and sources.base.is_dir():
+        folder = open_parts(sources.base, prediction)
+    elif sources.base is not None:
+        base = open_checkpoint(sources.base)
+        _check_role(base, "base", "base")
     try:
-        config = _config(diffusion, base, autoencoder, prediction)
+        config = config_of(
+            {**base.shapes, **diffusion.shapes} if base else diffusion.shapes,
+            autoencoder.shapes,
+            prediction,
+            unet=UNET_SIZES if folder else None,
+            text=TEXT_SIZES if "text" in folder else None,
+        )
         ours = _meta_tensors(config)
     except CheckpointMismatch as error:
         raise CheckpointMismatch(
             f"{diffusion.path} and {autoencoder.path} do not make up a StableSR: {error}"
         ) from error
 
-    entries, heads = diffusion_entries(config), config.encoder.heads
-    guidance = [entry for entry in entries if _is_guidance(entry.name)]
-    rest = [entry for entry in entries if not _is_guidance(entry.name)]
-    tensors = _select(autoencoder, autoencoder_entries(config), ours, heads)
-    tensors |= _select(diffusion, entries if base is None else guidance, ours, heads)
-    if isinstance(base, DiffusersFolder):
-        tensors |= base.tensors(ours)
-    elif base is not None:
-        tensors |= _select(base, rest, ours, heads)
+    names: dict[str, dict[str, list[str]]] = {"diffusion": {}, "base": {}, "autoencoder": {}}
+    for name, parts in released_names(ours, config).items():
+        owner = "diffusion" if sources.base is None or _is_guidance(parts[0]) else "base"
+        names["autoencoder" if name.startswith("autoencoder.") else owner][name] = parts
+    omissions: Counter[str] = Counter()
 
-    parts = [diffusion, autoencoder, *([base] if isinstance(base, Checkpoint) else [])]
-    omissions = Counter(reason for part in parts for reason in _omissions(part).values())
-    files = [file for part in (diffusion, base, autoencoder) if part for file in part.files]
-    foreign = sorted({name for part in parts for name in part.foreign})
-    return SourceTensors(config, tensors, tuple(files), omissions, tuple(foreign))
+    def read(file: Checkpoint, names: Mapping[str, Sequence[str]]) -> Checkpoint:
+        reasons = {name: _omission(name, config) for name in (*file.tensors, *file.others)}
+        omissions.update(reason for reason in reasons.values() if reason)
+        tensors = {name: t for name, t in file.tensors.items() if reasons[name] is None}
+        others = tuple(name for name in file.others if reasons[name] is None)
+        rest = replace(file, tensors=tensors, others=others)
+        return our_tensors(rest, names, ours, config.encoder.heads)
+
+    files = [read(diffusion, names["diffusion"])]
+    if base is not None:
+        files.append(read(base, names["base"]))
+    files += [read(part, part_names(network, ours)) for network, part in folder.items()]
+    files.append(read(autoencoder, names["autoencoder"]))
+    return config, join(diffusion.path.parent, files), omissions
 
 
 def _is_guidance(name: str) -> bool:
     """Whether a released tensor is StableSR's own."""
-    return name.startswith(_ENCODER) or _MODULATION in name
+    return name.startswith(ENCODER) or _MODULATION in name
 
 
-def _select(
-    checkpoint: Checkpoint, entries: Sequence[Entry], ours: Mapping[str, Tensor], heads: int
-) -> dict[str, LazyTensor]:
-    """Our tensors that a file holds, which must be those of `entries` and what is left out.
-
-    `ours` is as `_meta_tensors` gives them; `heads` are those of the time-aware encoder.
-
-    Raises:
-        CheckpointMismatch: tensors are missing, left over or of the wrong shape, by name.
-    """
-    outside = {entry.name for entry in entries if not entry.ours} | _omissions(checkpoint).keys()
-    entries = [entry for entry in entries if entry.ours]
-    check_names(
-        checkpoint.path,
-        {name: shape for name, shape in checkpoint.shapes.items() if name not in outside},
-        {entry.name: to_released(entry, ours, heads).shape for entry in entries},
-        others=(name for name in checkpoint.others if name not in outside),
-    )
-
-    def read(entry: Entry, name: str) -> Tensor:
-        return from_released(entry, checkpoint.tensors[entry.name].read(), heads)[name]
-
-    return {
-        name: LazyTensor(
-            checkpoint.tensors[entry.name].dtype,
-            tuple(ours[name].shape),
-            partial(read, entry, name),
-        )
-        for entry in entries
-        for name in entry.ours
-    }
+def _omission(name: str, config: ModelConfig) -> str | None:
+    """What a tensor of a released file is that no network has, "" where that goes without saying;
+    None of all others."""
+    if name in SCHEDULE_KEYS:
+        return "tables of the noise schedule"
+    if config.text is not None:
+        block = f"transformer.resblocks.{config.text.layers - 1}."
+        if name.startswith(tuple(TEXT + end for end in (block, "text_projection", "logit_scale"))):
+            return ""
+    return next((why for start, why in _TRAINING_PREFIXES.items() if name.startswith(start)), None)
 
 
-def _omissions(checkpoint: Checkpoint) -> dict[str, str]:
-    """Names in a released file that no network has, and what each is."""
-    reasons: dict[str, str] = {}
-    for name in (*checkpoint.tensors, *checkpoint.others):
-        if name in SCHEDULE_KEYS:
-            reasons[name] = "tables of the noise schedule"
-        for prefix, reason in _TRAINING_PREFIXES.items():
-            if name.startswith(prefix):
-                reasons[name] = reason
-    return reasons
-
-
+@lru_cache(maxsize=1)
 def _meta_tensors(config: ModelConfig) -> dict[str, Tensor]:
     """Every tensor of the networks of that size, all of the first stage included, without numbers.
 
@@ -181,33 +149,10 @@ def _meta_tensors(config: ModelConfig) -> dict[str, Tensor]:
         ) from error
 
 
-def _config(
-    diffusion: Checkpoint,
-    base: Checkpoint | DiffusersFolder | None,
-    autoencoder: Checkpoint,
-    prediction: Prediction,
-) -> ModelConfig:
-    """Sizes of the networks. Raises CheckpointMismatch."""
-    shapes = diffusion.shapes
-    if not isinstance(base, DiffusersFolder):
-        whole = shapes if base is None else {**base.shapes, **shapes}
-        return config_of(whole, autoencoder.shapes, prediction)
-    hidden = f"{_UNET}input_blocks.1.0{_MODULATION}mlp_shared.0.weight"
-    text = base.text_config()
-    return ModelConfig(
-        unet=base.unet_config(size(shapes, hidden, 1), size(shapes, hidden)),
-        encoder=encoder_config(shapes),
-        autoencoder=autoencoder_config(autoencoder.shapes),
-        text=text,
-        prediction=prediction,
-        context_tokens=77 if text is None else text.tokens,
-    )
-
-
 def _kind(checkpoint: Checkpoint) -> Kind:
     names = checkpoint.tensors.keys()
-    encoder = any(name.startswith(_ENCODER) for name in names)
-    unet = any(name.startswith(_UNET) and _MODULATION not in name for name in names)
+    encoder = any(name.startswith(ENCODER) for name in names)
+    unet = any(name.startswith(UNET) and _MODULATION not in name for name in names)
     if encoder or unet:
         return "guidance" if not unet else "whole" if encoder else "base"
     if any(name.startswith("decoder.fusion_layer_") for name in names):
@@ -219,7 +164,7 @@ def _kind(checkpoint: Checkpoint) -> Kind:
 
 def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
     """Without a prefix that stands before all names of StableSR's own tensors."""
-    prefixes = {n.partition(_ENCODER)[0] for n in checkpoint.tensors if _ENCODER in n}
+    prefixes = {n.partition(ENCODER)[0] for n in checkpoint.tensors if ENCODER in n}
     if len(prefixes) != 1:
         return checkpoint
     (prefix,) = prefixes
@@ -253,11 +198,3 @@ def _check_role(checkpoint: Checkpoint, role: str, *kinds: Kind) -> None:
             f"{checkpoint.path} was given as the {role} and is {_KINDS[kind]} (its first tensors: "
             f"{names}); what belongs there is {_KINDS[kinds[0]]}."
         )
-
-
-def _open_base(path: Path, prediction: Prediction) -> Checkpoint | DiffusersFolder:
-    if path.is_dir():
-        return DiffusersFolder(path, prediction)
-    base = open_checkpoint(path)
-    _check_role(base, "base", "base")
-    return base

@@ -1,23 +1,41 @@
-"""Writes the tensors of a folder as safetensors, one at a time, in one file or in several."""
+"""Writes a folder of weights, all or nothing: its tensors as safetensors, one at a time.
+
+A folder is written beside its place and renamed. `.NAME.*.part` is one in the making, or one that
+was replaced and is being removed; `.NAME.*.old` is a whole one that makes room: between its two
+renames there is no folder NAME. The process at work holds the folder's lock, which ends with it, so
+that leftovers of a killed process are known. Process numbers would not do: containers share them.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
+from secrets import token_hex
 from typing import Literal
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from models.checkpoints.containers import LazyTensor
-from models.checkpoints.files import INDEX, WEIGHTS, OnProgress, WeightsProgress, check_room
+from models.checkpoints.files import (
+    INDEX,
+    OnProgress,
+    WeightsProgress,
+    check_room,
+    is_disk_full,
+)
 from models.checkpoints.folder import is_finite
-from models.errors import CheckpointMismatch
+from models.errors import CheckpointMismatch, DiskFull
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +49,7 @@ class Form:
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     shard_bytes: int | None = None
-    """Largest size of a file; None writes one file."""
+    """Largest size of a file of several; None writes one file."""
     text: bool = False
     """Keep the text tower, which prompts need."""
 
@@ -53,23 +71,29 @@ def write_tensors(
         CheckpointMismatch: a tensor has values that are no numbers.
         DiskFull: the disk has no room.
     """
-    sizes = {name: math.prod(t.shape) * form.torch_dtype.itemsize for name, t in tensors.items()}
+    dtype = form.torch_dtype
+    sizes = {name: math.prod(t.shape) * dtype.itemsize for name, t in tensors.items()}
     position, total = 0, sum(sizes.values())
     check_room(folder, total)
-    shards = _shards(sizes, form.shard_bytes)
+    shards = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=form.shard_bytes or total,
+    )
     float32: list[str] = []
 
     def narrow(file: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         nonlocal position
         for name in names:
-            tensor = _narrow(name, tensors[name].read(), form.torch_dtype)
-            if tensor.dtype != form.torch_dtype:
+            tensor = _narrow(name, tensors[name].read(), dtype)
+            if tensor.dtype != dtype:
                 float32.append(name)
             yield name, tensor
             position += sizes[name]
             on_progress(WeightsProgress("convert", file, position, total))
 
-    for file, names in shards.items():
+    for file, names in shards.filename_to_tensors.items():
         shapes = {name: tensors[name].shape for name in names}
         write_safetensors(folder / file, shapes, narrow(file, names))
     if float32:
@@ -77,28 +101,12 @@ def write_tensors(
             "%d tensors have values beyond %s and are kept in float32: %s",
             *(len(float32), form.dtype, ", ".join(float32[:5])),
         )
-    paths = [folder / file for file in shards]
-    if form.shard_bytes is not None:
-        weight_map = {name: file for file, names in shards.items() for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    paths = [folder / file for file in shards.filename_to_tensors]
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         paths.append(folder / INDEX)
     return tuple(paths), float32
-
-
-def _shards(sizes: Mapping[str, int], limit: int | None) -> dict[str, list[str]]:
-    """Names of tensors by file, of at most `limit` bytes each; a larger tensor has its own."""
-    if limit is None:
-        return {WEIGHTS: list(sizes)}
-    shards: list[list[str]] = []
-    room = 0
-    for name, size in sizes.items():
-        if not shards or size > room:
-            shards.append([])
-            room = limit
-        shards[-1].append(name)
-        room -= size
-    return {f"model-{i:05}-of-{len(shards):05}.safetensors": s for i, s in enumerate(shards, 1)}
 
 
 def _narrow(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -160,3 +168,76 @@ def _entry(dtype: torch.dtype, shape: Iterable[int], start: int, end: int) -> ob
 
 def _json(header: Mapping[str, object]) -> bytes:
     return json.dumps(header, separators=(",", ":")).encode()
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Gives a new folder beside `folder`, and puts it in its place when the block ends well.
+
+    Raises:
+        DiskFull: the disk ran full in the block.
+    """
+    new = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
+    try:
+        new.mkdir(parents=True)
+        with _lock(new):
+            yield new
+            if folder.exists():
+                _replace(folder, new)
+            else:
+                new.rename(folder)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFull(f"The disk of {folder} ran full; nothing was kept.") from error
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Puts `new` in the place of `folder`, or leaves that one there. `clear_leftovers` does the
+    same for a process that is killed in between."""
+    old = new.with_suffix(".old")
+    with _lock(folder):
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+        # What is half removed must not be taken for a folder to be put back.
+        old.rename(new)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Locks a folder, under whatever name it gets meanwhile; false if another process holds it.
+    Some network file systems lock no folders; there every process is taken to be gone."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            log.warning("no lock on %s: %s", folder, error.strerror)
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Puts the folder back if a process was killed while it replaced it; removes what else such
+    processes left. Raises OSError."""
+    beside = folder.parent.glob(f".{escape(folder.name)}.*.*")
+    leftovers = [p for p in beside if p.suffix in (".old", ".part") and p.is_dir()]
+    # The newest old one first: it is the one to put back.
+    leftovers.sort(key=lambda path: (path.suffix != ".old", -path.stat().st_mtime))
+    for leftover in leftovers:
+        with _lock(leftover) as is_free:
+            if is_free and leftover.suffix == ".old" and not folder.exists():
+                leftover.rename(folder)
+                log.warning("%s was left by a process that was killed, and is back", folder)
+            elif is_free:
+                shutil.rmtree(leftover, ignore_errors=True)

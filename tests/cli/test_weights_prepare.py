@@ -21,7 +21,7 @@ from cli.main import app
 from cli.processes import free_port
 from cli.weights_prepare import prepare
 from jobs.settings import Settings
-from models.checkpoints.files import Absence, preset_folder
+from models.checkpoints.files import absence_of, preset_folder
 from models.pipeline import StableSR
 from models.presets import Preset, get_preset
 from tests.models.hub import Hub, small_preset
@@ -62,8 +62,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Any:
     def said(**settings: Any) -> Said:
         prepare(Settings(**{"preset": PRESET, **settings}))
         lines = capsys.readouterr().err.splitlines()
-        absence = Absence.of(get_preset(PRESET))
-        return Said(json.loads(lines[-1]), absence.reason if absence else None)
+        return Said(json.loads(lines[-1]), absence_of(get_preset(PRESET)))
 
     return said
 
@@ -146,7 +145,7 @@ def test_the_command_takes_the_environments_settings(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("STABLESR_PRESET", PRESET)
     result = CliRunner().invoke(app, ["weights", "prepare"])
     assert result.exit_code == 0
-    assert Absence.of(get_preset(PRESET)) is not None
+    assert absence_of(get_preset(PRESET)) is not None
 
 
 def test_the_example_of_settings_names_the_licence_that_is_asked_for(said: Any) -> None:
@@ -208,7 +207,7 @@ def _prepare(environment: dict[str, str], preset: Preset) -> None:
 
 
 def test_a_process_that_is_ended_leaves_nothing_half_written_and_the_next_resumes(
-    root: Path, hub: Hub, preset: Preset
+    root: Path, said: Any, hub: Hub, preset: Preset
 ) -> None:
     first, second = hub.files
     waits, go_on = threading.Event(), threading.Event()
@@ -234,9 +233,6 @@ def test_a_process_that_is_ended_leaves_nothing_half_written_and_the_next_resume
     assert not (root / PRESET).exists()
     go_on.set()
 
-    process = CONTEXT.Process(target=_prepare, args=(environment, preset))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 0
+    assert said(accept_licence=LICENCE).line["event"] == "weights are there"
     assert (root / PRESET / "config.json").exists()
     assert len(hub.starts(first)) == 1

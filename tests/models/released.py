@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.checkpoints.keys import (
-    SCHEDULE_KEYS,
-    autoencoder_entries,
-    diffusion_entries,
-    to_released,
-)
+from models.checkpoints.keys import SCHEDULE_KEYS, TEXT, released_names
 from models.config import AutoencoderConfig, EncoderConfig, ModelConfig, TextConfig, UNetConfig
 from models.networks.bundle import Networks
 
@@ -40,10 +35,15 @@ SMALL = ModelConfig(
 )
 
 
+def meta_tensors(config: ModelConfig) -> Tensors:
+    """Every tensor of the networks, without numbers."""
+    with torch.device("meta"):
+        return dict(Networks(config, first_stage="whole").state_dict())
+
+
 def ours(config: ModelConfig = SMALL, seed: int = 0) -> Tensors:
     """Random tensors of the networks, with the first stage's encoder equal to the autoencoder's."""
-    with torch.device("meta"):
-        shapes = Networks(config, first_stage="whole").state_dict()
+    shapes = meta_tensors(config)
     generator = torch.Generator().manual_seed(seed)
     tensors = {k: 0.1 * torch.randn(v.shape, generator=generator) for k, v in shapes.items()}
     for name in tensors:
@@ -60,19 +60,41 @@ def released(config: ModelConfig = SMALL, seed: int = 0) -> tuple[Tensors, Tenso
 
 @lru_cache(maxsize=1)
 def _released(config: ModelConfig, seed: int) -> tuple[Tensors, Tensors]:
-    tensors, heads = ours(config, seed), config.encoder.heads
-    diffusion, wrapped = (
-        {e.name: to_released(e, tensors, heads) for e in entries if e.ours}
-        for entries in (
-            diffusion_entries(config),
-            autoencoder_entries(config),
-        )
-    )
-    for entry in diffusion_entries(config):
-        if not entry.ours:
-            diffusion[entry.name] = torch.zeros(1)
+    diffusion, wrapped = to_released(ours(config, seed), config)
+    diffusion |= {name: torch.zeros(1) for name in idle_names(config)}
     diffusion |= {name: torch.zeros(1000) for name in SCHEDULE_KEYS}
     return diffusion, wrapped
+
+
+def to_released(tensors: Tensors, config: ModelConfig) -> tuple[Tensors, Tensors]:
+    """Our tensors in the layout of the diffusion file, and of the autoencoder's."""
+    sharers: dict[str, list[str]] = {}
+    for name, (original,) in released_names(tensors, config).items():
+        sharers.setdefault(original, []).append(name)
+    files: tuple[Tensors, Tensors] = {}, {}
+    for original, names in sharers.items():
+        network, heads = names[0].partition(".")[0], config.encoder.heads
+        tensor, *more = (tensors[name] for name in names)
+        if more:
+            # Query, key and value of the time-aware encoder: head by head.
+            parts = [part.reshape(heads, -1, *part.shape[1:]) for part in (tensor, *more)]
+            tensor = torch.stack(parts, dim=1).flatten(0, 2)
+        # Projections of its attention are 1-d convolutions, those of the autoencoders 2-d ones.
+        layer = original.split(".")[-2]
+        if layer in ("q", "k", "v", "qkv", "proj_out") and tensor.ndim == 2 and network != "unet":
+            tensor = tensor.reshape(*tensor.shape, *((1,) if network == "encoder" else (1, 1)))
+        files[network == "autoencoder"][original] = tensor
+    return files
+
+
+def idle_names(config: ModelConfig) -> list[str]:
+    """What a diffusion file holds and no step calls: the text tower's last block and projection."""
+    if config.text is None:
+        return []
+    start, last = f"{TEXT}transformer.resblocks.", config.text.layers - 1
+    names = (parts[0] for parts in released_names(meta_tensors(config), config).values())
+    layers = [name.removeprefix(f"{start}0.") for name in names if name.startswith(f"{start}0.")]
+    return [*(f"{start}{last}.{x}" for x in layers), f"{TEXT}text_projection", f"{TEXT}logit_scale"]
 
 
 def lightning(state_dict: Tensors) -> dict[str, Any]:

@@ -236,7 +236,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves 
 
 
 def tiny_config() -> ModelConfig:
-    return describe(preset_folder(get_preset("tiny"))).config
+    return describe(preset_folder(get_preset("tiny")))[0]
 
 
 @pytest.mark.parametrize("size", ["tiny", "full"])

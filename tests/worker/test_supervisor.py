@@ -21,7 +21,7 @@ from PIL import Image
 from jobs.schema import JobState
 from jobs.settings import Settings
 from jobs.store import result_key
-from models.checkpoints.files import Absence, preset_folder
+from models.checkpoints.files import note_absence, preset_folder
 from models.presets import get_preset
 from tests.redis_server import RedisServer
 from tests.worker.double import (
@@ -425,7 +425,7 @@ def test_a_worker_without_its_weights_is_not_ready_until_they_come(
         assert str(weights) in line["detail"]
         # What keeps them away is said as it is now, and not for weights that are there but unfit.
         for reason in ("its licence is not accepted", "the hub does not answer"):
-            Absence.note(get_preset(PRESET), reason)
+            note_absence(get_preset(PRESET), reason)
             not_ready(reason)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")

@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from models.checkpoints import sources
 from models.checkpoints.convert import convert
 from models.checkpoints.folder import describe, load_folder
 from models.checkpoints.sources import Sources
@@ -115,8 +116,10 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def base(whole_folder: Path, tmp_path: Path) -> Path:
+def base(whole_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of diffusers that a test may change."""
+    monkeypatch.setattr(sources, "UNET_SIZES", SMALL.unet)
+    monkeypatch.setattr(sources, "TEXT_SIZES", SMALL.text)
     shutil.copytree(whole_folder, tmp_path / "base")
     return tmp_path / "base"
 
@@ -350,7 +353,7 @@ def test_safetensors_files_of_the_whole_model_are_read_too(tmp_path: Path) -> No
     sources = Sources(tmp_path / "d.safetensors", tmp_path / "a.safetensors")
     convert(PRESET, sources, tmp_path / "out", FP32)
     assert_whole(tmp_path / "out")
-    assert describe(tmp_path / "out").config.context_tokens == 77
+    assert describe(tmp_path / "out")[0].context_tokens == 77
 
 
 def test_a_checkpoint_of_a_single_file_may_be_a_lightning_one_too(

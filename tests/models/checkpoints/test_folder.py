@@ -10,18 +10,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.checkpoints.files import preset_folder
-from models.checkpoints.folder import load_folder, save_folder
+from models.checkpoints.folder import load_folder, random_networks, save_folder
 from models.errors import CheckpointMismatch
 from models.networks.bundle import Networks
 from models.presets import PRESETS
+from tests.models.released import SMALL
 from training.initial_weights import TINY
 
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    return random_networks(SMALL, CPU, torch.float32)
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_folder(Networks(TINY), tmp_path / "weights", torch.float32)
+def folder(networks: Networks, tmp_path: Path) -> Path:
+    save_folder(networks, tmp_path / "weights", torch.float32)
     return tmp_path / "weights"
 
 
@@ -35,14 +41,13 @@ def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def test_a_saved_folder_loads_as_it_was(tmp_path: Path) -> None:
-    networks = Networks(TINY)
-    save_folder(networks, tmp_path, torch.float32)
-    loaded = load_folder(tmp_path, CPU, torch.float32)
-    assert loaded.config == TINY
+def test_a_saved_folder_loads_as_it_was(networks: Networks, folder: Path) -> None:
+    loaded = load_folder(folder, CPU, torch.float32)
+    assert loaded.config == SMALL
+    tensors = loaded.state_dict()
     for name, tensor in networks.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        assert torch.equal(tensors[name], tensor), name
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_loaded_weights_do_not_lie_in_the_file(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import close_session
 
 from models.checkpoints import pull as pulling
-from models.checkpoints.files import Absence, WeightsProgress, preset_folder
+from models.checkpoints.files import WeightsProgress, note_absence, preset_folder
 from models.checkpoints.folder import verify
 from models.checkpoints.pull import pull
 from models.errors import CheckpointError, DiskFull, DownloadFailed, LicenceNotAccepted
@@ -146,7 +146,7 @@ def test_a_note_of_absence_is_no_reason_not_to_pull(
     hub: Hub, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path))
-    Absence.note(preset, "no network")
+    note_absence(preset, "no network")
     pull(preset, tmp_path, accept_licence=True)
     assert files_in(tmp_path) == sorted([*WHOLE, "stablesr-512.absent.json"])
 
