@@ -95,15 +95,14 @@ class AsyncClient(BaseClient):
         """See `Client.wait`."""
         job = await self.get(job) if isinstance(job, str) else job
         polling = Polling(job, self._policy, timeout)
-        while True:
-            outcome = None if on_progress is None else on_progress(polling.job)
-            if inspect.isawaitable(outcome):
-                await outcome
-            if polling.job.succeeded:
-                return polling.job
-            if polling.job.ended:
-                raise JobFailed(polling.job)
-            await self._poll(polling)
+        async with aclosing(self._changes(polling)) as changes:
+            async for now in changes:
+                outcome = None if on_progress is None else on_progress(now)
+                if inspect.isawaitable(outcome):
+                    await outcome
+        if not polling.job.succeeded:
+            raise JobFailed(polling.job)
+        return polling.job
 
     async def events(
         self, job: Job | str, last_event_id: str | None = None
@@ -138,10 +137,9 @@ class AsyncClient(BaseClient):
                     failure = self._failure(error)
             await sleep(max(retries.pause_after(failure), parser.retry_s))
         polling = Polling(await self.get(job), self._policy)
-        yield polling.event()
-        while not polling.job.ended:
-            await self._poll(polling)
-            yield polling.event()
+        async with aclosing(self._changes(polling)) as changes:
+            async for _ in changes:
+                yield polling.event()
 
     async def download(self, job: Job | str, path: Path | str) -> Job:
         """See `Client.download`."""
@@ -188,15 +186,16 @@ class AsyncClient(BaseClient):
             raise
         return await self.download(job, target)
 
-    async def _poll(self, polling: Polling) -> None:
-        """See `Client._poll`."""
-        while True:
+    async def _changes(self, polling: Polling) -> AsyncGenerator[Job, None]:
+        """See `Client._changes`."""
+        yield polling.job
+        while not polling.job.ended:
             await sleep(polling.limit(polling.pause_s))
             response = await self._send(
                 "GET", self._path(polling.job), {304}, polling=polling, headers=polling.headers
             )
             if self._read_poll(response, polling):
-                return
+                yield polling.job
 
     async def _send(
         self,

@@ -126,14 +126,12 @@ class Client(BaseClient):
         """
         job = self.get(job) if isinstance(job, str) else job
         polling = Polling(job, self._policy, timeout)
-        while True:
+        for now in self._changes(polling):
             if on_progress is not None:
-                on_progress(polling.job)
-            if polling.job.succeeded:
-                return polling.job
-            if polling.job.ended:
-                raise JobFailed(polling.job)
-            self._poll(polling)
+                on_progress(now)
+        if not polling.job.succeeded:
+            raise JobFailed(polling.job)
+        return polling.job
 
     def events(self, job: Job | str, last_event_id: str | None = None) -> Iterator[Event]:
         """The changes of a job, as they happen, until its end; a cut stream is resumed.
@@ -167,9 +165,7 @@ class Client(BaseClient):
                     failure = self._failure(error)
             sleep(max(retries.pause_after(failure), parser.retry_s))
         polling = Polling(self.get(job), self._policy)
-        yield polling.event()
-        while not polling.job.ended:
-            self._poll(polling)
+        for _ in self._changes(polling):
             yield polling.event()
 
     def download(self, job: Job | str, path: Path | str) -> Job:
@@ -232,15 +228,16 @@ class Client(BaseClient):
             raise
         return self.download(job, target)
 
-    def _poll(self, polling: Polling) -> None:
-        """Polls until the job has changed."""
-        while True:
+    def _changes(self, polling: Polling) -> Iterator[Job]:
+        """The job as it is, and as it is after each change until its end; it is polled."""
+        yield polling.job
+        while not polling.job.ended:
             sleep(polling.limit(polling.pause_s))
             response = self._send(
                 "GET", self._path(polling.job), {304}, polling=polling, headers=polling.headers
             )
             if self._read_poll(response, polling):
-                return
+                yield polling.job
 
     def _send(
         self,
