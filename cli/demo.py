@@ -50,9 +50,7 @@ def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
     ):
         check_input(source)
         with Stack(Path(data), port=0, preset=preset) as stack:
-            with console.status("Starting Redis, a worker and the service ..."):
-                stack.start()
-                stack.wait_ready()
+            stack.start()
             ready_s = time.monotonic() - start
             with connect(stack.url, None) as client, ProgressView("uploading") as view:
                 job = client.submit(source, scale=SCALE, seed=SEED, output_format="png")
