@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cli.errors import InputError
+from cli.options import UpscaleOptions
 from cli.view import printable
 from stablesr_client.files import FORMATS
 
@@ -40,7 +41,7 @@ class Fault:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
     """What a folder holds; `others` counts the files that are no images by their name."""
 
@@ -49,19 +50,17 @@ class Plan:
     others: int
 
 
-def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool) -> Plan:
-    """Looks through `source`; the results keep its sub-folders and names under `target`.
+def make_plan(options: UpscaleOptions) -> Plan:
+    """Looks through the source; the results keep its sub-folders and names under the target.
 
-    Hidden files and folders are passed over, links to folders are not followed, and `target` may
-    lie within `source`: its files are no inputs.
-
-    Args:
-        output_format: "png", "webp", "jpeg" or "tiff", or "same" for each image's own.
+    Hidden files and folders are passed over, links to folders are not followed, and the target may
+    lie within the source: its files are no inputs.
 
     Raises:
-        InputError: `target` is a file, results would lie among the inputs, or two images would
+        InputError: the target is a file, results would lie among the inputs, or two images would
             have one result.
     """
+    source, target, recursive = options.source, options.target, options.recursive is not False
     if target.exists() and not target.is_dir():
         raise InputError(f"{source} is a folder, so {target} must be one too; it is a file.")
     root, out = source.resolve(), target.resolve()
@@ -70,31 +69,29 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
             f"The results would lie among the images of {source}; name another folder, "
             f"such as {source / 'upscaled'}."
         )
-    items: list[Item] = []
-    faults: list[Fault] = []
-    others = 0
-    for path in _files(source, out if out.is_relative_to(root) else None, recursive, faults):
+    plan = Plan([], [], 0)
+    for path in _files(source, out if out.is_relative_to(root) else None, recursive, plan.faults):
         name, suffix = path.relative_to(source).as_posix(), path.suffix.lower()
         try:
             status = path.stat() if suffix in SUFFIXES else None
         except OSError as error:
-            faults.append(Fault(name, error.strerror or str(error)))
+            plan.faults.append(Fault(name, error.strerror or str(error)))
             continue
         if status is None or not stat.S_ISREG(status.st_mode):
-            others += 1
+            plan.others += 1
             continue
-        same = output_format == "same"
-        item_format = FORMATS.get(suffix, "") if same else output_format
+        same = options.output_format == "same"
+        item_format = FORMATS.get(suffix, "") if same else options.output_format or "png"
         if not item_format:
             reason = f"results cannot be {path.suffix}; --format says what they shall be"
-            faults.append(Fault(name, reason))
+            plan.faults.append(Fault(name, reason))
             continue
         output_suffix = path.suffix if same else OUTPUT_SUFFIXES[item_format]
         output = PurePosixPath(name).with_suffix(output_suffix).as_posix()
         size, mtime_ns = status.st_size, status.st_mtime_ns
-        items.append(Item(name, path, size, mtime_ns, output, target / output, item_format))
-    _check_outputs(items, root, out)
-    return Plan(items, faults, others)
+        plan.items.append(Item(name, path, size, mtime_ns, output, target / output, item_format))
+    _check_outputs(plan.items, root, out)
+    return plan
 
 
 def images(count: int) -> str:

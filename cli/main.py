@@ -1,8 +1,4 @@
-"""The `stablesr` command: its commands and how it ends; the work is done by the modules named.
-
-Everything heavy is imported inside the commands, so that help and a remote upscale start fast
-and need no torch.
-"""
+"""The `stablesr` command: its commands and how it ends; the work is done by the modules named."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from typer.core import TyperGroup
 
 from cli import evaluate, keys, plan, status, train, weights
 from cli.checks import load, require_torch
-from cli.errors import BadSettings, CliError
+from cli.errors import BadSettings, CliError, translate
 from cli.options import Device, Preset, UpscaleOptions, argument, option, with_options
 from cli.view import console
 
@@ -62,8 +58,7 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _root(
     show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say it, end."),
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say it, end.")
     ] = False,
 ) -> None:
     pass
@@ -93,10 +88,8 @@ def serve(
     from service.errors import OpenAddress
     from service.run import main
 
-    try:
+    with translate({OpenAddress: BadSettings}):
         main(load(host=host, port=port))
-    except OpenAddress as error:
-        raise BadSettings(error.detail) from error
 
 
 @app.command()
@@ -113,7 +106,7 @@ def worker(
 
 
 @app.command("upscale")
-@with_options(UpscaleOptions)
+@with_options
 def upscale_images(options: UpscaleOptions) -> None:
     """Upscale one image, or all images of a folder into another."""
     from cli.upscale import upscale

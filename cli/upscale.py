@@ -83,12 +83,7 @@ def _upscale_folder(options: UpscaleOptions) -> None:
     resumes gives the images that the first would have given.
     """
     start = monotonic()
-    plan = make_plan(
-        options.source,
-        options.target,
-        output_format=options.output_format or "png",
-        recursive=options.recursive is not False,
-    )
+    plan = make_plan(options)
     others = f"; {plan.others} other file{'s' * (plan.others != 1)} left alone" * bool(plan.others)
     if not plan.items and not plan.faults:
         console.print(f"There is no image in {escape(str(options.source))}{others}.")
@@ -102,15 +97,17 @@ def _upscale_folder(options: UpscaleOptions) -> None:
             parameters_of(settings, options, output_format)
         run: Callable[[Work, UpscaleOptions], None] = partial(_upscale_here, settings)
     else:
-        default = remote.default_preset(options.server, options.api_key)
-        preset = options.preset or default
+        # It also tells whether the address is right.
+        with remote.connect(options.server, options.api_key) as client:
+            default = client.models().default
+        preset = options.preset or (None if default is None else default.name)
         run = partial(remote.upscale_folder, options.server)
     with ends_as_interrupt(), Journal(options.target) as journal:
         seed = journal.seed if options.seed is None else options.seed
         seed = secrets.randbelow(SEED_MAX + 1) if seed is None else seed
         options = replace(options, preset=preset, seed=seed)
         with FolderView() as view:
-            work = Work(plan, journal, view, options.parameters(), overwrite=options.overwrite)
+            work = Work(plan, journal, view, options)
             journal.write("run", seed=seed)
             before = f", {work.before} done before" if work.before else ""
             try:
@@ -134,17 +131,15 @@ def _upscale_here(settings: Settings, work: Work, options: UpscaleOptions) -> No
     """One image after another, by one model in this process."""
     model = LocalModel(settings, options.decode_tile)
     for item in work.todo:
+        parameters = parameters_of(settings, options, item.output_format)
+        targets, show = {parameters.seed: item.target}, partial(work.view.show, item.name)
         try:
             work.begin(item)
-        except OSError as error:
-            work.fail(item, error.strerror or str(error))
-            continue
-        parameters = parameters_of(settings, options, item.output_format)
-        targets = {parameters.seed: item.target}
-        try:
-            size = model.upscale(item.source, targets, parameters, partial(work.show, item))
+            size = model.upscale(item.source, targets, parameters, show)
         except (InputError, JobFailure) as error:
             work.fail(item, str(error))
+        except OSError as error:
+            work.fail(item, error.strerror or str(error))
         # One bad file never stops the rest, whatever a decoder or the device makes of it.
         except Exception as error:
             work.fail(item, f"{type(error).__name__}: {error}")
