@@ -33,20 +33,13 @@ class Item:
     output_format: str
 
 
-@dataclass(frozen=True)
-class Fault:
-    """An image, or a folder of them, that cannot be upscaled, and why."""
-
-    name: str
-    reason: str
-
-
 @dataclass
 class Plan:
-    """What a folder holds; `others` counts the files that are no images by their name."""
+    """What a folder holds: images, by name why an image or a folder of them cannot be upscaled,
+    and the number of files that are no images by their name."""
 
     items: list[Item]
-    faults: list[Fault]
+    faults: dict[str, str]
     others: int
 
 
@@ -69,13 +62,13 @@ def make_plan(options: UpscaleOptions) -> Plan:
             f"The results would lie among the images of {source}; name another folder, "
             f"such as {source / 'upscaled'}."
         )
-    plan = Plan([], [], 0)
-    for path in _files(source, out if out.is_relative_to(root) else None, recursive, plan.faults):
+    plan = Plan([], {}, 0)
+    for path in _files(source, out, recursive, plan.faults):
         name, suffix = path.relative_to(source).as_posix(), path.suffix.lower()
         try:
             status = path.stat() if suffix in SUFFIXES else None
         except OSError as error:
-            plan.faults.append(Fault(name, error.strerror or str(error)))
+            plan.faults[name] = error.strerror or str(error)
             continue
         if status is None or not stat.S_ISREG(status.st_mode):
             plan.others += 1
@@ -83,8 +76,7 @@ def make_plan(options: UpscaleOptions) -> Plan:
         same = options.output_format == "same"
         item_format = FORMATS.get(suffix, "") if same else options.output_format or "png"
         if not item_format:
-            reason = f"results cannot be {path.suffix}; --format says what they shall be"
-            plan.faults.append(Fault(name, reason))
+            plan.faults[name] = f"results cannot be {path.suffix}; --format says what they shall be"
             continue
         output_suffix = path.suffix if same else OUTPUT_SUFFIXES[item_format]
         output = PurePosixPath(name).with_suffix(output_suffix).as_posix()
@@ -105,15 +97,12 @@ def list_names(names: list[str], separator: str, conjunction: str) -> str:
     return printable(separator.join(names[:5])) + more
 
 
-def _files(
-    source: Path, output: Path | None, recursive: bool, faults: list[Fault]
-) -> Iterator[Path]:
+def _files(source: Path, output: Path, recursive: bool, faults: dict[str, str]) -> Iterator[Path]:
     """All files that are not hidden or `output`'s, by name; unreadable folders are faults."""
 
     def note(error: OSError) -> None:
-        folder = Path(error.filename)
-        name = "." if folder == source else folder.relative_to(source).as_posix()
-        faults.append(Fault(f"{name}/", error.strerror or str(error)))
+        name = Path(error.filename).relative_to(source).as_posix()
+        faults[f"{name}/"] = error.strerror or str(error)
 
     for folder, folders, files in os.walk(source, onerror=note):
         here = Path(folder)

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any, Self
 
 from cli.errors import InputError, file_errors
-from cli.folder import Fault, Item, Plan, list_names
+from cli.folder import Item, Plan, list_names
 from cli.options import UpscaleOptions
 from cli.view import FolderView
 from stablesr_client import Progress
@@ -106,7 +106,7 @@ class Work:
     ) -> None:
         self._journal, self.view, self._options = journal, view, options
         self._start_times: dict[str, float] = {}
-        self.faults: list[Fault] = []
+        self.faults: dict[str, str] = {}
         self.result_count = 0
         self.todo = [item for item in plan.items if options.overwrite or not self._is_done(item)]
         self.total = len(self.todo) + len(plan.faults)
@@ -169,12 +169,12 @@ class Work:
         # On one line, and without the path that stands before it anyway.
         reason = " ".join(reason.removeprefix(f"{item.source}: ").split())
         self._journal.write("failed", input=item.name, error=reason)
-        self.note(Fault(item.name, reason))
+        self.note(item.name, reason)
 
-    def note(self, fault: Fault) -> None:
-        """Counts and shows a fault."""
-        self.faults.append(fault)
-        self.view.fail(fault.name, fault.reason)
+    def note(self, name: str, reason: str) -> None:
+        """Counts and shows a failure."""
+        self.faults[name] = reason
+        self.view.fail(name, reason)
 
     def stop(self, item: Item) -> None:
         """Notes that work on an image was ended before its end."""

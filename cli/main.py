@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import evaluate, keys, plan, status, train, weights
+from cli import demo, evaluate, keys, plan, stack, status, train, upscale, weights
 from cli.checks import load, require_torch
 from cli.errors import BadSettings, CliError, translate
-from cli.options import Device, Preset, UpscaleOptions, argument, option, with_options
+from cli.options import Device, Preset, option
 from cli.view import console
 
 EXIT_CODES = (
@@ -64,19 +63,7 @@ def _root(
     pass
 
 
-@app.command()
-def up(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
-    data: Annotated[
-        Path | None, option("The folder of all state; ~/.local/state/stablesr when not given.")
-    ] = None,
-    preset: Preset = None,
-) -> None:
-    """Start Redis, a worker and the service on this machine, until Ctrl-C."""
-    from cli.stack import run
-
-    run(data, host=host, port=port, preset=preset)
+app.command("up")(stack.up)
 
 
 @app.command()
@@ -105,32 +92,9 @@ def worker(
     raise typer.Exit(main(load(preset=preset, device=device, slots=slots)))
 
 
-@app.command("upscale")
-@with_options
-def upscale_images(options: UpscaleOptions) -> None:
-    """Upscale one image, or all images of a folder into another."""
-    from cli.upscale import upscale
-
-    upscale(options)
-
-
+app.command("upscale")(upscale.upscale)
 app.command("plan")(plan.plan)
-
-
-@app.command()
-def demo(
-    image: Annotated[Path | None, argument("Your own image; without one the bundled one.")] = None,
-    folder: Annotated[
-        Path, typer.Option("--out", help="Where upscaled.png and side-by-side.png go.")
-    ] = Path(),
-    preset: Preset = None,
-) -> None:
-    """Upscale a photograph through a whole service started for it, and stop that again."""
-    from cli.demo import run
-
-    run(image, folder, preset=preset)
-
-
+app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("status")(status.status)
 app.add_typer(evaluate.app, name="evaluate")

@@ -20,13 +20,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Annotated, Any, Self
 
 import httpx
+import typer
 from rich.text import Text
 
 from cli.checks import require_torch
 from cli.errors import StartFailure
+from cli.options import Preset, option
 from cli.processes import (
     Child,
     describe_end,
@@ -36,7 +38,6 @@ from cli.processes import (
     redis_config,
 )
 from cli.view import console
-from jobs.logs import CONSOLE
 from jobs.settings import state_folder
 
 COLOURS = {"redis": "magenta", "worker": "cyan", "service": "green", "stablesr": "bold yellow"}
@@ -105,6 +106,8 @@ class Stack:
             MissingExtra: something is not installed.
             StartFailure: the data folder is in use, a part ended, or time is over.
         """
+        from jobs.logs import CONSOLE
+
         require_torch()
         redis_server = find_redis_server()
         for folder in (self.data, self.data / "redis", self.data / "blobs", self.data / "logs"):
@@ -239,8 +242,15 @@ def _describe(child: Child, status: int) -> str:
     return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"
 
 
-def run(data: Path | None, *, host: str, port: int, preset: str | None) -> None:
-    """Starts all parts, says where the page is, shows their lines, and ends them on a signal."""
+def up(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
+    data: Annotated[
+        Path | None, option("The folder of all state; ~/.local/state/stablesr when not given.")
+    ] = None,
+    preset: Preset = None,
+) -> None:
+    """Start Redis, a worker and the service on this machine, until Ctrl-C."""
 
     def print_line(part: str, line: str) -> None:
         # A Text, since a log line may hold brackets that would read as markup.

@@ -16,15 +16,16 @@ from cli.errors import BadSettings, InputError, JobFailure, PartialFailure
 from cli.folder import images, make_plan
 from cli.journal import Journal, Work
 from cli.local import LocalModel, parameters_of
-from cli.options import UpscaleOptions
+from cli.options import UpscaleOptions, with_options
 from cli.processes import ends_as_interrupt
 from cli.view import FolderView, ProgressView, console, duration, printable
 from jobs.settings import Settings
 from models.parameters import SEED_MAX
 
 
+@with_options
 def upscale(options: UpscaleOptions) -> None:
-    """Upscales what the options name."""
+    """Upscale one image, or all images of a folder into another."""
     server = options.server
     if server is not None and any(
         value is not None for value in (options.decode_tile, *options.machine().values())
@@ -112,8 +113,8 @@ def _upscale_folder(options: UpscaleOptions) -> None:
             before = f", {work.before} done before" if work.before else ""
             try:
                 view.begin(work.total, f"{images(work.total)} to do{before}{others}.")
-                for fault in plan.faults:
-                    work.note(fault)
+                for name, reason in plan.faults.items():
+                    work.note(name, reason)
                 if work.todo:
                     run(work, options)
             except BaseException:
@@ -123,7 +124,7 @@ def _upscale_folder(options: UpscaleOptions) -> None:
     time = duration(monotonic() - start)
     console.print(f"{_count(work)}; preset {preset}, seed {seed}, {time}.")
     if work.faults:
-        lines = "\n".join(f"  {printable(fault.name)}: {fault.reason}" for fault in work.faults)
+        lines = "\n".join(f"  {printable(name)}: {why}" for name, why in work.faults.items())
         raise PartialFailure(f"{images(len(work.faults))} failed:\n{lines}")
 
 

@@ -19,9 +19,10 @@ from rich.progress import (
 )
 from rich.table import Column
 
-if TYPE_CHECKING:  # help needs neither torch nor HTTP
+from stablesr_client import Progress as JobProgress
+
+if TYPE_CHECKING:  # torch takes seconds; help needs none of it
     from models.checkpoints.files import WeightsProgress
-    from stablesr_client import Progress as JobProgress
 
 console = Console(stderr=True, highlight=False)
 """Messages go to standard error; standard output stays free for what a script reads."""
