@@ -1,6 +1,3 @@
-"""The `stablesr` command: starts the parts, and upscales a file with or without a server.
-
-Thin by intent: what a command does lies in `service`, `worker` and `models`, and is imported
-only when the command runs, so that `stablesr --help` and `stablesr upscale --server` need
-no torch.
+"""The `stablesr` command, thin by intent: `service`, `worker` and `models` do the work, and are
+imported only when a command runs, so that help and `upscale --server` need no torch.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cli.errors import BadSettings, InputError, MissingExtra
+from cli.errors import BadSettings, InputError, MissingExtra, file_errors, translate
 from jobs.errors import ImageError, InvalidSettings
 from jobs.formats import examine
 from jobs.settings import Settings
@@ -25,10 +25,8 @@ EXTRAS = {
 
 def load(**options: str | int | None) -> Settings:
     """The settings: environment variables, with the options that are not None in their place."""
-    try:
+    with translate({InvalidSettings: BadSettings}):
         return Settings(**{key: value for key, value in options.items() if value is not None})
-    except InvalidSettings as error:
-        raise BadSettings(error.detail) from error
 
 
 @contextmanager
@@ -41,12 +39,10 @@ def valid_parameters() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        faults = (
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}".removeprefix(
-                ": Value error, "
-            )
-            for fault in error.errors()
-        )
+        faults = []
+        for fault in error.errors():
+            field = ".".join(map(str, fault["loc"]))
+            faults.append(f"{field}: {fault['msg']}".removeprefix(": Value error, "))
         raise BadSettings("; ".join(faults)) from error
 
 
@@ -75,23 +71,17 @@ def require(extra: str, purpose: str, instead: str = "") -> None:
 
 def check_input(path: Path) -> None:
     """Looks at the structure of an image file (InputError); nothing is decoded."""
-    try:
-        with path.open("rb") as file:
-            examine(file.read(), sys.maxsize)
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except ImageError as error:
-        raise InputError(f"{path} is not an image that can be read: {error.detail}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from None
+    no_image = f"{path} is not an image that can be read: "
+    with file_errors(path, "read"), translate({ImageError: InputError}, no_image):
+        if not path.exists():
+            raise InputError(f"There is no file {path}.")
+        examine(path.read_bytes(), sys.maxsize)
 
 
 def check_output(path: Path) -> str:
     """The format that `path` asks for, if it can be written there (InputError)."""
-    try:
+    with translate({ValueError: InputError}):
         output_format = format_of(path)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
     return output_format

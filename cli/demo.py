@@ -7,13 +7,16 @@ import time
 from contextlib import nullcontext
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Annotated
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+import typer
+from PIL import Image
 from rich.table import Table
 
 from cli.checks import check_input
 from cli.errors import CliError
 from cli.local import write_aside
+from cli.options import Preset, argument
 from cli.processes import ends_as_interrupt
 from cli.remote import connect, follow
 from cli.stack import Stack
@@ -31,15 +34,14 @@ class DemoFailure(CliError):
     """The service answered, and the answer is not what was asked for."""
 
 
-def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
-    """Upscales `image` (the bundled one when None) four times and writes two files.
-
-    `upscaled.png` is the result, `side-by-side.png` the bicubic enlargement beside it.
-
-    Raises:
-        CliError: a part did not start, the image is none, the job failed, or the result has not
-            exactly four times the input's size.
-    """
+def demo(
+    image: Annotated[Path | None, argument("Your own image; without one the bundled one.")] = None,
+    folder: Annotated[
+        Path, typer.Option("--out", help="Where upscaled.png and side-by-side.png go.")
+    ] = Path(),
+    preset: Preset = None,
+) -> None:
+    """Upscale a photograph through a whole service started for it, and stop that again."""
     photograph = as_file(files("cli") / "photographs" / PHOTOGRAPH)
     start = time.monotonic()
     target, pair = folder / "upscaled.png", folder / "side-by-side.png"
@@ -50,9 +52,7 @@ def run(image: Path | None, folder: Path, *, preset: str | None) -> None:
     ):
         check_input(source)
         with Stack(Path(data), port=0, preset=preset) as stack:
-            with console.status("Starting Redis, a worker and the service ..."):
-                stack.start()
-                stack.wait_ready()
+            stack.start()
             ready_s = time.monotonic() - start
             with connect(stack.url, None) as client, ProgressView("uploading") as view:
                 job = client.submit(source, scale=SCALE, seed=SEED, output_format="png")
@@ -81,6 +81,8 @@ def _write_pair(source: Path, target: Path, job: Job, pair: Path) -> str:
     Raises:
         DemoFailure: the result has not the size that was asked for.
     """
+    from PIL import ImageDraw, ImageFont, ImageOps
+
     band, gap = 36, 8
     with Image.open(source) as before, Image.open(target) as after:
         upright = ImageOps.exif_transpose(before).convert("RGB")

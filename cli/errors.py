@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 
 class CliError(Exception):
@@ -51,7 +53,16 @@ class PartialFailure(CliError, exit_code=9):
 
 
 @contextmanager
-def translate(errors: Mapping[type[Exception], type[CliError]]) -> Iterator[None]:
+def file_errors(path: Path, verb: str) -> Iterator[None]:
+    """Within this context an OSError is InputError: `path` cannot be read, or written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be {verb}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def translate(errors: Mapping[type[Any], type[CliError]], prefix: str = "") -> Iterator[None]:
     """Within this context the errors of other layers become the command's, with their sentence.
 
     The first match decides, so a class stands before its parents.
@@ -60,4 +71,4 @@ def translate(errors: Mapping[type[Exception], type[CliError]]) -> Iterator[None
         yield
     except tuple(errors) as error:
         target = next(target for kind, target in errors.items() if isinstance(error, kind))
-        raise target(str(error)) from error
+        raise target(f"{prefix}{error}") from error

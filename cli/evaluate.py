@@ -16,11 +16,9 @@ from cli.checks import load, require, valid_parameters
 from cli.errors import BadSettings, CliError, InputError, JobFailure, translate
 from cli.options import AsJson, ColorFixOption, Device, Preset, Steps, option
 from cli.view import console
-from jobs.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds; help needs none of it
     from evaluation.comparison import Comparison
-    from models.pipeline import StableSR
 
 app = typer.Typer(
     help="Score StableSR on images, beside other methods and the paper.",
@@ -29,14 +27,11 @@ app = typer.Typer(
 )
 
 
-Originals = Annotated[Path | None, option("The folder of originals.", "--hr")]
-
-
 @app.callback()
 def compare(
     context: typer.Context,
     lr: Annotated[Path | None, option("The folder of inputs, named as originals.", "--lr")] = None,
-    hr: Originals = None,
+    hr: Annotated[Path | None, option("The folder of originals.", "--hr")] = None,
     degrade: Annotated[
         Literal["paper", "mild", "bicubic"] | None,
         option(
@@ -86,21 +81,21 @@ def compare(
     with _model_errors():
         from evaluation import comparison, images, learned, methods, sheets, study
         from models.parameters import preset_parameters
+        from worker.device import load as load_model
 
         settings = load(preset=preset, device=device)
-        weights = fidelity_weight or [0.0, 0.5, 1.0]
+        weights = list(dict.fromkeys(fidelity_weight or [0.0, 0.5, 1.0]))
         if degrade is not None:
             pairs = images.write_degraded(hr, out / "lr", 4, degrade, seed)
         else:
             assert lr is not None
             pairs = images.match_images(lr, hr)
-        sr = _model(settings)
+        sr = load_model(settings, jobs=1)
         with valid_parameters():
             options = preset_parameters(sr.preset, steps=steps, seed=seed, color_fix=color_fix)
-        beside = [
-            methods.make_baseline(n, sr.device) for n in dict.fromkeys(baseline or ["bicubic"])
-        ]
-        ours = methods.OursAtWeights(sr, list(dict.fromkeys(weights)), options)
+        names = dict.fromkeys(baseline or ["bicubic"])
+        beside = [methods.make_baseline(name, sr.device) for name in names]
+        ours = methods.OursAtWeights(sr, weights, options)
         metrics = learned.load(() if offline else learned.LEARNED_SCORES, sr.device)
         if vgg is not None:
             learned.add_vgg(metrics, vgg)
@@ -156,18 +151,6 @@ def tally(
     Console(highlight=False).print(table)
 
 
-def _model(settings: Settings) -> StableSR:
-    from models.pipeline import StableSR
-    from worker.device import budget_of, choose_device, choose_dtype, devices_of
-    from worker.errors import StartupError
-
-    with translate({StartupError: BadSettings}):
-        device = choose_device(devices_of(settings)[0])
-    dtype = choose_dtype(settings.dtype, device)
-    budget = budget_of(settings, jobs=1)
-    return StableSR.from_preset(settings.preset, device, dtype, budget)
-
-
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """Turns the errors of evaluation and model into the command's; checks that both are here."""
@@ -176,10 +159,12 @@ def _model_errors() -> Iterator[None]:
     from evaluation.methods import BaselineUnavailable
     from evaluation.study import BadStudy
     from models.errors import InvalidOption, ModelError
+    from worker.errors import StartupError
 
     errors: dict[type[Exception], type[CliError]] = {
-        **{BadImages: InputError, BadStudy: InputError, BaselineUnavailable: BadSettings},
-        **{InvalidOption: BadSettings, ModelError: JobFailure},
+        **dict.fromkeys((BadImages, BadStudy), InputError),
+        **dict.fromkeys((BaselineUnavailable, InvalidOption, StartupError), BadSettings),
+        ModelError: JobFailure,
     }
     try:
         with translate(errors):

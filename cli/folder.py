@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cli.errors import InputError
+from cli.options import UpscaleOptions
 from cli.view import printable
 from stablesr_client.files import FORMATS
 
@@ -32,36 +33,27 @@ class Item:
     output_format: str
 
 
-@dataclass(frozen=True)
-class Fault:
-    """An image, or a folder of them, that cannot be upscaled, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """What a folder holds; `others` counts the files that are no images by their name."""
+    """What a folder holds: images, by name why an image or a folder of them cannot be upscaled,
+    and the number of files that are no images by their name."""
 
     items: list[Item]
-    faults: list[Fault]
+    faults: dict[str, str]
     others: int
 
 
-def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool) -> Plan:
-    """Looks through `source`; the results keep its sub-folders and names under `target`.
+def make_plan(options: UpscaleOptions) -> Plan:
+    """Looks through the source; the results keep its sub-folders and names under the target.
 
-    Hidden files and folders are passed over, links to folders are not followed, and `target` may
-    lie within `source`: its files are no inputs.
-
-    Args:
-        output_format: "png", "webp", "jpeg" or "tiff", or "same" for each image's own.
+    Hidden files and folders are passed over, links to folders are not followed, and the target may
+    lie within the source: its files are no inputs.
 
     Raises:
-        InputError: `target` is a file, results would lie among the inputs, or two images would
+        InputError: the target is a file, results would lie among the inputs, or two images would
             have one result.
     """
+    source, target, recursive = options.source, options.target, options.recursive is not False
     if target.exists() and not target.is_dir():
         raise InputError(f"{source} is a folder, so {target} must be one too; it is a file.")
     root, out = source.resolve(), target.resolve()
@@ -70,31 +62,28 @@ def make_plan(source: Path, target: Path, *, output_format: str, recursive: bool
             f"The results would lie among the images of {source}; name another folder, "
             f"such as {source / 'upscaled'}."
         )
-    items: list[Item] = []
-    faults: list[Fault] = []
-    others = 0
-    for path in _files(source, out if out.is_relative_to(root) else None, recursive, faults):
+    plan = Plan([], {}, 0)
+    for path in _files(source, out, recursive, plan.faults):
         name, suffix = path.relative_to(source).as_posix(), path.suffix.lower()
         try:
             status = path.stat() if suffix in SUFFIXES else None
         except OSError as error:
-            faults.append(Fault(name, error.strerror or str(error)))
+            plan.faults[name] = error.strerror or str(error)
             continue
         if status is None or not stat.S_ISREG(status.st_mode):
-            others += 1
+            plan.others += 1
             continue
-        same = output_format == "same"
-        item_format = FORMATS.get(suffix, "") if same else output_format
+        same = options.output_format == "same"
+        item_format = FORMATS.get(suffix, "") if same else options.output_format or "png"
         if not item_format:
-            reason = f"results cannot be {path.suffix}; --format says what they shall be"
-            faults.append(Fault(name, reason))
+            plan.faults[name] = f"results cannot be {path.suffix}; --format says what they shall be"
             continue
         output_suffix = path.suffix if same else OUTPUT_SUFFIXES[item_format]
         output = PurePosixPath(name).with_suffix(output_suffix).as_posix()
         size, mtime_ns = status.st_size, status.st_mtime_ns
-        items.append(Item(name, path, size, mtime_ns, output, target / output, item_format))
-    _check_outputs(items, root, out)
-    return Plan(items, faults, others)
+        plan.items.append(Item(name, path, size, mtime_ns, output, target / output, item_format))
+    _check_outputs(plan.items, root, out)
+    return plan
 
 
 def images(count: int) -> str:
@@ -108,15 +97,12 @@ def list_names(names: list[str], separator: str, conjunction: str) -> str:
     return printable(separator.join(names[:5])) + more
 
 
-def _files(
-    source: Path, output: Path | None, recursive: bool, faults: list[Fault]
-) -> Iterator[Path]:
+def _files(source: Path, output: Path, recursive: bool, faults: dict[str, str]) -> Iterator[Path]:
     """All files that are not hidden or `output`'s, by name; unreadable folders are faults."""
 
     def note(error: OSError) -> None:
-        folder = Path(error.filename)
-        name = "." if folder == source else folder.relative_to(source).as_posix()
-        faults.append(Fault(f"{name}/", error.strerror or str(error)))
+        name = Path(error.filename).relative_to(source).as_posix()
+        faults[f"{name}/"] = error.strerror or str(error)
 
     for folder, folders, files in os.walk(source, onerror=note):
         here = Path(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.checks import load
-from cli.errors import BadSettings, Unreachable
+from cli.errors import BadSettings, Unreachable, translate
 from cli.options import argument, option
 from cli.view import console
 
@@ -88,12 +88,6 @@ def _keys() -> Iterator[Keys]:
     from jobs.errors import KeyNotFound, QueueUnavailable
     from jobs.keys import Keys
 
-    connection = connect(load())
-    try:
+    errors = {KeyNotFound: BadSettings, QueueUnavailable: Unreachable}
+    with closing(connect(load())) as connection, translate(errors):
         yield Keys(connection)
-    except KeyNotFound as error:
-        raise BadSettings(error.detail) from error
-    except QueueUnavailable as error:
-        raise Unreachable(error.detail) from error
-    finally:
-        connection.close()

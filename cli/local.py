@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from cli.checks import valid_parameters
-from cli.errors import BadSettings, InputError, JobFailure, translate
+from cli.errors import BadSettings, InputError, JobFailure, file_errors, translate
 from cli.options import UpscaleOptions
 from jobs.errors import ImageError
 from jobs.settings import Settings
@@ -32,7 +32,7 @@ def parameters_of(
     settings: Settings, options: UpscaleOptions, output_format: str
 ) -> UpscaleParameters:
     """The options as parameters, with all defaults filled in."""
-    values = {"preset": settings.preset, **options.parameters(), "output_format": output_format}
+    values = {"preset": settings.preset, **options.parameters(output_format)}
     with valid_parameters():
         return UpscaleParameters.model_validate(values)
 
@@ -78,11 +78,10 @@ class LocalModel:
         from models.errors import ModelError
         from worker.images import check_side, decode, rows_of, write
 
-        try:
+        with file_errors(source, "read"):
             content = source.read_bytes()
-        except OSError as error:
-            raise InputError(f"{source} cannot be read: {error.strerror or error}.") from error
-        try:
+        where = f"{source}: "
+        with translate({ModelError: JobFailure}), translate({ImageError: InputError}, where):
             image = decode(content, self._max_pixels)
             width, height = (round(side * parameters.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
@@ -100,10 +99,6 @@ class LocalModel:
                         format=parameters.output_format,
                         depth=image.depth,
                     )
-        except ImageError as error:
-            raise InputError(f"{source}: {error.detail}") from error
-        except ModelError as error:
-            raise JobFailure(str(error)) from error
         return width, height
 
 
@@ -133,9 +128,8 @@ def write_aside(target: Path) -> Iterator[Path]:
     """Gives a path beside `target`, and renames it to `target` when the block ends well."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        yield aside
-        aside.replace(target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}.") from error
+        with file_errors(target, "written"):
+            yield aside
+            aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,23 +1,18 @@
-"""The `stablesr` command: its commands and how it ends; the work is done by the modules named.
-
-Everything heavy is imported inside the commands, so that help and a remote upscale start fast
-and need no torch.
-"""
+"""The `stablesr` command: its commands and how it ends; the work is done by the modules named."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import evaluate, keys, plan, status, train, weights
+from cli import demo, evaluate, keys, plan, stack, status, train, upscale, weights
 from cli.checks import load, require_torch
-from cli.errors import BadSettings, CliError
-from cli.options import Device, Preset, UpscaleOptions, argument, option, with_options
+from cli.errors import BadSettings, CliError, translate
+from cli.options import Device, Preset, option
 from cli.view import console
 
 EXIT_CODES = (
@@ -62,26 +57,13 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _root(
     show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say it, end."),
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say it, end.")
     ] = False,
 ) -> None:
     pass
 
 
-@app.command()
-def up(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
-    data: Annotated[
-        Path | None, option("The folder of all state; ~/.local/state/stablesr when not given.")
-    ] = None,
-    preset: Preset = None,
-) -> None:
-    """Start Redis, a worker and the service on this machine, until Ctrl-C."""
-    from cli.stack import run
-
-    run(data, host=host, port=port, preset=preset)
+app.command("up")(stack.up)
 
 
 @app.command()
@@ -93,10 +75,8 @@ def serve(
     from service.errors import OpenAddress
     from service.run import main
 
-    try:
+    with translate({OpenAddress: BadSettings}):
         main(load(host=host, port=port))
-    except OpenAddress as error:
-        raise BadSettings(error.detail) from error
 
 
 @app.command()
@@ -112,32 +92,9 @@ def worker(
     raise typer.Exit(main(load(preset=preset, device=device, slots=slots)))
 
 
-@app.command("upscale")
-@with_options(UpscaleOptions)
-def upscale_images(options: UpscaleOptions) -> None:
-    """Upscale one image, or all images of a folder into another."""
-    from cli.upscale import upscale
-
-    upscale(options)
-
-
+app.command("upscale")(upscale.upscale)
 app.command("plan")(plan.plan)
-
-
-@app.command()
-def demo(
-    image: Annotated[Path | None, argument("Your own image; without one the bundled one.")] = None,
-    folder: Annotated[
-        Path, typer.Option("--out", help="Where upscaled.png and side-by-side.png go.")
-    ] = Path(),
-    preset: Preset = None,
-) -> None:
-    """Upscale a photograph through a whole service started for it, and stop that again."""
-    from cli.demo import run
-
-    run(image, folder, preset=preset)
-
-
+app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("status")(status.status)
 app.add_typer(evaluate.app, name="evaluate")

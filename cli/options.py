@@ -12,19 +12,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 from annotated_types import Ge, Le
 
-from models.parameters import (
-    SEED_MAX,
-    ColorFix,
-    Init,
-    OutputFormat,
-    SamplerName,
-    UpscaleParameters,
-)
+from models.parameters import SEED_MAX, ColorFix, Init, OutputFormat, SamplerName, UpscaleParameters
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
@@ -60,8 +53,7 @@ _machine = functools.partial(option, rich_help_panel="This machine")
 Server = Annotated[
     str | None,
     option(
-        "The address of a server; without one this machine does the work.",
-        envvar="STABLESR_SERVER",
+        "The address of a server; without one this machine does the work.", envvar="STABLESR_SERVER"
     ),
 ]
 ApiKey = Annotated[
@@ -126,8 +118,7 @@ class UpscaleOptions:
     )
     negative_prompt: Annotated[str | None, parameter("negative_prompt")] = None
     guidance_scale: Annotated[
-        float | None,
-        parameter("guidance_scale", "Above 1: closer to the prompt, twice the work."),
+        float | None, parameter("guidance_scale", "Above 1: closer to the prompt, twice the work.")
     ] = None
     preset: Preset = None
     output_format: Annotated[
@@ -135,8 +126,7 @@ class UpscaleOptions:
         _folder("The results' format; same: each image's own.", "--format", default="png"),
     ] = None
     recursive: Annotated[
-        bool | None,
-        _folder("Sub-folders too.", "--recursive/--no-recursive", default="recursive"),
+        bool | None, _folder("Sub-folders too.", "--recursive/--no-recursive", default="recursive")
     ] = None
     overwrite: Annotated[
         bool,
@@ -167,10 +157,11 @@ class UpscaleOptions:
         ),
     ] = None
 
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of an image that are not left to a default, without its format."""
-        names = UpscaleParameters.model_fields.keys() - {"output_format"}
-        return {k: v for k, v in vars(self).items() if k in names and v is not None}
+    def parameters(self, output_format: str) -> dict[str, Any]:
+        """The parameters of an image with that format that are not left to a default."""
+        values = {**vars(self), "output_format": output_format}
+        names = UpscaleParameters.model_fields
+        return {k: v for k, v in values.items() if k in names and v is not None}
 
     def machine(self) -> dict[str, int | str | None]:
         """How this machine is used, by the names of its settings."""
@@ -195,23 +186,14 @@ class UpscaleOptions:
         return {seed: path.with_name(f"{path.stem}-{seed}{path.suffix}") for seed in seeds}
 
 
-Table = TypeVar("Table")
+def with_options(function: Callable[[UpscaleOptions], None]) -> Callable[..., None]:
+    """Gives a command the fields of UpscaleOptions as its options; it takes an instance of it."""
 
+    @functools.wraps(function)
+    def command(**options: Any) -> None:
+        function(UpscaleOptions(**options))
 
-def with_options(table: type[Table]) -> Callable[[Callable[[Table], None]], Callable[..., None]]:
-    """Gives a command the fields of a dataclass as its options; it takes an instance of it."""
-
-    def decorator(function: Callable[[Table], None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def command(**options: Any) -> None:
-            function(table(**options))
-
-        hints = get_type_hints(table, include_extras=True)
-        parameters = inspect.signature(table).parameters.values()
-        command.__annotations__ = {}
-        command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # typer reads it
-            [parameter.replace(annotation=hints[parameter.name]) for parameter in parameters]
-        )
-        return command
-
-    return decorator
+    command.__annotations__ = {}
+    signature = inspect.signature(UpscaleOptions, eval_str=True)
+    command.__signature__ = signature  # type: ignore[attr-defined]  # typer reads it
+    return command

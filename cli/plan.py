@@ -42,11 +42,7 @@ def plan(
 ) -> None:
     """Say what an image would take, before it is computed: tiles, memory, arithmetic."""
     settings = load(
-        preset=preset,
-        device=device,
-        dtype=dtype,
-        memory_limit=memory,
-        tile_batch=tile_batch,
+        preset=preset, device=device, dtype=dtype, memory_limit=memory, tile_batch=tile_batch
     )
     sides = re.fullmatch(r"([1-9]\d{0,8})[xX]([1-9]\d{0,8})", size)
     if sides is None:

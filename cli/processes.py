@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from cli.errors import MissingExtra
 
@@ -136,14 +135,10 @@ maxmemory-policy noeviction
 @contextmanager
 def ends_as_interrupt() -> Iterator[None]:
     """Within this context SIGTERM and SIGHUP do what Ctrl-C does: they raise KeyboardInterrupt."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    handlers = [signal.signal(number, interrupt) for number in numbers]
+    interrupt = signal.default_int_handler
+    handlers = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for number, handler in zip(numbers, handlers, strict=True):
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -7,22 +7,12 @@ import math
 import secrets
 import signal
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
-import stablesr_client
-from cli.errors import (
-    BadSettings,
-    CliError,
-    InputError,
-    JobFailure,
-    Refusal,
-    Unreachable,
-    translate,
-)
+from cli import errors
 from cli.folder import Item
 from cli.journal import Work
 from cli.options import PARALLEL, UpscaleOptions
@@ -35,17 +25,18 @@ from stablesr_client import (
     DownloadFailed,
     Job,
     JobFailed,
-    Parameters,
     Progress,
     Refused,
     RetryPolicy,
+    UnexpectedAnswer,
+    Unreachable,
 )
 
-CLIENT_ERRORS: Mapping[type[Exception], type[CliError]] = {
-    stablesr_client.Unreachable: Unreachable,
-    Refused: Refusal,
-    stablesr_client.UnexpectedAnswer: Refusal,
-    ClientError: JobFailure,
+CLIENT_ERRORS = {
+    Unreachable: errors.Unreachable,
+    Refused: errors.Refusal,
+    UnexpectedAnswer: errors.Refusal,
+    ClientError: errors.JobFailure,
 }
 """What the command ends with after an error of the client."""
 
@@ -62,16 +53,14 @@ OF_ALL = frozenset({"", "invalid-parameters"})
 @contextmanager
 def connect(server: str, api_key: str | None) -> Iterator[Client]:
     """A client whose errors are the command's own."""
-    try:
+    with errors.translate({ValueError: errors.BadSettings}, "--server "):
         client = Client(server, api_key=api_key)
-    except ValueError as error:
-        raise BadSettings(f"--server {error}") from error
     try:
-        with translate(CLIENT_ERRORS), client:
+        with errors.translate(CLIENT_ERRORS), client:
             yield client
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        raise InputError(f"{where}{error.strerror or error}.") from error
+        raise errors.InputError(f"{where}{error.strerror or error}.") from error
 
 
 def follow(client: Client, job: Job, view: ProgressView) -> Job:
@@ -98,7 +87,7 @@ def upscale_file(options: UpscaleOptions, output_format: str, server: str) -> No
     with connect(server, options.api_key) as client, ProgressView("uploading") as view:
         try:
             for path, request in requests.items():
-                jobs[path] = client.submit(options.source, **_form(request, output_format))
+                jobs[path] = client.submit(request.source, **request.parameters(output_format))
             for path in requests:
                 job = follow(client, jobs[path], view)
                 client.download(job, path)
@@ -130,11 +119,6 @@ def _cancel(client: Client, job: Job) -> None:
         console.print(f"The job {job.id} was canceled.")
 
 
-def _form(options: UpscaleOptions, output_format: str) -> Parameters:
-    """The options as the client takes them; `UpscaleOptions` names its fields after them."""
-    return cast(Parameters, {**options.parameters(), "output_format": output_format})
-
-
 def _progress(job: Job) -> Progress:
     """Where a job is: its place in the queue, or its stage and step."""
     if job.state == "queued" and job.queue_position is not None:
@@ -144,23 +128,13 @@ def _progress(job: Job) -> Progress:
     return job.progress
 
 
-def default_preset(server: str, api_key: str | None) -> str | None:
-    """The preset that the server takes when none is named.
-
-    Asked for first of all, it also tells whether the address is right.
-    """
-    with connect(server, api_key) as client:
-        default = client.models().default
-    return None if default is None else default.name
-
-
 def upscale_folder(server: str, work: Work, options: UpscaleOptions) -> None:
     """Does what `work` has to do, `--parallel` images at once.
 
     An interruption cancels the jobs that are under way.
     """
     try:
-        with translate(CLIENT_ERRORS):
+        with errors.translate(CLIENT_ERRORS):
             asyncio.run(_upscale_all(server, work, options))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
@@ -181,18 +155,18 @@ async def _upscale_all(server: str, work: Work, options: UpscaleOptions) -> None
             run = _Run(client, work, options)
             for _ in range(options.parallel or PARALLEL):
                 group.create_task(run.consume(items))
-    except BaseExceptionGroup as errors:
+    except BaseExceptionGroup as failures:
         # One is enough to end with: what ends a run would have met every image.
-        raise errors.exceptions[0] from None
+        raise failures.exceptions[0] from None
 
 
+@dataclass(frozen=True)
 class _Run:
     """A run through one client; its tasks share the images."""
 
-    def __init__(self, client: AsyncClient, work: Work, options: UpscaleOptions) -> None:
-        self._client = client
-        self._work = work
-        self._options = options
+    client: AsyncClient
+    work: Work
+    options: UpscaleOptions
 
     async def consume(self, items: Iterator[Item]) -> None:
         """One of the tasks: the next image, until there is none."""
@@ -200,36 +174,36 @@ class _Run:
             try:
                 await self._upscale(item)
             except (JobFailed, DownloadFailed) as error:
-                self._work.fail(item, str(error))
+                self.work.fail(item, str(error))
             except Refused as error:
                 status, slug = error.problem.status, error.problem.slug
                 # A proxy that refuses a large body gives no problem.
                 if status not in OF_AN_IMAGE or (status != 413 and slug in OF_ALL):
                     raise
-                self._work.fail(item, str(error))
+                self.work.fail(item, str(error))
             except OSError as error:
-                self._work.fail(item, error.strerror or str(error))
+                self.work.fail(item, error.strerror or str(error))
 
     async def _upscale(self, item: Item) -> None:
         job = await self._resume(item) or await self._submit(item, uuid.uuid4().hex)
         try:
-            async with aclosing(self._client.events(job)) as events:
+            async with aclosing(self.client.events(job)) as events:
                 async for event in events:
                     job = event.job
-                    self._work.show(item, _progress(job))
+                    self.work.view.show(item.name, _progress(job))
             if not job.succeeded:
                 raise JobFailed(job)
-            self._work.show(item, Progress(stage="downloading", fraction=1))
-            job = await self._client.download(job, item.target)
+            self.work.view.show(item.name, Progress(stage="downloading", fraction=1))
+            job = await self.client.download(job, item.target)
         except asyncio.CancelledError:
             await self._cancel(item, job)
             raise
         assert job.result is not None  # what was downloaded
-        self._work.end(item, job.result.width, job.result.height)
+        self.work.end(item, job.result.width, job.result.height)
 
     async def _resume(self, item: Item) -> Job | None:
         """The job of a run that was killed, if the image has one that is of use."""
-        key = self._work.open_key(item)
+        key = self.work.open_key(item)
         if key is None:
             return None
         try:
@@ -240,11 +214,11 @@ class _Run:
         return job if job.succeeded or not job.ended else None
 
     async def _submit(self, item: Item, key: str) -> Job:
-        self._work.begin(item, key)
-        self._work.show(item, Progress(stage="uploading"))
-        form = _form(self._options, item.output_format)
+        self.work.begin(item, key)
+        self.work.view.show(item.name, Progress(stage="uploading"))
+        form = self.options.parameters(item.output_format)
         submission = asyncio.create_task(
-            self._client.submit(item.source, idempotency_key=key, **form)
+            self.client.submit(item.source, idempotency_key=key, **form)
         )
         try:
             return await asyncio.shield(submission)
@@ -261,7 +235,7 @@ class _Run:
         """Cancels a job; one that cannot be reached is left to the next run."""
         try:
             async with asyncio.timeout(CANCEL_S):
-                await self._client.cancel(job)
+                await self.client.cancel(job)
         except (ClientError, TimeoutError):
             return
-        self._work.stop(item)
+        self.work.stop(item)

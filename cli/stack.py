@@ -20,13 +20,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Annotated, Any, Self
 
 import httpx
+import typer
 from rich.text import Text
 
 from cli.checks import require_torch
 from cli.errors import StartFailure
+from cli.options import Preset, option
 from cli.processes import (
     Child,
     describe_end,
@@ -36,7 +38,7 @@ from cli.processes import (
     redis_config,
 )
 from cli.view import console
-from jobs.logs import CONSOLE
+from jobs.settings import state_folder
 
 COLOURS = {"redis": "magenta", "worker": "cyan", "service": "green", "stablesr": "bold yellow"}
 READY_S = 300.0
@@ -80,7 +82,7 @@ class Stack:
         self._preset = preset
         self._on_line = on_line
         self._commands = commands
-        self._children: dict[str, Child] = {}
+        self.children: dict[str, Child] = {}
         self._restarts: list[float] = []
         self._lock: IO[str] | None = None
         self._env: dict[str, str] = {}
@@ -91,10 +93,6 @@ class Stack:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
-    def pid(self, part: str) -> int:
-        """The process id of "redis", "worker" or "service"."""
-        return self._children[part].pid
-
     def __enter__(self) -> Self:
         return self
 
@@ -102,7 +100,14 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Starts every part, unless something is not installed or the data folder is in use."""
+        """Starts every part, and returns when `/readyz` answers 200.
+
+        Raises:
+            MissingExtra: something is not installed.
+            StartFailure: the data folder is in use, a part ended, or time is over.
+        """
+        from jobs.logs import CONSOLE
+
         require_torch()
         redis_server = find_redis_server()
         for folder in (self.data, self.data / "redis", self.data / "blobs", self.data / "logs"):
@@ -134,14 +139,14 @@ class Stack:
             # for as long as its Redis lives.
             pass_fds=[self._lock.fileno()],
         )
-        for name in ("worker", "service"):
-            self._start(name, self._commands[name])
+        for name, command in self._commands.items():
+            self._start(name, command)
+        with console.status("Starting Redis, a worker and the service ..."):
+            self._wait_ready()
 
-    def wait_ready(self, timeout_s: float = READY_S) -> None:
-        """Returns when `/readyz` answers 200; StartFailure when a part ends or time is over."""
-        deadline = time.monotonic() + timeout_s
-        answer = "no answer yet"
-        pause = 0.1
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + READY_S
+        answer, pause = "no answer yet", 0.1
         with httpx.Client(base_url=self.url, timeout=5, trust_env=False) as client:
             while time.monotonic() < deadline:
                 self.check()
@@ -157,19 +162,17 @@ class Stack:
                 time.sleep(pause)
                 pause = min(1.5 * pause, 1.0)
         raise StartFailure(
-            f"The service was not ready after {timeout_s:.0f} seconds. {self.url}/readyz "
+            f"The service was not ready after {READY_S:.0f} seconds. {self.url}/readyz "
             f"says: {answer}. The logs are in {self.data / 'logs'}."
         )
 
     def check(self) -> None:
         """Starts a dead worker again; StartFailure when it dies too often, or another part."""
         for name in ("redis", "service"):
-            status = self._children[name].poll()
-            if status is not None:
-                raise StartFailure(_describe(self._children[name], status))
-        worker = self._children["worker"]
-        status = worker.poll()
-        if status is None:
+            if (status := self.children[name].poll()) is not None:
+                raise StartFailure(_describe(self.children[name], status))
+        worker = self.children["worker"]
+        if (status := worker.poll()) is None:
             return
         now = time.monotonic()
         self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S]
@@ -192,11 +195,10 @@ class Stack:
         A part that does not end in half a minute is killed; so is every one on a second Ctrl-C.
         """
         try:
-            for name in ("service", "worker", "redis"):
-                if name in self._children:
-                    self._stop_part(name, STOP_S)
+            for name in reversed(list(self.children)):
+                self._stop_part(name, STOP_S)
         except KeyboardInterrupt:
-            for name in list(self._children):
+            for name in reversed(list(self.children)):
                 self._stop_part(name, 0)
         finally:
             if self._lock is not None:
@@ -207,13 +209,13 @@ class Stack:
         """`options` are those of a `Child`."""
         options |= {"env": self._env, "log": self.data / "logs" / f"{name}.log"}
         options["on_line"] = partial(self._on_line, name)
-        self._children[name] = Child(name, command, **options)
+        self.children[name] = Child(name, command, **options)
 
     def _stop_part(self, name: str, grace_s: float) -> None:
-        child = self._children[name]
+        child = self.children[name]
         is_alive = child.poll() is None
         status = child.stop(grace_s)
-        del self._children[name]
+        del self.children[name]
         # The service ends by the very signal it was sent, after it has closed everything.
         if is_alive and status not in (0, -signal.SIGTERM):
             self._on_line("stablesr", f"The part {name} ended {describe_end(status)}.")
@@ -240,23 +242,25 @@ def _describe(child: Child, status: int) -> str:
     return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"
 
 
-def run(data: Path | None, *, host: str, port: int, preset: str | None) -> None:
-    """Starts all parts, says where the page is, shows their lines, and ends them on a signal."""
-    if data is None:
-        state = os.environ.get("XDG_STATE_HOME")
-        data = (Path(state) if state else Path.home() / ".local" / "state") / "stablesr"
+def up(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port; 0 takes a free one.")] = 8000,
+    data: Annotated[
+        Path | None, option("The folder of all state; ~/.local/state/stablesr when not given.")
+    ] = None,
+    preset: Preset = None,
+) -> None:
+    """Start Redis, a worker and the service on this machine, until Ctrl-C."""
 
     def print_line(part: str, line: str) -> None:
         # A Text, since a log line may hold brackets that would read as markup.
         prefix = Text(f"{part:>8} | ", style=COLOURS[part])
         console.print(prefix.append(line, style="default"), soft_wrap=True)
 
-    stack = Stack(data, host=host, port=port, preset=preset, on_line=print_line)
+    stack = Stack(data or state_folder(), host=host, port=port, preset=preset, on_line=print_line)
     with ends_as_interrupt(), stack:
         try:
-            with console.status("Starting Redis, a worker and the service ..."):
-                stack.start()
-                stack.wait_ready()
+            stack.start()
             console.print(
                 f"[bold]Ready.[/bold] The service answers at {stack.url} "
                 f"(its interface: {stack.url}/docs). Everything is kept in {stack.data}. "

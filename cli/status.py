@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import httpx
 import typer
 
 from cli.errors import Refusal, Unreachable
 from cli.options import ApiKey, Server
 
-if TYPE_CHECKING:  # help needs neither HTTP nor metrics
-    import httpx
+if TYPE_CHECKING:  # help needs no metrics
     from prometheus_client.samples import Sample
 
 STATES = ("queued", "processing", "succeeded", "failed", "canceled", "expired")
@@ -19,7 +19,6 @@ STATES = ("queued", "processing", "succeeded", "failed", "canceled", "expired")
 
 def status(server: Server = None, api_key: ApiKey = None) -> None:
     """Show a server's workers, its queue and what became of its jobs."""
-    import httpx
     from prometheus_client.parser import text_string_to_metric_families
 
     server = server or "http://127.0.0.1:8000"

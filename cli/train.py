@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from cli.checks import require
-from cli.errors import BadSettings, CliError, InputError, JobFailure, translate
+from cli.errors import BadSettings, InputError, JobFailure, translate
 from cli.options import option
 from cli.view import console
 
@@ -34,25 +36,14 @@ def train(
     from training.config import InvalidRun, NoPhotographs, RunExists, read_settings
 
     out = out or Path("runs") / config.stem
-    errors: dict[type[Exception], type[CliError]] = {
-        InvalidRun: BadSettings,
-        NoPhotographs: InputError,
-        RunExists: InputError,
-        ModelError: JobFailure,
-    }
-    with translate(errors):
+    faults = dict.fromkeys((NoPhotographs, RunExists), InputError)
+    with translate({InvalidRun: BadSettings, **faults, ModelError: JobFailure}):
         settings = read_settings(config)
         if photographs is not None:
             data = settings.data.model_copy(update={"photographs": photographs})
             settings = settings.model_copy(update={"data": data})
-        if stage == "all":
-            end = run.train_all(
-                settings, out, resume=resume, max_steps=max_steps, on_progress=_print
-            )
-        else:
-            end = run.train(
-                stage, settings, out, resume=resume, max_steps=max_steps, on_progress=_print
-            )
+        start: Callable[..., str] = run.train_all if stage == "all" else partial(run.train, stage)
+        end = start(settings, out, resume=resume, max_steps=max_steps, on_progress=_print)
     if end == "stopped":
         console.print("Stopped after a checkpoint; --resume goes on from there.")
         raise typer.Exit(130)

@@ -16,15 +16,16 @@ from cli.errors import BadSettings, InputError, JobFailure, PartialFailure
 from cli.folder import images, make_plan
 from cli.journal import Journal, Work
 from cli.local import LocalModel, parameters_of
-from cli.options import UpscaleOptions
+from cli.options import UpscaleOptions, with_options
 from cli.processes import ends_as_interrupt
 from cli.view import FolderView, ProgressView, console, duration, printable
 from jobs.settings import Settings
 from models.parameters import SEED_MAX
 
 
+@with_options
 def upscale(options: UpscaleOptions) -> None:
-    """Upscales what the options name."""
+    """Upscale one image, or all images of a folder into another."""
     server = options.server
     if server is not None and any(
         value is not None for value in (options.decode_tile, *options.machine().values())
@@ -83,12 +84,7 @@ def _upscale_folder(options: UpscaleOptions) -> None:
     resumes gives the images that the first would have given.
     """
     start = monotonic()
-    plan = make_plan(
-        options.source,
-        options.target,
-        output_format=options.output_format or "png",
-        recursive=options.recursive is not False,
-    )
+    plan = make_plan(options)
     others = f"; {plan.others} other file{'s' * (plan.others != 1)} left alone" * bool(plan.others)
     if not plan.items and not plan.faults:
         console.print(f"There is no image in {escape(str(options.source))}{others}.")
@@ -102,21 +98,23 @@ def _upscale_folder(options: UpscaleOptions) -> None:
             parameters_of(settings, options, output_format)
         run: Callable[[Work, UpscaleOptions], None] = partial(_upscale_here, settings)
     else:
-        default = remote.default_preset(options.server, options.api_key)
-        preset = options.preset or default
+        # It also tells whether the address is right.
+        with remote.connect(options.server, options.api_key) as client:
+            default = client.models().default
+        preset = options.preset or (None if default is None else default.name)
         run = partial(remote.upscale_folder, options.server)
     with ends_as_interrupt(), Journal(options.target) as journal:
         seed = journal.seed if options.seed is None else options.seed
         seed = secrets.randbelow(SEED_MAX + 1) if seed is None else seed
         options = replace(options, preset=preset, seed=seed)
         with FolderView() as view:
-            work = Work(plan, journal, view, options.parameters(), overwrite=options.overwrite)
+            work = Work(plan, journal, view, options)
             journal.write("run", seed=seed)
             before = f", {work.before} done before" if work.before else ""
             try:
                 view.begin(work.total, f"{images(work.total)} to do{before}{others}.")
-                for fault in plan.faults:
-                    work.note(fault)
+                for name, reason in plan.faults.items():
+                    work.note(name, reason)
                 if work.todo:
                     run(work, options)
             except BaseException:
@@ -126,7 +124,7 @@ def _upscale_folder(options: UpscaleOptions) -> None:
     time = duration(monotonic() - start)
     console.print(f"{_count(work)}; preset {preset}, seed {seed}, {time}.")
     if work.faults:
-        lines = "\n".join(f"  {printable(fault.name)}: {fault.reason}" for fault in work.faults)
+        lines = "\n".join(f"  {printable(name)}: {why}" for name, why in work.faults.items())
         raise PartialFailure(f"{images(len(work.faults))} failed:\n{lines}")
 
 
@@ -134,17 +132,15 @@ def _upscale_here(settings: Settings, work: Work, options: UpscaleOptions) -> No
     """One image after another, by one model in this process."""
     model = LocalModel(settings, options.decode_tile)
     for item in work.todo:
+        parameters = parameters_of(settings, options, item.output_format)
+        targets, show = {parameters.seed: item.target}, partial(work.view.show, item.name)
         try:
             work.begin(item)
-        except OSError as error:
-            work.fail(item, error.strerror or str(error))
-            continue
-        parameters = parameters_of(settings, options, item.output_format)
-        targets = {parameters.seed: item.target}
-        try:
-            size = model.upscale(item.source, targets, parameters, partial(work.show, item))
+            size = model.upscale(item.source, targets, parameters, show)
         except (InputError, JobFailure) as error:
             work.fail(item, str(error))
+        except OSError as error:
+            work.fail(item, error.strerror or str(error))
         # One bad file never stops the rest, whatever a decoder or the device makes of it.
         except Exception as error:
             work.fail(item, f"{type(error).__name__}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,9 +19,10 @@ from rich.progress import (
 )
 from rich.table import Column
 
-if TYPE_CHECKING:  # help needs neither torch nor HTTP
+from stablesr_client import Progress as JobProgress
+
+if TYPE_CHECKING:  # torch takes seconds; help needs none of it
     from models.checkpoints.files import WeightsProgress
-    from stablesr_client import Progress as JobProgress
 
 console = Console(stderr=True, highlight=False)
 """Messages go to standard error; standard output stays free for what a script reads."""
@@ -145,8 +146,7 @@ class FolderView(_View):
         steps = f" {now.step}/{now.steps}" if now.step is not None and now.steps else ""
         others = f" (+{len(self._fractions) - 1})" if len(self._fractions) > 1 else ""
         # The name last: it is what may be cut off.
-        current = f"{now.stage}{steps} {printable(name)}{others}"
-        self.update(self._task, completed=self._images(), left=self._left(), current=current)
+        self._draw(current=f"{now.stage}{steps} {printable(name)}{others}")
 
     def end(self, name: str, output: str, width: int, height: int, seconds: float) -> None:
         """An image's result is in its place."""
@@ -167,9 +167,10 @@ class FolderView(_View):
     def _drop(self, name: str) -> None:
         self._fractions.pop(name, None)
         self._ends += 1
-        failures = f"{self._failures} failed" if self._failures else ""
-        left, images = self._left(), self._images()
-        self.update(self._task, completed=images, ends=self._ends, failures=failures, left=left)
+        self._draw(ends=self._ends, failures=f"{self._failures} failed" if self._failures else "")
+
+    def _draw(self, **fields: Any) -> None:
+        self.update(self._task, completed=self._images(), left=self._left(), **fields)
 
     def _print(self, text: str, style: str | None = None) -> None:
         count = f"[{self._ends}/{self.tasks[0].total}] " if not console.is_terminal else ""

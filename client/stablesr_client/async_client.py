@@ -12,17 +12,9 @@ from typing import Any, Self, Unpack
 
 import httpx
 
-from stablesr_client.errors import JobFailed, Refused, Unreachable
+from stablesr_client.errors import ClientError, JobFailed, Refused, Unreachable
 from stablesr_client.files import Image, PartialDownload, format_of, image_file
-from stablesr_client.protocol import (
-    CANCEL_S,
-    NO_EVENTS,
-    BaseClient,
-    EventParser,
-    job_path,
-    page_params,
-    submission,
-)
+from stablesr_client.protocol import CANCEL_S, NO_EVENTS, BaseClient, EventParser
 from stablesr_client.retry import Polling, Retries, RetryPolicy
 from stablesr_client.schema import Event, Job, JobPage, Models, Parameters
 
@@ -65,19 +57,17 @@ class AsyncClient(BaseClient):
         **parameters: Unpack[Parameters],
     ) -> Job:
         """See `Client.submit`."""
-        content = submission(parameters, idempotency_key)
         with image_file(image, filename) as file:
-            content["files"] = {"image": file}
-            response = await self._send("POST", "/upscale", **content)
-        return self._read(Job, response)
+            content = self._submission(file, parameters, idempotency_key)
+            return self._read(Job, await self._send("POST", "/upscale", **content))
 
     async def get(self, job: Job | str) -> Job:
         """See `Client.get`."""
-        return self._read(Job, await self._send("GET", job_path(job)))
+        return self._read(Job, await self._send("GET", self._path(job)))
 
     async def cancel(self, job: Job | str) -> Job:
         """See `Client.cancel`."""
-        response = await self._send("DELETE", job_path(job), {409})
+        response = await self._send("DELETE", self._path(job), {409})
         return await self.get(job) if response.status_code == 409 else self._read(Job, response)
 
     async def models(self) -> Models:
@@ -90,7 +80,7 @@ class AsyncClient(BaseClient):
         """See `Client.jobs`; for `async for`."""
         remaining, page = sys.maxsize if limit is None else limit, JobPage(jobs=())
         while remaining > 0:
-            params = page_params(state, page.next, remaining)
+            params = self._page(state, page.next, remaining)
             page = self._read(JobPage, await self._send("GET", "/jobs", params=params))
             for job in page.jobs[:remaining]:
                 yield job
@@ -105,25 +95,25 @@ class AsyncClient(BaseClient):
         """See `Client.wait`."""
         job = await self.get(job) if isinstance(job, str) else job
         polling = Polling(job, self._policy, timeout)
-        while True:
-            outcome = None if on_progress is None else on_progress(polling.job)
-            if inspect.isawaitable(outcome):
-                await outcome
-            if polling.job.succeeded:
-                return polling.job
-            if polling.job.ended:
-                raise JobFailed(polling.job)
-            await self._poll(polling)
+        async with aclosing(self._changes(polling)) as changes:
+            async for now in changes:
+                outcome = None if on_progress is None else on_progress(now)
+                if inspect.isawaitable(outcome):
+                    await outcome
+        if not polling.job.succeeded:
+            raise JobFailed(polling.job)
+        return polling.job
 
     async def events(
         self, job: Job | str, last_event_id: str | None = None
     ) -> AsyncGenerator[Event, None]:
         """See `Client.events`; for `async for`, within `contextlib.aclosing` when left early."""
         job = await self.get(job) if isinstance(job, str) else job
-        parser, retries = EventParser(last_event_id), Retries(self._policy)
+        path, parser = self._path(job, "/events"), EventParser(last_event_id)
+        retries = Retries(self._policy)
         while True:
             response = await self._send(
-                "GET", job_path(job, "/events"), NO_EVENTS, stream=True, headers=parser.headers()
+                "GET", path, NO_EVENTS, stream=True, headers=parser.headers()
             )
             async with aclosing(response):
                 if response.status_code in NO_EVENTS:
@@ -132,7 +122,9 @@ class AsyncClient(BaseClient):
                     return
                 retries.connect()
                 parser.connect()
-                outage = Unreachable(f"{self._server} ended the events before the job's end.")
+                failure: ClientError = Unreachable(
+                    f"{self._server} ended the events before the job's end."
+                )
                 try:
                     async for chunk in response.aiter_bytes():
                         for event in self._read_events(parser, chunk, job):
@@ -142,25 +134,24 @@ class AsyncClient(BaseClient):
                                 return
                             job = event.job
                 except httpx.TransportError as error:
-                    outage = self._outage(error)
-            await sleep(max(retries.pause_after(outage), parser.retry_s))
+                    failure = self._failure(error)
+            await sleep(max(retries.pause_after(failure), parser.retry_s))
         polling = Polling(await self.get(job), self._policy)
-        yield polling.event()
-        while not polling.job.ended:
-            await self._poll(polling)
-            yield polling.event()
+        async with aclosing(self._changes(polling)) as changes:
+            async for _ in changes:
+                yield polling.event()
 
     async def download(self, job: Job | str, path: Path | str) -> Job:
         """See `Client.download`."""
         job = await self.get(job) if isinstance(job, str) or job.result is None else job
         if job.result is None:
             raise JobFailed(job)
-        retries = Retries(self._policy)
+        result, retries = self._path(job, "/result"), Retries(self._policy)
         with PartialDownload(Path(path), job.result) as part:
             while not part.is_complete():
                 try:
                     response = await self._send(
-                        "GET", job_path(job, "/result"), {416}, stream=True, headers=part.headers()
+                        "GET", result, {416}, stream=True, headers=part.headers()
                     )
                     async with aclosing(response):
                         part.begin(response)
@@ -169,7 +160,7 @@ class AsyncClient(BaseClient):
                                 retries.reset()
                         part.end()
                 except httpx.TransportError as error:
-                    await sleep(retries.pause_after(self._outage(error)))
+                    await sleep(retries.pause_after(self._failure(error)))
             part.rename()
         return job
 
@@ -191,20 +182,20 @@ class AsyncClient(BaseClient):
             raise
         except BaseException:  # a canceled task too: the result will not be fetched
             with suppress(httpx.TransportError):
-                await self._http.delete(job_path(job), timeout=CANCEL_S)
+                await self._http.delete(self._path(job), timeout=CANCEL_S)
             raise
         return await self.download(job, target)
 
-    async def _poll(self, polling: Polling) -> None:
-        """See `Client._poll`."""
-        has_news = False
-        while not has_news:
+    async def _changes(self, polling: Polling) -> AsyncGenerator[Job, None]:
+        """See `Client._changes`."""
+        yield polling.job
+        while not polling.job.ended:
             await sleep(polling.limit(polling.pause_s))
-            path = job_path(polling.job)
             response = await self._send(
-                "GET", path, {304}, polling=polling, headers=polling.headers
+                "GET", self._path(polling.job), {304}, polling=polling, headers=polling.headers
             )
-            has_news = self._read_poll(response, polling)
+            if self._read_poll(response, polling):
+                yield polling.job
 
     async def _send(
         self,
@@ -218,17 +209,13 @@ class AsyncClient(BaseClient):
     ) -> httpx.Response:
         """See `Client._send`."""
         retries = Retries(self._policy, polling)
-        failure: Refused | Unreachable
         while True:
-            request = self._request(method, path, polling, content)
             try:
+                request = self._request(method, path, polling, content)
                 response = await self._http.send(request, stream=stream)
                 if not response.is_success:
                     await response.aread()
                 self._check(response, accept)
                 return response
-            except httpx.TransportError as error:
-                failure = self._outage(error)
-            except Refused as error:
-                failure = error
-            await sleep(retries.pause_after(failure))
+            except (httpx.TransportError, Refused) as error:
+                await sleep(retries.pause_after(self._failure(error)))

@@ -11,17 +11,9 @@ from typing import Any, Self, Unpack
 
 import httpx
 
-from stablesr_client.errors import JobFailed, Refused, Unreachable
+from stablesr_client.errors import ClientError, JobFailed, Refused, Unreachable
 from stablesr_client.files import Image, PartialDownload, format_of, image_file
-from stablesr_client.protocol import (
-    CANCEL_S,
-    NO_EVENTS,
-    BaseClient,
-    EventParser,
-    job_path,
-    page_params,
-    submission,
-)
+from stablesr_client.protocol import CANCEL_S, NO_EVENTS, BaseClient, EventParser
 from stablesr_client.retry import Polling, Retries, RetryPolicy
 from stablesr_client.schema import Event, Job, JobPage, Models, Parameters
 
@@ -85,19 +77,17 @@ class Client(BaseClient):
         Raises:
             OSError: the file cannot be read.
         """
-        content = submission(parameters, idempotency_key)
         with image_file(image, filename) as file:
-            content["files"] = {"image": file}
-            response = self._send("POST", "/upscale", **content)
-        return self._read(Job, response)
+            content = self._submission(file, parameters, idempotency_key)
+            return self._read(Job, self._send("POST", "/upscale", **content))
 
     def get(self, job: Job | str) -> Job:
         """The job as it is now."""
-        return self._read(Job, self._send("GET", job_path(job)))
+        return self._read(Job, self._send("GET", self._path(job)))
 
     def cancel(self, job: Job | str) -> Job:
         """Cancels a job; a running one stops at its next step, one that has ended stays so."""
-        response = self._send("DELETE", job_path(job), {409})
+        response = self._send("DELETE", self._path(job), {409})
         return self.get(job) if response.status_code == 409 else self._read(Job, response)
 
     def models(self) -> Models:
@@ -113,7 +103,7 @@ class Client(BaseClient):
         """
         remaining, page = sys.maxsize if limit is None else limit, JobPage(jobs=())
         while remaining > 0:
-            params = page_params(state, page.next, remaining)
+            params = self._page(state, page.next, remaining)
             page = self._read(JobPage, self._send("GET", "/jobs", params=params))
             yield from page.jobs[:remaining]
             remaining = 0 if page.next is None else remaining - len(page.jobs)
@@ -136,14 +126,12 @@ class Client(BaseClient):
         """
         job = self.get(job) if isinstance(job, str) else job
         polling = Polling(job, self._policy, timeout)
-        while True:
+        for now in self._changes(polling):
             if on_progress is not None:
-                on_progress(polling.job)
-            if polling.job.succeeded:
-                return polling.job
-            if polling.job.ended:
-                raise JobFailed(polling.job)
-            self._poll(polling)
+                on_progress(now)
+        if not polling.job.succeeded:
+            raise JobFailed(polling.job)
+        return polling.job
 
     def events(self, job: Job | str, last_event_id: str | None = None) -> Iterator[Event]:
         """The changes of a job, as they happen, until its end; a cut stream is resumed.
@@ -151,11 +139,10 @@ class Client(BaseClient):
         A server without events is polled instead. Events up to `last_event_id` are left out.
         """
         job = self.get(job) if isinstance(job, str) else job
-        parser, retries = EventParser(last_event_id), Retries(self._policy)
+        path, parser = self._path(job, "/events"), EventParser(last_event_id)
+        retries = Retries(self._policy)
         while True:
-            response = self._send(
-                "GET", job_path(job, "/events"), NO_EVENTS, stream=True, headers=parser.headers()
-            )
+            response = self._send("GET", path, NO_EVENTS, stream=True, headers=parser.headers())
             with closing(response):
                 if response.status_code in NO_EVENTS:
                     break
@@ -163,7 +150,9 @@ class Client(BaseClient):
                     return
                 retries.connect()
                 parser.connect()
-                outage = Unreachable(f"{self._server} ended the events before the job's end.")
+                failure: ClientError = Unreachable(
+                    f"{self._server} ended the events before the job's end."
+                )
                 try:
                     for chunk in response.iter_bytes():
                         for event in self._read_events(parser, chunk, job):
@@ -173,12 +162,10 @@ class Client(BaseClient):
                                 return
                             job = event.job
                 except httpx.TransportError as error:
-                    outage = self._outage(error)
-            sleep(max(retries.pause_after(outage), parser.retry_s))
+                    failure = self._failure(error)
+            sleep(max(retries.pause_after(failure), parser.retry_s))
         polling = Polling(self.get(job), self._policy)
-        yield polling.event()
-        while not polling.job.ended:
-            self._poll(polling)
+        for _ in self._changes(polling):
             yield polling.event()
 
     def download(self, job: Job | str, path: Path | str) -> Job:
@@ -195,13 +182,11 @@ class Client(BaseClient):
         job = self.get(job) if isinstance(job, str) or job.result is None else job
         if job.result is None:
             raise JobFailed(job)
-        retries = Retries(self._policy)
+        result, retries = self._path(job, "/result"), Retries(self._policy)
         with PartialDownload(Path(path), job.result) as part:
             while not part.is_complete():
                 try:
-                    response = self._send(
-                        "GET", job_path(job, "/result"), {416}, stream=True, headers=part.headers()
-                    )
+                    response = self._send("GET", result, {416}, stream=True, headers=part.headers())
                     with closing(response):
                         part.begin(response)
                         for chunk in response.iter_bytes():
@@ -209,7 +194,7 @@ class Client(BaseClient):
                                 retries.reset()
                         part.end()
                 except httpx.TransportError as error:
-                    sleep(retries.pause_after(self._outage(error)))
+                    sleep(retries.pause_after(self._failure(error)))
             part.rename()
         return job
 
@@ -239,18 +224,20 @@ class Client(BaseClient):
             raise
         except BaseException:  # an interruption too: the result will not be fetched
             with suppress(httpx.TransportError):
-                self._http.delete(job_path(job), timeout=CANCEL_S)
+                self._http.delete(self._path(job), timeout=CANCEL_S)
             raise
         return self.download(job, target)
 
-    def _poll(self, polling: Polling) -> None:
-        """Polls until the job has changed."""
-        has_news = False
-        while not has_news:
+    def _changes(self, polling: Polling) -> Iterator[Job]:
+        """The job as it is, and as it is after each change until its end; it is polled."""
+        yield polling.job
+        while not polling.job.ended:
             sleep(polling.limit(polling.pause_s))
-            path = job_path(polling.job)
-            response = self._send("GET", path, {304}, polling=polling, headers=polling.headers)
-            has_news = self._read_poll(response, polling)
+            response = self._send(
+                "GET", self._path(polling.job), {304}, polling=polling, headers=polling.headers
+            )
+            if self._read_poll(response, polling):
+                yield polling.job
 
     def _send(
         self,
@@ -264,17 +251,13 @@ class Client(BaseClient):
     ) -> httpx.Response:
         """Sends a request until it succeeds or is accepted, or the polling times out."""
         retries = Retries(self._policy, polling)
-        failure: Refused | Unreachable
         while True:
-            request = self._request(method, path, polling, content)
             try:
+                request = self._request(method, path, polling, content)
                 response = self._http.send(request, stream=stream)
                 if not response.is_success:
                     response.read()
                 self._check(response, accept)
                 return response
-            except httpx.TransportError as error:
-                failure = self._outage(error)
-            except Refused as error:
-                failure = error
-            sleep(retries.pause_after(failure))
+            except (httpx.TransportError, Refused) as error:
+                sleep(retries.pause_after(self._failure(error)))

@@ -6,7 +6,7 @@ import codecs
 import io
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from stablesr_client.errors import (
     Busy,
+    ClientError,
     NotFound,
     Refused,
     Unauthorized,
@@ -75,6 +76,26 @@ class BaseClient:
             "trust_env": url.scheme == "https" or url.host not in LOOPBACK,
         }
 
+    @staticmethod
+    def _path(job: Job | str, below: str = "") -> str:
+        """The path of a job, given by itself or its id."""
+        return f"/jobs/{quote(job if isinstance(job, str) else job.id, safe='')}{below}"
+
+    @staticmethod
+    def _page(state: str | None, cursor: str | None, remaining: int) -> dict[str, Any]:
+        """The query for a page of the list of jobs."""
+        params = {"state": state, "cursor": cursor, "limit": min(remaining, PAGE_SIZE)}
+        return {name: value for name, value in params.items() if value is not None}
+
+    @staticmethod
+    def _submission(
+        file: tuple[str, BinaryIO], parameters: Mapping[str, Any], key: str | None
+    ) -> dict[str, Any]:
+        """The content of an upload; its Idempotency-Key is drawn unless given."""
+        data = {name: str(value) for name, value in parameters.items() if value is not None}
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        return {"headers": headers, "data": data, "files": {"image": file}}
+
     def _request(
         self, method: str, path: str, polling: Polling | None, content: Mapping[str, Any]
     ) -> httpx.Request:
@@ -84,15 +105,16 @@ class BaseClient:
         timeout = httpx.Timeout(silence_s, connect=min(silence_s, CONNECT_S))
         return self._http.build_request(method, path, timeout=timeout, **content)
 
-    def _outage(self, error: httpx.TransportError) -> Unreachable:
-        """A broken connection as an error of the client; raises one that is final.
+    def _failure(self, error: httpx.TransportError | Refused) -> ClientError:
+        """A refusal as it is, a broken connection as Unreachable; raises one that is final.
 
         Where no server has ever answered, the address is more likely wrong than its server away;
         and what is wrong with a request stays so.
         """
-        outage = Unreachable(
-            f"No server answers at {self._server} ({str(error) or type(error).__name__})."
-        )
+        if isinstance(error, Refused):
+            return error
+        reason = str(error) or type(error).__name__
+        outage = Unreachable(f"No server answers at {self._server} ({reason}).")
         outage.__cause__ = error
         passing = httpx.NetworkError | httpx.TimeoutException | httpx.RemoteProtocolError
         is_unknown = isinstance(error, httpx.ConnectError) and not self._has_answered
@@ -186,20 +208,3 @@ class EventParser:
                 self._id = value
             elif name == "retry" and value.isascii() and value.isdigit():
                 self.retry_s = int(value) / 1000
-
-
-def job_path(job: Job | str, below: str = "") -> str:
-    """The path of a job, given by itself or its id."""
-    return f"/jobs/{quote(job if isinstance(job, str) else job.id, safe='')}{below}"
-
-
-def page_params(state: str | None, cursor: str | None, remaining: int) -> dict[str, Any]:
-    """The query for a page of the list of jobs."""
-    params = {"state": state, "cursor": cursor, "limit": min(remaining, PAGE_SIZE)}
-    return {name: value for name, value in params.items() if value is not None}
-
-
-def submission(parameters: Mapping[str, Any], idempotency_key: str | None) -> dict[str, Any]:
-    """What is sent beside the image: its key, drawn unless given, and the parameters."""
-    fields = {name: str(value) for name, value in parameters.items() if value is not None}
-    return {"headers": {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}, "data": fields}

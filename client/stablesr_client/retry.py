@@ -17,7 +17,7 @@ from time import monotonic
 
 import httpx
 
-from stablesr_client.errors import Refused, TimedOut, Unreachable
+from stablesr_client.errors import ClientError, Refused, TimedOut
 from stablesr_client.schema import Event, Job
 
 TRANSIENT = frozenset({408, 409, 429, 500, 502, 503, 504})
@@ -100,7 +100,7 @@ class Retries:
         """A stream begins: one that holds for long is progress, even without a word."""
         self._connect_time = monotonic()
 
-    def pause_after(self, error: Unreachable | Refused) -> float:
+    def pause_after(self, error: ClientError) -> float:
         """The seconds to wait before the next attempt; raises an `error` that is final."""
         now, policy, server_s = monotonic(), self._policy, None
         if isinstance(error, Refused):

@@ -216,7 +216,6 @@ def main() -> int:
         Stack(Path(data), port=0) as stack,
     ):
         stack.start()
-        stack.wait_ready()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
             with_a_mouse(browser, stack.url + "/", folder)

@@ -66,12 +66,6 @@ def running(*command: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def last_states(out: Path) -> dict[str, str]:
     """The last state of each image in the journal."""
     lines = [json.loads(line) for line in (out / ".stablesr.jsonl").read_text().splitlines()]

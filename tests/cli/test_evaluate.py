@@ -21,7 +21,7 @@ WIDE = {"COLUMNS": "200"}
 def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two pictures; whatever preset is asked for, narrow networks are loaded."""
     sr = StableSR.load(NARROWER, NATIVE)
-    monkeypatch.setattr("cli.evaluate._model", lambda settings: sr)
+    monkeypatch.setattr("worker.device.load", lambda settings, jobs: sr)
     return write_originals(tmp_path / "hr")
 
 

@@ -14,7 +14,7 @@ from typer.testing import Result
 
 from cli.errors import InputError, JobFailure
 from tests.cli.fake_service import FakeService
-from tests.cli.folders import NAMES, StubModel, last_states, names, results, run, running, upscale
+from tests.cli.folders import NAMES, StubModel, last_states, names, results, running, upscale
 
 # The command with a model that does nothing to the first images and then stops in the middle of
 # writing, for ever.
@@ -240,9 +240,10 @@ def test_a_run_killed_while_it_writes_goes_on_with_the_image_it_was_at(
     assert last_states(out) == {"a.png": "done", "b.png": "done", "c.png": "begun"}
     first = {name: (out / name).stat().st_mtime_ns for name in ("a.png", "b.png")}
 
-    again = run(*command, "go")
-    assert again.returncode == 0, again.stderr
-    assert "4 of 4 images done, 2 before, 0 failed" in again.stderr
+    with running(*command, "go") as again:
+        output = again.communicate(timeout=100)[1]
+    assert again.returncode == 0, output
+    assert "4 of 4 images done, 2 before, 0 failed" in output
     assert results(out) == list(NAMES)
     assert {name: (out / name).stat().st_mtime_ns for name in first} == first
     # One seed for all, those of the killed run too.

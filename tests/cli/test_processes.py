@@ -17,13 +17,7 @@ from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 
 from cli.errors import MissingExtra
-from cli.processes import (
-    Child,
-    describe_end,
-    find_redis_server,
-    free_port,
-    redis_config,
-)
+from cli.processes import Child, describe_end, find_redis_server, free_port, redis_config
 
 Start = Callable[..., Child]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.fake_service import FakeService, result_of
-from tests.cli.folders import NAMES, StubModel, last_states, names, results, run, running, upscale
+from tests.cli.folders import NAMES, StubModel, last_states, names, results, running, upscale
 from tests.scripted_server import Answer, Script
 
 
@@ -80,8 +80,8 @@ def test_a_run_killed_while_a_server_works_takes_up_the_very_jobs(
     assert set(results(out)) <= {"a.png", "b.png"}
     service.release()
 
-    again = run(*command)
-    assert again.returncode == 0, again.stderr
+    again = upscale(many_photos, out, "--server", service.url)
+    assert again.exit_code == 0, again.output
     assert results(out) == list(NAMES)
     # Each image became one job, though some were submitted twice.
     assert service.states() == {name: ["succeeded"] for name in NAMES}
@@ -108,8 +108,8 @@ def test_an_interruption_cancels_the_jobs_under_way_and_the_next_run_goes_on(
     assert last_states(out)["c.png"] == "stopped"
 
     service.hold.clear()
-    again = run(*command)
-    assert again.returncode == 0, again.stderr
+    again = upscale(many_photos, out, "--server", service.url)
+    assert again.exit_code == 0, again.output
     assert "before, 0 failed" in again.stderr
     assert results(out) == list(NAMES)
     assert service.states()["c.png"] == ["canceled", "succeeded"]
@@ -158,6 +158,6 @@ def test_a_job_that_cannot_be_canceled_is_taken_up_by_the_next_run(
     assert last_states(out)["b.png"] == "begun"
     script.handle = handle
     service.release()
-    again = run(*command)
-    assert again.returncode == 0, again.stderr
+    again = upscale(many_photos, out, "--server", service.url)
+    assert again.exit_code == 0, again.output
     assert service.states()["b.png"] == ["succeeded"]

@@ -73,7 +73,6 @@ def make(data: Path, heard: Heard, *, worker: str = WORKER, service: str = SERVI
 def stack(tmp_path: Path, heard: Heard) -> Iterator[Stack]:
     with make(tmp_path / "data", heard) as stack:
         stack.start()
-        stack.wait_ready(60)
         yield stack
 
 
@@ -96,20 +95,19 @@ def test_every_part_starts_with_the_settings_of_the_data_folder(
 def test_after_stop_no_process_is_left(tmp_path: Path, heard: Heard) -> None:
     stack = make(tmp_path, heard)
     stack.start()
-    stack.wait_ready(60)
-    pids = [stack.pid(part) for part in ("redis", "worker", "service")]
+    pids = [stack.children[part].pid for part in ("redis", "worker", "service")]
     stack.stop()
     assert all(gone(pid) for pid in pids)
 
 
 def test_a_killed_worker_is_started_again_with_the_reason(stack: Stack, heard: Heard) -> None:
     heard.wait("worker", "worker is up")
-    first = stack.pid("worker")
+    first = stack.children["worker"].pid
     os.kill(first, signal.SIGKILL)
     os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
     stack.check()
     heard.wait("worker", "worker is up", times=2)
-    assert stack.pid("worker") != first
+    assert stack.children["worker"].pid != first
     assert heard.count("stablesr", "The worker ended by SIGKILL") == 1
 
 
@@ -117,25 +115,24 @@ def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
     tmp_path: Path, heard: Heard
 ) -> None:
     with make(tmp_path, heard, worker="raise SystemExit('no weights here')") as stack:
-        stack.start()
 
-        def look_after_the_worker_until_it_is_given_up() -> None:
-            for _ in range(stack_module.RESTARTS + 1):
-                os.waitid(os.P_PID, stack.pid("worker"), os.WEXITED | os.WNOWAIT)
+        def start_and_look_after_the_worker_until_it_is_given_up() -> None:
+            stack.start()
+            while True:
+                os.waitid(os.P_PID, stack.children["worker"].pid, os.WEXITED | os.WNOWAIT)
                 stack.check()
 
         with pytest.raises(StartFailure, match="no weights here"):
-            look_after_the_worker_until_it_is_given_up()
+            start_and_look_after_the_worker_until_it_is_given_up()
     assert heard.count("stablesr", "starting it again") == stack_module.RESTARTS
 
 
 def test_a_service_that_cannot_start_ends_all_with_its_last_words(
     tmp_path: Path, heard: Heard
 ) -> None:
-    with make(tmp_path, heard, service="raise SystemExit('the port is taken')") as stack:
+    stack = make(tmp_path, heard, service="raise SystemExit('the port is taken')")
+    with stack, pytest.raises(StartFailure, match="the port is taken"):
         stack.start()
-        with pytest.raises(StartFailure, match="the port is taken"):
-            stack.wait_ready(60)
 
 
 def test_a_data_folder_in_use_is_refused_with_the_holder(
@@ -150,4 +147,3 @@ def test_a_data_folder_can_be_used_again_after_a_stop(tmp_path: Path, heard: Hea
     for _ in range(2):
         with make(tmp_path, heard) as stack:
             stack.start()
-            stack.wait_ready(60)

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from cli.processes import free_port
-from stablesr_client import (
-    Job,
-    NotFound,
-    Refused,
-    Unauthorized,
-    UnexpectedAnswer,
-    Unreachable,
-)
+from stablesr_client import Job, NotFound, Refused, Unauthorized, UnexpectedAnswer, Unreachable
 from stablesr_client.protocol import EventParser
 from tests.client.conftest import MakeClient
 from tests.client.shells import FakeClock, Shell
