@@ -97,7 +97,7 @@ class Estimate:
         """Of a preset as it is loaded where there is so much memory. Its weights need not be here:
         without their folder the networks are those of the released checkpoint."""
         try:
-            config = describe(preset_folder(preset)).config
+            config, _ = describe(preset_folder(preset))
         except WeightsNotFound:
             kind = preset.release.prediction if preset.release else "epsilon"
             config = ModelConfig(prediction=kind)

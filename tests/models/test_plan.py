@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.checkpoints.files import preset_folder
-from models.checkpoints.folder import Description, Record, describe
+from models.checkpoints.folder import Record, describe, write_config
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
 from models.estimate import Estimate, tile_bytes, tile_flops
@@ -78,7 +78,7 @@ def test_converted_weights_are_planned_with_their_own_sizes(
     assert released.config == FULL
     folder.mkdir()
     config, record = replace(FULL, text=TextConfig()), Record("a", "b", (), True, "", "", (), ())
-    Description(config, record).write(folder)
+    write_config(folder, config, record)
     assert Estimate.of_preset(PRESET, torch.float16, cpu, PLENTY).config == config
 
 
