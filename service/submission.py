@@ -16,13 +16,7 @@ from typing import IO, BinaryIO
 
 import structlog
 
-from jobs.errors import (
-    JobNotFound,
-    OutputTooLarge,
-    QueueFull,
-    QueueUnavailable,
-    StoreUnavailable,
-)
+from jobs.errors import JobNotFound, OutputTooLarge, QueueUnavailable, StoreUnavailable
 from jobs.formats import examine
 from jobs.image_file import check_side
 from jobs.reader import Capacity
@@ -48,18 +42,11 @@ def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> No
 
     Which preset is meant, the body says; so this can only tell when all of them are full.
     """
-    queue = services.queue
-    queue.check_quota(origin, capacity.waiting)
-    fault: QueueFull | None = None
-    for preset in Serving.of(capacity.workers).live | {services.settings.preset}:
-        try:
-            queue.check_room(preset, capacity.lengths[preset])
-        except QueueFull as error:
-            fault = error
-        else:
-            return
-    if fault is not None:
-        raise fault
+    services.queue.check_quota(origin, capacity.waiting)
+    live = Serving(capacity.workers).live | {services.settings.preset}
+    lengths = {preset: n for preset, n in capacity.lengths.items() if preset in live}
+    preset = min(lengths, key=lengths.__getitem__)
+    services.queue.check_room(preset, lengths[preset])
 
 
 def inspect(
@@ -73,8 +60,7 @@ def inspect(
         parameters: scale and output_format decide whether the result is possible.
         settings: the pixel limits.
 
-    Raises:
-        ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members.
+    Raises ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members.
     """
     size = file.seek(0, 2)
     if size == 0:
@@ -130,11 +116,7 @@ def _safe_name(filename: str | None) -> str | None:
 
 
 def submit(
-    services: Services,
-    upload: Upload,
-    origin: Origin,
-    key: str | None,
-    capacity: Capacity,
+    services: Services, upload: Upload, origin: Origin, key: str | None, capacity: Capacity
 ) -> tuple[Job, bool]:
     """Checks everything, then stores the image and queues the job.
 
@@ -160,9 +142,11 @@ def _create(
 ) -> Job:
     """The checked and stored job of an upload."""
     fields = dict(upload.fields)
-    origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
+    if url := fields.pop(WEBHOOK_FIELD, "").strip():
+        _check_webhook(services.settings, url, origin)
+        origin = replace(origin, webhook_url=url)
     parameters = parse(fields, services.settings.preset)
-    Serving.of(capacity.workers).check(parameters.preset)
+    Serving(capacity.workers).check(parameters.preset)
     file: BinaryIO = upload.image.file
     image = inspect(file, upload.image.filename, parameters, services.settings)
     services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
@@ -183,21 +167,14 @@ def _create(
     return job
 
 
-def _webhook(services: Services, url: str, origin: Origin) -> str | None:
-    """The address to tell of the job's end, checked as far as that needs no DNS."""
-    url = url.strip()
-    if not url:
-        return None
-    settings = services.settings
+def _check_webhook(settings: Settings, url: str, origin: Origin) -> None:
+    """Checks the address to tell of the job's end, as far as that needs no DNS."""
     try:
         Target.parse(url, allow_private=settings.webhook_allow_private)
         if not origin.owner and settings.webhook_secret is None:
             raise BadTarget("needs an API key, whose secret signs what is sent")
     except BadTarget as error:
-        raise InvalidParameters(
-            f"{WEBHOOK_FIELD} {error}.", errors=[{"field": WEBHOOK_FIELD, "detail": str(error)}]
-        ) from error
-    return url
+        raise InvalidParameters([{"field": WEBHOOK_FIELD, "detail": str(error)}]) from error
 
 
 def _take(

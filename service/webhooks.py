@@ -29,6 +29,17 @@ from jobs.settings import Settings
 from service.schema import JobView
 from service.webhook_target import BadTarget, BlockedTarget, Target, resolve
 
+log = structlog.stdlib.get_logger(__name__)
+
+# How soon a call that is due is made, at the latest.
+LOOK_S = 1.0
+# Calls of one process at a time, and those of them that are one owner's: receivers that are slow
+# to answer, or to be found, delay those of no other owner.
+AT_ONCE = 16
+EACH = 8
+TIMEOUT_S = 15.0
+TIMEOUTS = httpx.Timeout(10.0, connect=5.0)
+
 
 def message(job: Job, root: str) -> bytes:
     """What tells that a job has ended. `root` is the path under which the service is mounted."""
@@ -63,18 +74,6 @@ def signature(key: bytes, id: str, timestamp: int, body: bytes) -> str:
 def key_of(secret: str) -> bytes:
     """The bytes of a secret, which is `whsec_` and base64; `jobs.settings` has seen to that."""
     return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-
-
-log = structlog.stdlib.get_logger(__name__)
-
-# How soon a call that is due is made, at the latest.
-LOOK_S = 1.0
-# Calls of one process at a time, and those of them that are one owner's: receivers that are slow
-# to answer, or to be found, delay those of no other owner.
-AT_ONCE = 16
-EACH = 8
-TIMEOUT_S = 15.0
-TIMEOUTS = httpx.Timeout(10.0, connect=5.0)
 
 
 class Outcome(StrEnum):

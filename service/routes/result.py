@@ -17,7 +17,7 @@ from service.admission import ReaderDep, services_of
 from service.errors import NoResult, RangeNotSatisfiable, ResultGone, ResultNotReady
 from service.middleware import is_head
 from service.openapi import header, problems
-from service.problems import root
+from service.problems import root_path
 from service.routes.jobs import ETAG, HeldStream, JobId, has_etag, retry_after
 from service.schema import JobView
 
@@ -144,7 +144,7 @@ def _result(request: Request, job: Job) -> ResultInfo:
             state=job.state.value,
             retry_after=retry_after(job),
         )
-    view = JobView.of(job, root(request))
+    view = JobView.of(job, root_path(request))
     raise NoResult(
         f"Job {job.id} is {job.state} and has no result.", state=job.state.value, error=view.error
     )

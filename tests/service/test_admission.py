@@ -180,7 +180,7 @@ def test_a_revoked_key_stops_within_seconds_and_does_not_open_the_service(
 def test_a_revoked_key_ends_its_streams(
     ada: httpx.Client, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.listener.Watch.wait.__defaults__", (0.05,))
+    monkeypatch.setattr("service.listener.LOOK_S", 0.05)
     job = upload(ada, PNG).json()["id"]
     with ada.stream("GET", f"/jobs/{job}/events") as answer:
         lines = answer.iter_lines()
