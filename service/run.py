@@ -86,7 +86,7 @@ def server(settings: Settings) -> uvicorn.Server:
             http=_protocol(settings),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
-        ),
+        )
     )
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import mmap
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO
@@ -123,48 +124,40 @@ def submit(
     The second value says that the job is an earlier one, of the same request.
     """
     job_id = new_job_id()
-    if key is None:
-        return _create(services, upload, origin, job_id, capacity), False
-    # First of all: a request whose job was made is not judged anew, by what is served now.
-    claim = _take(services, origin, key, _fingerprint(upload), job_id)
-    if isinstance(claim, Job):
-        return claim, True
-    try:
-        return _create(services, upload, replace(origin, claim=claim), job_id, capacity), False
-    # Whatever stopped it, the same request may be sent again.
-    except BaseException:
-        _release(services, claim)
-        raise
-
-
-def _create(
-    services: Services, upload: Upload, origin: Origin, job_id: str, capacity: Capacity
-) -> Job:
-    """The checked and stored job of an upload."""
-    fields = dict(upload.fields)
-    if url := fields.pop(WEBHOOK_FIELD, "").strip():
-        _check_webhook(services.settings, url, origin)
-        origin = replace(origin, webhook_url=url)
-    parameters = parse(fields, services.settings.preset)
-    Serving(capacity.workers).check(parameters.preset)
-    file: BinaryIO = upload.image.file
-    image = inspect(file, upload.image.filename, parameters, services.settings)
-    services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
-    file.seek(0)
-    services.queue.announce(job_id)
-    try:
-        services.store.put(input_key(job_id), file)
-        job = services.queue.submit(job_id, parameters, image, origin)
-    except QueueUnavailable as error:
-        # The job may be queued and only the answer lost; it would find no image.
-        log.warning("whether a job was queued is not known", job=job_id, detail=error.detail)
-        raise
-    # Whatever else stopped it, an image without a job must not stay.
-    except BaseException:
-        _forget(services, job_id)
-        raise
+    with ExitStack() as undo:
+        if key is not None:
+            # First of all: a request whose job was made is not judged anew, by what is served now.
+            claim = _take(services, origin, key, _fingerprint(upload), job_id)
+            if isinstance(claim, Job):
+                return claim, True
+            # Whatever stops it, the same request may be sent again.
+            undo.callback(_release, services, claim)
+            origin = replace(origin, claim=claim)
+        fields = dict(upload.fields)
+        if url := fields.pop(WEBHOOK_FIELD, "").strip():
+            _check_webhook(services.settings, url, origin)
+            origin = replace(origin, webhook_url=url)
+        parameters = parse(fields, services.settings.preset)
+        Serving(capacity.workers).check(parameters.preset)
+        file: BinaryIO = upload.image.file
+        image = inspect(file, upload.image.filename, parameters, services.settings)
+        services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
+        file.seek(0)
+        services.queue.announce(job_id)
+        try:
+            services.store.put(input_key(job_id), file)
+            job = services.queue.submit(job_id, parameters, image, origin)
+        except QueueUnavailable as error:
+            # The job may be queued and only the answer lost; it would find no image.
+            log.warning("whether a job was queued is not known", job=job_id, detail=error.detail)
+            raise
+        # Whatever else stopped it, an image without a job must not stay.
+        except BaseException:
+            _forget(services, job_id)
+            raise
+        undo.pop_all()
     log.info("submitted", job=job_id, preset=parameters.preset, bytes=image.bytes)
-    return job
+    return job, False
 
 
 def _check_webhook(settings: Settings, url: str, origin: Origin) -> None:

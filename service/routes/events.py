@@ -23,11 +23,7 @@ router = APIRouter(tags=["jobs"])
 # Proxies close a connection on which nothing passes.
 HEARTBEAT_S = 15.0
 RECONNECT_MS = 2000
-HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",
-}
+HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 
 
 @router.get(

@@ -76,9 +76,7 @@ async def upscale(request: Request) -> Response:
     services = services_of(request)
     settings = services.settings
     caller, raw = await admit(
-        request,
-        upload=True,
-        command=lambda caller: Capacity.command(caller.owner or caller.client),
+        request, upload=True, command=lambda caller: Capacity.command(caller.owner or caller.client)
     )
     check_query(request.query_params)
     check_head(request, settings.max_upload_bytes)

@@ -14,7 +14,7 @@ from redis import Redis
 from jobs.connection import as_text
 from jobs.schema import Progress
 from jobs.settings import Settings
-from tests.service.harness import FakeWorker, eventually, serving
+from tests.service.harness import FakeWorker, eventually, plain_client, serving
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
@@ -113,7 +113,7 @@ def test_many_can_wait_without_a_thread_each(
     settings = settings.model_copy(update=changes)
     with serving(settings) as client, ThreadPoolExecutor(count) as threads:
         limits = httpx.Limits(max_connections=count)
-        with httpx.Client(base_url=client.base_url, timeout=60, limits=limits) as other:
+        with plain_client(client.base_url, timeout=60, limits=limits) as other:
             waiting: list[Future[httpx.Response]] = [
                 threads.submit(post, other, "wait=50") for _ in range(count)
             ]
@@ -135,7 +135,7 @@ def open_places(settings: Settings, act: Callable[[httpx.Client], None]) -> None
 def test_a_client_that_leaves_gives_its_place_back(settings: Settings, redis: Redis) -> None:
     def act(client: httpx.Client) -> None:
         with (
-            httpx.Client(base_url=client.base_url, timeout=0.5) as impatient,
+            plain_client(client.base_url, timeout=0.5) as impatient,
             pytest.raises(httpx.ReadTimeout),
         ):
             post(impatient, "wait=60")
@@ -150,7 +150,7 @@ def test_without_a_place_to_wait_the_job_is_answered_at_once(
     def act(client: httpx.Client) -> None:
         waiting = threads.submit(post, client, "wait=60")
         job = only_job(redis)
-        with httpx.Client(base_url=client.base_url) as other:
+        with plain_client(client.base_url) as other:
             eventually(lambda: "Preference-Applied" not in post(other, "wait=1").headers)
         client.delete(f"/jobs/{job}")
         assert waiting.result(timeout=10).status_code == 200
@@ -160,7 +160,7 @@ def test_without_a_place_to_wait_the_job_is_answered_at_once(
 
 def test_a_server_that_stops_answers_those_who_wait(settings: Settings, redis: Redis) -> None:
     answers: list[httpx.Response] = []
-    with httpx.Client(timeout=30) as other:
+    with plain_client() as other:
         with serving(settings) as client:
             other.base_url = client.base_url
             thread = threading.Thread(target=lambda: answers.append(post(other, "wait=60")))

@@ -21,7 +21,7 @@ from jobs.settings import Settings
 from service.webhook_target import Address
 from service.webhooks import key_of, signature
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, eventually, serving, upload
+from tests.service.harness import FakeWorker, eventually, plain_client, serving, upload
 from tests.service.receiver import HOST, Receiver, receiving
 from tests.service.telling import LOCAL, PNG, SECRET, Names, agenda, ended, put_off
 
@@ -32,7 +32,7 @@ def service(
 ) -> Iterator[tuple[Settings, httpx.Client]]:
     """No server of the file's own: it would make calls too. Each test has one with its settings."""
     blobs = tmp_path_factory.mktemp("store") / "blobs"
-    with httpx.Client() as client:
+    with plain_client() as client:
         yield Settings(redis_url=redis_server.url, blob_root=blobs), client
 
 

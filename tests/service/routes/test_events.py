@@ -18,7 +18,7 @@ from jobs.schema import Progress
 from jobs.settings import Settings
 from jobs.states import CHANNEL
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, eventually, problem, serving, upload
+from tests.service.harness import FakeWorker, eventually, plain_client, problem, serving, upload
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
@@ -248,7 +248,7 @@ def test_a_server_that_stops_ends_its_streams_first(settings: Settings) -> None:
             assert list(stream) == []
         ended.set()
 
-    with httpx.Client(timeout=30) as other:
+    with plain_client() as other:
         with serving(settings) as client:
             other.base_url = client.base_url
             job = upload(client, PNG).json()["id"]
