@@ -91,7 +91,8 @@ class Authenticator:
         Raises AuthenticationError for a wrong key, and for none while keys are required;
         QueueUnavailable.
         """
-        token = _token(headers)
+        scheme, _, rest = headers.get("authorization", "").partition(" ")
+        token = rest.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
         # A token of another form is for others, such as a proxy in front, unless keys are required.
         if token is not None and (Keys.looks_like_one(token) or await self.requires_key()):
             info = await self._find(token)
@@ -132,14 +133,6 @@ class Authenticator:
             self._cache.clear()
         self._cache[digest] = (now + CACHE_S, info)
         return info
-
-
-def _token(headers: Headers) -> str | None:
-    """The credential of a request: `Authorization: Bearer`, else `X-API-Key`; None without one."""
-    scheme, _, rest = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return rest.strip()
-    return headers.get("x-api-key")
 
 
 async def admit(

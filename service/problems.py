@@ -29,27 +29,18 @@ log = structlog.stdlib.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 
+_SLUGS = {
+    404: "job-not-found",
+    409: "idempotency-in-progress job-ended job-exists wrong-state",
+    413: "upload-too-large",
+    422: "bad-cursor idempotency-mismatch image-animated image-empty image-format-unsupported "
+    "image-too-large image-truncated image-unreadable output-too-large",
+    429: "quota-exceeded",
+    500: "internal-error",
+    503: "queue-full queue-unavailable store-unavailable",
+}
 STATUSES: Mapping[str, int] = {
-    "job-not-found": 404,
-    "job-ended": 409,
-    "job-exists": 409,
-    "wrong-state": 409,
-    "idempotency-in-progress": 409,
-    "upload-too-large": 413,
-    "bad-cursor": 422,
-    "idempotency-mismatch": 422,
-    "image-animated": 422,
-    "image-empty": 422,
-    "image-format-unsupported": 422,
-    "image-too-large": 422,
-    "image-truncated": 422,
-    "image-unreadable": 422,
-    "output-too-large": 422,
-    "quota-exceeded": 429,
-    "internal-error": 500,
-    "queue-full": 503,
-    "queue-unavailable": 503,
-    "store-unavailable": 503,
+    **{slug: status for status, slugs in _SLUGS.items() for slug in slugs.split()},
     **{kind.type: kind.status for kind in HTTPError.__subclasses__()},
 }
 """The status of every error that may reach a client; what is not here is a defect, a 500."""

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.datastructures import FormData, QueryParams, UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -66,10 +66,17 @@ class Upload:
 
 
 def check_head(request: Request, limit: int) -> None:
-    """Refuses what the headers alone give away, before a byte of the body is read.
+    """Refuses what URL and headers give away, before a byte of the body is read.
 
-    Raises NotMultipart, UnsupportedEncoding, or UploadTooLarge for more than `limit` bytes.
+    Raises InvalidParameters for parameters in the URL, which would be ignored there; NotMultipart,
+    UnsupportedEncoding, and UploadTooLarge for more than `limit` bytes.
     """
+    if names := list(dict.fromkeys(request.query_params)):
+        raise InvalidParameters(
+            [{"field": name, "detail": "belongs into the form"} for name in names],
+            f"Parameters are fields of the form, not of the URL; {', '.join(names)} would be "
+            "ignored there.",
+        )
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         problem = f"it is {kind!r}" if kind else "it is missing"
@@ -188,16 +195,6 @@ def parse(fields: Mapping[str, str], preset: str) -> UpscaleParameters:
     except ValidationError as error:
         faults = [_fault(details) for details in error.errors(include_url=False)]
     raise InvalidParameters(faults)
-
-
-def check_query(query: QueryParams) -> None:
-    """Refuses parameters in the URL, which would be ignored there."""
-    if names := list(dict.fromkeys(query)):
-        raise InvalidParameters(
-            [{"field": name, "detail": "belongs into the form"} for name in names],
-            f"Parameters are fields of the form, not of the URL; {', '.join(names)} would be "
-            "ignored there.",
-        )
 
 
 def _fault(details: ErrorDetails) -> dict[str, JsonValue]:

@@ -20,7 +20,7 @@ from service.problems import root_path
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
 from service.submission import check_capacity, submit
-from service.uploads import check_head, check_query, receive_form
+from service.uploads import check_head, receive_form
 
 router = APIRouter(tags=["jobs"])
 
@@ -78,7 +78,6 @@ async def upscale(request: Request) -> Response:
     caller, raw = await admit(
         request, upload=True, command=lambda caller: Capacity.command(caller.owner or caller.client)
     )
-    check_query(request.query_params)
     check_head(request, settings.max_upload_bytes)
     key, seconds = _idempotency_key(request.headers), _wait_s(request.headers)
     own_limit = None if caller.key is None else caller.key.max_queued
