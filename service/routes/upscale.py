@@ -109,12 +109,11 @@ def _wait_s(headers: Headers) -> int | None:
 
     A preference that makes no sense is as none, as the RFC says; of several the first counts.
     """
-    for line in headers.getlist("prefer"):
-        for preference in line.split(","):
-            name, _, value = preference.partition(";")[0].partition("=")
-            value = value.strip().strip('"')
-            if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
-                return min(int(value[:9]), MAX_WAIT_S)
+    for preference in ",".join(headers.getlist("prefer")).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        value = value.strip().strip('"')
+        if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
+            return min(int(value[:9]), MAX_WAIT_S)
     return None
 
 

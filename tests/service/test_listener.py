@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
@@ -127,35 +127,31 @@ def test_many_can_wait_without_a_thread_each(
     assert states == ["canceled"] * count
 
 
-def open_places(settings: Settings, act: Callable[[httpx.Client], None]) -> None:
+@pytest.fixture
+def narrow(settings: Settings) -> Iterator[httpx.Client]:
+    """A service in which one request of a client may wait."""
     with serving(settings.model_copy(update={"max_connections": 40})) as client:
-        act(client)
+        yield client
 
 
-def test_a_client_that_leaves_gives_its_place_back(settings: Settings, redis: Redis) -> None:
-    def act(client: httpx.Client) -> None:
-        with (
-            plain_client(client.base_url, timeout=0.5) as impatient,
-            pytest.raises(httpx.ReadTimeout),
-        ):
-            post(impatient, "wait=60")
-        eventually(lambda: post(client, "wait=1").headers.get("Preference-Applied") == "wait=1")
-
-    open_places(settings, act)
+def test_a_client_that_leaves_gives_its_place_back(narrow: httpx.Client) -> None:
+    with (
+        plain_client(narrow.base_url, timeout=0.5) as impatient,
+        pytest.raises(httpx.ReadTimeout),
+    ):
+        post(impatient, "wait=60")
+    eventually(lambda: "Preference-Applied" in post(narrow, "wait=0").headers)
 
 
 def test_without_a_place_to_wait_the_job_is_answered_at_once(
-    settings: Settings, redis: Redis, threads: ThreadPoolExecutor
+    narrow: httpx.Client, redis: Redis, threads: ThreadPoolExecutor
 ) -> None:
-    def act(client: httpx.Client) -> None:
-        waiting = threads.submit(post, client, "wait=60")
-        job = only_job(redis)
-        with plain_client(client.base_url) as other:
-            eventually(lambda: "Preference-Applied" not in post(other, "wait=1").headers)
-        client.delete(f"/jobs/{job}")
-        assert waiting.result(timeout=10).status_code == 200
-
-    open_places(settings, act)
+    waiting = threads.submit(post, narrow, "wait=60")
+    job = only_job(redis)
+    with plain_client(narrow.base_url) as other:
+        eventually(lambda: "Preference-Applied" not in post(other, "wait=0").headers)
+    narrow.delete(f"/jobs/{job}")
+    assert waiting.result(timeout=10).status_code == 200
 
 
 def test_a_server_that_stops_answers_those_who_wait(settings: Settings, redis: Redis) -> None:
