@@ -1,7 +1,4 @@
-"""Who asks, and what the routes share while the application lives.
-
-The key is checked and the request counted before a byte of its body is read.
-"""
+"""Who asks, checked and counted before a byte of the body is read; and what the routes share."""
 
 from __future__ import annotations
 
@@ -88,8 +85,7 @@ class Authenticator:
     async def key(self, headers: Headers) -> KeyInfo | None:
         """The key of a request; None where it has none and needs none.
 
-        Raises AuthenticationError for a wrong key, and for none while keys are required;
-        QueueUnavailable.
+        Raises AuthenticationError for a wrong key or a missing one, QueueUnavailable.
         """
         scheme, _, rest = headers.get("authorization", "").partition(" ")
         token = rest.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
@@ -140,8 +136,7 @@ async def admit(
 ) -> tuple[Caller, Any]:
     """The caller of a request that is counted, and the answer to a command for Redis.
 
-    Both take one call. Raises AuthenticationError, RateLimitError; with a command also
-    QueueUnavailable.
+    Both take one call. Raises AuthenticationError, RateLimitError, QueueUnavailable.
     """
     services = services_of(request)
     address = None if request.client is None else request.client.host

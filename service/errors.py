@@ -124,9 +124,6 @@ class NotReady(HTTPError):
 
 
 class PresetUnavailable(HTTPError):
-    """The preset's workers have no weights; `extra["served"]` lists what is served.
-
-    Without `retry_after`: waiting helps only once the operator has acted.
-    """
+    """Only the operator can help, so without `retry_after`; `extra["served"]` lists the others."""
 
     type, title, status = "preset-not-served", "No worker serves the preset", 503

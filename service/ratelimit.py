@@ -78,13 +78,9 @@ class RateLimits:
     ) -> tuple[Fields, Any]:
         """Counts a request: header fields that say what is left, and the answer to `command`.
 
-        Both take one call of Redis. Without a command nothing is counted while Redis is away.
-
-        Args:
-            key_limit: uploads a minute of the client's key, where it has a number of its own.
-
-        Raises RateLimitError, with the same fields, when nothing was left; with a command also
-        QueueUnavailable.
+        Both take one call of Redis. `key_limit` is the number of uploads a minute that the
+        client's key has of its own. Raises RateLimitError, with the same fields, when nothing was
+        left, and QueueUnavailable; without a command nothing is counted while Redis is away.
         """
         limit = self._limit(name, key_limit)
         key = f"stablesr:rate:{name}:{client}"

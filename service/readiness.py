@@ -49,10 +49,7 @@ class Serving:
         return self.reasons.get(preset) or self._compiling.get(preset)
 
     def check(self, preset: str) -> None:
-        """Raises PresetUnavailable when the preset's workers cannot serve it.
-
-        A preset without any worker passes: its worker may be starting again.
-        """
+        """Raises PresetUnavailable when its workers cannot serve it; without any, one may start."""
         if reason := self.reasons.get(preset):
             detail = f"{preset} is not served: {reason}."
             raise PresetUnavailable(detail, preset=preset, served=[*sorted(self.available)])

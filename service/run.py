@@ -43,10 +43,7 @@ RETRY = (b"Retry-After", b"5")
 
 
 def main(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT.
-
-    Raises OpenAddress when the host is not loopback and STABLESR_ALLOW_OPEN is not set.
-    """
+    """Serves until SIGTERM or SIGINT; raises OpenAddress."""
     check_address(settings)
     configure_logging(settings)
     server(settings).run()
@@ -100,10 +97,7 @@ class _Server(uvicorn.Server):
 
 
 class JoinedWrites:
-    """A transport that sends what is written in one round of the loop at once.
-
-    Uvicorn writes an answer's head and its body apart: two system calls, and two packets.
-    """
+    """A transport that joins an answer's head and body, which uvicorn writes apart: one packet."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop

@@ -53,15 +53,10 @@ def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> No
 def inspect(
     file: IO[bytes], filename: str | None, parameters: UpscaleParameters, settings: Settings
 ) -> ImageInfo:
-    """Describes an uploaded image, sides in pixels as a viewer sees them.
+    """Describes an uploaded image, whose file is mapped, not read; sides as a viewer sees them.
 
-    Args:
-        file: the whole upload, on disk: it is mapped, not read.
-        filename: the client's name for it; kept for the result's name only.
-        parameters: scale and output_format decide whether the result is possible.
-        settings: the pixel limits.
-
-    Raises ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members.
+    Raises ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members. They
+    are those of the settings, of the preset and of the result's format.
     """
     size = file.seek(0, 2)
     if size == 0:
@@ -119,10 +114,7 @@ def _safe_name(filename: str | None) -> str | None:
 def submit(
     services: Services, upload: Upload, origin: Origin, key: str | None, capacity: Capacity
 ) -> tuple[Job, bool]:
-    """Checks everything, then stores the image and queues the job.
-
-    The second value says that the job is an earlier one, of the same request.
-    """
+    """The job, once all is checked, stored and queued; True for one that the same request made."""
     job_id = new_job_id()
     with ExitStack() as undo:
         if key is not None:

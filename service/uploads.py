@@ -185,10 +185,7 @@ def _upload_of(form: FormData) -> Upload:
 
 
 def parse(fields: Mapping[str, str], preset: str) -> UpscaleParameters:
-    """The parameters of a form; `preset` is the one that is meant when the form names none.
-
-    Raises InvalidParameters, which lists every fault.
-    """
+    """The parameters of a form, by default of `preset`; InvalidParameters lists every fault."""
     values = {name: value for name, value in fields.items() if value.strip()}
     try:
         return UpscaleParameters.model_validate({"preset": preset, **values})

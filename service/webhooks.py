@@ -1,7 +1,4 @@
-"""Calls the webhooks that are due, signed as Standard Webhooks 1.0 has it.
-
-One process of the service or several may do so side by side.
-"""
+"""Calls the webhooks that are due, signed as Standard Webhooks 1.0 has it; in every process."""
 
 from __future__ import annotations
 
@@ -84,10 +81,7 @@ class Outcome(StrEnum):
 
 
 class Sender:
-    """One task that takes due calls and makes each in a task of its own.
-
-    `attempts` counts them by their outcome.
-    """
+    """One task that takes due calls and makes each in a task of its own."""
 
     def __init__(
         self, connection: Redis, settings: Settings, root: str, attempts: MetricCounter
