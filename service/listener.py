@@ -27,30 +27,30 @@ class Listener:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.redis_url
         # By job: what wakes a request, and whether only the job's end does.
-        self._alarms: defaultdict[str, dict[asyncio.Event, bool]] = defaultdict(dict)
+        self._events: defaultdict[str, dict[asyncio.Event, bool]] = defaultdict(dict)
         self._is_leaving = False
 
-    async def looks(self, job_id: str, *, ends_only: bool = False) -> AsyncGenerator[None, None]:
+    async def watch(self, job_id: str, *, ends_only: bool = False) -> AsyncGenerator[None, None]:
         """Yields when it is time to look at the job: at once, when it has moved, and now and then.
 
         It ends when the server is about to stop. A move during a look is not missed: the next
         look follows at once. `ends_only` sleeps through everything but the job's end. To be closed.
         """
-        alarm = asyncio.Event()
-        self._alarms[job_id][alarm] = ends_only
+        event = asyncio.Event()
+        self._events[job_id][event] = ends_only
         try:
             while not self._is_leaving:
-                alarm.clear()
+                event.clear()
                 yield
                 with anyio.move_on_after(LOOK_S):
-                    await alarm.wait()
+                    await event.wait()
         finally:
-            del self._alarms[job_id][alarm]
-            if not self._alarms[job_id]:
-                del self._alarms[job_id]
+            del self._events[job_id][event]
+            if not self._events[job_id]:
+                del self._events[job_id]
 
     def leave(self) -> None:
-        """Ends all looks, because the server is about to stop."""
+        """Ends all watches, because the server is about to stop."""
         self._is_leaving = True
         self._wake_all()
 
@@ -80,11 +80,11 @@ class Listener:
         except ValueError:
             # A later version may say more; looking now and then covers it.
             return
-        for alarm, ends_only in self._alarms.get(move.job_id, {}).items():
+        for event, ends_only in self._events.get(move.job_id, {}).items():
             if move.state.is_final or not ends_only:
-                alarm.set()
+                event.set()
 
     def _wake_all(self) -> None:
-        for alarms in self._alarms.values():
-            for alarm in alarms:
-                alarm.set()
+        for events in self._events.values():
+            for event in events:
+                event.set()

@@ -11,6 +11,7 @@ import ipaddress
 import re
 import time
 import uuid
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -163,7 +164,10 @@ class RequestEnvelope:
         else:
             return None
         request = Request(scope)
-        return respond(request, error) if self._hosts or await _is_open(request) else None
+        with suppress(QueueUnavailable):
+            if not self._hosts and await services_of(request).authenticator.requires_key():
+                return None
+        return respond(request, error)
 
 
 def is_head(request: Request) -> bool:
@@ -189,14 +193,6 @@ def _name(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-async def _is_open(request: Request) -> bool:
-    """Whether no key is required, or that is not known."""
-    try:
-        return not await services_of(request).authenticator.requires_key()
-    except QueueUnavailable:
-        return True
 
 
 def _oversize(scope: Scope) -> Response | None:

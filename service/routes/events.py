@@ -88,8 +88,8 @@ async def _events(
     """The stream's text, piece by piece."""
     quiet_since = anyio.current_time()
     yield f"retry: {RECONNECT_MS}\n\n"
-    async with aclosing(services.listener.looks(job_id)) as looks:
-        async for _ in looks:
+    async with aclosing(services.listener.watch(job_id)) as watch:
+        async for _ in watch:
             try:
                 # The key may be revoked while the stream is open.
                 key = await services.authenticator.key(request.headers)

@@ -139,8 +139,8 @@ async def _wait_for_end(request: Request, services: Services, job: Job, seconds:
 
     async def look_until_ended(scope: anyio.CancelScope) -> None:
         nonlocal latest
-        async with aclosing(services.listener.looks(job.id, ends_only=True)) as looks:
-            async for _ in looks:
+        async with aclosing(services.listener.watch(job.id, ends_only=True)) as watch:
+            async for _ in watch:
                 # Without Redis: the job is safe; waiting on is what was asked for.
                 with suppress(QueueUnavailable):
                     try:
