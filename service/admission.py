@@ -1,7 +1,4 @@
-"""Who asks, and what the routes share while the application lives.
-
-The key is checked and the request counted before a byte of its body is read.
-"""
+"""Who asks, checked and counted before a byte of the body is read; and what the routes share."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
 
-from jobs.connection import Command, LoopClient
+from jobs.connection import Command
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import KeyInfo, Keys
@@ -26,7 +23,7 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service.errors import AuthenticationError
 from service.listener import Listener
-from service.ratelimit import ConcurrencyLimiter, RateLimits, client_key
+from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
 from service.readiness import StoreProbe
 
 # A revoked key works for at most this long.
@@ -37,23 +34,26 @@ CACHE_SIZE = 2000
 
 @dataclass(frozen=True)
 class Caller:
-    """`owner` is the key's id, or ANYONE without a key; limits as in `jobs.keys`.
+    """Who asks: a key, or None without one; `client` is what is counted, the key or the address."""
 
-    `client` is what is counted: the key, else the address.
-    """
-
-    owner: str
+    key: KeyInfo | None
     client: str
-    max_queued: int | None = None
-    per_minute: int | None = None
+
+    @property
+    def owner(self) -> str:
+        """The owner of the caller's jobs."""
+        return ANYONE if self.key is None else self.key.id
 
 
 @dataclass(frozen=True)
 class Services:
-    """`queue`, `store`, `idempotency` and `probe` block: routes use them in threads."""
+    """`queue`, `store`, `idempotency` and `probe` block: routes use them in threads.
+
+    `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
+    are received, and results that are sent.
+    """
 
     settings: Settings
-    redis: LoopClient
     queue: JobQueue
     jobs: JobReader
     store: BlobStore
@@ -61,17 +61,14 @@ class Services:
     idempotency: Idempotency
     limits: RateLimits
     listener: Listener
-    # Event streams, and uploads that wait for their job.
     streams: ConcurrencyLimiter
-    # Uploads that are received and results that are sent.
     transfers: ConcurrencyLimiter
     probe: StoreProbe
 
 
 def services_of(request: Request) -> Services:
     """What the application of a request has been running since its start."""
-    services = request.state.services
-    assert isinstance(services, Services)
+    services: Services = request.state.services
     return services
 
 
@@ -88,22 +85,22 @@ class Authenticator:
     async def key(self, headers: Headers) -> KeyInfo | None:
         """The key of a request; None where it has none and needs none.
 
-        Raises AuthenticationError for a wrong key, and for none while keys are required;
-        QueueUnavailable.
+        Raises AuthenticationError for a wrong key or a missing one, QueueUnavailable.
         """
-        token = _token(headers)
-        if token is None or not (Keys.looks_like_one(token) or await self.requires_key()):
-            if await self.requires_key():
-                raise AuthenticationError(
-                    "An API key is needed: `Authorization: Bearer ssr_...` or `X-API-Key: ssr_...`."
-                )
-            return None
-        info = await self._find(token)
-        if info is None:
+        scheme, _, rest = headers.get("authorization", "").partition(" ")
+        token = rest.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+        # A token of another form is for others, such as a proxy in front, unless keys are required.
+        if token is not None and (Keys.looks_like_one(token) or await self.requires_key()):
+            info = await self._find(token)
+            if info is None:
+                detail = "The API key is not known here, or it was revoked."
+                raise AuthenticationError(detail, key_is_wrong=True)
+            return info
+        if await self.requires_key():
             raise AuthenticationError(
-                "The API key is not known here, or it was revoked.", key_is_wrong=True
+                "An API key is needed: `Authorization: Bearer ssr_...` or `X-API-Key: ssr_...`."
             )
-        return info
+        return None
 
     async def requires_key(self) -> bool:
         """Whether requests without a key are refused: by the settings, or a key was ever made."""
@@ -134,59 +131,39 @@ class Authenticator:
         return info
 
 
-def _token(headers: Headers) -> str | None:
-    """The credential of a request: `Authorization: Bearer`, else `X-API-Key`; None without one.
-
-    Other schemes are not for us but, say, for a proxy in front.
-    """
-    scheme, _, rest = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return rest.strip()
-    return headers.get("x-api-key")
-
-
 async def admit(
     request: Request, *, upload: bool = False, command: Callable[[Caller], Command] | None = None
 ) -> tuple[Caller, Any]:
     """The caller of a request that is counted, and the answer to a command for Redis.
 
-    Both take one call. Raises AuthenticationError, RateLimitError; with a command also
-    QueueUnavailable.
+    Both take one call. Raises AuthenticationError, RateLimitError, QueueUnavailable.
     """
     services = services_of(request)
-    limits = services.limits
     address = None if request.client is None else request.client.host
     try:
         key = await services.authenticator.key(request.headers)
     except AuthenticationError:
         # Guesses cost a lookup each: they are counted too, by address.
-        await limits.hit(limits.reads(None), client_key(ANYONE, address))
+        await services.limits.count("reads", address_key(address))
         raise
     if key is None:
-        caller = Caller(ANYONE, client_key(ANYONE, address))
+        caller = Caller(None, address_key(address))
     else:
-        caller = Caller(key.id, client_key(key.id, address), key.max_queued, key.per_minute)
+        caller = Caller(key, f"key:{key.id}")
         # For the request's line in the log.
         request.state.key = key.id
-    policy = (limits.uploads if upload else limits.reads)(caller.per_minute)
-    answer = None
-    if command is None:
-        fields = await limits.hit(policy, caller.client)
-    elif policy.per_minute:
-        count = limits.command(policy, caller.client)
-        counts, answer = await services.redis.call(count, command(caller))
-        fields = limits.fields(policy, counts)
-    else:
-        fields = ()
-        [answer] = await services.redis.call(command(caller))
-    # For the answer, whatever it will be.
-    request.state.headers = fields
+    # The fields are for the answer, whatever it will be.
+    request.state.headers, answer = await services.limits.count(
+        "uploads" if upload else "reads",
+        caller.client,
+        None if key is None else key.per_minute,
+        None if command is None else command(caller),
+    )
     return caller, answer
 
 
 async def _reader(request: Request) -> Caller:
-    caller, _ = await admit(request)
-    return caller
+    return (await admit(request))[0]
 
 
 ReaderDep = Annotated[Caller, Depends(_reader)]

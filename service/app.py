@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from importlib.metadata import version
 
 import anyio
 from anyio.to_thread import run_sync
@@ -25,7 +24,7 @@ from service.errors import TooManyStreams, TooManyTransfers
 from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
-from service.openapi import describe
+from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
 from service.readiness import StoreProbe
 from service.routes import about, events, jobs, result, status, upscale
@@ -44,90 +43,67 @@ def create_app(settings: Settings) -> FastAPI:
     A Redis that is away at the start is no error: requests are answered with 503 until it comes.
     Raises StoreUnavailable from the lifespan when the image store cannot be opened.
     """
-    app = FastAPI(
+    app = DescribedAPI(
         title="StableSR",
-        version=_version(),
+        version=version("stablesr-server"),
         description=DESCRIPTION,
-        lifespan=_lifespan(settings),
+        lifespan=_lifespan,
         redoc_url=None,
         # A path has one spelling; sending on from /jobs/ to /jobs would lose an upload's body.
         redirect_slashes=False,
     )
+    app.state.settings = settings
     app.state.listener = Listener(settings)
     app.state.metrics = ServiceMetrics()
     for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
     problems.install(app)
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, settings=settings)
-    app.openapi = describe(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
-def _lifespan(settings: Settings) -> Callable[[FastAPI], Any]:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
-        store = await run_sync(BlobStore.open, settings)
-        # One for everything: what one use of it learns of a Redis that hangs, all know.
-        breaker = CircuitBreaker()
-        connection = connect(settings, breaker=breaker)
-        client = LoopClient(settings, breaker)
-        queue = JobQueue(settings, connection)
-        services = Services(
-            settings=settings,
-            redis=client,
-            queue=queue,
-            jobs=JobReader(client, queue),
-            store=store,
-            authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
-            idempotency=Idempotency(connection),
-            limits=RateLimits(settings, client),
-            listener=app.state.listener,
-            streams=ConcurrencyLimiter(
-                settings.max_streams,
-                settings.max_each,
-                kind="streams",
-                advice="try again later, or ask for the job instead",
-                error=TooManyStreams,
-            ),
-            transfers=ConcurrencyLimiter(
-                settings.max_transfers,
-                settings.max_each,
-                kind="transfers",
-                advice="try again later",
-                error=TooManyTransfers,
-            ),
-            probe=StoreProbe(store),
-        )
-        metrics: ServiceMetrics = app.state.metrics
-        sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
-        maintenance = Maintenance(connection, store, metrics.put_off)
-        collector = ServiceCollector(connection, services.streams, services.transfers)
-        metrics.registry.register(collector)
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(services.listener.run)
-                tasks.start_soon(sender.run)
-                tasks.start_soon(_maintain, maintenance, settings.maintenance_s)
-                yield {"services": services}
-                tasks.cancel_scope.cancel()
-        finally:
-            metrics.registry.unregister(collector)
-            await run_sync(connection.close)
-            await client.close()
-
-    return lifespan
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
+    settings: Settings = app.state.settings
+    metrics: ServiceMetrics = app.state.metrics
+    store = await run_sync(BlobStore.open, settings)
+    # One for everything: what one use of it learns of a Redis that hangs, all know.
+    breaker = CircuitBreaker()
+    connection = connect(settings, breaker=breaker)
+    client = LoopClient(settings, breaker)
+    queue = JobQueue(settings, connection)
+    services = Services(
+        settings=settings,
+        queue=queue,
+        jobs=JobReader(client, queue),
+        store=store,
+        authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
+        idempotency=Idempotency(connection),
+        limits=RateLimits(settings, client),
+        listener=app.state.listener,
+        streams=ConcurrencyLimiter(settings.max_streams, settings.max_each, TooManyStreams),
+        transfers=ConcurrencyLimiter(settings.max_transfers, settings.max_each, TooManyTransfers),
+        probe=StoreProbe(store),
+    )
+    sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
+    maintenance = Maintenance(connection, store, metrics.put_off)
+    collector = ServiceCollector(connection, services.streams, services.transfers)
+    metrics.registry.register(collector)
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(services.listener.run)
+            tasks.start_soon(sender.run)
+            tasks.start_soon(_maintain, maintenance, settings.maintenance_s)
+            yield {"services": services}
+            tasks.cancel_scope.cancel()
+    finally:
+        metrics.registry.unregister(collector)
+        await run_sync(connection.close)
+        await client.close()
 
 
 async def _maintain(maintenance: Maintenance, interval_s: float) -> None:
-    """Maintenance about every interval_s, which needs no worker; ends after the round in hand."""
+    """Maintenance about every `interval_s`, which needs no worker; ends after its round."""
     while True:
         await anyio.sleep(interval_s)
         await run_sync(maintenance.run)
-
-
-def _version() -> str:
-    try:
-        return version("stablesr-server")
-    except PackageNotFoundError:
-        # A source tree that is run without being installed.
-        return "0"

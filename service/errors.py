@@ -1,9 +1,9 @@
-"""What only the service can refuse, each with its status; all others are in `jobs.errors`, and
-their statuses in `service.problems`."""
+"""What only the service refuses, with its status; the other errors are in `jobs.errors`, and their
+statuses in `service.problems`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import JsonValue
@@ -91,9 +91,16 @@ class ForeignHost(HTTPError):
 
 
 class InvalidParameters(HTTPError):
-    """`extra["errors"]` lists the faults: field, detail, and minimum, maximum or allowed."""
+    """`errors` lists the faults: field, detail, and minimum, maximum or allowed."""
 
     type, title, status = "invalid-parameters", "A parameter is wrong", 422
+
+    def __init__(
+        self, errors: Sequence[Mapping[str, JsonValue]], detail: str | None = None
+    ) -> None:
+        faults = (f"{error['field']} {error['detail']}".strip() for error in errors)
+        detail = detail or "; ".join(faults) + "."
+        super().__init__(detail, errors=[dict(error) for error in errors])
 
 
 class RateLimitError(HTTPError):
@@ -102,10 +109,12 @@ class RateLimitError(HTTPError):
 
 class TooManyStreams(HTTPError):
     type, title, status = "too-many-streams", "Too many open streams", 429
+    kind, advice = "streams", "try again later, or ask for the job instead"
 
 
 class TooManyTransfers(HTTPError):
     type, title, status = "too-many-transfers", "Too many uploads and downloads at once", 429
+    kind, advice = "transfers", "try again later"
 
 
 class NotReady(HTTPError):
@@ -115,9 +124,6 @@ class NotReady(HTTPError):
 
 
 class PresetUnavailable(HTTPError):
-    """The preset's workers have no weights for it; `extra["served"]` lists what is served.
-
-    Without `retry_after`: the operator has to do something before trying again can help.
-    """
+    """Only the operator can help, so without `retry_after`; `extra["served"]` lists the others."""
 
     type, title, status = "preset-not-served", "No worker serves the preset", 503

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 
 import anyio
 import structlog
@@ -21,52 +21,37 @@ LOOK_S = 5.0
 AGAIN_S = 1.0
 
 
-class Watch:
-    """What one request waits with: `renew`, look at the job, then `wait`.
-
-    A move between the look and the wait is not missed: it ends the wait at once.
-    """
-
-    def __init__(self, *, ends_only: bool) -> None:
-        self.ends_only = ends_only
-        self._event = anyio.Event()
-
-    def renew(self) -> None:
-        self._event = anyio.Event()
-
-    def set(self) -> None:
-        self._event.set()
-
-    async def wait(self, within_s: float = LOOK_S) -> None:
-        """Returns when the job moved, or after `within_s` seconds at the latest."""
-        with anyio.move_on_after(within_s):
-            await self._event.wait()
-
-
 class Listener:
-    """One subscription, many watches. Everything happens on the event loop."""
+    """One subscription, which wakes many requests. Everything happens on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.redis_url
-        self._watches: defaultdict[str, set[Watch]] = defaultdict(set)
-        self.leaving = False
-        """Whether the server is about to stop: requests that wait should come to an end."""
+        # By job: what wakes a request, and whether only the job's end does.
+        self._events: defaultdict[str, dict[asyncio.Event, bool]] = defaultdict(dict)
+        self._is_leaving = False
 
-    @contextmanager
-    def watch(self, job_id: str, *, ends_only: bool = False) -> Iterator[Watch]:
-        """Watches one job; `ends_only` sleeps through everything but its end."""
-        watch = Watch(ends_only=ends_only)
-        self._watches[job_id].add(watch)
+    async def watch(self, job_id: str, *, ends_only: bool = False) -> AsyncGenerator[None, None]:
+        """Yields when it is time to look at the job: at once, when it has moved, and now and then.
+
+        It ends when the server is about to stop. A move during a look is not missed: the next
+        look follows at once. `ends_only` sleeps through everything but the job's end. To be closed.
+        """
+        event = asyncio.Event()
+        self._events[job_id][event] = ends_only
         try:
-            yield watch
+            while not self._is_leaving:
+                event.clear()
+                yield
+                with anyio.move_on_after(LOOK_S):
+                    await event.wait()
         finally:
-            self._watches[job_id].discard(watch)
-            if not self._watches[job_id]:
-                del self._watches[job_id]
+            del self._events[job_id][event]
+            if not self._events[job_id]:
+                del self._events[job_id]
 
     def leave(self) -> None:
-        """Wakes all for the last time."""
-        self.leaving = True
+        """Ends all watches, because the server is about to stop."""
+        self._is_leaving = True
         self._wake_all()
 
     async def run(self) -> None:
@@ -95,11 +80,11 @@ class Listener:
         except ValueError:
             # A later version may say more; looking now and then covers it.
             return
-        for watch in self._watches.get(job_id, ()):
-            if state.is_final or not watch.ends_only:
-                watch.set()
+        for event, ends_only in self._events.get(job_id, {}).items():
+            if state.is_final or not ends_only:
+                event.set()
 
     def _wake_all(self) -> None:
-        for watches in self._watches.values():
-            for watch in watches:
-                watch.set()
+        for events in self._events.values():
+            for event in events:
+                event.set()

@@ -15,6 +15,7 @@ from jobs.maintenance import put_off_counter
 from jobs.workers import Overview, look_over
 from service.ratelimit import ConcurrencyLimiter
 
+Labels = tuple[str, ...]
 # A method is whatever a client writes, also on a path that there is; the others are one label.
 METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 30, 60)
@@ -24,27 +25,25 @@ class ServiceMetrics:
     """What this process counts; a registry of its own, so that two services can be in one."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
+        labels = ["method", "route"]
         self._count = Counter(
-            "stablesr_http_requests",
-            "Requests answered",
-            ["method", "route", "status"],
-            registry=self.registry,
+            "stablesr_http_requests", "Requests answered", [*labels, "status"], registry=registry
         )
         self._seconds = Histogram(
             "stablesr_http_request_seconds",
             "Seconds until the head of the answer, waiting by preference included",
-            ["method", "route"],
+            labels,
             buckets=SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
         self.webhook_attempts = Counter(
             "stablesr_webhook_attempts",
             "Calls of webhooks, by how they ended",
             ["outcome"],
-            registry=self.registry,
+            registry=registry,
         )
-        self.put_off = put_off_counter(self.registry)
+        self.put_off = put_off_counter(registry)
 
     def note_request(self, method: str, route: object, status: int, seconds: float) -> None:
         """Counts an answer whose head left after so many seconds."""
@@ -95,43 +94,31 @@ class ServiceCollector(Collector):
 
 
 def _of(overview: Overview) -> Iterator[Metric]:
-    workers, moves = overview.capacity.workers, overview.moves
-    yield _gauge(
-        "stablesr_queue_jobs",
-        "Jobs that wait",
-        ["preset"],
-        [((preset,), count) for preset, count in overview.capacity.lengths.items()],
-    )
-    yield _gauge(
-        "stablesr_queue_oldest_seconds",
-        "How long the next job has waited",
-        ["preset"],
-        [((preset,), seconds) for preset, seconds in overview.oldest_s.items()],
-    )
-    states = Counts((worker.preset, worker.state) for worker in workers)
-    yield _gauge("stablesr_workers", "Live workers", ["preset", "state"], states.items())
-    running = Counts[tuple[str, ...]]()
-    for worker in workers:
+    waiting = [((preset,), count) for preset, count in overview.capacity.lengths.items()]
+    yield _gauge("stablesr_queue_jobs", "Jobs that wait", waiting, "preset")
+    oldest = [((preset,), seconds) for preset, seconds in overview.oldest_s.items()]
+    help = "How long the next job has waited"
+    yield _gauge("stablesr_queue_oldest_seconds", help, oldest, "preset")
+    states, running = Counts[Labels](), Counts[Labels]()
+    memory: list[tuple[Labels, float]] = []
+    for worker in overview.capacity.workers:
+        states[(worker.preset, worker.state)] += 1
         running[(worker.preset,)] += worker.running
-    yield _gauge("stablesr_running_jobs", "Jobs that workers run", ["preset"], running.items())
-    yield _gauge(
-        "stablesr_worker_memory_bytes",
-        "Memory of each worker",
-        ["kind", "worker"],
-        [((kind, worker.name), size) for worker in workers for kind, size in worker.memory.items()],
-    )
-    help, last_minute = "Jobs that came into each state", overview.moves_last_minute
-    last = [((state,), count) for state, count in last_minute.items()]
-    yield _gauge("stablesr_job_moves_last_minute", help, ["state"], last)
-    family = CounterMetricFamily("stablesr_job_moves", help, labels=["state"])
-    for state, count in moves.items():
-        family.add_metric([state], count)
-    yield family
+        memory += [((kind, worker.name), size) for kind, size in worker.memory.items()]
+    yield _gauge("stablesr_workers", "Live workers", states.items(), "preset", "state")
+    yield _gauge("stablesr_running_jobs", "Jobs that workers run", running.items(), "preset")
+    help = "Memory of each worker"
+    yield _gauge("stablesr_worker_memory_bytes", help, memory, "kind", "worker")
+    help = "Jobs that came into each state"
+    last_minute = [((state,), count) for state, count in overview.moves_last_minute.items()]
+    yield _gauge("stablesr_job_moves_last_minute", help, last_minute, "state")
+    moves = CounterMetricFamily("stablesr_job_moves", help, labels=["state"])
+    for state, count in overview.moves.items():
+        moves.add_metric([state], count)
+    yield moves
 
 
-def _gauge(
-    name: str, help: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]
-) -> Metric:
+def _gauge(name: str, help: str, values: Iterable[tuple[Labels, float]], *labels: str) -> Metric:
     family = GaugeMetricFamily(name, help, labels=labels)
     for texts, value in values:
         family.add_metric(texts, value)

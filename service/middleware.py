@@ -11,6 +11,7 @@ import ipaddress
 import re
 import time
 import uuid
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import urlsplit
 
@@ -61,9 +62,7 @@ DOCS_HEADERS = {
 class RequestEnvelope:
     """Gives each request an id and safe headers, logs and counts its end, catches defects.
 
-    - A client's `X-Request-ID` of 1 to 128 letters, digits, dots, dashes or underscores is kept,
-      anything else is replaced. It stands in the answer and in every log line.
-    - A safe header that a route sets itself is left alone, as the page does with its own policy.
+    - A client's `X-Request-ID` is kept where it is one word, and stands in every log line.
     - HEAD is handled as GET (RFC 9110, 9.3.2): the server leaves the body out, and a handler for
       which that costs much asks `is_head`.
     - A head larger than any that makes sense is refused. The parser's own limit does not do: it
@@ -71,7 +70,6 @@ class RequestEnvelope:
     - An unknown Host, and a change that a page of another origin asks for, are refused. Known are
       the local names and those of `allowed_hosts`; without any there, only a service is guarded
       that listens on loopback and requires no key.
-    - An exception that no handler took is a defect: it is logged, and the answer tells nothing.
 
     It is plain ASGI, so that streamed bodies pass through untouched.
     """
@@ -166,7 +164,10 @@ class RequestEnvelope:
         else:
             return None
         request = Request(scope)
-        return respond(request, error) if self._hosts or await _is_open(request) else None
+        with suppress(QueueUnavailable):
+            if not self._hosts and await services_of(request).authenticator.requires_key():
+                return None
+        return respond(request, error)
 
 
 def is_head(request: Request) -> bool:
@@ -192,14 +193,6 @@ def _name(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-async def _is_open(request: Request) -> bool:
-    """Whether no key is required, or that is not known."""
-    try:
-        return not await services_of(request).authenticator.requires_key()
-    except QueueUnavailable:
-        return True
 
 
 def _oversize(scope: Scope) -> Response | None:

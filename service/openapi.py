@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 
-from models.parameters import UpscaleParameters
 from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
-from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
+from service.uploads import FIELDS, IMAGE_FIELD, WEBHOOK_FIELD
 from service.webhook_target import LONGEST_URL
 
 TEMPLATE = "#/components/schemas/{model}"
-
-
 # What the same status says at most routes.
 COMMON = {
     401: "An API key is needed, or the one given is wrong.",
@@ -66,16 +62,6 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _upload_body() -> dict[str, Any]:
-    fields: dict[str, Any] = UpscaleParameters.model_json_schema()["properties"]
-    fields["preset"]["enum"] = list(PRESETS)
-    for name in ("steps", "fidelity_weight", "preset"):
-        # Their defaults are the preset's and the server's own.
-        fields[name].pop("default", None)
-    # A form has no null: what is left out is not sent.
-    fields["eta"] |= fields["eta"].pop("anyOf")[0]
-    fields["eta"].pop("default")
-    fields["seed"]["description"] = "Drawn when left out; the same seed gives the same image"
-    fields["steps"]["description"] = "Denoising steps; the preset's number when left out"
     image = {
         "type": "string",
         "format": "binary",
@@ -91,13 +77,14 @@ def _upload_body() -> dict[str, Any]:
     schema = {
         "type": "object",
         "required": [IMAGE_FIELD],
-        "properties": {IMAGE_FIELD: image, **fields, WEBHOOK_FIELD: webhook},
+        "properties": {IMAGE_FIELD: image, **FIELDS, WEBHOOK_FIELD: webhook},
         "additionalProperties": False,
         "allOf": _rules(),
     }
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
+UPLOAD_BODY: dict[str, Any] = {"requestBody": _upload_body()}
 REQUEST_HEADERS: list[dict[str, Any]] = [
     {
         "name": "Prefer",
@@ -116,9 +103,6 @@ REQUEST_HEADERS: list[dict[str, Any]] = [
     },
 ]
 
-UPLOAD_BODY: dict[str, Any] = {"requestBody": _upload_body()}
-
-
 SECURITY = {
     "bearer": {
         "type": "http",
@@ -129,17 +113,16 @@ SECURITY = {
 }
 
 
-def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """What replaces `app.openapi`: FastAPI's description and the schema of problems."""
+class DescribedAPI(FastAPI):
+    """Describes the problems, and the keys, beside what FastAPI knows of the routes."""
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        schema = FastAPI.openapi(app)
-        problem = ProblemDetails.model_json_schema(ref_template=TEMPLATE)
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is not None:
+            return self.openapi_schema
+        schema = super().openapi()
         schemas = schema["components"]["schemas"]
-        schemas.update(problem.pop("$defs", {}))
-        schemas[ProblemDetails.__name__] = problem
+        problem = ProblemDetails.model_json_schema(ref_template=TEMPLATE)
+        schemas |= {**problem.pop("$defs"), ProblemDetails.__name__: problem}
         # FastAPI drops what is null, in examples too, where it is part of the example.
         schemas[JobView.__name__]["example"] = JobView.model_json_schema()["example"]
         schema["components"]["securitySchemes"] = SECURITY
@@ -149,5 +132,3 @@ def describe(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 if "401" in operation["responses"]:
                     operation["security"] = [{}, *({name: list[str]()} for name in SECURITY)]
         return schema
-
-    return openapi

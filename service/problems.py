@@ -1,8 +1,7 @@
 """Every error as RFC 9457 problem details, with its HTTP status.
 
-An error names itself with a slug; here it becomes a status and a `type` that can be looked up,
-`/problems/{slug}`. Extra members (limits, errors, state, ...) pass through as they are, and
-`retry_after` also becomes the `Retry-After` header.
+An error's slug becomes a status and a `type` that can be looked up, `/problems/{slug}`. Its extra
+members (limits, errors, state, ...) stay as they are; `retry_after` is also a header.
 """
 
 from __future__ import annotations
@@ -30,27 +29,18 @@ log = structlog.stdlib.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 
+_SLUGS = {
+    404: "job-not-found",
+    409: "idempotency-in-progress job-ended job-exists wrong-state",
+    413: "upload-too-large",
+    422: "bad-cursor idempotency-mismatch image-animated image-empty image-format-unsupported "
+    "image-too-large image-truncated image-unreadable output-too-large",
+    429: "quota-exceeded",
+    500: "internal-error",
+    503: "queue-full queue-unavailable store-unavailable",
+}
 STATUSES: Mapping[str, int] = {
-    "job-not-found": 404,
-    "job-ended": 409,
-    "job-exists": 409,
-    "wrong-state": 409,
-    "idempotency-in-progress": 409,
-    "upload-too-large": 413,
-    "bad-cursor": 422,
-    "idempotency-mismatch": 422,
-    "image-animated": 422,
-    "image-empty": 422,
-    "image-format-unsupported": 422,
-    "image-too-large": 422,
-    "image-truncated": 422,
-    "image-unreadable": 422,
-    "output-too-large": 422,
-    "quota-exceeded": 429,
-    "internal-error": 500,
-    "queue-full": 503,
-    "queue-unavailable": 503,
-    "store-unavailable": 503,
+    **{slug: status for status, slugs in _SLUGS.items() for slug in slugs.split()},
     **{kind.type: kind.status for kind in HTTPError.__subclasses__()},
 }
 """The status of every error that may reach a client; what is not here is a defect, a 500."""
@@ -71,30 +61,28 @@ class FieldError(BaseModel):
     detail: str
 
 
+EXAMPLE: dict[str, Any] = {
+    "type": "/problems/invalid-parameters",
+    "title": "A parameter is wrong",
+    "status": 422,
+    "detail": "fidelity_weight must be between 0 and 1; got 7.",
+    "instance": "/upscale",
+    "request_id": "0d3c8b8d2f6a4c0f9f3b1f1d5f6a7b8c",
+    "errors": [
+        {
+            "field": "fidelity_weight",
+            "detail": "must be between 0 and 1; got 7",
+            "minimum": 0,
+            "maximum": 1,
+        }
+    ],
+}
+
+
 class ProblemDetails(BaseModel):
     """Problem details (RFC 9457). Other members depend on the type: limits, state, components."""
 
-    model_config = ConfigDict(
-        extra="allow",
-        json_schema_extra={
-            "example": {
-                "type": "/problems/invalid-parameters",
-                "title": "A parameter is wrong",
-                "status": 422,
-                "detail": "fidelity_weight must be between 0 and 1; got 7.",
-                "instance": "/upscale",
-                "request_id": "0d3c8b8d2f6a4c0f9f3b1f1d5f6a7b8c",
-                "errors": [
-                    {
-                        "field": "fidelity_weight",
-                        "detail": "must be between 0 and 1; got 7",
-                        "minimum": 0,
-                        "maximum": 1,
-                    }
-                ],
-            }
-        },
-    )
+    model_config = ConfigDict(extra="allow", json_schema_extra={"example": EXAMPLE})
 
     type: str = Field(description="Names the kind of problem; can be looked up on this server")
     title: str
@@ -107,7 +95,7 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemResponse(JSONResponse):
-    """A problem as the answer; `extra` are its further members."""
+    """A problem as the answer; `kind` has its type and title, `extra` are its further members."""
 
     media_type = PROBLEM_JSON
 
@@ -117,20 +105,19 @@ class ProblemResponse(JSONResponse):
         status: int,
         detail: str,
         *,
-        type: str = "about:blank",
-        title: str | None = None,
+        kind: type[JobsError] | None = None,
         extra: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         extra, headers = extra or {}, dict(headers or {})
         if (seconds := extra.get("retry_after")) is not None:
             headers["Retry-After"] = str(max(1, round(seconds)))
-        root: str = scope.get("root_path", "")
+        root = root_path(scope)
         content = {
             **extra,
-            "type": type,
             # Without a type of its own the status says it all.
-            "title": HTTPStatus(status).phrase if title is None else title,
+            "type": f"{root}/problems/{kind.type}" if kind else "about:blank",
+            "title": kind.title if kind else HTTPStatus(status).phrase,
             "status": status,
             "detail": detail,
             "instance": quote(root + scope["path"].removeprefix(root)),
@@ -143,23 +130,9 @@ class ProblemResponse(JSONResponse):
         return json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
 
 
-def install(app: FastAPI) -> None:
-    """Makes every error of `app` answer with problem details."""
-    app.add_exception_handler(JobsError, respond)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(RequestValidationError, _request_validation_error)
-    app.add_exception_handler(ClientDisconnect, _client_disconnect)
-
-
-def root(request: Request) -> str:
+def root_path(scope: Mapping[str, Any]) -> str:
     """The path under which the service is mounted; empty without a proxy's prefix."""
-    path: str = request.scope.get("root_path", "")
-    return path
-
-
-def problem_type(slug: str, scope: Scope) -> str:
-    """The `type` of a slug, a URI reference on this server."""
-    return f"{scope.get('root_path', '')}/problems/{slug}"
+    return str(scope.get("root_path", ""))
 
 
 def titles(kind: type[JobsError] = JobsError) -> dict[str, str]:
@@ -171,15 +144,18 @@ def titles(kind: type[JobsError] = JobsError) -> dict[str, str]:
     return branches | {kind.type: kind.title}
 
 
+def install(app: FastAPI) -> None:
+    """Makes every error of `app` answer with problem details."""
+    app.add_exception_handler(JobsError, respond)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _request_validation_error)
+    app.add_exception_handler(ClientDisconnect, _client_disconnect)
+
+
 def defect(scope: Scope) -> ProblemResponse:
     """The answer to a defect; the log has the rest under the request's id."""
-    return ProblemResponse(
-        scope,
-        500,
-        "The server met an error it did not expect; its log has it under the request_id.",
-        type=problem_type(JobsError.type, scope),
-        title=JobsError.title,
-    )
+    detail = "The server met an error it did not expect; its log has it under the request_id."
+    return ProblemResponse(scope, 500, detail, kind=JobsError)
 
 
 def respond(request: Request, error: Exception) -> Response:
@@ -191,14 +167,10 @@ def respond(request: Request, error: Exception) -> Response:
         return defect(request.scope)
     if status > 500:
         log.warning("unavailable", type=error.type, detail=error.detail)
+    detail = PUBLIC_DETAILS.get(error.type, error.detail)
+    headers = error.headers if isinstance(error, HTTPError) else None
     return ProblemResponse(
-        request.scope,
-        status,
-        PUBLIC_DETAILS.get(error.type, error.detail),
-        type=problem_type(error.type, request.scope),
-        title=error.title,
-        extra=error.extra,
-        headers=error.headers if isinstance(error, HTTPError) else None,
+        request.scope, status, detail, kind=type(error), extra=error.extra, headers=headers
     )
 
 
@@ -230,15 +202,15 @@ def _methods(routes: list[BaseRoute], scope: Scope) -> list[str]:
 
 def _request_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors: list[Any] = [
-        {"field": ".".join(str(part) for part in fault["loc"][1:]), "detail": fault["msg"]}
+    errors = [
+        {"field": ".".join(str(part) for part in fault["loc"][1:]), "detail": str(fault["msg"])}
         for fault in error.errors()
     ]
     detail = "; ".join(f"{fault['field']}: {fault['detail']}" for fault in errors) + "."
-    return respond(request, InvalidParameters(detail, errors=errors))
+    return respond(request, InvalidParameters(errors, detail))
 
 
 def _client_disconnect(request: Request, error: Exception) -> Response:
     log.info("the client left during its upload")
-    # It is read by no client any more.
+    # No client reads it any more.
     return Response(status_code=400)

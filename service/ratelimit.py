@@ -11,14 +11,14 @@ import ipaddress
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any, Literal
 
 import structlog
 
 from jobs.connection import Command, LoopClient
-from jobs.errors import JobsError, QueueUnavailable
+from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
-from service.errors import RateLimitError
+from service.errors import RateLimitError, TooManyStreams, TooManyTransfers
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -45,25 +45,12 @@ end
 return {remaining, math.ceil(((oldest or now) + window - now) / 1000000)}
 """
 
-
+# Header fields of the answer.
 Fields = Sequence[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True)
-class Policy:
-    """One limit by name: `uploads` or `reads`, so many a minute; 0 is no limit."""
-
-    name: str
-    per_minute: int
-
-
-def client_key(owner: str, address: str | None) -> str:
-    """The client that a request is counted for: the key's owner, else the address."""
-    return f"key:{owner}" if owner else address_key(address)
-
-
 def address_key(address: str | None) -> str:
-    """The client of an address; of IPv6 the /64 that one household has."""
+    """The client that a request without a key is counted for; of IPv6 the /64 of one household."""
     try:
         ip = ipaddress.ip_address(address or "")
     except ValueError:
@@ -76,59 +63,60 @@ def address_key(address: str | None) -> str:
 
 
 class RateLimits:
-    """Counts nothing while Redis is away, when nothing works."""
+    """Limits by name: `uploads` and `reads`, so many a minute; 0 is no limit."""
 
     def __init__(self, settings: Settings, client: LoopClient) -> None:
         self._settings = settings
         self._client = client
 
-    def uploads(self, key_limit: int | None) -> Policy:
-        return Policy(
-            "uploads", self._settings.uploads_per_minute if key_limit is None else key_limit
-        )
+    async def count(
+        self,
+        name: Literal["uploads", "reads"],
+        client: str,
+        key_limit: int | None = None,
+        command: Command | None = None,
+    ) -> tuple[Fields, Any]:
+        """Counts a request: header fields that say what is left, and the answer to `command`.
 
-    def reads(self, key_limit: int | None) -> Policy:
-        limit = self._settings.reads_per_minute
-        if limit and key_limit is not None:
-            limit = max(limit, READS_AN_UPLOAD * key_limit)
-        return Policy("reads", limit)
-
-    async def hit(self, policy: Policy, client: str) -> Fields:
-        """Counts a request; the header fields that tell what is left.
-
-        Raises RateLimitError, with the same fields, when nothing was.
+        Both take one call of Redis. `key_limit` is the number of uploads a minute that the
+        client's key has of its own. Raises RateLimitError, with the same fields, when nothing was
+        left, and QueueUnavailable; without a command nothing is counted while Redis is away.
         """
-        if not policy.per_minute:
-            return ()
+        limit = self._limit(name, key_limit)
+        key = f"stablesr:rate:{name}:{client}"
+        commands: list[Command] = [("EVAL", WINDOW, 1, key, limit, WINDOW_S)] if limit else []
+        commands += [] if command is None else [command]
         try:
-            [answer] = await self._client.call(self.command(policy, client))
+            answers = await self._client.call(*commands) if commands else []
         except QueueUnavailable as error:
+            if command is not None:
+                raise
             log.warning("requests are not counted", reason=error.detail)
-            return ()
-        return self.fields(policy, answer)
+            return (), None
+        fields = _fields(name, limit, *answers[0]) if limit else ()
+        return fields, None if command is None else answers[-1]
 
-    def command(self, policy: Policy, client: str) -> Command:
-        """What `hit` asks Redis, for a call that asks for more."""
-        key = f"stablesr:rate:{policy.name}:{client}"
-        return ("EVAL", WINDOW, 1, key, policy.per_minute, WINDOW_S)
+    def _limit(self, name: str, key_limit: int | None) -> int:
+        uploads, reads = self._settings.uploads_per_minute, self._settings.reads_per_minute
+        if name == "uploads":
+            return uploads if key_limit is None else key_limit
+        return max(reads, READS_AN_UPLOAD * (key_limit or 0)) if reads else 0
 
-    def fields(self, policy: Policy, answer: Sequence[int]) -> Fields:
-        """What `hit` makes of the answer."""
-        name, limit = policy.name, policy.per_minute
-        remaining, seconds = answer
-        headers = {
-            "RateLimit-Policy": f'"{name}";q={limit};w={WINDOW_S}',
-            "RateLimit": f'"{name}";r={max(0, remaining - 1)};t={seconds}',
-        }
-        if remaining < 1:
-            raise RateLimitError(
-                f"{limit} {name} a minute are allowed, and they are used up; "
-                f"try again in {seconds} seconds.",
-                headers,
-                limit=limit,
-                retry_after=seconds,
-            )
-        return [(field.lower().encode(), value.encode()) for field, value in headers.items()]
+
+def _fields(name: str, limit: int, remaining: int, seconds: int) -> Fields:
+    fields = {
+        "ratelimit-policy": f'"{name}";q={limit};w={WINDOW_S}',
+        "ratelimit": f'"{name}";r={max(0, remaining - 1)};t={seconds}',
+    }
+    if remaining < 1:
+        raise RateLimitError(
+            f"{limit} {name} a minute are allowed, and they are used up; "
+            f"try again in {seconds} seconds.",
+            fields,
+            limit=limit,
+            retry_after=seconds,
+        )
+    return [(field.encode(), value.encode()) for field, value in fields.items()]
 
 
 class ConcurrencyLimiter:
@@ -139,12 +127,9 @@ class ConcurrencyLimiter:
     """
 
     def __init__(
-        self, limit: int, client_limit: int, *, kind: str, advice: str, error: type[JobsError]
+        self, limit: int, client_limit: int, error: type[TooManyStreams | TooManyTransfers]
     ) -> None:
-        """`kind` is what is counted; a full server's `error` gives the `advice`."""
-        self._limit = limit
-        self._client_limit = client_limit
-        self._kind, self._advice, self._error = kind, advice, error
+        self._limit, self._client_limit, self._error = limit, client_limit, error
         self._open: Counter[str] = Counter()
 
     @property
@@ -154,19 +139,13 @@ class ConcurrencyLimiter:
     @contextmanager
     def slot(self, client: str) -> Iterator[None]:
         """Holds a slot as long as the block runs; raises the error."""
-        if self._open[client] >= self._client_limit:
-            raise self._error(
-                f"{self._client_limit} {self._kind} of one client may be open at once; "
-                "let one end first.",
-                limit=self._client_limit,
-                retry_after=5,
-            )
-        if self.open >= self._limit:
-            raise self._error(
-                f"All {self._limit} {self._kind} of this server are in use; {self._advice}.",
-                limit=self._limit,
-                retry_after=10,
-            )
+        kind, limit = self._error.kind, self._client_limit
+        if self._open[client] >= limit:
+            detail = f"{limit} {kind} of one client may be open at once; let one end first."
+            raise self._error(detail, limit=limit, retry_after=5)
+        if self.open >= (limit := self._limit):
+            detail = f"All {limit} {kind} of this server are in use; {self._error.advice}."
+            raise self._error(detail, limit=limit, retry_after=10)
         self._open[client] += 1
         try:
             yield

@@ -1,8 +1,8 @@
 """`stablesr serve`: the application under uvicorn, and what a slow client may hold of it.
 
 Uvicorn's `timeout_keep_alive` begins after an answer, and its `limit_concurrency` refuses requests,
-not connections. So a client that connects and sends nothing, or its head byte by byte, would hold a
-connection for ever, one that does not read its answer too, and one address could take them all.
+not connections. So a client that sends nothing, or its head byte by byte, or that does not read its
+answer, would hold a connection for ever, and one address could take them all.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jobs.logs import configure_logging
 from jobs.settings import Settings
 from service.app import create_app
 from service.errors import OpenAddress
-from service.listener import Listener
 from service.middleware import is_loopback
+from service.problems import PROBLEM_JSON
 from service.ratelimit import address_key
 
 log = structlog.stdlib.get_logger(__name__)
@@ -39,14 +39,11 @@ MAX_UNSENT_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 30.0
 # When a connection is refused because there are too many, some end within moments.
-RETRY_S = 5
+RETRY = (b"Retry-After", b"5")
 
 
 def main(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT.
-
-    Raises OpenAddress when the host is not loopback and STABLESR_ALLOW_OPEN is not set.
-    """
+    """Serves until SIGTERM or SIGINT; raises OpenAddress."""
     check_address(settings)
     configure_logging(settings)
     server(settings).run()
@@ -69,11 +66,9 @@ def check_address(settings: Settings) -> None:
 
 def server(settings: Settings) -> uvicorn.Server:
     """The configured server, not yet started. It leaves logging as it is."""
-    app = create_app(settings)
     return _Server(
-        app.state.listener,
         uvicorn.Config(
-            app,
+            create_app(settings),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -88,27 +83,21 @@ def server(settings: Settings) -> uvicorn.Server:
             http=_protocol(settings),
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
-        ),
+        )
     )
 
 
 class _Server(uvicorn.Server):
     """Ends waiting requests first: their connections would hold up the shutdown."""
 
-    def __init__(self, listener: Listener, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._listener = listener
-
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._listener.leave()
+        app: Any = self.config.app
+        app.state.listener.leave()
         await super().shutdown(sockets)
 
 
 class JoinedWrites:
-    """A transport that sends what is written in one round of the loop at once.
-
-    Uvicorn writes an answer's head and its body apart: two system calls, and two packets.
-    """
+    """A transport that joins an answer's head and body, which uvicorn writes apart: one packet."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
@@ -135,7 +124,7 @@ class JoinedWrites:
 
 
 class Deadline:
-    """Calls `action` when so many seconds have passed since `start`, unless `cancel` was called."""
+    """Calls `action` so many seconds after `start`, unless `cancel` was called."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, seconds: float, action: Callable[[], None]
@@ -168,17 +157,20 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             super().connection_made(transport)
             self._writes = JoinedWrites(transport, self.loop)
             self.transport = cast("asyncio.Transport", self._writes)
-            _limit_unsent(transport)
+            # What the kernel takes ahead of a slow client is little, so that its progress is seen.
+            connection = transport.get_extra_info("socket")
+            if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+                option = socket.TCP_NOTSENT_LOWAT
+                connection.setsockopt(socket.IPPROTO_TCP, option, MAX_UNSENT_BYTES)
             self._head = Deadline(self.loop, HEAD_TIMEOUT_S, self._give_up)
             # Closing would wait for what is buffered, that is, for ever.
             self._reader = Deadline(self.loop, SEND_TIMEOUT_S, self._abort)
             self._address = address_key(self.client[0] if self.client else None)
             connections[self._address] += 1
-            retry = (b"Retry-After", str(RETRY_S).encode())
             if len(self.connections) > limit:
-                self._refuse(503, f"All {limit} connections of this server are in use.", retry)
+                self._refuse(503, f"All {limit} connections of this server are in use.", RETRY)
             elif connections[self._address] > share:
-                self._refuse(429, f"One client may have {share} connections at once.", retry)
+                self._refuse(429, f"One client may have {share} connections at once.", RETRY)
             else:
                 self._head.start()
 
@@ -226,14 +218,12 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
 
         def _give_up(self) -> None:
             if self.conn.trailing_data[0]:
-                seconds = HEAD_TIMEOUT_S
-                self._refuse(408, f"The head did not come within {seconds:g} seconds.")
+                self._refuse(408, f"The head did not come within {HEAD_TIMEOUT_S:g} seconds.")
             else:
                 self.transport.close()
 
         def _abort(self) -> None:
-            seconds = SEND_TIMEOUT_S
-            log.info("the client does not read", client=self.client, seconds=seconds)
+            log.info("the client does not read", client=self.client, seconds=SEND_TIMEOUT_S)
             self.transport.abort()
 
         def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
@@ -242,26 +232,16 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             problem = {"type": "about:blank", "title": phrase, "status": status, "detail": detail}
             body = json.dumps(problem).encode()
             fields = [
-                (b"Content-Type", b"application/problem+json"),
+                (b"Content-Type", PROBLEM_JSON.encode()),
                 (b"Content-Length", str(len(body)).encode()),
                 (b"Connection", b"close"),
                 *headers,
             ]
+            head = h11.Response(status_code=status, headers=fields, reason=phrase.encode())
             # Else an answer is on its way already, and all that is left is to close.
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                for event in (
-                    h11.Response(status_code=status, headers=fields, reason=phrase.encode()),
-                    h11.Data(data=body),
-                    h11.EndOfMessage(),
-                ):
+                for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
 
     return Protocol
-
-
-def _limit_unsent(transport: asyncio.Transport) -> None:
-    """Keeps what the kernel takes ahead of a slow client small, so that its progress is seen."""
-    connection = transport.get_extra_info("socket")
-    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)

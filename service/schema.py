@@ -1,7 +1,5 @@
-"""A job and its neighbours as clients see them: jobs.schema without what is ours alone.
-
-Left out on purpose: the result's key in the store, the worker's name and whose job it is.
-"""
+"""A job and its neighbours as clients see them: `jobs.schema` without the result's key in the
+store, the worker's name and whose job it is."""
 
 from __future__ import annotations
 
@@ -12,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.schema import ImageInfo, Job, JobState, Progress, Timings
 from models.parameters import UpscaleParameters
-
-EXAMPLE_ID = "5f0c2b7e9f3e4d0c8b1a6d2e4f7a9c31"
 
 
 class ResultView(BaseModel):
@@ -44,52 +40,42 @@ class Parameters(UpscaleParameters):
     """
 
 
+_ID = "5f0c2b7e9f3e4d0c8b1a6d2e4f7a9c31"
+_JOB: dict[str, Any] = {
+    "id": _ID,
+    "state": "processing",
+    "preset": "tiny",
+    "parameters": Parameters(preset="tiny", steps=4, seed=42).model_dump(mode="json"),
+    "created_at": "2026-01-02T03:04:05.678901Z",
+    "started_at": "2026-01-02T03:04:06.012345Z",
+    "ended_at": None,
+    "expires_at": None,
+    "queue_position": None,
+    "progress": {"stage": "denoise", "step": 2, "steps": 4, "fraction": 0.5, "eta_seconds": 1.5},
+    "input": {
+        "width": 256,
+        "height": 192,
+        "format": "PNG",
+        "media_type": "image/png",
+        "bytes": 91827,
+        "depth": 8,
+        "mode": "RGB",
+        "filename": "photo.png",
+    },
+    "result": None,
+    "timings": None,
+    "seed": 42,
+    "error": None,
+    "attempt": 1,
+    "cancel_requested": False,
+    "links": {"self": f"/jobs/{_ID}", "result": None, "cancel": f"/jobs/{_ID}"},
+}
+
+
 class JobView(BaseModel):
     """A job at one moment; times are UTC, durations seconds, sides pixels."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "id": EXAMPLE_ID,
-                "state": "processing",
-                "preset": "tiny",
-                "parameters": Parameters(preset="tiny", steps=4, seed=42).model_dump(mode="json"),
-                "created_at": "2026-01-02T03:04:05.678901Z",
-                "started_at": "2026-01-02T03:04:06.012345Z",
-                "ended_at": None,
-                "expires_at": None,
-                "queue_position": None,
-                "progress": {
-                    "stage": "denoise",
-                    "step": 2,
-                    "steps": 4,
-                    "fraction": 0.5,
-                    "eta_seconds": 1.5,
-                },
-                "input": {
-                    "width": 256,
-                    "height": 192,
-                    "format": "PNG",
-                    "media_type": "image/png",
-                    "bytes": 91827,
-                    "depth": 8,
-                    "mode": "RGB",
-                    "filename": "photo.png",
-                },
-                "result": None,
-                "timings": None,
-                "seed": 42,
-                "error": None,
-                "attempt": 1,
-                "cancel_requested": False,
-                "links": {
-                    "self": f"/jobs/{EXAMPLE_ID}",
-                    "result": None,
-                    "cancel": f"/jobs/{EXAMPLE_ID}",
-                },
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": _JOB})
 
     id: str
     state: JobState
@@ -115,18 +101,15 @@ class JobView(BaseModel):
     @classmethod
     def of(cls, job: Job, root: str) -> JobView:
         """The view of a job; `root` is the path under which the service is mounted."""
-        here = f"{root}/jobs/{job.id}"
+        links = Links(self=f"{root}/jobs/{job.id}")
         result = error = None
-        has_result = job.state is JobState.SUCCEEDED
-        if has_result and job.result is not None:
-            result = ResultView(url=f"{here}/result", **_fields(job.result, ResultView))
+        if job.state is JobState.SUCCEEDED and job.result is not None:
+            links.result = f"{links.self}/result"
+            result = ResultView(url=links.result, **_fields(job.result, ResultView))
+        if not job.state.is_final:
+            links.cancel = links.self
         if job.error is not None:
             error = {**job.error.model_dump(), "type": f"{root}/problems/{job.error.type}"}
-        links = Links(
-            self=here,
-            result=f"{here}/result" if has_result else None,
-            cancel=None if job.state.is_final else here,
-        )
         parameters = Parameters.model_construct(**vars(job.parameters))
         fields = {"parameters": parameters, "result": result, "error": error, "links": links}
         return cls(**{**_fields(job, cls), **fields})
@@ -152,21 +135,20 @@ class ComponentView(BaseModel):
     detail: str
 
 
+_READY: dict[str, Any] = {
+    "status": "ready",
+    "components": {
+        "redis": {"ready": True, "detail": "answers"},
+        "store": {"ready": True, "detail": "takes images"},
+        "worker": {"ready": True, "detail": "1 serves tiny"},
+    },
+}
+
+
 class ReadyView(BaseModel):
     """All parts are there: an upload now would be worked on."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "status": "ready",
-                "components": {
-                    "redis": {"ready": True, "detail": "answers"},
-                    "store": {"ready": True, "detail": "takes images"},
-                    "worker": {"ready": True, "detail": "1 serves tiny"},
-                },
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": _READY})
 
     status: str
     components: dict[str, ComponentView]

@@ -10,19 +10,14 @@ import hashlib
 import json
 import math
 import mmap
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO
 
 import structlog
 
-from jobs.errors import (
-    JobNotFound,
-    OutputTooLarge,
-    QueueFull,
-    QueueUnavailable,
-    StoreUnavailable,
-)
+from jobs.errors import JobNotFound, OutputTooLarge, QueueUnavailable, StoreUnavailable
 from jobs.formats import examine
 from jobs.image_file import check_side
 from jobs.schema import Claim, ImageInfo, Job, Origin, new_job_id
@@ -48,33 +43,20 @@ def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> No
 
     Which preset is meant, the body says; so this can only tell when all of them are full.
     """
-    queue = services.queue
-    queue.check_quota(origin, capacity.waiting)
-    fault: QueueFull | None = None
-    for preset in Serving.of(capacity.workers).live | {services.settings.preset}:
-        try:
-            queue.check_room(preset, capacity.lengths[preset])
-        except QueueFull as error:
-            fault = error
-        else:
-            return
-    if fault is not None:
-        raise fault
+    services.queue.check_quota(origin, capacity.waiting)
+    live = Serving(capacity.workers).live | {services.settings.preset}
+    lengths = {preset: n for preset, n in capacity.lengths.items() if preset in live}
+    preset = min(lengths, key=lengths.__getitem__)
+    services.queue.check_room(preset, lengths[preset])
 
 
 def inspect(
     file: IO[bytes], filename: str | None, parameters: UpscaleParameters, settings: Settings
 ) -> ImageInfo:
-    """Describes an uploaded image, sides in pixels as a viewer sees them.
+    """Describes an uploaded image, whose file is mapped, not read; sides as a viewer sees them.
 
-    Args:
-        file: the whole upload, on disk: it is mapped, not read.
-        filename: the client's name for it; kept for the result's name only.
-        parameters: scale and output_format decide whether the result is possible.
-        settings: the pixel limits.
-
-    Raises:
-        ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members.
+    Raises ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members. They
+    are those of the settings, of the preset and of the result's format.
     """
     size = file.seek(0, 2)
     if size == 0:
@@ -130,74 +112,54 @@ def _safe_name(filename: str | None) -> str | None:
 
 
 def submit(
-    services: Services,
-    upload: Upload,
-    origin: Origin,
-    key: str | None,
-    capacity: Capacity,
+    services: Services, upload: Upload, origin: Origin, key: str | None, capacity: Capacity
 ) -> tuple[Job, bool]:
-    """Checks everything, then stores the image and queues the job.
-
-    The second value says that the job is an earlier one, of the same request.
-    """
+    """The job, once all is checked, stored and queued; True for one that the same request made."""
     job_id = new_job_id()
-    if key is None:
-        return _create(services, upload, origin, job_id, capacity), False
-    # First of all: a request whose job was made is not judged anew, by what is served now.
-    claim = _take(services, origin, key, _fingerprint(upload), job_id)
-    if isinstance(claim, Job):
-        return claim, True
-    try:
-        return _create(services, upload, replace(origin, claim=claim), job_id, capacity), False
-    # Whatever stopped it, the same request may be sent again.
-    except BaseException:
-        _release(services, claim)
-        raise
-
-
-def _create(
-    services: Services, upload: Upload, origin: Origin, job_id: str, capacity: Capacity
-) -> Job:
-    """The checked and stored job of an upload."""
-    fields = dict(upload.fields)
-    origin = replace(origin, webhook_url=_webhook(services, fields.pop(WEBHOOK_FIELD, ""), origin))
-    parameters = parse(fields, services.settings.preset)
-    Serving.of(capacity.workers).check(parameters.preset)
-    file: BinaryIO = upload.image.file
-    image = inspect(file, upload.image.filename, parameters, services.settings)
-    services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
-    file.seek(0)
-    services.queue.announce(job_id)
-    try:
-        services.store.put(input_key(job_id), file)
-        job = services.queue.submit(job_id, parameters, image, origin)
-    except QueueUnavailable as error:
-        # The job may be queued and only the answer lost; it would find no image.
-        log.warning("whether a job was queued is not known", job=job_id, detail=error.detail)
-        raise
-    # Whatever else stopped it, an image without a job must not stay.
-    except BaseException:
-        _forget(services, job_id)
-        raise
+    with ExitStack() as undo:
+        if key is not None:
+            # First of all: a request whose job was made is not judged anew, by what is served now.
+            claim = _take(services, origin, key, _fingerprint(upload), job_id)
+            if isinstance(claim, Job):
+                return claim, True
+            # Whatever stops it, the same request may be sent again.
+            undo.callback(_release, services, claim)
+            origin = replace(origin, claim=claim)
+        fields = dict(upload.fields)
+        if url := fields.pop(WEBHOOK_FIELD, "").strip():
+            _check_webhook(services.settings, url, origin)
+            origin = replace(origin, webhook_url=url)
+        parameters = parse(fields, services.settings.preset)
+        Serving(capacity.workers).check(parameters.preset)
+        file: BinaryIO = upload.image.file
+        image = inspect(file, upload.image.filename, parameters, services.settings)
+        services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
+        file.seek(0)
+        services.queue.announce(job_id)
+        try:
+            services.store.put(input_key(job_id), file)
+            job = services.queue.submit(job_id, parameters, image, origin)
+        except QueueUnavailable as error:
+            # The job may be queued and only the answer lost; it would find no image.
+            log.warning("whether a job was queued is not known", job=job_id, detail=error.detail)
+            raise
+        # Whatever else stopped it, an image without a job must not stay.
+        except BaseException:
+            _forget(services, job_id)
+            raise
+        undo.pop_all()
     log.info("submitted", job=job_id, preset=parameters.preset, bytes=image.bytes)
-    return job
+    return job, False
 
 
-def _webhook(services: Services, url: str, origin: Origin) -> str | None:
-    """The address to tell of the job's end, checked as far as that needs no DNS."""
-    url = url.strip()
-    if not url:
-        return None
-    settings = services.settings
+def _check_webhook(settings: Settings, url: str, origin: Origin) -> None:
+    """Checks the address to tell of the job's end, as far as that needs no DNS."""
     try:
         Target.parse(url, allow_private=settings.webhook_allow_private)
         if not origin.owner and settings.webhook_secret is None:
             raise BadTarget("needs an API key, whose secret signs what is sent")
     except BadTarget as error:
-        raise InvalidParameters(
-            f"{WEBHOOK_FIELD} {error}.", errors=[{"field": WEBHOOK_FIELD, "detail": str(error)}]
-        ) from error
-    return url
+        raise InvalidParameters([{"field": WEBHOOK_FIELD, "detail": str(error)}]) from error
 
 
 def _take(

@@ -1,9 +1,8 @@
-"""Receiving a multipart form: counted while it streams, spooled to a file, its fields checked.
+"""Receives a multipart form: counted while it streams, spooled to a file, its fields checked.
 
-The file lives in an unnamed temporary file (in TMPDIR) from its first megabyte on, so that it is
-gone whatever happens to this process. Unknown fields are refused: a misspelt `fidelity_weigth`
-that is silently left out would give a result that was not asked for. An empty value counts as
-left out, because that is how an HTML form sends an empty input.
+From its first megabyte on the file is an unnamed temporary one (in TMPDIR), gone whatever happens
+to this process. Unknown fields are refused, because a misspelt `fidelity_weigth` would silently do
+nothing. An empty value counts as left out: so an HTML form sends an empty input.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import anyio
-from annotated_types import Ge, Le, MaxLen, MultipleOf
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.datastructures import FormData, QueryParams, UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -41,6 +39,24 @@ MAX_FIELDS = 64
 STALL_S = 30.0
 
 
+def _fields() -> dict[str, dict[str, Any]]:
+    fields: dict[str, dict[str, Any]] = UpscaleParameters.model_json_schema()["properties"]
+    fields["preset"]["enum"] = list(PRESETS)
+    for name in ("steps", "fidelity_weight", "preset"):
+        # Their defaults are the preset's and the server's own.
+        fields[name].pop("default", None)
+    # A form has no null: what is left out is not sent.
+    fields["eta"] |= fields["eta"].pop("anyOf")[0]
+    fields["eta"].pop("default")
+    fields["seed"]["description"] = "Drawn when left out; the same seed gives the same image"
+    fields["steps"]["description"] = "Denoising steps; the preset's number when left out"
+    return fields
+
+
+FIELDS = _fields()
+"""The form's parameters, by name, as JSON schemas."""
+
+
 @dataclass(frozen=True)
 class Upload:
     """A form as received: the image's file and every other field by name."""
@@ -50,13 +66,17 @@ class Upload:
 
 
 def check_head(request: Request, limit: int) -> None:
-    """Refuses what the headers alone give away, before a byte of the body is read.
+    """Refuses what URL and headers give away, before a byte of the body is read.
 
-    Raises:
-        NotMultipart: the content type is another one.
-        UnsupportedEncoding: the body is compressed.
-        UploadTooLarge: the declared length is above `limit` bytes.
+    Raises InvalidParameters for parameters in the URL, which would be ignored there; NotMultipart,
+    UnsupportedEncoding, and UploadTooLarge for more than `limit` bytes.
     """
+    if names := list(dict.fromkeys(request.query_params)):
+        raise InvalidParameters(
+            [{"field": name, "detail": "belongs into the form"} for name in names],
+            f"Parameters are fields of the form, not of the URL; {', '.join(names)} would be "
+            "ignored there.",
+        )
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         problem = f"it is {kind!r}" if kind else "it is missing"
@@ -101,10 +121,8 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     except UnicodeError as error:
         raise MalformedForm(f"The form's text cannot be decoded: {error}.") from error
     except OSError as error:
-        raise StoreUnavailable(
-            f"The upload cannot be kept while it is checked: {error.strerror or error}.",
-            retry_after=30,
-        ) from error
+        detail = f"The upload cannot be kept while it is checked: {error.strerror or error}."
+        raise StoreUnavailable(detail, retry_after=30) from error
     try:
         yield _upload_of(form)
     finally:
@@ -152,87 +170,57 @@ def _upload_of(form: FormData) -> Upload:
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
-    image = form.get(IMAGE_FIELD)
+    fields = dict(form)
+    image = fields.pop(IMAGE_FIELD, None)
     if image is None:
         errors.append({"field": IMAGE_FIELD, "detail": "is missing; it must be a file"})
-    fields = {}
-    for name, value in form.multi_items():
-        if name == IMAGE_FIELD:
-            continue
-        if isinstance(value, UploadFile):
-            errors.append({"field": name, "detail": f"is a file; only {IMAGE_FIELD} may be one"})
-        else:
-            fields[name] = value
-    if isinstance(image, str):
+    elif isinstance(image, str):
         errors.append({"field": IMAGE_FIELD, "detail": "must be a file: a part with a filename"})
+    texts = {name: value for name, value in fields.items() if isinstance(value, str)}
+    for name in fields.keys() - texts.keys():
+        errors.append({"field": name, "detail": f"is a file; only {IMAGE_FIELD} may be one"})
     if errors or not isinstance(image, UploadFile):
-        raise InvalidParameters(
-            "; ".join(f"{error['field']} {error['detail']}" for error in errors) + ".",
-            errors=[dict(error) for error in errors],
-        )
-    return Upload(image, fields)
+        raise InvalidParameters(errors)
+    return Upload(image, texts)
 
 
 def parse(fields: Mapping[str, str], preset: str) -> UpscaleParameters:
-    """The parameters of a form; `preset` is the one that is meant when the form names none.
-
-    Raises InvalidParameters, which lists every fault.
-    """
+    """The parameters of a form, by default of `preset`; InvalidParameters lists every fault."""
     values = {name: value for name, value in fields.items() if value.strip()}
     try:
         return UpscaleParameters.model_validate({"preset": preset, **values})
     except ValidationError as error:
         faults = [_fault(details) for details in error.errors(include_url=False)]
-    raise InvalidParameters(
-        "; ".join(f"{fault['field']} {fault['detail']}".strip() for fault in faults) + ".",
-        errors=list(faults),
-    )
-
-
-def check_query(query: QueryParams) -> None:
-    """Refuses parameters in the URL, which would be ignored there."""
-    if names := list(dict.fromkeys(query)):
-        raise InvalidParameters(
-            f"Parameters are fields of the form, not of the URL; {', '.join(names)} would be "
-            "ignored there.",
-            errors=[{"field": name, "detail": "belongs into the form"} for name in names],
-        )
+    raise InvalidParameters(faults)
 
 
 def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
     """One of pydantic's findings as field, detail, and the range or the choice that is right."""
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
-        names = ", ".join([IMAGE_FIELD, *UpscaleParameters.model_fields, WEBHOOK_FIELD])
+        names = ", ".join([IMAGE_FIELD, *FIELDS, WEBHOOK_FIELD])
         return {"field": name, "detail": f"is unknown; the fields are {names}"}
     if not name:
         # A finding about several fields says which in its own sentence.
-        message = details["msg"].removeprefix("Value error, ")
-        field, _, rest = message.partition(" ")
+        field, _, rest = details["msg"].removeprefix("Value error, ").partition(" ")
         return {"field": field, "detail": rest.rstrip(".")}
-    phrase, facts = _range_of(name)
+    phrase, limits = _range_of(name)
     value = details["input"]
     text = str(len(value) if details["type"] == "string_too_long" else value)
     text = text if len(text) <= 80 else text[:77] + "..."
-    return {"field": name, "detail": f"must be {phrase}; got {text}", **facts}
+    return {"field": name, "detail": f"must be {phrase}; got {text}", **limits}
 
 
 def _range_of(name: str) -> tuple[str, dict[str, JsonValue]]:
     """What a field takes, in words and as members of the problem."""
-    if name == "preset":
-        return "one of " + ", ".join(PRESETS), {"allowed": list(PRESETS)}
-    field = UpscaleParameters.model_fields[name]
-    if get_origin(field.annotation) is Literal:
-        choices = get_args(field.annotation)
-        return "one of " + ", ".join(choices), {"allowed": list(choices)}
-    bounds: dict[type, Any] = {type(mark): mark for mark in field.metadata}
-    if MaxLen in bounds:
-        longest = bounds[MaxLen].max_length
+    field = FIELDS[name]
+    if choices := field.get("enum"):
+        return "one of " + ", ".join(choices), {"allowed": choices}
+    if longest := field.get("maxLength"):
         return f"at most {longest} characters long", {"max_length": longest}
-    low, high = bounds[Ge].ge, bounds[Le].le
-    words = f"{'a whole number ' if field.annotation is int else ''}between {low} and {high}"
-    facts: dict[str, JsonValue] = {"minimum": low, "maximum": high}
-    if MultipleOf in bounds:
-        facts["multiple_of"] = bounds[MultipleOf].multiple_of
-        words = words.replace("whole number", f"multiple of {facts['multiple_of']}")
-    return words, facts
+    low, high, unit = field["minimum"], field["maximum"], field.get("multipleOf")
+    limits: dict[str, JsonValue] = {"minimum": low, "maximum": high}
+    if unit is not None:
+        return f"a multiple of {unit} between {low} and {high}", {**limits, "multiple_of": unit}
+    kind = "a whole number " if field["type"] == "integer" else ""
+    return f"{kind}between {low} and {high}", limits

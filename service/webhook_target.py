@@ -1,8 +1,8 @@
-"""Where a webhook may lead: https, and to no address that is not public.
+"""Where a webhook may lead: https, and public addresses only.
 
-An address given by a client is a way to make this server talk to its own network (SSRF). So every
-address that a name stands for is looked at when the call is made, all must be public, and the
-connection goes to one that was looked at, whatever the name stands for a moment later.
+A client's URL could make this server talk to its own network (SSRF). So all addresses that a name
+stands for when the call is made must be public, and the connection goes to one of these, whatever
+the name stands for a moment later.
 """
 
 from __future__ import annotations
@@ -23,15 +23,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class BadTarget(ValueError):
-    """An address that no webhook can have; the message continues "webhook_url ..."."""
-
-
-class BlockedTarget(Exception):
-    """The name stands for an address that is not public."""
-
-
-class UnknownHost(OSError):
-    """The name stands for no address at this moment."""
+    """A URL that is not to be called; the message continues "webhook_url ..."."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +36,9 @@ class Target:
 
     @classmethod
     def parse(cls, url: str, *, allow_private: bool) -> Target:
-        """Takes a URL apart; raises BadTarget for what can be seen to be wrong without asking DNS.
+        """Takes a URL apart; raises BadTarget for what is wrong whatever DNS says.
 
-        allow_private lets addresses and names without a dot pass, for closed networks.
+        `allow_private` lets addresses and names without a dot pass, for closed networks.
         """
         if len(url) > LONGEST_URL or not url.isascii() or not url.isprintable() or " " in url:
             raise BadTarget(f"must be at most {LONGEST_URL} printable ASCII characters")
@@ -96,25 +88,11 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-def resolve(target: Target, *, allow_private: bool) -> Address:
-    """An address to connect to. Blocking.
-
-    Raises:
-        UnknownHost: the name stands for none.
-        BlockedTarget: one of the addresses it stands for is not public.
-    """
-    addresses = lookup(target.host, target.port)
-    for address in addresses:
-        if not allow_private and not is_public(address):
-            raise BlockedTarget(f"{target.host} stands for {address}, which is not public.")
-    return addresses[0]
-
-
 def lookup(host: str, port: int) -> list[Address]:
-    """All addresses of a name, as this machine resolves it."""
+    """All addresses of a name, as this machine resolves it. Blocking; raises OSError."""
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise UnknownHost(f"{host} cannot be resolved: {error}.") from error
+        raise OSError(f"{host} cannot be resolved: {error}.") from error
     # A scope, as in fe80::1%eth0, names a network of this machine: never public.
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]

@@ -1,7 +1,4 @@
-"""Calls the webhooks that are due, signed as Standard Webhooks 1.0 has it.
-
-One process of the service or several may do so side by side.
-"""
+"""Calls the webhooks that are due, signed as Standard Webhooks 1.0 has it; in every process."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import json
 import time
 from collections import Counter
 from enum import StrEnum
+from functools import partial
 
 import anyio
 import httpx
@@ -27,7 +25,18 @@ from jobs.outbox import Call, Outbox
 from jobs.schema import Job
 from jobs.settings import Settings
 from service.schema import JobView
-from service.webhook_target import BadTarget, BlockedTarget, Target, resolve
+from service.webhook_target import BadTarget, Target, is_public, lookup
+
+log = structlog.stdlib.get_logger(__name__)
+
+# How soon a call that is due is made, at the latest.
+LOOK_S = 1.0
+# Calls of one process at a time, and those of them that are one owner's: receivers that are slow
+# to answer, or to be found, delay those of no other owner.
+AT_ONCE = 16
+EACH = 8
+TIMEOUT_S = 15.0
+TIMEOUTS = httpx.Timeout(10.0, connect=5.0)
 
 
 def message(job: Job, root: str) -> bytes:
@@ -50,31 +59,18 @@ def headers(id: str, body: bytes, secret: str) -> dict[str, str]:
         "User-Agent": "stablesr-webhooks",
         "webhook-id": id,
         "webhook-timestamp": str(timestamp),
-        "webhook-signature": signature(key_of(secret), id, timestamp, body),
+        "webhook-signature": signature(secret, id, timestamp, body),
     }
 
 
-def signature(key: bytes, id: str, timestamp: int, body: bytes) -> str:
-    """`v1,` and the HMAC-SHA256 of id, timestamp and body in base64."""
+def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
+    """`v1,` and the HMAC-SHA256 of id, timestamp and body in base64.
+
+    The secret is `whsec_` and its bytes in base64; `jobs.settings` has seen to that.
+    """
+    key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
     content = f"{id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, content, hashlib.sha256).digest()).decode()
-
-
-def key_of(secret: str) -> bytes:
-    """The bytes of a secret, which is `whsec_` and base64; `jobs.settings` has seen to that."""
-    return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-
-
-log = structlog.stdlib.get_logger(__name__)
-
-# How soon a call that is due is made, at the latest.
-LOOK_S = 1.0
-# Calls of one process at a time, and those of them that are one owner's: receivers that are slow
-# to answer, or to be found, delay those of no other owner.
-AT_ONCE = 16
-EACH = 8
-TIMEOUT_S = 15.0
-TIMEOUTS = httpx.Timeout(10.0, connect=5.0)
 
 
 class Outcome(StrEnum):
@@ -85,10 +81,7 @@ class Outcome(StrEnum):
 
 
 class Sender:
-    """One task that takes due calls and makes each in a task of its own.
-
-    `attempts` counts them by their outcome.
-    """
+    """One task that takes due calls and makes each in a task of its own."""
 
     def __init__(
         self, connection: Redis, settings: Settings, root: str, attempts: MetricCounter
@@ -175,7 +168,7 @@ class Sender:
             target = Target.parse(job.webhook_url or "", allow_private=self._allow_private)
             with anyio.fail_after(TIMEOUT_S):
                 status = await self._post(target, job, secret)
-        except (BadTarget, BlockedTarget) as error:
+        except BadTarget as error:
             return Outcome.REFUSAL, str(error)
         except TimeoutError:
             return Outcome.FAILURE, f"no answer within {TIMEOUT_S:g} s"
@@ -188,13 +181,12 @@ class Sender:
         return (Outcome.LAST_FAILURE if status == 410 else Outcome.FAILURE), str(status)
 
     async def _post(self, target: Target, job: Job, secret: str) -> int:
-        address = await run_sync(
-            lambda: resolve(target, allow_private=self._allow_private),
-            # Nothing can cut the system's resolver off; its answer is not waited for any longer.
-            abandon_on_cancel=True,
-            limiter=self._lookups,
-        )
-        host = f"[{address}]" if address.version == 6 else str(address)
+        question = partial(lookup, target.host, target.port)
+        # Nothing can cut the system's resolver off; its answer is not waited for any longer.
+        addresses = await run_sync(question, abandon_on_cancel=True, limiter=self._lookups)
+        if not self._allow_private and (inside := [a for a in addresses if not is_public(a)]):
+            raise BadTarget(f"stands for {inside[0]}, which is not public")
+        host = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
         # The id stays the same however often it is sent.
         body = message(job, self._root)
         fields = {**headers(f"msg_{job.id}", body, secret), "Host": target.authority}

@@ -4,15 +4,15 @@ import * as api from "./api.js";
 import * as jobs from "./jobs.js";
 
 const $ = (id) => document.getElementById(id);
-let chosen = [];
+let files = [];
 let catalogue = null;
 
-function choose(files) {
-  chosen = [...chosen, ...files];
+function choose(more) {
+  files = [...files, ...more];
   refuse("");
-  $("chosen").replaceChildren(...chosen.map(entry));
-  $("submit").disabled = chosen.length === 0;
-  $("submit").textContent = chosen.length > 1 ? `Upscale ${chosen.length} photographs` : "Upscale";
+  $("chosen").replaceChildren(...files.map(entry));
+  $("submit").disabled = files.length === 0;
+  $("submit").textContent = files.length > 1 ? `Upscale ${files.length} photographs` : "Upscale";
 }
 
 function entry(file) {
@@ -25,7 +25,7 @@ function entry(file) {
   away.textContent = "✕";
   away.setAttribute("aria-label", `Remove ${file.name || "the pasted picture"}`);
   away.addEventListener("click", () => {
-    chosen = chosen.filter((other) => other !== file);
+    files = files.filter((other) => other !== file);
     choose([]);
     $("files").focus();
   });
@@ -39,11 +39,8 @@ function refuse(sentence) {
 }
 
 function fields() {
-  const given = {};
-  for (const [name, value] of new FormData($("form"))) {
-    if (typeof value === "string" && value !== "") given[name] = value;
-  }
-  return given;
+  const entries = [...new FormData($("form"))];
+  return Object.fromEntries(entries.filter(([, value]) => typeof value === "string" && value));
 }
 
 $("form").addEventListener("submit", async (event) => {
@@ -51,21 +48,21 @@ $("form").addEventListener("submit", async (event) => {
   $("submit").disabled = true;
   refuse("");
   try {
-    while (chosen.length) {
-      const file = chosen[0];
+    while (files.length) {
+      const file = files[0];
       const job = await api.submit(file, fields());
       jobs.add(job, file);
-      chosen = chosen.slice(1);
+      files = files.slice(1);
       choose([]);
     }
   } catch (error) {
     if (error.status === 401) askForKey();
     const more = (error.fields || []).map((fault) => fault.detail || fault.message).filter(Boolean);
-    const who = chosen[0]?.name ? `${chosen[0].name}: ` : "";
+    const who = files[0]?.name ? `${files[0].name}: ` : "";
     const network = error instanceof TypeError ? "The service cannot be reached." : error.message;
     refuse(who + [network, ...more].join(" "));
   } finally {
-    $("submit").disabled = chosen.length === 0;
+    $("submit").disabled = files.length === 0;
   }
 });
 
@@ -90,8 +87,8 @@ document.addEventListener("drop", (event) => {
   choose(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => {
-  const files = [...(event.clipboardData?.files || [])];
-  if (files.length) choose(files);
+  const images = event.clipboardData?.files || [];
+  if (images.length) choose(images);
 });
 
 function sayFidelity() {
@@ -110,12 +107,12 @@ $("preset").addEventListener("change", () => {
 
 async function greet() {
   catalogue = await api.models();
-  const served = catalogue.models.filter((one) => one.available).map((one) => one.name);
-  const missing = catalogue.models.filter((one) => one.reason).map((one) => `${one.name}: ${one.reason}`);
-  const said = [];
-  if (served.length) said.push(`Ready: ${served.join(", ")}`);
-  if (missing.length) said.push(`Not ready: ${missing.join("; ")}`);
-  $("served").textContent = said.join(". ") || "No worker is running: jobs wait until one does.";
+  const ready = catalogue.models.filter((one) => one.available).map((one) => one.name);
+  const reasons = catalogue.models.filter((one) => one.reason).map((one) => `${one.name}: ${one.reason}`);
+  const sentences = [];
+  if (ready.length) sentences.push(`Ready: ${ready.join(", ")}`);
+  if (reasons.length) sentences.push(`Not ready: ${reasons.join("; ")}`);
+  $("served").textContent = sentences.join(". ") || "No worker is running: jobs wait until one does.";
   const options = catalogue.models
     .filter((one) => one.available || one.default)
     .map((one) => new Option(one.title, one.name, one.default, one.default));

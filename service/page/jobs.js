@@ -128,20 +128,20 @@ function finished(line) {
 
 export function add(job, file, { last = false } = {}) {
   document.getElementById("none").hidden = true;
-  const known = lines.get(job.id);
-  if (known) {
-    known.update(job);
+  let line = lines.get(job.id);
+  if (line) {
+    line.update(job);
     return;
   }
-  const line = new Line(job, file);
+  line = new Line(job, file);
   lines.set(job.id, line);
   if (last) list.append(line.element);
   else list.prepend(line.element);
   line.follow();
 }
 
-export async function load() {
-  const page = await api.list();
+export async function load(path) {
+  const page = await api.list(path);
   next = page.next;
   for (const job of page.jobs) add(job, null, { last: true });
   document.getElementById("older").hidden = !next;
@@ -153,17 +153,12 @@ export function forget() {
   document.getElementById("none").hidden = false;
 }
 
-document.getElementById("older").addEventListener("click", async () => {
-  const page = await api.list(next);
-  next = page.next;
-  for (const job of page.jobs) add(job, null, { last: true });
-  document.getElementById("older").hidden = !next;
-});
+document.getElementById("older").addEventListener("click", () => load(next));
 
 // What is not followed live is asked for now and then: all of it with one request, and what is
 // older than the newest hundred jobs one by one, one a round. A service that refuses is left alone
 // as long as it says; a round that takes long is not overtaken by the next.
-let asked = 0;
+let rounds = 0;
 
 async function round() {
   const waiting = [...lines.values()].filter(
@@ -171,13 +166,13 @@ async function round() {
   );
   if (!waiting.length || document.hidden) return;
   const { jobs } = await api.list("jobs?limit=100");
-  const found = new Map(jobs.map((job) => [job.id, job]));
-  const older = waiting.filter((line) => !found.has(line.job.id));
+  const newest = new Map(jobs.map((job) => [job.id, job]));
+  const older = waiting.filter((line) => !newest.has(line.job.id));
   for (const line of waiting) {
-    if (found.has(line.job.id)) learn(line, found.get(line.job.id));
+    if (newest.has(line.job.id)) learn(line, newest.get(line.job.id));
   }
   if (!older.length) return;
-  const line = older[asked++ % older.length];
+  const line = older[rounds++ % older.length];
   try {
     learn(line, await api.job(line.job.id));
   } catch (error) {

@@ -4,12 +4,12 @@
 import * as api from "./api.js";
 
 const $ = (id) => document.getElementById(id);
-let shown = 0;
+let calls = 0;
 
 export async function show(job, file) {
-  const mine = ++shown;
+  const call = ++calls;
   const blob = await api.result(job.result.url);
-  if (mine !== shown) return;
+  if (call !== calls) return;
   for (const image of [$("after"), $("before")]) URL.revokeObjectURL(image.src);
   const name = (job.input.filename || "photograph").replace(/\.[^.]*$/, "");
   const end = { "image/jpeg": "jpg", "image/tiff": "tiff" }[blob.type] || blob.type.split("/")[1];
@@ -45,7 +45,7 @@ $("zoom").addEventListener("click", () => {
   $("zoom").setAttribute("aria-pressed", String(on));
 });
 $("close").addEventListener("click", () => {
-  shown++;
+  calls++;
   $("viewer").hidden = true;
   $("files").focus();
 });

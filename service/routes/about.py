@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, ConfigDict
 
 from service.openapi import problems
-from service.problems import STATUSES, problem_type, root, titles
+from service.problems import STATUSES, root_path, titles
 from service.routes.jobs import has_etag
 
 router = APIRouter()
@@ -25,30 +25,28 @@ MEDIA_TYPES = {
 }
 FILES = {path.name: path.read_bytes() for path in (Path(__file__).parents[1] / "page").iterdir()}
 HEADERS = {
-    # Asked for again each time, and answered 304: a new version shows at once.
+    # Asked for again each time: a new version shows at once.
     "Cache-Control": "no-cache",
     # The page's own files and nothing else: no inline script, no other host, no frame around it.
     # Images are shown from memory (blob:), because a request for them may need the key.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
     "Vary": "Accept",
+}
+
+
+EXAMPLE: dict[str, Any] = {
+    "name": "StableSR",
+    "version": "0.2.0",
+    "links": {"docs": "/docs", "openapi": "/openapi.json", "upscale": "/upscale"},
 }
 
 
 class AboutView(BaseModel):
     """The service and the paths to begin with."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "name": "StableSR",
-                "version": "0.2.0",
-                "links": {"docs": "/docs", "openapi": "/openapi.json", "upscale": "/upscale"},
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"example": EXAMPLE})
 
     name: str
     version: str
@@ -81,11 +79,8 @@ async def about(request: Request) -> AboutView | Response:
         "models": "/models",
         "ready": "/readyz",
     }
-    return AboutView(
-        name=request.app.title,
-        version=request.app.version,
-        links={name: root(request) + path for name, path in paths.items()},
-    )
+    links = {name: root_path(request) + path for name, path in paths.items()}
+    return AboutView(name=request.app.title, version=request.app.version, links=links)
 
 
 @router.get(
@@ -99,9 +94,8 @@ async def problem(request: Request, slug: Slug) -> ProblemTypeView:
     title = titles().get(slug)
     if title is None:
         raise HTTPException(404)
-    return ProblemTypeView(
-        type=problem_type(slug, request.scope), title=title, status=STATUSES.get(slug)
-    )
+    type = f"{root_path(request)}/problems/{slug}"
+    return ProblemTypeView(type=type, title=title, status=STATUSES.get(slug))
 
 
 @router.get(

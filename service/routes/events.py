@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 
 import anyio
 from fastapi import APIRouter, Request, Response
@@ -12,10 +12,9 @@ from jobs.errors import JobNotFound, QueueUnavailable
 from jobs.schema import ANYONE, Job
 from service.admission import ReaderDep, Services, services_of
 from service.errors import AuthenticationError
-from service.listener import Watch
 from service.middleware import is_head
 from service.openapi import problems
-from service.problems import root
+from service.problems import root_path
 from service.routes.jobs import HeldStream, JobId
 from service.schema import JobView
 
@@ -24,11 +23,7 @@ router = APIRouter(tags=["jobs"])
 # Proxies close a connection on which nothing passes.
 HEARTBEAT_S = 15.0
 RECONNECT_MS = 2000
-HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",
-}
+HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
 
 
 @router.get(
@@ -76,8 +71,7 @@ async def follow_job(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
         return Response(headers=HEADERS)
     async with AsyncExitStack() as stack:
         stack.enter_context(services.streams.slot(caller.client))
-        watch = stack.enter_context(services.listener.watch(job.id))
-        events = _events(request, services, job.id, watch, News(root(request), revision))
+        events = _events(request, services, job.id, News(root_path(request), revision))
         stack.push_async_callback(events.aclose)
         return HeldStream(events, stack.pop_all(), 200, HEADERS)
 
@@ -89,59 +83,56 @@ def _last_event_id(request: Request) -> int:
 
 
 async def _events(
-    request: Request, services: Services, job_id: str, watch: Watch, news: News
+    request: Request, services: Services, job_id: str, news: News
 ) -> AsyncGenerator[str, None]:
     """The stream's text, piece by piece."""
     quiet_since = anyio.current_time()
     yield f"retry: {RECONNECT_MS}\n\n"
-    while not services.listener.leaving:
-        watch.renew()
-        try:
-            # The key may be revoked while the stream is open.
-            key = await services.authenticator.key(request.headers)
-            job = await services.jobs.get(job_id, ANYONE if key is None else key.id)
-        except QueueUnavailable:
-            text, last = "", False
-        except (JobNotFound, AuthenticationError):
-            # Asking anew tells the client which of the two.
-            return
-        else:
-            text, last = news.event(job), job.state.is_final
-        if not text and anyio.current_time() - quiet_since >= HEARTBEAT_S:
-            text = ": still here\n\n"
-        if text:
-            quiet_since = anyio.current_time()
-            yield text
-        if last:
-            return
-        await watch.wait()
+    async with aclosing(services.listener.watch(job_id)) as watch:
+        async for _ in watch:
+            try:
+                # The key may be revoked while the stream is open.
+                key = await services.authenticator.key(request.headers)
+                job = await services.jobs.get(job_id, ANYONE if key is None else key.id)
+            except QueueUnavailable:
+                text, last = "", False
+            except (JobNotFound, AuthenticationError):
+                # Asking anew tells the client which of the two.
+                return
+            else:
+                text, last = news.event(job), job.state.is_final
+            if not text and anyio.current_time() - quiet_since >= HEARTBEAT_S:
+                text = ": still here\n\n"
+            if text:
+                quiet_since = anyio.current_time()
+                yield text
+            if last:
+                return
 
 
 class News:
     """What the client knows of the job, to send it only what is new."""
 
     def __init__(self, root: str, revision: int) -> None:
-        self._root = root
-        self._revision = revision
+        self._root, self._revision = root, revision
         self._state: object = None
         self._progress: object = None
 
     def event(self, job: Job) -> str:
         """The event to send for the job as it is now, or nothing."""
-        state = (job.state, job.cancel_requested, job.attempt, job.queue_position)
-        first, new_state = self._state is None, state != self._state
-        new_progress = job.progress != self._progress
+        state = job.state, job.cancel_requested, job.attempt, job.queue_position
+        known_state, known_progress = self._state, self._progress
         self._state, self._progress = state, job.progress
+        progress = None
         if job.state.is_final:
             name = "end"
-        elif first and job.revision <= self._revision:
+        elif known_state is None and job.revision <= self._revision:
             return ""
-        elif new_state:
+        elif state != known_state:
             name = "state"
-        elif new_progress and job.progress is not None:
-            data = job.progress.model_dump_json()
-            return f"id: {job.revision}\nevent: progress\ndata: {data}\n\n"
+        elif job.progress is not None and job.progress != known_progress:
+            name, progress = "progress", job.progress
         else:
             return ""
-        data = JobView.of(job, self._root).model_dump_json()
+        data = (progress or JobView.of(job, self._root)).model_dump_json()
         return f"id: {job.revision}\nevent: {name}\ndata: {data}\n\n"

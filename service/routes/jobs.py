@@ -9,7 +9,6 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import anyio
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import ContentStream, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -18,7 +17,7 @@ from jobs.listing import Cursor
 from jobs.schema import Job, JobState
 from service.admission import ReaderDep, admit, services_of
 from service.openapi import header, problems
-from service.problems import root
+from service.problems import root_path
 from service.schema import JobsView, JobView
 
 router = APIRouter(tags=["jobs"])
@@ -53,7 +52,7 @@ def answer(
         fields["Retry-After"] = str(retry_after(job))
     if request.method == "GET" and has_etag(request, fields["ETag"]):
         return Response(status_code=304, headers=fields)
-    body = JobView.of(job, root(request)).model_dump_json()
+    body = JobView.of(job, root_path(request)).model_dump_json()
     return Response(body, status_code=status, headers=fields, media_type="application/json")
 
 
@@ -101,7 +100,7 @@ class HeldStream(StreamingResponse):
         ),
     },
 )
-async def list_jobs(
+def list_jobs(
     request: Request,
     caller: ReaderDep,
     limit: Limit = 20,
@@ -113,23 +112,18 @@ async def list_jobs(
     A page may hold fewer jobs than `limit`, even none, while `next` leads on: of a rare state in
     a long list. Jobs that come meanwhile do not shift the pages.
     """
-
-    def read() -> tuple[bytes, str | None]:
-        after = None if cursor is None else Cursor.parse(cursor)
-        queue = services_of(request).queue
-        page = queue.page(caller.owner, limit=limit, state=state, cursor=after)
-        path = None
-        if page.next is not None:
-            query = {"limit": str(limit), "cursor": str(page.next)}
-            if state is not None:
-                query["state"] = state.value
-            path = f"{root(request)}/jobs?{urlencode(query)}"
-        view = JobsView(jobs=[JobView.of(job, root(request)) for job in page.jobs], next=path)
-        return view.model_dump_json().encode(), path
-
-    body, path = await run_sync(read)
-    headers = {} if path is None else {"Link": f'<{path}>; rel="next"'}
-    return Response(body, headers=headers, media_type="application/json")
+    after = None if cursor is None else Cursor.parse(cursor)
+    queue, root = services_of(request).queue, root_path(request)
+    page = queue.page(caller.owner, limit=limit, state=state, cursor=after)
+    view = JobsView(jobs=[JobView.of(job, root) for job in page.jobs], next=None)
+    headers = {}
+    if page.next is not None:
+        query = {"limit": str(limit), "cursor": str(page.next)}
+        if state is not None:
+            query["state"] = state.value
+        view.next = f"{root}/jobs?{urlencode(query)}"
+        headers["Link"] = f'<{view.next}>; rel="next"'
+    return Response(view.model_dump_json(), headers=headers, media_type="application/json")
 
 
 @router.get(
@@ -164,7 +158,7 @@ async def get_job(request: Request, job_id: JobId) -> Response:
         **problems(401, 404, 429, 503, _409="The job has ended; an ended job never changes."),
     },
 )
-async def cancel_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
+def cancel_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """Cancels a job; asking again while it is being stopped is no error."""
-    job = await run_sync(services_of(request).queue.cancel, job_id, caller.owner)
+    job = services_of(request).queue.cancel(job_id, caller.owner)
     return answer(request, job, status=200 if job.state.is_final else 202)

@@ -17,13 +17,12 @@ from service.admission import ReaderDep, services_of
 from service.errors import NoResult, RangeNotSatisfiable, ResultGone, ResultNotReady
 from service.middleware import is_head
 from service.openapi import header, problems
-from service.problems import root
+from service.problems import root_path
 from service.routes.jobs import ETAG, HeldStream, JobId, has_etag, retry_after
 from service.schema import JobView
 
-_BYTES = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII | re.IGNORECASE)
-
-
+# First and last byte, or how many at the end.
+_BYTES = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
 router = APIRouter(tags=["jobs"])
 
 IMAGE = {
@@ -77,14 +76,14 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
     }
     if has_etag(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    size = result.bytes
-    part = _byte_range(request, headers["ETag"], size)
-    start, end = part or (0, size)
+    part = _byte_range(request, headers["ETag"], result.bytes)
+    start, end = part or (0, result.bytes)
     headers["Content-Length"] = str(end - start)
     headers["Content-Type"] = result.media_type
+    status = 200
     if part is not None:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    status = 200 if part is None else 206
+        status = 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{result.bytes}"
     missing = ResultGone(f"The result of job {job.id} is gone.")
     if is_head(request):
         if not await run_sync(services.store.exists, result.key):
@@ -112,14 +111,15 @@ def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | Non
         return None
     field = request.headers.get("range", "")
     match = _BYTES.fullmatch(field.replace(" ", ""))
-    if match is None or not (match["first"] or match["last"]):
+    if match is None:
         return None
-    if not match["first"]:
-        start, end = max(0, size - int(match["last"])), size
+    first, last, suffix = match.groups()
+    if suffix:
+        start, end = max(0, size - int(suffix)), size
+    elif last and int(last) < int(first):
+        return None
     else:
-        start, end = int(match["first"]), min(size, int(match["last"] or size) + 1)
-        if match["last"] and int(match["last"]) < start:
-            return None
+        start, end = int(first), min(size, int(last or size) + 1)
     if start >= end:
         raise RangeNotSatisfiable(
             f"The range {field} has no byte of the result, which has {size}.",
@@ -144,7 +144,7 @@ def _result(request: Request, job: Job) -> ResultInfo:
             state=job.state.value,
             retry_after=retry_after(job),
         )
-    view = JobView.of(job, root(request))
+    view = JobView.of(job, root_path(request))
     raise NoResult(
         f"Job {job.id} is {job.state} and has no result.", state=job.state.value, error=view.error
     )
@@ -161,10 +161,7 @@ def _disposition(job: Job, result: ResultInfo) -> str:
     stem = PurePath(job.input.filename or job.id).stem
     extension = result.media_type.rpartition("/")[2].replace("jpeg", "jpg")
     name = f"{stem}-{job.parameters.scale:g}x.{extension}"
-    plain = "".join(
-        letter if letter.isascii() and letter.isprintable() and letter not in '"\\%' else "_"
-        for letter in name
-    )
+    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
     # What UTF-8 cannot say, a name from a broken form, must not end the answer.
     exact = quote(name.encode("utf-8", "replace"), safe="")
     return f"inline; filename=\"{plain}\"; filename*=UTF-8''{exact}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 
 from jobs.errors import QueueUnavailable
 from jobs.formats import FORMATS
+from jobs.workers import WorkerInfo
 from models.parameters import MAX_SCALE
 from models.presets import PRESETS
 from service.admission import ReaderDep, Services, services_of
@@ -22,28 +24,24 @@ from service.schema import ComponentView, ModelsView, ModelView, ReadyView
 router = APIRouter()
 
 
-@router.get(
-    "/models",
-    tags=["models"],
-    summary="List the presets",
-    responses=problems(503),
-)
+@router.get("/models", tags=["models"], summary="List the presets", responses=problems(503))
 def list_models(request: Request) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     services = services_of(request)
     settings = services.settings
-    serving = Serving.of(services.queue.workers())
+    serving = Serving(services.queue.workers())
+    models = [
+        ModelView(
+            **vars(preset),
+            scale_max=MAX_SCALE,
+            default=preset.name == settings.preset,
+            available=preset.name in serving.available,
+            reason=serving.reason(preset.name),
+        )
+        for preset in PRESETS.values()
+    ]
     return ModelsView(
-        models=[
-            ModelView(
-                **vars(preset),
-                scale_max=MAX_SCALE,
-                default=preset.name == settings.preset,
-                available=preset.name in serving.available,
-                reason=serving.reason(preset.name),
-            )
-            for preset in PRESETS.values()
-        ],
+        models=models,
         formats=list(FORMATS),
         max_upload_bytes=settings.max_upload_bytes,
         max_input_pixels=settings.max_input_pixels,
@@ -73,9 +71,6 @@ def metrics(request: Request, caller: ReaderDep) -> Response:
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-RETRY_S = 5
-
-
 class LiveView(BaseModel):
     """The process answers."""
 
@@ -102,7 +97,7 @@ def readyz(request: Request) -> ReadyView:
         raise NotReady(
             "; ".join(missing) + ".",
             components={name: part.model_dump() for name, part in components.items()},
-            retry_after=RETRY_S,
+            retry_after=5,
         )
     return ReadyView(status="ready", components=components)
 
@@ -110,27 +105,25 @@ def readyz(request: Request) -> ReadyView:
 def _components(services: Services) -> dict[str, ComponentView]:
     works = services.probe.works()
     store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
-    try:
-        workers = services.queue.workers()
-    except QueueUnavailable:
-        return {
-            "redis": ComponentView(ready=False, detail="does not answer"),
-            "store": store,
-            "worker": ComponentView(ready=False, detail="is not known while Redis is away"),
-        }
     preset = services.settings.preset
-    workers = [worker for worker in workers if worker.preset == preset]
-    ready = sum(worker.ready for worker in workers)
-    if ready:
-        detail = f"{ready} serving {preset}"
-    elif (reason := Serving.of(workers).reasons.get(preset)) is not None:
-        detail = f"for {preset} is not ready: {reason}"
-    elif conditions := [worker.condition for worker in workers if worker.reason is None]:
-        detail = f"for {preset} is {conditions[0]}"
+    try:
+        workers = [w for w in services.queue.workers() if w.preset == preset]
+    except QueueUnavailable:
+        redis = ComponentView(ready=False, detail="does not answer")
+        worker = ComponentView(ready=False, detail="is not known while Redis is away")
     else:
-        detail = f"for {preset} is missing: start one with `stablesr worker`"
-    return {
-        "redis": ComponentView(ready=True, detail="answers"),
-        "store": store,
-        "worker": ComponentView(ready=ready > 0, detail=detail),
-    }
+        redis = ComponentView(ready=True, detail="answers")
+        worker = _worker(preset, workers)
+    return {"redis": redis, "store": store, "worker": worker}
+
+
+def _worker(preset: str, workers: Sequence[WorkerInfo]) -> ComponentView:
+    if ready := sum(worker.ready for worker in workers):
+        return ComponentView(ready=True, detail=f"{ready} serving {preset}")
+    if reason := Serving(workers).reasons.get(preset):
+        detail = f"is not ready: {reason}"
+    elif conditions := [worker.condition for worker in workers if worker.reason is None]:
+        detail = f"is {conditions[0]}"
+    else:
+        detail = "is missing: start one with `stablesr worker`"
+    return ComponentView(ready=False, detail=f"for {preset} {detail}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import anyio
 from anyio.to_thread import run_sync
@@ -15,13 +15,12 @@ from jobs.schema import Job, Origin
 from jobs.workers import Capacity
 from service.admission import Services, admit, services_of
 from service.errors import MalformedHeader, TooManyStreams
-from service.listener import LOOK_S
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
-from service.problems import root
+from service.problems import root_path
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
 from service.submission import check_capacity, submit
-from service.uploads import check_head, check_query, receive_form
+from service.uploads import check_head, receive_form
 
 router = APIRouter(tags=["jobs"])
 
@@ -77,14 +76,12 @@ async def upscale(request: Request) -> Response:
     services = services_of(request)
     settings = services.settings
     caller, raw = await admit(
-        request,
-        upload=True,
-        command=lambda caller: Capacity.command(caller.owner or caller.client),
+        request, upload=True, command=lambda caller: Capacity.command(caller.owner or caller.client)
     )
-    check_query(request.query_params)
     check_head(request, settings.max_upload_bytes)
     key, seconds = _idempotency_key(request.headers), _wait_s(request.headers)
-    most = settings.max_queued_each if caller.max_queued is None else caller.max_queued
+    own_limit = None if caller.key is None else caller.key.max_queued
+    most = settings.max_queued_each if own_limit is None else own_limit
     request_id = request.state.request_id
     origin = Origin(caller.owner, most or None, request_id, client=caller.client)
     capacity = Capacity.of(raw)
@@ -95,14 +92,15 @@ async def upscale(request: Request) -> Response:
         body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
         async with body as upload:
             job, is_replay = await run_sync(submit, services, upload, origin, key, capacity)
-    headers = {"Location": f"{root(request)}/jobs/{job.id}"}
+    headers = {"Location": f"{root_path(request)}/jobs/{job.id}"}
     if is_replay:
         headers["Idempotent-Replayed"] = "true"
+    status = 202
     if seconds is not None:
-        job, had_slot = await _wait_for_end(request, services, caller.client, job, seconds)
-        if had_slot:
+        with suppress(TooManyStreams), services.streams.slot(caller.client):
+            job = await _wait_for_end(request, services, job, seconds)
             headers["Preference-Applied"] = f"wait={seconds}"
-    status = 200 if job.state.is_final and seconds is not None else 202
+        status = 200 if job.state.is_final else 202
     return answer(request, job, status=status, headers=headers)
 
 
@@ -111,12 +109,11 @@ def _wait_s(headers: Headers) -> int | None:
 
     A preference that makes no sense is as none, as the RFC says; of several the first counts.
     """
-    for line in headers.getlist("prefer"):
-        for preference in line.split(","):
-            name, _, value = preference.partition(";")[0].partition("=")
-            value = value.strip().strip('"')
-            if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
-                return min(int(value[:9]), MAX_WAIT_S)
+    for preference in ",".join(headers.getlist("prefer")).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        value = value.strip().strip('"')
+        if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
+            return min(int(value[:9]), MAX_WAIT_S)
     return None
 
 
@@ -133,21 +130,17 @@ def _idempotency_key(headers: Headers) -> str | None:
     return keys[0]
 
 
-async def _wait_for_end(
-    request: Request, services: Services, client: str, job: Job, seconds: int
-) -> tuple[Job, bool]:
+async def _wait_for_end(request: Request, services: Services, job: Job, seconds: int) -> Job:
     """The job when it has ended, or as it is after so many seconds or when the client has left.
 
-    It takes no thread. The request's body must have been read. The second value says whether there
-    was a slot to wait in at all: with too many waiting requests the job comes back at once.
+    It takes no thread. The request's body must have been read.
     """
     latest = job
 
     async def look_until_ended(scope: anyio.CancelScope) -> None:
         nonlocal latest
-        with services.listener.watch(job.id, ends_only=True) as watch:
-            while not services.listener.leaving:
-                watch.renew()
+        async with aclosing(services.listener.watch(job.id, ends_only=True)) as watch:
+            async for _ in watch:
                 # Without Redis: the job is safe; waiting on is what was asked for.
                 with suppress(QueueUnavailable):
                     try:
@@ -156,7 +149,6 @@ async def _wait_for_end(
                         break
                 if latest.state.is_final:
                     break
-                await watch.wait(LOOK_S)
         scope.cancel()
 
     async def notice_leaving(scope: anyio.CancelScope) -> None:
@@ -164,11 +156,8 @@ async def _wait_for_end(
             pass
         scope.cancel()
 
-    try:
-        with services.streams.slot(client), anyio.move_on_after(seconds):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(look_until_ended, tasks.cancel_scope)
-                tasks.start_soon(notice_leaving, tasks.cancel_scope)
-    except TooManyStreams:
-        return job, False
-    return latest, True
+    with anyio.move_on_after(seconds):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look_until_ended, tasks.cancel_scope)
+            tasks.start_soon(notice_leaving, tasks.cancel_scope)
+    return latest

@@ -95,7 +95,7 @@ def worker(settings: Settings, redis: Redis) -> FakeWorker:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     names = Names([LOCAL])
-    monkeypatch.setattr("service.webhook_target.lookup", names)
+    monkeypatch.setattr("service.webhooks.lookup", names)
     return names
 
 

@@ -25,6 +25,11 @@ from jobs.workers import WorkerInfo, Workers
 from service.run import server
 
 
+def plain_client(url: str | httpx.URL = "", **options: Any) -> httpx.Client:
+    """A client without TLS: reading the authorities' certificates takes longer than a test."""
+    return httpx.Client(base_url=url, verify=False, **{"timeout": 30, **options})
+
+
 @contextmanager
 def serving(settings: Settings, *, root_path: str = "") -> Iterator[httpx.Client]:
     """A client of the service, which runs in a thread until the block ends.
@@ -41,7 +46,7 @@ def serving(settings: Settings, *, root_path: str = "") -> Iterator[httpx.Client
         thread.start()
         port = listener.getsockname()[1]
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            with plain_client(f"http://127.0.0.1:{port}") as client:
                 yield client
         finally:
             running.should_exit = True

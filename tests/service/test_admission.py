@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from redis import Redis
 
 from jobs.keys import Keys
 from jobs.settings import Settings
-from tests.service.harness import FakeWorker, eventually, problem, serving, upload
+from tests.service.harness import FakeWorker, eventually, plain_client, problem, serving, upload
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
@@ -29,35 +30,36 @@ def keys(redis: Redis) -> Keys:
     return Keys(redis)
 
 
-@pytest.fixture
-def server(settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a server that has seen no request yet, and so remembers none."""
-    monkeypatch.setattr("service.admission.CACHE_S", 0.2)
-    with serving(settings) as client:
-        yield str(client.base_url)
+@pytest.fixture(autouse=True, scope="module")
+def forgetful() -> Iterator[None]:
+    """The server of this file remembers no key, so that its tests cannot meet in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.admission.CACHE_S", 0.0)
+        yield
 
 
-def client_of(server: str, key: str | None) -> httpx.Client:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=server, headers=headers, timeout=30)
-
-
-@pytest.fixture
-def ada(server: str, keys: Keys) -> Iterator[httpx.Client]:
-    with client_of(server, keys.create("Ada")[1]) as client:
+@contextmanager
+def client_with(key: str, anonymous: httpx.Client) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {key}"}
+    with plain_client(anonymous.base_url, headers=headers) as client:
         yield client
 
 
 @pytest.fixture
-def bob(server: str, keys: Keys) -> Iterator[httpx.Client]:
-    with client_of(server, keys.create("Bob")[1]) as client:
+def ada(anonymous: httpx.Client, keys: Keys) -> Iterator[httpx.Client]:
+    with client_with(keys.create("Ada")[1], anonymous) as client:
         yield client
 
 
 @pytest.fixture
-def anonymous(server: str) -> Iterator[httpx.Client]:
-    with client_of(server, None) as client:
+def bob(anonymous: httpx.Client, keys: Keys) -> Iterator[httpx.Client]:
+    with client_with(keys.create("Bob")[1], anonymous) as client:
         yield client
+
+
+@pytest.fixture
+def anonymous(client: httpx.Client) -> httpx.Client:
+    return client
 
 
 def test_while_there_are_no_keys_none_is_asked_for(anonymous: httpx.Client) -> None:
@@ -117,9 +119,7 @@ def test_a_key_of_the_right_id_and_a_wrong_secret_is_refused(
     problem(anonymous.get("/jobs", headers={"X-API-Key": other}), 401, "unauthorized")
 
 
-def test_a_key_must_be_right_even_where_none_is_needed(
-    anonymous: httpx.Client,
-) -> None:
+def test_a_key_must_be_right_even_where_none_is_needed(anonymous: httpx.Client) -> None:
     wrong = {"X-API-Key": "ssr_00000000_" + "A" * 43}
     problem(anonymous.get("/jobs", headers=wrong), 401, "unauthorized")
     # What is no key of ours is for others, say a proxy in front.
@@ -129,10 +129,9 @@ def test_a_key_must_be_right_even_where_none_is_needed(
 
 @pytest.mark.parametrize(("method", "path"), PATHS[1:])
 def test_another_keys_job_is_not_there(
-    ada: httpx.Client, bob: httpx.Client, redis: Redis, settings: Settings, method: str, path: str
+    ada: httpx.Client, bob: httpx.Client, worker: FakeWorker, method: str, path: str
 ) -> None:
     job = upload(ada, PNG).json()["id"]
-    worker = FakeWorker(redis, settings)
     worker.start(job)
     worker.succeed(job, PNG)
     answer = bob.request(method, path.format(job=job))
@@ -149,10 +148,10 @@ def test_each_key_lists_its_own_jobs(ada: httpx.Client, bob: httpx.Client) -> No
 
 
 def test_jobs_from_before_there_were_keys_have_no_owner(
-    anonymous: httpx.Client, server: str, keys: Keys
+    anonymous: httpx.Client, keys: Keys
 ) -> None:
     job = upload(anonymous, PNG).json()["id"]
-    with client_of(server, keys.create("Ada")[1]) as ada:
+    with client_with(keys.create("Ada")[1], anonymous) as ada:
         problem(ada.get(f"/jobs/{job}"), 404, "job-not-found")
 
 
@@ -167,8 +166,9 @@ def test_each_key_has_idempotency_keys_of_its_own(ada: httpx.Client, bob: httpx.
 
 
 def test_a_revoked_key_stops_within_seconds_and_does_not_open_the_service(
-    ada: httpx.Client, anonymous: httpx.Client, keys: Keys
+    ada: httpx.Client, anonymous: httpx.Client, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.admission.CACHE_S", 0.2)
     assert ada.get("/jobs").status_code == 200
     [info] = keys.list()
     keys.revoke(info.id)
@@ -180,7 +180,7 @@ def test_a_revoked_key_stops_within_seconds_and_does_not_open_the_service(
 def test_a_revoked_key_ends_its_streams(
     ada: httpx.Client, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.listener.Watch.wait.__defaults__", (0.05,))
+    monkeypatch.setattr("service.listener.LOOK_S", 0.05)
     job = upload(ada, PNG).json()["id"]
     with ada.stream("GET", f"/jobs/{job}/events") as answer:
         lines = answer.iter_lines()
@@ -190,15 +190,14 @@ def test_a_revoked_key_ends_its_streams(
 
 
 def test_a_key_has_its_own_limit_of_waiting_jobs(
-    server: str, keys: Keys, bob: httpx.Client, redis: Redis, settings: Settings
+    anonymous: httpx.Client, keys: Keys, bob: httpx.Client, worker: FakeWorker
 ) -> None:
-    with client_of(server, keys.create("Ada", max_queued=1)[1]) as ada:
+    with client_with(keys.create("Ada", max_queued=1)[1], anonymous) as ada:
         first = upload(ada, PNG).json()["id"]
         body = problem(upload(ada, PNG), 429, "quota-exceeded")
         assert body["limit"] == 1
         assert upload(bob, PNG).status_code == 202
         # A running job does not wait.
-        worker = FakeWorker(redis, settings)
         worker.start(first)
         second = upload(ada, PNG)
         assert second.status_code == 202
@@ -208,11 +207,10 @@ def test_a_key_has_its_own_limit_of_waiting_jobs(
 
 
 def test_a_jobs_way_back_to_the_queue_counts_again(
-    server: str, keys: Keys, redis: Redis, settings: Settings
+    anonymous: httpx.Client, keys: Keys, worker: FakeWorker
 ) -> None:
-    with client_of(server, keys.create("Ada", max_queued=1)[1]) as ada:
+    with client_with(keys.create("Ada", max_queued=1)[1], anonymous) as ada:
         job = upload(ada, PNG).json()["id"]
-        worker = FakeWorker(redis, settings)
         worker.start(job)
         worker.requeue(job)
         problem(upload(ada, PNG), 429, "quota-exceeded")

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -21,13 +22,57 @@ from redis import Redis
 from jobs.settings import Settings
 from service.errors import OpenAddress
 from service.run import check_address
+from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, problem, serving, upload
 from tests.service.pictures import picture
 
 ROOT = Path(__file__).parents[2]
+PNG = picture("PNG")
+SERVE = """
+import sys
+from jobs.settings import Settings
+from service.run import main
+import cli.main
+print(*sys.modules, flush=True)
+main(Settings())
+"""
 
 
-SERVE = "from jobs.settings import Settings; from service.run import main; main(Settings())"
+@dataclass(frozen=True)
+class Run:
+    """What a process of the service had imported, wrote and ended with."""
+
+    modules: list[str]
+    lines: list[dict[str, str]]
+    returncode: int
+
+
+@pytest.fixture(scope="module")
+def run(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A process of the service that is ended as soon as it serves."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("STABLESR_")},
+        "STABLESR_REDIS_URL": redis_server.url,
+        "STABLESR_BLOB_ROOT": str(tmp_path_factory.mktemp("blobs")),
+        "STABLESR_PORT": "0",
+    }
+    lines = []
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", SERVE],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        modules = process.stdout.readline().split()
+        for line in process.stderr:
+            lines.append(json.loads(line))
+            if "running on" in lines[-1]["event"]:
+                process.send_signal(signal.SIGTERM)
+    return Run(modules, lines, process.returncode)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -43,31 +88,19 @@ def test_an_address_that_others_reach_needs_leave(host: str) -> None:
     check_address(Settings(host=host, require_key=True))
 
 
-def test_the_process_serves_logs_json_and_ends_in_order(tmp_path: Path, redis_url: str) -> None:
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("STABLESR_")},
-        "STABLESR_REDIS_URL": redis_url,
-        "STABLESR_BLOB_ROOT": str(tmp_path),
-        "STABLESR_PORT": "0",
-    }
-    lines = []
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SERVE],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(json.loads(line))
-            if "running on" in lines[-1]["event"]:
-                process.send_signal(signal.SIGTERM)
+def test_the_process_serves_logs_json_and_ends_in_order(run: Run) -> None:
     # uvicorn shuts down in order and then ends by the signal that it was sent.
-    assert process.returncode == -signal.SIGTERM
-    assert "Finished server process" in lines[-1]["event"]
-    assert any("http://127.0.0.1:" in line["event"] for line in lines), lines
-    assert all({"level", "timestamp", "logger"} <= set(line) for line in lines)
+    assert run.returncode == -signal.SIGTERM
+    assert "Finished server process" in run.lines[-1]["event"]
+    assert any("http://127.0.0.1:" in line["event"] for line in run.lines), run.lines
+    assert all({"level", "timestamp", "logger"} <= set(line) for line in run.lines)
+
+
+def test_the_service_needs_of_the_models_only_what_its_image_holds(run: Run) -> None:
+    ours = [name for name in run.modules if name.startswith("models.")]
+    assert ours
+    for name in ours:
+        assert f" {name.replace('.', '/')}.py" in (ROOT / "docker/service.Dockerfile").read_text()
 
 
 def test_a_warning_is_a_line_like_any_other() -> None:
@@ -82,20 +115,6 @@ def test_a_warning_is_a_line_like_any_other() -> None:
     line = json.loads(said)
     assert "an odd file" in line["event"]
     assert (line["level"], line["logger"]) == ("warning", "py.warnings")
-
-
-PNG = picture("PNG")
-
-
-def test_the_service_needs_of_the_models_only_what_its_image_holds() -> None:
-    code = "import sys, cli.main, service.app; print(*filter(lambda m: 'models' in m, sys.modules))"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    ours = [name for name in modules if name.startswith("models.")]
-    assert ours
-    for name in ours:
-        assert f" {name.replace('.', '/')}.py" in (ROOT / "docker/service.Dockerfile").read_text()
 
 
 def exchange(address: tuple[str, int], sent: bytes) -> bytes:
@@ -209,12 +228,8 @@ def test_an_upload_that_trickles_is_given_up(
         assert b"0.5 seconds" in answer
 
 
-LARGE = bytes(30_000_000)
-
-
+LARGE = bytes(12_000_000)
 SEND_TIMEOUT_S = 0.7
-
-
 HALF = (
     b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000\r\n"
     b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"

@@ -19,9 +19,9 @@ from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
 from jobs.settings import Settings
 from service.webhook_target import Address
-from service.webhooks import key_of, signature
+from service.webhooks import signature
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, eventually, serving, upload
+from tests.service.harness import FakeWorker, eventually, plain_client, serving, upload
 from tests.service.receiver import HOST, Receiver, receiving
 from tests.service.telling import LOCAL, PNG, SECRET, Names, agenda, ended, put_off
 
@@ -32,7 +32,7 @@ def service(
 ) -> Iterator[tuple[Settings, httpx.Client]]:
     """No server of the file's own: it would make calls too. Each test has one with its settings."""
     blobs = tmp_path_factory.mktemp("store") / "blobs"
-    with httpx.Client() as client:
+    with plain_client() as client:
         yield Settings(redis_url=redis_server.url, blob_root=blobs), client
 
 
@@ -50,7 +50,7 @@ def test_the_end_of_a_job_is_told_with_a_signature(
     assert headers["webhook-id"] == f"msg_{job}"
     sent = int(headers["webhook-timestamp"])
     assert abs(sent - time.time()) < 30
-    expected = signature(key_of(SECRET), f"msg_{job}", sent, delivery.body)
+    expected = signature(SECRET, f"msg_{job}", sent, delivery.body)
     assert headers["webhook-signature"] == expected
     eventually(lambda: agenda(redis) == 0)
     assert not redis.exists(ATTEMPTS_KEY)
@@ -101,7 +101,7 @@ def test_a_keys_own_secret_signs_its_jobs(
     with serving(private) as client:
         job = ended(client, worker, receiver.url, **{"X-API-Key": key})
         delivery = receiver.next()
-    secret = key_of(keys.webhook_secret(info.id))
+    secret = keys.webhook_secret(info.id)
     sent = int(delivery.headers["webhook-timestamp"])
     expected = signature(secret, f"msg_{job}", sent, delivery.body)
     assert delivery.headers["webhook-signature"] == expected
@@ -155,7 +155,7 @@ def test_a_name_that_leads_inside_is_never_called(
     addresses: list[str],
 ) -> None:
     names = Names([ipaddress.ip_address(address) for address in addresses])
-    monkeypatch.setattr("service.webhook_target.lookup", names)
+    monkeypatch.setattr("service.webhooks.lookup", names)
     with serving(private.model_copy(update={"webhook_allow_private": False})) as client:
         ended(client, worker, f"https://{HOST}:{receiver.port}/")
         eventually(lambda: bool(names.asked) and agenda(redis) == 0)
@@ -174,7 +174,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
     # A public address of this test's making, at which nothing answers, and then the receiver.
     public = [ipaddress.ip_address("93.184.216.34")]
     names = Names(public, [LOCAL])
-    monkeypatch.setattr("service.webhook_target.lookup", names)
+    monkeypatch.setattr("service.webhooks.lookup", names)
     tried: list[str] = []
 
     async def connect(self: object, host: str, port: int, **_: object) -> None:
@@ -194,7 +194,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
 def test_the_signature_is_that_of_the_standards_example() -> None:
     """From the specification's own test vector, as its libraries use it."""
     body = b'{"test": 2432232314}'
-    signed = signature(key_of(SECRET), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
+    signed = signature(SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, body)
     assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
@@ -282,7 +282,7 @@ class Endless(Names):
 @pytest.fixture
 def endless(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endless]:
     names = Endless()
-    monkeypatch.setattr("service.webhook_target.lookup", names)
+    monkeypatch.setattr("service.webhooks.lookup", names)
     yield names
     names.found.set()
 

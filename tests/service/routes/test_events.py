@@ -18,7 +18,7 @@ from jobs.schema import Progress
 from jobs.settings import Settings
 from jobs.states import CHANNEL
 from tests.redis_server import RedisServer
-from tests.service.harness import FakeWorker, eventually, problem, serving, upload
+from tests.service.harness import FakeWorker, eventually, plain_client, problem, serving, upload
 from tests.service.pictures import picture
 
 PNG = picture("PNG")
@@ -127,7 +127,7 @@ def test_a_cancel_of_a_running_job_is_a_state(
 def test_the_place_in_the_queue_is_told_when_it_moves(
     client: httpx.Client, job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.listener.Watch.wait.__defaults__", (0.05,))
+    monkeypatch.setattr("service.listener.LOOK_S", 0.05)
     second = upload(client, PNG).json()["id"]
     with following(client, second) as stream:
         assert told(stream).data["queue_position"] == 2
@@ -180,7 +180,7 @@ def test_a_quiet_stream_has_heartbeats(
     client: httpx.Client, job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.routes.events.HEARTBEAT_S", 0.1)
-    monkeypatch.setattr("service.listener.Watch.wait.__defaults__", (0.05,))
+    monkeypatch.setattr("service.listener.LOOK_S", 0.05)
     with following(client, job) as stream:
         told(stream)
         assert str(next(stream)).startswith(":")
@@ -248,7 +248,7 @@ def test_a_server_that_stops_ends_its_streams_first(settings: Settings) -> None:
             assert list(stream) == []
         ended.set()
 
-    with httpx.Client(timeout=30) as other:
+    with plain_client() as other:
         with serving(settings) as client:
             other.base_url = client.base_url
             job = upload(client, PNG).json()["id"]
