@@ -35,8 +35,7 @@ class Progress:
         self.step = 0
         self.seconds = 0.0
         self.total = settings.steps
-        self.recent: dict[str, list[float]] = {}
-        """Losses since the last line of the log, by name."""
+        self.recent: dict[str, list[float]] = {}  # losses since the last line of the log
 
     def replan(self) -> None:
         """Lowers (or raises again) the number of steps to what fits into the minutes."""
@@ -68,11 +67,8 @@ class Progress:
 
 
 class Log:
-    """`log.jsonl` and TensorBoard's events in a folder.
-
-    Args:
-        step: where the run resumes; later lines are of steps that were lost, and are dropped.
-    """
+    """`log.jsonl` and TensorBoard's events in a folder, without those after `step`, where the run
+    resumes."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "log.jsonl"

