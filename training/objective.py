@@ -140,8 +140,8 @@ class ImageObjective(Objective):
         self.loss: ImageLoss = loss
         self._source, self._settings = source, settings
         self._device = networks.context.device
-        # The last that learn, of the finest level: weight and bias by whose gradients the critic's
-        # weight is set.
+        # Weight and bias by whose gradients the critic's weight is set: the last that learn, of the
+        # finest level, after which the released fusion lists that of a quarter of the size.
         self._last = [
             parameter
             for name, parameter in networks.named_parameters()

@@ -80,7 +80,8 @@ class Sources:
         def batch(number: int) -> tuple[Tensor, ...]:
             if shards is None or (number * _GOLDEN) % 1 >= table.teacher_share:
                 return pairs.at(number) if low else (pairs.high(number),)
-            names, generator = (TEACHER, "low") if low else (TEACHER,), generator_of(seed, number)
+            names = (TEACHER, "low") if low else (TEACHER,)
+            generator = generator_of(seed, number)
             crops = teacher_crops(shards, names, table.loop.batch, table.crop, generator)
             if low:
                 crops["low"] = upsample(crops["low"])
