@@ -25,11 +25,12 @@ from benchmarks.images import SCALE, Difference, Pixels, mosaic
 from benchmarks.model import Variant, add_model, load, model_of
 from benchmarks.report import add_json, publish
 from benchmarks.results import Measurement, Result, Unit
-from evaluation.images import DEGRADATIONS, Degradation, degrade_pixels, pixels_of, tensor_of
+from evaluation.images import Degradation, degrade_pixels, pixels_of, tensor_of
 from evaluation.metrics import BORDER, METRICS, offline_scores
 from evaluation.niqe import BLOCK
 from models.parameters import SamplerName, UpscaleParameters, preset_parameters
 from models.pipeline import StableSR
+from training.degradation import DEGRADATIONS
 
 MIN_SIZE = 2 * BLOCK
 """px; smaller ones have no NIQE."""

@@ -12,24 +12,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from evaluation.images import BadImages, Pair, pixels_of, read, tensor_of, write, write_bytes
+from evaluation.images import BadImages, Pair, pixels_of, read, tensor_of, write, write_file
 from evaluation.learned import LearnedScores
 from evaluation.methods import Method
 from evaluation.metrics import BORDER, METRICS, PAPER_SCORES, offline_scores
 
-OnProgress = Callable[[str, str], None]
-"""Hears the image and the method that were just done."""
-
 
 @dataclass(frozen=True)
 class Row:
-    """One result."""
+    """One result, with its scores by the names of METRICS."""
 
     image: str
     method: str
     seconds: float
     scores: dict[str, float]
-    """By the names of METRICS."""
 
 
 @dataclass
@@ -45,37 +41,27 @@ class Comparison:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def images(self) -> list[str]:
-        """Their names, in order."""
-        return list(dict.fromkeys(row.image for row in self.rows))
-
-    @property
     def metrics(self) -> list[str]:
         """Those that every method has, in the tables' order."""
         return [name for name in METRICS if all(name in self.means(m) for m in self.methods)]
 
-    def of(self, method: str) -> list[Row]:
-        """Its rows."""
-        return [row for row in self.rows if row.method == method]
-
     def means(self, method: str) -> dict[str, float]:
         """Mean of each score over the images, where all of them have it; a set's own scores."""
-        rows = self.of(method)
+        rows = [row for row in self.rows if row.method == method]
         names = [n for n in METRICS if rows and all(n in r.scores for r in rows)]
         means = {n: statistics.fmean(r.scores[n] for r in rows) for n in names}
         return means | self.sets.get(method, {})
 
     def seconds(self, method: str) -> float:
         """Median of an image; what was loaded and warmed up in the first does not count."""
-        return statistics.median(row.seconds for row in self.of(method))
+        return statistics.median(row.seconds for row in self.rows if row.method == method)
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
+        methods = {m: {"mean": self.means(m), "seconds": self.seconds(m)} for m in self.methods}
         return {
             "settings": self.settings,
-            "methods": {
-                m: {"mean": self.means(m), "seconds": self.seconds(m)} for m in self.methods
-            },
+            "methods": methods,
             "pictures": [
                 {"picture": r.image, "method": r.method, "seconds": r.seconds, "scores": r.scores}
                 for r in self.rows
@@ -96,16 +82,17 @@ def compare(
     out: Path,
     networks: LearnedScores | None = None,
     border: int = BORDER,
-    on_progress: OnProgress = lambda image, method: None,
+    on_progress: Callable[[str, str], None] = lambda image, method: None,
 ) -> Comparison:
     """Upscales every input by every method, writes the results under `out`, and scores them.
 
-    Results are rounded to 8 bits before anything is measured. An image that is too small for the
-    scores is refused before any work.
+    Results are rounded to 8 bits before anything is measured. `on_progress` hears the image and
+    the method that were just done.
 
     Raises:
         BadImages: two methods share a name.
-        EvaluationError: an image is too small, or a method cannot upscale by its scale.
+        EvaluationError: an image is too small, which is seen before any work, or a method cannot
+            upscale by its scale.
     """
     names = [name for method in methods for name in method.names]
     twice = {name for name in names if names.count(name) > 1}
@@ -140,14 +127,9 @@ def compare(
     return comparison
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text, aside first."""
-    write_bytes(path, text.encode())
-
-
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, aside first; what is not finite becomes null, which JSON has in its place."""
-    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
+    write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def _finite(content: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from models.errors import ModelError
-from training.degradation import MILD, PAPER, degrade, reduce_bicubic
+from training.degradation import DEGRADATIONS, degrade
 
 Pixels = npt.NDArray[np.uint8]
 """(height, width, 3), RGB."""
@@ -55,11 +54,8 @@ class Pair:
 
 
 def read(path: Path) -> Pixels:
-    """A file's pixels, turned upright.
-
-    Raises:
-        BadImages: it cannot be read, or is not 8-bit RGB without transparency.
-    """
+    """A file's pixels, turned upright. Raises BadImages: it cannot be read, or is not 8-bit RGB
+    without transparency."""
     try:
         with Image.open(path) as file:
             mode, transparent = file.mode, file.has_transparency_data
@@ -79,15 +75,15 @@ def write(path: Path, pixels: Pixels) -> None:
     """Writes a PNG, aside first."""
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, format="PNG")
-    write_bytes(path, content.getvalue())
+    write_file(path, content.getvalue())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file, aside first."""
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes bytes or a text, aside first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.write_bytes(content)
+        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -105,11 +101,8 @@ def pixels_of(image: Tensor) -> Pixels:
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by their names without suffix, sorted.
-
-    Raises:
-        BadImages: there is no such folder or no image in it, or two images share a name.
-    """
+    """The images of a folder by their names without suffix, sorted. Raises BadImages: there is no
+    such folder or no image in it, or two images share a name."""
     if not folder.is_dir():
         raise BadImages(f"There is no folder {folder}.")
     paths: dict[str, Path] = {}
@@ -128,11 +121,8 @@ def list_images(folder: Path) -> dict[str, Path]:
 
 
 def match_images(lr: Path, hr: Path) -> list[Pair]:
-    """Pairs inputs and originals of two folders by name; every file must have its other.
-
-    Raises:
-        BadImages: one has no other, or sides differ by no whole factor, or not by one factor.
-    """
+    """Pairs inputs and originals of two folders by name. Raises BadImages: one has no other, or
+    sides differ by no whole factor, or not by one factor."""
     inputs, originals = list_images(lr), list_images(hr)
     for ours, theirs, folder in ((inputs, originals, hr), (originals, inputs, lr)):
         alone = [name for name in ours if name not in theirs]
@@ -163,20 +153,9 @@ def match_images(lr: Path, hr: Path) -> list[Pair]:
     return pairs
 
 
-DEGRADATIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
-    "paper": lambda i, s, g: degrade(i, s, generator=g, settings=PAPER),
-    "mild": lambda i, s, g: degrade(i, s, generator=g, settings=MILD),
-    "bicubic": lambda i, s, g: reduce_bicubic(i, s),
-}
-
-
 def degrade_pixels(original: Pixels, name: str, scale: int, kind: Degradation, seed: int) -> Pixels:
-    """An input made from an original; seed and name alone decide what is drawn for it.
-
-    So an image gets the same input whatever others are evaluated with it.
-
-    Raises:
-        BadImages: its sides are no multiples of the scale.
+    """An input made from an original; seed and name alone decide what is drawn for it, whatever
+    other images are evaluated with it. Raises BadImages: its sides are no multiples of the scale.
     """
     height, width = original.shape[:2]
     if height % scale or width % scale:
@@ -185,15 +164,13 @@ def degrade_pixels(original: Pixels, name: str, scale: int, kind: Degradation, s
             f"scale {scale} to be degraded."
         )
     generator = torch.Generator().manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
-    return pixels_of(DEGRADATIONS[kind](tensor_of(original), scale, generator))
+    image, settings = tensor_of(original), DEGRADATIONS[kind]
+    return pixels_of(degrade(image, scale, generator=generator, settings=settings))
 
 
 def write_degraded(hr: Path, lr: Path, scale: int, kind: Degradation, seed: int) -> list[Pair]:
-    """Makes the inputs of a folder of originals and pairs them.
-
-    Raises:
-        BadImages: of the originals, as above.
-    """
+    """Makes the inputs of a folder of originals and pairs them; raises as `degrade_pixels` and
+    `list_images`."""
     pairs = []
     for name, path in list_images(hr).items():
         write(lr / f"{name}.png", degrade_pixels(read(path), name, scale, kind, seed))

@@ -41,14 +41,12 @@ class LearnedScores:
     def scores(self, image: Pixels, original: Pixels) -> dict[str, float]:
         """Those of one image, by name."""
         images = [tensor_of(x).to(self.device) for x in (image, original)]
-        names = [name for name in self.networks if name not in _OF_FOLDERS]
-        return self._scores(
-            {name: images if name in _WITH_ORIGINAL else images[:1] for name in names}
-        )
+        names = self.networks.keys() - _OF_FOLDERS
+        return self._scores({n: images if n in _WITH_ORIGINAL else images[:1] for n in names})
 
     def folder_scores(self, results: Path, originals: Path) -> dict[str, float]:
         """Those of a whole folder of results against the originals, by name."""
-        names = [name for name in self.networks if name in _OF_FOLDERS]
+        names = self.networks.keys() & _OF_FOLDERS
         return self._scores({name: [str(results), str(originals)] for name in names})
 
     def _scores(self, arguments: Mapping[str, Sequence[Any]]) -> dict[str, float]:
@@ -60,20 +58,19 @@ class LearnedScores:
             # Some fetch weights only when they first run, and fail in as many ways as in `load`.
             except Exception as error:
                 del self.networks[name]
-                self.unavailable[name] = _reason(error)
-                log.warning("%s is not measured: %s", name, self.unavailable[name])
+                self.refuse(name, error)
         return scores
+
+    def refuse(self, name: str, error: Exception) -> None:
+        """Keeps why a score is missing."""
+        self.unavailable[name] = _reason(error)
+        log.warning("%s is not measured: %s", name, self.unavailable[name])
 
 
 def load(
     names: Sequence[str] = LEARNED_SCORES, device: torch.device | str = "cpu"
 ) -> LearnedScores:
-    """Loads the networks of these scores.
-
-    Args:
-        names: of LEARNED_SCORES.
-        device: where they compute.
-    """
+    """Loads the networks of these of LEARNED_SCORES; `device` is where they compute."""
     result = LearnedScores(device=torch.device(device))
     if not names:
         return result
@@ -91,22 +88,13 @@ def load(
             result.networks[name] = pyiqa.create_metric(name, device=result.device)
         # Fetching weights raises what the hub, the HTTP library or the disk raises.
         except Exception as error:
-            result.unavailable[name] = _reason(error)
-            log.warning("%s is not measured: %s", name, result.unavailable[name])
+            result.refuse(name, error)
     return result
 
 
 def add_vgg(scores: LearnedScores, path: Path) -> None:
-    """A perceptual distance of features that all count the same. It is not LPIPS, whose weights of
-    features belong to another VGG-16.
-
-    Args:
-        scores: gets it, under the name `vgg`.
-        path: as of `training.perceptual.vgg_distance`.
-
-    Raises:
-        InvalidRun: the file holds no VGG-16.
-    """
+    """Adds `vgg`, a perceptual distance of features that all count the same. It is not LPIPS, whose
+    weights of features belong to another VGG-16. Raises InvalidRun: the file holds no VGG-16."""
     distance = vgg_distance(path, None, scores.device, _BLOCKS)
     scores.networks["vgg"] = lambda ours, theirs: distance(2 * ours - 1, 2 * theirs - 1)
 

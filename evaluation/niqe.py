@@ -39,11 +39,8 @@ def _pristine() -> tuple[Array, Array]:
 
 
 def niqe(image: Pixels) -> float:
-    """NIQE of an image, over whole patches from the upper left.
-
-    Raises:
-        EvaluationError: it holds fewer than two patches of 96 x 96 pixels, or too flat ones.
-    """
+    """NIQE of an image, over whole patches from the upper left. Raises EvaluationError: it holds
+    fewer than two patches of 96 x 96 pixels, or too flat ones."""
     grey = np.rint(image.astype(np.float64) @ (0.298936, 0.587043, 0.114021))
     rows, columns = grey.shape[0] // BLOCK, grey.shape[1] // BLOCK
     if rows * columns < 2:
@@ -77,9 +74,9 @@ def _features(grey: Array, block: int) -> Array:
     window /= window.sum()
 
     def local(x: Array) -> Array:
-        across: Array = ndimage.correlate1d(x, window, axis=1, mode="nearest")
-        down: Array = ndimage.correlate1d(across, window, axis=0, mode="nearest")
-        return down
+        for axis in (1, 0):
+            x = ndimage.correlate1d(x, window, axis=axis, mode="nearest")
+        return x
 
     mean = local(grey)
     deviation = np.sqrt(np.abs(local(grey * grey) - mean * mean))

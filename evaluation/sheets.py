@@ -12,8 +12,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from evaluation.comparison import Comparison, result_path, write_text
-from evaluation.images import Pair, Pixels, read, write
+from evaluation.comparison import Comparison, result_path
+from evaluation.images import Pair, Pixels, read, write, write_file
 from evaluation.metrics import METRICS
 
 PAGES = Path(__file__).with_name("pages")
@@ -73,9 +73,10 @@ def _captions(row: Sequence[Cell]) -> int:
     return _LINE * (1 + any(cell.note for cell in row)) if any(c.title for c in row) else 0
 
 
-def _font(
-    draw: ImageDraw.ImageDraw, text: str, room: int
-) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _font(draw: ImageDraw.ImageDraw, text: str, room: int) -> _Font:
     """The largest size up to 16 at which the text has room."""
     for size in range(16, 7, -1):
         font = ImageFont.load_default(size)
@@ -85,10 +86,9 @@ def _font(
 
 
 def write_sheets(comparison: Comparison, pairs: Sequence[Pair], out: Path) -> Path:
-    """Writes `sheets/NAME.png` for each image and `index.html` with all of them.
+    """Writes `sheets/NAME.png` for each image and `index.html` with all of them; returns the page.
 
-    Each sheet holds input, every method in order and original, and below each the finest detail,
-    magnified. Returns the page.
+    A sheet holds input, every method in order and original, and below each the finest detail.
     """
     for pair in pairs:
         write(out / "sheets" / f"{pair.name}.png", _sheet(comparison, pair, out))
@@ -97,35 +97,24 @@ def write_sheets(comparison: Comparison, pairs: Sequence[Pair], out: Path) -> Pa
         table=_table(comparison),
         images="\n".join(_figure(comparison, pair, out) for pair in pairs),
     )
-    write_text(out / "index.html", page)
+    write_file(out / "index.html", page)
     return out / "index.html"
 
 
-def _cells(comparison: Comparison, pair: Pair, out: Path) -> list[Cell]:
-    lr, original = pair.pixels()
-    notes = {row.method: _note(row.scores) for row in comparison.rows if row.image == pair.name}
-    height, width = lr.shape[:2]
-    return [
-        Cell(magnify(lr, pair.scale), "input", f"{width} x {height}"),
-        *(Cell(read(result_path(out, m, pair.name)), m, notes[m]) for m in comparison.methods),
-        Cell(original, "original"),
-    ]
-
-
-def _note(scores: dict[str, float]) -> str:
-    parts = ((METRICS[name], scores[name]) for name in ("psnr", "ssim", "niqe"))
-    return "  ".join(f"{metric.label} {value:.{metric.digits}f}" for metric, value in parts)
-
-
 def _sheet(comparison: Comparison, pair: Pair, out: Path) -> Pixels:
-    cells = _cells(comparison, pair, out)
-    original = cells[-1].image
+    lr, original = pair.pixels()
+    cells = [Cell(magnify(lr, pair.scale), "input", f"{lr.shape[1]} x {lr.shape[0]}")]
+    for row in comparison.rows:
+        if row.image == pair.name:
+            metrics = [METRICS[name] for name in ("psnr", "ssim", "niqe")]
+            note = "  ".join(f"{m.label} {row.scores[m.name]:.{m.digits}f}" for m in metrics)
+            cells.append(Cell(read(result_path(out, row.method, pair.name)), row.method, note))
+    cells.append(Cell(original, "original"))
     side = max(min(original.shape[:2]) // _MAGNIFICATION, 1)
     top, left = finest(original, side)
     cut = np.s_[top : top + side, left : left + side]
-    return contact_sheet(
-        [cells, [Cell(magnify(cell.image[cut], _MAGNIFICATION), "") for cell in cells]]
-    )
+    details = [Cell(magnify(cell.image[cut], _MAGNIFICATION), "") for cell in cells]
+    return contact_sheet([cells, details])
 
 
 def _table(comparison: Comparison) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from evaluation.comparison import result_path, write_json, write_text
-from evaluation.images import EvaluationError, Pair, read, write
+from evaluation.comparison import result_path, write_json
+from evaluation.images import EvaluationError, Pair, read, write, write_file
 from evaluation.sheets import PAGES, magnify
 
 CHOICES = ("a", "b", "none")
@@ -49,27 +49,20 @@ class Preference:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % of that share (Wilson)."""
-        decisions = self.wins + self.losses
-        if not decisions:
+        if self.share is None:
             return None
-        interval = binomtest(self.wins, decisions).proportion_ci(method="wilson")
+        test = binomtest(self.wins, self.wins + self.losses)
+        interval = test.proportion_ci(method="wilson")
         return float(interval.low), float(interval.high)
 
 
 def write_study(
     pairs: Sequence[Pair], method: str, others: Sequence[str], out: Path, seed: int = 0
 ) -> Path:
-    """Writes `study/index.html` with its images, and `study-key.json` beside the folder.
+    """Writes `study/index.html` with its images into `out`, which holds the results of `compare`,
+    and `study-key.json` beside it; returns the page.
 
-    Args:
-        pairs: the images.
-        method: whose results are judged.
-        others: against these; each with every image.
-        out: holds the results of `compare`.
-        seed: of the order and the sides.
-
-    Returns:
-        The page.
+    Results of `method` are judged against those of each of the others, on every image.
     """
     draw = random.Random(seed)
     trials = [(pair, other) for pair in pairs for other in others]
@@ -90,16 +83,13 @@ def write_study(
         study=study, trials=json.dumps([entry["trial"] for entry in key])
     )
     write_json(out / KEY, {"study": study, "seed": seed, "method": method, "trials": key})
-    write_text(folder / "index.html", page)
+    write_file(folder / "index.html", page)
     return folder / "index.html"
 
 
 def tally(key: Path, answers: Sequence[Path]) -> list[Preference]:
-    """Counts the choices of any number of judges with the names put back.
-
-    Args:
-        key: `study-key.json`.
-        answers: files that the page let download.
+    """Counts the choices of any number of judges, in files that the page let download, with the
+    names of `study-key.json` put back.
 
     Raises:
         BadStudy: a file cannot be read, or belongs to another study.

@@ -1,30 +1,29 @@
-"""What a stage keeps: how far it is, its log, and checkpoints.
-
-accelerate keeps optimizers, random numbers of every process and the loss scale; of the networks
-only what learns is kept, for the rest is the same as at the start.
-"""
+"""What a stage keeps: how far it is, its log, and checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from training.config import LoopSettings
 
 _FLOOR = 0.02  # of the learning rate, where a cosine ends
 _NAME = "checkpoint-"
-_WEIGHTS = "learned-{}.safetensors"
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file, aside first, so that it is whole or not there."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    write(aside)
+    aside.replace(path)
 
 
 class Progress:
@@ -36,8 +35,7 @@ class Progress:
         self.step = 0
         self.seconds = 0.0
         self.total = settings.steps
-        self.recent: dict[str, list[float]] = {}
-        """Losses since the last line of the log, by name."""
+        self.recent: dict[str, list[float]] = {}  # losses since the last line of the log
 
     def replan(self) -> None:
         """Lowers (or raises again) the number of steps to what fits into the minutes."""
@@ -69,20 +67,15 @@ class Progress:
 
 
 class Log:
-    """`log.jsonl` and TensorBoard's events in a folder.
-
-    Args:
-        step: where the run resumes; later lines are of steps that were lost, and are dropped.
-    """
+    """`log.jsonl` and TensorBoard's events in a folder, without those after `step`, where the run
+    resumes."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self._path = folder / "log.jsonl"
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             lines = [li for li in lines if li.endswith("\n") and json.loads(li)["step"] <= step]
-            aside = self._path.with_suffix(".part")
-            aside.write_text("".join(lines), encoding="utf-8")
-            aside.replace(self._path)
+            write_aside(self._path, lambda path: path.write_text("".join(lines), encoding="utf-8"))
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -99,20 +92,14 @@ class Log:
 class Checkpoints:
     """The folder of a stage's checkpoints; the newest is kept.
 
-    Args:
-        accelerator: with everything prepared and registered.
-        parameters: those that learn, a mapping for each network.
+    Optimizers, random numbers of every process, the loss scale and what is registered are in it.
+    Of the networks it has nothing else: what does not learn is the same as at the start.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        accelerator: Accelerator,
-        parameters: Sequence[Mapping[str, nn.Parameter]],
-    ) -> None:
-        self._folder, self._accelerator, self._parameters = folder, accelerator, parameters
-        accelerator.register_save_state_pre_hook(self._save_weights)
-        accelerator.register_load_state_pre_hook(self._load_weights)
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self._folder, self._accelerator = folder, accelerator
+        accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+        accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
     def newest(self) -> Path | None:
         """The one to resume from."""
@@ -139,33 +126,3 @@ class Checkpoints:
 
     def load(self, path: Path) -> None:
         self._accelerator.load_state(str(path))
-
-    def _save_weights(self, models: list[nn.Module], weights: list[object], folder: str) -> None:
-        if self._accelerator.is_main_process:
-            for at, parameters in enumerate(self._parameters):
-                tensors = {n: p.detach().contiguous() for n, p in parameters.items()}
-                save_file(tensors, Path(folder) / _WEIGHTS.format(at))
-        weights.clear()  # accelerate would write whole networks, the frozen ones too
-
-    def _load_weights(self, models: list[nn.Module], folder: str) -> None:
-        for at, parameters in enumerate(self._parameters):
-            tensors = load_file(Path(folder) / _WEIGHTS.format(at))
-            _copy(parameters.values(), [tensors[name] for name in parameters])
-        models.clear()
-
-
-@contextmanager
-def substitute(parameters: Sequence[nn.Parameter], tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Meanwhile the parameters hold `tensors`; after it their own values, bit for bit."""
-    own = [parameter.detach().clone() for parameter in parameters]
-    _copy(parameters, tensors)
-    try:
-        yield
-    finally:
-        _copy(parameters, own)
-
-
-@torch.no_grad()
-def _copy(parameters: Iterable[nn.Parameter], tensors: Iterable[Tensor]) -> None:
-    for parameter, tensor in zip(parameters, tensors, strict=True):
-        parameter.copy_(tensor)

@@ -3,92 +3,72 @@
 The pipeline is the one of Real-ESRGAN (arXiv 2107.10833, section 3) that StableSR (arXiv
 2305.07015, section 4.1) trains with, written from the papers. Two rounds of blur, resize, noise and
 JPEG; then the resize to the final size with a sinc filter (ringing, overshoot) and the second JPEG
-in either order.
-
-All arithmetic is torch's, on the device of the images, JPEG too (`training.filters`); all
-randomness comes from one generator, so a seed fixes the result on a device.
+in either order. All arithmetic is torch's, on the device of the images.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from training.filters import Range, correlate, gaussian_kernel, jpeg, sinc_kernel
+from training.filters import correlate, gaussian_kernel, jpeg, sinc_kernel
 
 _INTERPOLATIONS = ("area", "bilinear", "bicubic")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _WHITE = 255.0  # noise strengths are in 8-bit grey levels; Poisson counts 255 photons at white
 
 
-@dataclass(frozen=True)
+def _check_order(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"{limits} must rise")
+    return limits
+
+
+Chance = Annotated[float, Field(ge=0, le=1)]
+Quality = Annotated[float, Field(ge=1, le=100)]
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_check_order)]
+"""A value is drawn from it uniformly."""
+AroundOne = tuple[Annotated[PositiveFloat, Field(le=1)], Annotated[float, Field(ge=1)]]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class RoundSettings:
-    """One round: chances in [0, 1], ranges drawn from uniformly, noise in 8-bit grey levels."""
+    """One round; noise in 8-bit grey levels."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")  # in a file
-
-    blur: float = 1.0
+    blur: Chance = 1.0
     blur_sigma: Range = (0.2, 1.5)
-    sinc: float = 0.1
-    """Chance that the blur kernel is a sinc filter."""
-    resize: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    """Chances of enlarging, reducing and keeping the size."""
-    resize_range: Range = (0.3, 1.5)
-    gaussian: float = 0.5
-    """Chance of Gaussian noise; Poisson noise otherwise."""
+    sinc: Chance = 0.1  # that the blur kernel is a sinc filter
+    resize: tuple[Chance, Chance, Chance] = (0.2, 0.7, 0.1)  # of enlarging, reducing, keeping
+    resize_range: AroundOne = (0.3, 1.5)
+    gaussian: Chance = 0.5  # of Gaussian noise; Poisson noise otherwise
     gaussian_sigma: Range = (1.0, 15.0)
     poisson_scale: Range = (0.05, 2.0)
-    grey: float = 0.4
-    """Chance that the noise is the same in the three channels."""
-    jpeg_quality: Range = (60.0, 95.0)
-
-    def __post_init__(self) -> None:
-        for name in ("blur", "sinc", "gaussian", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; a chance is from 0 to 1")
-        if len(self.resize) != 3 or min(self.resize) < 0 or abs(sum(self.resize) - 1) > 1e-6:
-            raise ValueError(f"resize is {self.resize}; three chances that sum to 1 are needed")
-        low, high = self.resize_range
-        if not 0 < low <= 1 <= high:
-            raise ValueError(f"resize_range is {self.resize_range}; it must hold 1 and exceed 0")
-        low, high = self.jpeg_quality
-        if not 1 <= low <= high <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}; qualities are from 1 to 100")
-        for name in ("blur_sigma", "gaussian_sigma", "poisson_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} is {(low, high)}; it must rise and exceed 0")
+    grey: Chance = 0.4  # that the noise is the same in the three channels
+    jpeg_quality: Annotated[tuple[Quality, Quality], AfterValidator(_check_order)] = (60.0, 95.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class DegradationSettings:
     """The two rounds and the chance of the last sinc filter."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     first: RoundSettings = RoundSettings()
-    second: RoundSettings = field(
-        default_factory=lambda: RoundSettings(
-            blur=0.5,
-            blur_sigma=(0.2, 1.0),
-            resize=(0.3, 0.4, 0.3),
-            resize_range=(0.6, 1.2),
-            gaussian_sigma=(1.0, 12.0),
-            poisson_scale=(0.05, 1.0),
-            jpeg_quality=(60.0, 100.0),
-        )
+    second: RoundSettings = RoundSettings(
+        blur=0.5,
+        blur_sigma=(0.2, 1.0),
+        resize=(0.3, 0.4, 0.3),
+        resize_range=(0.6, 1.2),
+        gaussian_sigma=(1.0, 12.0),
+        poisson_scale=(0.05, 1.0),
+        jpeg_quality=(60.0, 100.0),
     )
-    final_sinc: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.final_sinc <= 1:
-            raise ValueError(f"final_sinc is {self.final_sinc}; a chance is from 0 to 1")
+    final_sinc: Chance = 0.8
 
 
 PAPER = DegradationSettings()
@@ -119,6 +99,13 @@ MILD = DegradationSettings(
 )
 """Good photographs made small: little noise, light JPEG. Small networks learn detail from these."""
 
+DEGRADATIONS: Mapping[str, DegradationSettings | None] = {
+    "paper": PAPER,
+    "mild": MILD,
+    "bicubic": None,
+}
+"""By name; None is bicubic reduction alone."""
+
 
 @torch.no_grad()
 def degrade(
@@ -126,17 +113,14 @@ def degrade(
     scale: int = 4,
     *,
     generator: torch.Generator,
-    settings: DegradationSettings = PAPER,
-    one_draw: bool = False,
+    settings: DegradationSettings | None = PAPER,
 ) -> Tensor:
-    """Degrade clean images.
+    """Clean images (B, 3, H, W) in [0, 1] -> float32 (B, 3, H / scale, W / scale) on 8-bit levels.
 
-    Every image draws its own parameters; with `one_draw` the batch shares one, which is quicker
-    on a GPU: `training.pairs` mixes such batches.
+    Every image draws its own parameters. The generator may live on any device.
 
-    `hr`: (B, 3, H, W) in [0, 1], H and W multiples of `scale`. Returns float32
-    (B, 3, H / scale, W / scale) in [0, 1] on 8-bit levels, as a decoded file would be, on `hr`'s
-    device. Raises ValueError for another shape. The generator may live on either device.
+    Raises:
+        ValueError: another shape, or sides that the scale does not divide.
     """
     if hr.ndim != 4 or hr.shape[1] != 3:
         raise ValueError(f"images have shape {tuple(hr.shape)}; (B, 3, H, W) is needed")
@@ -144,19 +128,16 @@ def degrade(
     if scale < 1 or height % scale or width % scale:
         raise ValueError(f"{width} x {height} pixels cannot be divided by the scale {scale}")
     size = (height // scale, width // scale)
+    if settings is None:
+        low = F.interpolate(hr, size, mode="bicubic", antialias=True)
+        return (low.clamp(0, 1) * _WHITE).round() / _WHITE
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     draw = random.Random(int(seed))  # scalars without a device round trip each
-    parts = torch.split(hr.float(), len(hr) if one_draw else 1)
-    return torch.cat([_one(part, size, draw, generator, settings) for part in parts])
+    images = torch.split(hr.float(), 1)
+    return torch.cat([_degrade_one(image, size, draw, generator, settings) for image in images])
 
 
-def reduce_bicubic(image: Tensor, scale: int) -> Tensor:
-    """Images as of `degrade`, reduced with antialiasing and no more than that."""
-    low = F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True)
-    return (low.clamp(0, 1) * _WHITE).round() / _WHITE
-
-
-def _one(
+def _degrade_one(
     image: Tensor,
     size: tuple[int, int],
     draw: random.Random,
@@ -208,9 +189,7 @@ def _interpolate(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
     # No antialiasing: many programs reduce images without, and the network has to cope with it.
-    if mode == "area":
-        return F.interpolate(image, size, mode="area")
-    return F.interpolate(image, size, mode=mode, align_corners=False)
+    return F.interpolate(image, size, mode=mode)
 
 
 def _add_noise(

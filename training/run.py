@@ -16,20 +16,11 @@ from models.checkpoints.folder import save_folder
 from models.networks.bundle import Networks, channels_last
 from models.networks.compact import CompactAutoencoder
 from models.networks.layers import PixelAttention, ResnetBlock, Transformer
-from training.config import (
-    CfwSettings,
-    DecoderSettings,
-    DenoisingSettings,
-    DistillSettings,
-    InvalidRun,
-    RunSettings,
-    StageName,
-    VaeSettings,
-)
+from training.config import DenoisingSettings, InvalidRun, RunSettings, StageName
 from training.image_loss import ImageLoss
 from training.image_stages import Cfw, Decoder, Distillation, Vae
 from training.initial_weights import WEIGHTS_FOLDER, initial_networks
-from training.objective import Guidance, Objective, Prior
+from training.objective import Denoising, Objective
 from training.pairs import stream
 from training.sources import Sources
 from training.trainer import Outcome, Trainer
@@ -73,11 +64,7 @@ def train(
 ) -> Outcome:
     """One stage. Its averaged weights lie in `out/STAGE/weights` from the first checkpoint on.
 
-    Args:
-        out: the run's folder; every stage has one below it.
-        resume: resume from the stage's checkpoint.
-        max_steps: stop after this many steps of the stage, its schedule unchanged.
-        on_progress: hears a line for people now and then.
+    `max_steps` leaves the stage's schedule unchanged.
 
     Raises:
         InvalidRun: the settings have no such stage, or cannot be followed.
@@ -106,7 +93,7 @@ def train(
     folder = out / stage
     sources = Sources(settings, folder, accelerator, on_progress)
     objective = _objective(stage, networks, settings, sources, accelerator)
-    if isinstance(table, DenoisingSettings) and table.checkpoint_activations:
+    if getattr(table, "checkpoint_activations", False):
         recompute_activations(networks)
 
     def export() -> None:
@@ -121,15 +108,14 @@ def train(
         accelerator,
         export=export,
         on_progress=on_progress,
-        blend=table.blend if isinstance(table, DistillSettings) else 1.0,
+        blend=getattr(table, "blend", 1.0),
     )
     outcome = trainer.run(resume=resume, max_steps=max_steps)
     if outcome == "finished" and accelerator.is_main_process:
         (folder / END_MARK).write_text(f"{trainer.progress.step} steps\n", encoding="utf-8")
     accelerator.free_memory()
-    on_progress(
-        f"{stage}: {outcome} after {trainer.progress.step} steps; {folder / WEIGHTS_FOLDER}"
-    )
+    steps = trainer.progress.step
+    on_progress(f"{stage}: {outcome} after {steps} steps; {folder / WEIGHTS_FOLDER}")
     return outcome
 
 
@@ -143,18 +129,15 @@ def _objective(
     table = getattr(settings, stage)
     seed = stream(settings.seed, stage, accelerator.process_index)
     if isinstance(table, DenoisingSettings):
-        kind = Prior if stage == "prior" else Guidance
-        return kind(networks, sources.latents(stage, table, networks), seed)
+        return Denoising(stage, networks, sources.latents(stage, table, networks), seed)
     critic_seed = stream(settings.seed, f"{stage}/critic")
     loss = ImageLoss(table.loss, networks.autoencoder, seed=critic_seed, device=accelerator.device)
-    if isinstance(table, VaeSettings):
-        return Vae(networks, sources.images(table, seed), table, loss, seed)
-    if isinstance(table, DecoderSettings):
-        return Decoder(networks, sources.images(table, seed), table, loss, seed)
-    if isinstance(table, DistillSettings):
-        return Distillation(networks, sources.teacher(), table, loss, seed)
-    assert isinstance(table, CfwSettings)  # the last of the stages
-    return Cfw(networks, sources.samples(table, networks), table, loss, seed)
+    if stage == "distill":
+        return Distillation(stage, networks, sources.teacher(), table, loss, seed)
+    if stage == "cfw":
+        return Cfw(stage, networks, sources.samples(table, networks), table, loss, seed)
+    kind = Vae if stage == "vae" else Decoder
+    return kind(stage, networks, sources.images(table, seed), table, loss, seed)
 
 
 def recompute_activations(module: nn.Module) -> None:

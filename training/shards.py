@@ -6,18 +6,19 @@ The teacher's are what another network makes of degraded photographs.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.networks.bundle import channels_last
+from training.checkpoint import write_aside
 from training.config import DataSettings, RunExists, TeacherSettings
-from training.pairs import Pairs, stream
+from training.pairs import Pairs, stream, turn
 from training.realesrgan import RRDBNet
 
 TEACHER = "teacher"
@@ -25,18 +26,12 @@ TEACHER = "teacher"
 
 
 class Shards:
-    """A folder of `count` batches. Making it can be interrupted at any time and resumed.
+    """A folder of `count` batches, made of their numbers. That can be interrupted and resumed.
 
     The files are mapped: their pages are memory that the system takes back when it needs it.
 
-    Args:
-        folder: of this stage.
-        make_batch: makes one, from its number alone.
-        count: batches.
-        origin: what the tensors follow from; a folder made from something else is refused.
-
     Raises:
-        RunExists: the folder holds other tensors.
+        RunExists: the folder holds what follows from another `origin`.
     """
 
     def __init__(
@@ -56,21 +51,18 @@ class Shards:
                 f"{folder} was made from other settings or weights ({record.name}): remove it, or "
                 "name another --out."
             )
-        aside = folder / f".{record.name}.{os.getpid()}"
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, record)
+        write_aside(record, lambda path: path.write_text(text, encoding="utf-8"))
 
-    def make(
-        self, on_progress: Callable[[str], None], *, rank: int = 0, processes: int = 1
-    ) -> None:
-        """Makes the batches that are missing, this process its share of them."""
-        numbers = range(rank, self._count, processes)
+    def make(self, accelerator: Accelerator, on_progress: Callable[[str], None]) -> None:
+        """Makes the batches that are missing, each process its share, and waits for the others."""
+        numbers = range(accelerator.process_index, self._count, accelerator.num_processes)
         missing = [number for number in numbers if not self._path(number).exists()]
         for at, number in enumerate(missing):
             if at % 50 == 0:
                 count = self._count - len(missing) + at
                 on_progress(f"{self._folder}: {count} of {self._count} batches")
             self.batch(number)
+        accelerator.wait_for_everyone()
 
     def batch(self, number: int) -> dict[str, Tensor]:
         """One batch, made where it is missing."""
@@ -78,22 +70,48 @@ class Shards:
             path = self._path(number)
             if not path.exists():
                 tensors = {k: v.contiguous().cpu() for k, v in self._make_batch(number).items()}
-                aside = path.with_name(f".{path.name}.{os.getpid()}")
-                save_file(tensors, aside)
-                os.replace(aside, path)
+                write_aside(path, partial(save_file, tensors))
             self._batches[number] = load_file(path)
         return self._batches[number]
 
-    def pick(self, size: int, generator: torch.Generator) -> list[dict[str, Tensor]]:
-        """`size` entries at random, each without its batch dimension."""
-        numbers = torch.randint(self._count, (size,), generator=generator).tolist()
-        places = torch.rand(size, generator=generator).tolist()
-        entries = []
-        for number, place in zip(numbers, places, strict=True):
-            batch = self.batch(number)
-            at = int(place * len(next(iter(batch.values()))))
-            entries.append({name: part[at] for name, part in batch.items()})
-        return entries
+    def crops(
+        self,
+        count: int,
+        units: Mapping[str, int],
+        side: int,
+        generator: torch.Generator,
+        *,
+        step: int = 1,
+        orientations: int = 1,
+    ) -> dict[str, Tensor]:
+        """Entries at random, of each the same part of all its tensors: by name
+        (count, c, unit * side, unit * side), those in 8 bits in [0, 1].
+
+        Args:
+            count: entries.
+            units: names of tensors, and for each how many of its pixels one unit has.
+            side: of the part in units.
+            generator: all is drawn from it.
+            step: in units; a part begins at multiples of it.
+            orientations: of eight, those that a part is turned to.
+        """
+        numbers = torch.randint(self._count, (count,), generator=generator).tolist()
+        places = torch.rand(count, generator=generator).tolist()
+        batches = [self.batch(number) for number in numbers]
+        name, unit = next(iter(units.items()))
+        room = batches[0][name].shape[-1] // unit - side
+        corners = torch.randint(room // step + 1, (count, 2), generator=generator) * step
+        ways = torch.randint(orientations, (count,), generator=generator).tolist()
+        crops = {}
+        for name, unit in units.items():
+            parts = []
+            for batch, place, corner, way in zip(batches, places, corners, ways, strict=True):
+                entry = batch[name][int(place * len(batch[name]))]
+                rows, columns = (slice(unit * at, unit * (at + side)) for at in corner.tolist())
+                parts.append(turn(entry[:, rows, columns], way))
+            stack = torch.stack(parts)
+            crops[name] = stack.float() / 255 if stack.dtype == torch.uint8 else stack
+        return crops
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.safetensors"
@@ -135,25 +153,10 @@ def teacher_shards(
     return Shards(out / TEACHER, make_batch, settings.batches, origin)
 
 
-def crop_alike(
-    shards: Shards, names: tuple[str, ...], size: int, side: int, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """`size` of the teacher's entries at random, of each the same part, turned alike.
-
-    Returns:
-        For each name (size, 3, side, side) in [0, 1]; of `low` a quarter of the side.
-    """
-    entries = shards.pick(size, generator)
-    cells = entries[0]["low"].shape[-1] - side // 4
-    corners = torch.randint(cells // 2 + 1, (size, 2), generator=generator).mul(2).tolist()
-    turns = torch.randint(8, (size,), generator=generator).tolist()
-    images = []
-    for name in names:
-        unit = 1 if name == "low" else 4
-        parts = []
-        for entry, (y, x), turn in zip(entries, corners, turns, strict=True):
-            rows, columns = (slice(unit * at, unit * (at + side // 4)) for at in (y, x))
-            part = entry[name][:, rows, columns].rot90(turn % 4, (1, 2))
-            parts.append(part.flip(2) if turn >= 4 else part)
-        images.append(torch.stack(parts).float() / 255)
-    return tuple(images)
+def teacher_crops(
+    shards: Shards, names: tuple[str, ...], count: int, side: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The teacher's images and others of its entries, turned alike: by name (count, 3, side, side)
+    in [0, 1]; of `low` a quarter of the side. Each begins with a latent pixel."""
+    units = {name: 1 if name == "low" else 4 for name in names}
+    return shards.crops(count, units, side // 4, generator, step=2, orientations=8)

@@ -13,9 +13,9 @@ from torch import Tensor
 from models.networks.bundle import Networks
 from models.schedulers import DDPM, add_noise
 from training.config import CfwSettings, DenoisingSettings, MixedStage, RunSettings, StageName
-from training.objective import Batch, Latents
-from training.pairs import Pairs, stream, upsample
-from training.shards import TEACHER, Shards, crop_alike, teacher_shards
+from training.objective import Batch
+from training.pairs import Pairs, generator_of, stream, upsample
+from training.shards import TEACHER, Shards, teacher_crops, teacher_shards
 
 # Spreads what is drawn a share of the time evenly over the numbers of the batches.
 _GOLDEN = (5**0.5 - 1) / 2
@@ -28,7 +28,7 @@ def sample_latent(
     """What DDPM ends in, each image one tile, as the pipeline samples; unscaled.
 
     Args:
-        networks: with their guidance trained.
+        networks: with their guidance.
         lr: latents of the degraded images, (n, c, h, w).
         steps: of the sampler.
         noise: as `lr`, first that of the start, then that of each step.
@@ -48,14 +48,7 @@ def sample_latent(
 
 
 class Sources:
-    """Of one stage.
-
-    Args:
-        settings: of the run.
-        folder: of the stage; what is made once lies in it, and the teacher's pairs beside it.
-        accelerator: of the stage.
-        on_progress: hears what is being made.
-    """
+    """Of one stage: what is made once lies in its folder, and the teacher's pairs beside it."""
 
     def __init__(
         self,
@@ -72,38 +65,39 @@ class Sources:
         """The teacher's pairs, all of them made."""
         s = self._settings
         assert s.teacher is not None  # the settings refuse that
-        return self._make(
-            teacher_shards(s.teacher, s.data, s.seed, self._folder.parent, self._device)
-        )
+        shards = teacher_shards(s.teacher, s.data, s.seed, self._folder.parent, self._device)
+        shards.make(self._accelerator, self._on_progress)
+        return shards
 
-    def images(self, table: MixedStage, seed: int) -> Callable[[int], Tensor]:
-        """Number of a batch -> photographs, or what the teacher made of them."""
-        batch = self._mix(table, seed, low=False)
-        return lambda number: batch(number)[0]
-
-    def _mix(
-        self, table: MixedStage, seed: int, *, low: bool
+    def images(
+        self, table: MixedStage, seed: int, *, low: bool = False
     ) -> Callable[[int], tuple[Tensor, ...]]:
-        """Number of a batch -> images, some the teacher's; with `low` also what they are to be
-        restored from, upsampled."""
+        """Number of a batch -> images (n, 3, H, W) in [0, 1], some the teacher's; with `low` also
+        what they are to be restored from, upsampled."""
         pairs = self._pairs(table.crop, table.loop.batch, seed)
         shards = self.teacher() if table.teacher_share else None
-        names = (TEACHER, "low") if low else (TEACHER,)
 
         def batch(number: int) -> tuple[Tensor, ...]:
             if shards is None or (number * _GOLDEN) % 1 >= table.teacher_share:
                 return pairs.at(number) if low else (pairs.high(number),)
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            image, *lows = crop_alike(shards, names, table.loop.batch, table.crop, generator)
-            lows = [upsample(part, self._settings.data.scale) for part in lows]
-            return tuple(part.to(self._device) for part in (image, *lows))
+            names = (TEACHER, "low") if low else (TEACHER,)
+            generator = generator_of(seed, number)
+            crops = teacher_crops(shards, names, table.loop.batch, table.crop, generator)
+            if low:
+                crops["low"] = upsample(crops["low"])
+            return tuple(image.to(self._device) for image in crops.values())
 
         return batch
 
-    def latents(self, stage: StageName, table: DenoisingSettings, networks: Networks) -> Latents:
-        """Latents of images and, for the guidance, of degraded photographs."""
+    def latents(
+        self, stage: StageName, table: DenoisingSettings, networks: Networks
+    ) -> Callable[[int], Batch]:
+        """Number of a batch -> scaled latents (n, c, h, w) of images, `high`, and for the guidance
+        of degraded ones, `low`."""
         seed = stream(self._settings.seed, f"{stage}/pairs", 0 if table.cached else self._rank)
         first_stage = networks.first_stage or networks.autoencoder
+        names = ("high", "low") if stage == "encoder" else ("high",)
+        images = self.images(table, seed, low="low" in names)
 
         def encode(image: Tensor) -> Tensor:
             with torch.no_grad(), self._accelerator.autocast():
@@ -112,29 +106,27 @@ class Sources:
             # pass under autocast when its own weights are frozen.
             return first_stage.latent(moments.float()).contiguous()
 
-        images = self._mix(table, seed, low=stage == "encoder")
-
         def make_batch(number: int) -> Batch:
-            return {n: encode(i) for n, i in zip(("high", "low"), images(number), strict=False)}
+            return {n: encode(i) for n, i in zip(names, images(number), strict=True)}
 
         if not table.cached:
-            return lambda number, generator: make_batch(number)
-        origin = self._origin(
-            networks,
-            lambda name: name.startswith(_FIRST_STAGE),
-            crop=table.crop,
-            batch=table.loop.batch,
-            seed=seed,
-            teacher_share=table.teacher_share,
-        )
-        shards = Shards(self._folder / "latents", make_batch, table.cached, origin)
+            return make_batch
+        origin = {
+            "seed": seed,
+            "batch": table.loop.batch,
+            **table.model_dump(include={"crop", "teacher_share"}),
+            "weights": _digest(networks, lambda name: name.startswith(_FIRST_STAGE)),
+        }
+        shards = self._shards("latents", make_batch, table.cached, origin)
 
-        def batch(number: int, generator: torch.Generator) -> Batch:
+        def batch(number: int) -> Batch:
             own = number * self._accelerator.num_processes + self._rank
             if own < table.cached:  # the first time round each is new, and made now
-                return {k: v.to(self._device) for k, v in shards.batch(own).items()}
-            entries = shards.pick(table.loop.batch, generator)
-            return {k: torch.stack([e[k] for e in entries]).to(self._device) for k in entries[0]}
+                batch = shards.batch(own)
+            else:
+                units, generator = dict.fromkeys(names, 1), generator_of(seed, own)
+                batch = shards.crops(table.loop.batch, units, table.crop // 8, generator)
+            return {name: tensor.to(self._device) for name, tensor in batch.items()}
 
         return batch
 
@@ -149,7 +141,7 @@ class Sources:
 
         @torch.no_grad()
         def make_batch(number: int) -> Batch:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            generator = generator_of(seed, number)
             high, low = pairs.at(number)
             with self._accelerator.autocast():
                 lr = first_stage.latent(first_stage.encode(low * 2 - 1).moments)
@@ -162,35 +154,31 @@ class Sources:
             levels = {name: (i * 255).round().to(torch.uint8) for name, i in images.items()}
             return {**levels, "latent": latent}
 
-        origin = self._origin(
-            networks,
-            lambda name: ".fusion." not in name,
-            crop=table.crop,
-            batch=table.sampled_batch,
-            seed=seed,
-            steps=table.sampling_steps,
-        )
-        return self._make(Shards(self._folder / "sampled", make_batch, table.sampled, origin))
+        origin = {
+            "seed": seed,
+            **table.model_dump(include={"crop", "sampled_batch", "sampling_steps"}),
+            "weights": _digest(networks, lambda name: ".fusion." not in name),
+        }
+        shards = self._shards("sampled", make_batch, table.sampled, origin)
+        shards.make(self._accelerator, self._on_progress)
+        return shards
 
     def _pairs(self, crop: int, batch: int, seed: int) -> Pairs:
         data = self._settings.data
         return Pairs(data, crop=crop, batch=batch, seed=seed, device=self._device)
 
-    def _make(self, shards: Shards) -> Shards:
-        """Each process makes its share of what is missing, and waits for the others."""
-        processes = self._accelerator.num_processes
-        shards.make(self._on_progress, rank=self._rank, processes=processes)
-        self._accelerator.wait_for_everyone()
-        return shards
-
-    def _origin(
-        self, networks: Networks, of: Callable[[str], bool], **values: object
-    ) -> dict[str, object]:
-        """What the tensors are made from: `values`, the data, and the weights that `of` names."""
-        digest = hashlib.sha256()
-        for name, tensor in networks.state_dict().items():
-            if of(name):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    def _shards(
+        self, name: str, make_batch: Callable[[int], Batch], count: int, origin: dict[str, object]
+    ) -> Shards:
         data = self._settings.data.model_dump(mode="json")
-        return {"data": data, "weights": digest.hexdigest(), **values}
+        return Shards(self._folder / name, make_batch, count, {"data": data, **origin})
+
+
+def _digest(networks: Networks, of: Callable[[str], bool]) -> str:
+    """Of the weights that `of` names."""
+    digest = hashlib.sha256()
+    for name, tensor in networks.state_dict().items():
+        if of(name):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -21,9 +21,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from training.checkpoint import Checkpoints, Log, Progress, substitute
+from training.checkpoint import Checkpoints, Log, Progress
 from training.config import LoopSettings, RunExists
-from training.objective import Batch, ImageObjective, Objective
+from training.objective import Batch, Objective, learns
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 Outcome = Literal["finished", "limited", "stopped"]
@@ -36,12 +36,12 @@ class Trainer:
     Args:
         objective: what is learned, on the accelerator's device; no parameter has a gradient yet.
         settings: how long and how fast.
-        folder: checkpoints and log go here.
-        accelerator: made for this stage.
+        folder: of checkpoints and log.
+        accelerator: of this stage alone.
         export: writes the networks as they are; called at every checkpoint, while they hold the
             averaged weights.
         on_progress: hears a line for people now and then.
-        blend: what is exported lies so far of the way from the start to the averaged weights
+        blend: how far of the way from the start to the averaged weights is exported
             (arXiv 2109.01903, section 3).
     """
 
@@ -59,47 +59,35 @@ class Trainer:
         self._objective, self._settings, self._folder = objective, settings, folder
         self._accelerator, self._export, self._on_progress = accelerator, export, on_progress
         folder.mkdir(parents=True, exist_ok=True)
-        parameters = {
-            name: parameter
-            for name, parameter in objective.networks.named_parameters()
-            if objective.trainable(name)
-        }
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        self._parameters, self._blend = nn.ParameterList(parameters.values()), blend
+        parameters = objective.networks.named_parameters()
+        trainable = {name: p for name, p in parameters if learns(objective.stage, name)}
+        self._parameters, self._blend = nn.ParameterList(trainable.values()), blend
+        self._parameters.requires_grad_(True)
         self._start = [p.detach().clone() for p in self._parameters] if blend < 1 else []
         self.progress = Progress(settings)
         self._average = AveragedModel(self._parameters, multi_avg_fn=self._update_average)
-        optimizer = self._adam(_groups(parameters, settings.factors))
+        optimizer = self._adam(_groups(trainable, settings.factors))
         self._module, self._optimizer = accelerator.prepare(objective, optimizer)
         self._models, self._optimizers = [self._module], [self._optimizer]
-        weights = [parameters]
-        self._image_objective: ImageObjective[Any, Any] | None = (
-            objective if isinstance(objective, ImageObjective) else None
-        )
-        if self._image_objective is not None and self._image_objective.critic is not None:
-            critic = self._image_objective.critic
-            weights.append(dict(critic.named_parameters()))
-            rate = self._image_objective.critic_learning_rate or settings.learning_rate
-            group = {"params": list(critic.parameters()), "factor": rate / settings.learning_rate}
+        state: list[Any] = [self.progress, self._average, self._parameters]
+        critic = objective.loss.critic if objective.loss is not None else None
+        if critic is not None:
+            group = {"params": list(critic.parameters()), "factor": 1.0}
             module, optimizer = accelerator.prepare(critic, self._adam([group]))
             self._models.append(module)
             self._optimizers.append(optimizer)
-        accelerator.register_for_checkpointing(self.progress, self._average)
-        self._checkpoints = Checkpoints(folder, accelerator, weights)
+            state.append(critic)
+        accelerator.register_for_checkpointing(*state)
+        self._checkpoints = Checkpoints(folder, accelerator)
         self._checkpoint_step = -1
         self._batches = Prefetcher(objective.draw, accelerator.device)
         # Terms of the steps since the last look: to read them sooner would wait for the device.
         self._unread: list[dict[str, Tensor]] = []
 
     def _adam(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        s = self._settings
+        s, on_gpu = self._settings, self._accelerator.device.type == "cuda"
         return torch.optim.AdamW(
-            groups,
-            lr=s.learning_rate,
-            betas=s.betas,
-            weight_decay=s.weight_decay,
-            fused=self._accelerator.device.type == "cuda",
+            groups, lr=s.learning_rate, betas=s.betas, weight_decay=s.weight_decay, fused=on_gpu
         )
 
     def run(self, *, resume: bool, max_steps: int | None = None) -> Outcome:
@@ -173,11 +161,9 @@ class Trainer:
 
     def _step(self) -> dict[str, Tensor]:
         """One step of the optimizers; this process's terms, scalars on the device."""
-        step, accelerator, objective = self.progress.step, self._accelerator, self._image_objective
-        with_critic = objective is not None and objective.wants_critic(step)
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.progress.learning_rate * group["factor"]
+        step, accelerator, loss = self.progress.step, self._accelerator, self._objective.loss
+        for group in [group for o in self._optimizers for group in o.param_groups]:
+            group["lr"] = self.progress.learning_rate * group["factor"]
         sums: dict[str, Tensor] = {}
         for part in range(self._settings.accumulate):
             batch = self._batches(step * self._settings.accumulate + part)
@@ -185,21 +171,22 @@ class Trainer:
                 outputs = self._module(batch)  # prepared: autocasts by itself
                 with accelerator.autocast():
                     terms = self._objective.terms(outputs, batch, step)
-                loss = torch.stack(list(terms.values())).sum()
-                accelerator.backward(loss)
+                total = torch.stack(list(terms.values())).sum()
+                accelerator.backward(total)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(self._parameters, self._settings.clip_norm)
                 self._optimizer.step()
                 self._optimizer.zero_grad()
-                if objective is not None and with_critic:
-                    terms["critic"] = objective.critic_terms(self._models[1], outputs, batch)
+                if loss is not None and loss.has_critic(step):
+                    images = outputs["image"], batch["target"]
+                    terms["critic"] = loss.critic_term(self._models[1], *images)
                     accelerator.backward(terms["critic"])
                     self._optimizers[1].step()
                     self._optimizers[1].zero_grad()
-            for name, term in {"loss": loss, **terms}.items():
+            for name, term in {"loss": total, **terms}.items():
                 sums[name] = sums[name] + term.detach() if name in sums else term.detach()
         self._average.update_parameters(self._parameters)
-        return {name: total / self._settings.accumulate for name, total in sums.items()}
+        return {name: value / self._settings.accumulate for name, value in sums.items()}
 
     def _update_average(self, averages: _Tensors, parameters: _Tensors, count: object) -> None:
         # Early steps would otherwise weigh the start for hundreds of steps.
@@ -210,18 +197,25 @@ class Trainer:
     def _save(self) -> None:
         self._read()
         self.progress.replan()
-        totals: list[Any] = [self.progress.total]  # processes differ in seconds
-        self.progress.total = broadcast_object_list(totals)[0]
+        # Processes differ in seconds.
+        [self.progress.total] = broadcast_object_list([self.progress.total])
         self._checkpoints.save(self.progress.step)
         self._checkpoint_step = self.progress.step
         if self._accelerator.is_main_process:
-            weights = [parameter.detach() for parameter in self._average.module.parameters()]
-            if self._start:
-                pairs = zip(self._start, weights, strict=True)
-                weights = [start.lerp(weight, self._blend) for start, weight in pairs]
-            with substitute(list(self._parameters), weights):
-                self._export()
+            self._export_average()
         self._accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _export_average(self) -> None:
+        """Meanwhile the parameters hold what is exported; after it their own values again."""
+        parameters, own = list(self._parameters), [p.clone() for p in self._parameters]
+        torch._foreach_copy_(parameters, list(self._average.module.parameters()))
+        if self._start:
+            torch._foreach_lerp_(parameters, self._start, 1 - self._blend)
+        try:
+            self._export()
+        finally:
+            torch._foreach_copy_(parameters, own)
 
 
 def _groups(parameters: dict[str, nn.Parameter], factors: dict[str, float]) -> list[dict[str, Any]]:
@@ -253,10 +247,6 @@ class Prefetcher:
 
     A batch follows from its number alone, so nothing depends on when it was made. On a CPU the
     thread would take from the step what it gives to the batch, and none is used.
-
-    Args:
-        draw: number -> batch; never called by two threads at once.
-        device: of the batches.
     """
 
     def __init__(self, draw: Callable[[int], Batch], device: torch.device) -> None:

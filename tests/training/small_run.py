@@ -75,7 +75,7 @@ CFW: dict[str, Any] = {
     "sampled_batch": 2,
     "sampling_steps": 2,
     "crop_cells": 5,
-    "loss": {"perceptual": 0.1, "adversarial": 0.1, "adversarial_after": 3, "critic_width": 4},
+    "loss": {"perceptual": 0.1, "adversarial": 0.1, "adversarial_after": 3},
     "loop": loop(6, save_every=4),
 }
 

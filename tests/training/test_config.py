@@ -64,7 +64,7 @@ def test_a_degradation_of_ones_own_is_a_table_with_the_papers_defaults(tmp_path:
         ),
         (
             ("[encoder]", "[data.degradations.a.first]\nblur = 2\n[encoder]"),
-            "blur is 2.0; a chance is from 0 to 1",
+            "data.degradations.a.first.blur: Input should be less than or equal to 1",
         ),
         (("crop = 64", "crop = 64\nteacher_share = 0.5"), "teacher_share need a table [teacher]"),
         (

@@ -1,4 +1,4 @@
-"""JPEG and sharpening."""
+"""JPEG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.training.test_degradation import photograph, psnr
-from training.filters import jpeg, sharpen
+from training.filters import jpeg
 
 
 @pytest.mark.parametrize("quality", [30, 60, 75, 90, 95])
@@ -32,14 +32,3 @@ def test_jpeg_in_torch_agrees_with_a_real_codec(name: str, quality: int) -> None
 def test_a_jpeg_quality_that_does_not_exist_is_refused(quality: float) -> None:
     with pytest.raises(ValueError, match=str(quality)):
         jpeg(torch.zeros(1, 3, 16, 16), quality)
-
-
-def test_sharpening_steepens_edges_and_leaves_flat_places_and_grain_alone() -> None:
-    step = torch.full((1, 3, 96, 96), 0.3)
-    step[..., 48:] = 0.7
-    grain = torch.randn(step.shape, generator=torch.Generator().manual_seed(0)) / 255
-    sharp = sharpen(step + grain)
-    assert float(sharp[..., 48:52].mean()) > 0.73
-    assert float(sharp[..., 44:48].mean()) < 0.27
-    flat = torch.full((1, 3, 96, 96), 0.5) + grain
-    torch.testing.assert_close(sharpen(flat), flat, atol=1e-6, rtol=0)

@@ -100,15 +100,6 @@ def test_a_fresh_fusion_starts_as_the_decoder_is_without(
     torch.testing.assert_close(fusion, plain)
 
 
-def test_fresh_fusion_of_another_kind_of_autoencoder_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
-    cfw = {"crop": 64, "fresh": True, "sampled": 1, "crop_cells": 4, "loop": loop(1)}
-    with pytest.raises(InvalidRun, match="autoencoders of two kinds"):
-        networks_of("cfw", settings_of(tmp_path, cfw=cfw), tmp_path / "out")
-
-
 def test_a_stage_starts_from_the_nearest_one_before_it_that_was_run(tmp_path: Path) -> None:
     """Without distillation the fusion layers follow the guidance."""
     cfw = {"crop": 64, "sampled": 1, "crop_cells": 4, "loop": loop(1)}

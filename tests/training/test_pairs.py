@@ -1,4 +1,4 @@
-"""Random crops of photographs, pairs of them, and the pool that mixes pairs."""
+"""Random crops of photographs, and pairs of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from tests.training.small_run import CPU, write_photographs
-from training import pairs
 from training.config import DataSettings, NoPhotographs
-from training.pairs import PairPool, Pairs, PhotographCrops, read_photographs
+from training.pairs import Pairs, PhotographCrops, read_photographs
 
 
 def coordinates(height: int, width: int) -> Tensor:
@@ -87,39 +86,6 @@ def test_a_photograph_is_learned_from_at_every_size_that_a_crop_fits_into(tmp_pa
         read_photographs(tmp_path, 32, (0.4,))
 
 
-def numbered(number: int) -> tuple[Tensor, Tensor]:
-    """A batch whose pairs tell their batch and their place."""
-    high = torch.arange(4) + 10 * number
-    return high, -high
-
-
-def test_pairs_of_many_batches_are_mixed_and_each_is_used_once() -> None:
-    pool = PairPool(numbered, 16, 4, seed=0)
-    batches = [pool.at(step) for step in range(40)]
-    for high, low in batches:
-        assert torch.equal(high, -low)
-    assert all(len({int(v) // 10 for v in high}) == 1 for high, _ in batches[:4])
-    assert sum(len({int(v) // 10 for v in high}) > 2 for high, _ in batches[4:]) > 25
-    later = [int(v) for high, _ in batches[4:] for v in high]
-    assert len(later) == len(set(later))
-
-
-@pytest.mark.parametrize("step", [2, 4, 30])
-def test_a_resumed_pool_gives_what_an_uninterrupted_one_gives(step: int) -> None:
-    whole = PairPool(numbered, 16, 4, seed=0)
-    expected = [whole.at(at)[0].tolist() for at in range(40)]
-    pool = PairPool(numbered, 16, 4, seed=0)
-    assert [pool.at(at)[0].tolist() for at in range(step, 40)] == expected[step:]
-    assert [pool.at(at)[0].tolist() for at in range(0, 40, 3)] == expected[::3]
-
-
-@pytest.mark.parametrize(("size", "whole"), [(19, 16), (2, 4)])
-def test_a_pool_holds_whole_batches(size: int, whole: int) -> None:
-    pools = (PairPool(numbered, n, 4, seed=0) for n in (size, whole))
-    first, second = ([pool.at(step)[0].tolist() for step in range(20)] for pool in pools)
-    assert first == second
-
-
 def pairs_of(tmp_path: Path, **changes: object) -> Pairs:
     folder = tmp_path / "photographs"
     if not folder.exists():
@@ -128,9 +94,8 @@ def pairs_of(tmp_path: Path, **changes: object) -> Pairs:
     return Pairs(settings, crop=64, batch=2, seed=5, device=CPU)
 
 
-@pytest.mark.parametrize("pool", [0, 4])
-def test_pairs_follow_from_seed_and_number_and_are_of_one_size(tmp_path: Path, pool: int) -> None:
-    first, second = pairs_of(tmp_path, pool=pool), pairs_of(tmp_path, pool=pool)
+def test_pairs_follow_from_seed_and_number_and_are_of_one_size(tmp_path: Path) -> None:
+    first, second = pairs_of(tmp_path), pairs_of(tmp_path)
     high, low = first.at(3)
     assert high.shape == low.shape == (2, 3, 64, 64)
     assert 0 <= float(low.min()) <= float(low.max()) <= 1
@@ -139,36 +104,9 @@ def test_pairs_follow_from_seed_and_number_and_are_of_one_size(tmp_path: Path, p
     assert not torch.equal(first.at(4)[1], low)
 
 
-@pytest.mark.parametrize(
-    ("changes", "draws"), [({}, [1, 1]), ({"alike": 2}, [2]), ({"pool": 4}, [2])]
-)
-def test_images_share_a_draw_of_the_degradation_where_that_was_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], draws: list[int]
-) -> None:
-    counts: list[int] = []
-
-    def degrade(image: Tensor, scale: int, **more: object) -> Tensor:
-        counts.append(len(image))
-        assert more["one_draw"]
-        return image[..., ::scale, ::scale]
-
-    monkeypatch.setattr(pairs, "degrade", degrade)
-    pairs_of(tmp_path, **changes).at(0)
-    assert counts == draws
-
-
 def test_plain_reduction_keeps_more_than_the_papers_degradation(tmp_path: Path) -> None:
     def error(name: str) -> float:
         high, low = pairs_of(tmp_path, mix={name: 1}).at(0)
         return float((high - low).square().mean())
 
     assert error("bicubic") < error("mild") < error("paper")
-
-
-def test_sharpened_targets_are_what_is_degraded(tmp_path: Path) -> None:
-    plain, sharp = (
-        pairs_of(tmp_path, mix={"bicubic": 1}),
-        pairs_of(tmp_path, mix={"bicubic": 1}, sharpen=True),
-    )
-    assert float(sharp.at(0)[0].std()) > float(plain.at(0)[0].std())
-    assert not torch.equal(sharp.at(0)[1], plain.at(0)[1])

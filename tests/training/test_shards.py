@@ -6,28 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
 from tests.training.ncnn_files import write_model
 from tests.training.small_run import CPU, Bicubic, quiet, write_photographs
 from training.config import DataSettings, ModelFileUnreadable, RunExists, TeacherSettings
-from training.shards import TEACHER, Shards, crop_alike, teacher_shards
+from training.shards import TEACHER, Shards, teacher_crops, teacher_shards
 
 
 def batch(number: int) -> dict[str, Tensor]:
-    return {"value": 10 * number + torch.arange(4.0), "twice": 20 * number + 2 * torch.arange(4.0)}
+    value = (10 * number + torch.arange(4.0)).view(4, 1, 1, 1)
+    return {"value": value, "twice": 2 * value}
 
 
 def test_entries_are_picked_at_random_with_all_their_parts(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "numbers", batch, 3, {"of": "numbers"})
-    entries = [
-        (float(entry["value"]), float(entry["twice"]))
-        for step in range(5)
-        for entry in shards.pick(6, torch.Generator().manual_seed(step))
-    ]
-    assert all(twice == 2 * value for value, twice in entries)
-    assert len(set(entries)) > 6
+    crops = shards.crops(30, {"value": 1, "twice": 1}, 1, torch.Generator().manual_seed(0))
+    assert crops["value"].shape == (30, 1, 1, 1)
+    assert torch.equal(crops["twice"], 2 * crops["value"])
+    assert len(set(crops["value"].flatten().tolist())) > 6
 
 
 SETTINGS = TeacherSettings(network=Path("nowhere"), crop=64, batch=2, batches=2)
@@ -44,7 +43,8 @@ def coordinates(number: int) -> dict[str, Tensor]:
 def test_all_images_of_an_entry_are_cut_at_one_place_and_turned_alike(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "pairs", coordinates, 3, {})
     names = ("high", "low", "teacher")
-    high, low, teacher = crop_alike(shards, names, 200, 32, torch.Generator().manual_seed(0))
+    crops = teacher_crops(shards, names, 200, 32, torch.Generator().manual_seed(0))
+    high, low, teacher = (crops[name] for name in names)
     assert high.shape == teacher.shape == (200, 3, 32, 32)
     assert low.shape == (200, 3, 8, 8)
     torch.testing.assert_close(F.avg_pool2d(high, 4), low)
@@ -64,7 +64,7 @@ def test_what_is_drawn_follows_from_the_generator_alone(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "pairs", coordinates, 3, {})
 
     def draw(names: tuple[str, ...], seed: int) -> Tensor:
-        return crop_alike(shards, names, 6, 32, torch.Generator().manual_seed(seed))[0]
+        return teacher_crops(shards, names, 6, 32, torch.Generator().manual_seed(seed))["high"]
 
     assert torch.equal(draw(("high",), 1), draw(("high", "low"), 1))
     assert not torch.equal(draw(("high",), 1), draw(("high",), 2))
@@ -82,7 +82,7 @@ def test_the_teacher_upscales_the_degraded_photographs_once(
     monkeypatch.setattr("training.shards.RRDBNet.from_model", from_model)
     data = DataSettings(photographs=write_photographs(tmp_path / "photographs"))
     shards = teacher_shards(SETTINGS, data, 3, tmp_path / "out", CPU)
-    shards.make(quiet)
+    shards.make(Accelerator(cpu=True), quiet)
     assert paths == [Path("nowhere")]
     batches = [shards.batch(number) for number in range(2)]
     for batch in batches:
@@ -95,7 +95,7 @@ def test_the_teacher_upscales_the_degraded_photographs_once(
         torch.testing.assert_close(batch["teacher"] / 255, expected, rtol=0, atol=0.6 / 255)
     assert not torch.equal(batches[0]["high"], batches[1]["high"])
     again = teacher_shards(SETTINGS, data, 3, tmp_path / "out", CPU)
-    again.make(quiet)
+    again.make(Accelerator(cpu=True), quiet)
     assert paths == [Path("nowhere")]
     assert sorted(p.name for p in (tmp_path / "out" / TEACHER).glob("*.safetensors")) == [
         "000000.safetensors",
@@ -119,4 +119,4 @@ def test_a_teacher_that_is_another_network_is_refused(tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"network": folder})
     shards = teacher_shards(settings, data, 3, tmp_path / "out", CPU)
     with pytest.raises(ModelFileUnreadable, match="Layer 1 of 351"):
-        shards.make(quiet)
+        shards.make(Accelerator(cpu=True), quiet)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from evaluation.comparison import write_text
+from evaluation.images import write_file
 from evaluation.metrics import METRICS
 from models.presets import Preset
 from tools.figures.ablations import ABLATED_TIME, Ablation, Worth
@@ -58,7 +58,7 @@ def write_page(
         seams="\n".join(f"| {name} | {r:.2f} | {s:.1f} |" for name, r, s in seams),
         ablations="\n".join(_rows(ablations)),
     )
-    write_text(path, text)
+    write_file(path, text)
 
 
 def _rows(ablations: Sequence[Ablation]) -> list[str]:

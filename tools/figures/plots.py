@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.figure import Figure
 
-from evaluation.comparison import write_text
+from evaluation.images import write_file
 
 _COLORS = ("#1f5fa8", "#d1662b", "#3b8f4a", "#8450a0", "#777777")
 _STYLE = {
@@ -40,7 +40,7 @@ def _save(figure: Figure, path: Path) -> None:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     # Trailing blanks are matplotlib's; a repository has none.
-    write_text(path, "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n")
+    write_file(path, "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n")
 
 
 def draw_guidance(
