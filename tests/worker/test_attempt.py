@@ -64,7 +64,7 @@ def test_parameters_that_the_pipeline_refuses_fail_the_job_with_its_sentence(
 
 
 def test_a_job_that_takes_too_long_fails(house: House) -> None:
-    with serving(house, Double(step_s=0.4), job_timeout_s=1) as process:
+    with serving(house, Double(step_s=0.1), job_timeout_s=1) as process:
         job_id = house.submit(steps=500)
         assert try_job(process, job_id) is None
     assert failure(house, job_id) == "job-timed-out"
