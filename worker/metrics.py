@@ -21,9 +21,8 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.job_seconds = self._histogram(
-            "job_seconds", "Seconds of jobs in each part of their way", TO_HALF_AN_HOUR, "part"
-        )
+        parts = "Seconds that jobs spent in each part of their way"
+        self.job_seconds = self._histogram("job_seconds", parts, TO_HALF_AN_HOUR, "part")
         self.step_seconds = self._histogram(
             "step_seconds", "Seconds of one denoising step of one job", TO_A_MINUTE
         )

@@ -229,8 +229,8 @@ class Supervisor:
 
         def act() -> None:
             for slot in self._slots:
-                if slot.is_alive() and slot.worker is not None:
-                    try_to(what, partial(action, slot.worker))
+                if slot.is_alive() and (worker := slot.worker) is not None:
+                    try_to(what, partial(action, worker))
 
         helper = threading.Thread(target=act, name=what, daemon=True)
         helper.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -114,7 +114,7 @@ def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
     with torch.inference_mode(), ExitStack() as resources:
         with autoencoder("encode") as on_progress:
             encoded_image = model.prepare(source.rgb, options, on_progress)
-            resources.enter_context(closing(encoded_image))
+            resources.callback(encoded_image.close)
         log.info("job planned", job=job.id, **encoded_image.summary)
         with report.stage("denoise", steps=options.steps):
             latent = process.engine.run(
