@@ -100,7 +100,7 @@ class Attempt:
     worker: str
     alone: bool = False
     last: bool = False
-    lease_lost: threading.Event = field(default_factory=threading.Event)
+    lease_lost: bool = False
     settled: bool = False
     _start: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -129,7 +129,7 @@ class Attempt:
             )
 
     def _check_lease(self) -> None:
-        if self.lease_lost.is_set():
+        if self.lease_lost:
             raise LeaseLost(f"Job {self.job_id} is not of this attempt any more.")
 
     def claim(self) -> None:
@@ -145,10 +145,10 @@ class Attempt:
     def take_back(self) -> bool:
         """Take the job from the slot, which will drop what it has; False where it has ended."""
         with self._lock:
-            free = not self.settled and not self.lease_lost.is_set()
-            if free:
-                self.lease_lost.set()
-            return free
+            if self.settled or self.lease_lost:
+                return False
+            self.lease_lost = True
+            return True
 
     def settle(self, transition: Callable[..., Job], *arguments: object) -> Job:
         """Claim the end, and make this transition of the record.

@@ -180,12 +180,12 @@ class SlotWorker(SimpleWorker):
         self.maintain_heartbeats(work.job, work.execution)
         lease = self.connection.zscore(work.registry_key, work.execution.composite_key)
         if lease is None and work is self.work_in_hand:
-            work.attempt.lease_lost.set()
+            work.attempt.lease_lost = True
 
     def let_go(self) -> None:
         """Let the lease on the job in hand run out now, for a process that is about to die."""
         work = self.work_in_hand
-        if work is not None and not work.attempt.lease_lost.is_set():
+        if work is not None and not work.attempt.lease_lost:
             self.connection.zadd(work.registry_key, {work.execution.composite_key: 1}, xx=True)
 
     def put_back(self) -> None:
