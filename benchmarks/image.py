@@ -18,7 +18,6 @@ with the same size and fidelity weight, in one invocation.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -30,11 +29,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkouts import Row, measure_checkout
-from benchmarks.images import SCALE, mosaic
+from benchmarks.images import SCALE, mosaic, result_side
 from benchmarks.machine import peak_memory, synchronize
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
 from benchmarks.processes import alone
-from benchmarks.report import add_json, publish
+from benchmarks.report import command_parser, publish
 from benchmarks.results import Measurement, Result
 from evaluation.images import tensor_of
 from evaluation.methods import make_baseline
@@ -143,35 +142,28 @@ def older(row: Row) -> list[Measurement]:
 
 def other_build(checkout: Path, task: Task) -> list[Measurement]:
     """What another checkout measures of its build."""
-    model = task.model
-    arguments = ["--preset", model.preset, "--weights", model.weights, "--device", model.device]
+    arguments = [*task.model.arguments, "--repeats", str(task.repeats)]
     arguments += ["--sizes", str(task.size), "--w", *map(str, task.fidelity_weights)]
     arguments += ["--dtype", task.variant.dtype, "--compile", task.variant.compile]
-    arguments += ["--repeats", str(task.repeats), "--threads", str(model.threads)]
     if task.steps is not None:
         arguments += ["--steps", str(task.steps)]
     return measure_checkout(checkout, "image", arguments, older)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model(parser)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="fp32 on a CPU, bf16 on a GPU")
     parser.add_argument("--steps", type=int, help="the preset's")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[512], help="sides of results, px")
+    parser.add_argument("--sizes", nargs="+", type=result_side, default=[512], help="sides, px")
     parser.add_argument("--w", nargs="+", type=float, default=[0.0, 0.5], help="fidelity weights")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="off")
     parser.add_argument(
         "--compare", action="append", default=[], help="before, a checkout, or NETWORK=PATH"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    add_json(parser)
     a = parser.parse_args()
     model = model_of(parser, a)
-    if wrong := [size for size in a.sizes if size < SCALE or size % SCALE]:
-        parser.error(f"sizes must be multiples of {SCALE}, but {wrong[0]} is not.")
     if a.repeats < 1:
         parser.error(f"--repeats must be at least 1, but is {a.repeats}.")
     dtype = a.dtype or ("fp32" if model.device == "cpu" else "bf16")
@@ -191,12 +183,8 @@ def main() -> None:
                 measurements += alone(measure_network, network)
         for task in tasks:
             measurements += alone(measure, task)
-    publish(
-        Result.of(
-            "benchmarks.image", f"{model.preset}, one image alone", model.device, measurements
-        ),
-        a.json,
-    )
+    subject = f"{model.preset}, one image alone"
+    publish(Result.of("benchmarks.image", subject, model.device, measurements), a.json)
 
 
 if __name__ == "__main__":

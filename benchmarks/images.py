@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ SCALE = 4
 """Of every benchmark: sizes are the sides of results."""
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "tests" / "photographs"
+
+
+def result_side(text: str) -> int:
+    """Of a result, px; an option's type."""
+    if not text.isdecimal() or not int(text) or int(text) % SCALE:
+        raise ArgumentTypeError(f"sizes must be multiples of {SCALE}, but {text} is not.")
+    return int(text)
 
 
 def synthetic_png(side: int, seed: int) -> bytes:

@@ -16,7 +16,6 @@ peak is the resident memory of that process.
 
 from __future__ import annotations
 
-import argparse
 import io
 import shutil
 import subprocess
@@ -36,7 +35,7 @@ from PIL import Image
 from benchmarks.images import Pixels, mosaic, pixels_of_file
 from benchmarks.machine import resident_peak
 from benchmarks.released_files import released_shapes, write_released
-from benchmarks.report import add_json, publish
+from benchmarks.report import command_parser, publish
 from benchmarks.results import Measurement, Result, Unit
 from models.parameters import OutputFormat
 from worker.images import decode, write
@@ -177,14 +176,11 @@ def run_measured(command: list[str]) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["files"])
     parser.add_argument("--side", type=int, default=4096, help="of the image, px")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where 11 GB are free; a temporary folder")
-    add_json(parser)
     a = parser.parse_args()
     measurements: list[Measurement] = []
     if "files" in a.parts:

@@ -17,7 +17,6 @@ Each size may take what is loaded, its canvas and `--room`; or `--memory` in tot
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,11 +25,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.images import SCALE, synthetic_png
+from benchmarks.images import SCALE, result_side, synthetic_png
 from benchmarks.machine import peak_memory, reset_peak_memory, synchronize
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
 from benchmarks.processes import alone
-from benchmarks.report import add_json, publish
+from benchmarks.report import command_parser, publish
 from benchmarks.results import Measurement, Result, Unit
 from jobs.settings import parse_bytes
 from models.memory import MemoryBudget, resident, trim
@@ -146,20 +145,15 @@ def slope_of(measurements: Sequence[Measurement]) -> list[Measurement]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model(parser)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="bf16 with random weights")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--sizes", type=result_side, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--overlap", type=int, help="latent pixels; fewer tiles, the same memory")
     parser.add_argument("--room", type=parse_bytes, default=parse_bytes("512MB"))
     parser.add_argument("--memory", type=parse_bytes)
-    add_json(parser)
     a = parser.parse_args()
-    if wrong := [size for size in a.sizes if size < SCALE or size % SCALE]:
-        parser.error(f"sizes must be multiples of {SCALE}, but {wrong[0]} is not.")
     model = model_of(parser, a)
     dtype = a.dtype or ("fp32" if model.weights == "preset" else "bf16")
     tasks = [Task(model, dtype, size, a.steps, a.overlap, a.memory) for size in sorted(a.sizes)]

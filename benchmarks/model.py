@@ -41,6 +41,12 @@ class Model:
     device: str
     threads: int
 
+    @property
+    def arguments(self) -> list[str]:
+        """The options of `add_model`, for another build's command."""
+        where = ["--device", self.device, "--threads", str(self.threads)]
+        return ["--preset", self.preset, "--weights", self.weights, *where]
+
 
 def add_model(parser: argparse.ArgumentParser, preset: str = "tiny") -> None:
     """The options that `model_of` reads."""

@@ -13,7 +13,6 @@ is the mean difference to the first combination's results. Seconds are the media
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from typing import get_args
 
 from benchmarks.images import SCALE, Difference, Pixels, mosaic
 from benchmarks.model import Variant, add_model, load, model_of
-from benchmarks.report import add_json, publish
+from benchmarks.report import command_parser, publish
 from benchmarks.results import Measurement, Result, Unit
 from evaluation.images import Degradation, degrade_pixels, pixels_of, tensor_of
 from evaluation.metrics import BORDER, METRICS, offline_scores
@@ -94,9 +93,7 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model(parser)
     parser.add_argument("--images", type=int, default=4, help="how many")
     parser.add_argument("--size", type=int, default=512, help="side of the originals, px")
@@ -107,7 +104,6 @@ def main() -> None:
     parser.add_argument(
         "--overlap", type=int, nargs="+", default=[None], help="of tiles, latent pixels"
     )
-    add_json(parser)
     a = parser.parse_args()
     if a.images < 1 or a.size < MIN_SIZE or a.size % SCALE:
         parser.error(f"there must be an image of at least {MIN_SIZE} px, a multiple of {SCALE}.")

@@ -52,11 +52,15 @@ def _value(measurement: Measurement) -> str:
     return number if unit in ("score", "count") else f"{number} {unit}"
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """`--json FILE`; without a file the JSON is printed, for another build's command to read."""
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """With `--json FILE`; without a file it is printed, for another build's command to read."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the result there; printed, if -"
     )
+    return parser
 
 
 def publish(result: Result, file: str | None) -> None:

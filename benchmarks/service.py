@@ -24,7 +24,6 @@ is 1.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -35,7 +34,7 @@ from pathlib import Path
 
 from benchmarks.images import SCALE
 from benchmarks.model import add_model, model_of
-from benchmarks.report import add_json, publish
+from benchmarks.report import command_parser, publish
 from benchmarks.requests import requests
 from benchmarks.results import Measurement, Result
 from benchmarks.stack import Stack, last_state, write_random_weights
@@ -114,9 +113,7 @@ def seconds_of_first_result(stack: Stack, workload: Workload) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model(parser)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--compare", action="append", default=[], help="a checkout, or NAME=VALUE")
@@ -128,7 +125,6 @@ def main() -> int:
     parser.add_argument("--large-steps", type=int, default=2)
     parser.add_argument("--small", type=int, default=10, help="images behind the large one")
     parser.add_argument("--late", type=int, default=2, help="more of them, later")
-    add_json(parser)
     a = parser.parse_args()
     model = model_of(parser, a)
     if min(a.jobs, a.small + a.late) < 1 or a.size % SCALE or a.large % SCALE:

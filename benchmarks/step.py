@@ -20,7 +20,6 @@ convolutions. A first call that compiles is not limited.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterable
@@ -34,7 +33,7 @@ from benchmarks.checkouts import Row, measure_checkout
 from benchmarks.machine import peak_memory, synchronize, time_limit
 from benchmarks.model import DTYPES, Model, Variant, add_model, load, model_of
 from benchmarks.processes import alone
-from benchmarks.report import add_json, publish
+from benchmarks.report import command_parser, publish
 from benchmarks.results import Measurement, Result
 from models.compiler import CompileMode
 from models.pipeline import StableSR
@@ -150,9 +149,7 @@ def variants(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add_model(parser, preset="stablesr-512")
     parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=["fp32", "bf16"])
     parser.add_argument("--compare", action="append", default=[], help="eager, or a checkout")
@@ -160,7 +157,6 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, help="1; with --compare eager 1 4")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit", type=float, default=900, help="seconds that a call may take")
-    add_json(parser)
     a = parser.parse_args()
     model = model_of(parser, a)
     checkouts = [Path(name) for name in a.compare if name != "eager"]
@@ -171,9 +167,8 @@ def main() -> None:
     batches = a.batch or ([1, 4] if eager else [1])
     measurements: list[Measurement] = []
     for checkout in checkouts:
-        arguments = ["--preset", model.preset, "--weights", model.weights]
-        arguments += ["--device", model.device, "--threads", str(model.threads)]
-        arguments += ["--dtypes", *a.dtypes, "--compile", compile_, "--batch", *map(str, batches)]
+        arguments = [*model.arguments, "--dtypes", *a.dtypes, "--compile", compile_]
+        arguments += ["--batch", *map(str, batches)]
         arguments += ["--repeats", str(a.repeats), "--limit", str(a.limit)]
         measurements += measure_checkout(checkout, "step", arguments, older)
     for batch in batches:

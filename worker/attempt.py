@@ -1,9 +1,9 @@
-"""One attempt at one job: what it finds around it, and what becomes of the job when it ends.
+"""One attempt at one job, and what becomes of the job when it ends.
 
     the attempt ends with                       the job is      and RQ
     its result                                  succeeded       forgets it
-    Cancellation                                    canceled        forgets it
-    Interruption, DeviceTaken                    queued          runs it again, first in the queue
+    Cancellation                                canceled        forgets it
+    Interruption, DeviceTaken                   queued          runs it again, first in the queue
     an error that a second attempt may mend     queued          runs it again, alone on its device
         in the last attempt                     failed          forgets it
     another error                               failed          forgets it
@@ -19,9 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
 
 import structlog
 from rq import Retry
@@ -40,37 +38,30 @@ from jobs.errors import (
 )
 from jobs.job_store import JobStore
 from jobs.rq_adapter import run_again
+from jobs.schema import Job
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from models.errors import (
-    InvalidOption,
-    MissingTextTower,
-    NotEnoughMemory,
-    NotFinite,
-    ScratchFull,
-)
+from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
 from models.memory import is_out_of_memory
 from models.pipeline import StableSR
 from worker.device_lock import DeviceLock, DeviceTaken
 from worker.engine import Engine
-from worker.errors import Cancellation, Interruption, LeaseLost, TimedOut, is_device_lost
+from worker.errors import Cancellation, Interruption, LeaseLost, is_device_lost
 from worker.metrics import WorkerMetrics
 from worker.watchdog import Watchdog
 
 REDIS_RETRY_S = 0.5
 
-T = TypeVar("T")
-
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Process:
     """What all slots of a worker process share.
 
     `records` waits some seconds for a Redis that restarts; `quick_records` does not, for what may
-    be left out (progress). `leaving` is set when the process is asked to end. `lose` ends it
-    because its device is of no use any more.
+    be left out (progress). `lose` ends the process because its device is of no use any more, and
+    `on_stall` because a call does not come back.
     """
 
     settings: Settings
@@ -78,164 +69,176 @@ class Process:
     quick_records: JobStore
     store: BlobStore
     model: StableSR
-    engine: Engine
     metrics: WorkerMetrics
-    watchdog: Watchdog
-    leaving: threading.Event
     lose: Callable[[str], None]
-    device: DeviceLock = field(default_factory=DeviceLock)
+    on_stall: Callable[[str, float], None]
+
+    def __post_init__(self) -> None:
+        self.leaving = threading.Event()
+        """Set when the process is asked to end"""
+        self.watchdog = Watchdog(self.settings.step_timeout_s, self.on_stall)
+        self.device = DeviceLock(offload=self.model.offload)
+        self.engine = Engine(
+            self.model.predict,
+            max_tiles=self.model.tile_batch,
+            watch=self.watchdog.watch,
+            device=self.device,
+            metrics=self.metrics,
+        )
 
 
 @dataclass(eq=False)
 class Attempt:
-    """One attempt at one job, on one slot. `last` says that no further one follows."""
+    """`last`: no further one follows; `alone`: no other job may run beside it.
+
+    How it ended says who is first: the slot (`claim`), the supervisor of a process that must end
+    (`take_back`), or the queue, which gives a job away when its lease runs out (`lease_lost`).
+    """
 
     process: Process
     job_id: str
     worker: str
     alone: bool = False
     last: bool = False
-    lease_lost: threading.Event = field(default_factory=threading.Event)
-    settled_by: Literal["slot", "supervisor"] | None = None
+    lease_lost: bool = False
+    settled: bool = False
     _start: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start_clock(self) -> None:
-        """The time a job may take counts from here, not from when it began to wait for its turn."""
+    def start(self) -> Job:
+        """The job's record, from now on of this attempt; the time that a job may take counts from
+        here, not from when it began to wait for its turn."""
         self._start = time.monotonic()
+        return self._persist(self.process.records.start)
 
     def check(self) -> None:
         """Whether to go on; called between steps and while waiting.
 
         Raises:
-            LeaseLost, Interruption, TimedOut.
+            LeaseLost, Interruption, JobTimedOut.
         """
-        if self.lease_lost.is_set():
-            raise LeaseLost(f"Job {self.job_id} was given to another worker.")
+        self._check_lease()
         if self.process.leaving.is_set():
             raise Interruption(f"Job {self.job_id} goes back to the queue.")
         limit = self.process.settings.job_timeout_s
         if self._start is not None and time.monotonic() - self._start > limit:
-            raise TimedOut(f"Job {self.job_id} ran out of time.")
+            raise JobTimedOut(
+                f"The job ran for its limit of {limit} seconds without an end; "
+                "a smaller image, scale or number of steps takes less.",
+                limit_seconds=limit,
+            )
 
-    def settle(self, by: Literal["slot", "supervisor"] = "slot") -> bool:
-        """Claim the right to say how this attempt ended, and learn which side has it.
+    def _check_lease(self) -> None:
+        if self.lease_lost:
+            raise LeaseLost(f"Job {self.job_id} is not of this attempt any more.")
 
-        The slot claims it when the attempt comes to an end, the supervisor when the process must
-        end before the slot has got there. The first claim holds.
-        """
-        with self._lock:
-            self.settled_by = self.settled_by or by
-            return self.settled_by == by
-
-    def settle_or_drop(self) -> None:
-        """As `settle`, for the slot.
+    def claim(self) -> None:
+        """Take the right to say how the attempt ended, for the slot.
 
         Raises:
-            LeaseLost: the supervisor was first.
+            LeaseLost: the job is not this attempt's any more.
         """
-        if not self.settle():
-            raise LeaseLost(f"Job {self.job_id} was put back when the process had to end.")
+        with self._lock:
+            self._check_lease()
+            self.settled = True
 
-    def persist(self, transition: Callable[[], T]) -> T:
-        """Make a transition of the record, waiting for a Redis that is being restarted.
+    def take_back(self) -> bool:
+        """Take the job from the slot, which will drop what it has; False where it has ended."""
+        with self._lock:
+            if self.settled or self.lease_lost:
+                return False
+            self.lease_lost = True
+            return True
 
-        As long as a lease lasts: after that the queue has given the job away, and what this
-        attempt says does not count any more.
+    def settle(self, transition: Callable[..., Job], *arguments: object) -> Job:
+        """Claim the end, and make this transition of the record.
+
+        Raises:
+            LeaseLost, WrongState, JobNotFound: the job is not this attempt's any more.
         """
+        self.claim()
+        return self._persist(transition, *arguments)
+
+    def _persist(self, transition: Callable[..., Job], *arguments: object) -> Job:
+        """Waits for a Redis that is being restarted, as long as a lease lasts: after that the queue
+        has given the job away, and what this attempt says does not count any more."""
         deadline = time.monotonic() + self.process.settings.worker_ttl_s
         while True:
             try:
-                return transition()
+                return transition(self.job_id, *arguments, worker=self.worker)
             except QueueUnavailable:
                 if time.monotonic() > deadline or self.process.leaving.wait(REDIS_RETRY_S):
                     raise
 
 
-CURRENT: ContextVar[Attempt] = ContextVar("attempt")
-"""The calling thread's: RQ calls a task with a job's id and nothing else"""
-
-
 def conclude(attempt: Attempt, work: Callable[[Attempt], None]) -> Retry | None:
-    """Do the work, and what the table above says when it ends: a Retry for RQ, or nothing.
+    """Do the work, which settles its result, and what the table above says when it ends otherwise:
+    a Retry for RQ, or nothing.
 
     Raises:
         LeaseLost, WrongState, JobNotFound: the job is not this attempt's any more.
         Exception: as the work did, where a second attempt may mend it.
     """
-    records, job_id, worker = attempt.process.records, attempt.job_id, attempt.worker
+    process, records = attempt.process, attempt.process.records
     try:
-        with attempt.process.device.job(alone=attempt.alone, poll=attempt.check):
+        with process.device.job(alone=attempt.alone, poll=attempt.check):
             work(attempt)
     except DeviceTaken:
         # Not begun, so the record still says queued: only RQ has to be told.
-        attempt.settle_or_drop()
-        log.info("job given back, another one runs alone", job=job_id)
+        attempt.claim()
+        log.info("job given back, another one runs alone", job=attempt.job_id)
         return run_again()
     except Interruption:
-        attempt.settle_or_drop()
-        attempt.persist(lambda: records.requeue(job_id, worker=worker))
-        log.info("job put back", job=job_id)
+        attempt.settle(records.requeue)
+        log.info("job put back", job=attempt.job_id)
         return run_again()
     except Cancellation:
-        attempt.settle_or_drop()
-        attempt.persist(lambda: records.stop(job_id, worker=worker))
-        log.info("job canceled", job=job_id)
+        attempt.settle(records.stop)
+        log.info("job canceled", job=attempt.job_id)
     except (LeaseLost, WrongState, JobNotFound):
         raise
     # Every other error of an attempt is the job's failure and not the worker's.
     except Exception as error:
-        log.warning("attempt failed", job=job_id, exc_info=not isinstance(error, ImageError))
-        if attempt.last or not _may_be_mended(error):
-            attempt.settle_or_drop()
-            problem = _problem(error, attempt.process.settings)
-            attempt.persist(lambda: records.fail(job_id, problem, worker=worker))
-        if is_device_lost(error):
-            attempt.process.lose(str(error))
-        if _may_be_mended(error):
+        is_image = isinstance(error, ImageError)
+        log.warning("attempt failed", job=attempt.job_id, exc_info=not is_image)
+        may_be_mended = (
+            isinstance(error, StoreUnavailable | QueueUnavailable)
+            or _lacks_memory(error)
+            or is_device_lost(error)
+        )
+        if attempt.last or not may_be_mended:
+            attempt.settle(records.fail, _problem(error))
+        # After the process was left, the engine has gone.
+        if is_device_lost(error) and not process.leaving.is_set():
+            process.lose(str(error))
+        if may_be_mended:
             raise
     return None
-
-
-def _may_be_mended(error: Exception) -> bool:
-    """Whether a second attempt, alone or on another worker, may succeed."""
-    unavailable = isinstance(error, StoreUnavailable | QueueUnavailable)
-    return unavailable or _lacks_memory(error) or is_device_lost(error)
 
 
 def _lacks_memory(error: Exception) -> bool:
     return is_out_of_memory(error) or isinstance(error, NotEnoughMemory | ScratchFull)
 
 
-def _problem(error: Exception, settings: Settings) -> Problem:
+def _problem(error: Exception) -> Problem:
     """What the client is told; the log has the rest."""
-    if isinstance(error, InvalidOption | MissingTextTower):
-        title = "The parameters do not fit"
-        return Problem(type="invalid-parameters", title=title, detail=str(error))
-    return _public_error(error, settings.job_timeout_s).problem()
-
-
-def _public_error(error: Exception, limit: int) -> JobsError:
     match error:
-        case TimedOut():
-            return JobTimedOut(
-                f"The job ran for its limit of {limit} seconds without an end; "
-                "a smaller image, scale or number of steps takes less.",
-                limit_seconds=limit,
-            )
+        case InvalidOption() | MissingTextTower():
+            title = "The parameters do not fit"
+            return Problem(type="invalid-parameters", title=title, detail=str(error))
         case NotFinite():
-            return JobFault(str(error))
+            return JobFault(str(error)).problem()
         case StoreUnavailable():
             return StoreUnavailable(
                 "The worker could not use the image store, twice; submit the image again later."
-            )
+            ).problem()
         case _ if _lacks_memory(error):
             return OutOfMemory(
                 "The worker has too little memory for this image; ask for a smaller scale."
-            )
-        case JobsError() if not isinstance(error, JobFault | QueueUnavailable):
-            return error
+            ).problem()
+        case JobsError() if not isinstance(error, QueueUnavailable):
+            return error.problem()
     return JobFault(
         "The worker could not finish the job because of a fault of its own; "
         "its log says more under the job's id."
-    )
+    ).problem()

@@ -59,11 +59,8 @@ def devices_of(settings: Settings) -> list[str]:
 
 
 def named_device(name: str) -> torch.device:
-    """The device of that name, which need not be here; `auto` is the processor.
-
-    Raises:
-        StartupError: no device is called so.
-    """
+    """The device of that name, which need not be here; `auto` is the processor. Raises
+    StartupError where none is called so."""
     try:
         return torch.device("cpu" if name == "auto" else name)
     except RuntimeError as error:
@@ -71,12 +68,9 @@ def named_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of that name; `auto` is bfloat16, and a CPU computes in float32 whatever the
-    name, which is logged: few have instructions for half precision, and the others take many times
-    as long in it.
-
-    bfloat16 has the range of float32: float16 overflows in the attention of some of the weights.
-    """
+    """The precision of that name; `auto` is bfloat16, which has the range of float32: float16
+    overflows in the attention of some weights. A CPU computes in float32 whatever the name, which
+    is logged: few have instructions for half precision."""
     if device.type == "cpu":
         if name not in ("auto", "float32"):
             log.warning("the precision is %s, but a CPU computes in float32", name)
@@ -146,8 +140,7 @@ def load(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> St
 def weights_stamp(preset: str) -> tuple[int, int] | None:
     """Tells one set of weights from the next in the same place; None where there is none.
 
-    `config.json` is written last or comes with its folder, so the weights are whole once it is
-    there.
+    Weights are whole once there is a `config.json`, which is written last or comes with them.
     """
     try:
         status = (preset_folder(get_preset(preset)) / "config.json").stat()

@@ -10,9 +10,7 @@ Within jobs, the **autoencoder** works on one image after the other, so that the
 suffices, while **denoiser** calls go on; where networks take turns on the device (offload), these
 wait too. Between two strips of a large image, which takes minutes, the small ones that wait step
 in, each to its end; `models.plan` counts the memory of one such guest. What comes while guests are
-at work waits for the next strip.
-
-All else is first come, first served.
+at work waits for the next strip. All else is first come, first served.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 POLL_S = 0.1
@@ -28,10 +27,8 @@ POLL_S = 0.1
 Poll = Callable[[], None]
 """Called now and then while a claim waits; what it raises ends the waiting"""
 
-Pause = Callable[[Poll], None]
+Pause = Callable[[], None]
 """To be called between two strips; returns when the device is the caller's again"""
-
-_Kind = Literal["job", "autoencoder", "denoiser"]
 
 
 class DeviceTaken(Exception):
@@ -41,7 +38,8 @@ class DeviceTaken(Exception):
 
 @dataclass(eq=False)
 class _Claim:
-    kind: _Kind
+    kind: Literal["job", "autoencoder", "denoiser"]
+    poll: Poll
     exclusive: bool = False
     small: bool = False
 
@@ -63,7 +61,8 @@ class DeviceLock:
     def open(self) -> bool:
         """Whether a job that need not be alone could begin now."""
         with self._condition:
-            return not self._alone()
+            claims = (*self._holders, *self._waiting)
+            return not any(claim.kind == "job" and claim.exclusive for claim in claims)
 
     def job(self, *, alone: bool, poll: Poll) -> AbstractContextManager[None]:
         """All of a job. One that must be alone goes before those that come after it.
@@ -71,7 +70,7 @@ class DeviceLock:
         Raises:
             DeviceTaken: this job must be alone, and another one that must be holds or waits.
         """
-        return self._hold(_Claim("job", exclusive=alone), poll)
+        return self._hold(_Claim("job", poll, exclusive=alone))
 
     @contextmanager
     def autoencoder(self, *, small: bool, poll: Poll) -> Iterator[Pause]:
@@ -79,36 +78,31 @@ class DeviceLock:
 
         `small`: whether it may step in between the strips of an image that is not.
         """
-        claim = _Claim("autoencoder", exclusive=True, small=small)
-        with self._hold(claim, poll):
-            yield lambda poll: self._pause(claim, poll)
+        claim = _Claim("autoencoder", poll, exclusive=True, small=small)
+        with self._hold(claim):
+            yield partial(self._pause, claim)
 
-    def denoiser(self, poll: Poll) -> AbstractContextManager[None]:
+    def denoiser(self, poll: Poll = lambda: None) -> AbstractContextManager[None]:
         """A network call."""
-        return self._hold(_Claim("denoiser"), poll)
-
-    def _alone(self) -> bool:
-        claims = (*self._holders, *self._waiting)
-        return any(claim.kind == "job" and claim.exclusive for claim in claims)
+        return self._hold(_Claim("denoiser", poll))
 
     @contextmanager
-    def _hold(self, claim: _Claim, poll: Poll) -> Iterator[None]:
+    def _hold(self, claim: _Claim) -> Iterator[None]:
         """An error may end it wherever it is: while it waits, in its pause or at work."""
         with self._condition:
-            if claim.kind == "job" and claim.exclusive and self._alone():
+            if claim.kind == "job" and claim.exclusive and not self.open:
                 raise DeviceTaken
             self._waiting.append(claim)
         try:
-            self._await(claim, poll)
+            self._await(claim)
             yield
         finally:
             with self._condition:
-                for line in (self._waiting, self._holders):
-                    if claim in line:
-                        line.remove(claim)
+                line = self._waiting if claim in self._waiting else self._holders
+                line.remove(claim)
                 self._condition.notify_all()
 
-    def _await(self, claim: _Claim, poll: Poll) -> None:
+    def _await(self, claim: _Claim) -> None:
         while True:
             with self._condition:
                 if self._condition.wait_for(lambda: self._is_next(claim), POLL_S):
@@ -117,7 +111,7 @@ class DeviceLock:
                     # Claims of other kinds, or shared ones, may begin beside it.
                     self._condition.notify_all()
                     return
-            poll()
+            claim.poll()
 
     def _is_next(self, claim: _Claim) -> bool:
         before = self._waiting[: self._waiting.index(claim)]
@@ -128,7 +122,7 @@ class DeviceLock:
             return one.exclusive or other.exclusive
         return self._offload and "job" not in (one.kind, other.kind)
 
-    def _pause(self, claim: _Claim, poll: Poll) -> None:
+    def _pause(self, claim: _Claim) -> None:
         with self._condition:
             guests = [waiting for waiting in self._waiting if waiting.small]
             if claim.small or not guests:
@@ -137,4 +131,4 @@ class DeviceLock:
             self._waiting = [*guests, claim, *others]
             self._holders.remove(claim)
             self._condition.notify_all()
-        self._await(claim, poll)
+        self._await(claim)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 import structlog
 import torch
@@ -24,14 +25,11 @@ from models.sampling import Sampler, Step, StepRequest
 from worker.device_lock import DeviceLock
 from worker.errors import EngineBroken
 from worker.metrics import WorkerMetrics
-from worker.watchdog import Feed
 
 # How long a call may wait for jobs that are between two steps; never more than half of a call.
 MAX_QUEUE_DELAY_S = 0.05
 # How often a job that waits for its predictions looks whether it should still wait.
 POLL_S = 0.1
-
-Predict = Callable[[Sequence[StepRequest]], list[Tensor]]
 
 log = structlog.get_logger(__name__)
 
@@ -50,21 +48,12 @@ class _Pending:
         return len(self.step) - self.position
 
 
-@dataclass(frozen=True, eq=False)
-class _Slice:
+class _Slice(NamedTuple):
     """Tiles `start` to `stop` of a pending step, in one network call."""
 
     pending: _Pending
     start: int
     stop: int
-
-    @property
-    def tiles(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def request(self) -> StepRequest:
-        return self.pending.step.part(self.start, self.stop)
 
 
 class Engine:
@@ -73,23 +62,24 @@ class Engine:
     Args:
         predict: one network call; a (n, C, h, w) for each request.
         max_tiles: bounds a call.
-        watch: entered around every call and every step of a sampler, with a name for it.
+        watch: entered around every call, with a name for it.
         device: held while a call is made.
         metrics: how long steps and calls take, and how full the calls are.
     """
 
     def __init__(
         self,
-        predict: Predict,
+        predict: Callable[[Sequence[StepRequest]], list[Tensor]],
         *,
         max_tiles: int = 8,
-        watch: Callable[[str], AbstractContextManager[Feed]] = lambda what: nullcontext(_idle),
+        watch: Callable[[str], AbstractContextManager[object]] = nullcontext,
         device: DeviceLock | None = None,
         metrics: WorkerMetrics | None = None,
     ) -> None:
         if max_tiles < 1:
             raise ValueError(f"max_tiles is {max_tiles}; a network call takes at least one tile")
         self._predict = predict
+        self._max_tiles = max_tiles
         self._watch = watch
         self._device = device or DeviceLock()
         self._metrics = metrics or WorkerMetrics()
@@ -99,16 +89,14 @@ class Engine:
         self._stopping = False
         self._last_call_s = 0.0
         self.thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-        self.start = self.thread.start
-        self.max_tiles = max_tiles
-        # Network calls that succeeded, tiles in them, and calls that were repeated job by job.
-        self.calls = self.tiles = self.failed_batches = 0
 
     def stop(self) -> None:
-        """End after the call that is being made; jobs that wait get EngineBroken."""
+        """End after the call that is being made, and wait a moment for it; jobs that wait get
+        EngineBroken."""
         with self._ready:
             self._stopping = True
             self._ready.notify_all()
+        self.thread.join(1.0)
 
     def run(
         self,
@@ -129,14 +117,12 @@ class Engine:
         with self._ready:
             self._running += 1
         try:
-            with self._watch("sample"):
-                step = next(sampler)
+            step = next(sampler)
             while True:
                 on_step(step)
                 with (
                     self._metrics.step_seconds.time(),
-                    self._watch("sample") as feed,
-                    closing(self._predictions(step, poll, feed)) as predictions,
+                    closing(self._predictions(step, poll)) as predictions,
                 ):
                     step = sampler.send(predictions)
         except StopIteration as end:
@@ -148,13 +134,8 @@ class Engine:
                 self._running -= 1
                 self._ready.notify_all()
 
-    def _predictions(
-        self, step: Step, poll: Callable[[], None], feed: Feed
-    ) -> Generator[Tensor, None, None]:
-        """The prediction of each tile, as the calls that hold its tiles come back.
-
-        Meanwhile the watchdog is fed, as calls are watched themselves.
-        """
+    def _predictions(self, step: Step, poll: Callable[[], None]) -> Generator[Tensor, None, None]:
+        """The prediction of each tile, as the calls that hold its tiles come back."""
         pending = _Pending(step)
         with self._ready:
             if self._stopping:
@@ -169,7 +150,6 @@ class Engine:
                     answer = pending.answers.get(timeout=POLL_S)
                 if isinstance(answer, Exception):
                     raise answer
-                feed()
                 poll()
                 if answer is not None:
                     tiles += len(answer)
@@ -182,18 +162,16 @@ class Engine:
             self._waiting.remove(pending)
 
     def _serve(self) -> None:
+        error = EngineBroken("The engine was stopped.")
         try:
             with torch.inference_mode():
                 while batch := self._next_batch():
                     self._call(batch)
-            self._end(EngineBroken("The engine was stopped."))
         # Not a failed network call (those are caught one by one) but a fault of this class: the
         # jobs that wait must hear of it, or they would wait for ever.
-        except BaseException as error:
+        except BaseException as fault:
             log.critical("engine ended", exc_info=True)
-            self._end(EngineBroken(f"The engine has ended: {error!r}."))
-
-    def _end(self, error: EngineBroken) -> None:
+            error = EngineBroken(f"The engine has ended: {fault!r}.")
         with self._ready:
             self._stopping = True
             while self._waiting:
@@ -214,7 +192,7 @@ class Engine:
                 return []
             batch: list[_Slice] = []
             rest: list[_Pending] = []
-            for tiles in fair_split([p.remainder for p in self._waiting], self.max_tiles):
+            for tiles in fair_split([p.remainder for p in self._waiting], self._max_tiles):
                 pending = self._waiting.popleft()
                 start, pending.position = pending.position, pending.position + tiles
                 batch.append(_Slice(pending, start, pending.position))
@@ -233,32 +211,33 @@ class Engine:
             lambda: (
                 self._stopping
                 or len(self._waiting) >= self._running
-                or sum(p.remainder for p in self._waiting) >= self.max_tiles
+                or sum(p.remainder for p in self._waiting) >= self._max_tiles
             ),
             min(MAX_QUEUE_DELAY_S, self._last_call_s / 2),
         )
 
     def _call(self, batch: list[_Slice]) -> None:
-        tiles = sum(part.tiles for part in batch)
-        start = time.monotonic()
+        tiles = sum(stop - start for _, start, stop in batch)
+        before = time.monotonic()
         failure: Exception | None = None
         try:
-            with self._device.denoiser(_idle), self._watch("predict"):
-                predictions = self._predict([part.request for part in batch])
+            with self._device.denoiser(), self._watch("predict"):
+                predictions = self._predict([p.step.part(start, stop) for p, start, stop in batch])
         # Errors of the network belong to the jobs of this call, not to the engine.
         except Exception as error:
             log.warning("a network call failed", jobs=len(batch), tiles=tiles, exc_info=True)
-            failure = _without_frames(error)
+            # A traceback and a cause keep every activation of the call that failed alive, on the
+            # device that has no memory left for the next one.
+            error.__cause__ = error.__context__ = None
+            failure = error.with_traceback(None)
         # Only here: the error held what was computed so far.
         if failure is not None:
             self._recover(batch, failure)
             return
-        self._last_call_s = time.monotonic() - start
-        self.calls += 1
-        self.tiles += tiles
+        self._last_call_s = time.monotonic() - before
         self._metrics.tiles.inc(tiles)
         self._metrics.network_call_seconds.observe(self._last_call_s)
-        self._metrics.batch_fill.observe(tiles / self.max_tiles)
+        self._metrics.batch_fill.observe(tiles / self._max_tiles)
         for part, prediction in zip(batch, predictions, strict=True):
             part.pending.answers.put(prediction)
 
@@ -268,7 +247,6 @@ class Engine:
             self._withdraw(batch[0].pending)
             batch[0].pending.answers.put(error)
             return
-        self.failed_batches += 1
         log.warning("repeating the call job by job", jobs=len(batch))
         for part in batch:
             self._call([part])
@@ -284,14 +262,3 @@ def fair_split(demands: Sequence[int], room: int) -> list[int]:
             more = min(demands[number] - counts[number], limit, room)
             counts[number], room = counts[number] + more, room - more
     return counts
-
-
-def _idle() -> None:
-    pass
-
-
-def _without_frames(error: Exception) -> Exception:
-    """The error alone: a traceback keeps every activation of the call that failed alive, on the
-    device that has no memory left for the next one."""
-    error.__cause__ = error.__context__ = None
-    return error.with_traceback(None)

@@ -1,7 +1,5 @@
-"""Why an attempt at a job ends early, and what the worker cannot start with.
-
-What becomes of the job then is in `worker.attempt`.
-"""
+"""Why an attempt at a job ends early (`worker.attempt` says what becomes of the job), and what the
+worker cannot start with."""
 
 from __future__ import annotations
 
@@ -17,11 +15,7 @@ class Cancellation(Exception):
 
 
 class LeaseLost(Exception):
-    """The queue took this attempt for dead and gave the job away: nothing may be written."""
-
-
-class TimedOut(Exception):
-    """The job ran longer than a job may."""
+    """The job is not this attempt's any more: nothing may be written."""
 
 
 class EngineBroken(Exception):

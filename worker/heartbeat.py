@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
@@ -20,30 +20,26 @@ from worker.device import memory_in_use, reason_without_weights
 
 log = structlog.get_logger(__name__)
 
-Action = Callable[[], object]
 
-
-def try_to(what: str, action: Action) -> None:
+def try_to(what: str, action: Callable[[], object]) -> None:
     """Do what is good to do but must not keep the process from going on, or from ending."""
     try:
         action()
     except (RedisError, JobsError) as error:
         log.warning(f"could not {what}", reason=str(error))
+    # Without its heartbeat the process would look dead while it works.
+    except Exception:
+        log.exception(f"unexpected error, could not {what}")
 
 
 class PeriodicThread(threading.Thread):
-    """Does each of `actions()` about every `interval_s`, until stopped.
+    """Calls `action` about every `interval_s`, until stopped; what cannot be done is left for the
+    next time."""
 
-    An action that Redis or the store does not let finish is left for the next time; the others
-    are done all the same.
-    """
-
-    def __init__(
-        self, name: str, interval_s: float, actions: Callable[[], Sequence[Action]]
-    ) -> None:
+    def __init__(self, name: str, interval_s: float, action: Callable[[], object]) -> None:
         super().__init__(name=name, daemon=True)
         self._interval_s = interval_s
-        self._actions = actions
+        self._action = action
         self._stop_event = threading.Event()
 
     def stop(self) -> None:
@@ -52,16 +48,11 @@ class PeriodicThread(threading.Thread):
         self.join(1.0)
 
     def run(self) -> None:
-        while not self._stop_event.is_set():
+        pause = 0.0
+        while not self._stop_event.wait(pause):
             start = time.monotonic()
-            for action in self._actions():
-                try:
-                    try_to(f"do a round of {self.name}", action)
-                # Without this thread the process would look dead while it works: nothing may end
-                # it.
-                except Exception:
-                    log.exception("unexpected error", thread=self.name)
-            self._stop_event.wait(max(0.0, self._interval_s - (time.monotonic() - start)))
+            try_to(f"do a round of {self.name}", self._action)
+            pause = max(0.0, self._interval_s - (time.monotonic() - start))
 
 
 class Registration:
@@ -80,8 +71,7 @@ class Registration:
         # Two threads write: without it the older state could come last.
         self._lock = threading.Lock()
         self.state: WorkerState = "starting"
-        self.compile_progress: tuple[int, int] | None = None
-        """While calls are compiled: how many sizes are ready, of how many"""
+        self._compiled: tuple[int, int] | None = None
         self.info = WorkerInfo(
             name=f"{settings.preset}-{secrets.token_hex(4)}",
             preset=settings.preset,
@@ -92,9 +82,9 @@ class Registration:
             started_at=datetime.now(UTC),
         )
 
-    def change(self, state: WorkerState, compile_progress: tuple[int, int] | None = None) -> None:
-        """Write another state at once."""
-        self.state, self.compile_progress = state, compile_progress
+    def change(self, state: WorkerState, compiled: tuple[int, int] | None = None) -> None:
+        """Write another state at once; `compiled`: how many sizes of calls, of how many."""
+        self.state, self._compiled = state, compiled
         try_to("register", self.write)
 
     def write(self) -> None:
@@ -104,7 +94,7 @@ class Registration:
             changes: dict[str, object] = {
                 "state": "busy" if running and state == "idle" else state,
                 "running": running,
-                "compiled": self.compile_progress,
+                "compiled": self._compiled,
             }
             if state == "not_ready":
                 # Asked each time, because what keeps the weights away may change.

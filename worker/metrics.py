@@ -21,12 +21,8 @@ class WorkerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.job_seconds = self._histogram(
-            "job_seconds",
-            "Seconds that jobs spent in each part of their way",
-            TO_HALF_AN_HOUR,
-            "part",
-        )
+        parts = "Seconds that jobs spent in each part of their way"
+        self.job_seconds = self._histogram("job_seconds", parts, TO_HALF_AN_HOUR, "part")
         self.step_seconds = self._histogram(
             "step_seconds", "Seconds of one denoising step of one job", TO_A_MINUTE
         )
@@ -36,9 +32,8 @@ class WorkerMetrics:
         self.batch_fill = self._histogram(
             "batch_fill", "Tiles in a network call / tiles that fit", [n / 8 for n in range(1, 9)]
         )
-        self.tiles = Counter(
-            "stablesr_tiles", "Tiles predicted by the network", registry=self.registry
-        )
+        tiles = "Tiles predicted by the network"
+        self.tiles = Counter("stablesr_tiles", tiles, registry=self.registry)
         self.put_off = put_off_counter(self.registry)
 
     def _histogram(self, name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
@@ -49,12 +44,21 @@ class WorkerMetrics:
         for part, value in seconds.items():
             self.job_seconds.labels(part).observe(value)
 
-    def watch_departures(self, departures: Callable[[], Mapping[str, int]]) -> None:
+    def watch_fallbacks(self, fallbacks: Callable[[], Mapping[str, int]]) -> None:
         """Shows what was done otherwise than planned so far, by what, as the function has it."""
-        self.registry.register(_Departures(departures))
+
+        class Fallbacks(Collector):
+            def collect(self) -> Iterator[Metric]:
+                text = "What was done otherwise than planned, by what"
+                family = CounterMetricFamily("stablesr_departures", text, labels=["what"])
+                for what, times in fallbacks().items():
+                    family.add_metric([what], times)
+                yield family
+
+        self.registry.register(Fallbacks())
 
     def serve(self, settings: Settings) -> None:
-        """Answers at the settings' port, where one is set, for as long as the process lives.
+        """Answers at the settings' port, where one is set.
 
         Raises:
             StartupError: the port cannot be listened on.
@@ -68,16 +72,3 @@ class WorkerMetrics:
                 f"STABLESR_METRICS_PORT is {settings.metrics_port}, which cannot be listened on at "
                 f"{settings.host}: {error}. Give each worker of a host a port of its own, or 0."
             ) from error
-
-
-class _Departures(Collector):
-    def __init__(self, departures: Callable[[], Mapping[str, int]]) -> None:
-        self._departures = departures
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(
-            "stablesr_departures", "What was done otherwise than planned, by what", labels=["what"]
-        )
-        for what, times in self._departures().items():
-            family.add_metric([what], times)
-        yield family

@@ -1,17 +1,17 @@
-"""Tells the record how far a job is, and learns there whether to go on."""
+"""Tells the record and the watchdog how far a job is, and learns whether to go on."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
 
 from jobs.errors import JobNotFound, QueueUnavailable, WrongState
-from jobs.job_store import JobStore
 from jobs.schema import Progress, Stage, Timings
 from models.sampling import Step
+from worker.attempt import Attempt
 from worker.errors import Cancellation, LeaseLost
 
 # Seconds between two writes of progress, between two looks while waiting, and before trying again
@@ -36,20 +36,14 @@ class Reporter:
     """The progress of one attempt. What cannot be written is left out, the job goes on.
 
     Every method raises Cancellation when the job was canceled, LeaseLost when the record says that
-    it is not this worker's any more, and what `check` raises.
+    it is not this worker's any more, and what `Attempt.check` raises.
     """
 
-    def __init__(
-        self, records: JobStore, job_id: str, worker: str, check: Callable[[], None]
-    ) -> None:
-        self._records = records
-        self._job_id = job_id
-        self._worker = worker
-        self._check = check
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._records = attempt.process.quick_records
         self._progress = self._in_record = Progress(stage="load")
-        self._next_write = 0.0
-        self._next_look = 0.0
-        self._stage_start = 0.0
+        self._next_write = self._next_look = self._stage_start = 0.0
         self._seconds: dict[Stage, float] = {}
 
     @property
@@ -59,37 +53,40 @@ class Reporter:
 
     @contextmanager
     def stage(self, name: Stage, *, steps: int = 0) -> Iterator[None]:
-        """The block is this stage: written at once, and timed."""
-        self._check()
+        """The block is this stage: written at once, timed, and watched."""
+        self._attempt.check()
         self._write(Progress(stage=name, steps=steps, fraction=FRACTIONS[name][0]))
         self._stage_start = time.monotonic()
-        yield
+        with self._attempt.process.watchdog.watch(name) as self._feed:
+            yield
         self._seconds[name] = time.monotonic() - self._stage_start
 
     def on_step(self, step: Step) -> None:
         """Before each denoising step: `step.step` of them are done."""
-        self._check()
-        now = time.monotonic()
         count, steps = step.step, step.steps
-        self._progress = Progress(
-            stage="denoise",
-            step=count,
-            steps=steps,
-            fraction=_fraction("denoise", count / steps),
-            eta_seconds=(now - self._stage_start) / count * (steps - count) if count else None,
-        )
-        if now >= self._next_write:
-            self._write(self._progress)
+        seconds = time.monotonic() - self._stage_start
+        eta = seconds / count * (steps - count) if count else None
+        self.on_progress(count / steps, step=count, steps=steps, eta_seconds=eta)
 
-    def on_progress(self, share: float) -> None:
-        """Between two strips of encoding or decoding, of which that share is done, 0 to 1."""
+    def on_progress(
+        self, share: float, *, step: int = 0, steps: int = 0, eta_seconds: float | None = None
+    ) -> None:
+        """Of the stage, that share is done, 0 to 1."""
         stage = self._progress.stage
-        self._progress = Progress(stage=stage, fraction=_fraction(stage, share))
+        start, end = FRACTIONS[stage]
+        self._progress = Progress(
+            stage=stage,
+            step=step,
+            steps=steps,
+            fraction=start + (end - start) * share,
+            eta_seconds=eta_seconds,
+        )
         self.poll()
 
     def poll(self) -> None:
-        """While a step is awaited."""
-        self._check()
+        """While something is awaited."""
+        self._feed()
+        self._attempt.check()
         now = time.monotonic()
         if self._progress is not self._in_record and now >= self._next_write:
             self._write(self._progress)
@@ -97,7 +94,7 @@ class Reporter:
             return
         self._next_look = now + LOOK_S
         try:
-            if self._records.cancel_requested(self._job_id):
+            if self._records.cancel_requested(self._attempt.job_id):
                 # Writing the same progress again tells a cancel from a lost job.
                 self._write(self._progress)
         except QueueUnavailable:
@@ -105,21 +102,18 @@ class Reporter:
 
     def _write(self, progress: Progress) -> None:
         self._progress = progress
+        job_id, worker = self._attempt.job_id, self._attempt.worker
         now = time.monotonic()
         self._next_write = now + WRITE_S
         try:
-            job = self._records.progress(self._job_id, progress, worker=self._worker)
+            job = self._records.progress(job_id, progress, worker=worker)
         except QueueUnavailable as error:
             self._next_write = now + RETRY_S
-            log.warning("progress not written", job=self._job_id, reason=error.detail)
+            log.warning("progress not written", job=job_id, reason=error.detail)
             return
         except (WrongState, JobNotFound) as error:
             raise LeaseLost(error.detail) from error
         self._in_record = progress
+        self._next_look = now + LOOK_S
         if job.cancel_requested:
-            raise Cancellation(f"Job {self._job_id} was canceled.")
-
-
-def _fraction(stage: Stage, share: float) -> float:
-    start, end = FRACTIONS[stage]
-    return start + (end - start) * share
+            raise Cancellation(f"Job {job_id} was canceled.")

@@ -11,11 +11,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
-from redis import Redis
 from rq import Queue, Retry, SimpleWorker
 from rq.callbacks import execute_failure_callback
 from rq.exceptions import StopRequested
@@ -26,7 +24,7 @@ from rq.utils import now
 from rq.worker import WorkerStatus
 
 from jobs.rq_adapter import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
-from worker.attempt import CURRENT, Attempt, Process
+from worker.attempt import Attempt, Process
 from worker.errors import LeaseLost
 
 # Seconds that one wait for a job lasts at most: how soon an idle slot notices that it should end.
@@ -38,40 +36,51 @@ LONGEST_WAIT_S = 8.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
+class Work(NamedTuple):
     """The job in hand: our attempt, and RQ's names for it."""
 
     attempt: Attempt
     job: Job
     execution: Execution
 
+    @property
+    def registry_key(self) -> str:
+        """Of the sorted set of leases: when each execution's ends."""
+        key: str = self.job.started_job_registry.key
+        return key
+
 
 class SlotWorker(SimpleWorker):
-    """The loop of one slot, run on the slot's thread; `leave`, `beat`, `let_go` and `put_back` are
-    called from others."""
+    """The loop of one slot, run on the slot's thread; `beat`, `let_go` and `put_back` are called
+    from others."""
 
     death_penalty_class = NoDeathPenalty
     # RQ's loop waits up to so many seconds between two attempts to reach Redis.
     max_connection_wait_time = 5.0
+    # `jobs.rq_adapter`'s also runs when every slot is busy.
+    should_run_maintenance_tasks = False
 
-    def __init__(self, process: Process, queue: Queue, connection: Redis, name: str) -> None:
-        ttl_s = process.settings.worker_ttl_s
+    def __init__(self, process: Process, queue: Queue, name: str) -> None:
         super().__init__(
             [queue],
             name=name,
-            connection=connection,
+            connection=queue.connection,
             job_class=TaskJob,
             serializer=SERIALIZER,
-            worker_ttl=ttl_s,
+            worker_ttl=process.settings.worker_ttl_s,
             log_job_description=False,
         )
         self._process = process
         self._queue = queue
-        self._ttl_s = ttl_s
         self.work_in_hand: Work | None = None
 
-    # What RQ would do in this process but must not
+    @property
+    def _stop_requested(self) -> bool:
+        return self._process.leaving.is_set()
+
+    @_stop_requested.setter
+    def _stop_requested(self, value: bool) -> None:
+        """RQ's own constructor and signal handlers set it."""
 
     def _install_signal_handlers(self) -> None:
         """None: only the main thread can have them, and `worker.supervisor` has."""
@@ -79,19 +88,9 @@ class SlotWorker(SimpleWorker):
     def subscribe(self) -> None:
         """To nothing: jobs are canceled through their record, not by RQ's commands."""
 
-    def unsubscribe(self) -> None:
-        pass
-
-    @property
-    def should_run_maintenance_tasks(self) -> bool:
-        """Never: `jobs.rq_adapter` also runs when every slot is busy."""
-        return False
-
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Seconds that a lease on a job lasts: a worker that is silent for so long is lost."""
-        return self._ttl_s
-
-    # The loop
+        return self.worker_ttl
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
@@ -109,52 +108,45 @@ class SlotWorker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job on this thread."""
-        execution = self.prepare_execution(job)
         retries = job.retries_left or 0
         attempt = Attempt(
-            process=self._process,
-            job_id=job.id,
-            worker=self.name,
-            alone=retries < ATTEMPTS - 1,
-            last=retries == 0,
+            self._process, job.id, self.name, alone=retries < ATTEMPTS - 1, last=retries == 0
         )
-        self.work_in_hand = Work(attempt, job, execution)
-        token = CURRENT.set(attempt)
+        self.work_in_hand = Work(attempt, job, self.prepare_execution(job))
         try:
-            self.perform_job(job, queue, execution)
+            self._perform(self.work_in_hand)
         finally:
-            CURRENT.reset(token)
             self.work_in_hand = None
         self.set_state(WorkerStatus.IDLE)
 
-    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+    def _perform(self, work: Work) -> None:
         """Run the task and tell RQ how it ended.
 
-        As RQ's, except that an attempt whose job has another one by now tells nothing, and that an
-        error while telling is raised instead of being taken for the task's.
+        As RQ's `perform_job`, except that an attempt whose job has another one by now tells
+        nothing, and that an error while telling is raised instead of being taken for the task's.
         """
-        attempt = CURRENT.get()
+        attempt, job, execution = work
         self.prepare_job_execution(job, remove_from_intermediate_queue=True)
         job.started_at = now()
-        stale = False
         outcome: Any = None
         failure: Any = None
         try:
-            outcome = job.perform()
+            try:
+                outcome = job.func(attempt)
+            except LeaseLost:
+                raise
+            # Every error of a task is its attempt's failure and not this loop's.
+            except Exception:
+                failure = sys.exc_info()
+            attempt.claim()
         except LeaseLost as error:
-            log.warning("job dropped", job=job.id, reason=str(error))
-            stale = True
-        # Every error of a task is its attempt's failure and not this loop's.
-        except Exception:
-            failure = sys.exc_info()
-        if stale or not attempt.settle():
             # The job has another execution: this one is forgotten, the job stays as it is.
+            log.warning("job dropped", job=job.id, reason=str(error))
             with self.connection.pipeline() as pipe:
                 self.cleanup_execution(job, pipeline=pipe, execution=execution)
                 pipe.execute()
-            return False
-        registry = queue.started_job_registry
-        self.handle_execution_ended(job, queue, self._ttl_s)
+            return
+        self.handle_execution_ended(job, self._queue, self.worker_ttl)
         if failure is not None:
             try:
                 execute_failure_callback(job, self.death_penalty_class, *failure)
@@ -163,20 +155,18 @@ class SlotWorker(SimpleWorker):
             except Exception:
                 log.exception("failure callback failed", job=job.id)
             reason = format_exc_info(failure)
-            self.handle_job_failure(
-                job, queue, started_job_registry=registry, exc_string=reason, execution=execution
-            )
+            self.handle_job_failure(job, self._queue, exc_string=reason, execution=execution)
         elif isinstance(outcome, Retry):
-            self.handle_job_retry(job, queue, outcome, registry, execution)
+            self._run_again(work, outcome)
         else:
-            self.handle_job_success(job, queue, registry, execution)
-        return failure is None
+            registry = job.started_job_registry
+            self.handle_job_success(job, self._queue, registry, execution)
+
+    def _run_again(self, work: Work, retry: Retry) -> None:
+        registry = work.job.started_job_registry
+        self.handle_job_retry(work.job, self._queue, retry, registry, work.execution)
 
     # From other threads
-
-    def leave(self) -> None:
-        """End the loop after the job in hand, which ends at its next step."""
-        self._stop_requested = True
 
     def beat(self) -> None:
         """Keep the registration and the lease on the job in hand; see whether it still holds."""
@@ -188,17 +178,15 @@ class SlotWorker(SimpleWorker):
             self.heartbeat()
             return
         self.maintain_heartbeats(work.job, work.execution)
-        key = work.job.started_job_registry.key
-        lease = self.connection.zscore(key, work.execution.composite_key)
+        lease = self.connection.zscore(work.registry_key, work.execution.composite_key)
         if lease is None and work is self.work_in_hand:
-            work.attempt.lease_lost.set()
+            work.attempt.lease_lost = True
 
     def let_go(self) -> None:
         """Let the lease on the job in hand run out now, for a process that is about to die."""
         work = self.work_in_hand
-        if work is not None and not work.attempt.lease_lost.is_set():
-            key = work.job.started_job_registry.key
-            self.connection.zadd(key, {work.execution.composite_key: 1}, xx=True)
+        if work is not None and not work.attempt.lease_lost:
+            self.connection.zadd(work.registry_key, {work.execution.composite_key: 1}, xx=True)
 
     def put_back(self) -> None:
         """Put the job in hand back although its step has not ended, unless it is settled.
@@ -207,64 +195,48 @@ class SlotWorker(SimpleWorker):
         step and then drops what it has.
         """
         work = self.work_in_hand
-        if work is None or not work.attempt.settle("supervisor"):
-            return
-        job, queue = work.job, self._queue
-        self._process.quick_records.requeue(job.id, worker=self.name)
-        self.handle_execution_ended(job, queue, self._ttl_s)
-        registry = queue.started_job_registry
-        self.handle_job_retry(job, queue, run_again(), registry, work.execution)
+        if work is not None and work.attempt.take_back():
+            self._process.quick_records.requeue(work.job.id, worker=self.name)
+            self.handle_execution_ended(work.job, self._queue, self.worker_ttl)
+            self._run_again(work, run_again())
 
 
-class Slot:
-    """A thread that runs worker loops, one after the other until the process leaves.
+class Slot(threading.Thread):
+    """Runs worker loops, one after the other until the process leaves.
 
     A loop ends when Redis goes away in the middle of something; the next one starts afresh.
     """
 
-    def __init__(self, process: Process, queue: Queue, connection: Redis, name: str) -> None:
+    def __init__(self, process: Process, queue: Queue, name: str) -> None:
+        super().__init__(name=name, daemon=True)
         self._process = process
         self._queue = queue
-        self._connection = connection
-        self._name = name
         self.worker: SlotWorker | None = None
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
-    def attempt(self) -> Attempt | None:
-        """That at the job in hand."""
+    def work_in_hand(self) -> Work | None:
         worker = self.worker
-        work = worker.work_in_hand if worker is not None else None
-        return work.attempt if work is not None else None
+        return worker.work_in_hand if worker is not None else None
 
     @property
     def settles(self) -> bool:
-        """Whether the slot itself brings the job in hand to its end."""
-        attempt = self.attempt
-        return attempt is not None and attempt.settled_by == "slot"
+        """Whether it is saying how the job in hand ended."""
+        work = self.work_in_hand
+        return work is not None and work.attempt.settled
 
-    def leave(self) -> None:
-        """End the loop after the job in hand."""
-        if self.worker is not None:
-            self.worker.leave()
-
-    def _run(self) -> None:
+    def run(self) -> None:
         loops, failures = 0, 0
         while not self._process.leaving.is_set():
             start = time.monotonic()
             try:
-                self._loop(f"{self._name}.{loops}")
+                self.worker = SlotWorker(self._process, self._queue, f"{self.name}.{loops}")
+                self.worker.work(logging_level=None)
             # Redis that cannot be reached when a loop begins or ends, mostly; in any case the slot
             # must not be lost to it.
             except Exception as error:
-                log.warning("worker loop ended", slot=self._name, reason=str(error))
+                log.warning("worker loop ended", slot=self.name, reason=str(error))
             finally:
                 self.worker = None
             loops += 1
             failures = 0 if time.monotonic() - start > STEADY_S else failures + 1
             self._process.leaving.wait(min(0.5 * 2**failures, LONGEST_WAIT_S))
-
-    def _loop(self, name: str) -> None:
-        self.worker = SlotWorker(self._process, self._queue, self._connection, name)
-        if not self._process.leaving.is_set():
-            self.worker.work(logging_level=None)

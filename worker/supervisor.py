@@ -37,13 +37,11 @@ from models.pipeline import StableSR
 from worker.attempt import Process
 from worker.device import choose_device, devices_of, reason_without_weights, weights_stamp
 from worker.device import load as load_model
-from worker.device_lock import DeviceLock
-from worker.engine import Engine
 from worker.errors import StartupError
-from worker.heartbeat import Action, PeriodicThread, Registration, try_to
+from worker.heartbeat import PeriodicThread, Registration, try_to
 from worker.metrics import WorkerMetrics
 from worker.slot import Slot, SlotWorker
-from worker.watchdog import Watchdog, end_process
+from worker.watchdog import end_process
 
 EXIT_DEVICE_LOST = 71
 """The exit code of a process whose device failed: a new process gets a new context."""
@@ -55,6 +53,9 @@ LEAVE_S = 4.0
 PUT_BACK_S = 2.0
 SETTLE_S = 1.5
 
+OnCompile = Callable[[int, int], None]
+"""Is told how many sizes of calls are compiled, of how many in total"""
+
 log = structlog.get_logger(__name__)
 
 
@@ -62,7 +63,7 @@ def main(settings: Settings) -> int:
     """Serve `settings.preset`, as soon as its weights are here, until SIGTERM or SIGINT."""
     configure_logging(settings)
 
-    def load(on_compile: Callable[[int, int], None]) -> StableSR:
+    def load(on_compile: OnCompile) -> StableSR:
         sr = load_model(settings, jobs=settings.slots)
         # Here, where no watchdog takes minutes of compiling for a device that hangs.
         sr.compile(on_compile)
@@ -77,32 +78,26 @@ def main(settings: Settings) -> int:
 
 
 class Supervisor:
-    """Runs `settings.slots` jobs at once on the model that `load` returns. While it compiles,
-    `load` calls its argument with how many sizes of calls are ready, of how many in total.
+    """Runs `settings.slots` jobs at once on the model that `load` returns.
 
     `device` is what the model runs on, for the register of workers. Where `load` finds no weights
     that it can use, the process is not ready, says why, and looks for others.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        load: Callable[[Callable[[int, int], None]], StableSR],
-        *,
-        device: str,
+        self, settings: Settings, load: Callable[[OnCompile], StableSR], *, device: str
     ) -> None:
         self._settings = settings
         self._load = load
-        self._leaving = threading.Event()
         # Reasons to end. A signal handler may run while the main thread holds any lock, and putting
         # into a SimpleQueue is the one way to wake a thread that is safe there.
         self._ends: SimpleQueue[str] = SimpleQueue()
         self._exit_code = 0
         self._slots: list[Slot] = []
-        self._engine: Engine | None = None
+        # Those that can be in the middle of a device call.
+        self._threads: list[threading.Thread] = []
         self._patient = connect(settings, patient=True)
         self._quick = connect(settings)
-        self._queue = open_queue(settings.preset, self._patient)
         self._recovery = LeaseReaper(open_queue(settings.preset, self._quick), self._quick)
         self._metrics = WorkerMetrics()
         register = Workers(self._quick, ttl_s=settings.worker_ttl_s)
@@ -118,13 +113,12 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         self._metrics.serve(self._settings)
         store = BlobStore.open(self._settings)
-        heartbeat = PeriodicThread("heartbeat", self._settings.heartbeat_s, self._beats)
+        heartbeat = PeriodicThread("heartbeat", self._settings.heartbeat_s, self._beat)
         heartbeat.start()
         try:
             model = self._model()
-            self._registration.state, self._registration.compile_progress = "idle", None
-            if self._ends.empty():
-                self._work(model, store)
+            self._registration.change("idle")
+            self._work(model, store)
         except SystemExit:
             # Of `_on_signal`, while the model was loaded.
             pass
@@ -132,7 +126,8 @@ class Supervisor:
             heartbeat.stop()
             self._registration.remove()
         log.info("worker ends", exit_code=self._exit_code)
-        if self._registration.compile_progress is not None or self._has_busy_threads():
+        compiles = self._registration.state == "compiling"
+        if compiles or any(thread.is_alive() for thread in self._threads):
             # A thread in the middle of a device call, or that compiles, cannot be joined, and
             # unwinding the interpreter under it would crash.
             sys.stdout.flush()
@@ -158,68 +153,47 @@ class Supervisor:
 
     def _work(self, model: StableSR, store: BlobStore) -> None:
         settings, info = self._settings, self._registration.info
-        watchdog = Watchdog(settings.step_timeout_s, self._on_stall)
-        device = DeviceLock(offload=model.offload)
-        engine = self._engine = Engine(
-            model.predict,
-            max_tiles=model.tile_batch,
-            watch=watchdog.watch,
-            device=device,
-            metrics=self._metrics,
-        )
         # There from the start, so that the first time is an increase.
-        self._metrics.watch_departures(lambda: {"tile_batch": 0, **model.fallbacks})
+        self._metrics.watch_fallbacks(lambda: {"tile_batch": 0, **model.fallbacks})
         process = Process(
-            settings=settings,
-            records=JobStore(self._patient),
-            quick_records=JobStore(self._quick),
-            store=store,
-            model=model,
-            engine=engine,
-            metrics=self._metrics,
-            watchdog=watchdog,
-            leaving=self._leaving,
+            settings,
+            JobStore(self._patient),
+            JobStore(self._quick),
+            store,
+            model,
+            self._metrics,
             lose=self._on_device_lost,
-            device=device,
+            on_stall=self._on_stall,
         )
+        queue = open_queue(settings.preset, self._patient)
         self._slots = [
-            Slot(process, self._queue, self._patient, f"{info.name}.{number}")
-            for number in range(settings.slots)
+            Slot(process, queue, f"{info.name}.{number}") for number in range(settings.slots)
         ]
         maintenance = Maintenance(self._quick, store, self._metrics.put_off)
-        maintenance_thread = PeriodicThread(
-            "maintenance", settings.maintenance_s, lambda: [maintenance.run]
-        )
-        watchdog.start()
-        engine.start()
-        for slot in self._slots:
-            slot.thread.start()
-        maintenance_thread.start()
-        self._registration.change("idle")
+        maintaining = PeriodicThread("maintenance", settings.maintenance_s, maintenance.run)
+        self._threads = [*self._slots, process.engine.thread]
+        process.watchdog.start()
+        for thread in (*self._threads, maintaining):
+            thread.start()
         log.info("worker ready", name=info.name, device=info.device)
-        self._leave(self._ends.get())
-        maintenance_thread.stop()
-        engine.stop()
-        watchdog.stop()
+        reason = self._ends.get()
+        log.info("leaving", reason=reason, running=self._running())
+        process.leaving.set()
+        self._leave()
+        maintaining.stop()
+        process.engine.stop()
+        process.watchdog.stop()
 
-    def _beats(self) -> list[Action]:
-        workers = [slot.worker for slot in self._slots if slot.worker is not None]
-        # Recovery comes last: a process that was suspended renews its own leases first.
-        return [
-            self._registration.write,
-            *(worker.beat for worker in workers),
-            self._recovery.run,
-        ]
+    def _beat(self) -> None:
+        try_to("register", self._registration.write)
+        for slot in self._slots:
+            if (worker := slot.worker) is not None:
+                try_to("renew a lease", worker.beat)
+        # Last: a process that was suspended renews its own leases first.
+        try_to("recover jobs of lost workers", self._recovery.run)
 
     def _running(self) -> int:
-        return sum(slot.attempt is not None for slot in self._slots)
-
-    def _has_busy_threads(self) -> bool:
-        threads = [slot.thread for slot in self._slots]
-        if self._engine is not None:
-            self._engine.thread.join(1.0)
-            threads.append(self._engine.thread)
-        return any(thread.is_alive() for thread in threads)
+        return sum(slot.work_in_hand is not None for slot in self._slots)
 
     # Ends
 
@@ -230,9 +204,6 @@ class Supervisor:
             raise SystemExit(0)
 
     def _on_device_lost(self, reason: str) -> None:
-        if self._leaving.is_set():
-            # A thread that was left behind, whose engine has gone.
-            return
         log.critical("device lost, ending the process", reason=reason)
         self._exit_code = EXIT_DEVICE_LOST
         self._ends.put("device lost")
@@ -242,15 +213,11 @@ class Supervisor:
         self._of_each_slot("let go", SlotWorker.let_go)
         end_process(what, seconds)
 
-    def _leave(self, reason: str) -> None:
+    def _leave(self) -> None:
         """Let every slot come to the end of a step; put back what does not get there in time.
 
         A second signal means: put back now.
         """
-        log.info("leaving", reason=reason, running=self._running())
-        self._leaving.set()
-        for slot in self._slots:
-            slot.leave()
         self._registration.change("stopping")
         self._join(LEAVE_S, lambda slot: self._ends.empty())
         self._of_each_slot("put back", SlotWorker.put_back)
@@ -262,18 +229,18 @@ class Supervisor:
 
         def act() -> None:
             for slot in self._slots:
-                if slot.thread.is_alive() and slot.worker is not None:
-                    try_to(what, partial(action, slot.worker))
+                if slot.is_alive() and (worker := slot.worker) is not None:
+                    try_to(what, partial(action, worker))
 
         helper = threading.Thread(target=act, name=what, daemon=True)
         helper.start()
         helper.join(PUT_BACK_S)
 
     def _join(self, seconds: float, awaits: Callable[[Slot], bool]) -> None:
-        """Wait for the threads of the slots of which that is true."""
+        """Wait for the slots of which that is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            threads = [s.thread for s in self._slots if s.thread.is_alive() and awaits(s)]
-            if not threads:
+            slots = [slot for slot in self._slots if slot.is_alive() and awaits(slot)]
+            if not slots:
                 return
-            threads[0].join(0.05)
+            slots[0].join(0.05)

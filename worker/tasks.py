@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,30 +19,28 @@ from rq import Retry
 from torch import Tensor
 
 from jobs.errors import JobEnded, JobNotFound, OutputTooLarge, WrongState
-from jobs.schema import Job, ResultInfo
+from jobs.image_file import RESULT_TYPES, check_side
+from jobs.schema import Job, ResultInfo, Stage
 from jobs.store import input_key, result_key
 from models.geometry import output_size
-from models.parameters import UpscaleParameters
-from worker.attempt import CURRENT, Attempt, conclude
-from worker.device_lock import Pause
+from worker.attempt import Attempt, conclude
 from worker.errors import LeaseLost
-from worker.images import MEDIA_TYPES, DecodedImage, check_side, decode, rows_of, write
+from worker.images import DecodedImage, decode, rows_of, write
 from worker.progress import Reporter
-from worker.watchdog import Feed
 
 log = structlog.get_logger(__name__)
 
 
-def upscale(job_id: str) -> Retry | None:
+def upscale(attempt: Attempt) -> Retry | None:
     """Run a job to its end. Returns what RQ has to do next, which is nothing or to run it again.
 
     A job that cannot succeed is failed here and is done for RQ. Only what another attempt may
     mend is raised: the store or Redis out of reach, memory, the device.
     """
     # Every line of the attempt has both ids; the record says which request it was.
-    with structlog.contextvars.bound_contextvars(job=job_id, request_id=None):
+    with structlog.contextvars.bound_contextvars(job=attempt.job_id, request_id=None):
         try:
-            return conclude(CURRENT.get(), _work)
+            return conclude(attempt, _work)
         except (JobEnded, JobNotFound) as error:
             # Canceled while it waited, or finished by an earlier attempt: there is nothing to do.
             log.info("job needs nothing", reason=error.detail)
@@ -53,21 +50,17 @@ def upscale(job_id: str) -> Retry | None:
 
 
 def _work(attempt: Attempt) -> None:
-    process = attempt.process
-    records, metrics = process.records, process.metrics
+    metrics = attempt.process.metrics
     attempt.check()
-    attempt.start_clock()
-    job = attempt.persist(lambda: records.start(attempt.job_id, attempt.worker))
+    job = attempt.start()
     structlog.contextvars.bind_contextvars(request_id=job.request_id)
     if job.started_at is not None and job.attempt == 1:
         wait = (job.started_at - job.created_at).total_seconds()
         metrics.observe_job({"queue": wait})
     log.info("job started", job=job.id, attempt=job.attempt, alone=attempt.alone)
-    report = Reporter(process.quick_records, job.id, attempt.worker, attempt.check)
+    report = Reporter(attempt)
     result = _stored_result(attempt, job) or _upscale(attempt, job, report)
-    attempt.settle_or_drop()
-    timings, worker = report.timings, attempt.worker
-    job = attempt.persist(lambda: records.succeed(job.id, result, timings, worker=worker))
+    job = attempt.settle(attempt.process.records.succeed, result, report.timings)
     if job.timings is not None:
         # What it waited was observed when it started.
         metrics.observe_job(job.timings.model_dump(exclude={"queue"}))
@@ -97,54 +90,51 @@ def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
     What the decoder reads is freed however this ends, and the result goes to its file, and from
     there to the store, a few rows at a time.
     """
-    process = attempt.process
-    options = job.parameters
-    watch, model = process.watchdog.watch, process.model
-    with report.stage("load"), watch("load"):
+    process, options = attempt.process, job.parameters
+    model = process.model
+    with report.stage("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
-        _check_output(source, job.parameters, process.settings.max_output_pixels)
+        _check_output(source, job, process.settings.max_output_pixels)
     small = model.steps_in(source.rgb, options)
-    device = partial(process.device.autoencoder, small=small, poll=report.poll)
+
+    @contextmanager
+    def autoencoder(stage: Stage) -> Iterator[Callable[[float], None]]:
+        """Gives what is called between two strips, where small images are let in."""
+        with (
+            report.stage(stage),
+            process.device.autoencoder(small=small, poll=report.poll) as pause,
+        ):
+
+            def on_progress(share: float) -> None:
+                report.on_progress(share)
+                pause()
+
+            yield on_progress
+
     with torch.inference_mode(), ExitStack() as resources:
-        with report.stage("encode"), device() as pause, watch("encode") as feed:
-            encoded_image = model.prepare(source.rgb, options, _on_progress(report, feed, pause))
-            resources.enter_context(closing(encoded_image))
+        with autoencoder("encode") as on_progress:
+            encoded_image = model.prepare(source.rgb, options, on_progress)
+            resources.callback(encoded_image.close)
         log.info("job planned", job=job.id, **encoded_image.summary)
-        with report.stage("denoise", steps=job.parameters.steps):
+        with report.stage("denoise", steps=options.steps):
             latent = process.engine.run(
                 model.sample(encoded_image, options), on_step=report.on_step, poll=report.poll
             )
-        with report.stage("decode"), device() as pause, watch("decode") as feed:
-            rows = model.rows(encoded_image, latent, options, _on_progress(report, feed, pause))
+        with autoencoder("decode") as on_progress:
+            rows = model.rows(encoded_image, latent, options, on_progress)
         encoded_image.close()
         return _save(attempt, job, source, rows, report)
 
 
-def _on_progress(report: Reporter, feed: Feed, pause: Pause) -> Callable[[float], None]:
-    """Tells the client and the watchdog how far a stage is, and lets small images in."""
-
-    def poll() -> None:
-        feed()
-        report.poll()
-
-    def on_progress(share: float) -> None:
-        feed()
-        report.on_progress(share)
-        pause(poll)
-
-    return on_progress
-
-
-def _check_output(source: DecodedImage, parameters: UpscaleParameters, max_pixels: int) -> None:
-    columns, rows = source.size
-    height, width = output_size(rows, columns, parameters.scale)
+def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
+    width, height = output_size(*source.size, job.parameters.scale)
     if width * height > max_pixels:
         raise OutputTooLarge(
             f"The result would have {width} x {height} = {width * height} pixels; "
             f"at most {max_pixels} are allowed.",
             limit=max_pixels,
         )
-    check_side(width, height, parameters.output_format)
+    check_side(width, height, job.parameters.output_format)
 
 
 def _save(
@@ -152,31 +142,28 @@ def _save(
 ) -> ResultInfo:
     """Write the image's rows to a file of its own and that into the store."""
     width, height = output_size(*source.size, job.parameters.scale)
-    process = attempt.process
-    with report.stage("save"), process.watchdog.watch("save") as feed:
 
-        def strips() -> Iterator[Tensor]:
-            for strip in rows:
-                feed()
-                report.poll()
-                yield strip
+    def strips() -> Iterator[Tensor]:
+        for strip in rows:
+            report.poll()
+            yield strip
 
-        with TemporaryDirectory(prefix="stablesr-") as folder:
-            path = Path(folder, "result")
-            write(
-                path,
-                rows_of(source, strips(), height, width),
-                width=width,
-                height=height,
-                channels=source.channels,
-                format=job.parameters.output_format,
-                depth=source.depth,
-            )
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            feed()
-            process.store.put(result_key(job.id), path)
-            return _result_info(job, path.stat().st_size, sha256, width, height)
+    with report.stage("save"), TemporaryDirectory(prefix="stablesr-") as folder:
+        path = Path(folder, "result")
+        write(
+            path,
+            rows_of(source, strips(), height, width),
+            width=width,
+            height=height,
+            channels=source.channels,
+            format=job.parameters.output_format,
+            depth=source.depth,
+        )
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        report.poll()
+        attempt.process.store.put(result_key(job.id), path)
+        return _result_info(job, path.stat().st_size, sha256, width, height)
 
 
 def _result_info(job: Job, size: int, sha256: str, width: int, height: int) -> ResultInfo:
@@ -186,5 +173,5 @@ def _result_info(job: Job, size: int, sha256: str, width: int, height: int) -> R
         height=height,
         bytes=size,
         sha256=sha256,
-        media_type=MEDIA_TYPES[job.parameters.output_format],
+        media_type=RESULT_TYPES[job.parameters.output_format],
     )

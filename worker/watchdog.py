@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import structlog
 
@@ -36,12 +35,6 @@ def end_process(what: str, seconds: float) -> None:
     os._exit(EXIT_STALLED)
 
 
-@dataclass(eq=False)
-class _Call:
-    what: str
-    last_feed: float
-
-
 class Watchdog:
     """Watches any number of calls, from any thread, none of which may be silent over `limit_s`.
 
@@ -53,8 +46,8 @@ class Watchdog:
     ) -> None:
         self._limit_s = limit_s
         self._on_stall = on_stall
-        # Changed and copied in one bytecode each, so without a lock.
-        self._calls: list[_Call] = []
+        # Of each call the last feed. Changed and copied in one bytecode each, so without a lock.
+        self._calls: dict[object, tuple[str, float]] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -65,27 +58,24 @@ class Watchdog:
 
     @contextmanager
     def watch(self, what: str) -> Iterator[Feed]:
-        """The block ends within the limit, or the process does.
-
-        A block that takes long by right calls what is yielded whenever it has come further.
-        """
-        call = _Call(what, time.monotonic())
+        """The block ends, or feeds, within the limit, or the process ends."""
+        call = object()
 
         def feed() -> None:
-            call.last_feed = time.monotonic()
+            self._calls[call] = what, time.monotonic()
 
-        self._calls.append(call)
+        feed()
         try:
             yield feed
         finally:
-            self._calls.remove(call)
+            del self._calls[call]
 
     def stall(self) -> tuple[str, float] | None:
         """The first call that is over its limit, with its seconds so far."""
-        for call in self._calls.copy():
-            seconds = time.monotonic() - call.last_feed
+        for what, last_feed in self._calls.copy().values():
+            seconds = time.monotonic() - last_feed
             if seconds > self._limit_s:
-                return call.what, seconds
+                return what, seconds
         return None
 
     def _run(self) -> None:

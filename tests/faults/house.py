@@ -21,8 +21,9 @@ from PIL import Image
 
 from cli.processes import free_port
 from jobs.settings import Settings
-from tests.faults.worker import WorkerProcess
+from tests.faults.worker import serve
 from tests.redis_server import RedisServer
+from tests.worker.processes import WorkerProcess
 
 WAIT_S = 240.0
 
@@ -141,9 +142,9 @@ class House:
     def worker(self, *, step_s: float = 0.05, **settings: Any) -> WorkerProcess:
         log = self.folder / f"worker-{len(self.workers)}.log"
         changed = self.settings.model_copy(update=settings)
-        made = WorkerProcess(changed, self.folder, log, step_s)
-        self.workers.append(made)
-        return made
+        process = WorkerProcess(serve, changed, log, self.folder, step_s)
+        self.workers.append(process)
+        return process
 
     def ready(self) -> None:
         """Waits until a worker takes jobs."""

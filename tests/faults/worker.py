@@ -6,14 +6,12 @@ gone; the process writes its number to `held-PLACE`, so that a fault can be aime
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
 from jobs.schema import Stage
 from jobs.settings import Settings
@@ -28,10 +26,6 @@ PLACES = ("load", "encode", "denoise", "decode", "save", "storing", "stored")
 so."""
 
 HELD_STEP = 2
-
-# Importing torch takes seconds; this server does so once and forks each worker from there.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([__name__])
 
 
 class HeldReporter(Reporter):
@@ -86,41 +80,8 @@ def hold(folder: Path, place: str) -> None:
         time.sleep(0.02)
 
 
-def _serve(settings: dict[str, Any], folder: Path, log: Path, step_s: float) -> None:
-    with log.open("ab") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
+def serve(settings: Settings, folder: Path, step_s: float) -> int:
     HeldReporter.folder = HeldStore.folder = folder
     vars(tasks)["Reporter"] = HeldReporter
     vars(supervisor)["BlobStore"] = HeldStore
-    sys.exit(double.main(Settings(**settings), step_s=step_s, load_s=0.0))
-
-
-class WorkerProcess:
-    """One worker, started at once."""
-
-    def __init__(self, settings: Settings, folder: Path, log: Path, step_s: float) -> None:
-        self.log = log
-        self.process = CONTEXT.Process(
-            target=_serve, args=(settings.model_dump(), folder, log, step_s)
-        )
-        self.process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self.process.pid is not None
-        return self.process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs; minus the signal's number when one ended it."""
-        return self.process.exitcode
-
-    def wait(self, seconds: float) -> int | None:
-        """The exit code, None when it still runs."""
-        self.process.join(seconds)
-        return self.process.exitcode
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.join()
+    return double.main(settings, step_s=step_s, load_s=0.0)

@@ -30,9 +30,10 @@ def process(house: House) -> Iterator[Process]:
         yield process
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def plain_logs() -> None:
-    """Log lines as they are: unconfigured, structlog draws every traceback in colour."""
+    """Log lines as they are: unconfigured, structlog draws every traceback in colour, with all
+    tensors, which takes seconds; and tests of other folders leave it unconfigured."""
     structlog.configure(
         processors=[
             structlog.processors.format_exc_info,

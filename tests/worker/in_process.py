@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,11 +14,10 @@ from jobs.schema import JobState
 from models.pipeline import StableSR
 from tests.worker.double import Double
 from tests.worker.processes import House
-from worker.attempt import CURRENT, Attempt, Process
-from worker.engine import Engine
+from worker.attempt import Attempt, Process
 from worker.metrics import WorkerMetrics
 from worker.tasks import upscale
-from worker.watchdog import Watchdog
+from worker.watchdog import end_process
 
 
 @contextmanager
@@ -27,39 +25,33 @@ def serving(house: House, model: Double | None = None, **settings: Any) -> Itera
     """A process's shared parts around a model, without its threads but the engine's."""
     model = model or Double()
     values = house.settings.model_copy(update=settings)
-    metrics = WorkerMetrics()
-    engine = Engine(model.predict, metrics=metrics)
-    engine.start()
     with connect(values) as connection:
         records = JobStore(connection)
+        process = Process(
+            values,
+            records,
+            records,
+            house.store,
+            cast(StableSR, model),
+            WorkerMetrics(),
+            lose=lambda reason: None,
+            on_stall=end_process,
+        )
+        process.engine.thread.start()
         try:
-            yield Process(
-                settings=values,
-                records=records,
-                quick_records=records,
-                store=house.store,
-                model=cast(StableSR, model),
-                engine=engine,
-                metrics=metrics,
-                watchdog=Watchdog(3600),
-                leaving=threading.Event(),
-                lose=lambda reason: None,
-            )
+            yield process
         finally:
-            engine.stop()
+            process.engine.stop()
 
 
 def try_job(process: Process, job_id: str, *, last: bool = False) -> Retry | None:
     """One attempt at a job."""
-    return run(Attempt(process, job_id, worker="w", last=last))
+    return upscale(Attempt(process, job_id, worker="w", last=last))
 
 
-def run(attempt: Attempt) -> Retry | None:
-    token = CURRENT.set(attempt)
-    try:
-        return upscale(attempt.job_id)
-    finally:
-        CURRENT.reset(token)
+def tiles(process: Process) -> float | None:
+    """How many the network has predicted."""
+    return process.metrics.registry.get_sample_value("stablesr_tiles_total")
 
 
 def failure(house: House, job_id: str) -> str:

@@ -44,24 +44,34 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.worker.double"])
 
 
-def _serve(settings: dict[str, Any], log: Path, step_s: float, load_s: float) -> None:
+def _logged(serve: Callable[..., int], values: dict[str, Any], log: Path, *more: Any) -> None:
     with log.open("ab") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+    sys.exit(serve(Settings(**values), *more))
+
+
+def _double(settings: Settings, step_s: float, load_s: float) -> int:
     warnings.simplefilter("error")
-    sys.exit(double.main(Settings(**settings), step_s=step_s, load_s=load_s))
+    return double.main(settings, step_s=step_s, load_s=load_s)
 
 
 class WorkerProcess:
-    """A worker with the double, in a process of its own. `with` ends it if it still runs."""
+    """What `serve(settings, *more)` runs, in a process of its own, with its lines in `log`. `with`
+    ends it if it still runs."""
 
     def __init__(
-        self, settings: Settings, log: Path, *, step_s: float = 0.0, load_s: float = 0.0
+        self, serve: Callable[..., int], settings: Settings, log: Path, *more: Any
     ) -> None:
         self.log = log
-        values = settings.model_dump()
-        self.process = CONTEXT.Process(target=_serve, args=(values, log, step_s, load_s))
+        arguments = (serve, settings.model_dump(), log, *more)
+        self.process = CONTEXT.Process(target=_logged, args=arguments)
         self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
 
     @property
     def exit_code(self) -> int | None:
@@ -69,8 +79,7 @@ class WorkerProcess:
         return self.process.exitcode
 
     def signal(self, number: signal.Signals) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        os.kill(self.pid, number)
 
     def wait(self, seconds: float = 30.0) -> int | None:
         """The exit code, None when it still runs."""
@@ -80,10 +89,13 @@ class WorkerProcess:
     def __enter__(self) -> WorkerProcess:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         self.process.kill()
         self.process.join()
         self.process.close()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
         if error[0] is not None:
             print(self.log.read_text())
 
@@ -104,7 +116,7 @@ class House:
         self._workers += 1
         log = self.folder / f"worker-{self._workers}.log"
         changed = self.settings.model_copy(update=settings)
-        return WorkerProcess(changed, log, step_s=step_s, load_s=load_s)
+        return WorkerProcess(_double, changed, log, step_s, load_s)
 
     def ready(self, workers: int = 1) -> None:
         """Wait until so many workers take jobs."""

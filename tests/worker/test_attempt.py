@@ -24,10 +24,11 @@ from models.errors import (
 from models.parameters import UpscaleParameters
 from models.sampling import StepRequest
 from tests.worker.double import ERROR, OUT_OF_MEMORY, Double, Encoded
-from tests.worker.in_process import failure, run, serving, try_job
+from tests.worker.in_process import failure, serving, try_job
 from tests.worker.processes import House
 from worker.attempt import Attempt, Process
 from worker.errors import LeaseLost
+from worker.tasks import upscale
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_parameters_that_the_pipeline_refuses_fail_the_job_with_its_sentence(
 
 
 def test_a_job_that_takes_too_long_fails(house: House) -> None:
-    with serving(house, Double(step_s=0.4), job_timeout_s=1) as process:
+    with serving(house, Double(step_s=0.1), job_timeout_s=1) as process:
         job_id = house.submit(steps=500)
         assert try_job(process, job_id) is None
     assert failure(house, job_id) == "job-timed-out"
@@ -78,19 +79,25 @@ def test_a_job_of_a_process_that_leaves_is_run_again(house: House, process: Proc
     assert house.job(job_id).state is JobState.QUEUED
 
 
+class Interfered(Double):
+    """Has something done to the job between its steps."""
+
+    def __init__(self, interfere: Callable[[], object]) -> None:
+        super().__init__()
+        self._interfere = interfere
+
+    def predict(self, requests: Sequence[StepRequest]) -> list[Tensor]:
+        if requests[0].step == 1:
+            self._interfere()
+        return super().predict(requests)
+
+
 def test_a_run_whose_job_another_worker_has_started_says_nothing(
     house: House, records: JobStore
 ) -> None:
-    class Overtaken(Double):
-        def predict(
-            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
-        ) -> list[Tensor]:
-            if requests[0].step == 1:
-                records.start(job_id, "other")
-            return super().predict(requests)
-
     job_id = house.submit()
-    with serving(house, Overtaken()) as process, pytest.raises(LeaseLost):
+    model = Interfered(lambda: records.start(job_id, "other"))
+    with serving(house, model) as process, pytest.raises(LeaseLost):
         try_job(process, job_id)
     job = house.job(job_id)
     assert (job.state, job.worker) == (JobState.PROCESSING, "other")
@@ -98,29 +105,33 @@ def test_a_run_whose_job_another_worker_has_started_says_nothing(
 
 
 def test_a_run_whose_job_waits_again_says_nothing(house: House, records: JobStore) -> None:
-    class Recovered(Double):
-        def predict(
-            self, requests: Sequence[StepRequest], poll: Callable[[], None] = lambda: None
-        ) -> list[Tensor]:
-            if requests[0].step == 1:
-                records.requeue(job_id)
-            return super().predict(requests)
-
     job_id = house.submit()
-    with serving(house, Recovered()) as process, pytest.raises(LeaseLost):
+    model = Interfered(lambda: records.requeue(job_id))
+    with serving(house, model) as process, pytest.raises(LeaseLost):
         try_job(process, job_id)
     assert house.job(job_id).state is JobState.QUEUED
 
 
-def test_a_run_that_the_supervisor_has_put_back_says_nothing(
-    house: House, process: Process
-) -> None:
+def test_a_run_that_the_supervisor_has_put_back_says_nothing(house: House) -> None:
     job_id = house.submit()
-    attempt = Attempt(process, job_id, worker="w")
-    assert attempt.settle("supervisor")
-    with pytest.raises(LeaseLost):
-        run(attempt)
+    model = Interfered(lambda: attempt.take_back())
+    with serving(house, model) as process:
+        attempt = Attempt(process, job_id, worker="w")
+        with pytest.raises(LeaseLost):
+            upscale(attempt)
     assert house.job(job_id).state is JobState.PROCESSING
+    assert not house.store.exists(result_key(job_id))
+
+
+def test_of_slot_and_supervisor_the_first_has_the_last_word(process: Process) -> None:
+    settled, lost = (Attempt(process, "a", worker="w") for _ in range(2))
+    settled.claim()
+    assert not settled.take_back()
+    settled.claim()
+    assert lost.take_back()
+    assert not lost.take_back()
+    with pytest.raises(LeaseLost):
+        lost.claim()
 
 
 def test_a_fault_that_another_attempt_may_mend_is_raised_and_the_record_left(

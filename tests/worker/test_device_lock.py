@@ -54,7 +54,7 @@ class Image:
         while (word := self._words.get(timeout=PATIENCE_S)) != "end":
             if word == "fail":
                 raise Left
-            pause(self._poll)
+            pause()
             self._log.put(f"{self.name} goes on")
 
     def _poll(self) -> None:
@@ -235,7 +235,7 @@ def test_only_one_has_the_device_whatever_comes_together() -> None:
                 assert inside.acquire(blocking=False)
                 time.sleep(0)  # lets another thread run, if one may
                 inside.release()
-                pause(nothing)
+                pause()
 
     with ThreadPoolExecutor(12) as pool:
         for ended in [pool.submit(image, number) for number in range(12)]:
@@ -323,13 +323,13 @@ def test_a_job_alone_encodes_decodes_and_calls_the_network() -> None:
     with lock.job(alone=True, poll=nothing):
         with lock.autoencoder(small=False, poll=nothing):
             pass
-        with lock.denoiser(nothing):
+        with lock.denoiser():
             pass
 
 
 def test_network_calls_go_on_while_an_image_is_decoded() -> None:
     lock = DeviceLock()
-    with lock.autoencoder(small=False, poll=nothing), lock.denoiser(nothing):
+    with lock.autoencoder(small=False, poll=nothing), lock.denoiser():
         pass
 
 
@@ -343,7 +343,7 @@ def test_with_offload_the_other_part_waits_until_calls_in_flight_have_ended() ->
             order.append("decode")
 
     with ThreadPoolExecutor(1) as pool:
-        with lock.denoiser(nothing):
+        with lock.denoiser():
             decoding = pool.submit(decode)
             assert waiting.wait(PATIENCE_S)
             order.append("denoise")
@@ -362,7 +362,7 @@ def test_with_offload_what_waits_for_the_other_part_is_not_passed_by() -> None:
 
     decode_waits, step_waits = threading.Event(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
-        with lock.denoiser(nothing):
+        with lock.denoiser():
             decode = pool.submit(
                 run, "decode", lambda: lock.autoencoder(small=False, poll=decode_waits.set)
             )
@@ -381,7 +381,7 @@ def test_what_is_ended_while_it_waits_leaves_the_line() -> None:
     def cancel() -> None:
         raise Left
 
-    with lock.denoiser(nothing):
+    with lock.denoiser():
         with pytest.raises(Left), lock.autoencoder(small=False, poll=cancel):
             pass
         with lock.denoiser(cancel):

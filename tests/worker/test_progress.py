@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +29,9 @@ def test_the_stages_are_written_in_order_and_the_fraction_only_grows(house: Hous
             return super().progress(job_id, progress, worker=worker)
 
     with serving(house, Double(step_s=0.1)) as process, connect(house.settings) as connection:
-        listening = replace(process, quick_records=Listening(connection))
+        process.quick_records = Listening(connection)
         job_id = house.submit(steps=12)
-        try_job(listening, job_id)
+        try_job(process, job_id)
     stages = list(dict.fromkeys(progress.stage for progress in writes))
     assert stages == ["load", "encode", "denoise", "decode", "save"]
     fractions = [progress.fraction for progress in writes]
@@ -52,7 +51,8 @@ def test_progress_that_cannot_be_written_does_not_hold_up_the_job(
 ) -> None:
     with connect(Settings(redis_url="redis://127.0.0.1:1/0")) as nowhere:
         job_id = house.submit()
-        try_job(replace(process, quick_records=JobStore(nowhere)), job_id)
+        process.quick_records = JobStore(nowhere)
+        try_job(process, job_id)
     assert house.job(job_id).state is JobState.SUCCEEDED
 
 

@@ -8,10 +8,8 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ from tests.worker.double import (
     HANG_ONCE,
     OUT_OF_MEMORY,
 )
-from tests.worker.processes import CONTEXT, House, WorkerProcess, png, wait_for
+from tests.worker.processes import House, WorkerProcess, png, wait_for
 from worker.supervisor import EXIT_DEVICE_LOST, main
 from worker.watchdog import EXIT_STALLED
 
@@ -183,7 +181,7 @@ def test_sigterm_puts_the_job_back_and_another_worker_finishes_it(house: House) 
         house.ended(waiting)
         pid = {worker.name: worker.pid for worker in house.queue.workers()}
         mine = next(pid for name, pid in pid.items() if running.startswith(name))
-        leaving = first if first.process.pid == mine else second
+        leaving = first if first.pid == mine else second
         asked = time.monotonic()
         leaving.signal(signal.SIGTERM)
         assert leaving.wait() == 0
@@ -288,7 +286,7 @@ def test_a_job_whose_worker_is_killed_runs_again_and_ends_once(house: House) -> 
         pids = {worker.name: worker.pid for worker in house.queue.workers()}
         running = house.job(job_id).worker or ""
         mine = next(pid for name, pid in pids.items() if running.startswith(name))
-        victim = killed if killed.process.pid == mine else other
+        victim = killed if killed.pid == mine else other
         died = time.monotonic()
         victim.signal(signal.SIGKILL)
         house.reaches(job_id, 1, attempt=2)
@@ -340,35 +338,25 @@ def test_a_worker_that_is_of_no_use_ends_itself_and_the_next_does_its_job(
     assert job.attempt == 2
 
 
-def _serve(settings: dict[str, Any], log: Path, weights: Path | None) -> None:
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), sys.stderr.fileno())
+def _program(settings: Settings, weights: Path | None) -> int:
     if weights is not None:
         os.environ["STABLESR_WEIGHTS"] = str(weights)
-    sys.exit(main(Settings(**settings)))
+    return main(settings)
 
 
-@contextmanager
-def program(house: House, weights: Path | None = None, **settings: Any) -> Iterator[Any]:
+def program(house: House, weights: Path | None = None, **settings: Any) -> WorkerProcess:
     """The process of the real program; its log is the house's."""
-    values = house.settings.model_dump() | settings
-    process = CONTEXT.Process(target=_serve, args=(values, house.folder / "log", weights))
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
+    changed = house.settings.model_copy(update=settings)
+    return WorkerProcess(_program, changed, house.folder / "log", weights)
 
 
 def lines(house: House) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (house.folder / "log").read_text().splitlines()]
 
 
-def terminate(process: Any, house: House) -> None:
-    process.terminate()
-    process.join(30)
-    assert process.exitcode == 0, lines(house)
+def terminate(worker: WorkerProcess, house: House) -> None:
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0, lines(house)
     wait_for(lambda: house.queue.workers() == [], "the worker is off the register")
 
 
@@ -382,9 +370,8 @@ def terminate(process: Any, house: House) -> None:
 def test_a_worker_that_cannot_start_says_why_and_ends_with_1(
     house: House, settings: dict[str, Any], message: str
 ) -> None:
-    with program(house, **settings) as process:
-        process.join(60)
-        assert process.exitcode == 1
+    with program(house, **settings) as worker:
+        assert worker.wait(60) == 1
     last = lines(house)[-1]
     assert last["event"] == "worker not started"
     assert message in last["reason"]
@@ -393,14 +380,14 @@ def test_a_worker_that_cannot_start_says_why_and_ends_with_1(
 
 
 def test_a_worker_upscales_with_the_embedded_weights_and_ends_with_0(house: House) -> None:
-    with program(house) as process:
+    with program(house) as worker:
         job = house.ended(house.submit(png(24, 16), steps=2, scale=4.0), seconds=90)
         assert job.state is JobState.SUCCEEDED, lines(house)
         with Image.open(io.BytesIO(house.store.get(result_key(job.id)))) as image:
             assert image.size == (96, 64)
         [info] = house.queue.workers()
         assert (info.preset, info.device, info.slots) == ("tiny", "cpu", 2)
-        terminate(process, house)
+        terminate(worker, house)
 
 
 def test_a_worker_without_its_weights_is_not_ready_until_they_come(
@@ -417,7 +404,7 @@ def test_a_worker_without_its_weights_is_not_ready_until_they_come(
             seconds=60,
         )
 
-    with program(house, weights, preset=PRESET) as process:
+    with program(house, weights, preset=PRESET) as worker:
         not_ready("its weights are not on the worker's machine")
         [line] = [line for line in lines(house) if line["event"] == "worker not ready"]
         assert (line["level"], line["preset"]) == ("error", PRESET)
@@ -440,16 +427,16 @@ def test_a_worker_without_its_weights_is_not_ready_until_they_come(
         assert (info.preset, info.reason) == (PRESET, None)
         job = house.ended(house.submit(png(12, 8), steps=1, preset=PRESET), seconds=120)
         assert job.state is JobState.SUCCEEDED, lines(house)
-        terminate(process, house)
+        terminate(worker, house)
 
 
 def test_a_worker_that_waits_for_its_weights_ends_when_it_is_asked_to(
     house: House, tmp_path: Path
 ) -> None:
-    with program(house, tmp_path / "weights", preset=PRESET, worker_ttl_s=600) as process:
+    with program(house, tmp_path / "weights", preset=PRESET, worker_ttl_s=600) as worker:
         wait_for(
-            lambda: [worker.state for worker in house.queue.workers()] == ["not_ready"],
+            lambda: [info.state for info in house.queue.workers()] == ["not_ready"],
             "the worker is not ready",
             seconds=60,
         )
-        terminate(process, house)
+        terminate(worker, house)

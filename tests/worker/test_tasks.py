@@ -16,7 +16,7 @@ from torch import Tensor
 from jobs.schema import JobState
 from jobs.store import input_key, result_key
 from tests.worker.double import ERROR, Counting
-from tests.worker.in_process import failure, serving, try_job
+from tests.worker.in_process import failure, serving, tiles, try_job
 from tests.worker.processes import House, png
 from worker.attempt import Process
 
@@ -37,17 +37,17 @@ def test_a_result_that_an_earlier_attempt_stored_is_not_computed_again(
     assert (job.result.width, job.result.height) == (20, 12)
     assert job.result.bytes == len(stored)
     assert job.result.sha256 == hashlib.sha256(stored).hexdigest()
-    assert process.engine.calls == 0
+    assert tiles(process) == 0
 
 
 def test_an_attempt_after_the_end_changes_nothing(house: House, process: Process) -> None:
     job_id = house.submit()
     try_job(process, job_id)
     before = house.job(job_id)
-    calls = process.engine.calls
+    before_that = tiles(process)
     assert try_job(process, job_id) is None
     assert house.job(job_id) == before
-    assert process.engine.calls == calls
+    assert tiles(process) == before_that
 
 
 def test_two_attempts_give_the_same_bytes(house: House, process: Process) -> None:
@@ -94,7 +94,7 @@ def test_a_result_of_too_many_pixels_is_refused_before_the_network_sees_it(house
     with serving(house, max_output_pixels=200) as process:
         job_id = house.submit(scale=2.0)
         try_job(process, job_id)
-        assert process.engine.calls == 0
+        assert tiles(process) == 0
     assert failure(house, job_id) == "output-too-large"
 
 

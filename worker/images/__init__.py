@@ -7,11 +7,10 @@ What the file was, grey or coloured, of 8 bits or 16, the result is again.
 
 from __future__ import annotations
 
-from jobs.image_file import RESULT_TYPES as MEDIA_TYPES
 from jobs.image_file import check_side
 
 from .decoding import decode
 from .image import DecodedImage, Depth, rows_of
 from .writing import write
 
-__all__ = ["MEDIA_TYPES", "DecodedImage", "Depth", "check_side", "decode", "rows_of", "write"]
+__all__ = ["DecodedImage", "Depth", "check_side", "decode", "rows_of", "write"]

@@ -30,17 +30,8 @@ log = structlog.get_logger(__name__)
 
 COLOURS = {"L": 1, "RGB": 3, "CMYK": 4, "YCbCr": 3}
 
-TURNS: dict[int, tuple[bool, int]] = {
-    1: (False, 0),
-    2: (True, 0),
-    3: (False, 2),
-    4: (True, 2),
-    5: (True, 1),
-    6: (False, 3),
-    7: (True, 3),
-    8: (False, 1),
-}
-"""EXIF orientation: whether to mirror left and right, then quarter turns to the left."""
+MIRRORED, QUARTERS = {2, 4, 5, 7}, (0, 0, 0, 2, 2, 1, 3, 3, 1)
+"""EXIF orientation: those to be mirrored left and right; then quarter turns to the left of each."""
 
 # libjpeg's messages about what may cost no pixel.
 BLEMISH = re.compile(r"extraneous bytes before marker|unknown JFIF revision number")
@@ -65,17 +56,15 @@ def decode(data: bytes, max_pixels: int) -> DecodedImage:
     """
     header = examine(data, max_pixels)
     try:
-        image, levels = _read_jpeg(data, header) if header.format == "JPEG" else _read(data, header)
+        levels, profile = (_read_jpeg if header.format == "JPEG" else _read)(data, header)
     except pyvips.Error as error:
         raise ImageTruncated(f"The file is cut off or broken: {reason_of(error)}.") from error
-    profile = image.get(PROFILE) if PROFILE in image.get_fields() else None
-    assert profile is None or isinstance(profile, bytes)
     return _image(levels, profile, header)
 
 
-def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[pyvips.Image, Levels]:
-    """Decodes all of it. `strict` fails at warnings, too: of a TIFF these say that it has tags of
-    its own, of a JPEG mostly that pixels are missing."""
+def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[Levels, bytes | None]:
+    """All levels, and the profile. `strict` fails at warnings, too: of a TIFF these say that it has
+    tags of its own, of a JPEG mostly that pixels are missing."""
     fail_on = "warning" if strict else "error"
     image = LOADERS[header.format](data, access="sequential", fail_on=fail_on)
     # What the decoder is about to give, against what was promised.
@@ -93,10 +82,12 @@ def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[pyvips.
             f"{image.bands} channels of the kind {image.format} are not read; "
             "greyscale, RGB, palette and CMYK of 8 or 16 bits are."
         )
-    return image, levels_of(image)
+    profile = image.get(PROFILE) if PROFILE in image.get_fields() else None
+    assert profile is None or isinstance(profile, bytes)
+    return levels_of(image), profile
 
 
-def _read_jpeg(data: bytes, header: Header) -> tuple[pyvips.Image, Levels]:
+def _read_jpeg(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
     try:
         return _read(data, header, strict=True)
     except pyvips.Error as error:
@@ -105,16 +96,16 @@ def _read_jpeg(data: bytes, header: Header) -> tuple[pyvips.Image, Levels]:
             raise
     data = without_blemishes(data)
     try:
-        image = _read(data, header, strict=True)
+        pixels = _read(data, header, strict=True)
     except pyvips.Error as error:
         reason = reason_of(error)
         # Bytes between the last scan and the end are the last thing there is, so they hide nothing;
         # but where a scan has intervals, they may be one whose marker was lost.
         if not STRAY_END.search(reason) or any(marker == DRI for marker, _, _ in _segments(data)):
             raise
-        image = _read(data, header)
+        pixels = _read(data, header)
     log.warning("jpeg read in spite of a blemish", reason=reason)
-    return image
+    return pixels
 
 
 def without_blemishes(data: bytes) -> bytes:
@@ -199,7 +190,7 @@ def _from_ycbcr(planes: Tensor) -> Tensor:
 def _unit(levels: Levels, header: Header) -> Tensor:
     """Levels to upright (1, C, H, W) float32 in [0, 1]."""
     # AVIF's decoder has turned it already.
-    mirror, quarters = TURNS[1 if header.format == "AVIF" else header.orientation]
-    upright = np.rot90(levels[:, ::-1] if mirror else levels, quarters)
+    turn = 1 if header.format == "AVIF" else header.orientation
+    upright = np.rot90(levels[:, ::-1] if turn in MIRRORED else levels, QUARTERS[turn])
     planes = np.ascontiguousarray(np.moveaxis(upright, -1, 0), dtype=np.float32)
     return torch.from_numpy(planes)[None].div_(np.iinfo(levels.dtype).max)

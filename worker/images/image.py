@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 Depth = Literal[8, 16]
 
@@ -24,13 +24,8 @@ STRIP = 64
 FILL_STRIP = 256
 
 # Brightness of red, green and blue in sRGB's primaries (Rec. ITU-R BT.709), applied to the encoded
-# values. A grey input enters as three equal channels, so what leaves differs from grey only by
-# what the network invented; weights that add up to 1 keep every true grey as it is, and staying
-# in the encoded domain keeps it on the curve of the levels that are written.
+# values: weights that add up to 1 keep every true grey as it is, on the curve of its levels.
 LUMA = (0.2126, 0.7152, 0.0722)
-
-# The cubic convolution that torch.nn.functional.interpolate calls bicubic.
-CUBIC_A = -0.75
 
 
 @dataclass(frozen=True)
@@ -89,34 +84,19 @@ def rows_of(
 def _resize(channel: Tensor, start: int, stop: int, height: int, width: int) -> Tensor:
     """Rows `start` to `stop` of a (1, 1, H, W) channel resized to height x width, in [0, 1].
 
-    The same as resizing all of it and taking those rows, but for the last bit of a float32.
+    As of bicubic interpolation of all of it, but for the last bit of a float32.
     """
     rows = channel.shape[-2]
-    # Where the centres of the new rows lie among the old ones, as in interpolate.
-    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * rows / height - 0.5
-    above = centre.floor()
-    taps = (above.long()[:, None] + torch.arange(-1, 3)).clamp(0, rows - 1)
-    first = int(taps.min())
-    wide = channel[:, :, first : int(taps.max()) + 1]
-    wide = interpolate(wide, (wide.shape[-2], width), mode="bicubic", align_corners=False)[0]
-    weights = _cubic_weights((centre - above).to(channel.dtype))
-    # One tap after the other: all four at once would take four times the memory.
-    result = wide.new_zeros(1, stop - start, width)
-    for tap in range(4):
-        result += weights[:, tap, None] * wide[:, taps[:, tap] - first]
-    return result.clamp_(0, 1)
-
-
-def _cubic_weights(t: Tensor) -> Tensor:
-    """(n,) places in [0, 1) between the second and the third of four taps to (n, 4) weights."""
-
-    def near(x: Tensor) -> Tensor:
-        return ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
-
-    def far(x: Tensor) -> Tensor:
-        return ((CUBIC_A * x - 5 * CUBIC_A) * x + 8 * CUBIC_A) * x - 4 * CUBIC_A
-
-    return torch.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], dim=1)
+    # The old rows between which the new ones lie, and two more for the kernel.
+    first = max(start * rows // height - 3, 0)
+    part = channel[:, :, first : stop * rows // height + 4].double()
+    y = (torch.arange(start, stop, dtype=part.dtype) + 0.5) * rows / height - first
+    x = (torch.arange(width, dtype=part.dtype) + 0.5) / width
+    # From -1 to 1 over the sides of `part`, beyond which its border goes on.
+    places = torch.meshgrid(2 * x - 1, 2 * y / part.shape[-2] - 1, indexing="xy")
+    grid = torch.stack(places, dim=-1)[None]
+    resized = grid_sample(part, grid, "bicubic", padding_mode="border", align_corners=False)
+    return resized[0].to(channel.dtype).clamp_(0, 1)
 
 
 def fill_hidden(rgb: Tensor, alpha: Tensor) -> None:

@@ -1,8 +1,8 @@
 """libvips, set up for files of strangers, and colours by ICC profiles.
 
 Of its decoders only those of the five formats exist for this process, and only from memory: a file
-can neither reach another one nor name a further file. No operation is kept for later (its cache
-holds whole images), and the warnings it logs are raised as errors where they matter.
+cannot reach another one. No operation is kept for later (its cache holds whole images), and the
+warnings it logs are raised as errors where they matter.
 """
 
 from __future__ import annotations
@@ -48,18 +48,14 @@ ICC_SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
 INTERPRETATIONS = {1: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("cmyk", "cmyk")}
 """libvips' names for colours, by channels: of 8 bits and of 16."""
 
-INTENT = "relative"
-"""With black point compensation, the darkest ink as black: what viewers and editors do."""
+INTENT: dict[str, Any] = {"intent": "relative", "black_point_compensation": True}
+"""The darkest ink as black: what viewers and editors do."""
 
 
 def image_of(levels: Levels, interpretation: str, profile: bytes | None) -> pyvips.Image:
-    """A libvips image of (H, W, C) levels, with an ICC profile where there is one."""
-    height, width, channels = levels.shape
-    kind = "uchar" if levels.itemsize == 1 else "ushort"
-    # A view of the same memory where it lies in one piece, which an image without opacity does.
-    data = np.ascontiguousarray(levels).data
-    image = pyvips.Image.new_from_memory(data, width, height, channels, kind)
-    image = image.copy(interpretation=interpretation)
+    """A libvips image of (H, W, C) levels, with an ICC profile where there is one; a view of the
+    same memory where it lies in one piece."""
+    image = pyvips.Image.new_from_array(levels, interpretation=interpretation)
     if profile is not None:
         blob: Any = profile  # the stub leaves out that a blob is bytes
         image.set_type(pyvips.GValue.blob_type, PROFILE, blob)
@@ -68,9 +64,7 @@ def image_of(levels: Levels, interpretation: str, profile: bytes | None) -> pyvi
 
 def levels_of(image: pyvips.Image) -> Levels:
     """Decodes all of an image of 8 or 16 bits."""
-    kind: type[np.unsignedinteger[Any]] = np.uint8 if image.format == "uchar" else np.uint16
-    levels = np.frombuffer(image.write_to_memory(), dtype=kind)
-    return levels.reshape(image.height, image.width, image.bands)
+    return image.numpy().reshape(image.height, image.width, image.bands)
 
 
 def reason_of(error: pyvips.Error) -> str:
@@ -125,14 +119,8 @@ def _transform(levels: Levels, profile: bytes) -> Levels:
     interpretation = INTERPRETATIONS[levels.shape[2]][levels.itemsize - 1]
     image = image_of(levels, interpretation, profile)
     if levels.itemsize == 1:
-        image = image.icc_transform(
-            "srgb", embedded=True, intent=INTENT, black_point_compensation=True, depth=16
-        )
-    else:
-        # From 16 bits to 16 the direct way is a table of 33 steps a side, some 12 levels of
-        # 255 off in the dark; through Lab in floating point it is as exact as from 8 bits.
-        image = image.icc_import(embedded=True, intent=INTENT, black_point_compensation=True)
-        image = image.icc_export(
-            output_profile="srgb", intent=INTENT, black_point_compensation=True, depth=16
-        )
-    return levels_of(image)
+        return levels_of(image.icc_transform("srgb", embedded=True, depth=16, **INTENT))
+    # From 16 bits to 16 the direct way is a table of 33 steps a side, some 12 levels of 255 off in
+    # the dark; through Lab in floating point it is as exact as from 8 bits.
+    lab = image.icc_import(embedded=True, **INTENT)
+    return levels_of(lab.icc_export(output_profile="srgb", depth=16, **INTENT))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -37,8 +38,8 @@ PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 PNG_AVERAGE = 3
 """The filter of every row (9.2): of photographs the one with the smallest files."""
 
-SHORT, LONG, RATIONAL, BYTE_DATA = 3, 4, 5, 7
-TIFF_TYPES = {SHORT: "H", LONG: "I", RATIONAL: "II", BYTE_DATA: "B"}
+TIFF_TYPES = {"H": 3, "I": 4, "II": 5, "B": 7}
+"""By format of `struct`: SHORT, LONG, RATIONAL and UNDEFINED."""
 BLACK_IS_ZERO, RGB = 1, 2
 DEFLATE, HORIZONTAL, CONTIGUOUS, NO_UNIT, STRAIGHT_ALPHA = 8, 2, 1, 1, 2
 
@@ -76,7 +77,7 @@ def write(
     if format in ("png", "tiff"):
         strips = _levels(rows, shape, 2**depth - 1)
         with path.open("wb") as file:
-            (write_png if format == "png" else write_tiff)(file, strips, shape)
+            (_write_png if format == "png" else _write_tiff)(file, strips, shape)
         return
     levels = np.empty(shape, np.uint8)
     for number, strip in enumerate(_levels(rows, shape, 255)):
@@ -101,36 +102,30 @@ def _over_white(strip: Tensor) -> Tensor:
 def _levels(rows: Iterable[Tensor], shape: tuple[int, int, int], top: int) -> Iterator[Levels]:
     """Quantised strips, (STRIP, width, channels) and a last one that may be lower."""
     height, width, channels = shape
-    strip: Levels = np.empty((STRIP, width, channels), np.uint8 if top == 255 else np.uint16)
-    count = total = 0
-    for tensor in rows:
-        total += tensor.shape[1]
+    levels: Levels = np.empty((0, width, channels), np.uint8 if top == 255 else np.uint16)
+    total = 0
+    for part in chain.from_iterable(torch.split(tensor, STRIP, dim=1) for tensor in rows):
+        if part.shape[0] != channels or part.shape[2] != width:
+            raise ValueError(f"rows must be {(channels, 'n', width)}; got {tuple(part.shape)}")
+        total += part.shape[1]
         if total > height:
             break
-        if tensor.shape[0] != channels or tensor.shape[2] != width:
-            raise ValueError(f"rows must be {(channels, 'n', width)}; got {tuple(tensor.shape)}")
-        start = 0
-        while start < tensor.shape[1]:
-            part = tensor[:, start : start + STRIP - count]
-            # Round half up: floor(x + 0.5), never half to even.
-            levels = (part.detach().float().clamp(0, 1) * top + 0.5).floor_().to(torch.int32)
-            stop = count + part.shape[1]
-            strip[count:stop] = levels.permute(1, 2, 0).cpu().numpy()
-            count, start = stop, start + part.shape[1]
-            if count == STRIP:
-                yield strip
-                count = 0
+        # Round half up: floor(x + 0.5), never half to even.
+        rounded = (part.detach().float().clamp(0, 1) * top + 0.5).floor_().to(torch.int32)
+        more = rounded.permute(1, 2, 0).cpu().numpy().astype(levels.dtype)
+        levels = np.concatenate([levels, more])
+        if len(levels) >= STRIP:
+            yield levels[:STRIP]
+            levels = levels[STRIP:]
     if total != height:
         raise ValueError(f"{height} rows were announced and {total} came")
-    if count:
-        yield strip[:count]
+    if len(levels):
+        yield levels
 
 
-def write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, int]) -> None:
-    """Write an image of `shape` (height, width, channels), uint8 or uint16, from top to bottom.
-
-    The file says that it is sRGB, grey ones by the same curve (11.3.2.5), and nothing else.
-    """
+def _write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, int]) -> None:
+    """(height, width, channels); the file says that it is sRGB, grey ones by the same curve
+    (11.3.2.5), and nothing else."""
     height, width, channels = shape
     packer = isal_zlib.compressobj(LEVEL)
     above: NDArray[np.uint8] | None = None
@@ -152,7 +147,7 @@ def write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, 
         means >>= 1
         np.subtract(rows, means.astype(np.uint8), out=lines[:, 1:])
         _chunk(file, b"IDAT", packer.compress(lines.tobytes()))
-        above = rows[-1].copy()
+        above = rows[-1]
     _chunk(file, b"IDAT", packer.flush())
     _chunk(file, b"IEND", b"")
 
@@ -164,60 +159,52 @@ def _chunk(file: IO[bytes], kind: bytes, body: bytes) -> None:
         file.write(struct.pack(">I", isal_zlib.crc32(body, isal_zlib.crc32(kind))))
 
 
-def write_tiff(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, int]) -> None:
-    """Write an image of `shape` (height, width, channels), uint8 or uint16, from top to bottom
-    (TIFF 6.0; the predictor: section 14; deflate: Adobe's technical notes).
-
-    RGB files carry a small sRGB profile; grey ones none, as it would not fit them. `file` must be
-    seekable; the directory lies behind the pixels.
-    """
+def _write_tiff(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, int]) -> None:
+    """(height, width, channels), by TIFF 6.0 (the predictor: section 14; deflate: Adobe's technical
+    notes). RGB files carry a small sRGB profile, which would not fit grey ones. The directory lies
+    behind the pixels."""
     height, width, channels = shape
     offsets, counts, depth = [], [], 0
     file.write(struct.pack("<2sHI", b"II", 42, 0))
     for strip in strips:
         depth = strip.itemsize * 8
         # Each value less the one to its left, little-endian.
-        values = strip.astype(strip.dtype.newbyteorder("<"))
-        values[:, 1:] -= strip[:, :-1]
+        differences = strip.astype(strip.dtype.newbyteorder("<"))
+        differences[:, 1:] -= strip[:, :-1]
         offsets.append(file.tell())
-        counts.append(file.write(isal_zlib.compress(values.tobytes(), LEVEL)))
-    tags: dict[int, tuple[int, list[int] | bytes]] = {
-        256: (LONG, [width]),
-        257: (LONG, [height]),
-        258: (SHORT, [depth] * channels),
-        259: (SHORT, [DEFLATE]),
-        262: (SHORT, [BLACK_IS_ZERO if channels < 3 else RGB]),
-        273: (LONG, offsets),
-        277: (SHORT, [channels]),
-        278: (LONG, [min(STRIP, height)]),
-        279: (LONG, counts),
+        counts.append(file.write(isal_zlib.compress(differences.tobytes(), LEVEL)))
+    tags: dict[int, tuple[str, list[int] | bytes]] = {
+        256: ("I", [width]),
+        257: ("I", [height]),
+        258: ("H", [depth] * channels),
+        259: ("H", [DEFLATE]),
+        262: ("H", [BLACK_IS_ZERO if channels < 3 else RGB]),
+        273: ("I", offsets),
+        277: ("H", [channels]),
+        278: ("I", [min(STRIP, height)]),
+        279: ("I", counts),
         # A resolution is obligatory; this one says nothing.
-        282: (RATIONAL, [1, 1]),
-        283: (RATIONAL, [1, 1]),
-        284: (SHORT, [CONTIGUOUS]),
-        296: (SHORT, [NO_UNIT]),
-        317: (SHORT, [HORIZONTAL]),
+        282: ("II", [1, 1]),
+        283: ("II", [1, 1]),
+        284: ("H", [CONTIGUOUS]),
+        296: ("H", [NO_UNIT]),
+        317: ("H", [HORIZONTAL]),
     }
     if channels in (2, 4):
-        tags[338] = (SHORT, [STRAIGHT_ALPHA])
+        tags[338] = ("H", [STRAIGHT_ALPHA])
     if channels >= 3:
-        tags[34675] = (BYTE_DATA, srgb_profile())
-    _directory(file, tags)
-
-
-def _directory(file: IO[bytes], tags: dict[int, tuple[int, list[int] | bytes]]) -> None:
-    """Write the tags at the file's end, and where they are at its start."""
+        tags[34675] = ("B", srgb_profile())
+    # The directory, at the file's end; where it is stands at the start.
     start = file.tell() + file.tell() % 2
     behind = start + 2 + 12 * len(tags) + 4
     entries, values = b"", b""
-    for tag, (kind, numbers) in sorted(tags.items()):
-        data = struct.pack(f"<{len(numbers)}{TIFF_TYPES[kind][0]}", *numbers)
+    for tag, (kind, numbers) in tags.items():
+        data = struct.pack(f"<{len(numbers)}{kind[0]}", *numbers)
         place = data.ljust(4, b"\0")
         if len(data) > 4:
             place = struct.pack("<I", behind + len(values))
             values += data + bytes(len(data) % 2)
-        count = len(numbers) // len(TIFF_TYPES[kind])
-        entries += struct.pack("<HHI", tag, kind, count) + place
+        entries += struct.pack("<HHI", tag, TIFF_TYPES[kind], len(numbers) // len(kind)) + place
     file.seek(start)
     file.write(struct.pack("<H", len(tags)) + entries + bytes(4) + values)
     file.seek(4)

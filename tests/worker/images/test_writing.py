@@ -16,10 +16,10 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from jobs.errors import OutputTooLarge
-from jobs.image_file import MAX_TIFF_PIXELS
+from jobs.image_file import MAX_TIFF_PIXELS, RESULT_TYPES
 from models.parameters import OutputFormat
 from tests.worker.image_files import ramp16, tiff_of
-from worker.images import MEDIA_TYPES, DecodedImage, Depth, check_side, decode, write
+from worker.images import DecodedImage, Depth, check_side, decode, write
 
 LIMIT = 1_000_000
 EVERY: tuple[OutputFormat, ...] = ("png", "webp", "jpeg", "tiff")
@@ -252,4 +252,4 @@ def test_a_result_too_large_for_its_format_is_refused_before_it_is_computed(path
 
 
 def test_every_output_format_has_its_media_type() -> None:
-    assert {format: f"image/{format}" for format in EVERY} == MEDIA_TYPES
+    assert {format: f"image/{format}" for format in EVERY} == RESULT_TYPES
