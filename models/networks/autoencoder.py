@@ -95,7 +95,9 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([attention])
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        # Laid out as the maps before it: behind another layout convolutions round otherwise.
+        x = self.attentions[0](self.resnets[0](x)).contiguous()
+        out: Tensor = self.resnets[1](x)
         return out
 
 

@@ -24,7 +24,7 @@ from tests.models.strips.images import (
 )
 
 FIDELITY = 0.7
-EXACT = 5e-6
+EXACT = 3e-6
 SEAMLESS = 1.5
 
 
