@@ -72,10 +72,10 @@ def serve(
     port: Annotated[int | None, option("In place of STABLESR_PORT.")] = None,
 ) -> None:
     """Run the HTTP service alone; its settings are STABLESR_* environment variables."""
-    from service.errors import OpenAddress
+    from jobs.errors import InvalidSettings
     from service.run import main
 
-    with translate({OpenAddress: BadSettings}):
+    with translate({InvalidSettings: BadSettings}):
         main(load(host=host, port=port))
 
 

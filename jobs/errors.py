@@ -6,8 +6,6 @@ service's business. What a failed job keeps as its error is the same thing, froz
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 
@@ -27,8 +25,8 @@ class JobsError(Exception):
     Keyword arguments become extra members of the problem: limits, retry_after (seconds), state.
     """
 
-    type: ClassVar[str] = "internal-error"
-    title: ClassVar[str] = "Something went wrong"
+    type: str = "internal-error"
+    title: str = "Something went wrong"
 
     def __init__(self, detail: str, **extra: JsonValue) -> None:
         super().__init__(detail)

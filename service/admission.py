@@ -21,10 +21,9 @@ from jobs.reader import JobReader
 from jobs.schema import ANYONE
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from service.errors import AuthenticationError
 from service.listener import Listener
+from service.problems import AuthenticationError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
-from service.readiness import StoreProbe
 
 # A revoked key works for at most this long.
 CACHE_S = 3.0
@@ -47,7 +46,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Services:
-    """`queue`, `store`, `idempotency` and `probe` block: routes use them in threads.
+    """`queue`, `store` and `idempotency` block: routes use them in threads.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
     are received, and results that are sent.
@@ -63,7 +62,6 @@ class Services:
     listener: Listener
     streams: ConcurrencyLimiter
     transfers: ConcurrencyLimiter
-    probe: StoreProbe
 
 
 def services_of(request: Request) -> Services:
@@ -136,7 +134,7 @@ async def admit(
 ) -> tuple[Caller, Any]:
     """The caller of a request that is counted, and the answer to a command for Redis.
 
-    Both take one call. Raises AuthenticationError, RateLimitError, QueueUnavailable.
+    Both take one call. Raises AuthenticationError, HTTPError for too many, QueueUnavailable.
     """
     services = services_of(request)
     address = None if request.client is None else request.client.host

@@ -20,13 +20,11 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import problems
 from service.admission import Authenticator, Services
-from service.errors import TooManyStreams, TooManyTransfers
 from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
-from service.readiness import StoreProbe
 from service.routes import about, events, jobs, result, status, upscale
 from service.webhooks import Sender
 
@@ -49,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=_lifespan,
         redoc_url=None,
+        exception_handlers=problems.HANDLERS,
         # A path has one spelling; sending on from /jobs/ to /jobs would lose an upload's body.
         redirect_slashes=False,
     )
@@ -57,7 +56,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = ServiceMetrics()
     for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
-    problems.install(app)
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, settings=settings)
     return app
 
@@ -72,6 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     connection = connect(settings, breaker=breaker)
     client = LoopClient(settings, breaker)
     queue = JobQueue(settings, connection)
+    each = settings.max_each
     services = Services(
         settings=settings,
         queue=queue,
@@ -81,9 +80,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         idempotency=Idempotency(connection),
         limits=RateLimits(settings, client),
         listener=app.state.listener,
-        streams=ConcurrencyLimiter(settings.max_streams, settings.max_each, TooManyStreams),
-        transfers=ConcurrencyLimiter(settings.max_transfers, settings.max_each, TooManyTransfers),
-        probe=StoreProbe(store),
+        streams=ConcurrencyLimiter(
+            "streams", settings.max_streams, each, "try again later, or ask for the job instead"
+        ),
+        transfers=ConcurrencyLimiter("transfers", settings.max_transfers, each, "try again later"),
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
     maintenance = Maintenance(connection, store, metrics.put_off)

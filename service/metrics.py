@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -62,14 +64,9 @@ class ServiceCollector(Collector):
     """
 
     def __init__(
-        self,
-        connection: Redis,
-        streams: ConcurrencyLimiter,
-        transfers: ConcurrencyLimiter,
+        self, connection: Redis, streams: ConcurrencyLimiter, transfers: ConcurrencyLimiter
     ) -> None:
-        self._connection = connection
-        self._streams = streams
-        self._transfers = transfers
+        self._connection, self._streams, self._transfers = connection, streams, transfers
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not ask Redis."""
@@ -84,42 +81,38 @@ class ServiceCollector(Collector):
             "Uploads that are received and results that are sent",
             self._transfers.open,
         )
-        try:
-            overview = look_over(self._connection)
-        except QueueUnavailable:
-            overview = None
-        yield GaugeMetricFamily("stablesr_redis_up", "Whether Redis answers", overview is not None)
-        if overview is not None:
-            yield from _of(overview)
+        metrics: list[Metric] = []
+        with suppress(QueueUnavailable):
+            metrics += _of(look_over(self._connection))
+        yield GaugeMetricFamily("stablesr_redis_up", "Whether Redis answers", bool(metrics))
+        yield from metrics
 
 
 def _of(overview: Overview) -> Iterator[Metric]:
-    waiting = [((preset,), count) for preset, count in overview.capacity.lengths.items()]
-    yield _gauge("stablesr_queue_jobs", "Jobs that wait", waiting, "preset")
-    oldest = [((preset,), seconds) for preset, seconds in overview.oldest_s.items()]
+    capacity = overview.capacity
+    yield _gauge("stablesr_queue_jobs", "Jobs that wait", capacity.lengths, "preset")
     help = "How long the next job has waited"
-    yield _gauge("stablesr_queue_oldest_seconds", help, oldest, "preset")
-    states, running = Counts[Labels](), Counts[Labels]()
-    memory: list[tuple[Labels, float]] = []
-    for worker in overview.capacity.workers:
-        states[(worker.preset, worker.state)] += 1
-        running[(worker.preset,)] += worker.running
-        memory += [((kind, worker.name), size) for kind, size in worker.memory.items()]
-    yield _gauge("stablesr_workers", "Live workers", states.items(), "preset", "state")
-    yield _gauge("stablesr_running_jobs", "Jobs that workers run", running.items(), "preset")
+    yield _gauge("stablesr_queue_oldest_seconds", help, overview.oldest_s, "preset")
+    running, memory = Counts[str](), dict[Labels, float]()
+    for worker in capacity.workers:
+        running[worker.preset] += worker.running
+        memory |= {(kind, worker.name): size for kind, size in worker.memory.items()}
+    states = Counts((worker.preset, worker.state) for worker in capacity.workers)
+    yield _gauge("stablesr_workers", "Live workers", states, "preset", "state")
+    yield _gauge("stablesr_running_jobs", "Jobs that workers run", running, "preset")
     help = "Memory of each worker"
     yield _gauge("stablesr_worker_memory_bytes", help, memory, "kind", "worker")
     help = "Jobs that came into each state"
-    last_minute = [((state,), count) for state, count in overview.moves_last_minute.items()]
-    yield _gauge("stablesr_job_moves_last_minute", help, last_minute, "state")
+    yield _gauge("stablesr_job_moves_last_minute", help, overview.moves_last_minute, "state")
     moves = CounterMetricFamily("stablesr_job_moves", help, labels=["state"])
     for state, count in overview.moves.items():
         moves.add_metric([state], count)
     yield moves
 
 
-def _gauge(name: str, help: str, values: Iterable[tuple[Labels, float]], *labels: str) -> Metric:
+def _gauge(name: str, help: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    """A value for each label, or for each tuple of labels where there are several."""
     family = GaugeMetricFamily(name, help, labels=labels)
-    for texts, value in values:
-        family.add_metric(texts, value)
+    for texts, value in values.items():
+        family.add_metric([texts] if isinstance(texts, str) else texts, value)
     return family

@@ -23,9 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
 from service.admission import services_of
-from service.errors import ForeignHost, ForeignOrigin, HTTPError
 from service.metrics import ServiceMetrics
-from service.problems import ProblemResponse, defect, respond
+from service.problems import HTTPError, ProblemResponse, defect, respond
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -145,11 +144,11 @@ class RequestEnvelope:
             return None
         host, origin = (fields.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
         name = _name(f"//{host}")
-        error: HTTPError
         if name not in self._hosts and not is_loopback(name):
-            error = ForeignHost(
+            error = HTTPError(
+                "foreign-host",
                 f"The service does not answer as {host[:100]!r}; ask it as localhost or 127.0.0.1, "
-                "or have its operator name the host in STABLESR_ALLOWED_HOSTS."
+                "or have its operator name the host in STABLESR_ALLOWED_HOSTS.",
             )
         elif (
             b"origin" in fields
@@ -157,9 +156,10 @@ class RequestEnvelope:
             and origin.partition("://")[2].lower() != host.lower()
             and _name(origin) not in self._hosts
         ):
-            error = ForeignOrigin(
+            error = HTTPError(
+                "foreign-origin",
                 f"A page of {origin[:100]!r} may not do this; only a page of {host[:100]!r} may, "
-                "or of a host in STABLESR_ALLOWED_HOSTS."
+                "or of a host in STABLESR_ALLOWED_HOSTS.",
             )
         else:
             return None

@@ -1,21 +1,21 @@
 """Every error as RFC 9457 problem details, with its HTTP status.
 
 An error's slug becomes a status and a `type` that can be looked up, `/problems/{slug}`. Its extra
-members (limits, errors, state, ...) stay as they are; `retry_after` is also a header.
+members (limits, errors, state, ...) stay as they are; `retry_after` is also a header. What only the
+service refuses is an HTTPError; the other errors are in `jobs.errors`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
 import structlog
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -23,25 +23,47 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from jobs.errors import JobsError
-from service.errors import HTTPError, InvalidParameters
 
 log = structlog.stdlib.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 
+# Slug, status and title of what only the service refuses.
+_KINDS = {
+    "malformed-form": (400, "The form cannot be read"),
+    "malformed-header": (400, "A header field cannot be used"),
+    "unauthorized": (401, "An API key is needed"),
+    "foreign-origin": (403, "Pages of other origins change nothing here"),
+    "upload-stalled": (408, "The upload stopped"),
+    "no-result": (409, "The job has no result"),
+    "result-not-ready": (409, "The result is not ready"),
+    "result-expired": (410, "The result has expired"),
+    "not-multipart": (415, "The request is not a form with a file"),
+    "unsupported-encoding": (415, "The body is compressed"),
+    "range-not-satisfiable": (416, "The range is outside of the result"),
+    "foreign-host": (421, "The service does not answer under this name"),
+    "image-empty": (422, "The image is empty"),
+    "invalid-parameters": (422, "A parameter is wrong"),
+    "rate-limited": (429, "Too many requests"),
+    "too-many-streams": (429, "Too many open streams"),
+    "too-many-transfers": (429, "Too many uploads and downloads at once"),
+    "not-ready": (503, "The service is not ready"),
+    "preset-not-served": (503, "No worker serves the preset"),
+}
+# What of `jobs.errors` may reach a client.
 _SLUGS = {
     404: "job-not-found",
     409: "idempotency-in-progress job-ended job-exists wrong-state",
     413: "upload-too-large",
-    422: "bad-cursor idempotency-mismatch image-animated image-empty image-format-unsupported "
-    "image-too-large image-truncated image-unreadable output-too-large",
+    422: "bad-cursor idempotency-mismatch image-animated image-format-unsupported image-too-large "
+    "image-truncated image-unreadable output-too-large",
     429: "quota-exceeded",
     500: "internal-error",
     503: "queue-full queue-unavailable store-unavailable",
 }
 STATUSES: Mapping[str, int] = {
     **{slug: status for status, slugs in _SLUGS.items() for slug in slugs.split()},
-    **{kind.type: kind.status for kind in HTTPError.__subclasses__()},
+    **{slug: status for slug, (status, _) in _KINDS.items()},
 }
 """The status of every error that may reach a client; what is not here is a defect, a 500."""
 
@@ -50,6 +72,36 @@ PUBLIC_DETAILS: Mapping[str, str] = {
     "queue-unavailable": "The job queue does not answer at the moment; try again shortly.",
     "store-unavailable": "The image store cannot be used at the moment; try again shortly.",
 }
+
+
+class HTTPError(JobsError):
+    """An error of one of the kinds above, where needed with header fields for its answer."""
+
+    def __init__(
+        self, slug: str, detail: str, headers: Mapping[str, str] | None = None, **extra: JsonValue
+    ) -> None:
+        super().__init__(detail, **extra)
+        self.type, self.title = slug, _KINDS[slug][1]
+        self.headers = dict(headers or {})
+
+
+class AuthenticationError(HTTPError):
+    """No key, or a wrong one (RFC 6750, section 3)."""
+
+    def __init__(self, detail: str, *, key_is_wrong: bool = False) -> None:
+        challenge = 'Bearer realm="stablesr"' + (', error="invalid_token"' if key_is_wrong else "")
+        super().__init__("unauthorized", detail, {"WWW-Authenticate": challenge})
+
+
+class InvalidParameters(HTTPError):
+    """`errors` lists the faults: field, detail, and minimum, maximum or allowed."""
+
+    def __init__(
+        self, errors: Sequence[Mapping[str, JsonValue]], detail: str | None = None
+    ) -> None:
+        faults = (f"{error['field']} {error['detail']}".strip() for error in errors)
+        detail = detail or "; ".join(faults) + "."
+        super().__init__("invalid-parameters", detail, errors=[dict(error) for error in errors])
 
 
 class FieldError(BaseModel):
@@ -95,7 +147,7 @@ class ProblemDetails(BaseModel):
 
 
 class ProblemResponse(JSONResponse):
-    """A problem as the answer; `kind` has its type and title, `extra` are its further members."""
+    """A problem as the answer; `extra` are its further members, beside those of the error."""
 
     media_type = PROBLEM_JSON
 
@@ -104,20 +156,21 @@ class ProblemResponse(JSONResponse):
         scope: Scope,
         status: int,
         detail: str,
+        error: JobsError | None = None,
         *,
-        kind: type[JobsError] | None = None,
         extra: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        extra, headers = extra or {}, dict(headers or {})
+        extra = extra or dict[str, Any](error.extra if error else {})
+        headers = dict(headers or (error.headers if isinstance(error, HTTPError) else {}))
         if (seconds := extra.get("retry_after")) is not None:
             headers["Retry-After"] = str(max(1, round(seconds)))
         root = root_path(scope)
         content = {
             **extra,
             # Without a type of its own the status says it all.
-            "type": f"{root}/problems/{kind.type}" if kind else "about:blank",
-            "title": kind.title if kind else HTTPStatus(status).phrase,
+            "type": f"{root}/problems/{error.type}" if error else "about:blank",
+            "title": error.title if error else HTTPStatus(status).phrase,
             "status": status,
             "detail": detail,
             "instance": quote(root + scope["path"].removeprefix(root)),
@@ -135,32 +188,24 @@ def root_path(scope: Mapping[str, Any]) -> str:
     return str(scope.get("root_path", ""))
 
 
-def titles(kind: type[JobsError] = JobsError) -> dict[str, str]:
-    """The title of every type of problem there is."""
-    branches: dict[str, str] = {}
-    for branch in kind.__subclasses__():
-        branches |= titles(branch)
-    # The root comes last: its own title is that of the type its branches inherit.
-    return branches | {kind.type: kind.title}
-
-
-def install(app: FastAPI) -> None:
-    """Makes every error of `app` answer with problem details."""
-    app.add_exception_handler(JobsError, respond)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(RequestValidationError, _request_validation_error)
-    app.add_exception_handler(ClientDisconnect, _client_disconnect)
+def titles() -> dict[str, str]:
+    """The title of every type of problem there is; a type's title is that of its first class."""
+    titles = {slug: title for slug, (_, title) in _KINDS.items()}
+    kinds: list[type[JobsError]] = [JobsError]
+    for kind in kinds:
+        titles.setdefault(kind.type, kind.title)
+        kinds += kind.__subclasses__()
+    return titles
 
 
 def defect(scope: Scope) -> ProblemResponse:
     """The answer to a defect; the log has the rest under the request's id."""
     detail = "The server met an error it did not expect; its log has it under the request_id."
-    return ProblemResponse(scope, 500, detail, kind=JobsError)
+    return ProblemResponse(scope, 500, detail, JobsError(detail))
 
 
-def respond(request: Request, error: Exception) -> Response:
-    """The answer to a JobsError."""
-    assert isinstance(error, JobsError)
+def respond(request: Request, error: JobsError) -> Response:
+    """The answer to an error."""
     status = STATUSES.get(error.type, 500)
     if status == 500:
         log.error("unexpected error", exc_info=error)
@@ -168,15 +213,11 @@ def respond(request: Request, error: Exception) -> Response:
     if status > 500:
         log.warning("unavailable", type=error.type, detail=error.detail)
     detail = PUBLIC_DETAILS.get(error.type, error.detail)
-    headers = error.headers if isinstance(error, HTTPError) else None
-    return ProblemResponse(
-        request.scope, status, detail, kind=type(error), extra=error.extra, headers=headers
-    )
+    return ProblemResponse(request.scope, status, detail, error)
 
 
-def _http_exception(request: Request, error: Exception) -> Response:
+def _http_exception(request: Request, error: HTTPException) -> Response:
     """What the framework itself refuses: mostly unknown paths and methods."""
-    assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     detail, extra = error.detail, dict[str, Any]()
     if error.status_code == 404:
@@ -200,8 +241,7 @@ def _methods(routes: list[BaseRoute], scope: Scope) -> list[str]:
     return sorted([*methods, "HEAD"]) if "GET" in methods else methods
 
 
-def _request_validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _request_validation_error(request: Request, error: RequestValidationError) -> Response:
     errors = [
         {"field": ".".join(str(part) for part in fault["loc"][1:]), "detail": str(fault["msg"])}
         for fault in error.errors()
@@ -214,3 +254,12 @@ def _client_disconnect(request: Request, error: Exception) -> Response:
     log.info("the client left during its upload")
     # No client reads it any more.
     return Response(status_code=400)
+
+
+HANDLERS: dict[Any, Any] = {
+    JobsError: respond,
+    HTTPException: _http_exception,
+    RequestValidationError: _request_validation_error,
+    ClientDisconnect: _client_disconnect,
+}
+"""Answers every error of an application with problem details."""

@@ -18,7 +18,7 @@ import structlog
 from jobs.connection import Command, LoopClient
 from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
-from service.errors import RateLimitError, TooManyStreams, TooManyTransfers
+from service.problems import HTTPError
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -79,10 +79,14 @@ class RateLimits:
         """Counts a request: header fields that say what is left, and the answer to `command`.
 
         Both take one call of Redis. `key_limit` is the number of uploads a minute that the
-        client's key has of its own. Raises RateLimitError, with the same fields, when nothing was
-        left, and QueueUnavailable; without a command nothing is counted while Redis is away.
+        client's key has of its own. Raises HTTPError, with the same fields, when nothing was left,
+        and QueueUnavailable; without a command nothing is counted while Redis is away.
         """
-        limit = self._limit(name, key_limit)
+        uploads, reads = self._settings.uploads_per_minute, self._settings.reads_per_minute
+        if name == "uploads":
+            limit = uploads if key_limit is None else key_limit
+        else:
+            limit = max(reads, READS_AN_UPLOAD * (key_limit or 0)) if reads else 0
         key = f"stablesr:rate:{name}:{client}"
         commands: list[Command] = [("EVAL", WINDOW, 1, key, limit, WINDOW_S)] if limit else []
         commands += [] if command is None else [command]
@@ -96,12 +100,6 @@ class RateLimits:
         fields = _fields(name, limit, *answers[0]) if limit else ()
         return fields, None if command is None else answers[-1]
 
-    def _limit(self, name: str, key_limit: int | None) -> int:
-        uploads, reads = self._settings.uploads_per_minute, self._settings.reads_per_minute
-        if name == "uploads":
-            return uploads if key_limit is None else key_limit
-        return max(reads, READS_AN_UPLOAD * (key_limit or 0)) if reads else 0
-
 
 def _fields(name: str, limit: int, remaining: int, seconds: int) -> Fields:
     fields = {
@@ -109,7 +107,8 @@ def _fields(name: str, limit: int, remaining: int, seconds: int) -> Fields:
         "ratelimit": f'"{name}";r={max(0, remaining - 1)};t={seconds}',
     }
     if remaining < 1:
-        raise RateLimitError(
+        raise HTTPError(
+            "rate-limited",
             f"{limit} {name} a minute are allowed, and they are used up; "
             f"try again in {seconds} seconds.",
             fields,
@@ -119,6 +118,10 @@ def _fields(name: str, limit: int, remaining: int, seconds: int) -> Fields:
     return [(field.encode(), value.encode()) for field, value in fields.items()]
 
 
+class TooManyOpen(HTTPError):
+    """What is asked for would be open beside too many others."""
+
+
 class ConcurrencyLimiter:
     """Counts what is open in this process, in total and of each client. Used on the loop only.
 
@@ -126,10 +129,9 @@ class ConcurrencyLimiter:
     holds a socket, a transfer also a file, and one client could otherwise take them all.
     """
 
-    def __init__(
-        self, limit: int, client_limit: int, error: type[TooManyStreams | TooManyTransfers]
-    ) -> None:
-        self._limit, self._client_limit, self._error = limit, client_limit, error
+    def __init__(self, kind: str, limit: int, client_limit: int, advice: str) -> None:
+        self._kind, self._advice = kind, advice
+        self._limit, self._client_limit = limit, client_limit
         self._open: Counter[str] = Counter()
 
     @property
@@ -138,14 +140,14 @@ class ConcurrencyLimiter:
 
     @contextmanager
     def slot(self, client: str) -> Iterator[None]:
-        """Holds a slot as long as the block runs; raises the error."""
-        kind, limit = self._error.kind, self._client_limit
+        """Holds a slot as long as the block runs; raises TooManyOpen."""
+        kind, limit = self._kind, self._client_limit
         if self._open[client] >= limit:
             detail = f"{limit} {kind} of one client may be open at once; let one end first."
-            raise self._error(detail, limit=limit, retry_after=5)
+            raise TooManyOpen(f"too-many-{kind}", detail, limit=limit, retry_after=5)
         if self.open >= (limit := self._limit):
-            detail = f"All {limit} {kind} of this server are in use; {self._error.advice}."
-            raise self._error(detail, limit=limit, retry_after=10)
+            detail = f"All {limit} {kind} of this server are in use; {self._advice}."
+            raise TooManyOpen(f"too-many-{kind}", detail, limit=limit, retry_after=10)
         self._open[client] += 1
         try:
             yield

@@ -8,24 +8,23 @@ answer, would hold a connection for ever, and one address could take them all.
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import h11
 import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from jobs.errors import InvalidSettings
 from jobs.logs import configure_logging
 from jobs.settings import Settings
 from service.app import create_app
-from service.errors import OpenAddress
 from service.middleware import is_loopback
-from service.problems import PROBLEM_JSON
+from service.problems import ProblemResponse
 from service.ratelimit import address_key
 
 log = structlog.stdlib.get_logger(__name__)
@@ -38,12 +37,10 @@ MAX_UNSENT_BYTES = 64 * 1024
 # sent to it.
 HEAD_TIMEOUT_S = 10.0
 SEND_TIMEOUT_S = 30.0
-# When a connection is refused because there are too many, some end within moments.
-RETRY = (b"Retry-After", b"5")
 
 
 def main(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; raises OpenAddress."""
+    """Serves until SIGTERM or SIGINT; raises InvalidSettings."""
     check_address(settings)
     configure_logging(settings)
     server(settings).run()
@@ -56,7 +53,7 @@ def check_address(settings: Settings) -> None:
     """
     if settings.allow_open or settings.require_key or is_loopback(settings.host):
         return
-    raise OpenAddress(
+    raise InvalidSettings(
         f"STABLESR_HOST={settings.host} can be reached from other machines, and the service "
         "requires no key. Make keys with `stablesr keys create` and set "
         "STABLESR_REQUIRE_KEY=true; or set STABLESR_ALLOW_OPEN=true if open is meant, or use "
@@ -81,7 +78,6 @@ def server(settings: Settings) -> uvicorn.Server:
             forwarded_allow_ips=settings.trusted_proxies or None,
             # Of the two parsers the one that bounds a request's head, in bytes and in time.
             http=_protocol(settings),
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
         )
     )
@@ -96,31 +92,16 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class JoinedWrites:
-    """A transport that joins an answer's head and body, which uvicorn writes apart: one packet."""
+class JoinedHead(h11.Connection):
+    """Joins an answer's head and the first of its body, which uvicorn writes apart: one packet."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._loop = transport, loop
-        self._pieces: list[bytes] = []
+    _head: Sequence[bytes] = ()
 
-    def write(self, data: bytes) -> None:
-        if data:
-            if not self._pieces:
-                self._loop.call_soon(self.flush)
-            self._pieces.append(data)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def flush(self) -> None:
-        if self._pieces:
-            data = b"".join(self._pieces)
-            self._pieces.clear()
-            self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+    def send_with_data_passthrough(self, event: h11.Event) -> list[bytes]:
+        pieces = [*self._head, *(super().send_with_data_passthrough(event) or ())]
+        is_head = isinstance(event, h11.Response)
+        self._head = pieces if is_head else ()
+        return [] if is_head else pieces
 
 
 class Deadline:
@@ -155,8 +136,7 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
     class Protocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
             super().connection_made(transport)
-            self._writes = JoinedWrites(transport, self.loop)
-            self.transport = cast("asyncio.Transport", self._writes)
+            self.conn = JoinedHead(h11.SERVER, MAX_HEAD_BYTES)
             # What the kernel takes ahead of a slow client is little, so that its progress is seen.
             connection = transport.get_extra_info("socket")
             if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
@@ -168,9 +148,10 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             self._address = address_key(self.client[0] if self.client else None)
             connections[self._address] += 1
             if len(self.connections) > limit:
-                self._refuse(503, f"All {limit} connections of this server are in use.", RETRY)
+                # Some end within moments.
+                self._refuse(503, f"All {limit} connections of this server are in use.", retry=5)
             elif connections[self._address] > share:
-                self._refuse(429, f"One client may have {share} connections at once.", RETRY)
+                self._refuse(429, f"One client may have {share} connections at once.", retry=5)
             else:
                 self._head.start()
 
@@ -204,7 +185,6 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
                 self._head.cancel()
 
         def on_response_complete(self) -> None:
-            self._writes.flush()
             super().on_response_complete()
             if self._body_is_refused():
                 # Uvicorn reads on and discards it: closing at once could lose the answer.
@@ -226,21 +206,15 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             log.info("the client does not read", client=self.client, seconds=SEND_TIMEOUT_S)
             self.transport.abort()
 
-        def _refuse(self, status: int, detail: str, *headers: tuple[bytes, bytes]) -> None:
+        def _refuse(self, status: int, detail: str, *, retry: int | None = None) -> None:
             """A whole answer, for what never becomes a request of the application."""
-            phrase = HTTPStatus(status).phrase
-            problem = {"type": "about:blank", "title": phrase, "status": status, "detail": detail}
-            body = json.dumps(problem).encode()
-            fields = [
-                (b"Content-Type", PROBLEM_JSON.encode()),
-                (b"Content-Length", str(len(body)).encode()),
-                (b"Connection", b"close"),
-                *headers,
-            ]
-            head = h11.Response(status_code=status, headers=fields, reason=phrase.encode())
+            fields, extra = {"Connection": "close"}, {"retry_after": retry} if retry else None
+            response = ProblemResponse({"path": ""}, status, detail, extra=extra, headers=fields)
+            phrase = HTTPStatus(status).phrase.encode()
+            head = h11.Response(status_code=status, headers=response.raw_headers, reason=phrase)
             # Else an answer is on its way already, and all that is left is to close.
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
                     self.transport.write(self.conn.send(event) or b"")
             self.transport.close()
 

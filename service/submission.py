@@ -28,7 +28,7 @@ from models.geometry import MAX_CANVAS, canvas_size, output_size
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
 from service.admission import Services
-from service.errors import ImageEmpty, InvalidParameters
+from service.problems import HTTPError, InvalidParameters
 from service.readiness import Serving
 from service.uploads import WEBHOOK_FIELD, Upload, parse
 from service.webhook_target import BadTarget, Target
@@ -55,12 +55,12 @@ def inspect(
 ) -> ImageInfo:
     """Describes an uploaded image, whose file is mapped, not read; sides as a viewer sees them.
 
-    Raises ImageError: the tree in `jobs.errors` and ImageEmpty, with the limits as members. They
-    are those of the settings, of the preset and of the result's format.
+    Raises HTTPError for an empty file, and ImageError with the limits as members: those of the
+    settings, of the preset and of the result's format.
     """
     size = file.seek(0, 2)
     if size == 0:
-        raise ImageEmpty("The file has 0 bytes; an image is needed.")
+        raise HTTPError("image-empty", "The file has 0 bytes; an image is needed.")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = examine(data, settings.max_input_pixels)
     width, height = header.upright

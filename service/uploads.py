@@ -22,13 +22,7 @@ from starlette.requests import Request
 from jobs.errors import StoreUnavailable, UploadTooLarge
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
-from service.errors import (
-    InvalidParameters,
-    MalformedForm,
-    NotMultipart,
-    UnsupportedEncoding,
-    UploadTimeout,
-)
+from service.problems import HTTPError, InvalidParameters
 
 IMAGE_FIELD = "image"
 WEBHOOK_FIELD = "webhook_url"
@@ -68,8 +62,8 @@ class Upload:
 def check_head(request: Request, limit: int) -> None:
     """Refuses what URL and headers give away, before a byte of the body is read.
 
-    Raises InvalidParameters for parameters in the URL, which would be ignored there; NotMultipart,
-    UnsupportedEncoding, and UploadTooLarge for more than `limit` bytes.
+    Raises InvalidParameters for parameters in the URL, which would be ignored there; HTTPError for
+    another type or coding; UploadTooLarge for more than `limit` bytes.
     """
     if names := list(dict.fromkeys(request.query_params)):
         raise InvalidParameters(
@@ -80,10 +74,11 @@ def check_head(request: Request, limit: int) -> None:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
         problem = f"it is {kind!r}" if kind else "it is missing"
-        raise NotMultipart(f"Content-Type must be multipart/form-data; {problem}.")
+        raise HTTPError("not-multipart", f"Content-Type must be multipart/form-data; {problem}.")
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
-        raise UnsupportedEncoding(
+        raise HTTPError(
+            "unsupported-encoding",
             f"Content-Encoding is {coding[:80]!r}; images are compressed already, send them as "
             "they are.",
             {"Accept-Encoding": "identity"},
@@ -99,8 +94,8 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
 
     Raises:
         UploadTooLarge: the body is larger, whatever its headers say.
-        UploadTimeout: nothing came for 30 seconds, or not all within `within_s`.
-        MalformedForm: the body is not the multipart form it claims to be.
+        HTTPError: nothing came for 30 seconds, or not all within `within_s`; or the body is not the
+            multipart form it claims to be.
         InvalidParameters: the image is missing, or a field comes twice.
         StoreUnavailable: there is no room for temporary files.
     """
@@ -114,12 +109,13 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise MalformedForm(
+        raise HTTPError(
+            "malformed-form",
             f"The multipart form cannot be read: {error.message.rstrip('.')}. The image is a part "
-            "with a filename, every other part is a short value."
+            "with a filename, every other part is a short value.",
         ) from error
     except UnicodeError as error:
-        raise MalformedForm(f"The form's text cannot be decoded: {error}.") from error
+        raise HTTPError("malformed-form", f"The form's text cannot be decoded: {error}.") from error
     except OSError as error:
         detail = f"The upload cannot be kept while it is checked: {error.strerror or error}."
         raise StoreUnavailable(detail, retry_after=30) from error
@@ -144,10 +140,11 @@ async def _body(request: Request, limit: int, within_s: float) -> AsyncGenerator
             return
         except TimeoutError as error:
             slow = anyio.current_time() >= deadline
-            raise UploadTimeout(
+            raise HTTPError(
+                "upload-stalled",
                 f"Only {count} bytes came within {within_s:g} seconds, the most that is waited."
                 if slow
-                else f"Nothing came for {STALL_S:g} seconds after {count} bytes; send it again."
+                else f"Nothing came for {STALL_S:g} seconds after {count} bytes; send it again.",
             ) from error
         count += len(piece)
         if count > limit:

@@ -51,18 +51,6 @@ def message(job: Job, root: str) -> bytes:
     return json.dumps(content).encode()
 
 
-def headers(id: str, body: bytes, secret: str) -> dict[str, str]:
-    """The headers of one attempt; receivers refuse old timestamps, so each has its own."""
-    timestamp = int(time.time())
-    return {
-        "Content-Type": "application/json",
-        "User-Agent": "stablesr-webhooks",
-        "webhook-id": id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": signature(secret, id, timestamp, body),
-    }
-
-
 def signature(secret: str, id: str, timestamp: int, body: bytes) -> str:
     """`v1,` and the HMAC-SHA256 of id, timestamp and body in base64.
 
@@ -125,18 +113,15 @@ class Sender:
             free.release()
 
     async def _attempt(self, call: Call) -> None:
-        job: Job | None = None
+        names: dict[str, object] = {"job": call.job_id, "attempt": call.attempt}
         try:
             job = await run_sync(self._records.get, call.job_id)
+            names["request_id"] = job.request_id
             secret = await run_sync(self._secret, job.owner)
             if self._open[job.owner] >= EACH:
                 await run_sync(self._outbox.later, call)
                 return
-            self._open[job.owner] += 1
-            try:
-                outcome, reason = await self._send(job, secret)
-            finally:
-                self._open -= Counter([job.owner])
+            outcome, reason = await self._send(job, secret)
         except (JobNotFound, KeyNotFound) as error:
             log.warning("webhook dropped", job=call.job_id, reason=error.detail)
             await run_sync(self._outbox.finish, call)
@@ -153,17 +138,11 @@ class Sender:
             outcome = Outcome.LAST_FAILURE
         self._attempts.labels(outcome.value).inc()
         write = log.info if outcome is Outcome.SUCCESS else log.warning
-        write(
-            "webhook",
-            job=call.job_id,
-            request_id=None if job is None else job.request_id,
-            attempt=call.attempt,
-            outcome=outcome.value,
-            reason=reason,
-        )
+        write("webhook", **names, outcome=outcome.value, reason=reason)
 
     async def _send(self, job: Job, secret: str) -> tuple[Outcome, str]:
         """Makes the call; how it ended, and in which words."""
+        self._open[job.owner] += 1
         try:
             target = Target.parse(job.webhook_url or "", allow_private=self._allow_private)
             with anyio.fail_after(TIMEOUT_S):
@@ -175,6 +154,8 @@ class Sender:
         # Among them a name that stands for no address, and what TLS does not like.
         except (httpx.HTTPError, OSError) as error:
             return Outcome.FAILURE, f"{type(error).__name__}: {error}"
+        finally:
+            self._open -= Counter([job.owner])
         if 200 <= status < 300:
             return Outcome.SUCCESS, str(status)
         # Gone: the receiver does not want it any more.
@@ -187,9 +168,16 @@ class Sender:
         if not self._allow_private and (inside := [a for a in addresses if not is_public(a)]):
             raise BadTarget(f"stands for {inside[0]}, which is not public")
         host = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
-        # The id stays the same however often it is sent.
-        body = message(job, self._root)
-        fields = {**headers(f"msg_{job.id}", body, secret), "Host": target.authority}
+        # The id stays the same however often it is sent; receivers refuse old timestamps.
+        id, timestamp, body = f"msg_{job.id}", int(time.time()), message(job, self._root)
+        fields = {
+            "Content-Type": "application/json",
+            "Host": target.authority,
+            "User-Agent": "stablesr-webhooks",
+            "webhook-id": id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signature(secret, id, timestamp, body),
+        }
         async with (
             # No proxy from the environment: it would connect to wherever the name leads it.
             httpx.AsyncClient(verify=self._tls, timeout=TIMEOUTS, trust_env=False) as client,

@@ -9,12 +9,11 @@ import anyio
 from fastapi import APIRouter, Request, Response
 
 from jobs.errors import JobNotFound, QueueUnavailable
-from jobs.schema import ANYONE, Job
+from jobs.schema import ANYONE
 from service.admission import ReaderDep, Services, services_of
-from service.errors import AuthenticationError
 from service.middleware import is_head
 from service.openapi import problems
-from service.problems import root_path
+from service.problems import AuthenticationError, root_path
 from service.routes.jobs import HeldStream, JobId
 from service.schema import JobView
 
@@ -71,7 +70,7 @@ async def follow_job(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
         return Response(headers=HEADERS)
     async with AsyncExitStack() as stack:
         stack.enter_context(services.streams.slot(caller.client))
-        events = _events(request, services, job.id, News(root_path(request), revision))
+        events = _events(request, services, job.id, revision)
         stack.push_async_callback(events.aclose)
         return HeldStream(events, stack.pop_all(), 200, HEADERS)
 
@@ -83,10 +82,12 @@ def _last_event_id(request: Request) -> int:
 
 
 async def _events(
-    request: Request, services: Services, job_id: str, news: News
+    request: Request, services: Services, job_id: str, revision: int
 ) -> AsyncGenerator[str, None]:
-    """The stream's text, piece by piece."""
+    """The stream's text, piece by piece: what is new to a client that knows the job's revision."""
     quiet_since = anyio.current_time()
+    known_state: object = None
+    known_progress: object = None
     yield f"retry: {RECONNECT_MS}\n\n"
     async with aclosing(services.listener.watch(job_id)) as watch:
         async for _ in watch:
@@ -95,44 +96,28 @@ async def _events(
                 key = await services.authenticator.key(request.headers)
                 job = await services.jobs.get(job_id, ANYONE if key is None else key.id)
             except QueueUnavailable:
-                text, last = "", False
+                name = None
             except (JobNotFound, AuthenticationError):
                 # Asking anew tells the client which of the two.
                 return
             else:
-                text, last = news.event(job), job.state.is_final
-            if not text and anyio.current_time() - quiet_since >= HEARTBEAT_S:
-                text = ": still here\n\n"
-            if text:
+                state = job.state, job.cancel_requested, job.attempt, job.queue_position
+                if job.state.is_final:
+                    name = "end"
+                elif known_state is None and job.revision <= revision:
+                    name = None
+                elif state != known_state:
+                    name = "state"
+                else:
+                    name = "progress" if job.progress not in (None, known_progress) else None
+                known_state, known_progress = state, job.progress
+            if name is not None:
+                content = job.progress if name == "progress" else None
+                data = (content or JobView.of(job, root_path(request))).model_dump_json()
                 quiet_since = anyio.current_time()
-                yield text
-            if last:
+                yield f"id: {job.revision}\nevent: {name}\ndata: {data}\n\n"
+            elif anyio.current_time() - quiet_since >= HEARTBEAT_S:
+                quiet_since = anyio.current_time()
+                yield ": still here\n\n"
+            if name == "end":
                 return
-
-
-class News:
-    """What the client knows of the job, to send it only what is new."""
-
-    def __init__(self, root: str, revision: int) -> None:
-        self._root, self._revision = root, revision
-        self._state: object = None
-        self._progress: object = None
-
-    def event(self, job: Job) -> str:
-        """The event to send for the job as it is now, or nothing."""
-        state = job.state, job.cancel_requested, job.attempt, job.queue_position
-        known_state, known_progress = self._state, self._progress
-        self._state, self._progress = state, job.progress
-        progress = None
-        if job.state.is_final:
-            name = "end"
-        elif known_state is None and job.revision <= self._revision:
-            return ""
-        elif state != known_state:
-            name = "state"
-        elif job.progress is not None and job.progress != known_progress:
-            name, progress = "progress", job.progress
-        else:
-            return ""
-        data = (progress or JobView.of(job, self._root)).model_dump_json()
-        return f"id: {job.revision}\nevent: {name}\ndata: {data}\n\n"

@@ -14,10 +14,9 @@ from fastapi import APIRouter, Request, Response
 from jobs.errors import BlobNotFound
 from jobs.schema import Job, JobState, ResultInfo
 from service.admission import ReaderDep, services_of
-from service.errors import NoResult, RangeNotSatisfiable, ResultGone, ResultNotReady
 from service.middleware import is_head
 from service.openapi import header, problems
-from service.problems import root_path
+from service.problems import HTTPError, root_path
 from service.routes.jobs import ETAG, HeldStream, JobId, has_etag, retry_after
 from service.schema import JobView
 
@@ -84,7 +83,7 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
     if part is not None:
         status = 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{result.bytes}"
-    missing = ResultGone(f"The result of job {job.id} is gone.")
+    missing = HTTPError("result-expired", f"The result of job {job.id} is gone.")
     if is_head(request):
         if not await run_sync(services.store.exists, result.key):
             raise missing
@@ -104,7 +103,7 @@ def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | Non
     """The bytes from and up to but without, that Range asks for, or None for the whole.
 
     Several ranges at once, other units and nonsense get the whole, as RFC 9110 allows (section
-    14.2). Raises RangeNotSatisfiable for a range that has no byte of the file.
+    14.2). Raises HTTPError for a range that has no byte of the file.
     """
     # A part only of what the client has the rest of (section 13.1.5: the strong comparison).
     if request.headers.get("if-range", etag) != etag:
@@ -121,7 +120,8 @@ def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | Non
     else:
         start, end = int(first), min(size, int(last or size) + 1)
     if start >= end:
-        raise RangeNotSatisfiable(
+        raise HTTPError(
+            "range-not-satisfiable",
             f"The range {field} has no byte of the result, which has {size}.",
             {"Content-Range": f"bytes */{size}"},
             size=size,
@@ -130,24 +130,25 @@ def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | Non
 
 
 def _result(request: Request, job: Job) -> ResultInfo:
-    """The result's file; raises ResultNotReady, NoResult or ResultGone."""
+    """The result's file; raises HTTPError when there is none."""
     if job.state is JobState.SUCCEEDED and job.result is not None:
         return job.result
     if job.state is JobState.EXPIRED:
-        raise ResultGone(
+        raise HTTPError(
+            "result-expired",
             f"The result of job {job.id} has expired; submit the image again.",
             expired_at=job.expires_at.isoformat() if job.expires_at else None,
         )
     if not job.state.is_final:
-        raise ResultNotReady(
+        raise HTTPError(
+            "result-not-ready",
             f"Job {job.id} is {job.state}; its result comes when it has succeeded.",
             state=job.state.value,
             retry_after=retry_after(job),
         )
     view = JobView.of(job, root_path(request))
-    raise NoResult(
-        f"Job {job.id} is {job.state} and has no result.", state=job.state.value, error=view.error
-    )
+    detail = f"Job {job.id} is {job.state} and has no result."
+    raise HTTPError("no-result", detail, state=job.state.value, error=view.error)
 
 
 def _seconds_left(result: ResultInfo) -> int:

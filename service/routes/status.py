@@ -15,10 +15,10 @@ from jobs.formats import FORMATS
 from jobs.workers import WorkerInfo
 from models.parameters import MAX_SCALE
 from models.presets import PRESETS
-from service.admission import ReaderDep, Services, services_of
-from service.errors import NotReady
+from service.admission import ReaderDep, services_of
 from service.openapi import problems
-from service.readiness import Serving
+from service.problems import HTTPError
+from service.readiness import Serving, store_works
 from service.schema import ComponentView, ModelsView, ModelView, ReadyView
 
 router = APIRouter()
@@ -30,13 +30,14 @@ def list_models(request: Request) -> ModelsView:
     services = services_of(request)
     settings = services.settings
     serving = Serving(services.queue.workers())
+    reasons = serving.delays | serving.reasons
     models = [
         ModelView(
             **vars(preset),
             scale_max=MAX_SCALE,
             default=preset.name == settings.preset,
             available=preset.name in serving.available,
-            reason=serving.reason(preset.name),
+            reason=reasons.get(preset.name),
         )
         for preset in PRESETS.values()
     ]
@@ -91,21 +92,9 @@ async def livez() -> LiveView:
 )
 def readyz(request: Request) -> ReadyView:
     """Redis answers, the image store takes images, and a live worker serves the default preset."""
-    components = _components(services_of(request))
-    missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
-    if missing:
-        raise NotReady(
-            "; ".join(missing) + ".",
-            components={name: part.model_dump() for name, part in components.items()},
-            retry_after=5,
-        )
-    return ReadyView(status="ready", components=components)
-
-
-def _components(services: Services) -> dict[str, ComponentView]:
-    works = services.probe.works()
+    services = services_of(request)
+    works, preset = store_works(services.store), services.settings.preset
     store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
-    preset = services.settings.preset
     try:
         workers = [w for w in services.queue.workers() if w.preset == preset]
     except QueueUnavailable:
@@ -114,7 +103,16 @@ def _components(services: Services) -> dict[str, ComponentView]:
     else:
         redis = ComponentView(ready=True, detail="answers")
         worker = _worker(preset, workers)
-    return {"redis": redis, "store": store, "worker": worker}
+    components = {"redis": redis, "store": store, "worker": worker}
+    missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
+    if missing:
+        raise HTTPError(
+            "not-ready",
+            "; ".join(missing) + ".",
+            components={name: part.model_dump() for name, part in components.items()},
+            retry_after=5,
+        )
+    return ReadyView(status="ready", components=components)
 
 
 def _worker(preset: str, workers: Sequence[WorkerInfo]) -> ComponentView:

@@ -14,9 +14,9 @@ from jobs.errors import JobNotFound, QueueUnavailable
 from jobs.schema import Job, Origin
 from jobs.workers import Capacity
 from service.admission import Services, admit, services_of
-from service.errors import MalformedHeader, TooManyStreams
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
-from service.problems import root_path
+from service.problems import HTTPError, root_path
+from service.ratelimit import TooManyOpen
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
 from service.submission import check_capacity, submit
@@ -97,7 +97,7 @@ async def upscale(request: Request) -> Response:
         headers["Idempotent-Replayed"] = "true"
     status = 202
     if seconds is not None:
-        with suppress(TooManyStreams), services.streams.slot(caller.client):
+        with suppress(TooManyOpen), services.streams.slot(caller.client):
             job = await _wait_for_end(request, services, job, seconds)
             headers["Preference-Applied"] = f"wait={seconds}"
         status = 200 if job.state.is_final else 202
@@ -118,14 +118,15 @@ def _wait_s(headers: Headers) -> int | None:
 
 
 def _idempotency_key(headers: Headers) -> str | None:
-    """The `Idempotency-Key` of a request, or None without one; raises MalformedHeader."""
+    """The `Idempotency-Key` of a request, or None without one; raises HTTPError."""
     keys = headers.getlist("idempotency-key")
     if not keys:
         return None
     if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise MalformedHeader(
+        raise HTTPError(
+            "malformed-header",
             "Idempotency-Key must be given once, as 1 to 255 visible ASCII characters, such as a "
-            "UUID."
+            "UUID.",
         )
     return keys[0]
 
@@ -135,29 +136,25 @@ async def _wait_for_end(request: Request, services: Services, job: Job, seconds:
 
     It takes no thread. The request's body must have been read.
     """
-    latest = job
-
-    async def look_until_ended(scope: anyio.CancelScope) -> None:
-        nonlocal latest
-        async with aclosing(services.listener.watch(job.id, ends_only=True)) as watch:
-            async for _ in watch:
-                # Without Redis: the job is safe; waiting on is what was asked for.
-                with suppress(QueueUnavailable):
-                    try:
-                        latest = await services.jobs.get(job.id, job.owner)
-                    except JobNotFound:
-                        break
-                if latest.state.is_final:
-                    break
-        scope.cancel()
 
     async def notice_leaving(scope: anyio.CancelScope) -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
         scope.cancel()
 
+    watch = services.listener.watch(job.id, ends_only=True)
     with anyio.move_on_after(seconds):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(look_until_ended, tasks.cancel_scope)
+        async with anyio.create_task_group() as tasks, aclosing(watch):
             tasks.start_soon(notice_leaving, tasks.cancel_scope)
-    return latest
+            async for _ in watch:
+                try:
+                    job = await services.jobs.get(job.id, job.owner)
+                except QueueUnavailable:
+                    # The job is safe; waiting on is what was asked for.
+                    continue
+                except JobNotFound:
+                    break
+                if job.state.is_final:
+                    break
+            tasks.cancel_scope.cancel()
+    return job

@@ -14,8 +14,7 @@ from redis import Redis
 from jobs.settings import Settings
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, Leftovers, serving
-from tests.service.receiver import Receiver, receiving
-from tests.service.telling import LOCAL, SECRET, Names
+from tests.service.receiver import LOCAL, SECRET, Names, Receiver, receiving
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -190,6 +190,7 @@ def test_a_service_whose_store_takes_no_images_is_not_ready(
 ) -> None:
     FakeWorker(redis, settings).appear()
     with serving(settings) as client:
+        assert client.get("/livez").status_code == 200, "its store is not open yet"
         shutil.rmtree(settings.blob_root)
         settings.blob_root.write_text("a file where the folder should be")
         try:

@@ -10,7 +10,7 @@ from redis import Redis
 from jobs.settings import Settings
 from service.webhook_target import BadTarget, Target, is_public
 from tests.service.harness import problem, serving, upload
-from tests.service.telling import PNG, SECRET
+from tests.service.receiver import PNG, SECRET
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,18 @@ from service.webhook_target import Address
 from service.webhooks import signature
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, plain_client, serving, upload
-from tests.service.receiver import HOST, Receiver, receiving
-from tests.service.telling import LOCAL, PNG, SECRET, Names, agenda, ended, put_off
+from tests.service.receiver import (
+    HOST,
+    LOCAL,
+    PNG,
+    SECRET,
+    Names,
+    Receiver,
+    agenda,
+    ended,
+    put_off,
+    receiving,
+)
 
 
 @pytest.fixture(scope="module")
