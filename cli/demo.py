@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
-from cli.checks import check_input
-from cli.errors import CliError
+from cli.errors import CliError, check_input
 from cli.local import write_aside
 from cli.options import Preset, argument
 from cli.processes import ends_as_interrupt
@@ -28,10 +27,6 @@ SEED = 42
 PHOTOGRAPH = "kingfisher.jpg"
 """The bundled one, in `cli/photographs`."""
 STAGES = ("queue", "load", "encode", "denoise", "decode", "total")
-
-
-class DemoFailure(CliError):
-    """The service answered, and the answer is not what was asked for."""
 
 
 def demo(
@@ -73,16 +68,11 @@ def demo(
 
 
 def _write_pair(source: Path, target: Path, job: Job, pair: Path) -> str:
-    """Draws the bicubic enlargement and the result side by side, each with a caption below.
-
-    Returns:
-        The sizes of the two files in words.
+    """Draws the bicubic enlargement and the result side by side; gives both sizes in words.
 
     Raises:
-        DemoFailure: the result has not the size that was asked for.
+        CliError: the result has not the size that was asked for.
     """
-    from PIL import ImageDraw, ImageFont, ImageOps
-
     band, gap = 36, 8
     with Image.open(source) as before, Image.open(target) as after:
         upright = ImageOps.exif_transpose(before).convert("RGB")
@@ -90,7 +80,7 @@ def _write_pair(source: Path, target: Path, job: Job, pair: Path) -> str:
         sizes = f"{before.width} x {before.height} -> {after.width} x {after.height}"
     size = (SCALE * upright.width, SCALE * upright.height)
     if result.size != size:
-        raise DemoFailure(
+        raise CliError(
             f"{target} has {result.width} x {result.height} pixels; {SCALE} times "
             f"{upright.width} x {upright.height} is {size[0]} x {size[1]}."
         )

@@ -1,14 +1,26 @@
-"""What the command can end with: one sentence that a person can act on, and an exit code.
-
-0 is success, 1 an unforeseen error, 2 a wrong option, 130 an interruption with Ctrl-C.
-"""
+"""What the command can end with, one sentence and an exit code, and what is checked before work."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
+
+from jobs.errors import ImageError, InvalidSettings
+from jobs.formats import examine
+from jobs.settings import Settings
+from stablesr_client.files import format_of
+
+EXTRAS = {
+    "worker": ("torch", "diffusers", "pyvips", "safetensors"),
+    "train": ("accelerate", "tensorboard"),
+    "evaluate": ("scipy", "skimage"),
+}
 
 
 class CliError(Exception):
@@ -72,3 +84,59 @@ def translate(errors: Mapping[type[Any], type[CliError]], prefix: str = "") -> I
     except tuple(errors) as error:
         target = next(target for kind, target in errors.items() if isinstance(error, kind))
         raise target(f"{prefix}{error}") from error
+
+
+def load(**options: str | int | None) -> Settings:
+    """The settings: environment variables, with the options that are not None in their place."""
+    with translate({InvalidSettings: BadSettings}):
+        return Settings(**{key: value for key, value in options.items() if value is not None})
+
+
+@contextmanager
+def valid_parameters() -> Iterator[None]:
+    """Within this context wrong UpscaleParameters are BadSettings, which name each wrong choice."""
+    try:
+        yield
+    except ValidationError as error:
+        texts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        faults = "; ".join(text.removeprefix(": Value error, ") for text in texts)
+        raise BadSettings(faults) from error
+
+
+def require_torch(
+    purpose: str = "Upscaling on this machine", instead: str = ", or give a server with --server"
+) -> None:
+    """Ends with MissingExtra when this environment cannot run a model."""
+    require("worker", purpose, instead)
+
+
+def require(extra: str, purpose: str, instead: str = "") -> None:
+    """Ends with MissingExtra when one of the extra's modules is missing.
+
+    `purpose` says what needs it, `instead` what a person could do without.
+    """
+    for name in ("worker", extra):
+        missing = [module for module in EXTRAS[name] if not importlib.util.find_spec(module)]
+        if missing:
+            raise MissingExtra(
+                f"{purpose} needs {', '.join(missing)}: install them with "
+                f'`pip install "stablesr-server[{name}]"`{instead}.'
+            )
+
+
+def check_input(path: Path) -> None:
+    """Looks at the structure of an image file (InputError); nothing is decoded."""
+    no_image = f"{path} is not an image that can be read: "
+    with file_errors(path, "read"), translate({ImageError: InputError}, no_image):
+        if not path.exists():
+            raise InputError(f"There is no file {path}.")
+        examine(path.read_bytes(), sys.maxsize)
+
+
+def check_output(path: Path) -> str:
+    """The format that `path` asks for, if it can be written there (InputError)."""
+    with translate({ValueError: InputError}):
+        output_format = format_of(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+    return output_format

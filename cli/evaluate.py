@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cli.checks import load, require, valid_parameters
-from cli.errors import BadSettings, CliError, InputError, JobFailure, translate
+from cli import errors
+from cli.errors import BadSettings, CliError, InputError, JobFailure
 from cli.options import AsJson, ColorFixOption, Device, Preset, Steps, option
 from cli.view import console
 
@@ -83,7 +83,7 @@ def compare(
         from models.parameters import preset_parameters
         from worker.device import load as load_model
 
-        settings = load(preset=preset, device=device)
+        settings = errors.load(preset=preset, device=device)
         weights = list(dict.fromkeys(fidelity_weight or [0.0, 0.5, 1.0]))
         if degrade is not None:
             pairs = images.write_degraded(hr, out / "lr", 4, degrade, seed)
@@ -91,7 +91,7 @@ def compare(
             assert lr is not None
             pairs = images.match_images(lr, hr)
         sr = load_model(settings, jobs=1)
-        with valid_parameters():
+        with errors.valid_parameters():
             options = preset_parameters(sr.preset, steps=steps, seed=seed, color_fix=color_fix)
         names = dict.fromkeys(baseline or ["bicubic"])
         beside = [methods.make_baseline(name, sr.device) for name in names]
@@ -99,24 +99,12 @@ def compare(
         metrics = learned.load(() if offline else learned.LEARNED_SCORES, sr.device)
         if vgg is not None:
             learned.add_vgg(metrics, vgg)
-        scores = comparison.compare(
-            pairs,
-            [*beside, ours],
-            out,
-            metrics,
-            border,
-            lambda picture, method: console.print(f"{picture}: {method}", markup=False),
-        )
+        scores = comparison.compare(pairs, [*beside, ours], out, metrics, border, _print_method)
         scores.settings = {
-            "preset": settings.preset,
-            "device": str(sr.device),
-            "steps": steps or sr.preset.steps,
-            "color_fix": options.color_fix,
-            "seed": seed,
-            "border": border,
-            "degrade": degrade,
-            "pictures": len(pairs),
-            "scale": pairs[0].scale,
+            **{"preset": settings.preset, "device": str(sr.device)},
+            **{"steps": steps or sr.preset.steps, "color_fix": options.color_fix, "seed": seed},
+            **{"border": border, "degrade": degrade},
+            **{"pictures": len(pairs), "scale": pairs[0].scale},
         }
         comparison.write_json(out / "scores.json", scores.as_dict())
         page = sheets.write_sheets(scores, pairs, out)
@@ -154,23 +142,27 @@ def tally(
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """Turns the errors of evaluation and model into the command's; checks that both are here."""
-    require("evaluate", "Evaluation")
+    errors.require("evaluate", "Evaluation")
     from evaluation.images import BadImages
     from evaluation.methods import BaselineUnavailable
     from evaluation.study import BadStudy
     from models.errors import InvalidOption, ModelError
     from worker.errors import StartupError
 
-    errors: dict[type[Exception], type[CliError]] = {
+    kinds: dict[type[Exception], type[CliError]] = {
         **dict.fromkeys((BadImages, BadStudy), InputError),
         **dict.fromkeys((BaselineUnavailable, InvalidOption, StartupError), BadSettings),
         ModelError: JobFailure,
     }
     try:
-        with translate(errors):
+        with errors.translate(kinds):
             yield
     except OSError as error:
         raise InputError(f"{error.filename} cannot be written: {error.strerror}.") from error
+
+
+def _print_method(image: str, method: str) -> None:
+    console.print(f"{image}: {method}", markup=False)
 
 
 def _print_scores(scores: Comparison) -> None:

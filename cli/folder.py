@@ -80,14 +80,13 @@ def make_plan(options: UpscaleOptions) -> Plan:
             continue
         output_suffix = path.suffix if same else OUTPUT_SUFFIXES[item_format]
         output = PurePosixPath(name).with_suffix(output_suffix).as_posix()
-        size, mtime_ns = status.st_size, status.st_mtime_ns
-        plan.items.append(Item(name, path, size, mtime_ns, output, target / output, item_format))
+        file = (name, path, status.st_size, status.st_mtime_ns)
+        plan.items.append(Item(*file, output, target / output, item_format))
     _check_outputs(plan.items, root, out)
     return plan
 
 
 def images(count: int) -> str:
-    """The number with its word."""
     return f"{count} image{'s' * (count != 1)}"
 
 

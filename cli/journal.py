@@ -13,108 +13,81 @@ import glob
 import hashlib
 import json
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
-from typing import Any, Self
+from typing import Any, BinaryIO
 
 from cli.errors import InputError, file_errors
 from cli.folder import Item, Plan, list_names
 from cli.options import UpscaleOptions
 from cli.view import FolderView
+from models.parameters import SEED_MAX
 from stablesr_client import Progress
 
 NAME = ".stablesr.jsonl"
 
 
-class Journal:
-    """The journal of an output folder, as a context that holds its lock.
-
-    `entries` has what the lines say of each input: its `state` is "begun", "done", "failed" or
-    "stopped", its `key` the Idempotency-Key of what a server was asked. `outputs` are the names
-    that a run has written, whole or not, and `seed` is that of the last run.
+@contextmanager
+def open_work(plan: Plan, view: FolderView, options: UpscaleOptions) -> Iterator[Work]:
+    """The work of a run, as a context that holds the journal's lock.
 
     Raises:
-        InputError: the folder cannot be written, or another run is at work in it.
+        InputError: the folder cannot be written, another run is at work in it, or a result would
+            replace a file that no earlier run has written.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
-        self.entries: dict[str, dict[str, Any]] = {}
-        self.outputs: set[str] = set()
-        self.seed: int | None = None
-
-    def __enter__(self) -> Self:
-        with file_errors(self._path, "written"):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("a+b")
+    path = options.target / NAME
+    with file_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.close()
-            raise InputError(f"Another run is at work in {self._path.parent}.") from None
-        self._file.seek(0)
-        content = self._file.read()
-        for line in content.splitlines():
-            self._read(line)
-        if content and not content.endswith(b"\n"):
-            # Cut off when a run was killed; the next line must not be glued to it.
-            self._file.write(b"\n")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, state: str, **values: Any) -> None:
-        """Adds a line: "run", or what has become of an `input`."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        # ASCII: a name may be made of bytes that are no UTF-8.
-        line = json.dumps({"state": state, **values, "time": now}).encode() + b"\n"
-        with file_errors(self._path, "written"):
-            self._file.write(line)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        self._read(line)
-
-    def _read(self, line: bytes) -> None:
-        try:
-            values = json.loads(line)
-            if values["state"] == "run":
-                self.seed = int(values["seed"])
-            elif values["state"] == "begun":
-                self.entries[values["input"]] = values
-                self.outputs.add(values["output"])
-            else:
-                self.entries[values["input"]] |= values
-        # Not a line of ours, or a part of one.
-        except (ValueError, KeyError, TypeError):
-            return
+            raise InputError(f"Another run is at work in {path.parent}.") from None
+        yield Work(plan, view, options, file)
 
 
 class Work:
     """The images that a run has to do, with journal and view.
 
-    Args:
-        options: with `overwrite`, it also does what is done, and replaces foreign files.
+    `options` have a seed: without one it is that of the folder's last run, and drawn for the first,
+    so that a run that resumes gives the images that the first would have given. With `overwrite`,
+    what is done is done again, and foreign files are replaced.
 
-    Raises:
-        InputError: a result would replace a file that no earlier run has written.
+    `_entries` has what the journal says of each input: its `state` is "begun", "done", "failed" or
+    "stopped", its `key` the Idempotency-Key of what a server was asked.
     """
 
     def __init__(
-        self, plan: Plan, journal: Journal, view: FolderView, options: UpscaleOptions
+        self, plan: Plan, view: FolderView, options: UpscaleOptions, file: BinaryIO
     ) -> None:
-        self._journal, self.view, self._options = journal, view, options
+        self.view, self._file = view, file
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._outputs: set[str] = set()
         self._start_times: dict[str, float] = {}
         self.faults: dict[str, str] = {}
         self.result_count = 0
+        seed = secrets.randbelow(SEED_MAX + 1)
+        file.seek(0)
+        content = file.read()
+        for line in content.splitlines():
+            seed = self._read(line, seed)
+        if content and not content.endswith(b"\n"):
+            # Cut off when a run was killed; the next line must not be glued to it.
+            file.write(b"\n")
+        self.options = options if options.seed is not None else replace(options, seed=seed)
         self.todo = [item for item in plan.items if options.overwrite or not self._is_done(item)]
         self.total = len(self.todo) + len(plan.faults)
         self.before = len(plan.items) - len(self.todo)
         foreign = [
             item.output
             for item in self.todo
-            if not (options.overwrite or item.output in journal.outputs) and item.target.exists()
+            if not (options.overwrite or item.output in self._outputs) and item.target.exists()
         ]
         if foreign:
             raise InputError(
@@ -122,10 +95,11 @@ class Work:
                 "this command has written it; --overwrite replaces it."
             )
         for item in self.todo:
-            if journal.entries.get(item.name, {}).get("state") == "begun":
+            if self._entries.get(item.name, {}).get("state") == "begun":
                 # What a killed run was about to rename.
                 for part in item.target.parent.glob(f".{glob.escape(item.target.name)}.*.part"):
                     part.unlink(missing_ok=True)
+        self._write("run", seed=self.options.seed)
 
     def open_key(self, item: Item) -> str | None:
         """The key under which a run that was killed submitted this very image, if one did."""
@@ -133,19 +107,12 @@ class Work:
         return None if entry is None else entry.get("key")
 
     def begin(self, item: Item, key: str | None = None) -> None:
-        """Notes that work on an image begins.
-
-        Raises:
-            OSError: it cannot be read, or its result has no place.
-        """
+        """Notes that work on an image begins; OSError when it is unreadable."""
         item.target.parent.mkdir(parents=True, exist_ok=True)
-        self._journal.write(
+        self._write(
             "begun",
-            input=item.name,
-            mtime_ns=item.mtime_ns,
-            sha256=_digest(item.source),
-            **self._request(item),
-            **({} if key is None else {"key": key}),
+            **{"input": item.name, "mtime_ns": item.mtime_ns, "sha256": _digest(item.source)},
+            **self._request(item) | ({} if key is None else {"key": key}),
         )
         self._start_times[item.name] = monotonic()
         self.view.show(item.name, Progress(stage="reading"))
@@ -153,14 +120,8 @@ class Work:
     def end(self, item: Item, width: int, height: int) -> None:
         """Notes that an image's result is in its place."""
         seconds = monotonic() - self._start_times.pop(item.name)
-        self._journal.write(
-            "done",
-            input=item.name,
-            output_bytes=item.target.stat().st_size,
-            width=width,
-            height=height,
-            seconds=round(seconds, 3),
-        )
+        size = {"output_bytes": item.target.stat().st_size, "width": width, "height": height}
+        self._write("done", input=item.name, **size, seconds=round(seconds, 3))
         self.result_count += 1
         self.view.end(item.name, item.output, width, height, seconds)
 
@@ -168,7 +129,7 @@ class Work:
         """Notes that an image could not be upscaled."""
         # On one line, and without the path that stands before it anyway.
         reason = " ".join(reason.removeprefix(f"{item.source}: ").split())
-        self._journal.write("failed", input=item.name, error=reason)
+        self._write("failed", input=item.name, error=reason)
         self.note(item.name, reason)
 
     def note(self, name: str, reason: str) -> None:
@@ -178,7 +139,30 @@ class Work:
 
     def stop(self, item: Item) -> None:
         """Notes that work on an image was ended before its end."""
-        self._journal.write("stopped", input=item.name)
+        self._write("stopped", input=item.name)
+
+    def _write(self, state: str, **values: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        # ASCII: a name may be made of bytes that are no UTF-8.
+        line = json.dumps({"state": state, **values, "time": now}).encode() + b"\n"
+        with file_errors(self.options.target / NAME, "written"):
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _read(self, line: bytes, seed: int) -> int:
+        """Takes in a line of earlier runs, and gives the seed of the last one so far."""
+        # What is not a line of ours, or a part of one, counts for nothing.
+        with suppress(ValueError, KeyError, TypeError):
+            values = json.loads(line)
+            if values["state"] == "run":
+                return int(values["seed"])
+            if values["state"] == "begun":
+                self._entries[values["input"]] = values
+                self._outputs.add(values["output"])
+            else:
+                self._entries[values["input"]] |= values
+        return seed
 
     def _is_done(self, item: Item) -> bool:
         try:
@@ -192,7 +176,7 @@ class Work:
 
         A file that was only touched or copied is the same one: then its content decides.
         """
-        entry = self._journal.entries.get(item.name, {})
+        entry = self._entries.get(item.name, {})
         if not {"state": state, **self._request(item)}.items() <= entry.items():
             return None
         is_untouched = entry.get("mtime_ns") == item.mtime_ns
@@ -200,7 +184,7 @@ class Work:
 
     def _request(self, item: Item) -> dict[str, Any]:
         """What a result depends on, beside the image's content."""
-        parameters = self._options.parameters(item.output_format)
+        parameters = self.options.parameters(item.output_format)
         return {"size": item.size, "output": item.output, "parameters": parameters}
 
 

@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.checks import load
-from cli.errors import BadSettings, Unreachable, translate
+from cli.errors import BadSettings, Unreachable, load, translate
 from cli.options import argument, option
 from cli.view import console
 
@@ -60,7 +59,6 @@ def list_keys() -> None:
             "valid" if info.revoked_at is None else f"revoked {info.revoked_at:%Y-%m-%d}",
         )
     if infos:
-        # On standard output: it is what was asked for, not a remark.
         Console(width=console.width, highlight=False).print(table)
     else:
         console.print("There are no keys.")

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from cli.checks import valid_parameters
+from cli import errors
 from cli.errors import BadSettings, InputError, JobFailure, file_errors, translate
+from cli.journal import Work
 from cli.options import UpscaleOptions
+from cli.view import ProgressView, console
 from jobs.errors import ImageError
 from jobs.settings import Settings
 from models.parameters import UpscaleParameters
@@ -33,12 +36,55 @@ def parameters_of(
 ) -> UpscaleParameters:
     """The options as parameters, with all defaults filled in."""
     values = {"preset": settings.preset, **options.parameters(output_format)}
-    with valid_parameters():
+    with errors.valid_parameters():
         return UpscaleParameters.model_validate(values)
 
 
+def upscale_file(options: UpscaleOptions, output_format: str) -> None:
+    """One file here, to one result, or to one for each of `--seeds`, which share network calls."""
+    errors.require_torch()
+    settings = errors.load(preset=options.preset, **options.machine())
+    parameters = parameters_of(settings, options, output_format)
+    targets = options.targets(parameters.seed)
+    start = monotonic()
+    with ProgressView("loading") as view:
+        model = LocalModel(settings, options.decode_tile)
+        width, height = model.upscale(options.source, targets, parameters, view.show)
+    time = f"{monotonic() - start:.1f} s on {model.device}."
+    lines = [
+        f"{path}: {width} x {height} pixels, {path.stat().st_size} bytes"
+        for path in targets.values()
+    ]
+    if options.seeds is None:
+        lines[0] += f", preset {parameters.preset}, seed {parameters.seed}, {time}"
+    else:
+        lines = [*(f"{line}." for line in lines), f"Preset {parameters.preset}, {time}"]
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def upscale_folder(settings: Settings, work: Work) -> None:
+    """One image after another, by one model in this process."""
+    model = LocalModel(settings, work.options.decode_tile)
+    for item in work.todo:
+        parameters = parameters_of(settings, work.options, item.output_format)
+        targets, show = {parameters.seed: item.target}, partial(work.view.show, item.name)
+        try:
+            work.begin(item)
+            size = model.upscale(item.source, targets, parameters, show)
+        except (InputError, JobFailure) as error:
+            work.fail(item, str(error))
+        except OSError as error:
+            work.fail(item, error.strerror or str(error))
+        # One bad file never stops the rest, whatever a decoder or the device makes of it.
+        except Exception as error:
+            work.fail(item, f"{type(error).__name__}: {error}")
+        else:
+            work.end(item, *size)
+
+
 class LocalModel:
-    """The settings' preset, loaded on their device; upscales one file after another.
+    """The settings' preset, loaded on their device.
 
     Raises:
         BadSettings: there is no such device.
@@ -53,11 +99,7 @@ class LocalModel:
         self._max_pixels = settings.max_input_pixels
         with translate({StartupError: BadSettings, ModelError: JobFailure}):
             self._sr = load_model(settings, jobs=1, decode_tile=decode_tile)
-
-    @property
-    def device(self) -> str:
-        """Where it computes."""
-        return ", ".join(map(str, self._sr.denoiser.devices))
+        self.device = ", ".join(map(str, self._sr.denoiser.devices))
 
     def upscale(
         self,
@@ -66,10 +108,7 @@ class LocalModel:
         parameters: UpscaleParameters,
         on_progress: Callable[[Progress], None],
     ) -> tuple[int, int]:
-        """Upscales one file from each seed to that seed's target, in their order.
-
-        Returns:
-            Width and height of the results (px).
+        """Upscales one file from each seed to that seed's target; gives their width and height.
 
         Raises:
             InputError: the input cannot be decoded, or an output not be written.
@@ -85,9 +124,8 @@ class LocalModel:
             image = decode(content, self._max_pixels)
             width, height = (round(side * parameters.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
-            results = self._sr.upscale_rows(
-                image.rgb, parameters, list(targets), _progress(on_progress)
-            )
+            show = _progress(on_progress)
+            results = self._sr.upscale_rows(image.rgb, parameters, list(targets), show)
             for target, rows in zip(targets.values(), results, strict=True):
                 with write_aside(target) as aside:
                     write(
@@ -108,16 +146,13 @@ def _progress(on_progress: Callable[[Progress], None]) -> Callable[[ModelProgres
 
     def on_step(now: ModelProgress) -> None:
         nonlocal first_step
-        low, high = SPANS[now.stage]
-        fraction = low + (high - low) * now.step / now.steps
-        progress = Progress(stage=now.stage, fraction=fraction)
+        (low, high), step, steps = SPANS[now.stage], now.step, now.steps
+        progress = Progress(stage=now.stage, fraction=low + (high - low) * step / steps)
         if now.stage == "denoise":
-            if now.step == 0:
-                first_step = monotonic()
-            seconds = monotonic() - first_step
-            eta = seconds / now.step * (now.steps - now.step) if now.step else None
-            steps = {"step": now.step + 1, "steps": now.steps, "eta_seconds": eta}
-            progress = progress.model_copy(update=steps)
+            first_step = first_step if step else monotonic()
+            eta = (monotonic() - first_step) / step * (steps - step) if step else None
+            update = {"step": step + 1, "steps": steps, "eta_seconds": eta}
+            progress = progress.model_copy(update=update)
         on_progress(progress)
 
     return on_step

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import demo, evaluate, keys, plan, stack, status, train, upscale, weights
-from cli.checks import load, require_torch
-from cli.errors import BadSettings, CliError, translate
+from cli import demo, errors, evaluate, keys, plan, stack, status, upscale, weights
 from cli.options import Device, Preset, option
 from cli.view import console
 
@@ -21,6 +22,9 @@ EXIT_CODES = (
     "8 a part did not start, 9 some images of a folder failed, 130 interrupted."
 )
 
+# The stages of `training.config`, which is not imported here: it needs torch.
+Stage = Literal["vae", "prior", "encoder", "decoder", "distill", "cfw", "all"]
+
 
 class _Group(TyperGroup):
     """Turns the command's own errors into one sentence and an exit code."""
@@ -29,7 +33,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except CliError as error:
+        except errors.CliError as error:
             console.print(f"[bold red]Error:[/bold red] {escape(str(error))}", soft_wrap=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
@@ -75,8 +79,8 @@ def serve(
     from jobs.errors import InvalidSettings
     from service.run import main
 
-    with translate({InvalidSettings: BadSettings}):
-        main(load(host=host, port=port))
+    with errors.translate({InvalidSettings: errors.BadSettings}):
+        main(errors.load(host=host, port=port))
 
 
 @app.command()
@@ -86,16 +90,49 @@ def worker(
     slots: Annotated[int | None, option("Jobs run together.")] = None,
 ) -> None:
     """Run a worker alone; its settings are STABLESR_* environment variables."""
-    require_torch()
+    errors.require_torch()
     from worker.supervisor import main
 
-    raise typer.Exit(main(load(preset=preset, device=device, slots=slots)))
+    raise typer.Exit(main(errors.load(preset=preset, device=device, slots=slots)))
 
 
 app.command("upscale")(upscale.upscale)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
-app.command("train")(train.train)
+
+
+@app.command()
+def train(
+    stage: Annotated[Stage, typer.Argument(help="What is trained; all: what the file describes.")],
+    config: Annotated[Path, typer.Option(help="A TOML file such as configs/tiny.toml.")],
+    out: Annotated[
+        Path | None, option("Where it is kept.", default="runs/ and the file's name")
+    ] = None,
+    photographs: Annotated[Path | None, option("In place of the file's.")] = None,
+    max_steps: Annotated[int | None, option("Stop after these.", min=1)] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint.")] = False,
+) -> None:
+    """Train a stage on your own photographs: the guidance (encoder), CFW, the prior, the VAE."""
+    errors.require("train", "Training")
+    from models.errors import ModelError
+    from training import run
+    from training.config import InvalidRun, NoPhotographs, RunExists, read_settings
+
+    out = out or Path("runs") / config.stem
+    kinds = dict.fromkeys((NoPhotographs, RunExists), errors.InputError)
+    with errors.translate({InvalidRun: errors.BadSettings, **kinds, ModelError: errors.JobFailure}):
+        settings = read_settings(config)
+        if photographs is not None:
+            data = settings.data.model_copy(update={"photographs": photographs})
+            settings = settings.model_copy(update={"data": data})
+        start: Callable[..., str] = run.train_all if stage == "all" else partial(run.train, stage)
+        show = partial(console.print, markup=False, soft_wrap=True, highlight=False)
+        end = start(settings, out, resume=resume, max_steps=max_steps, on_progress=show)
+    if end == "stopped":
+        console.print("Stopped after a checkpoint; --resume goes on from there.")
+        raise typer.Exit(130)
+
+
 app.command("status")(status.status)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(keys.app, name="keys")

@@ -10,8 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.checks import load, require_torch, valid_parameters
-from cli.errors import BadSettings, JobFailure, translate
+from cli.errors import BadSettings, JobFailure, load, require_torch, translate, valid_parameters
 from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch, option
 from jobs.settings import Settings
 from models.parameters import UpscaleParameters, preset_parameters

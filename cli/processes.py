@@ -26,7 +26,7 @@ class Child(subprocess.Popen[bytes]):
     """A process whose lines go to the file `log` and, from a thread, to `on_line`.
 
     It is in a session of its own: Ctrl-C at the terminal reaches the parent alone, which then
-    stops its children in order. `stdin` is what it reads; it inherits the descriptors `pass_fds`.
+    stops its children in order. `stdin` is the text that it reads.
     """
 
     def __init__(
@@ -113,8 +113,7 @@ def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that is free on `host` at this moment."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def redis_config(folder: Path, port: int, password: str) -> str:

@@ -12,36 +12,25 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import stablesr_client
 from cli import errors
 from cli.folder import Item
 from cli.journal import Work
 from cli.options import PARALLEL, UpscaleOptions
 from cli.view import ProgressView, console
 from models.parameters import SEED_MAX
-from stablesr_client import (
-    AsyncClient,
-    Client,
-    ClientError,
-    DownloadFailed,
-    Job,
-    JobFailed,
-    Progress,
-    Refused,
-    RetryPolicy,
-    UnexpectedAnswer,
-    Unreachable,
-)
+from stablesr_client import AsyncClient, Client, ClientError, Job, JobFailed, Progress, Refused
 
 CLIENT_ERRORS = {
-    Unreachable: errors.Unreachable,
+    stablesr_client.Unreachable: errors.Unreachable,
     Refused: errors.Refusal,
-    UnexpectedAnswer: errors.Refusal,
+    stablesr_client.UnexpectedAnswer: errors.Refusal,
     ClientError: errors.JobFailure,
 }
 """What the command ends with after an error of the client."""
 
 # A full queue is waited for as long as the server says; that is what a queue is for.
-RETRY_POLICY = RetryPolicy(busy_s=math.inf)
+RETRY_POLICY = stablesr_client.RetryPolicy(busy_s=math.inf)
 CANCEL_S = 10.0
 """How long an interrupted run spends on canceling its jobs."""
 
@@ -97,16 +86,11 @@ def upscale_file(options: UpscaleOptions, output_format: str, server: str) -> No
                 for job in jobs.values():
                     _cancel(client, job)
             raise
-    if options.seeds is not None:
-        for path in requests:
-            console.print(f"{path}", soft_wrap=True)
-        return
     assert job.result is not None  # a succeeded job has one
-    console.print(
-        f"{options.target}: {job.result.width} x {job.result.height} pixels, "
-        f"{job.result.bytes} bytes, preset {job.preset}, seed {job.seed}.",
-        soft_wrap=True,
-    )
+    size = f"{job.result.width} x {job.result.height} pixels, {job.result.bytes} bytes"
+    for path in requests:
+        text = f": {size}, preset {job.preset}, seed {job.seed}." if options.seeds is None else ""
+        console.print(f"{path}{text}", soft_wrap=True)
 
 
 def _cancel(client: Client, job: Job) -> None:
@@ -128,20 +112,17 @@ def _progress(job: Job) -> Progress:
     return job.progress
 
 
-def upscale_folder(server: str, work: Work, options: UpscaleOptions) -> None:
-    """Does what `work` has to do, `--parallel` images at once.
-
-    An interruption cancels the jobs that are under way.
-    """
+def upscale_folder(server: str, work: Work) -> None:
+    """Does the work, `--parallel` images at once; an interruption cancels the jobs under way."""
     try:
         with errors.translate(CLIENT_ERRORS):
-            asyncio.run(_upscale_all(server, work, options))
+            asyncio.run(_upscale_all(server, work))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
 
 
-async def _upscale_all(server: str, work: Work, options: UpscaleOptions) -> None:
-    items = iter(work.todo)
+async def _upscale_all(server: str, work: Work) -> None:
+    items, options = iter(work.todo), work.options
     this = asyncio.current_task()
     assert this is not None  # it runs in one
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -152,7 +133,7 @@ async def _upscale_all(server: str, work: Work, options: UpscaleOptions) -> None
             AsyncClient(server, api_key=options.api_key, retry_policy=RETRY_POLICY) as client,
             asyncio.TaskGroup() as group,
         ):
-            run = _Run(client, work, options)
+            run = _Run(client, work)
             for _ in range(options.parallel or PARALLEL):
                 group.create_task(run.consume(items))
     except BaseExceptionGroup as failures:
@@ -162,18 +143,15 @@ async def _upscale_all(server: str, work: Work, options: UpscaleOptions) -> None
 
 @dataclass(frozen=True)
 class _Run:
-    """A run through one client; its tasks share the images."""
-
     client: AsyncClient
     work: Work
-    options: UpscaleOptions
 
     async def consume(self, items: Iterator[Item]) -> None:
-        """One of the tasks: the next image, until there is none."""
+        """One of the tasks that share the images: does the next one, until there is none."""
         for item in items:
             try:
                 await self._upscale(item)
-            except (JobFailed, DownloadFailed) as error:
+            except (JobFailed, stablesr_client.DownloadFailed) as error:
                 self.work.fail(item, str(error))
             except Refused as error:
                 status, slug = error.problem.status, error.problem.slug
@@ -216,7 +194,7 @@ class _Run:
     async def _submit(self, item: Item, key: str) -> Job:
         self.work.begin(item, key)
         self.work.view.show(item.name, Progress(stage="uploading"))
-        form = self.options.parameters(item.output_format)
+        form = self.work.options.parameters(item.output_format)
         submission = asyncio.create_task(
             self.client.submit(item.source, idempotency_key=key, **form)
         )

@@ -26,17 +26,10 @@ import httpx
 import typer
 from rich.text import Text
 
-from cli.checks import require_torch
-from cli.errors import StartFailure
+from cli import processes
+from cli.errors import StartFailure, require_torch
 from cli.options import Preset, option
-from cli.processes import (
-    Child,
-    describe_end,
-    ends_as_interrupt,
-    find_redis_server,
-    free_port,
-    redis_config,
-)
+from cli.processes import Child, describe_end, ends_as_interrupt
 from cli.view import console
 from jobs.settings import state_folder
 
@@ -57,13 +50,9 @@ COMMANDS: Mapping[str, Sequence[str]] = {
 
 
 class Stack:
-    """The running parts.
+    """The running parts; their state lies in the folder `data`, readable by its owner only.
 
-    Args:
-        data: the folder of all state, readable by its owner only.
-        port: that of the service; 0 takes a free one.
-        on_line: called with each line a part says and each event, as (part, line).
-        commands: what to start as "worker" and as "service".
+    Port 0 takes a free one; `on_line` is called with each line and event, as (part, line).
     """
 
     def __init__(
@@ -77,11 +66,8 @@ class Stack:
         commands: Mapping[str, Sequence[str]] = COMMANDS,
     ) -> None:
         self.data = data.expanduser().resolve()
-        self._host = host
-        self._port = port or free_port(host)
-        self._preset = preset
-        self._on_line = on_line
-        self._commands = commands
+        self._host, self._port = host, port or processes.free_port(host)
+        self._preset, self._on_line, self._commands = preset, on_line, commands
         self.children: dict[str, Child] = {}
         self._restarts: list[float] = []
         self._lock: IO[str] | None = None
@@ -109,19 +95,18 @@ class Stack:
         from jobs.logs import CONSOLE
 
         require_torch()
-        redis_server = find_redis_server()
+        redis_server = processes.find_redis_server()
         for folder in (self.data, self.data / "redis", self.data / "blobs", self.data / "logs"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = self._take_lock()
         for log in (self.data / "logs").glob("*.log"):
             log.unlink()
         # Never in a file or an argument.
-        port, password = free_port(), secrets.token_urlsafe(24)
+        port, password = processes.free_port(), secrets.token_urlsafe(24)
+        preset = {} if self._preset is None else {"STABLESR_PRESET": self._preset}
+        # Lines for a person, though the parts write to a pipe (CONSOLE).
         self._env = {
-            # These lines are read by a person, though the parts write to a pipe.
-            CONSOLE: "1",
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",
+            **{CONSOLE: "1", **os.environ, **preset, "PYTHONUNBUFFERED": "1"},
             "STABLESR_REDIS_URL": f"redis://:{password}@127.0.0.1:{port}/0",
             "STABLESR_BLOB_ROOT": str(self.data / "blobs"),
             "STABLESR_HOST": self._host,
@@ -129,12 +114,10 @@ class Stack:
         }
         # Everything lies in the data folder, whatever the surroundings say.
         self._env.pop("STABLESR_BLOB_URL", None)
-        if self._preset is not None:
-            self._env["STABLESR_PRESET"] = self._preset
         self._start(
             "redis",
             [str(redis_server), "-"],
-            stdin=redis_config(self.data / "redis", port, password),
+            stdin=processes.redis_config(self.data / "redis", port, password),
             # Redis holds the lock too: should this process be killed, the folder stays taken
             # for as long as its Redis lives.
             pass_fds=[self._lock.fileno()],
@@ -182,11 +165,8 @@ class Stack:
                 f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_describe(worker, status)}"
             )
         self._restarts.append(now)
-        self._on_line(
-            "stablesr",
-            f"The worker ended {describe_end(status)}; starting it again "
-            f"({len(self._restarts)} of {RESTARTS}).",
-        )
+        again = f"starting it again ({len(self._restarts)} of {RESTARTS})"
+        self._on_line("stablesr", f"The worker ended {describe_end(status)}; {again}.")
         self._start("worker", self._commands["worker"])
 
     def stop(self) -> None:
@@ -194,31 +174,26 @@ class Stack:
 
         A part that does not end in half a minute is killed; so is every one on a second Ctrl-C.
         """
-        try:
-            for name in reversed(list(self.children)):
-                self._stop_part(name, STOP_S)
-        except KeyboardInterrupt:
-            for name in reversed(list(self.children)):
-                self._stop_part(name, 0)
-        finally:
-            if self._lock is not None:
-                self._lock.close()
-                self._lock = None
+        grace_s = STOP_S
+        while self.children:
+            name, child = next(reversed(self.children.items()))
+            try:
+                is_alive = child.poll() is None
+                status = child.stop(grace_s)
+            except KeyboardInterrupt:
+                grace_s = 0
+                continue
+            del self.children[name]
+            # The service ends by the very signal it was sent, after it has closed everything.
+            if is_alive and status not in (0, -signal.SIGTERM):
+                self._on_line("stablesr", f"The part {name} ended {describe_end(status)}.")
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _start(self, name: str, command: Sequence[str], **options: Any) -> None:
-        """`options` are those of a `Child`."""
-        options |= {"env": self._env, "log": self.data / "logs" / f"{name}.log"}
-        options["on_line"] = partial(self._on_line, name)
-        self.children[name] = Child(name, command, **options)
-
-    def _stop_part(self, name: str, grace_s: float) -> None:
-        child = self.children[name]
-        is_alive = child.poll() is None
-        status = child.stop(grace_s)
-        del self.children[name]
-        # The service ends by the very signal it was sent, after it has closed everything.
-        if is_alive and status not in (0, -signal.SIGTERM):
-            self._on_line("stablesr", f"The part {name} ended {describe_end(status)}.")
+        options |= {"log": self.data / "logs" / f"{name}.log", "env": self._env}
+        self.children[name] = Child(name, command, on_line=partial(self._on_line, name), **options)
 
     def _take_lock(self) -> IO[str]:
         lock = (self.data / "lock").open("a+")

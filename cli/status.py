@@ -31,9 +31,8 @@ def status(server: Server = None, api_key: ApiKey = None) -> None:
     if metrics.status_code != httpx.codes.OK:
         raise Refusal(f"{server}/metrics answers {metrics.status_code}: {_detail(metrics)}")
     if ready.is_success:
-        components = ready.json()["components"]
-        parts = ", ".join(f"{name} {part['detail']}" for name, part in components.items())
-        typer.echo(f"ready: {parts}")
+        components = ready.json()["components"].items()
+        typer.echo("ready: " + ", ".join(f"{name} {part['detail']}" for name, part in components))
     else:
         typer.echo(f"not ready: {_detail(ready)}")
     families = text_string_to_metric_families(metrics.text)

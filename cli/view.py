@@ -44,6 +44,11 @@ class _View(Progress):
         disable = not console.is_terminal
         super().__init__(*columns, console=console, transient=True, expand=expand, disable=disable)
 
+    def print_line(self, text: str) -> None:
+        """A line where there is no bar."""
+        if not console.is_terminal:
+            console.print(text, soft_wrap=True, markup=False)
+
 
 class ProgressView(_View):
     """The progress of an image, as a context; without a terminal a line for each stage."""
@@ -59,10 +64,7 @@ class ProgressView(_View):
         )
         self._task = self.add_task(stage, total=1.0, steps="", eta="")
         self._stage = stage
-
-    def __enter__(self) -> Self:
-        self._print_stage()
-        return super().__enter__()
+        self.print_line(stage)
 
     def show(self, now: JobProgress) -> None:
         """Shows the stage, the fraction of all work, the step, and the time left."""
@@ -70,16 +72,12 @@ class ProgressView(_View):
             self._task,
             description=now.stage,
             completed=now.fraction,
-            steps=f"step {now.step}/{now.steps}" if now.step is not None and now.steps else "",
+            steps=f"step{_steps(now)}" if _steps(now) else "",
             eta="" if now.eta_seconds is None else f"{duration(now.eta_seconds)} left",
         )
         if now.stage != self._stage:
             self._stage = now.stage
-            self._print_stage()
-
-    def _print_stage(self) -> None:
-        if not console.is_terminal:
-            console.print(self._stage)
+            self.print_line(now.stage)
 
 
 class WeightsView(_View):
@@ -100,8 +98,7 @@ class WeightsView(_View):
             if self._task is not None:
                 self.remove_task(self._task)
             self._task = self.add_task(description, total=now.total or None)
-            if not console.is_terminal:
-                console.print(description, soft_wrap=True, markup=False)
+            self.print_line(description)
         self.update(self._task, completed=now.position, total=now.total or None)
 
 
@@ -134,7 +131,6 @@ class FolderView(_View):
         return self
 
     def begin(self, total: int, summary: str) -> None:
-        """`total` images are to be done, which `summary` says."""
         console.print(summary)
         self.update(self._task, total=total)
         self.start()
@@ -143,10 +139,9 @@ class FolderView(_View):
         """An image is at this stage."""
         self._start_time = monotonic() if self._start_time is None else self._start_time
         self._fractions[name] = now.fraction
-        steps = f" {now.step}/{now.steps}" if now.step is not None and now.steps else ""
         others = f" (+{len(self._fractions) - 1})" if len(self._fractions) > 1 else ""
         # The name last: it is what may be cut off.
-        self._draw(current=f"{now.stage}{steps} {printable(name)}{others}")
+        self._draw(current=f"{now.stage}{_steps(now)} {printable(name)}{others}")
 
     def end(self, name: str, output: str, width: int, height: int, seconds: float) -> None:
         """An image's result is in its place."""
@@ -169,16 +164,15 @@ class FolderView(_View):
         self._ends += 1
         self._draw(ends=self._ends, failures=f"{self._failures} failed" if self._failures else "")
 
+    def _images(self) -> float:
+        return self._ends + sum(self._fractions.values())
+
     def _draw(self, **fields: Any) -> None:
         self.update(self._task, completed=self._images(), left=self._left(), **fields)
 
     def _print(self, text: str, style: str | None = None) -> None:
         count = f"[{self._ends}/{self.tasks[0].total}] " if not console.is_terminal else ""
         console.print(escape(count + text), style=style, soft_wrap=True)
-
-    def _images(self) -> float:
-        """How many have been worked on."""
-        return self._ends + sum(self._fractions.values())
 
     def _left(self) -> str:
         """The time left, if the rest goes as what has been done."""
@@ -187,6 +181,10 @@ class FolderView(_View):
             return ""
         image_s = (monotonic() - self._start_time) / (images - self._failures)
         return f"{duration(image_s * (total - images))} left"
+
+
+def _steps(now: JobProgress) -> str:
+    return f" {now.step}/{now.steps}" if now.step is not None and now.steps else ""
 
 
 def duration(seconds: float) -> str:

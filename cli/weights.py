@@ -14,8 +14,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from cli.checks import load, require_torch
-from cli.errors import BadSettings, InputError, Unreachable, translate
+from cli.errors import BadSettings, InputError, Unreachable, load, require_torch, translate
 from cli.options import argument, option
 from cli.view import WeightsView, console, readable
 from models.checkpoints.files import preset_folder, weights_root

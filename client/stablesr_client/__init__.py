@@ -8,7 +8,7 @@
 `AsyncClient` has the same methods for asyncio. `stablesr_client.errors` has the tree of errors.
 """
 
-from stablesr_client.async_client import AsyncClient as AsyncClient
+from stablesr_client.client import AsyncClient as AsyncClient
 from stablesr_client.client import Client as Client
 from stablesr_client.errors import Busy as Busy
 from stablesr_client.errors import ClientError as ClientError

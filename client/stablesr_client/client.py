@@ -1,24 +1,67 @@
-"""`Client`: the service for ordinary, blocking code."""
+"""`Client`, the service for ordinary, blocking code, and `AsyncClient`, for asyncio."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, suppress
+from asyncio import sleep as async_sleep
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing, closing
 from pathlib import Path
 from time import sleep
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from stablesr_client.errors import ClientError, JobFailed, Refused, Unreachable
-from stablesr_client.files import Image, PartialDownload, format_of, image_file
-from stablesr_client.protocol import CANCEL_S, NO_EVENTS, BaseClient, EventParser
-from stablesr_client.retry import Polling, Retries, RetryPolicy
-from stablesr_client.schema import Event, Job, JobPage, Models, Parameters
+from .files import Image
+from .protocol import BODY, Calls
+from .retry import RetryPolicy
+from .schema import Event, Job, Models, Parameters
+
+T = TypeVar("T")
 
 
-class Client(BaseClient):
+class _BlockingCalls(Calls):
+    """The calls over a blocking connection: their coroutines never suspend."""
+
+    http: httpx.Client
+
+    async def _sleep(self, seconds: float) -> None:
+        sleep(seconds)
+
+    async def _transmit(self, request: httpx.Request, stream: bool) -> httpx.Response:
+        response = self.http.send(request, stream=stream)
+        if response.status_code not in BODY:
+            response.read()
+        return response
+
+    async def _chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+        with closing(response):
+            for chunk in response.iter_bytes():
+                yield chunk
+
+
+def _run(call: Coroutine[Any, Any, T]) -> T:
+    """The outcome of a call that never suspends: one step is all of it."""
+    try:
+        call.send(None)
+    except StopIteration as end:
+        outcome: T = end.value
+        return outcome
+    raise TypeError("on_progress of a Client cannot be a coroutine function; AsyncClient's can.")
+
+
+def _iterate(items: AsyncGenerator[T, None]) -> Iterator[T]:
+    try:
+        while True:
+            try:
+                item = _run(anext(items))
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        _run(items.aclose())
+
+
+class Client:
     """A client of one server; safe to share between threads, closed by its `with` block.
 
     All calls raise Unreachable when no server answers and Refused when it refuses, for longer than
@@ -42,8 +85,8 @@ class Client(BaseClient):
         retry_policy: RetryPolicy | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(server, api_key, retry_policy)
-        self._http: httpx.Client = httpx.Client(transport=transport, **self._options)
+        self._calls = _BlockingCalls(server, api_key, retry_policy)
+        self._calls.http = httpx.Client(transport=transport, **self._calls.options)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +96,7 @@ class Client(BaseClient):
 
     def close(self) -> None:
         """Closes the connections."""
-        self._http.close()
+        self._calls.http.close()
 
     def submit(
         self,
@@ -77,22 +120,23 @@ class Client(BaseClient):
         Raises:
             OSError: the file cannot be read.
         """
-        with image_file(image, filename) as file:
-            content = self._submission(file, parameters, idempotency_key)
-            return self._read(Job, self._send("POST", "/upscale", **content))
+        return _run(
+            self._calls.submit(
+                image, filename=filename, idempotency_key=idempotency_key, **parameters
+            )
+        )
 
     def get(self, job: Job | str) -> Job:
         """The job as it is now."""
-        return self._read(Job, self._send("GET", self._path(job)))
+        return _run(self._calls.get(job))
 
     def cancel(self, job: Job | str) -> Job:
         """Cancels a job; a running one stops at its next step, one that has ended stays so."""
-        response = self._send("DELETE", self._path(job), {409})
-        return self.get(job) if response.status_code == 409 else self._read(Job, response)
+        return _run(self._calls.cancel(job))
 
     def models(self) -> Models:
         """The presets, their defaults, limits and licences, and which are served now."""
-        return self._read(Models, self._send("GET", "/models"))
+        return _run(self._calls.models())
 
     def jobs(self, state: str | None = None, limit: int | None = None) -> Iterator[Job]:
         """The jobs of this key, newest first, requested page by page while they are read.
@@ -101,12 +145,7 @@ class Client(BaseClient):
             state: only those in it.
             limit: at most so many.
         """
-        remaining, page = sys.maxsize if limit is None else limit, JobPage(jobs=())
-        while remaining > 0:
-            params = self._page(state, page.next, remaining)
-            page = self._read(JobPage, self._send("GET", "/jobs", params=params))
-            yield from page.jobs[:remaining]
-            remaining = 0 if page.next is None else remaining - len(page.jobs)
+        return _iterate(self._calls.jobs(state, limit))
 
     def wait(
         self,
@@ -124,49 +163,14 @@ class Client(BaseClient):
             JobFailed: it ended in any other way.
             TimedOut: the timeout is over.
         """
-        job = self.get(job) if isinstance(job, str) else job
-        polling = Polling(job, self._policy, timeout)
-        for now in self._changes(polling):
-            if on_progress is not None:
-                on_progress(now)
-        if not polling.job.succeeded:
-            raise JobFailed(polling.job)
-        return polling.job
+        return _run(self._calls.wait(job, on_progress, timeout))
 
     def events(self, job: Job | str, last_event_id: str | None = None) -> Iterator[Event]:
         """The changes of a job, as they happen, until its end; a cut stream is resumed.
 
         A server without events is polled instead. Events up to `last_event_id` are left out.
         """
-        job = self.get(job) if isinstance(job, str) else job
-        path, parser = self._path(job, "/events"), EventParser(last_event_id)
-        retries = Retries(self._policy)
-        while True:
-            response = self._send("GET", path, NO_EVENTS, stream=True, headers=parser.headers())
-            with closing(response):
-                if response.status_code in NO_EVENTS:
-                    break
-                if response.status_code == 204:  # the caller's last event was the end
-                    return
-                retries.connect()
-                parser.connect()
-                failure: ClientError = Unreachable(
-                    f"{self._server} ended the events before the job's end."
-                )
-                try:
-                    for chunk in response.iter_bytes():
-                        for event in self._read_events(parser, chunk, job):
-                            retries.reset()
-                            yield event
-                            if event.name == "end":
-                                return
-                            job = event.job
-                except httpx.TransportError as error:
-                    failure = self._failure(error)
-            sleep(max(retries.pause_after(failure), parser.retry_s))
-        polling = Polling(self.get(job), self._policy)
-        for _ in self._changes(polling):
-            yield polling.event()
+        return _iterate(self._calls.events(job, last_event_id))
 
     def download(self, job: Job | str, path: Path | str) -> Job:
         """Writes the result of a job that has succeeded to a file.
@@ -179,24 +183,7 @@ class Client(BaseClient):
             DownloadFailed: other bytes arrive than the job announced, twice.
             OSError: the file cannot be written.
         """
-        job = self.get(job) if isinstance(job, str) or job.result is None else job
-        if job.result is None:
-            raise JobFailed(job)
-        result, retries = self._path(job, "/result"), Retries(self._policy)
-        with PartialDownload(Path(path), job.result) as part:
-            while not part.is_complete():
-                try:
-                    response = self._send("GET", result, {416}, stream=True, headers=part.headers())
-                    with closing(response):
-                        part.begin(response)
-                        for chunk in response.iter_bytes():
-                            if part.write(chunk):
-                                retries.reset()
-                        part.end()
-                except httpx.TransportError as error:
-                    sleep(retries.pause_after(self._failure(error)))
-            part.rename()
-        return job
+        return _run(self._calls.download(job, path))
 
     def upscale(
         self,
@@ -215,49 +202,50 @@ class Client(BaseClient):
             ValueError: the suffix is none of a format.
             ClientError, OSError: as `submit`, `wait` and `download`.
         """
-        if parameters.get("output_format") is None:
-            parameters["output_format"] = format_of(Path(target))
-        job = self.submit(image, **parameters)
-        try:
-            job = self.wait(job, on_progress, timeout)
-        except (JobFailed, Unreachable):
-            raise
-        except BaseException:  # an interruption too: the result will not be fetched
-            with suppress(httpx.TransportError):
-                self._http.delete(self._path(job), timeout=CANCEL_S)
-            raise
-        return self.download(job, target)
+        return _run(self._calls.upscale(image, target, on_progress, timeout, **parameters))
 
-    def _changes(self, polling: Polling) -> Iterator[Job]:
-        """The job as it is, and as it is after each change until its end; it is polled."""
-        yield polling.job
-        while not polling.job.ended:
-            sleep(polling.limit(polling.pause_s))
-            response = self._send(
-                "GET", self._path(polling.job), {304}, polling=polling, headers=polling.headers
-            )
-            if self._read_poll(response, polling):
-                yield polling.job
 
-    def _send(
+class AsyncClient(Calls):
+    """`Client` with the same methods to be awaited, for any number of tasks.
+
+    `on_progress` may be a coroutine function. A task that is canceled while it waits in `upscale`
+    cancels its job on the server. Files are read and written in the event loop's own thread, in
+    pieces of 64 KiB.
+    """
+
+    http: httpx.AsyncClient
+
+    def __init__(
         self,
-        method: str,
-        path: str,
-        accept: Collection[int] = (),
+        server: str,
         *,
-        stream: bool = False,
-        polling: Polling | None = None,
-        **content: Any,
-    ) -> httpx.Response:
-        """Sends a request until it succeeds or is accepted, or the polling times out."""
-        retries = Retries(self._policy, polling)
-        while True:
-            try:
-                request = self._request(method, path, polling, content)
-                response = self._http.send(request, stream=stream)
-                if not response.is_success:
-                    response.read()
-                self._check(response, accept)
-                return response
-            except (httpx.TransportError, Refused) as error:
-                sleep(retries.pause_after(self._failure(error)))
+        api_key: str | None = None,
+        retry_policy: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(server, api_key, retry_policy)
+        self.http = httpx.AsyncClient(transport=transport, **self.options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self.http.aclose()
+
+    async def _sleep(self, seconds: float) -> None:
+        await async_sleep(seconds)
+
+    async def _transmit(self, request: httpx.Request, stream: bool) -> httpx.Response:
+        response = await self.http.send(request, stream=stream)
+        if response.status_code not in BODY:
+            await response.aread()
+        return response
+
+    async def _chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+        async with aclosing(response):
+            async for chunk in response.aiter_bytes():
+                yield chunk

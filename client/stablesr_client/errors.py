@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from stablesr_client.schema import Job, Problem
+from collections.abc import Mapping
+
+from .schema import Job, Problem
 
 
 class ClientError(Exception):
@@ -31,6 +33,13 @@ class NotFound(Refused):
 
 class Busy(Refused):
     """429, 503: full, or asked too often, for longer than the retries last."""
+
+
+REFUSALS: Mapping[int, type[Refused]] = {
+    **{401: Unauthorized, 403: Unauthorized, 404: NotFound, 410: NotFound},
+    **{429: Busy, 503: Busy},
+}
+"""The class of a refusal by its status; for all others Refused."""
 
 
 class JobFailed(ClientError):

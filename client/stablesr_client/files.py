@@ -14,8 +14,8 @@ from typing import BinaryIO, Self
 
 import httpx
 
-from stablesr_client.errors import DownloadFailed
-from stablesr_client.schema import Result
+from .errors import DownloadFailed
+from .schema import Result
 
 Image = Path | str | bytes | BinaryIO
 """A file's path, a file's content, or an open binary file."""
@@ -37,20 +37,17 @@ def format_of(target: Path) -> str:
 @contextmanager
 def image_file(image: Image, filename: str | None) -> Iterator[tuple[str, BinaryIO]]:
     """The image's name and a file that can be read more than once."""
+    path = image if isinstance(image, str | Path) else getattr(image, "name", None)
+    name = filename or (PurePath(path).name if isinstance(path, str | Path) else "image")
+    # As it can be sent; the server keeps it only to name the result.
+    name = name.encode("utf-8", "replace").decode()
     if isinstance(image, bytes):
-        yield filename or "image", io.BytesIO(image)
+        yield name, io.BytesIO(image)
     elif isinstance(image, str | Path):
         with open(image, "rb") as file:
-            yield _utf8(filename or Path(image).name), file
+            yield name, file
     else:
-        path = getattr(image, "name", None)
-        name = filename or (PurePath(path).name if isinstance(path, str) else "image")
-        yield _utf8(name), image if image.seekable() else io.BytesIO(image.read())
-
-
-def _utf8(name: str) -> str:
-    """A file name as it can be sent; the server keeps it only to name the result."""
-    return name.encode("utf-8", "replace").decode()
+        yield name, image if image.seekable() else io.BytesIO(image.read())
 
 
 class PartialDownload:
@@ -60,8 +57,7 @@ class PartialDownload:
     """
 
     def __init__(self, target: Path, result: Result) -> None:
-        self._target = target
-        self._result = result
+        self._target, self._result = target, result
         # Two downloads to one target do not meet, not even those of two threads.
         self._path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
         self._furthest = self._restarts = 0
@@ -138,6 +134,4 @@ class PartialDownload:
         self._file.seek(0)
         self._file.truncate()
         self._hash = hashlib.sha256()
-        self._size = 0
-        self._etag = None
-        self._at_end = False
+        self._size, self._etag, self._at_end = 0, None, False

@@ -1,28 +1,24 @@
-"""What both clients share: a server's address, its requests, and what its responses mean."""
+"""What a client does, written once, as coroutines: requests, and what the answers mean."""
 
 from __future__ import annotations
 
-import codecs
-import io
+import inspect
+import sys
 import uuid
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, BinaryIO, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from stablesr_client.errors import (
-    Busy,
-    ClientError,
-    NotFound,
-    Refused,
-    Unauthorized,
-    UnexpectedAnswer,
-    Unreachable,
-)
-from stablesr_client.retry import Polling, RetryPolicy, retry_after_s
-from stablesr_client.schema import Event, Job, Problem, Progress
+from .errors import REFUSALS, ClientError, JobFailed, Refused, UnexpectedAnswer, Unreachable
+from .files import Image, PartialDownload, format_of, image_file
+from .retry import Polling, Retries, RetryPolicy, retry_after_s
+from .schema import Event, EventParser, Job, JobPage, Models, Parameters, Problem, Progress
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -34,21 +30,22 @@ CANCEL_S = 5.0
 SHORTEST_S = 0.1
 """The least time for a request, however near the timeout is."""
 PAGE_SIZE = 100
+BODY = frozenset({200, 206})
+"""Statuses of a stream that has a body to read."""
 
 # How a server without events answers, or one with too many streams open. 404 may also mean that
 # it does not know the job, which polling will show.
 NO_EVENTS = frozenset({404, 405, 406, 429, 501})
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-REFUSALS: Mapping[int, type[Refused]] = {
-    **{401: Unauthorized, 403: Unauthorized, 404: NotFound, 410: NotFound},
-    **{429: Busy, 503: Busy},
-}
 
 
-class BaseClient:
-    """A client without its sending; the arguments are those of `Client`."""
+class Calls(ABC):
+    """The calls of both clients; only what a subclass adds, the sending and sleeping, can wait.
 
-    _http: httpx.Client | httpx.AsyncClient
+    The arguments are those of `Client`.
+    """
+
+    http: httpx.Client | httpx.AsyncClient
 
     def __init__(self, server: str, api_key: str | None, retry_policy: RetryPolicy | None) -> None:
         try:
@@ -56,10 +53,8 @@ class BaseClient:
         except httpx.InvalidURL as error:
             raise ValueError(f"{server} is no address: {error}.") from error
         if url.scheme not in ("http", "https") or not url.host:
-            example = "http://127.0.0.1:8000"
-            raise ValueError(
-                f"{server}: an address begins with http:// or https://, such as {example}."
-            )
+            forms = "http:// or https://, such as http://127.0.0.1:8000"
+            raise ValueError(f"{server}: an address begins with {forms}.")
         headers = {"Accept": "application/json, application/problem+json"}
         if api_key is not None:
             if not (api_key.isascii() and api_key.isprintable()):
@@ -67,43 +62,216 @@ class BaseClient:
             headers["Authorization"] = f"Bearer {api_key}"
         self._server = str(url.copy_with(userinfo=b"")).rstrip("/")
         self._has_answered = False
-        """Whether the server ever has."""
         self._policy = retry_policy or RetryPolicy()
-        self._options: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "base_url": url,
             "headers": headers,
             # A proxy of the environment cannot reach this machine's own loopback address.
             "trust_env": url.scheme == "https" or url.host not in LOOPBACK,
         }
 
+    @abstractmethod
+    async def _sleep(self, seconds: float) -> None: ...
+
+    @abstractmethod
+    async def _transmit(self, request: httpx.Request, stream: bool) -> httpx.Response:
+        """Sends a request once; of a stream only a body to be read in chunks is left unread."""
+
+    @abstractmethod
+    def _chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+        """The body of a stream, which is closed at its end."""
+
+    async def submit(
+        self,
+        image: Image,
+        *,
+        filename: str | None = None,
+        idempotency_key: str | None = None,
+        **parameters: Unpack[Parameters],
+    ) -> Job:
+        """See `Client.submit`."""
+        with image_file(image, filename) as file:
+            data = {name: str(value) for name, value in parameters.items() if value is not None}
+            headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+            response = await self._send(
+                "POST", "/upscale", headers=headers, data=data, files={"image": file}
+            )
+            return self._read(Job, response)
+
+    async def get(self, job: Job | str) -> Job:
+        """See `Client.get`."""
+        return self._read(Job, await self._send("GET", self._path(job)))
+
+    async def cancel(self, job: Job | str) -> Job:
+        """See `Client.cancel`."""
+        response = await self._send("DELETE", self._path(job), {409})
+        return await self.get(job) if response.status_code == 409 else self._read(Job, response)
+
+    async def models(self) -> Models:
+        """See `Client.models`."""
+        return self._read(Models, await self._send("GET", "/models"))
+
+    async def jobs(
+        self, state: str | None = None, limit: int | None = None
+    ) -> AsyncGenerator[Job, None]:
+        """See `Client.jobs`; for `async for`."""
+        remaining, page = sys.maxsize if limit is None else limit, JobPage(jobs=())
+        while remaining > 0:
+            query = {"state": state, "cursor": page.next, "limit": min(remaining, PAGE_SIZE)}
+            params = {name: value for name, value in query.items() if value is not None}
+            page = self._read(JobPage, await self._send("GET", "/jobs", params=params))
+            for job in page.jobs[:remaining]:
+                yield job
+            remaining = 0 if page.next is None else remaining - len(page.jobs)
+
+    async def wait(
+        self,
+        job: Job | str,
+        on_progress: Callable[[Job], Any] | None = None,
+        timeout: float | None = None,
+    ) -> Job:
+        """See `Client.wait`."""
+        job = await self.get(job) if isinstance(job, str) else job
+        polling = Polling(job, self._policy, timeout)
+        async with aclosing(self._changes(polling)) as changes:
+            async for now in changes:
+                outcome = None if on_progress is None else on_progress(now)
+                if inspect.isawaitable(outcome):
+                    await outcome
+        if not polling.job.succeeded:
+            raise JobFailed(polling.job)
+        return polling.job
+
+    async def events(
+        self, job: Job | str, last_event_id: str | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """See `Client.events`; for `async for`, within `contextlib.aclosing` when left early."""
+        job = await self.get(job) if isinstance(job, str) else job
+        path, parser = self._path(job, "/events"), EventParser(last_event_id)
+        retries = Retries(self._policy)
+        while True:
+            response = await self._send(
+                "GET", path, NO_EVENTS, stream=True, headers=parser.headers()
+            )
+            if response.status_code in NO_EVENTS:
+                break
+            if response.status_code == 204:  # the caller's last event was the end
+                return
+            retries.connect()
+            parser.connect()
+            failure: ClientError = Unreachable(
+                f"{self._server} ended the events before the job's end."
+            )
+            try:
+                async with aclosing(self._chunks(response)) as chunks:
+                    async for chunk in chunks:
+                        for name, data in parser.feed(chunk):
+                            if name == "progress":
+                                progress = self._read(Progress, data)
+                                job = job.model_copy(update={"progress": progress})
+                            elif name in ("state", "end"):
+                                job = self._read(Job, data)
+                            else:
+                                continue
+                            retries.reset()
+                            yield Event(name=name, job=job, id=parser.last_id)
+                            if name == "end":
+                                return
+            except httpx.TransportError as error:
+                failure = self._failure(error)
+            await self._sleep(max(retries.pause_after(failure), parser.retry_s))
+        polling = Polling(await self.get(job), self._policy)
+        async with aclosing(self._changes(polling)) as changes:
+            async for _ in changes:
+                yield polling.event()
+
+    async def download(self, job: Job | str, path: Path | str) -> Job:
+        """See `Client.download`."""
+        job = await self.get(job) if isinstance(job, str) or job.result is None else job
+        if job.result is None:
+            raise JobFailed(job)
+        result, retries = self._path(job, "/result"), Retries(self._policy)
+        with PartialDownload(Path(path), job.result) as part:
+            while not part.is_complete():
+                try:
+                    response = await self._send(
+                        "GET", result, {416}, stream=True, headers=part.headers()
+                    )
+                    async with aclosing(self._chunks(response)) as chunks:
+                        part.begin(response)
+                        async for chunk in chunks:
+                            if part.write(chunk):
+                                retries.reset()
+                    part.end()
+                except httpx.TransportError as error:
+                    await self._sleep(retries.pause_after(self._failure(error)))
+            part.rename()
+        return job
+
+    async def upscale(
+        self,
+        image: Image,
+        target: Path | str,
+        on_progress: Callable[[Job], Any] | None = None,
+        timeout: float | None = None,
+        **parameters: Unpack[Parameters],
+    ) -> Job:
+        """See `Client.upscale`."""
+        if parameters.get("output_format") is None:
+            parameters["output_format"] = format_of(Path(target))
+        job = await self.submit(image, **parameters)
+        try:
+            job = await self.wait(job, on_progress, timeout)
+        except (JobFailed, Unreachable, GeneratorExit):
+            raise
+        except BaseException:  # a canceled task too: the result will not be fetched
+            with suppress(httpx.TransportError):
+                request = self.http.build_request("DELETE", self._path(job), timeout=CANCEL_S)
+                await self._transmit(request, stream=False)
+            raise
+        return await self.download(job, target)
+
+    async def _changes(self, polling: Polling) -> AsyncGenerator[Job, None]:
+        """The job as it is, and as it is after each change until its end; it is polled."""
+        yield polling.job
+        while not polling.job.ended:
+            await self._sleep(polling.limit(polling.pause_s))
+            response = await self._send(
+                "GET", self._path(polling.job), {304}, polling=polling, headers=polling.headers
+            )
+            job = None if response.status_code == 304 else self._read(Job, response)
+            if polling.update(job, response.headers):
+                yield polling.job
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        accept: Collection[int] = (),
+        *,
+        stream: bool = False,
+        polling: Polling | None = None,
+        **content: Any,
+    ) -> httpx.Response:
+        """Sends a request until it succeeds or is accepted, or the polling times out."""
+        retries = Retries(self._policy, polling)
+        while True:
+            # No request outlasts the polling's timeout.
+            remaining_s = SILENCE_S if polling is None else polling.remaining_s()
+            silence_s = min(max(remaining_s, SHORTEST_S), SILENCE_S)
+            timeout = httpx.Timeout(silence_s, connect=min(silence_s, CONNECT_S))
+            try:
+                request = self.http.build_request(method, path, timeout=timeout, **content)
+                response = await self._transmit(request, stream)
+                self._check(response, accept)
+                return response
+            except (httpx.TransportError, Refused) as error:
+                await self._sleep(retries.pause_after(self._failure(error)))
+
     @staticmethod
     def _path(job: Job | str, below: str = "") -> str:
         """The path of a job, given by itself or its id."""
         return f"/jobs/{quote(job if isinstance(job, str) else job.id, safe='')}{below}"
-
-    @staticmethod
-    def _page(state: str | None, cursor: str | None, remaining: int) -> dict[str, Any]:
-        """The query for a page of the list of jobs."""
-        params = {"state": state, "cursor": cursor, "limit": min(remaining, PAGE_SIZE)}
-        return {name: value for name, value in params.items() if value is not None}
-
-    @staticmethod
-    def _submission(
-        file: tuple[str, BinaryIO], parameters: Mapping[str, Any], key: str | None
-    ) -> dict[str, Any]:
-        """The content of an upload; its Idempotency-Key is drawn unless given."""
-        data = {name: str(value) for name, value in parameters.items() if value is not None}
-        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-        return {"headers": headers, "data": data, "files": {"image": file}}
-
-    def _request(
-        self, method: str, path: str, polling: Polling | None, content: Mapping[str, Any]
-    ) -> httpx.Request:
-        """A request that does not outlast the polling's timeout."""
-        remaining_s = SILENCE_S if polling is None else polling.remaining_s()
-        silence_s = min(max(remaining_s, SHORTEST_S), SILENCE_S)
-        timeout = httpx.Timeout(silence_s, connect=min(silence_s, CONNECT_S))
-        return self._http.build_request(method, path, timeout=timeout, **content)
 
     def _failure(self, error: httpx.TransportError | Refused) -> ClientError:
         """A refusal as it is, a broken connection as Unreachable; raises one that is final.
@@ -146,65 +314,3 @@ class BaseClient:
             raise UnexpectedAnswer(
                 f"{self._server} answered something else than this service does ({fault})."
             ) from error
-
-    def _read_poll(self, response: httpx.Response, polling: Polling) -> bool:
-        """Whether the job has changed."""
-        job = None if response.status_code == 304 else self._read(Job, response)
-        return polling.update(job, response.headers)
-
-    def _read_events(self, parser: EventParser, chunk: bytes, job: Job) -> Iterator[Event]:
-        """The events that the next bytes of a stream complete, for the job as it was before."""
-        for name, data in parser.feed(chunk):
-            if name == "progress":
-                job = job.model_copy(update={"progress": self._read(Progress, data)})
-            elif name in ("state", "end"):
-                job = self._read(Job, data)
-            else:
-                continue
-            yield Event(name=name, job=job, id=parser.last_id)
-
-
-class EventParser:
-    """Parses Server-Sent Events (HTML Living Standard, 9.2) from bytes, however they are cut.
-
-    `last_id` and `retry_s`, the pause before a new connection, outlive a connection.
-    """
-
-    def __init__(self, last_id: str | None = None) -> None:
-        self.last_id = last_id
-        self.retry_s = 0.0
-        self.connect()
-
-    def connect(self) -> None:
-        """A connection begins: drops the unfinished event of the last one."""
-        decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
-        # Not httpx's lines, which end at any of Unicode's separators.
-        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
-        self._line, self._id, self._name = "", self.last_id, ""
-        self._data: list[str] = []
-
-    def headers(self) -> dict[str, str]:
-        """The headers of a request for the events after the last one."""
-        resume = {} if self.last_id is None else {"Last-Event-ID": self.last_id}
-        return {"Accept": "text/event-stream", **resume}
-
-    def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
-        """Name and data of each event that these bytes complete; `last_id` is then its id."""
-        *lines, self._line = (self._line + self._decoder.decode(chunk)).split("\n")
-        for line in lines:
-            name, _, value = line.partition(":")
-            value = value.removeprefix(" ")
-            if not line:
-                # Only now: an event that is cut off has to be sent again.
-                self.last_id = self._id
-                if self._data:
-                    yield self._name or "message", "\n".join(self._data)
-                self._name, self._data = "", []
-            elif name == "data":
-                self._data.append(value)
-            elif name == "event":
-                self._name = value
-            elif name == "id" and "\0" not in value:
-                self._id = value
-            elif name == "retry" and value.isascii() and value.isdigit():
-                self.retry_s = int(value) / 1000

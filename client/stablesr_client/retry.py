@@ -1,9 +1,8 @@
 """When to send a request again, when to poll a job again, and when to stop.
 
-Two kinds of failure are retried, each for a time of its own. An outage: no server answers, the
-connection breaks, a proxy has no server behind it. And a server that says when to try again
-(`Retry-After`). Pauses of an outage grow and are random, so that the clients of a server that
-comes back do not all return at once.
+Two kinds of failure are retried, each for a time of its own: an outage (no server answers, or a
+proxy has none behind it) and a server that says when to try again (`Retry-After`). Pauses of an
+outage grow and are random, so that the clients of a server do not all return at once.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from time import monotonic
 
 import httpx
 
-from stablesr_client.errors import ClientError, Refused, TimedOut
-from stablesr_client.schema import Event, Job
+from .errors import ClientError, Refused, TimedOut
+from .schema import Event, Job
 
 TRANSIENT = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed later. With Retry-After, 409 means that the
@@ -38,10 +37,8 @@ class RetryPolicy:
 
 
 class Polling:
-    """The polling of a job for at most `timeout` seconds.
-
-    `job` is its latest state, `headers` and `pause_s` are those of the next request.
-    """
+    """The polling of a job for at most `timeout` seconds; `job` is its latest state, `headers` and
+    `pause_s` are those of the next request."""
 
     def __init__(self, job: Job, policy: RetryPolicy, timeout: float | None = None) -> None:
         self.job = job
@@ -53,7 +50,6 @@ class Polling:
         self._state: str | None = None
 
     def remaining_s(self) -> float:
-        """The seconds until the timeout."""
         return self._deadline - monotonic()
 
     def limit(self, pause_s: float) -> float:
@@ -86,8 +82,7 @@ class Retries:
     """The attempts of one call; the timeout of `polling` ends them as well."""
 
     def __init__(self, policy: RetryPolicy, polling: Polling | None = None) -> None:
-        self._policy = policy
-        self._polling = polling
+        self._policy, self._polling = policy, polling
         self._connect_time = math.inf
         self.reset()
 
@@ -112,7 +107,6 @@ class Retries:
             self.reset()
         self._failure_time = now if self._failure_time is None else self._failure_time
         if server_s is None:
-            # Between half of it and all of it.
             pause_s, limit_s = self._backoff_s * (1 + random()) / 2, policy.outage_s
             self._backoff_s = min(2 * self._backoff_s, policy.longest_pause_s)
         else:

@@ -1,4 +1,4 @@
-"""What the service sends, as frozen pydantic models.
+"""What the service sends, as frozen pydantic models, and the parser of its events.
 
 Fields that a newer server adds are ignored. Times are aware datetimes in UTC, durations seconds,
 sides pixels, file sizes bytes.
@@ -6,7 +6,9 @@ sides pixels, file sizes bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import codecs
+import io
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -181,3 +183,49 @@ class Models(BaseModel, frozen=True):
     def default(self) -> Model | None:
         """The preset of a job that names none."""
         return next((model for model in self.models if model.default), None)
+
+
+class EventParser:
+    """Parses Server-Sent Events (HTML Living Standard, 9.2) from bytes, however they are cut.
+
+    `last_id` and `retry_s`, the pause before a new connection, outlive a connection.
+    """
+
+    def __init__(self, last_id: str | None = None) -> None:
+        self.last_id = last_id
+        self.retry_s = 0.0
+        self.connect()
+
+    def connect(self) -> None:
+        """A connection begins: drops the unfinished event of the last one."""
+        decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        # Not httpx's lines, which end at any of Unicode's separators.
+        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True)
+        self._line, self._id, self._name = "", self.last_id, ""
+        self._data: list[str] = []
+
+    def headers(self) -> dict[str, str]:
+        """The headers of a request for the events after the last one."""
+        resume = {} if self.last_id is None else {"Last-Event-ID": self.last_id}
+        return {"Accept": "text/event-stream", **resume}
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, str]]:
+        """Name and data of each event that these bytes complete; `last_id` is then its id."""
+        *lines, self._line = (self._line + self._decoder.decode(chunk)).split("\n")
+        for line in lines:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if not line:
+                # Only now: an event that is cut off has to be sent again.
+                self.last_id = self._id
+                if self._data:
+                    yield self._name or "message", "\n".join(self._data)
+                self._name, self._data = "", []
+            elif name == "data":
+                self._data.append(value)
+            elif name == "event":
+                self._name = value
+            elif name == "id" and "\0" not in value:
+                self._id = value
+            elif name == "retry" and value.isascii() and value.isdigit():
+                self.retry_s = int(value) / 1000

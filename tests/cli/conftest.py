@@ -60,7 +60,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> type[StubModel]:
     StubModel.count, StubModel.requests, StubModel.errors = 0, [], {}
-    monkeypatch.setattr("cli.upscale.LocalModel", StubModel)
+    monkeypatch.setattr("cli.local.LocalModel", StubModel)
     return StubModel
 
 

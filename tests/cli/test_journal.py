@@ -20,7 +20,7 @@ from tests.cli.folders import NAMES, StubModel, last_states, names, results, run
 # writing, for ever.
 STUB = """
 import os, sys, time
-import cli.upscale
+import cli.local
 from cli.main import app
 
 class Stub:
@@ -37,7 +37,7 @@ class Stub:
         aside.replace(target)
         return 1, 1
 
-cli.upscale.LocalModel = Stub
+cli.local.LocalModel = Stub
 app(sys.argv[1:-1])
 """
 

@@ -31,7 +31,7 @@ class FakeClock:
         monkeypatch.setattr("stablesr_client.retry.monotonic", lambda: self._time)
         monkeypatch.setattr("stablesr_client.retry.random", lambda: self.chance)
         monkeypatch.setattr("stablesr_client.client.sleep", self.sleep)
-        monkeypatch.setattr("stablesr_client.async_client.sleep", self.async_sleep)
+        monkeypatch.setattr("stablesr_client.client.async_sleep", self.async_sleep)
 
     def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)

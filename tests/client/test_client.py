@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from inspect import signature
+from inspect import getmembers, isfunction, signature
 from pathlib import Path
 
 import httpx
@@ -282,8 +282,8 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
     methods = [
         {
             name: list(signature(call).parameters.values())
-            for name, call in vars(kind).items()
-            if callable(call) and not name.startswith("__")
+            for name, call in getmembers(kind, isfunction)
+            if not name.startswith("_")
         }
         for kind in (Client, AsyncClient)
     ]

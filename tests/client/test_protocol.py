@@ -10,7 +10,7 @@ import pytest
 
 from cli.processes import free_port
 from stablesr_client import Job, NotFound, Refused, Unauthorized, UnexpectedAnswer, Unreachable
-from stablesr_client.protocol import EventParser
+from stablesr_client.schema import EventParser
 from tests.client.conftest import MakeClient
 from tests.client.shells import FakeClock, Shell
 from tests.scripted_server import DONE, IMAGE, JOB_ID, Script, job
