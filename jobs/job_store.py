@@ -22,8 +22,10 @@ from typing import Any
 from redis import Redis
 from redis.client import Pipeline
 
-from .connection import as_texts, queue_errors, seconds_of
-from .errors import JobEnded, JobNotFound, Problem, WrongState
+from models.presets import PRESETS
+
+from .connection import Command, as_texts, queue_errors, seconds_of
+from .errors import JobEnded, JobNotFound, Problem, RecordUnreadable, WrongState
 from .schema import Job, JobState, Origin, Progress, ResultInfo, Timings, job_of
 from .states import (
     CHANNEL,
@@ -55,6 +57,52 @@ def owner_key(owner: str) -> str:
 def waiting_key(quota_key: str) -> str:
     """The queued jobs of an owner, or of an address without one."""
     return f"stablesr:waiting:{quota_key}"
+
+
+def queue_key(preset: str) -> str:
+    """The list in which RQ has the waiting ids of a preset."""
+    return f"rq:queue:stablesr:{preset}"
+
+
+QUEUE_KEYS = tuple(map(queue_key, PRESETS))
+
+# The record as one JSON text, which is parsed faster than its fields one by one; Redis' time; and
+# the job's index in its queue. KEYS: the record and all queues.
+READ = """
+local flat = redis.call('HGETALL', KEYS[1])
+if #flat == 0 then return false end
+local fields = {}
+for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+local index = false
+if fields['state'] == 'queued' then
+    for i = 2, #KEYS do
+        index = index or redis.call('LPOS', KEYS[i], ARGV[1])
+    end
+end
+return cjson.encode({fields, redis.call('TIME'), index})
+"""
+
+
+def read_command(job_id: str) -> Command:
+    """What asks Redis for a job; `job_read` is what its answer says."""
+    return ("EVAL", READ, 1 + len(QUEUE_KEYS), record_key(job_id), *QUEUE_KEYS, job_id)
+
+
+def job_read(job_id: str, answer: bytes | None) -> tuple[Job, bool]:
+    """The job, with its place in the queue while it waits, and whether it is due to expire.
+
+    Raises JobNotFound, RecordUnreadable.
+    """
+    if answer is None:
+        raise unknown(job_id)
+    try:
+        fields, clock, index = json.loads(answer)
+    except ValueError as error:
+        raise RecordUnreadable(f"The record of job {job_id} is no text: {error}.") from error
+    job = job_of(job_id, fields)
+    if job.state is JobState.QUEUED:
+        job = job.model_copy(update={"queue_position": 1 + (index or 0)})
+    return job, job.is_due(moment([int(number) for number in clock]))
 
 
 def moment(time: Any) -> datetime:
@@ -107,8 +155,8 @@ class JobStore:
 
         Raises RecordUnreadable as well.
         """
-        job, now = self._read(job_id)
-        return self.expire(job_id) if job.is_due(now) else job
+        job, is_due = self._read(job_id)
+        return self.expire(job_id) if is_due else job
 
     def cancel(self, job_id: str) -> Job:
         """Cancels a queued job, marks a running one to be stopped; raises JobEnded."""
@@ -193,15 +241,10 @@ class JobStore:
         with queue_errors(self._connection):
             return moment(self._connection.time())
 
-    def _read(self, job_id: str) -> tuple[Job, datetime]:
-        """The record, and the time when it was read."""
-        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            pipe.time()
-            pipe.hgetall(record_key(job_id))
-            time, raw = pipe.execute()
-        if not raw:
-            raise unknown(job_id)
-        return job_of(job_id, as_texts(raw)), moment(time)
+    def _read(self, job_id: str) -> tuple[Job, bool]:
+        untyped: Any = self._connection
+        with queue_errors(self._connection):
+            return job_read(job_id, untyped.execute_command(*read_command(job_id)))
 
     def _apply(
         self,

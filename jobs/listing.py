@@ -18,10 +18,10 @@ from typing import Any, Self
 
 from redis import Redis
 
-from .connection import as_text, as_texts, queue_errors
+from .connection import as_text, queue_errors
 from .errors import BadCursor, JobNotFound, RecordUnreadable
-from .job_store import JobStore, moment, owner_key, record_key, unknown
-from .schema import Job, JobState, job_of
+from .job_store import JobStore, job_read, owner_key, read_command
+from .schema import Job, JobState
 
 logger = logging.getLogger(__name__)
 
@@ -116,18 +116,15 @@ def _order(place: Cursor) -> tuple[str, str]:
 
 def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, Job]:
     with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
-        pipe.time()
+        untyped: Any = pipe
         for place in places:
-            pipe.hgetall(record_key(place.job_id))
-        time, *raws = pipe.execute()
+            untyped.execute_command(*read_command(place.job_id))
+        answers = pipe.execute()
     jobs: dict[str, Job] = {}
     missing: list[str] = []
-    for job_id, raw in zip((place.job_id for place in places), raws, strict=True):
+    for job_id, answer in zip((place.job_id for place in places), answers, strict=True):
         try:
-            if not raw:
-                raise unknown(job_id)
-            job = job_of(job_id, as_texts(raw))
-            is_due = job.is_due(moment(time))
+            job, is_due = job_read(job_id, answer)
             jobs[job_id] = JobStore(connection).expire(job_id) if is_due else job
         except JobNotFound:
             missing.append(job_id)

@@ -6,6 +6,7 @@ is one transaction, so a job either is recorded and queued or leaves nothing beh
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +15,20 @@ from redis.exceptions import WatchError
 
 from models.parameters import UpscaleParameters
 
-from .connection import connect, queue_errors, seconds_of
+from .connection import LoopClient, connect, queue_errors, seconds_of
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
-from .job_store import AGENDA_KEY, JobStore, job_in, record_key, unknown, waiting_key
+from .job_store import (
+    AGENDA_KEY,
+    JobStore,
+    job_in,
+    job_read,
+    read_command,
+    record_key,
+    unknown,
+    waiting_key,
+)
 from .listing import Cursor, Page, read_page
-from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, queue_key, withdraw
+from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
 from .workers import Capacity, WorkerInfo
@@ -125,8 +135,7 @@ class JobQueue:
         job = self._records.get(job_id)
         if job.owner != owner:
             raise unknown(job_id)
-        [with_place] = self._with_places([job])
-        return with_place
+        return job
 
     def page(
         self,
@@ -137,8 +146,7 @@ class JobQueue:
         cursor: Cursor | None = None,
     ) -> Page:
         """The owner's jobs, newest first, from the cursor on; see `jobs.listing`."""
-        page = read_page(self._connection, owner, limit=limit, state=state, cursor=cursor)
-        return Page(self._with_places(page.jobs), page.next)
+        return read_page(self._connection, owner, limit=limit, state=state, cursor=cursor)
 
     def cancel(self, job_id: str, owner: str = ANYONE) -> Job:
         """Cancels a job; raises JobNotFound, also for a job of another owner, and JobEnded.
@@ -146,8 +154,7 @@ class JobQueue:
         A queued job comes back canceled and out of the queue; a running one comes back processing
         with cancel_requested, and its worker stops it at the next step.
         """
-        if self._records.get(job_id).owner != owner:
-            raise unknown(job_id)
+        self.get(job_id, owner)
         job = self._records.cancel(job_id)
         if job.state is JobState.CANCELED:
             # Should this fail, the worker that meets the id finds the record canceled.
@@ -183,17 +190,25 @@ class JobQueue:
     def close(self) -> None:
         self._connection.close()
 
-    def _with_places(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs, each queued one with its place."""
-        waiting = [job for job in jobs if job.state is JobState.QUEUED]
-        if not waiting:
-            return [*jobs]
-        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            for job in waiting:
-                pipe.lpos(queue_key(job.preset), job.id)
-            indexes = pipe.execute()
-        places = {
-            job.id: job.model_copy(update={"queue_position": 1 + (index or 0)})
-            for job, index in zip(waiting, indexes, strict=True)
-        }
-        return [places.get(job.id, job) for job in jobs]
+
+class JobReader:
+    """What `JobQueue.get` does, on the event loop."""
+
+    command = staticmethod(read_command)
+
+    def __init__(self, client: LoopClient, queue: JobQueue) -> None:
+        self._client = client
+        self._queue = queue
+
+    async def get(self, job_id: str, owner: str = ANYONE) -> Job:
+        """Raises JobNotFound, QueueUnavailable, RecordUnreadable."""
+        [answer] = await self._client.call(self.command(job_id))
+        return await self.job_of(answer, job_id, owner)
+
+    async def job_of(self, answer: bytes | None, job_id: str, owner: str) -> Job:
+        """What `get` makes of the answer to `command`, which another call may have asked with."""
+        job, is_due = job_read(job_id, answer)
+        if job.owner != owner:
+            raise unknown(job_id)
+        # It expires in this moment, which moves the record.
+        return await asyncio.to_thread(self._queue.get, job_id, owner) if is_due else job

@@ -96,11 +96,6 @@ def open_queue(preset: str, connection: Redis) -> Queue:
     return Queue(name, connection=connection, serializer=SERIALIZER, job_class=TaskJob)
 
 
-def queue_key(preset: str) -> str:
-    """The list in Redis that RQ keeps the waiting ids of a preset in."""
-    return f"{Queue.redis_queue_namespace_prefix}stablesr:{preset}"
-
-
 def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:
     """Adds to a transaction that the job waits in the queue."""
     queue.enqueue_call(

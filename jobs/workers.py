@@ -18,8 +18,7 @@ from redis import Redis
 from models.presets import PRESETS
 
 from .connection import Command, as_text, as_texts, queue_errors, seconds_of
-from .job_store import moment, record_key, waiting_key
-from .rq_adapter import queue_key
+from .job_store import QUEUE_KEYS, moment, record_key, waiting_key
 from .states import COUNT_FIELD, COUNTS_KEY, minute_key
 
 WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
@@ -105,7 +104,6 @@ for _, name in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
 end
 return {redis.call('ZCARD', KEYS[1]), lengths, workers}
 """
-QUEUE_KEYS = tuple(map(queue_key, PRESETS))
 
 
 @dataclass(frozen=True, slots=True)

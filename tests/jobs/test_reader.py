@@ -13,8 +13,7 @@ from redis import Redis
 from jobs.connection import CircuitBreaker, LoopClient
 from jobs.errors import JobNotFound, QueueUnavailable, RecordUnreadable
 from jobs.job_store import JobStore, record_key
-from jobs.queue import JobQueue
-from jobs.reader import JobReader
+from jobs.queue import JobQueue, JobReader
 from jobs.schema import Job, JobState, ResultInfo, Timings
 from jobs.settings import Settings
 from jobs.workers import Capacity, WorkerInfo, Workers
