@@ -78,9 +78,9 @@ def connect(
 ) -> Redis:
     """A client with a pool of connections; nothing is sent yet. Safe to share between threads.
 
-    Answers are bytes, as RQ needs them. By default a lost connection is tried once more and then
-    reported. patient is for workers, which would rather wait some seconds for a Redis that
-    restarts than give up a long job. breaker is for the service, whose requests must not hang.
+    Answers are bytes, as RQ needs them. A lost connection is tried once more; a `patient` worker
+    would rather wait some seconds for a Redis that restarts than give up a long job. `breaker` is
+    for the service, whose requests must not hang.
     """
     retry = Retry(ExponentialBackoff(cap=2, base=0.1), 6) if patient else Retry(NoBackoff(), 1)
     return Redis.from_url(

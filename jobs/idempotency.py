@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from redis import Redis
 
 from .connection import queue_errors
@@ -29,8 +29,6 @@ return 0
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
     request: str
     job: str
     done: bool
@@ -58,25 +56,28 @@ class Idempotency:
             IdempotencyPending: such a request is being handled at this moment.
         """
         name = _redis_key(owner, key)
-        lease = _Entry(request=fingerprint, job=job_id, done=False)
-        while not self._set(name, lease):
+        lease, value = (
+            _Entry(request=fingerprint, job=job_id, done=done).model_dump_json()
+            for done in (False, True)
+        )
+        entry = None
+        # An entry that is in the way and then gone ran out in this moment.
+        while entry is None:
+            with queue_errors(self._connection):
+                if self._connection.set(name, lease, nx=True, ex=LEASE_S):
+                    return Claim(name, lease, value, TTL_S)
             entry = self._read(name)
-            if entry is None:
-                # It ran out in this moment.
-                continue
-            if entry.request != fingerprint:
-                raise IdempotencyMismatch(
-                    "The Idempotency-Key was used with another image or other parameters; "
-                    "a new request needs a new key."
-                )
-            if entry.done:
-                return entry.job
+        if entry.request != fingerprint:
+            raise IdempotencyMismatch(
+                "The Idempotency-Key was used with another image or other parameters; "
+                "a new request needs a new key."
+            )
+        if not entry.done:
             raise IdempotencyPending(
                 "The first request with this Idempotency-Key is not answered yet; ask again.",
                 retry_after=1,
             )
-        done = lease.model_copy(update={"done": True})
-        return Claim(name, lease.model_dump_json(), done.model_dump_json(), TTL_S)
+        return entry.job
 
     def release(self, claim: Claim) -> None:
         """Frees a key whose request made no job, for the next one."""
@@ -87,10 +88,6 @@ class Idempotency:
         """Frees a key whose job is not known any more."""
         with queue_errors(self._connection):
             self._connection.delete(_redis_key(owner, key))
-
-    def _set(self, name: str, entry: _Entry) -> bool:
-        with queue_errors(self._connection):
-            return bool(self._connection.set(name, entry.model_dump_json(), nx=True, ex=LEASE_S))
 
     def _read(self, name: str) -> _Entry | None:
         with queue_errors(self._connection):

@@ -17,7 +17,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +29,7 @@ from .errors import KeyNotFound
 NAMES_KEY = "stablesr:keys"
 _TOKEN = re.compile(r"ssr_(?P<id>[0-9a-f]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
 # How exactly the last use of a key is known; noting each would be a write a request.
-USED_S = 60
+USED_WITHIN = timedelta(seconds=60)
 
 
 def _key(key_id: str) -> str:
@@ -57,7 +57,7 @@ class KeyInfo(BaseModel):
 
 
 class Keys:
-    """The register of keys. Blocking, safe to share between threads; raises QueueUnavailable."""
+    """Blocking, safe to share between threads. Every method raises QueueUnavailable."""
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
@@ -94,12 +94,9 @@ class Keys:
 
         Raises KeyNotFound. A key that is revoked already stays as it is.
         """
-        key_id = _id_of(key_id)
-        fields = self._fields_of(key_id)
+        key_id, fields = self._known(key_id)
         if "revoked_at" not in fields:
-            fields["revoked_at"] = datetime.now(UTC).isoformat()
-            with queue_errors(self._connection):
-                self._connection.hset(_key(key_id), "revoked_at", fields["revoked_at"])
+            fields["revoked_at"] = self._stamp(key_id, "revoked_at")
         return _info(key_id, fields)
 
     def any(self) -> bool:
@@ -117,21 +114,26 @@ class Keys:
         if not hmac.compare_digest(digest, _digest(match["secret"])) or "revoked_at" in fields:
             return None
         info = _info(match["id"], fields)
-        now = datetime.now(UTC)
-        if info.used_at is None or (now - info.used_at).total_seconds() > USED_S:
-            with queue_errors(self._connection):
-                self._connection.hset(_key(info.id), "used_at", now.isoformat())
+        if info.used_at is None or datetime.now(UTC) - info.used_at > USED_WITHIN:
+            self._stamp(info.id, "used_at")
         return info
 
     def webhook_secret(self, key_id: str) -> str:
         """What this key's webhooks are signed with (`whsec_...`); raises KeyNotFound."""
-        return self._fields_of(_id_of(key_id))["webhook_secret"]
+        return self._known(key_id)[1]["webhook_secret"]
 
-    def _fields_of(self, key_id: str) -> dict[str, str]:
+    def _known(self, text: str) -> tuple[str, dict[str, str]]:
+        key_id = text.removeprefix("ssr_")[:8]
         fields = self._read(key_id)
         if not fields:
             raise KeyNotFound(f"There is no key {key_id!r}; `stablesr keys list` shows them.")
-        return fields
+        return key_id, fields
+
+    def _stamp(self, key_id: str, field: str) -> str:
+        now = datetime.now(UTC).isoformat()
+        with queue_errors(self._connection):
+            self._connection.hset(_key(key_id), field, now)
+        return now
 
     def _read(self, key_id: str) -> dict[str, str]:
         with queue_errors(self._connection):
@@ -144,14 +146,10 @@ class Keys:
         return _TOKEN.fullmatch(text) is not None
 
 
-def _id_of(text: str) -> str:
-    return text.removeprefix("ssr_")[:8]
-
-
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _info(key_id: str, fields: dict[str, str]) -> KeyInfo:
-    public = {name: value for name, value in fields.items() if name in KeyInfo.model_fields}
-    return KeyInfo.model_validate({"id": key_id, **public})
+    # The model leaves out what is not public.
+    return KeyInfo.model_validate({**fields, "id": key_id})

@@ -80,14 +80,12 @@ def read_page(
     May hold fewer, even none, although more follow: `next` tells. Raises QueueUnavailable.
     """
     jobs: list[Job] = []
-    read = 0
-    while read < MOST_READ:
+    for _ in range(0, MOST_READ, BATCH):
         places = _places(connection, owner, cursor)
         by_id = _read(connection, owner, places)
         for place in places:
             if len(jobs) == limit:
                 return Page(jobs, cursor)
-            read += 1
             cursor = place
             job = by_id.get(place.job_id)
             if job is not None and state in (None, job.state):

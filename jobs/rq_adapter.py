@@ -1,14 +1,12 @@
 """How we use RQ: JSON instead of pickle, and jobs that run nothing but our task.
 
-RQ imports whatever dotted path a job in Redis names, calls callbacks the same way and sends
-webhooks to any address, so a writer of Redis could run code in a worker. `TaskJob` refuses other
-names when they are used, not when the job is read: reading happens in RQ's dequeue, where an
-exception ends the worker.
+RQ imports whatever dotted path a job in Redis names, also for callbacks, and sends webhooks to any
+address, so a writer of Redis could run code in a worker. `TaskJob` refuses other names when they
+are used, not when the job is read: an exception in RQ's dequeue ends the worker.
 
-`LeaseReaper` takes the place of RQ's own maintenance, which runs between two jobs only, so not
-while every slot is busy; holds a lock for 15 minutes when it is interrupted; needs the main thread
-for its failure callbacks; and fails a job that was lost between the queue and its start. Besides
-this adapter only the worker knows RQ.
+`LeaseReaper` replaces RQ's own maintenance, which runs between two jobs only, so not while every
+slot is busy; holds a lock for 15 minutes when it is interrupted; needs the main thread for its
+failure callbacks; and fails a job that was lost between the queue and its start.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
-from rq import Callback, Queue, Retry
+from rq import Queue, Retry
 from rq.exceptions import AbandonedJobError, NoSuchJobError
 from rq.executions import ExecutionRegistry
 from rq.job import Job
@@ -44,8 +42,6 @@ QUEUE_TTL_S = 7 * 86_400
 
 # All that a worker may be asked to run.
 UPSCALE = "worker.tasks.upscale"
-# Read by workers of earlier versions; `TaskJob` has it for every job.
-ON_FAILURE = Callback("jobs.rq_adapter.on_failure", timeout=30)
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +84,7 @@ class NoDeathPenalty(BaseDeathPenalty):
 
 
 def open_queue(preset: str, connection: Redis) -> Queue:
-    """The RQ queue of a preset, alike on both sides: serializer and job class.
-
-    One queue a preset, as a worker serves one preset and RQ is safe with one queue only.
-    """
+    """The RQ queue of a preset: a worker serves one preset, and RQ is safe with one queue only."""
     name = f"stablesr:{preset}"
     return Queue(name, connection=connection, serializer=SERIALIZER, job_class=TaskJob)
 
@@ -108,7 +101,6 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
         result_ttl=0,
         failure_ttl=settings.result_ttl_s,
         retry=Retry(max=ATTEMPTS - 1, interval=0, enqueue_at_front=True),
-        on_failure=ON_FAILURE,
         pipeline=pipe,
     )
 
@@ -132,9 +124,8 @@ def run_again() -> Retry:
 def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: object) -> None:
     """Requeues or fails the record of a job whose attempt raised or whose worker was lost.
 
-    RQ calls this on every failed attempt, also when it runs the job again, and decides by
-    `retries_left` only afterwards; so a fault that another attempt cannot mend is told to it here.
-    Clients are shown what kind of fault it was; the traceback is in the worker's log only.
+    RQ calls this on every failed attempt and decides by `retries_left` afterwards whether it runs
+    the job again. Clients are shown the kind of fault; the traceback is in the worker's log only.
     """
     worker_lost = issubclass(kind, AbandonedJobError)
     if issubclass(kind, ForbiddenTask):
@@ -183,7 +174,7 @@ return 1
 
 
 class LeaseReaper:
-    """Hands out again the jobs of workers that died, for one queue, in one process at a time."""
+    """Hands out again the jobs of lost workers, for one queue, in one process at a time."""
 
     def __init__(self, queue: Queue, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
         self._queue = queue

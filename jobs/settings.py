@@ -5,9 +5,9 @@ Seconds end in `_s`. A wrong value raises InvalidSettings with one sentence a va
 
 from __future__ import annotations
 
-import base64
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,10 @@ from .errors import InvalidSettings
 
 MIB = 1024 * 1024
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
+# 24 bytes or more in base64.
+_SECRET = re.compile(
+    "whsec_(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII
+)
 # Settings that went away, and what replaces them: the environment says nothing in vain.
 _REPLACEMENTS = {
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
@@ -62,30 +66,17 @@ def state_folder() -> Path:
     return Path(state) / "stablesr"
 
 
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
-
-
-def _begins_with(*schemes: str) -> AfterValidator:
+def _must(rule: str, is_met: Callable[[str], object]) -> AfterValidator:
     def check(value: str) -> str:
-        if not value.startswith(schemes):
-            raise ValueError(f"it must begin with one of {', '.join(schemes)}")
+        if not is_met(value):
+            raise ValueError(f"it must {rule}")
         return value
 
     return AfterValidator(check)
 
 
-def _known_preset(value: str) -> str:
-    if value not in PRESETS:
-        raise ValueError(f"it must be one of {', '.join(PRESETS)}")
-    return value
-
-
-def _standard_secret(value: str) -> str:
-    prefix, _, rest = value.partition("_")
-    if prefix != "whsec" or len(base64.b64decode(rest, validate=True)) < 24:
-        raise ValueError("it must be whsec_ and 24 bytes or more in base64")
-    return value
+def _begin_with(*schemes: str) -> AfterValidator:
+    return _must(f"begin with one of {', '.join(schemes)}", lambda url: url.startswith(schemes))
 
 
 class Settings(BaseSettings):
@@ -100,16 +91,16 @@ class Settings(BaseSettings):
     )
 
     # Service and worker
-    redis_url: Annotated[str, _begins_with("redis://", "rediss://", "unix://")] = (
+    redis_url: Annotated[str, _begin_with("redis://", "rediss://", "unix://")] = (
         "redis://127.0.0.1:6379/0"
     )
     # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
-    blob_root: Annotated[Path, AfterValidator(_absolute)] = Field(
+    blob_root: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
         default_factory=lambda: state_folder() / "blobs"
     )
     # Storage that several hosts can share, as obstore names it.
-    blob_url: Annotated[str, _begins_with("s3://", "gs://", "az://")] | None = None
-    preset: Annotated[str, AfterValidator(_known_preset)] = "tiny"
+    blob_url: Annotated[str, _begin_with("s3://", "gs://", "az://")] | None = None
+    preset: Annotated[str, _must(f"be one of {', '.join(PRESETS)}", PRESETS.__contains__)] = "tiny"
     # The licence under which `stablesr weights prepare` may download weights, by its name.
     accept_licence: str | None = None
     host: str = "127.0.0.1"
@@ -131,9 +122,9 @@ class Settings(BaseSettings):
     # Lets webhooks reach addresses that are not public; for tests and closed networks.
     webhook_allow_private: bool = False
     # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
-    webhook_secret: Annotated[str, AfterValidator(_standard_secret)] | None = Field(
-        None, repr=False
-    )
+    webhook_secret: (
+        Annotated[str, _must("be whsec_ and 24 bytes or more in base64", _SECRET.fullmatch)] | None
+    ) = Field(None, repr=False)
 
     # Limits
     # Of a key, or an address without one; 0 is no limit. A key may have a number of its own.
@@ -212,7 +203,6 @@ class Settings(BaseSettings):
 
     @property
     def maintenance_s(self) -> float:
-        """Between two rounds of maintenance."""
         return self.worker_ttl_s
 
     def __init__(self, **values: Any) -> None:
@@ -228,13 +218,12 @@ class Settings(BaseSettings):
 def _sentence(error: ValidationError) -> str:
     parts = []
     for fault in error.errors(include_url=False):
-        name = "STABLESR_" + "_".join(str(part) for part in fault["loc"]).upper()
-        reason = fault["msg"].removeprefix("Value error, ")
-        reason = reason[:1].lower() + reason[1:]
-        # A URL may carry a password: say what is wrong with it, not what it is.
-        value = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
+        name = "STABLESR_" + "_".join(map(str, fault["loc"])).upper()
         if fault["type"] == "extra_forbidden":
             parts.append(f"{name} is not a setting")
-        else:
-            parts.append(f"{name} is wrong: {reason}{value}")
+            continue
+        reason = fault["msg"].removeprefix("Value error, ")
+        # A URL may carry a password: say what is wrong with it, not what it is.
+        value = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
+        parts.append(f"{name} is wrong: {reason[:1].lower()}{reason[1:]}{value}")
     return "; ".join(parts) + "."

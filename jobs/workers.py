@@ -79,11 +79,11 @@ class Workers:
         Complete each time, so that a worker which Redis forgot is back at its next heartbeat.
         """
         with queue_errors(self._connection):
-            time = self._connection.time()
-            stamp = info.model_copy(update={"last_seen": moment(time)})
+            now = moment(self._connection.time())
+            stamp = info.model_copy(update={"last_seen": now})
             with self._connection.pipeline() as pipe:
                 pipe.set(worker_key(info.name), stamp.model_dump_json(), ex=self._ttl_s)
-                pipe.zadd(NAMES_KEY, {info.name: seconds_of(time)})
+                pipe.zadd(NAMES_KEY, {info.name: now.timestamp()})
                 pipe.execute()
 
     def unregister(self, name: str) -> None:
@@ -166,24 +166,20 @@ def look_over(connection: Redis) -> Overview:
                 pipe.hget(record_key(as_text(head or b"")), "created_at")
             creations = pipe.execute()
     ages = [max(0.0, now - float(creation)) if creation else 0.0 for creation in creations]
-    total, current, before = map(_numbers, (total, current, before))
+    total, current, before = map(as_texts, (total, current, before))
     # Of the minute before, taken as even, what lies in the last sixty seconds.
     share = 1 - now % 60 / 60
     return Overview(
-        capacity=capacity,
+        capacity,
         oldest_s=dict(zip(PRESETS, ages, strict=True)),
         moves={
-            field.removeprefix(COUNT_FIELD): count
+            field.removeprefix(COUNT_FIELD): float(count)
             for field, count in total.items()
             # Version 0.1 counted more here.
             if field.startswith(COUNT_FIELD)
         },
         moves_last_minute={
-            state: current.get(state, 0) + share * before.get(state, 0)
+            state: float(current.get(state, 0)) + share * float(before.get(state, 0))
             for state in sorted(current.keys() | before.keys())
         },
     )
-
-
-def _numbers(raw: Mapping[Any, Any]) -> dict[str, float]:
-    return {field: float(value) for field, value in as_texts(raw).items()}
