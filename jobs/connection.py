@@ -188,23 +188,20 @@ def lock(connection: Redis, name: str, most_s: int) -> Iterator[bool]:
     each step has to be safe to do twice. Raises RedisError.
     """
     held = connection.lock(name, timeout=most_s)
-    if not held.acquire(blocking=False):
-        yield False
-        return
+    is_mine = held.acquire(blocking=False)
     try:
-        yield True
+        yield is_mine
     finally:
         try:
-            held.release()
+            if is_mine:
+                held.release()
         except RedisError as error:
             logger.warning("The lock %s was not released: %s", name, error)
 
 
-def as_text(answer: object) -> str:
-    """A string that Redis sent. Our connections answer bytes; redis-py's types allow more."""
-    if not isinstance(answer, bytes):
-        raise TypeError(f"Redis' answers should be bytes; got {type(answer).__name__}.")
-    return answer.decode()
+def as_text(answer: Any) -> str:
+    """A string that Redis sent; TypeError for what is no bytes, which our connections answer."""
+    return str(answer, "utf-8")
 
 
 def as_texts(raw: Mapping[Any, Any]) -> dict[str, str]:

@@ -83,10 +83,8 @@ class IdempotencyMismatch(JobsError):
 
 
 class IdempotencyPending(JobsError):
-    type, title = (
-        "idempotency-in-progress",
-        "The first request with this idempotency key is still being handled",
-    )
+    type = "idempotency-in-progress"
+    title = "The first request with this idempotency key is still being handled"
 
 
 class KeyNotFound(JobsError):

@@ -130,10 +130,9 @@ _KEYS = (AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY)
 
 
 class JobStore:
-    """Reads records and makes their transitions.
+    """Reads records and makes their transitions. How long a job may wait and is kept, they say.
 
     Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
-    Needs nothing but a connection: how long a job may wait and is kept is in its record.
     """
 
     def __init__(self, connection: Redis) -> None:
@@ -143,18 +142,12 @@ class JobStore:
     # The service's side
 
     def create(self, pipe: Pipeline, job_id: str, record: Mapping[str, str]) -> None:
-        """Adds a new queued job to a transaction that also hands it to RQ.
-
-        `record` is what `schema.new_record` returns.
-        """
+        """Adds a new queued job, a `new_record`, to a transaction that also hands it to RQ."""
         keys = (record_key(job_id), *_KEYS)
         pipe.eval(_SCRIPT, len(keys), *keys, job_id, "create", json.dumps(record), "[]", "")
 
     def get(self, job_id: str) -> Job:
-        """The job as it is now; a result whose time is over is expired first.
-
-        Raises RecordUnreadable as well.
-        """
+        """The job as it is now, expired if it is due; raises RecordUnreadable as well."""
         job, is_due = self._read(job_id)
         return self.expire(job_id) if is_due else job
 
@@ -166,11 +159,8 @@ class JobStore:
     # the job, so that one that was taken for lost and comes back cannot spoil the other's run.
 
     def start(self, job_id: str, worker: str) -> Job:
-        """A worker begins an attempt; raises JobEnded when there is nothing left to do.
-
-        The returned job's `attempt` counts from 1. Where a cancel was asked while no worker had
-        the job, it is canceled here.
-        """
+        """A worker begins an attempt, which counts from 1. Raises JobEnded, also where a cancel was
+        asked while no worker had the job, which is canceled here."""
         job = self._apply(job_id, Event.START, {"worker": worker}, drop=("progress",))
         if job.state.is_final:
             raise _end_error(job)
@@ -183,9 +173,7 @@ class JobStore:
 
     def cancel_requested(self, job_id: str) -> bool:
         """Whether the worker should stop: a cancel was asked, or the job is not running any more.
-
-        One small read, cheap enough for every step.
-        """
+        Cheap enough for every step."""
         with queue_errors(self._connection):
             state, mark = self._connection.hmget(record_key(job_id), "state", "cancel_requested")
         return mark == b"1" or state != JobState.PROCESSING.value.encode()
@@ -213,10 +201,8 @@ class JobStore:
     # Maintenance
 
     def forget(self, job_id: str, origin: Origin) -> None:
-        """Removes the record of a job that was never taken on; for a submission that is undone.
-
-        Its image is due to be removed from now on, in case that its process dies before.
-        """
+        """Removes the record of a job whose submission is undone. Its image is due to be removed
+        from now on, in case that its process dies before."""
         now = self.now().timestamp()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))

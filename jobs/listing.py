@@ -1,9 +1,8 @@
 """An owner's jobs, newest first, page by page.
 
-The index is a sorted set of ids by time of creation; a job that Redis has forgotten meanwhile is
-taken out of it when it is met here, and one whose record cannot be read is left out. A cursor names
-the last job of a page by its place in that order, so that jobs which come or go in between neither
-repeat nor hide others.
+A job that Redis has forgotten is taken out of the index when it is met here; one whose record
+cannot be read is left out. A cursor names the last job of a page by its place in the index, so that
+jobs which come or go in between neither repeat nor hide others.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from redis import Redis
 from .connection import as_text, queue_errors
 from .errors import BadCursor, JobNotFound, RecordUnreadable
 from .job_store import JobStore, job_read, owner_key, read_command
-from .schema import Job, JobState
+from .schema import ANYONE, Job, JobState
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +31,10 @@ MOST_READ = 1000
 MOST_TIES = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Cursor:
-    """The place of one job in the order: when it was created, then its id."""
+    """The place of one job in the order: when it was created, in whole microseconds, then its id,
+    as in Redis."""
 
     timestamp: float
     job_id: str
@@ -69,7 +69,7 @@ class Page:
 
 def read_page(
     connection: Redis,
-    owner: str,
+    owner: str = ANYONE,
     *,
     limit: int,
     state: JobState | None = None,
@@ -102,14 +102,8 @@ def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor
         raw: Any = connection.zrevrangebyscore(
             owner_key(owner), highest, "-inf", 0, BATCH + MOST_TIES, withscores=True
         )
-    places = [Cursor(float(score), as_text(member)) for member, score in raw]
-    # Jobs of one microsecond share a score; then the id decides, as it does in Redis.
-    return [p for p in places if cursor is None or _order(p) < _order(cursor)][:BATCH]
-
-
-def _order(place: Cursor) -> tuple[str, str]:
-    # As text of one width: a score that went through a cursor has six decimals and no more.
-    return f"{place.timestamp:020.6f}", place.job_id
+    places = [Cursor(round(float(score), 6), as_text(member)) for member, score in raw]
+    return [place for place in places if cursor is None or place < cursor][:BATCH]
 
 
 def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, Job]:

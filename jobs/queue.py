@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from redis import Redis
@@ -27,7 +28,7 @@ from .job_store import (
     unknown,
     waiting_key,
 )
-from .listing import Cursor, Page, read_page
+from .listing import read_page
 from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
@@ -40,21 +41,19 @@ ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2]
 
 
 class JobQueue:
-    """Blocking: call it from threads. Safe to share between them.
-
-    Every method raises QueueUnavailable when Redis cannot be reached.
-    """
+    """Blocking, safe to share between threads. Every method raises QueueUnavailable."""
 
     def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
         self._settings = settings
         self._connection = connection if connection is not None else connect(settings)
         self._records = JobStore(self._connection)
+        self.page = partial(read_page, self._connection)
 
     def announce(self, job_id: str) -> None:
-        """Says that the image of a job to come is about to be stored, before it is.
+        """Says that the image of a job to come is about to be stored.
 
-        Where no job follows in time, because the process that stored it died, the sweep of
-        `jobs.maintenance` finds the id without a record and removes the image.
+        Where no job follows in time, the sweep of `jobs.maintenance` finds no record of the id and
+        removes the image.
         """
         with queue_errors(self._connection):
             self._connection.eval(ANNOUNCE, 1, AGENDA_KEY, UPLOAD_GRACE_S, job_id)
@@ -127,32 +126,17 @@ class JobQueue:
         return job_in(job_id, creation).model_copy(update={"queue_position": queued})
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
-        """The job now, with its place in the queue while it waits.
-
-        Place 1 is the next to start, or the one that a worker takes at this moment. Raises
-        JobNotFound, also for a job of another owner.
-        """
+        """The job now, with its place in the queue while it waits: 1 is the next to start, or one
+        that a worker takes at this moment. Raises JobNotFound, also for a job of another owner."""
         job = self._records.get(job_id)
         if job.owner != owner:
             raise unknown(job_id)
         return job
 
-    def page(
-        self,
-        owner: str = ANYONE,
-        *,
-        limit: int,
-        state: JobState | None = None,
-        cursor: Cursor | None = None,
-    ) -> Page:
-        """The owner's jobs, newest first, from the cursor on; see `jobs.listing`."""
-        return read_page(self._connection, owner, limit=limit, state=state, cursor=cursor)
-
     def cancel(self, job_id: str, owner: str = ANYONE) -> Job:
-        """Cancels a job; raises JobNotFound, also for a job of another owner, and JobEnded.
+        """Cancels a queued job; marks a running one, which its worker stops at the next step.
 
-        A queued job comes back canceled and out of the queue; a running one comes back processing
-        with cancel_requested, and its worker stops it at the next step.
+        Raises JobEnded, and JobNotFound, also for a job of another owner.
         """
         self.get(job_id, owner)
         job = self._records.cancel(job_id)

@@ -44,11 +44,10 @@ FINAL = frozenset(JobState) - {JobState.QUEUED, JobState.PROCESSING}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who submitted a job and in which request.
+    """Who submitted a job, a key's id or ANYONE, and in which request.
 
-    owner is a key's id, or ANYONE; max_queued bounds its waiting jobs, or those of the client (an
-    address) where there is none; request_id finds the request in the service's log; webhook_url is
-    told of the job's end; under claim, of `jobs.idempotency`, the job is to be found again.
+    `max_queued` bounds the waiting jobs of the owner, or without one those of the client (an
+    address); `claim` is of `jobs.idempotency`.
     """
 
     owner: str = ANYONE
@@ -66,10 +65,8 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A Redis key that holds `lease` and is set to `value` together with the job's record.
-
-    Where it holds something else by then, there is no job either.
-    """
+    """A Redis key that holds `lease` and is set to `value` together with the job's record; where it
+    holds something else by then, there is no job either."""
 
     key: str
     lease: str
@@ -97,10 +94,8 @@ class Progress(_Model):
 
 
 class ImageInfo(_Model):
-    """The uploaded image as its header describes it.
-
-    `mode` names the channels (L is grey, A opacity), `depth` the bits of each.
-    """
+    """The uploaded image's header; `mode` names the channels (L is grey, A opacity), `depth` the
+    bits of each."""
 
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]
@@ -136,10 +131,7 @@ class Timings(_Model):
 
 
 class Job(_Model):
-    """A job's record at one moment. `revision` grows by one with every change of the record.
-
-    `owner` is the key's id, empty for a job that was submitted without a key.
-    """
+    """A job's record at one moment. `revision` grows by one with every change of it."""
 
     id: str
     state: JobState
@@ -179,10 +171,8 @@ def new_record(
     wait_s: int,
     keep_s: int,
 ) -> dict[str, str]:
-    """The record of a job that is queued now, in Redis' seconds.
-
-    wait_s bounds the time in the queue, keep_s the time that the ended job and its images are kept.
-    """
+    """The record of a job that is queued now, in Redis' seconds; `wait_s` bounds its time in the
+    queue, `keep_s` that of the ended job and its images."""
     fields = {
         "parameters": parameters.model_dump_json(),
         "input": image.model_dump_json(),

@@ -112,13 +112,10 @@ class BlobStore:
     def remove_staged(self, *, idle_s: float) -> int:
         """Removes what puts have written aside in a local folder and not touched for idle_s
         seconds, since their process died; returns how many."""
-        count = 0
-        oldest = time.time() - idle_s
-        if self._root is None:
-            return count
-        for folder in _FOLDERS:
-            with _store_errors("tidy up", folder), suppress(FileNotFoundError):
-                for path in (self._root / folder).iterdir():
+        count, oldest = 0, time.time() - idle_s
+        for folder in [self._root / name for name in _FOLDERS] if self._root else []:
+            with _store_errors("tidy up", folder.name), suppress(FileNotFoundError):
+                for path in folder.iterdir():
                     # One whose put ends in this moment is gone.
                     with suppress(FileNotFoundError):
                         if _PARTIAL.fullmatch(path.name) and path.stat().st_mtime < oldest:

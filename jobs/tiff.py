@@ -1,9 +1,8 @@
 """TIFF's directories of tags (TIFF 6.0 and BigTIFF), of a file's pixels and in EXIF blocks.
 
-Pillow's reader will not do: it opens neither 16 bits in planes nor 16-bit greyscale with opacity,
-and it reads the values of every tag, all of them, where a small file can claim any amount. Here
-only the values that are asked for are read, and of those only whole numbers and no more than make
-sense.
+Pillow's reader opens neither 16 bits in planes nor 16-bit greyscale with opacity, and it reads all
+values of every tag, where a small file can claim any amount. Here only those that are asked for are
+read: whole numbers, and no more than make sense.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from itertools import islice
 from .errors import ImageError
 from .image_file import MAX_PARTS, Bytes, Header, Mode, truncated, unreadable, unsupported
 
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BIG = (b"+\0", b"\0+")
 MAX_ENTRIES = 4096
 """Of one directory; cameras write some dozens."""
@@ -56,9 +54,8 @@ MAX_EXIF = 64 * 1024
 class Directory:
     """The tags of one directory of `data`, which starts at byte `start`.
 
-    Raises ImageTruncated where it, or values that are asked for, lie behind the last byte,
-    ImageError for too many entries or values, or values of another type, and struct.error where it
-    ends inside a number.
+    Raises ImageTruncated where it, or values that are asked for, lie behind the last byte (or
+    struct.error, inside a number), ImageError for too many or other values.
     """
 
     def __init__(self, data: Bytes, start: int) -> None:
@@ -74,8 +71,8 @@ class Directory:
         self._entries: dict[int, tuple[int, int, bytes]] = {}
         position = start + struct.calcsize(order + count)
         for _ in range(entries):
-            tag, *rest = struct.unpack_from(order + entry, data, position)
-            self._entries.setdefault(tag, (rest[0], rest[1], rest[2]))
+            tag, kind, number, place = struct.unpack_from(order + entry, data, position)
+            self._entries.setdefault(tag, (kind, number, place))
             position += struct.calcsize(order + entry)
         self._data, self._order, self._offset = data, order, order + offset
         self.next: int = struct.unpack_from(self._offset, data, position)[0]
@@ -115,19 +112,19 @@ class Directory:
 
 def _directories(data: Bytes) -> Iterator[Directory]:
     """In their order, at least one, and without end where they go round."""
-    layout, position = ("Q", 8) if data[2:4] in BIG else ("I", 4)
+    layout, place = ("Q", 8) if data[2:4] in BIG else ("I", 4)
     order = "<" if data[:2] == b"II" else ">"
-    directory = Directory(data, struct.unpack_from(order + layout, data, position)[0])
-    yield directory
-    while directory.next:
-        directory = Directory(data, directory.next)
-        yield directory
+    position: int = struct.unpack_from(order + layout, data, place)[0]
+    while True:
+        yield (directory := Directory(data, position))
+        if not (position := directory.next):
+            return
 
 
 def orientation_in(exif: bytes) -> int:
     """The orientation in an EXIF block (CIPA DC-008), 1 (upright) when it has none or is broken."""
     block = exif[:MAX_EXIF].removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
-    if not block.startswith(SIGNATURES[:2]):
+    if not block.startswith((b"II*\0", b"MM\0*")):
         return 1
     try:
         return next(_directories(block)).orientation
