@@ -40,8 +40,8 @@ class StillSilent(TimeoutError):
 class CircuitBreaker(Retry):
     """A Redis that hangs is waited for once, not by every call of every request.
 
-    A lost connection is tried once more: Redis may have restarted since. A call without an answer
-    in time is not; after it every call fails at once for `silent_s` seconds, in whatever thread.
+    A lost connection is tried once more: Redis may have restarted. After a call without an answer
+    in time every call fails at once for `silent_s` seconds, in whatever thread.
     """
 
     def __init__(self, silent_s: float = 1.0) -> None:
@@ -93,10 +93,7 @@ def connect(
 
 
 class LoopClient:
-    """Commands from the event loop of the service, without a thread.
-
-    Redis has a second to answer; with the other clients of a breaker it is waited for once.
-    """
+    """Commands from the event loop of the service. Redis has a second to answer."""
 
     def __init__(self, settings: Settings, breaker: CircuitBreaker) -> None:
         pool = BlockingConnectionPool.from_url(
@@ -182,11 +179,8 @@ def queue_errors(connection: Redis | AsyncRedis) -> Iterator[None]:
 
 @contextmanager
 def lock(connection: Redis, name: str, most_s: int) -> Iterator[bool]:
-    """Whether no other process has the lock, which this one then has within the block.
-
-    A process that dies holds it for most_s seconds. What takes longer runs on without the lock, so
-    each step has to be safe to do twice. Raises RedisError.
-    """
+    """Whether this process has the lock, within the block and for most_s seconds. What takes longer
+    runs on without it, so each step has to be safe to do twice. Raises RedisError."""
     held = connection.lock(name, timeout=most_s)
     is_mine = held.acquire(blocking=False)
     try:

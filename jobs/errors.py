@@ -22,10 +22,8 @@ class Problem(BaseModel):
 
 
 class JobsError(Exception):
-    """The root. `detail` is one sentence with the wrong value and what would be right.
-
-    Keyword arguments become extra members of the problem: limits, retry_after (seconds), state.
-    """
+    """`detail` is one sentence with the wrong value and what would be right. Keyword arguments
+    become extra members of the problem: limits, retry_after (seconds), state."""
 
     type: ClassVar[str] = "internal-error"
     title: ClassVar[str] = "Something went wrong"
@@ -53,8 +51,6 @@ class QueueFull(JobsError):
 
 
 class QuotaExceeded(JobsError):
-    """One key or address has as many jobs waiting as it may; others may still submit."""
-
     type, title = "quota-exceeded", "Too many jobs of this client wait"
 
 
@@ -102,8 +98,6 @@ class WrongState(JobsError):
 
 
 class JobEnded(WrongState):
-    """The job succeeded, failed, was canceled or expired: nothing changes it any more."""
-
     type, title = "job-ended", "The job has ended"
 
 

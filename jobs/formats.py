@@ -40,7 +40,7 @@ AVIF_MODES: dict[str, Mode] = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA
 AV1_HIGH_DEPTH, AV1_TWELVE_BITS = 0x40, 0x20
 
 BLOCK = 1 << 18
-"""Bytes that are read at once, so that other threads get their turn in between."""
+"""Bytes that are searched at once, so that other threads get their turn in between."""
 
 
 def examine(data: Bytes, max_pixels: int) -> Header:
@@ -123,10 +123,8 @@ def _read_png(data: Bytes) -> Header:
 
 
 def _crc(data: Bytes, start: int, end: int) -> bytes:
-    crc = 0
-    for block in range(start, end, BLOCK):
-        crc = zlib.crc32(data[block : min(block + BLOCK, end)], crc)
-    return crc.to_bytes(4, "big")
+    with memoryview(data) as whole, whole[start:end] as chunk:
+        return zlib.crc32(chunk).to_bytes(4, "big")
 
 
 def _read_jpeg(data: Bytes) -> Header:
@@ -151,11 +149,9 @@ def _read_jpeg(data: Bytes) -> Header:
         if marker in SOF:
             precision, height, width, components = struct.unpack_from(">BHHB", segment)
             if precision != 8 or components not in JPEG_MODES:
-                raise unsupported(
-                    "JPEG",
-                    f"it has {components} channels of {precision} bits; "
-                    "1, 3 or 4 channels of 8 bits are read",
-                )
+                channels = f"{components} channels of {precision} bits"
+                reason = f"it has {channels}; 1, 3 or 4 channels of 8 bits are read"
+                raise unsupported("JPEG", reason)
             size, mode = (width, height), JPEG_MODES[components]
         elif marker == APP1 and segment.startswith(tiff.EXIF_PREFIX):
             exif = segment
@@ -248,8 +244,7 @@ def _read_avif(data: Bytes) -> Header:
         raise unreadable("AVIF", f"its header cannot be read ({error})") from error
     if mode not in AVIF_MODES:
         raise unreadable("AVIF", f"its mode is {mode}")
-    if not 1 <= orientation <= 8:
-        orientation = 1
+    orientation = orientation if 1 <= orientation <= 8 else 1
     # The first codec configuration is the image's.
     flags = re.search(rb"av1C..(.)", data, re.DOTALL)
     bits = flags[1][0] if flags else 0

@@ -3,7 +3,7 @@
     stablesr:once:{owner}:{digest of the key}   {"request": fingerprint, "job": id, "done": bool}
 
 The first request takes the key, stores its image, and marks the key as done in the transaction
-that makes the job. A process that dies in between holds the key for LEASE_S and no longer.
+that makes the job. A process that dies in between holds the key for LEASE_S.
 """
 
 from __future__ import annotations
@@ -47,14 +47,8 @@ class Idempotency:
         return entry is not None and entry.done
 
     def take(self, owner: str, key: str, fingerprint: str, job_id: str) -> Claim | str:
-        """Takes the key for a job to be made, or gives the id of the job that it made.
-
-        A claim goes into the `Origin` of the submission, or is released.
-
-        Raises:
-            IdempotencyMismatch: the key belongs to a request with another fingerprint.
-            IdempotencyPending: such a request is being handled at this moment.
-        """
+        """A claim, for the submission's `Origin` or to be released, or the id of the job that the
+        key made. Raises IdempotencyMismatch for another fingerprint, IdempotencyPending."""
         name = _redis_key(owner, key)
         lease, value = (
             _Entry(request=fingerprint, job=job_id, done=done).model_dump_json()

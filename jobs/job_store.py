@@ -7,8 +7,7 @@
     stablesr:webhooks          sorted set: id of an ended job whose webhook is to be called -> when
 
 Every change is one Lua script that looks the event up in the table of `jobs.states`, so two
-processes can never move a job at once and an ended job stays as it is. Times are the Redis
-server's, so that clocks of different hosts cannot disagree about a job.
+processes can never move a job at once. Times are the Redis server's, as hosts' clocks disagree.
 """
 
 from __future__ import annotations
@@ -50,21 +49,15 @@ def record_key(job_id: str) -> str:
 
 
 def owner_key(owner: str) -> str:
-    """All jobs of an owner that may still be known."""
     return f"stablesr:jobs:{owner}"
 
 
 def waiting_key(quota_key: str) -> str:
-    """The queued jobs of an owner, or of an address without one."""
     return f"stablesr:waiting:{quota_key}"
 
 
-def queue_key(preset: str) -> str:
-    """The list in which RQ has the waiting ids of a preset."""
-    return f"rq:queue:stablesr:{preset}"
-
-
-QUEUE_KEYS = tuple(map(queue_key, PRESETS))
+# The lists in which RQ has the waiting ids.
+QUEUE_KEYS = tuple(f"rq:queue:stablesr:{preset}" for preset in PRESETS)
 
 # The record as one JSON text, which is parsed faster than its fields one by one; Redis' time; and
 # the job's index in its queue. KEYS: the record and all queues.
@@ -266,7 +259,7 @@ def job_in(job_id: str, answer: Any) -> Job:
 
 
 def unknown(job_id: str) -> JobNotFound:
-    """The same words for a job that is not there and for one that is not the asker's."""
+    """The same words for a job that is not there and for one of another owner."""
     return JobNotFound(f"There is no job {job_id!r}; it may have expired.")
 
 

@@ -4,10 +4,9 @@
     stablesr:key:{id}   name, digest, created_at, used_at, revoked_at, max_queued, per_minute,
                         webhook_secret
 
-A key reads `ssr_{id}_{secret}`. The id names it in lists and logs; of the secret, 256 random bits,
-only the SHA-256 digest is kept. A slow password hash would add nothing, for 2**256 secrets cannot
-be tried, however fast a try is. A revoked key stays listed, so that revoking the last one does not
-open a service that asks for keys as soon as there are any.
+A key reads `ssr_{id}_{secret}`. Of the secret, 256 random bits, only the SHA-256 digest is kept: a
+slow password hash would add nothing, for 2**256 secrets cannot be tried. A revoked key stays
+listed, so that revoking the last one does not open a service that asks for keys.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ def _key(key_id: str) -> str:
 
 
 class KeyInfo(BaseModel):
-    """A key without its secret. `max_queued` and `per_minute` are None where the settings hold,
-    `used_at` is right to a minute."""
+    """A key without its secret; where `max_queued` or `per_minute` is None, the settings hold."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -90,10 +88,8 @@ class Keys:
         return [_info(key_id, fields) for key_id in ids if (fields := self._read(key_id))]
 
     def revoke(self, key_id: str) -> KeyInfo:
-        """Ends a key, given by its id or anything that begins with its prefix.
-
-        Raises KeyNotFound. A key that is revoked already stays as it is.
-        """
+        """Ends a key, by its id or a text with its prefix, if it has not ended yet; raises
+        KeyNotFound."""
         key_id, fields = self._known(key_id)
         if "revoked_at" not in fields:
             fields["revoked_at"] = self._stamp(key_id, "revoked_at")

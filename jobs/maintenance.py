@@ -1,9 +1,9 @@
 """Results expire, lost jobs end, blobs are removed.
 
 Every worker and every service process runs `Maintenance` about every maintenance_s, so that a job
-ends although no worker serves its preset any more. `sweep` takes jobs from the agenda of
-`jobs.job_store` when their time has come; a crash half way leaves them there for the next sweep. A
-job with which something is wrong is put off, so that it cannot keep the others from their turn.
+ends although no worker serves its preset any more. A job stays on the agenda of `jobs.job_store`
+until all of it is done; one with which something is wrong is put off, and keeps no other from its
+turn.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
             try:
                 if end_of_job := _look_at(as_text(raw), jobs, connection, store, now):
                     swept[end_of_job] += 1
-            # Whatever is wrong with this job or its blobs, the time of others has come as well.
-            # Where all of Redis is away, putting off raises.
+            # Whatever is wrong with this job or its blobs. Where Redis is away, putting off raises.
             except Exception as error:
                 is_known = isinstance(error, JobsError)
                 logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)

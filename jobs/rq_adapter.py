@@ -59,23 +59,16 @@ class TaskJob(Job):
             raise ForbiddenTask(f"Job {self.id} names {self.func_name!r}, which is not a task.")
         return super().func
 
-    @property
-    def failure_callback(self) -> Any:
-        return on_failure
-
-    @property
-    def success_callback(self) -> None:
-        return None
-
-    stopped_callback = success_callback
+    failure_callback = property(lambda self: on_failure)
+    success_callback = stopped_callback = property(lambda self: None)
 
     def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
         """Nothing: RQ's webhooks would call whatever address a job in Redis names."""
 
 
 class NoDeathPenalty(BaseDeathPenalty):
-    """No limit at all. RQ's use signals, which threads have not got, or throw an exception into
-    the thread at any bytecode, which would leave locks and device memory in any state."""
+    """No limit at all. RQ's need signals, or throw an exception into the thread at any bytecode,
+    which would leave locks and device memory in any state."""
 
     def setup_death_penalty(self) -> None:
         pass
@@ -136,7 +129,7 @@ def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: objec
             # It was at the gate of a process that another job brought down: no attempt is spent.
             job.retries_left = (job.retries_left or 0) + 1
         if not job.retries_left:
-            fault = WorkerLost(_LOST) if worker_lost else JobFault(_FAULT)
+            fault = _LOST if worker_lost else _FAULT
             store.fail(job.id, fault.problem(), worker=job.worker_name)
             logger.error("Job %s failed: %s", job.id, kind.__name__)
         elif store.requeue(job.id, worker=job.worker_name).state.is_final:
@@ -151,15 +144,16 @@ def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: objec
         logger.info("Job %s needs nothing: %s", job.id, ended)
 
 
-_LOST = (
+_LOST = WorkerLost(
     "The worker that ran the job was lost, and so was the one before it; "
     "submit the image again, or ask the operator of the service."
 )
-_FAULT = (
+_FAULT = JobFault(
     "The worker could not finish the job because of a fault of its own; "
     "its log says more under the job's id."
 )
-# So long a process that is killed in its round holds the others up. A round takes milliseconds.
+_UNREADABLE = JobFault("The queue's entry for the job cannot be read; submit the image again.")
+# So long a process that is killed in its round, of milliseconds, holds the others up.
 LOCK_S = 5
 # A job is between the queue and its start for a few milliseconds. One that was seen there twice,
 # this far apart, was lost with its worker.
@@ -209,8 +203,8 @@ class LeaseReaper:
         if not job_ids:
             return
         logger.warning("Workers were lost, their jobs are handed out again: %s", ", ".join(job_ids))
-        # RQ keeps a lost execution's name for a minute longer than what it names, and a worker's
-        # loop that ends the job's next attempt within it would fail.
+        # RQ keeps a lost execution's name for a minute longer than what it names, at which a worker
+        # that ends the job's next attempt within it would fail.
         entries: Any = self._connection.zrangebyscore(registry.key, 0, self._connection.time()[0])
         for entry in entries:
             job_id, execution_id = parse_composite_key(as_text(entry))
@@ -239,11 +233,8 @@ class LeaseReaper:
         # A job that RQ cannot even read would end every loop that takes it from the queue.
         except Exception:
             logger.exception("Job %s cannot be read in the queue.", job_id)
-            fault = JobFault(
-                "The queue's entry for the job cannot be read; submit the image again."
-            )
             with suppress(JobNotFound, WrongState):
-                self._store.fail(job_id, fault.problem())
+                self._store.fail(job_id, _UNREADABLE.problem())
             self._queue.intermediate_queue.remove(job_id)
         else:
             keys = [self._queue.intermediate_queue_key, self._queue.key]

@@ -1,7 +1,7 @@
 """A job as both sides see it: pydantic models, the same in Redis, in the worker and in HTTP.
 
-Times are aware datetimes in UTC taken from the Redis server's clock, durations are seconds,
-sizes are pixels after the EXIF orientation is applied, weights of files are bytes.
+Times are in UTC by the Redis server's clock, durations in seconds, sizes in pixels after the EXIF
+orientation is applied.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ class Job(_Model):
 
     def is_due(self, now: datetime) -> bool:
         """Whether the time of its result is over, although its record does not say so yet."""
-        is_over = self.expires_at is not None and self.expires_at <= now
-        return self.state is JobState.SUCCEEDED and is_over
+        over = self.expires_at is not None and self.expires_at <= now
+        return over and self.state is JobState.SUCCEEDED
 
 
 def new_record(
@@ -192,10 +192,8 @@ _JSON_FIELDS = frozenset({"parameters", "input", "progress", "result", "timings"
 
 
 def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
-    """A record's fields as the model that both sides know; raises RecordUnreadable.
-
-    Fields may be those of another version: a preset that is gone, parameters that came later.
-    """
+    """A record's fields as the model; raises RecordUnreadable, as for those of another version: a
+    preset that is gone, parameters that came later."""
     try:
         values: dict[str, Any] = {
             name: json.loads(text) if name in _JSON_FIELDS else text

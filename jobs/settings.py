@@ -1,7 +1,4 @@
-"""All settings, from the environment (`STABLESR_*`) or given by name.
-
-Seconds end in `_s`. A wrong value raises InvalidSettings with one sentence a value.
-"""
+"""All settings, from the environment (`STABLESR_*`) or by name. Seconds end in `_s`."""
 
 from __future__ import annotations
 
@@ -80,10 +77,8 @@ def _begin_with(*schemes: str) -> AfterValidator:
 
 
 class Settings(BaseSettings):
-    """What every process of the service is told; the defaults suit one machine.
-
-    Raises InvalidSettings, never pydantic's own error, so that a command can print the sentence.
-    """
+    """The defaults suit one machine. Raises InvalidSettings, never pydantic's own error, so that a
+    command can print the sentence."""
 
     # A variable that is set to nothing, as compose files do, counts as not set.
     model_config = SettingsConfigDict(
@@ -94,7 +89,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, _begin_with("redis://", "rediss://", "unix://")] = (
         "redis://127.0.0.1:6379/0"
     )
-    # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
+    # Images live in this folder, or where blob_url says (s3://bucket/prefix).
     blob_root: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
         default_factory=lambda: state_folder() / "blobs"
     )
@@ -114,8 +109,8 @@ class Settings(BaseSettings):
     allow_open: bool = False
     # Ask for a key also while none was ever made; once one was, it is asked for anyway.
     require_key: bool = False
-    # Names under which the service answers besides localhost, by commas; * is any. Unset: any,
-    # but localhost alone while it listens there and asks for no key.
+    # Names under which the service answers besides localhost, by commas; * is any. Unset: any, but
+    # localhost alone while it listens there and asks for no key.
     allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""
@@ -148,16 +143,16 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2
-    # Decided here, not by each image's plan (docs/memory.md): tiles in one network call, bytes on
-    # the device that computes ("6GB"), and whether networks that do not work wait on the host.
+    # In place of each image's plan (docs/memory.md): tiles in one network call, bytes on the
+    # device ("6GB"), and whether networks that do not work wait on the host.
     tile_batch: Annotated[int, Field(ge=1)] | None = None
     memory_limit: Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
-    # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. Off by
-    # itself, for it takes minutes, which one image is not worth; the compose file sets auto.
+    # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. It takes
+    # minutes, which one image is not worth.
     compile: Literal["auto", "on", "off"] = "off"
-    # Tiles in every network call, the missing ones being filled up: then a result does not depend,
-    # not even in its last bit, on what other jobs' tiles shared its calls.
+    # Tiles in every network call, filled up: then a result does not depend in its last bit on what
+    # other jobs' tiles shared its calls.
     fixed_batch: Annotated[int, Field(ge=1)] | None = None
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0

@@ -82,11 +82,8 @@ class Directory:
         """The numbers of a tag; none where there is no such tag."""
         kind, count, place = self._entries.get(tag, (1, 0, b""))
         if kind not in NUMBERS or count > MAX_PARTS:
-            raise unreadable(
-                "TIFF",
-                f"its tag {tag} has {count} values of type {kind}; "
-                f"at most {MAX_PARTS} whole numbers are read",
-            )
+            reason = f"its tag {tag} has {count} values of type {kind}"
+            raise unreadable("TIFF", f"{reason}; at most {MAX_PARTS} whole numbers are read")
         layout = f"{self._order}{count}{NUMBERS[kind]}"
         size = struct.calcsize(layout)
         if size <= len(place):
@@ -160,28 +157,22 @@ def _pixels(tags: Directory) -> tuple[Mode, int]:
     """The mode, and the bits of a channel (TIFF 6.0, sections 3 to 8, 18 to 23)."""
     compression = tags.value(COMPRESSION, 1)
     if compression not in COMPRESSIONS:
-        raise unsupported(
-            "TIFF",
-            f"it is compressed by method {compression}; none, CCITT, LZW, JPEG, deflate and "
-            "PackBits are read",
-        )
+        read = "none, CCITT, LZW, JPEG, deflate and PackBits are read"
+        raise unsupported("TIFF", f"it is compressed by method {compression}; {read}")
     photometric = tags.value(PHOTOMETRIC)
     if photometric not in KINDS or (photometric == INKS and tags.value(INK_SET, 1) != 1):
-        raise unsupported(
-            "TIFF",
-            f"its pixels are of the photometric kind {photometric}; "
-            "greyscale, RGB, palette, CMYK and YCbCr are read",
-        )
+        read = "greyscale, RGB, palette, CMYK and YCbCr are read"
+        raise unsupported("TIFF", f"its pixels are of the photometric kind {photometric}; {read}")
     mode, colours, depths = KINDS[photometric]
     bits = set(tags.values(BITS)) or {1}
     kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED_FORMAT}
     depth = max(bits)
     if kinds - {UNSIGNED_INTEGER} or len(bits) > 1 or depth not in depths:
-        raise unsupported(
-            "TIFF",
-            f"its channels are of {depth} bits and sample format {sorted(kinds)}; unsigned whole "
-            "numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel",
+        reason = f"its channels are of {depth} bits and sample format {sorted(kinds)}"
+        read = (
+            "unsigned whole numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel"
         )
+        raise unsupported("TIFF", f"{reason}; {read}")
     channels, extra = tags.value(CHANNELS, 1), tags.values(EXTRA_SAMPLES)
     if channels < colours:
         raise unreadable("TIFF", f"it has {channels} channels; its kind of pixels has {colours}")

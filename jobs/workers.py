@@ -30,11 +30,11 @@ def worker_key(name: str) -> str:
 
 
 class WorkerInfo(BaseModel):
-    """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat.
+    """A worker as it describes itself; `last_seen` is by Redis' clock.
 
-    `reason` is a clause that clients may read, for why it is not ready; None otherwise. `compiled`
-    is how many sizes of network calls are ready, and how many there will be, while the state is
-    `compiling`. `memory` is in bytes, by kind.
+    `reason` is a clause for clients, why it is not ready. While the state is `compiling`,
+    `compiled` is how many sizes of network calls are ready and how many there will be. `memory` is
+    in bytes, by kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -62,7 +62,7 @@ class WorkerInfo(BaseModel):
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs: its model is loaded and it is not about to stop."""
+        """Whether it takes jobs."""
         return self.state in ("idle", "busy")
 
 
@@ -74,10 +74,8 @@ class Workers:
         self._ttl_s = ttl_s
 
     def heartbeat(self, info: WorkerInfo) -> None:
-        """Writes all that is known of the worker and lets it live another ttl_s seconds.
-
-        Complete each time, so that a worker which Redis forgot is back at its next heartbeat.
-        """
+        """Lets the worker live another ttl_s seconds. Writes all that is known of it each time, so
+        that one which Redis forgot is back at its next heartbeat."""
         with queue_errors(self._connection):
             now = moment(self._connection.time())
             stamp = info.model_copy(update={"last_seen": now})
@@ -141,8 +139,8 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Of each preset, how long the next of its jobs has waited, in seconds; the jobs that ever came
-    into each state, and those of the last minute."""
+    """How long the next job of each preset has waited, in seconds; the jobs that ever came into
+    each state, and those of the last minute."""
 
     capacity: Capacity
     oldest_s: Mapping[str, float]
