@@ -40,8 +40,8 @@ class StillSilent(TimeoutError):
 class CircuitBreaker(Retry):
     """A Redis that hangs is waited for once, not by every call of every request.
 
-    A lost connection is tried once more: Redis may have restarted since. A call without an answer
-    in time is not; after it every call fails at once for `silent_s` seconds, in whatever thread.
+    A lost connection is tried once more: Redis may have restarted. After a call without an answer
+    in time every call fails at once for `silent_s` seconds, in whatever thread.
     """
 
     def __init__(self, silent_s: float = 1.0) -> None:
@@ -78,9 +78,9 @@ def connect(
 ) -> Redis:
     """A client with a pool of connections; nothing is sent yet. Safe to share between threads.
 
-    Answers are bytes, as RQ needs them. By default a lost connection is tried once more and then
-    reported. patient is for workers, which would rather wait some seconds for a Redis that
-    restarts than give up a long job. breaker is for the service, whose requests must not hang.
+    Answers are bytes, as RQ needs them. A lost connection is tried once more; a `patient` worker
+    would rather wait some seconds for a Redis that restarts than give up a long job. `breaker` is
+    for the service, whose requests must not hang.
     """
     retry = Retry(ExponentialBackoff(cap=2, base=0.1), 6) if patient else Retry(NoBackoff(), 1)
     return Redis.from_url(
@@ -93,10 +93,7 @@ def connect(
 
 
 class LoopClient:
-    """Commands from the event loop of the service, without a thread.
-
-    Redis has a second to answer; with the other clients of a breaker it is waited for once.
-    """
+    """Commands from the event loop of the service. Redis has a second to answer."""
 
     def __init__(self, settings: Settings, breaker: CircuitBreaker) -> None:
         pool = BlockingConnectionPool.from_url(
@@ -182,29 +179,23 @@ def queue_errors(connection: Redis | AsyncRedis) -> Iterator[None]:
 
 @contextmanager
 def lock(connection: Redis, name: str, most_s: int) -> Iterator[bool]:
-    """Whether no other process has the lock, which this one then has within the block.
-
-    A process that dies holds it for most_s seconds. What takes longer runs on without the lock, so
-    each step has to be safe to do twice. Raises RedisError.
-    """
+    """Whether this process has the lock, within the block and for most_s seconds. What takes longer
+    runs on without it, so each step has to be safe to do twice. Raises RedisError."""
     held = connection.lock(name, timeout=most_s)
-    if not held.acquire(blocking=False):
-        yield False
-        return
+    is_mine = held.acquire(blocking=False)
     try:
-        yield True
+        yield is_mine
     finally:
         try:
-            held.release()
+            if is_mine:
+                held.release()
         except RedisError as error:
             logger.warning("The lock %s was not released: %s", name, error)
 
 
-def as_text(answer: object) -> str:
-    """A string that Redis sent. Our connections answer bytes; redis-py's types allow more."""
-    if not isinstance(answer, bytes):
-        raise TypeError(f"Redis' answers should be bytes; got {type(answer).__name__}.")
-    return answer.decode()
+def as_text(answer: Any) -> str:
+    """A string that Redis sent; TypeError for what is no bytes, which our connections answer."""
+    return str(answer, "utf-8")
 
 
 def as_texts(raw: Mapping[Any, Any]) -> dict[str, str]:

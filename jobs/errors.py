@@ -20,10 +20,8 @@ class Problem(BaseModel):
 
 
 class JobsError(Exception):
-    """The root. `detail` is one sentence with the wrong value and what would be right.
-
-    Keyword arguments become extra members of the problem: limits, retry_after (seconds), state.
-    """
+    """`detail` is one sentence with the wrong value and what would be right. Keyword arguments
+    become extra members of the problem: limits, retry_after (seconds), state."""
 
     type: str = "internal-error"
     title: str = "Something went wrong"
@@ -51,8 +49,6 @@ class QueueFull(JobsError):
 
 
 class QuotaExceeded(JobsError):
-    """One key or address has as many jobs waiting as it may; others may still submit."""
-
     type, title = "quota-exceeded", "Too many jobs of this client wait"
 
 
@@ -81,10 +77,8 @@ class IdempotencyMismatch(JobsError):
 
 
 class IdempotencyPending(JobsError):
-    type, title = (
-        "idempotency-in-progress",
-        "The first request with this idempotency key is still being handled",
-    )
+    type = "idempotency-in-progress"
+    title = "The first request with this idempotency key is still being handled"
 
 
 class KeyNotFound(JobsError):
@@ -102,8 +96,6 @@ class WrongState(JobsError):
 
 
 class JobEnded(WrongState):
-    """The job succeeded, failed, was canceled or expired: nothing changes it any more."""
-
     type, title = "job-ended", "The job has ended"
 
 

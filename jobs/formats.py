@@ -1,12 +1,9 @@
 """Uploads by what they say of themselves: format by content, size, frames, completeness.
 
-Nothing is decoded, so a bomb costs nothing, and a file cut off in transfer is found at once.
-However a file is made, reading its header takes a moment and no memory to speak of. That is why
-PNG, JPEG, WebP and TIFF are read here: a file has to be walked to its end anyway, and Pillow opens
-them neither lazily (WebP) nor in bounded time (50 MB of empty JPEG segments take it seconds), and
-refuses PNG files whose metadata is long. AVIF's properties are read by libavif in Pillow.
-
-The service asks this before it takes an upload, and the worker again before it decodes one.
+Nothing is decoded, so a bomb costs nothing, and a file cut off in transfer is found at once, in a
+moment and little memory, however it is made. So PNG, JPEG, WebP and TIFF are read here: a file has
+to be walked to its end anyway, and Pillow opens them neither lazily (WebP) nor in bounded time
+(50 MB of empty JPEG segments), and refuses PNG files whose metadata is long.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ AVIF_MODES: dict[str, Mode] = {"L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA
 AV1_HIGH_DEPTH, AV1_TWELVE_BITS = 0x40, 0x20
 
 BLOCK = 1 << 18
-"""Bytes that are read at once, so that other threads get their turn in between."""
+"""Bytes that are searched at once, so that other threads get their turn in between."""
 
 
 def examine(data: Bytes, max_pixels: int) -> Header:
@@ -52,9 +49,9 @@ def examine(data: Bytes, max_pixels: int) -> Header:
     Raises ImageError: UnsupportedFormat, also for pixels of a kind that is not read,
     ImageTruncated, ImageAnimated, ImageTooLarge, and itself for a broken file.
     """
-    name = _format_of(data[:32])
+    name, read = _format_of(data[:32])
     try:
-        header = FORMATS[name](data)
+        header = read(data)
     except (struct.error, IndexError) as error:
         # A field that should be there lies behind the last byte.
         raise truncated(name, "it ends inside a header") from error
@@ -77,20 +74,11 @@ def examine(data: Bytes, max_pixels: int) -> Header:
     return header
 
 
-def _format_of(head: bytes) -> str:
+def _format_of(head: bytes) -> tuple[str, Reader]:
     """The format that these first 32 bytes (or fewer) belong to; raises UnsupportedFormat."""
-    if head.startswith(PNG_SIGNATURE):
-        return "PNG"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head.startswith(tiff.SIGNATURES):
-        return "TIFF"
-    # The major brand, and as many compatible ones as fit.
-    brands = {head[start : start + 4] for start in (8, *range(16, len(head), 4))}
-    if head[4:8] == b"ftyp" and "AVIF" in FORMATS and brands & {b"avif", b"avis"}:
-        return "AVIF"
+    for name, (signature, read) in FORMATS.items():
+        if re.match(signature, head, re.DOTALL):
+            return name, read
     names = ", ".join(FORMATS)
     raise UnsupportedFormat(
         f"The file is none of {names}; its content decides, not its name.", allowed=list(FORMATS)
@@ -135,10 +123,8 @@ def _read_png(data: Bytes) -> Header:
 
 
 def _crc(data: Bytes, start: int, end: int) -> bytes:
-    crc = 0
-    for block in range(start, end, BLOCK):
-        crc = zlib.crc32(data[block : min(block + BLOCK, end)], crc)
-    return crc.to_bytes(4, "big")
+    with memoryview(data) as whole, whole[start:end] as chunk:
+        return zlib.crc32(chunk).to_bytes(4, "big")
 
 
 def _read_jpeg(data: Bytes) -> Header:
@@ -163,11 +149,9 @@ def _read_jpeg(data: Bytes) -> Header:
         if marker in SOF:
             precision, height, width, components = struct.unpack_from(">BHHB", segment)
             if precision != 8 or components not in JPEG_MODES:
-                raise unsupported(
-                    "JPEG",
-                    f"it has {components} channels of {precision} bits; "
-                    "1, 3 or 4 channels of 8 bits are read",
-                )
+                channels = f"{components} channels of {precision} bits"
+                reason = f"it has {channels}; 1, 3 or 4 channels of 8 bits are read"
+                raise unsupported("JPEG", reason)
             size, mode = (width, height), JPEG_MODES[components]
         elif marker == APP1 and segment.startswith(tiff.EXIF_PREFIX):
             exif = segment
@@ -248,7 +232,6 @@ def _read_avif(data: Bytes) -> Header:
         raise _too_many("AVIF", "boxes")
     if not pixels:
         raise truncated("AVIF", "it has no mdat box, so no pixels")
-    # Pillow can be built without it.
     from PIL import _avif
 
     try:
@@ -261,8 +244,7 @@ def _read_avif(data: Bytes) -> Header:
         raise unreadable("AVIF", f"its header cannot be read ({error})") from error
     if mode not in AVIF_MODES:
         raise unreadable("AVIF", f"its mode is {mode}")
-    if not 1 <= orientation <= 8:
-        orientation = 1
+    orientation = orientation if 1 <= orientation <= 8 else 1
     # The first codec configuration is the image's.
     flags = re.search(rb"av1C..(.)", data, re.DOTALL)
     bits = flags[1][0] if flags else 0
@@ -270,15 +252,19 @@ def _read_avif(data: Bytes) -> Header:
     return Header("AVIF", width, height, frames, orientation, AVIF_MODES[mode], depth)
 
 
-FORMATS: dict[str, Callable[[Bytes], Header]] = {
-    "PNG": _read_png,
-    "JPEG": _read_jpeg,
-    "WEBP": _read_webp,
-    "TIFF": tiff.read_tiff,
+Reader = Callable[[Bytes], Header]
+FORMATS: dict[str, tuple[bytes, Reader]] = {
+    "PNG": (PNG_SIGNATURE, _read_png),
+    "JPEG": (rb"\xff\xd8\xff", _read_jpeg),
+    "WEBP": (rb"RIFF.{4}WEBP", _read_webp),
+    "TIFF": (rb"II[*+]\0|MM\0[*+]", tiff.read_tiff),
+    # The major brand, or one of as many compatible ones as fit.
+    "AVIF": (rb".{4}ftyp(.{8}(.{4})*)?avi[fs]", _read_avif),
 }
-# Pillow can be built without AVIF.
-if features.check("avif"):
-    FORMATS["AVIF"] = _read_avif
+"""What a file begins with, as a pattern, and what reads its header."""
+# Pillow can be built without it.
+if not features.check("avif"):
+    del FORMATS["AVIF"]
 
 
 def _too_many(name: str, what: str) -> ImageError:

@@ -3,7 +3,7 @@
     stablesr:once:{owner}:{digest of the key}   {"request": fingerprint, "job": id, "done": bool}
 
 The first request takes the key, stores its image, and marks the key as done in the transaction
-that makes the job. A process that dies in between holds the key for LEASE_S and no longer.
+that makes the job. A process that dies in between holds the key for LEASE_S.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from redis import Redis
 
 from .connection import queue_errors
@@ -29,8 +29,6 @@ return 0
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
     request: str
     job: str
     done: bool
@@ -49,34 +47,31 @@ class Idempotency:
         return entry is not None and entry.done
 
     def take(self, owner: str, key: str, fingerprint: str, job_id: str) -> Claim | str:
-        """Takes the key for a job to be made, or gives the id of the job that it made.
-
-        A claim goes into the `Origin` of the submission, or is released.
-
-        Raises:
-            IdempotencyMismatch: the key belongs to a request with another fingerprint.
-            IdempotencyPending: such a request is being handled at this moment.
-        """
+        """A claim, for the submission's `Origin` or to be released, or the id of the job that the
+        key made. Raises IdempotencyMismatch for another fingerprint, IdempotencyPending."""
         name = _redis_key(owner, key)
-        lease = _Entry(request=fingerprint, job=job_id, done=False)
-        while not self._set(name, lease):
+        lease, value = (
+            _Entry(request=fingerprint, job=job_id, done=done).model_dump_json()
+            for done in (False, True)
+        )
+        entry = None
+        # An entry that is in the way and then gone ran out in this moment.
+        while entry is None:
+            with queue_errors(self._connection):
+                if self._connection.set(name, lease, nx=True, ex=LEASE_S):
+                    return Claim(name, lease, value, TTL_S)
             entry = self._read(name)
-            if entry is None:
-                # It ran out in this moment.
-                continue
-            if entry.request != fingerprint:
-                raise IdempotencyMismatch(
-                    "The Idempotency-Key was used with another image or other parameters; "
-                    "a new request needs a new key."
-                )
-            if entry.done:
-                return entry.job
+        if entry.request != fingerprint:
+            raise IdempotencyMismatch(
+                "The Idempotency-Key was used with another image or other parameters; "
+                "a new request needs a new key."
+            )
+        if not entry.done:
             raise IdempotencyPending(
                 "The first request with this Idempotency-Key is not answered yet; ask again.",
                 retry_after=1,
             )
-        done = lease.model_copy(update={"done": True})
-        return Claim(name, lease.model_dump_json(), done.model_dump_json(), TTL_S)
+        return entry.job
 
     def release(self, claim: Claim) -> None:
         """Frees a key whose request made no job, for the next one."""
@@ -87,10 +82,6 @@ class Idempotency:
         """Frees a key whose job is not known any more."""
         with queue_errors(self._connection):
             self._connection.delete(_redis_key(owner, key))
-
-    def _set(self, name: str, entry: _Entry) -> bool:
-        with queue_errors(self._connection):
-            return bool(self._connection.set(name, entry.model_dump_json(), nx=True, ex=LEASE_S))
 
     def _read(self, name: str) -> _Entry | None:
         with queue_errors(self._connection):

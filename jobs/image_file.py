@@ -40,12 +40,8 @@ MAX_TIFF_PIXELS = 2**32 // 8 - 2**20
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's header says, before decoding.
-
-    `width` and `height` are in pixels as stored; `orientation` is the EXIF value 1..8 and 5 to 8
-    swap the sides. `frames` is 1 for a still image and more for anything else. `depth` is the bits
-    of a channel, of a palette's colours where there is one.
-    """
+    """What a file's header says: the sides in pixels as stored, the EXIF orientation (5 to 8 swap
+    the sides), 1 frame for a still image, the bits of a channel or of a palette's colours."""
 
     format: str
     width: int
@@ -63,8 +59,7 @@ class Header:
 
 
 def check_side(width: int, height: int, format: OutputFormat) -> None:
-    """Raises OutputTooLarge for a result that its file format cannot hold: for sides (px) that it
-    cannot state, or where the file may not fit into the 4 GiB of a TIFF."""
+    """Raises OutputTooLarge for a result of these sides, px, that its file format cannot hold."""
     if max(width, height) > (longest := MAX_SIDE[format]):
         reason, limit = f"{longest} pixels a side", {"max_side": longest}
     elif format == "tiff" and width * height > MAX_TIFF_PIXELS:

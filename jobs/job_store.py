@@ -7,8 +7,7 @@
     stablesr:webhooks          sorted set: id of an ended job whose webhook is to be called -> when
 
 Every change is one Lua script that looks the event up in the table of `jobs.states`, so two
-processes can never move a job at once and an ended job stays as it is. Times are the Redis
-server's, so that clocks of different hosts cannot disagree about a job.
+processes can never move a job at once. Times are the Redis server's, as hosts' clocks disagree.
 """
 
 from __future__ import annotations
@@ -22,8 +21,10 @@ from typing import Any
 from redis import Redis
 from redis.client import Pipeline
 
-from .connection import as_texts, queue_errors, seconds_of
-from .errors import JobEnded, JobNotFound, Problem, WrongState
+from models.presets import PRESETS
+
+from .connection import Command, as_texts, queue_errors, seconds_of
+from .errors import JobEnded, JobNotFound, Problem, RecordUnreadable, WrongState
 from .schema import Job, JobState, Origin, Progress, ResultInfo, Timings, job_of
 from .states import (
     CHANNEL,
@@ -48,13 +49,53 @@ def record_key(job_id: str) -> str:
 
 
 def owner_key(owner: str) -> str:
-    """All jobs of an owner that may still be known."""
     return f"stablesr:jobs:{owner}"
 
 
 def waiting_key(quota_key: str) -> str:
-    """The queued jobs of an owner, or of an address without one."""
     return f"stablesr:waiting:{quota_key}"
+
+
+# The lists in which RQ has the waiting ids.
+QUEUE_KEYS = tuple(f"rq:queue:stablesr:{preset}" for preset in PRESETS)
+
+# The record as one JSON text, which is parsed faster than its fields one by one; Redis' time; and
+# the job's index in its queue. KEYS: the record and all queues.
+READ = """
+local flat = redis.call('HGETALL', KEYS[1])
+if #flat == 0 then return false end
+local fields = {}
+for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+local index = false
+if fields['state'] == 'queued' then
+    for i = 2, #KEYS do
+        index = index or redis.call('LPOS', KEYS[i], ARGV[1])
+    end
+end
+return cjson.encode({fields, redis.call('TIME'), index})
+"""
+
+
+def read_command(job_id: str) -> Command:
+    """What asks Redis for a job; `job_read` is what its answer says."""
+    return ("EVAL", READ, 1 + len(QUEUE_KEYS), record_key(job_id), *QUEUE_KEYS, job_id)
+
+
+def job_read(job_id: str, answer: bytes | None) -> tuple[Job, bool]:
+    """The job, with its place in the queue while it waits, and whether it is due to expire.
+
+    Raises JobNotFound, RecordUnreadable.
+    """
+    if answer is None:
+        raise unknown(job_id)
+    try:
+        fields, clock, index = json.loads(answer)
+    except ValueError as error:
+        raise RecordUnreadable(f"The record of job {job_id} is no text: {error}.") from error
+    job = job_of(job_id, fields)
+    if job.state is JobState.QUEUED:
+        job = job.model_copy(update={"queue_position": 1 + (index or 0)})
+    return job, job.is_due(moment([int(number) for number in clock]))
 
 
 def moment(time: Any) -> datetime:
@@ -82,10 +123,9 @@ _KEYS = (AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY)
 
 
 class JobStore:
-    """Reads records and makes their transitions.
+    """Reads records and makes their transitions. How long a job may wait and is kept, they say.
 
     Raises JobNotFound, WrongState, JobEnded and QueueUnavailable.
-    Needs nothing but a connection: how long a job may wait and is kept is in its record.
     """
 
     def __init__(self, connection: Redis) -> None:
@@ -95,20 +135,14 @@ class JobStore:
     # The service's side
 
     def create(self, pipe: Pipeline, job_id: str, record: Mapping[str, str]) -> None:
-        """Adds a new queued job to a transaction that also hands it to RQ.
-
-        `record` is what `schema.new_record` returns.
-        """
+        """Adds a new queued job, a `new_record`, to a transaction that also hands it to RQ."""
         keys = (record_key(job_id), *_KEYS)
         pipe.eval(_SCRIPT, len(keys), *keys, job_id, "create", json.dumps(record), "[]", "")
 
     def get(self, job_id: str) -> Job:
-        """The job as it is now; a result whose time is over is expired first.
-
-        Raises RecordUnreadable as well.
-        """
-        job, now = self._read(job_id)
-        return self.expire(job_id) if job.is_due(now) else job
+        """The job as it is now, expired if it is due; raises RecordUnreadable as well."""
+        job, is_due = self._read(job_id)
+        return self.expire(job_id) if is_due else job
 
     def cancel(self, job_id: str) -> Job:
         """Cancels a queued job, marks a running one to be stopped; raises JobEnded."""
@@ -118,11 +152,8 @@ class JobStore:
     # the job, so that one that was taken for lost and comes back cannot spoil the other's run.
 
     def start(self, job_id: str, worker: str) -> Job:
-        """A worker begins an attempt; raises JobEnded when there is nothing left to do.
-
-        The returned job's `attempt` counts from 1. Where a cancel was asked while no worker had
-        the job, it is canceled here.
-        """
+        """A worker begins an attempt, which counts from 1. Raises JobEnded, also where a cancel was
+        asked while no worker had the job, which is canceled here."""
         job = self._apply(job_id, Event.START, {"worker": worker}, drop=("progress",))
         if job.state.is_final:
             raise _end_error(job)
@@ -135,9 +166,7 @@ class JobStore:
 
     def cancel_requested(self, job_id: str) -> bool:
         """Whether the worker should stop: a cancel was asked, or the job is not running any more.
-
-        One small read, cheap enough for every step.
-        """
+        Cheap enough for every step."""
         with queue_errors(self._connection):
             state, mark = self._connection.hmget(record_key(job_id), "state", "cancel_requested")
         return mark == b"1" or state != JobState.PROCESSING.value.encode()
@@ -165,10 +194,8 @@ class JobStore:
     # Maintenance
 
     def forget(self, job_id: str, origin: Origin) -> None:
-        """Removes the record of a job that was never taken on; for a submission that is undone.
-
-        Its image is due to be removed from now on, in case that its process dies before.
-        """
+        """Removes the record of a job whose submission is undone. Its image is due to be removed
+        from now on, in case that its process dies before."""
         now = self.now().timestamp()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))
@@ -193,15 +220,10 @@ class JobStore:
         with queue_errors(self._connection):
             return moment(self._connection.time())
 
-    def _read(self, job_id: str) -> tuple[Job, datetime]:
-        """The record, and the time when it was read."""
-        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            pipe.time()
-            pipe.hgetall(record_key(job_id))
-            time, raw = pipe.execute()
-        if not raw:
-            raise unknown(job_id)
-        return job_of(job_id, as_texts(raw)), moment(time)
+    def _read(self, job_id: str) -> tuple[Job, bool]:
+        untyped: Any = self._connection
+        with queue_errors(self._connection):
+            return job_read(job_id, untyped.execute_command(*read_command(job_id)))
 
     def _apply(
         self,
@@ -237,7 +259,7 @@ def job_in(job_id: str, answer: Any) -> Job:
 
 
 def unknown(job_id: str) -> JobNotFound:
-    """The same words for a job that is not there and for one that is not the asker's."""
+    """The same words for a job that is not there and for one of another owner."""
     return JobNotFound(f"There is no job {job_id!r}; it may have expired.")
 
 

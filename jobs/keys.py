@@ -4,10 +4,9 @@
     stablesr:key:{id}   name, digest, created_at, used_at, revoked_at, max_queued, per_minute,
                         webhook_secret
 
-A key reads `ssr_{id}_{secret}`. The id names it in lists and logs; of the secret, 256 random bits,
-only the SHA-256 digest is kept. A slow password hash would add nothing, for 2**256 secrets cannot
-be tried, however fast a try is. A revoked key stays listed, so that revoking the last one does not
-open a service that asks for keys as soon as there are any.
+A key reads `ssr_{id}_{secret}`. Of the secret, 256 random bits, only the SHA-256 digest is kept: a
+slow password hash would add nothing, for 2**256 secrets cannot be tried. A revoked key stays
+listed, so that revoking the last one does not open a service that asks for keys.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +28,7 @@ from .errors import KeyNotFound
 NAMES_KEY = "stablesr:keys"
 _TOKEN = re.compile(r"ssr_(?P<id>[0-9a-f]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re.ASCII)
 # How exactly the last use of a key is known; noting each would be a write a request.
-USED_S = 60
+USED_WITHIN = timedelta(seconds=60)
 
 
 def _key(key_id: str) -> str:
@@ -37,8 +36,7 @@ def _key(key_id: str) -> str:
 
 
 class KeyInfo(BaseModel):
-    """A key without its secret. `max_queued` and `per_minute` are None where the settings hold,
-    `used_at` is right to a minute."""
+    """A key without its secret; where `max_queued` or `per_minute` is None, the settings hold."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +55,7 @@ class KeyInfo(BaseModel):
 
 
 class Keys:
-    """The register of keys. Blocking, safe to share between threads; raises QueueUnavailable."""
+    """Blocking, safe to share between threads. Every method raises QueueUnavailable."""
 
     def __init__(self, connection: Redis) -> None:
         self._connection = connection
@@ -90,16 +88,11 @@ class Keys:
         return [_info(key_id, fields) for key_id in ids if (fields := self._read(key_id))]
 
     def revoke(self, key_id: str) -> KeyInfo:
-        """Ends a key, given by its id or anything that begins with its prefix.
-
-        Raises KeyNotFound. A key that is revoked already stays as it is.
-        """
-        key_id = _id_of(key_id)
-        fields = self._fields_of(key_id)
+        """Ends a key, by its id or a text with its prefix, if it has not ended yet; raises
+        KeyNotFound."""
+        key_id, fields = self._known(key_id)
         if "revoked_at" not in fields:
-            fields["revoked_at"] = datetime.now(UTC).isoformat()
-            with queue_errors(self._connection):
-                self._connection.hset(_key(key_id), "revoked_at", fields["revoked_at"])
+            fields["revoked_at"] = self._stamp(key_id, "revoked_at")
         return _info(key_id, fields)
 
     def any(self) -> bool:
@@ -117,21 +110,26 @@ class Keys:
         if not hmac.compare_digest(digest, _digest(match["secret"])) or "revoked_at" in fields:
             return None
         info = _info(match["id"], fields)
-        now = datetime.now(UTC)
-        if info.used_at is None or (now - info.used_at).total_seconds() > USED_S:
-            with queue_errors(self._connection):
-                self._connection.hset(_key(info.id), "used_at", now.isoformat())
+        if info.used_at is None or datetime.now(UTC) - info.used_at > USED_WITHIN:
+            self._stamp(info.id, "used_at")
         return info
 
     def webhook_secret(self, key_id: str) -> str:
         """What this key's webhooks are signed with (`whsec_...`); raises KeyNotFound."""
-        return self._fields_of(_id_of(key_id))["webhook_secret"]
+        return self._known(key_id)[1]["webhook_secret"]
 
-    def _fields_of(self, key_id: str) -> dict[str, str]:
+    def _known(self, text: str) -> tuple[str, dict[str, str]]:
+        key_id = text.removeprefix("ssr_")[:8]
         fields = self._read(key_id)
         if not fields:
             raise KeyNotFound(f"There is no key {key_id!r}; `stablesr keys list` shows them.")
-        return fields
+        return key_id, fields
+
+    def _stamp(self, key_id: str, field: str) -> str:
+        now = datetime.now(UTC).isoformat()
+        with queue_errors(self._connection):
+            self._connection.hset(_key(key_id), field, now)
+        return now
 
     def _read(self, key_id: str) -> dict[str, str]:
         with queue_errors(self._connection):
@@ -144,14 +142,10 @@ class Keys:
         return _TOKEN.fullmatch(text) is not None
 
 
-def _id_of(text: str) -> str:
-    return text.removeprefix("ssr_")[:8]
-
-
 def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _info(key_id: str, fields: dict[str, str]) -> KeyInfo:
-    public = {name: value for name, value in fields.items() if name in KeyInfo.model_fields}
-    return KeyInfo.model_validate({"id": key_id, **public})
+    # The model leaves out what is not public.
+    return KeyInfo.model_validate({**fields, "id": key_id})

@@ -1,9 +1,8 @@
 """An owner's jobs, newest first, page by page.
 
-The index is a sorted set of ids by time of creation; a job that Redis has forgotten meanwhile is
-taken out of it when it is met here, and one whose record cannot be read is left out. A cursor names
-the last job of a page by its place in that order, so that jobs which come or go in between neither
-repeat nor hide others.
+A job that Redis has forgotten is taken out of the index when it is met here; one whose record
+cannot be read is left out. A cursor names the last job of a page by its place in the index, so that
+jobs which come or go in between neither repeat nor hide others.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from typing import Any, Self
 
 from redis import Redis
 
-from .connection import as_text, as_texts, queue_errors
+from .connection import as_text, queue_errors
 from .errors import BadCursor, JobNotFound, RecordUnreadable
-from .job_store import JobStore, moment, owner_key, record_key, unknown
-from .schema import Job, JobState, job_of
+from .job_store import JobStore, job_read, owner_key, read_command
+from .schema import ANYONE, Job, JobState
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +31,10 @@ MOST_READ = 1000
 MOST_TIES = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Cursor:
-    """The place of one job in the order: when it was created, then its id."""
+    """The place of one job in the order: when it was created, in whole microseconds, then its id,
+    as in Redis."""
 
     timestamp: float
     job_id: str
@@ -69,7 +69,7 @@ class Page:
 
 def read_page(
     connection: Redis,
-    owner: str,
+    owner: str = ANYONE,
     *,
     limit: int,
     state: JobState | None = None,
@@ -80,14 +80,12 @@ def read_page(
     May hold fewer, even none, although more follow: `next` tells. Raises QueueUnavailable.
     """
     jobs: list[Job] = []
-    read = 0
-    while read < MOST_READ:
+    for _ in range(0, MOST_READ, BATCH):
         places = _places(connection, owner, cursor)
         by_id = _read(connection, owner, places)
         for place in places:
             if len(jobs) == limit:
                 return Page(jobs, cursor)
-            read += 1
             cursor = place
             job = by_id.get(place.job_id)
             if job is not None and state in (None, job.state):
@@ -104,30 +102,21 @@ def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor
         raw: Any = connection.zrevrangebyscore(
             owner_key(owner), highest, "-inf", 0, BATCH + MOST_TIES, withscores=True
         )
-    places = [Cursor(float(score), as_text(member)) for member, score in raw]
-    # Jobs of one microsecond share a score; then the id decides, as it does in Redis.
-    return [p for p in places if cursor is None or _order(p) < _order(cursor)][:BATCH]
-
-
-def _order(place: Cursor) -> tuple[str, str]:
-    # As text of one width: a score that went through a cursor has six decimals and no more.
-    return f"{place.timestamp:020.6f}", place.job_id
+    places = [Cursor(round(float(score), 6), as_text(member)) for member, score in raw]
+    return [place for place in places if cursor is None or place < cursor][:BATCH]
 
 
 def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, Job]:
     with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
-        pipe.time()
+        untyped: Any = pipe
         for place in places:
-            pipe.hgetall(record_key(place.job_id))
-        time, *raws = pipe.execute()
+            untyped.execute_command(*read_command(place.job_id))
+        answers = pipe.execute()
     jobs: dict[str, Job] = {}
     missing: list[str] = []
-    for job_id, raw in zip((place.job_id for place in places), raws, strict=True):
+    for job_id, answer in zip((place.job_id for place in places), answers, strict=True):
         try:
-            if not raw:
-                raise unknown(job_id)
-            job = job_of(job_id, as_texts(raw))
-            is_due = job.is_due(moment(time))
+            job, is_due = job_read(job_id, answer)
             jobs[job_id] = JobStore(connection).expire(job_id) if is_due else job
         except JobNotFound:
             missing.append(job_id)

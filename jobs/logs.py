@@ -16,7 +16,6 @@ CONSOLE = "STABLESR_CONSOLE"
 
 def configure_logging(settings: Settings) -> None:
     """Sends every log line to stderr: JSON, or text on a terminal."""
-    console = sys.stderr.isatty() or CONSOLE in os.environ
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -33,15 +32,13 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    last: list[structlog.typing.Processor] = (
-        [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
-        if console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+    last: list[structlog.typing.Processor]
+    if sys.stderr.isatty() or CONSOLE in os.environ:
+        plain = structlog.dev.plain_traceback
+        colors = sys.stderr.isatty()
+        last = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+    else:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -49,7 +46,7 @@ def configure_logging(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
-    # Python's own, such as a library's about an odd file, would be lines of another kind.
+    # Python's warnings would be lines of another kind.
     logging.captureWarnings(True)
     root = logging.getLogger()
     root.handlers = [handler]

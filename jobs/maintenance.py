@@ -1,9 +1,9 @@
 """Results expire, lost jobs end, blobs are removed.
 
 Every worker and every service process runs `Maintenance` about every maintenance_s, so that a job
-ends although no worker serves its preset any more. `sweep` takes jobs from the agenda of
-`jobs.job_store` when their time has come; a crash half way leaves them there for the next sweep. A
-job with which something is wrong is put off, so that it cannot keep the others from their turn.
+ends although no worker serves its preset any more. A job stays on the agenda of `jobs.job_store`
+until all of it is done; one with which something is wrong is put off, and keeps no other from its
+turn.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter as Counts
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -45,14 +45,12 @@ _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
 def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
     """Looks at every job whose time on the agenda has come; at most 500 a call.
 
-    What was written of a blob is removed when nothing was added for UPLOAD_GRACE_S.
+    Of several processes one sweeps, the others return at once. Raises QueueUnavailable; what was
+    not done then is done by the next sweep.
 
-    Several processes may call it: one sweeps, the others return at once. Raises QueueUnavailable;
-    what was not done then is done by the next sweep.
-
-    Returns how many jobs' blobs were removed (`removals`), how many jobs were failed that no worker
-    would have run any more (`failures`) or put off because something was wrong with them
-    (`put_off`), and how many files of dead writers were removed (`leftovers`).
+    Returns how many jobs' blobs were removed (`removals`), how many jobs failed that no worker
+    would have run any more (`failures`), how many are put off (`put_off`), and how many files were
+    removed to which a dead writer had added nothing for UPLOAD_GRACE_S (`leftovers`).
     """
     swept = Counts[str]()
     with queue_errors(connection), lock(connection, _LOCK_KEY, _LOCK_S) as is_mine:
@@ -65,9 +63,9 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
             if time.monotonic() > end:
                 break
             try:
-                swept.update(_look_at(as_text(raw), jobs, connection, store, now))
-            # Whatever is wrong with this job or its blobs, the time of others has come as well.
-            # Where all of Redis is away, putting off raises.
+                if end_of_job := _look_at(as_text(raw), jobs, connection, store, now):
+                    swept[end_of_job] += 1
+            # Whatever is wrong with this job or its blobs. Where Redis is away, putting off raises.
             except Exception as error:
                 is_known = isinstance(error, JobsError)
                 logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
@@ -82,27 +80,26 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
 
 def _look_at(
     job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float
-) -> Sequence[str]:
-    """What `sweep` counts of the job."""
-    try:
+) -> str | None:
+    """What `sweep` counts the job as."""
+    job = None
+    with suppress(JobNotFound):
         job = jobs.get(job_id)
-    except JobNotFound:
-        job = None
     if job is None or job.state.is_final:
         store.delete(input_key(job_id), result_key(job_id))
         connection.zrem(AGENDA_KEY, job_id)
-        return ["removals"]
+        return "removals"
     fault = _loss_of(job, connection, now)
     if fault is None:
         connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
-        return []
+        return None
     with suppress(JobNotFound, WrongState):
         jobs.fail(job_id, fault.problem())
         logger.error("Job %s failed: %s", job_id, fault)
         # It takes no place in the queue any more; a worker that has it finds that it has ended.
         open_queue(job.preset, connection).remove(job_id)
-        return ["failures"]
-    return []
+        return "failures"
+    return None
 
 
 def _loss_of(job: Job, connection: Redis, now: float) -> JobsError | None:
@@ -127,10 +124,7 @@ def put_off_counter(registry: CollectorRegistry) -> Counter:
 
 
 class Maintenance:
-    """All that must happen, for every preset. Blocking; several processes may have one each.
-
-    `put_off` counts the jobs that a sweep of this process put off.
-    """
+    """All that must happen, for every preset. Blocking; several processes may have one each."""
 
     def __init__(self, connection: Redis, store: BlobStore, put_off: Counter) -> None:
         reapers = [LeaseReaper(open_queue(preset, connection), connection) for preset in PRESETS]

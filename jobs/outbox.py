@@ -3,9 +3,8 @@
     stablesr:webhooks            sorted set: id of an ended job -> when to call its webhook
     stablesr:webhooks:attempts   id -> attempts begun
 
-`transition.lua` adds a job as it ends it, so that no call is lost. Several senders share the set:
-the one that takes a call has it for LEASE_S, and should it die in between, another one calls again.
-A receiver may so be called twice, never not at all.
+`transition.lua` adds a job as it ends it. The sender that takes a call has it for LEASE_S, and
+should it die in between, another one calls again: a receiver may be called twice, never not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ LEASE_S = 60
 # Seconds after each failed attempt but the last; about an hour in all.
 PAUSES_S = (10, 60, 600, 2700)
 ATTEMPTS = len(PAUSES_S) + 1
-# Seconds until a call is taken again that came while too many of its owner were being made.
+# Seconds until a call is taken again that was not tried.
 LATER_S = (2, 10)
 TAKE = """
 local time = redis.call('TIME')

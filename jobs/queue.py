@@ -6,7 +6,9 @@ is one transaction, so a job either is recorded and queued or leaves nothing beh
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from redis import Redis
@@ -14,11 +16,20 @@ from redis.exceptions import WatchError
 
 from models.parameters import UpscaleParameters
 
-from .connection import connect, queue_errors, seconds_of
+from .connection import LoopClient, connect, queue_errors, seconds_of
 from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
-from .job_store import AGENDA_KEY, JobStore, job_in, record_key, unknown, waiting_key
-from .listing import Cursor, Page, read_page
-from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, queue_key, withdraw
+from .job_store import (
+    AGENDA_KEY,
+    JobStore,
+    job_in,
+    job_read,
+    read_command,
+    record_key,
+    unknown,
+    waiting_key,
+)
+from .listing import read_page
+from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
 from .workers import Capacity, WorkerInfo
@@ -30,21 +41,19 @@ ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2]
 
 
 class JobQueue:
-    """Blocking: call it from threads. Safe to share between them.
-
-    Every method raises QueueUnavailable when Redis cannot be reached.
-    """
+    """Blocking, safe to share between threads. Every method raises QueueUnavailable."""
 
     def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
         self._settings = settings
         self._connection = connection if connection is not None else connect(settings)
         self._records = JobStore(self._connection)
+        self.page = partial(read_page, self._connection)
 
     def announce(self, job_id: str) -> None:
-        """Says that the image of a job to come is about to be stored, before it is.
+        """Says that the image of a job to come is about to be stored.
 
-        Where no job follows in time, because the process that stored it died, the sweep of
-        `jobs.maintenance` finds the id without a record and removes the image.
+        Where no job follows in time, the sweep of `jobs.maintenance` finds no record of the id and
+        removes the image.
         """
         with queue_errors(self._connection):
             self._connection.eval(ANNOUNCE, 1, AGENDA_KEY, UPLOAD_GRACE_S, job_id)
@@ -117,37 +126,19 @@ class JobQueue:
         return job_in(job_id, creation).model_copy(update={"queue_position": queued})
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
-        """The job now, with its place in the queue while it waits.
-
-        Place 1 is the next to start, or the one that a worker takes at this moment. Raises
-        JobNotFound, also for a job of another owner.
-        """
+        """The job now, with its place in the queue while it waits: 1 is the next to start, or one
+        that a worker takes at this moment. Raises JobNotFound, also for a job of another owner."""
         job = self._records.get(job_id)
         if job.owner != owner:
             raise unknown(job_id)
-        [with_place] = self._with_places([job])
-        return with_place
-
-    def page(
-        self,
-        owner: str = ANYONE,
-        *,
-        limit: int,
-        state: JobState | None = None,
-        cursor: Cursor | None = None,
-    ) -> Page:
-        """The owner's jobs, newest first, from the cursor on; see `jobs.listing`."""
-        page = read_page(self._connection, owner, limit=limit, state=state, cursor=cursor)
-        return Page(self._with_places(page.jobs), page.next)
+        return job
 
     def cancel(self, job_id: str, owner: str = ANYONE) -> Job:
-        """Cancels a job; raises JobNotFound, also for a job of another owner, and JobEnded.
+        """Cancels a queued job; marks a running one, which its worker stops at the next step.
 
-        A queued job comes back canceled and out of the queue; a running one comes back processing
-        with cancel_requested, and its worker stops it at the next step.
+        Raises JobEnded, and JobNotFound, also for a job of another owner.
         """
-        if self._records.get(job_id).owner != owner:
-            raise unknown(job_id)
+        self.get(job_id, owner)
         job = self._records.cancel(job_id)
         if job.state is JobState.CANCELED:
             # Should this fail, the worker that meets the id finds the record canceled.
@@ -183,17 +174,25 @@ class JobQueue:
     def close(self) -> None:
         self._connection.close()
 
-    def _with_places(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs, each queued one with its place."""
-        waiting = [job for job in jobs if job.state is JobState.QUEUED]
-        if not waiting:
-            return [*jobs]
-        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
-            for job in waiting:
-                pipe.lpos(queue_key(job.preset), job.id)
-            indexes = pipe.execute()
-        places = {
-            job.id: job.model_copy(update={"queue_position": 1 + (index or 0)})
-            for job, index in zip(waiting, indexes, strict=True)
-        }
-        return [places.get(job.id, job) for job in jobs]
+
+class JobReader:
+    """What `JobQueue.get` does, on the event loop."""
+
+    command = staticmethod(read_command)
+
+    def __init__(self, client: LoopClient, queue: JobQueue) -> None:
+        self._client = client
+        self._queue = queue
+
+    async def get(self, job_id: str, owner: str = ANYONE) -> Job:
+        """Raises JobNotFound, QueueUnavailable, RecordUnreadable."""
+        [answer] = await self._client.call(self.command(job_id))
+        return await self.job_of(answer, job_id, owner)
+
+    async def job_of(self, answer: bytes | None, job_id: str, owner: str) -> Job:
+        """What `get` makes of the answer to `command`, which another call may have asked with."""
+        job, is_due = job_read(job_id, answer)
+        if job.owner != owner:
+            raise unknown(job_id)
+        # It expires in this moment, which moves the record.
+        return await asyncio.to_thread(self._queue.get, job_id, owner) if is_due else job

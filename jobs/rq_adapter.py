@@ -1,14 +1,12 @@
 """How we use RQ: JSON instead of pickle, and jobs that run nothing but our task.
 
-RQ imports whatever dotted path a job in Redis names, calls callbacks the same way and sends
-webhooks to any address, so a writer of Redis could run code in a worker. `TaskJob` refuses other
-names when they are used, not when the job is read: reading happens in RQ's dequeue, where an
-exception ends the worker.
+RQ imports whatever dotted path a job in Redis names, also for callbacks, and sends webhooks to any
+address, so a writer of Redis could run code in a worker. `TaskJob` refuses other names when they
+are used, not when the job is read: an exception in RQ's dequeue ends the worker.
 
-`LeaseReaper` takes the place of RQ's own maintenance, which runs between two jobs only, so not
-while every slot is busy; holds a lock for 15 minutes when it is interrupted; needs the main thread
-for its failure callbacks; and fails a job that was lost between the queue and its start. Besides
-this adapter only the worker knows RQ.
+`LeaseReaper` replaces RQ's own maintenance, which runs between two jobs only, so not while every
+slot is busy; holds a lock for 15 minutes when it is interrupted; needs the main thread for its
+failure callbacks; and fails a job that was lost between the queue and its start.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
-from rq import Callback, Queue, Retry
+from rq import Queue, Retry
 from rq.exceptions import AbandonedJobError, NoSuchJobError
 from rq.executions import ExecutionRegistry
 from rq.job import Job
@@ -44,8 +42,6 @@ QUEUE_TTL_S = 7 * 86_400
 
 # All that a worker may be asked to run.
 UPSCALE = "worker.tasks.upscale"
-# Read by workers of earlier versions; `TaskJob` has it for every job.
-ON_FAILURE = Callback("jobs.rq_adapter.on_failure", timeout=30)
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +59,16 @@ class TaskJob(Job):
             raise ForbiddenTask(f"Job {self.id} names {self.func_name!r}, which is not a task.")
         return super().func
 
-    @property
-    def failure_callback(self) -> Any:
-        return on_failure
-
-    @property
-    def success_callback(self) -> None:
-        return None
-
-    stopped_callback = success_callback
+    failure_callback = property(lambda self: on_failure)
+    success_callback = stopped_callback = property(lambda self: None)
 
     def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
         """Nothing: RQ's webhooks would call whatever address a job in Redis names."""
 
 
 class NoDeathPenalty(BaseDeathPenalty):
-    """No limit at all. RQ's use signals, which threads have not got, or throw an exception into
-    the thread at any bytecode, which would leave locks and device memory in any state."""
+    """No limit at all. RQ's need signals, or throw an exception into the thread at any bytecode,
+    which would leave locks and device memory in any state."""
 
     def setup_death_penalty(self) -> None:
         pass
@@ -88,17 +77,9 @@ class NoDeathPenalty(BaseDeathPenalty):
 
 
 def open_queue(preset: str, connection: Redis) -> Queue:
-    """The RQ queue of a preset, alike on both sides: serializer and job class.
-
-    One queue a preset, as a worker serves one preset and RQ is safe with one queue only.
-    """
+    """The RQ queue of a preset: a worker serves one preset, and RQ is safe with one queue only."""
     name = f"stablesr:{preset}"
     return Queue(name, connection=connection, serializer=SERIALIZER, job_class=TaskJob)
-
-
-def queue_key(preset: str) -> str:
-    """The list in Redis that RQ keeps the waiting ids of a preset in."""
-    return f"{Queue.redis_queue_namespace_prefix}stablesr:{preset}"
 
 
 def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:
@@ -113,7 +94,6 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
         result_ttl=0,
         failure_ttl=settings.result_ttl_s,
         retry=Retry(max=ATTEMPTS - 1, interval=0, enqueue_at_front=True),
-        on_failure=ON_FAILURE,
         pipeline=pipe,
     )
 
@@ -137,9 +117,8 @@ def run_again() -> Retry:
 def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: object) -> None:
     """Requeues or fails the record of a job whose attempt raised or whose worker was lost.
 
-    RQ calls this on every failed attempt, also when it runs the job again, and decides by
-    `retries_left` only afterwards; so a fault that another attempt cannot mend is told to it here.
-    Clients are shown what kind of fault it was; the traceback is in the worker's log only.
+    RQ calls this on every failed attempt and decides by `retries_left` afterwards whether it runs
+    the job again. Clients are shown the kind of fault; the traceback is in the worker's log only.
     """
     worker_lost = issubclass(kind, AbandonedJobError)
     if issubclass(kind, ForbiddenTask):
@@ -150,7 +129,7 @@ def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: objec
             # It was at the gate of a process that another job brought down: no attempt is spent.
             job.retries_left = (job.retries_left or 0) + 1
         if not job.retries_left:
-            fault = WorkerLost(_LOST) if worker_lost else JobFault(_FAULT)
+            fault = _LOST if worker_lost else _FAULT
             store.fail(job.id, fault.problem(), worker=job.worker_name)
             logger.error("Job %s failed: %s", job.id, kind.__name__)
         elif store.requeue(job.id, worker=job.worker_name).state.is_final:
@@ -165,15 +144,16 @@ def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: objec
         logger.info("Job %s needs nothing: %s", job.id, ended)
 
 
-_LOST = (
+_LOST = WorkerLost(
     "The worker that ran the job was lost, and so was the one before it; "
     "submit the image again, or ask the operator of the service."
 )
-_FAULT = (
+_FAULT = JobFault(
     "The worker could not finish the job because of a fault of its own; "
     "its log says more under the job's id."
 )
-# So long a process that is killed in its round holds the others up. A round takes milliseconds.
+_UNREADABLE = JobFault("The queue's entry for the job cannot be read; submit the image again.")
+# So long a process that is killed in its round, of milliseconds, holds the others up.
 LOCK_S = 5
 # A job is between the queue and its start for a few milliseconds. One that was seen there twice,
 # this far apart, was lost with its worker.
@@ -188,7 +168,7 @@ return 1
 
 
 class LeaseReaper:
-    """Hands out again the jobs of workers that died, for one queue, in one process at a time."""
+    """Hands out again the jobs of lost workers, for one queue, in one process at a time."""
 
     def __init__(self, queue: Queue, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
         self._queue = queue
@@ -223,8 +203,8 @@ class LeaseReaper:
         if not job_ids:
             return
         logger.warning("Workers were lost, their jobs are handed out again: %s", ", ".join(job_ids))
-        # RQ keeps a lost execution's name for a minute longer than what it names, and a worker's
-        # loop that ends the job's next attempt within it would fail.
+        # RQ keeps a lost execution's name for a minute longer than what it names, at which a worker
+        # that ends the job's next attempt within it would fail.
         entries: Any = self._connection.zrangebyscore(registry.key, 0, self._connection.time()[0])
         for entry in entries:
             job_id, execution_id = parse_composite_key(as_text(entry))
@@ -253,11 +233,8 @@ class LeaseReaper:
         # A job that RQ cannot even read would end every loop that takes it from the queue.
         except Exception:
             logger.exception("Job %s cannot be read in the queue.", job_id)
-            fault = JobFault(
-                "The queue's entry for the job cannot be read; submit the image again."
-            )
             with suppress(JobNotFound, WrongState):
-                self._store.fail(job_id, fault.problem())
+                self._store.fail(job_id, _UNREADABLE.problem())
             self._queue.intermediate_queue.remove(job_id)
         else:
             keys = [self._queue.intermediate_queue_key, self._queue.key]

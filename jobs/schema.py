@@ -1,7 +1,7 @@
 """A job as both sides see it: pydantic models, the same in Redis, in the worker and in HTTP.
 
-Times are aware datetimes in UTC taken from the Redis server's clock, durations are seconds,
-sizes are pixels after the EXIF orientation is applied, weights of files are bytes.
+Times are in UTC by the Redis server's clock, durations in seconds, sizes in pixels after the EXIF
+orientation is applied.
 """
 
 from __future__ import annotations
@@ -44,11 +44,10 @@ FINAL = frozenset(JobState) - {JobState.QUEUED, JobState.PROCESSING}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who submitted a job and in which request.
+    """Who submitted a job, a key's id or ANYONE, and in which request.
 
-    owner is a key's id, or ANYONE; max_queued bounds its waiting jobs, or those of the client (an
-    address) where there is none; request_id finds the request in the service's log; webhook_url is
-    told of the job's end; under claim, of `jobs.idempotency`, the job is to be found again.
+    `max_queued` bounds the waiting jobs of the owner, or without one those of the client (an
+    address); `claim` is of `jobs.idempotency`.
     """
 
     owner: str = ANYONE
@@ -66,10 +65,8 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A Redis key that holds `lease` and is set to `value` together with the job's record.
-
-    Where it holds something else by then, there is no job either.
-    """
+    """A Redis key that holds `lease` and is set to `value` together with the job's record; where it
+    holds something else by then, there is no job either."""
 
     key: str
     lease: str
@@ -97,10 +94,8 @@ class Progress(_Model):
 
 
 class ImageInfo(_Model):
-    """The uploaded image as its header describes it.
-
-    `mode` names the channels (L is grey, A opacity), `depth` the bits of each.
-    """
+    """The uploaded image's header; `mode` names the channels (L is grey, A opacity), `depth` the
+    bits of each."""
 
     width: Annotated[int, Field(ge=1)]
     height: Annotated[int, Field(ge=1)]
@@ -136,10 +131,7 @@ class Timings(_Model):
 
 
 class Job(_Model):
-    """A job's record at one moment. `revision` grows by one with every change of the record.
-
-    `owner` is the key's id, empty for a job that was submitted without a key.
-    """
+    """A job's record at one moment. `revision` grows by one with every change of it."""
 
     id: str
     state: JobState
@@ -166,8 +158,8 @@ class Job(_Model):
 
     def is_due(self, now: datetime) -> bool:
         """Whether the time of its result is over, although its record does not say so yet."""
-        is_over = self.expires_at is not None and self.expires_at <= now
-        return self.state is JobState.SUCCEEDED and is_over
+        over = self.expires_at is not None and self.expires_at <= now
+        return over and self.state is JobState.SUCCEEDED
 
 
 def new_record(
@@ -179,10 +171,8 @@ def new_record(
     wait_s: int,
     keep_s: int,
 ) -> dict[str, str]:
-    """The record of a job that is queued now, in Redis' seconds.
-
-    wait_s bounds the time in the queue, keep_s the time that the ended job and its images are kept.
-    """
+    """The record of a job that is queued now, in Redis' seconds; `wait_s` bounds its time in the
+    queue, `keep_s` that of the ended job and its images."""
     fields = {
         "parameters": parameters.model_dump_json(),
         "input": image.model_dump_json(),
@@ -202,10 +192,8 @@ _JSON_FIELDS = frozenset({"parameters", "input", "progress", "result", "timings"
 
 
 def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
-    """A record's fields as the model that both sides know; raises RecordUnreadable.
-
-    Fields may be those of another version: a preset that is gone, parameters that came later.
-    """
+    """A record's fields as the model; raises RecordUnreadable, as for those of another version: a
+    preset that is gone, parameters that came later."""
     try:
         values: dict[str, Any] = {
             name: json.loads(text) if name in _JSON_FIELDS else text

@@ -1,13 +1,10 @@
-"""All settings, from the environment (`STABLESR_*`) or given by name.
-
-Seconds end in `_s`. A wrong value raises InvalidSettings with one sentence a value.
-"""
+"""All settings, from the environment (`STABLESR_*`) or by name. Seconds end in `_s`."""
 
 from __future__ import annotations
 
-import base64
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +17,10 @@ from .errors import InvalidSettings
 
 MIB = 1024 * 1024
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
+# 24 bytes or more in base64.
+_SECRET = re.compile(
+    "whsec_(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII
+)
 # Settings that went away, and what replaces them: the environment says nothing in vain.
 _REPLACEMENTS = {
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
@@ -62,37 +63,22 @@ def state_folder() -> Path:
     return Path(state) / "stablesr"
 
 
-def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
-
-
-def _begins_with(*schemes: str) -> AfterValidator:
+def _must(rule: str, is_met: Callable[[str], object]) -> AfterValidator:
     def check(value: str) -> str:
-        if not value.startswith(schemes):
-            raise ValueError(f"it must begin with one of {', '.join(schemes)}")
+        if not is_met(value):
+            raise ValueError(f"it must {rule}")
         return value
 
     return AfterValidator(check)
 
 
-def _known_preset(value: str) -> str:
-    if value not in PRESETS:
-        raise ValueError(f"it must be one of {', '.join(PRESETS)}")
-    return value
-
-
-def _standard_secret(value: str) -> str:
-    prefix, _, rest = value.partition("_")
-    if prefix != "whsec" or len(base64.b64decode(rest, validate=True)) < 24:
-        raise ValueError("it must be whsec_ and 24 bytes or more in base64")
-    return value
+def _begin_with(*schemes: str) -> AfterValidator:
+    return _must(f"begin with one of {', '.join(schemes)}", lambda url: url.startswith(schemes))
 
 
 class Settings(BaseSettings):
-    """What every process of the service is told; the defaults suit one machine.
-
-    Raises InvalidSettings, never pydantic's own error, so that a command can print the sentence.
-    """
+    """The defaults suit one machine. Raises InvalidSettings, never pydantic's own error, so that a
+    command can print the sentence."""
 
     # A variable that is set to nothing, as compose files do, counts as not set.
     model_config = SettingsConfigDict(
@@ -100,16 +86,16 @@ class Settings(BaseSettings):
     )
 
     # Service and worker
-    redis_url: Annotated[str, _begins_with("redis://", "rediss://", "unix://")] = (
+    redis_url: Annotated[str, _begin_with("redis://", "rediss://", "unix://")] = (
         "redis://127.0.0.1:6379/0"
     )
-    # Images live in this folder, or where blob_url says (s3://bucket/prefix) when it is set.
-    blob_root: Annotated[Path, AfterValidator(_absolute)] = Field(
+    # Images live in this folder, or where blob_url says (s3://bucket/prefix).
+    blob_root: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
         default_factory=lambda: state_folder() / "blobs"
     )
     # Storage that several hosts can share, as obstore names it.
-    blob_url: Annotated[str, _begins_with("s3://", "gs://", "az://")] | None = None
-    preset: Annotated[str, AfterValidator(_known_preset)] = "tiny"
+    blob_url: Annotated[str, _begin_with("s3://", "gs://", "az://")] | None = None
+    preset: Annotated[str, _must(f"be one of {', '.join(PRESETS)}", PRESETS.__contains__)] = "tiny"
     # The licence under which `stablesr weights prepare` may download weights, by its name.
     accept_licence: str | None = None
     host: str = "127.0.0.1"
@@ -123,17 +109,17 @@ class Settings(BaseSettings):
     allow_open: bool = False
     # Ask for a key also while none was ever made; once one was, it is asked for anyway.
     require_key: bool = False
-    # Names under which the service answers besides localhost, by commas; * is any. Unset: any,
-    # but localhost alone while it listens there and asks for no key.
+    # Names under which the service answers besides localhost, by commas; * is any. Unset: any, but
+    # localhost alone while it listens there and asks for no key.
     allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""
     # Lets webhooks reach addresses that are not public; for tests and closed networks.
     webhook_allow_private: bool = False
     # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
-    webhook_secret: Annotated[str, AfterValidator(_standard_secret)] | None = Field(
-        None, repr=False
-    )
+    webhook_secret: (
+        Annotated[str, _must("be whsec_ and 24 bytes or more in base64", _SECRET.fullmatch)] | None
+    ) = Field(None, repr=False)
 
     # Limits
     # Of a key, or an address without one; 0 is no limit. A key may have a number of its own.
@@ -157,16 +143,16 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2
-    # Decided here, not by each image's plan (docs/memory.md): tiles in one network call, bytes on
-    # the device that computes ("6GB"), and whether networks that do not work wait on the host.
+    # In place of each image's plan (docs/memory.md): tiles in one network call, bytes on the
+    # device ("6GB"), and whether networks that do not work wait on the host.
     tile_batch: Annotated[int, Field(ge=1)] | None = None
     memory_limit: Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)] | None = None
     offload: Literal["auto", "on", "off"] = "auto"
-    # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. Off by
-    # itself, for it takes minutes, which one image is not worth; the compose file sets auto.
+    # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. It takes
+    # minutes, which one image is not worth.
     compile: Literal["auto", "on", "off"] = "off"
-    # Tiles in every network call, the missing ones being filled up: then a result does not depend,
-    # not even in its last bit, on what other jobs' tiles shared its calls.
+    # Tiles in every network call, filled up: then a result does not depend in its last bit on what
+    # other jobs' tiles shared its calls.
     fixed_batch: Annotated[int, Field(ge=1)] | None = None
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -212,7 +198,6 @@ class Settings(BaseSettings):
 
     @property
     def maintenance_s(self) -> float:
-        """Between two rounds of maintenance."""
         return self.worker_ttl_s
 
     def __init__(self, **values: Any) -> None:
@@ -228,13 +213,12 @@ class Settings(BaseSettings):
 def _sentence(error: ValidationError) -> str:
     parts = []
     for fault in error.errors(include_url=False):
-        name = "STABLESR_" + "_".join(str(part) for part in fault["loc"]).upper()
-        reason = fault["msg"].removeprefix("Value error, ")
-        reason = reason[:1].lower() + reason[1:]
-        # A URL may carry a password: say what is wrong with it, not what it is.
-        value = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
+        name = "STABLESR_" + "_".join(map(str, fault["loc"])).upper()
         if fault["type"] == "extra_forbidden":
             parts.append(f"{name} is not a setting")
-        else:
-            parts.append(f"{name} is wrong: {reason}{value}")
+            continue
+        reason = fault["msg"].removeprefix("Value error, ")
+        # A URL may carry a password: say what is wrong with it, not what it is.
+        value = "" if name.endswith(("_URL", "_SECRET")) else f" (got {fault['input']!r})"
+        parts.append(f"{name} is wrong: {reason[:1].lower()}{reason[1:]}{value}")
     return "; ".join(parts) + "."

@@ -1,21 +1,19 @@
-"""The one state machine of a job: which event moves it from where to where.
+"""The one state machine of a job.
 
     queued ──start──> processing ──succeed──> succeeded ──expire──> expired
       │ <───requeue───── │  │ └──fail──> failed
       └──cancel──> canceled <──stop──┘
 
-`cancel` is what a client asks: a queued job is canceled there and then, a running one is only
-marked and is canceled when its worker says `stop`. Once marked, a job that would run again
-(`requeue`, `start`) is canceled instead. An ended job never changes, save that the result of a
-succeeded one expires. `transition.lua` applies this table inside Redis, so each transition is
-atomic; it counts and publishes them too:
+`cancel` is what a client asks: a queued job is canceled at once, a running one is only marked and
+is canceled when its worker says `stop`, or when it would run again (`requeue`, `start`).
+`transition.lua` applies this table inside Redis, so each transition is atomic, and counts and
+publishes it:
 
     stablesr:figures             stablesr_job_moves_total|state={state} -> jobs that came into it
     stablesr:figures:{minute}    state -> jobs that came into it in that minute
     stablesr:moves               channel: "id revision state", one message a change
 
-Redis forgets a message that is not heard: listeners take it as a hint to look at the record, and
-also look by themselves now and then.
+A message that is not heard is lost: to listeners it is a hint, and they also look by themselves.
 """
 
 from __future__ import annotations
@@ -42,11 +40,9 @@ class Event(StrEnum):
     EXPIRE = "expire"
 
 
-Table = Mapping[Event, Mapping[JobState, JobState]]
-
 _QUEUED, _PROCESSING, _CANCELED = JobState.QUEUED, JobState.PROCESSING, JobState.CANCELED
 
-TRANSITIONS: Table = {
+TRANSITIONS: Mapping[Event, Mapping[JobState, JobState]] = {
     # From processing: a worker died and its job is handed out again before that was noticed.
     Event.START: {_QUEUED: _PROCESSING, _PROCESSING: _PROCESSING},
     Event.PROGRESS: {_PROCESSING: _PROCESSING},
@@ -57,7 +53,7 @@ TRANSITIONS: Table = {
     Event.STOP: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
     Event.EXPIRE: {JobState.SUCCEEDED: JobState.EXPIRED},
 }
-TRANSITIONS_WHEN_MARKED: Table = {
+TRANSITIONS_WHEN_MARKED = {
     **TRANSITIONS,
     Event.START: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
     Event.REQUEUE: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},

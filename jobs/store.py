@@ -1,8 +1,7 @@
 """Where image bytes live: a local folder by default, S3-compatible storage for several hosts.
 
-Keys are `inputs/{job id}` and `results/{job id}`. A put is atomic: a reader sees the whole blob or
-none, because obstore writes aside and renames (a folder) or uploads at once (S3). In a folder a
-process that is killed meanwhile leaves what it wrote aside, `KEY#1`, to `remove_staged`.
+A put is atomic, because obstore writes aside and renames (a folder) or uploads at once (S3). In a
+folder a process that is killed meanwhile leaves what it wrote aside, `KEY#1`, to `remove_staged`.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from .settings import Settings
 _FOLDERS = ("inputs", "results")
 _KEY = re.compile(rf"({'|'.join(_FOLDERS)})/[A-Za-z0-9_-]{{1,64}}")
 _PARTIAL = re.compile(r"[A-Za-z0-9_-]{1,64}#[0-9]+")
-# Written this much at a time: bounds the memory that a large image takes in passing.
+# Bounds the memory that a large image takes in passing.
 WRITE_CHUNK = 5 * 1024 * 1024
-# Read this much at a time: every reader who is slow to take a result holds two or three of them.
+# Every reader who is slow to take a result holds two or three of them.
 READ_CHUNK = 64 * 1024
 
 
@@ -40,10 +39,9 @@ def result_key(job_id: str) -> str:
 
 
 class BlobStore:
-    """Blobs by key. Blocking: call it from a thread. Safe to share between threads.
+    """Blobs by key. Blocking, safe to share between threads.
 
-    Every method raises StoreUnavailable when the storage fails and ValueError for a key that is
-    not one of ours, so that no key leaves the two folders.
+    Every method raises StoreUnavailable, and ValueError for a key that would leave the two folders.
     """
 
     def __init__(self, store: ObjectStore, *, place: str, root: Path | None = None) -> None:
@@ -74,10 +72,8 @@ class BlobStore:
             return bytes(obstore.get(self._store, key).bytes())
 
     def stream(self, key: str, part: tuple[int, int] | None = None) -> Generator[bytes, None, None]:
-        """The blob in pieces, or its bytes from `part[0]` up to but without `part[1]`.
-
-        Raises BlobNotFound at once. Closing it closes the blob.
-        """
+        """The blob, or its bytes `part[0]` up to but without `part[1]`, in pieces. Raises
+        BlobNotFound at once; closing it closes the blob."""
         _check(key)
         with _store_errors("read", key):
             options: obstore.GetOptions = {} if part is None else {"range": part}
@@ -110,15 +106,12 @@ class BlobStore:
                 obstore.delete(self._store, key)
 
     def remove_staged(self, *, idle_s: float) -> int:
-        """Removes what puts have written aside in a local folder and not touched for idle_s
-        seconds, since their process died; returns how many."""
-        count = 0
-        oldest = time.time() - idle_s
-        if self._root is None:
-            return count
-        for folder in _FOLDERS:
-            with _store_errors("tidy up", folder), suppress(FileNotFoundError):
-                for path in (self._root / folder).iterdir():
+        """Removes what puts have written aside in a local folder and not touched for so long,
+        since their process died; returns how many."""
+        count, oldest = 0, time.time() - idle_s
+        for folder in [self._root / name for name in _FOLDERS] if self._root else []:
+            with _store_errors("tidy up", folder.name), suppress(FileNotFoundError):
+                for path in folder.iterdir():
                     # One whose put ends in this moment is gone.
                     with suppress(FileNotFoundError):
                         if _PARTIAL.fullmatch(path.name) and path.stat().st_mtime < oldest:

@@ -1,9 +1,8 @@
 """TIFF's directories of tags (TIFF 6.0 and BigTIFF), of a file's pixels and in EXIF blocks.
 
-Pillow's reader will not do: it opens neither 16 bits in planes nor 16-bit greyscale with opacity,
-and it reads the values of every tag, all of them, where a small file can claim any amount. Here
-only the values that are asked for are read, and of those only whole numbers and no more than make
-sense.
+Pillow's reader opens neither 16 bits in planes nor 16-bit greyscale with opacity, and it reads all
+values of every tag, where a small file can claim any amount. Here only those that are asked for are
+read: whole numbers, and no more than make sense.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from itertools import islice
 from .errors import ImageError
 from .image_file import MAX_PARTS, Bytes, Header, Mode, truncated, unreadable, unsupported
 
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BIG = (b"+\0", b"\0+")
 MAX_ENTRIES = 4096
 """Of one directory; cameras write some dozens."""
@@ -56,9 +54,8 @@ MAX_EXIF = 64 * 1024
 class Directory:
     """The tags of one directory of `data`, which starts at byte `start`.
 
-    Raises ImageTruncated where it, or values that are asked for, lie behind the last byte,
-    ImageError for too many entries or values, or values of another type, and struct.error where it
-    ends inside a number.
+    Raises ImageTruncated where it, or values that are asked for, lie behind the last byte (or
+    struct.error, inside a number), ImageError for too many or other values.
     """
 
     def __init__(self, data: Bytes, start: int) -> None:
@@ -74,8 +71,8 @@ class Directory:
         self._entries: dict[int, tuple[int, int, bytes]] = {}
         position = start + struct.calcsize(order + count)
         for _ in range(entries):
-            tag, *rest = struct.unpack_from(order + entry, data, position)
-            self._entries.setdefault(tag, (rest[0], rest[1], rest[2]))
+            tag, kind, number, place = struct.unpack_from(order + entry, data, position)
+            self._entries.setdefault(tag, (kind, number, place))
             position += struct.calcsize(order + entry)
         self._data, self._order, self._offset = data, order, order + offset
         self.next: int = struct.unpack_from(self._offset, data, position)[0]
@@ -85,11 +82,8 @@ class Directory:
         """The numbers of a tag; none where there is no such tag."""
         kind, count, place = self._entries.get(tag, (1, 0, b""))
         if kind not in NUMBERS or count > MAX_PARTS:
-            raise unreadable(
-                "TIFF",
-                f"its tag {tag} has {count} values of type {kind}; "
-                f"at most {MAX_PARTS} whole numbers are read",
-            )
+            reason = f"its tag {tag} has {count} values of type {kind}"
+            raise unreadable("TIFF", f"{reason}; at most {MAX_PARTS} whole numbers are read")
         layout = f"{self._order}{count}{NUMBERS[kind]}"
         size = struct.calcsize(layout)
         if size <= len(place):
@@ -115,19 +109,19 @@ class Directory:
 
 def _directories(data: Bytes) -> Iterator[Directory]:
     """In their order, at least one, and without end where they go round."""
-    layout, position = ("Q", 8) if data[2:4] in BIG else ("I", 4)
+    layout, place = ("Q", 8) if data[2:4] in BIG else ("I", 4)
     order = "<" if data[:2] == b"II" else ">"
-    directory = Directory(data, struct.unpack_from(order + layout, data, position)[0])
-    yield directory
-    while directory.next:
-        directory = Directory(data, directory.next)
-        yield directory
+    position: int = struct.unpack_from(order + layout, data, place)[0]
+    while True:
+        yield (directory := Directory(data, position))
+        if not (position := directory.next):
+            return
 
 
 def orientation_in(exif: bytes) -> int:
     """The orientation in an EXIF block (CIPA DC-008), 1 (upright) when it has none or is broken."""
     block = exif[:MAX_EXIF].removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
-    if not block.startswith(SIGNATURES[:2]):
+    if not block.startswith((b"II*\0", b"MM\0*")):
         return 1
     try:
         return next(_directories(block)).orientation
@@ -163,28 +157,22 @@ def _pixels(tags: Directory) -> tuple[Mode, int]:
     """The mode, and the bits of a channel (TIFF 6.0, sections 3 to 8, 18 to 23)."""
     compression = tags.value(COMPRESSION, 1)
     if compression not in COMPRESSIONS:
-        raise unsupported(
-            "TIFF",
-            f"it is compressed by method {compression}; none, CCITT, LZW, JPEG, deflate and "
-            "PackBits are read",
-        )
+        read = "none, CCITT, LZW, JPEG, deflate and PackBits are read"
+        raise unsupported("TIFF", f"it is compressed by method {compression}; {read}")
     photometric = tags.value(PHOTOMETRIC)
     if photometric not in KINDS or (photometric == INKS and tags.value(INK_SET, 1) != 1):
-        raise unsupported(
-            "TIFF",
-            f"its pixels are of the photometric kind {photometric}; "
-            "greyscale, RGB, palette, CMYK and YCbCr are read",
-        )
+        read = "greyscale, RGB, palette, CMYK and YCbCr are read"
+        raise unsupported("TIFF", f"its pixels are of the photometric kind {photometric}; {read}")
     mode, colours, depths = KINDS[photometric]
     bits = set(tags.values(BITS)) or {1}
     kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED_FORMAT}
     depth = max(bits)
     if kinds - {UNSIGNED_INTEGER} or len(bits) > 1 or depth not in depths:
-        raise unsupported(
-            "TIFF",
-            f"its channels are of {depth} bits and sample format {sorted(kinds)}; unsigned whole "
-            "numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel",
+        reason = f"its channels are of {depth} bits and sample format {sorted(kinds)}"
+        read = (
+            "unsigned whole numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel"
         )
+        raise unsupported("TIFF", f"{reason}; {read}")
     channels, extra = tags.value(CHANNELS, 1), tags.values(EXTRA_SAMPLES)
     if channels < colours:
         raise unreadable("TIFF", f"it has {channels} channels; its kind of pixels has {colours}")

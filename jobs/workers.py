@@ -18,8 +18,7 @@ from redis import Redis
 from models.presets import PRESETS
 
 from .connection import Command, as_text, as_texts, queue_errors, seconds_of
-from .job_store import moment, record_key, waiting_key
-from .rq_adapter import queue_key
+from .job_store import QUEUE_KEYS, moment, record_key, waiting_key
 from .states import COUNT_FIELD, COUNTS_KEY, minute_key
 
 WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
@@ -31,11 +30,11 @@ def worker_key(name: str) -> str:
 
 
 class WorkerInfo(BaseModel):
-    """A worker as it describes itself; last_seen is set by Redis' clock at each heartbeat.
+    """A worker as it describes itself; `last_seen` is by Redis' clock.
 
-    `reason` is a clause that clients may read, for why it is not ready; None otherwise. `compiled`
-    is how many sizes of network calls are ready, and how many there will be, while the state is
-    `compiling`. `memory` is in bytes, by kind.
+    `reason` is a clause for clients, why it is not ready. While the state is `compiling`,
+    `compiled` is how many sizes of network calls are ready and how many there will be. `memory` is
+    in bytes, by kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -63,7 +62,7 @@ class WorkerInfo(BaseModel):
 
     @property
     def ready(self) -> bool:
-        """Whether it takes jobs: its model is loaded and it is not about to stop."""
+        """Whether it takes jobs."""
         return self.state in ("idle", "busy")
 
 
@@ -75,16 +74,14 @@ class Workers:
         self._ttl_s = ttl_s
 
     def heartbeat(self, info: WorkerInfo) -> None:
-        """Writes all that is known of the worker and lets it live another ttl_s seconds.
-
-        Complete each time, so that a worker which Redis forgot is back at its next heartbeat.
-        """
+        """Lets the worker live another ttl_s seconds. Writes all that is known of it each time, so
+        that one which Redis forgot is back at its next heartbeat."""
         with queue_errors(self._connection):
-            time = self._connection.time()
-            stamp = info.model_copy(update={"last_seen": moment(time)})
+            now = moment(self._connection.time())
+            stamp = info.model_copy(update={"last_seen": now})
             with self._connection.pipeline() as pipe:
                 pipe.set(worker_key(info.name), stamp.model_dump_json(), ex=self._ttl_s)
-                pipe.zadd(NAMES_KEY, {info.name: seconds_of(time)})
+                pipe.zadd(NAMES_KEY, {info.name: now.timestamp()})
                 pipe.execute()
 
     def unregister(self, name: str) -> None:
@@ -105,7 +102,6 @@ for _, name in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
 end
 return {redis.call('ZCARD', KEYS[1]), lengths, workers}
 """
-QUEUE_KEYS = tuple(map(queue_key, PRESETS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +139,8 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Of each preset, how long the next of its jobs has waited, in seconds; the jobs that ever came
-    into each state, and those of the last minute."""
+    """How long the next job of each preset has waited, in seconds; the jobs that ever came into
+    each state, and those of the last minute."""
 
     capacity: Capacity
     oldest_s: Mapping[str, float]
@@ -168,24 +164,20 @@ def look_over(connection: Redis) -> Overview:
                 pipe.hget(record_key(as_text(head or b"")), "created_at")
             creations = pipe.execute()
     ages = [max(0.0, now - float(creation)) if creation else 0.0 for creation in creations]
-    total, current, before = map(_numbers, (total, current, before))
+    total, current, before = map(as_texts, (total, current, before))
     # Of the minute before, taken as even, what lies in the last sixty seconds.
     share = 1 - now % 60 / 60
     return Overview(
-        capacity=capacity,
+        capacity,
         oldest_s=dict(zip(PRESETS, ages, strict=True)),
         moves={
-            field.removeprefix(COUNT_FIELD): count
+            field.removeprefix(COUNT_FIELD): float(count)
             for field, count in total.items()
             # Version 0.1 counted more here.
             if field.startswith(COUNT_FIELD)
         },
         moves_last_minute={
-            state: current.get(state, 0) + share * before.get(state, 0)
+            state: float(current.get(state, 0)) + share * float(before.get(state, 0))
             for state in sorted(current.keys() | before.keys())
         },
     )
-
-
-def _numbers(raw: Mapping[Any, Any]) -> dict[str, float]:
-    return {field: float(value) for field, value in as_texts(raw).items()}

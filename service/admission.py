@@ -16,8 +16,7 @@ from jobs.connection import Command
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import KeyInfo, Keys
-from jobs.queue import JobQueue
-from jobs.reader import JobReader
+from jobs.queue import JobQueue, JobReader
 from jobs.schema import ANYONE
 from jobs.settings import Settings
 from jobs.store import BlobStore

@@ -14,8 +14,7 @@ from jobs.connection import CircuitBreaker, LoopClient, connect
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.maintenance import Maintenance
-from jobs.queue import JobQueue
-from jobs.reader import JobReader
+from jobs.queue import JobQueue, JobReader
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import problems

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 from redis import Redis
 
+from jobs.connection import CircuitBreaker, LoopClient
 from jobs.errors import Problem
 from jobs.job_store import JobStore
 from jobs.queue import JobQueue
@@ -89,3 +92,18 @@ def submit(queue: JobQueue, image: ImageInfo) -> Submit:
         return queue.submit(new_job_id(), UpscaleParameters(seed=1), image).id
 
     return submit
+
+
+T = TypeVar("T")
+Use = Callable[[LoopClient], Coroutine[Any, Any, T]]
+
+
+def run(settings: Settings, use: Use[T]) -> T:
+    async def main() -> T:
+        client = LoopClient(settings, CircuitBreaker())
+        try:
+            return await use(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(main())

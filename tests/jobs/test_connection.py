@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
+from typing import Any
 
 import pytest
 from redis.exceptions import TimeoutError
 
-from jobs.connection import CircuitBreaker, StillSilent, connect, queue_errors
+from jobs.connection import CircuitBreaker, LoopClient, StillSilent, connect, queue_errors
 from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
 from tests.redis_server import RedisServer
+
+from .conftest import run
 
 
 def test_a_worker_outwaits_a_redis_that_restarts(settings: Settings, server: RedisServer) -> None:
@@ -80,3 +85,28 @@ def test_a_socket_is_named_by_its_path() -> None:
         queue_errors(connection),
     ):
         connection.ping()
+
+
+def test_a_redis_that_hangs_is_waited_for_a_while_and_a_busy_loop_is_not_its_fault(
+    settings: Settings, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.connection.TICK_S", 0.1)
+
+    async def hang(client: LoopClient) -> float:
+        await client.call(("PING",))
+        start = time.monotonic()
+        with server.hanging():
+            for _ in range(2):
+                # The second call is not made.
+                with pytest.raises(QueueUnavailable):
+                    await client.call(("PING",))
+        return time.monotonic() - start
+
+    async def busy(client: LoopClient) -> list[Any]:
+        call = asyncio.create_task(client.call(("PING",)))
+        await asyncio.sleep(0)
+        time.sleep(0.6)
+        return await call
+
+    assert 0.3 < run(settings, hang) < 3
+    assert run(settings, busy) == [b"PONG"]

@@ -9,16 +9,23 @@ import pytest
 from redis import Redis
 from rq.serializers import JSONSerializer
 
-from jobs.errors import JobEnded, JobExists, JobNotFound, QueueFull, QueueUnavailable
+from jobs.errors import (
+    JobEnded,
+    JobExists,
+    JobNotFound,
+    QueueFull,
+    QueueUnavailable,
+    RecordUnreadable,
+)
 from jobs.job_store import JobStore, record_key
-from jobs.queue import JobQueue
+from jobs.queue import JobQueue, JobReader
 from jobs.rq_adapter import TaskJob, open_queue
-from jobs.schema import ImageInfo, JobState, new_job_id
+from jobs.schema import ImageInfo, Job, JobState, ResultInfo, Timings, new_job_id
 from jobs.settings import Settings
 from models.parameters import UpscaleParameters
 from tests.redis_server import RedisServer
 
-from .conftest import Submit
+from .conftest import Submit, run
 
 
 def test_a_submitted_job_is_recorded_and_waits_in_rq(
@@ -192,3 +199,43 @@ def test_without_redis_every_call_says_so_and_work_goes_on_after(
         server.start()
     assert queue.get(job_id).queue_position == 1
     assert queue.cancel(job_id).state is JobState.CANCELED
+
+
+def read(settings: Settings, queue: JobQueue, job_id: str, owner: str = "") -> Job:
+    return run(settings, lambda client: JobReader(client, queue).get(job_id, owner))
+
+
+def test_a_job_is_read_as_the_queue_has_it_in_every_state(
+    settings: Settings, queue: JobQueue, submit: Submit, records: JobStore, connection: Redis
+) -> None:
+    first, second = submit(), submit()
+    assert read(settings, queue, second) == queue.get(second)
+    assert read(settings, queue, second).queue_position == 2
+    records.start(first, "w")
+    assert read(settings, queue, first) == queue.get(first)
+    result = ResultInfo(width=1, height=1, bytes=1, sha256="0", media_type="image/png", key="k")
+    records.succeed(first, result, Timings())
+    assert read(settings, queue, first) == queue.get(first)
+    connection.hset(record_key(first), "keep_s", 0)
+    assert read(settings, queue, first).state is JobState.EXPIRED
+
+
+def test_a_job_of_another_owner_is_unknown(
+    settings: Settings, queue: JobQueue, submit: Submit
+) -> None:
+    job_id = submit()
+    for owner, name in (("other", job_id), ("", "nothing")):
+        with pytest.raises(JobNotFound):
+            read(settings, queue, name, owner)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"parameters": "{}{}"}, {"created_at": "soon"}, {"worker": b"\xff"}]
+)
+def test_a_record_that_cannot_be_read_is_no_missing_job(
+    settings: Settings, queue: JobQueue, submit: Submit, connection: Redis, fields: dict[Any, Any]
+) -> None:
+    job_id = submit()
+    connection.hset(record_key(job_id), mapping=fields)
+    with pytest.raises(RecordUnreadable):
+        read(settings, queue, job_id)

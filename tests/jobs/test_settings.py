@@ -57,6 +57,7 @@ def test_a_log_level_is_taken_in_any_case() -> None:
         ({"log_level": "loud"}, ["STABLESR_LOG_LEVEL", "LOUD", "DEBUG"]),
         ({"prot": 1}, ["STABLESR_PROT is not a setting"]),
         ({"port": -1, "slots": 0}, ["STABLESR_PORT", "STABLESR_SLOTS"]),
+        ({"webhook_secret": "whsec_" + 31 * "a" + "="}, ["STABLESR_WEBHOOK_SECRET", "24 bytes"]),
     ],
 )
 def test_a_wrong_value_is_named_with_what_would_be_right(

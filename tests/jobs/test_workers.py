@@ -8,7 +8,10 @@ import pytest
 from redis import Redis
 
 from jobs.queue import JobQueue
-from jobs.workers import WorkerInfo, Workers
+from jobs.settings import Settings
+from jobs.workers import Capacity, WorkerInfo, Workers
+
+from .conftest import Submit, run
 
 
 @pytest.fixture
@@ -90,3 +93,19 @@ def test_a_worker_that_cannot_be_read_is_passed_over(
     connection.set("stablesr:worker:z", b"{}")
     connection.zadd("stablesr:workers", {"z": 1})
     assert names(queue.workers()) == ["b"]
+
+
+def test_capacity_has_what_waits_and_forgets_silent_workers(
+    settings: Settings, submit: Submit, connection: Redis
+) -> None:
+    for _ in range(2):
+        submit()
+    workers = Workers(connection, ttl_s=60)
+    for name in ("live", "silent"):
+        workers.heartbeat(WorkerInfo(name=name, preset="tiny", device="cpu", state="idle"))
+    connection.delete("stablesr:worker:silent")
+    [answer] = run(settings, lambda client: client.call(Capacity.command("")))
+    capacity = Capacity.of(answer)
+    assert (capacity.waiting, capacity.lengths["tiny"]) == (2, 2)
+    assert [worker.name for worker in capacity.workers] == ["live"]
+    assert connection.zrange("stablesr:workers", 0, -1) == [b"live"]

@@ -10,7 +10,7 @@ import structlog
 from redis import Redis
 
 from jobs.keys import Keys
-from jobs.reader import JobReader
+from jobs.queue import JobReader
 from jobs.settings import Settings
 from tests.service.harness import FakeWorker, eventually, problem, serving, upload
 from tests.service.pictures import picture
