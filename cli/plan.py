@@ -74,7 +74,6 @@ def _facts(
     decode_tile: int | None,
 ) -> dict[str, Any]:
     """What is printed of an input of these sides (px)."""
-    from models.estimate import Estimate
     from models.memory import Memory, MemoryBudget, resident
     from models.plan import Planner
     from worker.device import budget_of, choose_device, choose_dtype, devices_of, named_device
@@ -89,9 +88,10 @@ def _facts(
     elif limit is not None:
         # Python and the libraries take as much of it as in this process.
         memory = Memory(0, limit - resident(), memory.disk)
-    estimate = Estimate.of_preset(preset, choose_dtype(settings.dtype, device), device, memory)
+    dtype = choose_dtype(settings.dtype, device)
     budget = budget_of(settings, jobs=1, decode_tile=decode_tile)
-    outcome = Planner(estimate, preset, budget).fit((height, width), parameters, memory)
+    planner = Planner.of_preset(preset, dtype, device, budget, memory)
+    outcome = planner.fit((height, width), parameters, memory)
     layout, grid = outcome.layout, outcome.layout.grid
     return {
         "input": [width, height],
@@ -106,8 +106,8 @@ def _facts(
         "keep": outcome.strips.keep,
         "offload": outcome.offload,
         "memory_bytes": memory._asdict(),
-        "peak_bytes": {stage: peak._asdict() for stage, peak in outcome.peaks._asdict().items()},
-        "flops": estimate.flops(layout, outcome.strips, outcome.tiles, parameters),
+        "peak_bytes": {stage: peak._asdict() for stage, peak in outcome.peaks.items()},
+        "flops": planner.flops(outcome, parameters),
     }
 
 

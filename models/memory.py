@@ -54,11 +54,6 @@ class Memory(NamedTuple):
     host: int = 0
     disk: int = 0
 
-    @classmethod
-    def at(cls, place: Place, size: int) -> Memory:
-        """All of it in one place."""
-        return cls(**{place: size})
-
     def __add__(self, other: Memory) -> Memory:  # type: ignore[override]  # no longer tuple
         return Memory(*map(sum, zip(self, other, strict=True)))
 

@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.estimate import Weights
 from models.networks.bundle import Networks
 
 Part = Literal["autoencoder", "denoiser"]
@@ -54,10 +53,6 @@ class Offload:
             if self.there != part:
                 self._bring(part)
             yield
-
-    def nbytes(self, weights: Weights) -> int:
-        """Of these weights those on the device."""
-        return 0 if self.there is None else int(getattr(weights, self.there))
 
     def _bring(self, part: Part) -> None:
         """A part that does not fit leaves the device empty."""

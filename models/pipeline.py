@@ -23,14 +23,13 @@ from models.config import ModelConfig
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
 from models.errors import InvalidOption
-from models.estimate import Estimate
 from models.fusing import for_inference
-from models.geometry import output_size
+from models.geometry import bounded_canvas_size, output_size
 from models.memory import Fallbacks, MemoryBudget, is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
 from models.offload import Offload, Part
 from models.parameters import UpscaleParameters, preset_parameters
-from models.plan import EncodedImage, Planner, steps_in
+from models.plan import EncodedImage, Planner, is_small
 from models.presets import Preset, get_preset
 from models.prompts import check_prompts, contexts
 from models.sampling import Sampler, StepRequest, drive_all, sample_image
@@ -70,6 +69,9 @@ class StableSR:
     ) -> None:
         self.networks, self.preset, self.device, self.dtype = networks, preset, device, dtype
         budget, compiling = budget or MemoryBudget(), compiling or CompileOptions()
+        tile_batch = compiling.fixed_batch or budget.tile_batch
+        budget = replace(budget, offload=bool(budget.offload), tile_batch=tile_batch)
+        self.planner = Planner(networks, preset, dtype, device, budget)
         self.offload = offload = bool(budget.offload)
         """Whether autoencoder and denoiser take turns on the device."""
         self.fallbacks = Fallbacks()
@@ -79,16 +81,8 @@ class StableSR:
         """May be exchanged before the first image"""
         calls, side = denoiser.compiled_calls, preset.native
         self._vae = Vae(networks, device, self.fallbacks, calls, compiling, side, offload=offload)
-        # Last, because it notes where the weights lie.
-        self._parts = parts = Offload(networks, device) if offload else None
-        estimate = Estimate.of(networks, dtype, device)
-        tile_batch = compiling.fixed_batch or budget.tile_batch
-        self.planner = Planner(
-            estimate,
-            preset,
-            replace(budget, offload=offload, tile_batch=tile_batch),
-            lambda: parts.nbytes(estimate.weights) if parts else estimate.weights.all,
-        )
+        # Last: it notes where the weights lie.
+        self._parts = Offload(networks, device) if offload else None
 
     @classmethod
     def from_preset(
@@ -125,11 +119,11 @@ class StableSR:
             WeightsNotFound, CheckpointError: the folder has no weights, or others than it says.
         """
         device, budget = torch.device(device), budget or MemoryBudget()
-        offload = bool(budget.offload)
         if budget.offload is None and isinstance(source, Path):
             empty, _ = open_folder(source)
-            offload = Estimate.of(empty, dtype, device).needs_offload(budget.free(device))
-        budget, place = replace(budget, offload=offload), _HOST if offload else device
+            planner = Planner(empty, preset, dtype, device, budget)
+            budget = replace(budget, offload=planner.needs_offload(budget.free(device)))
+        place = _HOST if budget.offload else device
         if isinstance(source, Path):
             networks = load_folder(source, place, dtype)
         else:
@@ -141,7 +135,8 @@ class StableSR:
     @property
     def tile_batch(self) -> int:
         """Tiles that one network call has room for, whatever images they are of."""
-        return self.denoiser.room(self.planner.tile_batch)
+        with self.on_device("autoencoder"):
+            return self.denoiser.room(self.planner.tile_batch)
 
     def compile(self, on_progress: Callable[[int, int], None] = lambda index, total: None) -> None:
         """Compiles calls of every size before the first image, and calls `on_progress` before each
@@ -167,7 +162,8 @@ class StableSR:
         strips of a larger one, where `on_progress` is called. None is with offload, where the
         larger one keeps its networks on the device. Raises InvalidOption as `prepare`."""
         height, width = image.shape[2:]
-        return not self.offload and steps_in(height, width, options, self.preset)
+        canvas = bounded_canvas_size(height, width, options.scale, self.preset.native)
+        return not self.offload and is_small(canvas, self.preset)
 
     @torch.inference_mode()
     def prepare(
@@ -199,7 +195,7 @@ class StableSR:
                 reference, plan.strips, features=fusion, on_progress=on_progress
             )
         trim()
-        return EncodedImage(plan, reference, latent, encoding, strips.keep)
+        return EncodedImage(replace(plan, strips=strips), reference, latent, encoding)
 
     def sample(self, encoded_image: EncodedImage, options: UpscaleParameters) -> Sampler:
         """The generator that denoises an image: see `models.sampling`.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-import models.estimate
+import models.plan
 from models.checkpoints.folder import random_networks
 from models.errors import InvalidOption
 from models.geometry import MAX_CANVAS, bounded_canvas_size
@@ -54,7 +54,7 @@ def quick() -> Iterator[StableSR]:
     sr._vae = Coder()  # type: ignore[assignment]  # only what is called of it
     with pytest.MonkeyPatch.context() as patch:
         # Counting what strips take is slower than these networks.
-        patch.setattr(models.estimate, "coding_cost", lambda *given, **more: Cost(0, 0, 0))
+        patch.setattr(models.plan, "coding_cost", lambda *given, **more: Cost(0, 0, 0))
         yield sr
 
 

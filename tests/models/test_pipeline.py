@@ -255,7 +255,7 @@ def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StableSR:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     sr = pipeline(decode_tile=8)
     roomy = sr.planner.plan(60, 90, OPTIONS).peaks
-    tight = max(peak.host for peak in roomy) - 1
+    tight = max(peak.host for peak in roomy.values()) - 1
     monkeypatch.setattr(sr.planner, "memory", lambda in_use: Memory(0, tight, 10**12))
     assert sr.planner.plan(60, 90, OPTIONS).strips.keep == "disk"
     return sr

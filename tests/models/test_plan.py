@@ -17,11 +17,11 @@ from models.checkpoints.files import preset_folder
 from models.checkpoints.folder import Record, describe, write_config
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
-from models.estimate import Estimate, tile_bytes, tile_flops
+from models.geometry import bounded_canvas_size
 from models.memory import Memory, MemoryBudget
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters, preset_parameters
-from models.plan import Plan, Planner, steps_in
+from models.plan import Plan, Planner, is_small, tile_bytes, tile_flops
 from models.presets import get_preset
 
 GB = 10**9
@@ -31,11 +31,18 @@ PRESET = get_preset("stablesr-512")
 
 
 @cache
-def estimated(
-    device: str = "cuda", config: ModelConfig = FULL, dtype: torch.dtype = torch.bfloat16
-) -> Estimate:
+def networks_of(config: ModelConfig) -> Networks:
     with torch.device("meta"):
-        return Estimate.of(Networks(config), dtype, torch.device(device))
+        return Networks(config)
+
+
+def planner_of(
+    device: str = "cuda",
+    config: ModelConfig = FULL,
+    dtype: torch.dtype = torch.bfloat16,
+    **budget: Any,
+) -> Planner:
+    return Planner(networks_of(config), PRESET, dtype, torch.device(device), MemoryBudget(**budget))
 
 
 def planned(
@@ -43,30 +50,26 @@ def planned(
     memory: Memory,
     device: str = "cuda",
     options: UpscaleParameters | None = None,
-    config: ModelConfig = FULL,
-    **budget: Any,
+    **kind: Any,
 ) -> Plan:
-    """Of a square result of full-size networks in bfloat16."""
-    planner = Planner(estimated(device, config), PRESET, MemoryBudget(**budget))
+    """Of a square result of full-size networks, by default in bfloat16."""
+    planner = planner_of(device, **kind)
     return planner.fit((side // 4, side // 4), options or preset_parameters(PRESET), memory)
 
 
 def test_a_text_tower_takes_the_room_of_its_weights() -> None:
     config = replace(FULL, text=TextConfig())
-    weights = estimated(config=config).weights
+    weights = planner_of(config=config).weights
     assert weights.text == pytest.approx(0.68 * GB, rel=0.02)
-    assert weights._replace(text=0) == estimated().weights
+    assert weights._replace(text=0) == planner_of().weights
     plain = planned(512, PLENTY)
     resident = planned(512, PLENTY, config=config)
     waiting = planned(512, PLENTY, config=config, offload=True)
-    assert [a.device - b.device for a, b in zip(resident.peaks, plain.peaks, strict=True)] == [
-        weights.text
-    ] * 4
     away = planned(512, PLENTY, offload=True)
-    assert [a.host - b.host for a, b in zip(waiting.peaks, away.peaks, strict=True)] == [
-        weights.text
-    ] * 4
-    assert waiting.peaks.denoise.device == away.peaks.denoise.device
+    for stage in plain.peaks:
+        assert resident.peaks[stage].device - plain.peaks[stage].device == weights.text
+        assert waiting.peaks[stage].host - away.peaks[stage].host == weights.text
+    assert waiting.peaks["denoise"].device == away.peaks["denoise"].device
 
 
 def test_converted_weights_are_planned_with_their_own_sizes(
@@ -74,24 +77,22 @@ def test_converted_weights_are_planned_with_their_own_sizes(
 ) -> None:
     monkeypatch.setenv("STABLESR_WEIGHTS", str(tmp_path))
     folder, cpu = preset_folder(PRESET), torch.device("cpu")
-    released = Estimate.of_preset(PRESET, torch.float16, cpu, PLENTY)
-    assert released.config == FULL
+
+    def config_of_preset() -> ModelConfig:
+        return Planner.of_preset(PRESET, torch.float16, cpu, MemoryBudget(), PLENTY).config
+
+    assert config_of_preset() == FULL
     folder.mkdir()
     config, record = replace(FULL, text=TextConfig()), Record("a", "b", (), True, "", "", (), ())
     write_config(folder, config, record)
-    assert Estimate.of_preset(PRESET, torch.float16, cpu, PLENTY).config == config
+    assert config_of_preset() == config
 
 
 def test_half_precision_is_planned_with_less_memory_than_float32() -> None:
     for device in ("cpu", "cuda"):
-        half, full = estimated(device), estimated(device, dtype=torch.float32)
-        peaks = [
-            Planner(each, PRESET, MemoryBudget())
-            .fit((256, 256), preset_parameters(PRESET), PLENTY)
-            .peaks
-            for each in (half, full)
-        ]
-        assert all(sum(a) < sum(b) for a, b in zip(*peaks, strict=True))
+        half = planned(1024, PLENTY, device).peaks
+        full = planned(1024, PLENTY, device, dtype=torch.float32).peaks
+        assert all(sum(half[stage]) < sum(full[stage]) for stage in half)
 
 
 def test_the_arithmetic_is_the_published_one() -> None:
@@ -99,13 +100,13 @@ def test_the_arithmetic_is_the_published_one() -> None:
     tile = tile_flops(FULL, 64, 64)
     assert tile / 1e12 == pytest.approx(0.965, abs=0.001)
     chosen = planned(512, PLENTY)
-    sizes = chosen.layout, chosen.strips, chosen.tiles
-    flops = estimated().flops(*sizes, preset_parameters(PRESET, steps=200))
+    flops = planner_of().flops(chosen, preset_parameters(PRESET, steps=200))
     assert flops["step"] == tile
     assert flops["encode"] / 1e12 == pytest.approx(1.12, abs=0.01)
     assert flops["decode"] / 1e12 == pytest.approx(4.97, abs=0.04)
     assert flops["total"] == flops["encode"] + 200 * tile + flops["decode"]
-    plain = estimated().flops(*sizes, preset_parameters(PRESET, steps=200, fidelity_weight=0.0))
+    options = preset_parameters(PRESET, steps=200, fidelity_weight=0.0)
+    plain = planner_of().flops(chosen, options)
     assert plain["decode"] < 0.51 * flops["decode"]
 
 
@@ -134,7 +135,7 @@ def test_strips_and_batches_shrink_before_a_plan_is_given_up() -> None:
     small = planned(8192, Memory(0, 4_700_000_000, 100 * GB), "cpu")
     large = planned(8192, PLENTY, "cpu")
     assert small.tile_batch <= large.tile_batch
-    assert all(peak.host <= 4_700_000_000 for peak in small.peaks)
+    assert all(peak.host <= 4_700_000_000 for peak in small.peaks.values())
 
 
 @pytest.mark.parametrize("gigabytes", [3, 4, 6, 8, 12])
@@ -144,7 +145,7 @@ def test_cards_of_few_gigabytes_have_a_plan_that_keeps_within_them(
 ) -> None:
     memory = Memory(gigabytes * GB, 12 * GB, 100 * GB)
     chosen = planned(side, memory)
-    for peak in chosen.peaks:
+    for peak in chosen.peaks.values():
         assert all(need <= there for need, there in zip(peak, memory, strict=True))
 
 
@@ -157,8 +158,7 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
     shared = planned(side, PLENTY, device, concurrent=True, tile_batch=8).peaks
     tile = tile_bytes(FULL.unet, 64, 64, torch.bfloat16)
     for stage in ("encode", "decode"):
-        more = sum(getattr(shared, stage)) - sum(getattr(alone, stage))
-        assert more >= 8 * tile
+        assert sum(shared[stage]) - sum(alone[stage]) >= 8 * tile
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
 def test_an_image_of_two_native_canvases_at_most_steps_in(
     height: int, width: int, scale: float, small: bool
 ) -> None:
-    assert steps_in(height, width, preset_parameters(PRESET, scale=scale), PRESET) is small
+    assert is_small(bounded_canvas_size(height, width, scale, PRESET.native), PRESET) is small
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -176,7 +176,7 @@ def test_only_a_large_image_counts_one_that_steps_in(device: str) -> None:
     def more(side: int, stage: str) -> int:
         alone = planned(side, PLENTY, device, tile_batch=8).peaks
         beside = planned(side, PLENTY, device, concurrent=True, tile_batch=8).peaks
-        return int(sum(getattr(beside, stage)) - sum(getattr(alone, stage)))
+        return sum(beside[stage]) - sum(alone[stage])
 
     for stage in ("encode", "decode"):
         guest = more(2048, stage) - more(512, stage)
@@ -190,11 +190,11 @@ def test_networks_take_turns_on_a_card_that_does_not_hold_all_of_them() -> None:
     memory = Memory(2_400_000_000, 16 * GB, 100 * GB)
     chosen = planned(512, memory)
     assert chosen.offload
-    weights = estimated().weights
-    assert chosen.peaks.encode.device < weights.denoiser
-    assert chosen.peaks.denoise.device < weights.all + GB
-    assert chosen.peaks.denoise.host > weights.all
-    assert not estimated("cpu").needs_offload(memory)
+    weights = planner_of().weights
+    assert chosen.peaks["encode"].device < weights.denoiser
+    assert chosen.peaks["denoise"].device < sum(weights) + GB
+    assert chosen.peaks["denoise"].host > sum(weights)
+    assert not planner_of("cpu").needs_offload(memory)
 
 
 def test_what_is_decided_already_stays_so() -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import models.fusing.winograd
-from models.estimate import Estimate
 from models.fusing import for_inference, fuse
 from models.fusing.winograd import WinogradConv2d, is_worthwhile, use_winograd
-from models.memory import Memory
+from models.memory import Memory, MemoryBudget
+from models.plan import Planner
 from models.presets import get_preset
 from models.strips import StripConfig, decode, encode
 from tests.models.compiler import Tracer
@@ -246,7 +246,7 @@ def test_to_the_compiler_a_convolution_is_one_operator(results: int, padding: in
 def test_an_estimate_counts_the_kernels_as_they_will_be(caplog: pytest.LogCaptureFixture) -> None:
     def weights(gigabytes: int, dtype: torch.dtype = torch.float32) -> int:
         memory, preset = Memory(0, gigabytes * 10**9, 0), get_preset("stablesr-512")
-        return Estimate.of_preset(preset, dtype, CPU, memory).weights.all
+        return sum(Planner.of_preset(preset, dtype, CPU, MemoryBudget(), memory).weights)
 
     plain = 2 * weights(64, torch.bfloat16)
     assert not caplog.messages
