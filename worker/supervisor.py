@@ -175,7 +175,7 @@ class Supervisor:
         maintenance = Maintenance(self._quick, store, self._metrics.put_off)
         maintaining = PeriodicThread("maintenance", settings.maintenance_s, maintenance.run)
         self._threads = [*self._slots, process.engine.thread]
-        process.watchdog.start()
+        process.watchdog.thread.start()
         for thread in (*self._threads, maintaining):
             thread.start()
         log.info("worker ready", name=info.name, device=info.device)
@@ -185,7 +185,7 @@ class Supervisor:
         self._leave()
         maintaining.stop()
         process.engine.stop()
-        process.watchdog.stop()
+        process.watchdog.thread.stop()
 
     def _beat(self) -> None:
         try_to("register", self._registration.write)
