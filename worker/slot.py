@@ -42,12 +42,6 @@ class Work(NamedTuple):
     job: Job
     execution: Execution
 
-    @property
-    def registry_key(self) -> str:
-        """Of the sorted set of leases: when each execution's ends."""
-        key: str = self.job.started_job_registry.key
-        return key
-
 
 class SlotWorker(SimpleWorker):
     """The loop of one slot, run on the slot's thread; `beat`, `let_go` and `put_back` are called
@@ -177,7 +171,9 @@ class SlotWorker(SimpleWorker):
             self.heartbeat()
             return
         self.maintain_heartbeats(work.job, work.execution)
-        lease = self.connection.zscore(work.registry_key, work.execution.composite_key)
+        # The sorted set of leases: when each execution's ends.
+        leases = work.job.started_job_registry.key
+        lease = self.connection.zscore(leases, work.execution.composite_key)
         if lease is None and work is self.work_in_hand:
             work.attempt.lease_lost = True
 
@@ -185,7 +181,8 @@ class SlotWorker(SimpleWorker):
         """Let the lease on the job in hand run out now, for a process that is about to die."""
         work = self.work_in_hand
         if work is not None and not work.attempt.lease_lost:
-            self.connection.zadd(work.registry_key, {work.execution.composite_key: 1}, xx=True)
+            leases = work.job.started_job_registry.key
+            self.connection.zadd(leases, {work.execution.composite_key: 1}, xx=True)
 
     def put_back(self) -> None:
         """Put the job in hand back although its step has not ended, unless it is settled.
