@@ -147,7 +147,7 @@ def _model_errors() -> Iterator[None]:
     from evaluation.methods import BaselineUnavailable
     from evaluation.study import BadStudy
     from models.errors import InvalidOption, ModelError
-    from worker.errors import StartupError
+    from worker.device import StartupError
 
     kinds: dict[type[Exception], type[CliError]] = {
         **dict.fromkeys((BadImages, BadStudy), InputError),

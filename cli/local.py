@@ -93,8 +93,8 @@ class LocalModel:
 
     def __init__(self, settings: Settings, decode_tile: int | None = None) -> None:
         from models.errors import ModelError
+        from worker.device import StartupError
         from worker.device import load as load_model
-        from worker.errors import StartupError
 
         self._max_pixels = settings.max_input_pixels
         with translate({StartupError: BadSettings, ModelError: JobFailure}):

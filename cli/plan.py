@@ -48,7 +48,7 @@ def plan(
         raise BadSettings(f"The size is {size!r}, but must be WIDTHxHEIGHT, such as 640x480.")
     require_torch()
     from models.errors import InvalidOption, ModelError
-    from worker.errors import StartupError
+    from worker.device import StartupError
 
     errors = {StartupError: BadSettings, InvalidOption: BadSettings, ModelError: JobFailure}
     with translate(errors), valid_parameters():

@@ -1,72 +1,69 @@
-"""One attempt at one job, and what becomes of the job when it ends.
-
-    the attempt ends with                       the job is      and RQ
-    its result                                  succeeded       forgets it
-    Cancellation                                canceled        forgets it
-    Interruption, DeviceTaken                   queued          runs it again, first in the queue
-    an error that a second attempt may mend     queued          runs it again, alone on its device
-        in the last attempt                     failed          forgets it
-    another error                               failed          forgets it
-    LeaseLost                                   of another attempt, which alone may write
-
-A second attempt may mend the store or Redis out of reach, memory that ran out, and a lost device.
-How many attempts there are `jobs.rq_adapter` says; those that a lost worker cost count as well
-(its `on_failure`), those that were interrupted do not.
-"""
+"""One attempt at one job: whose the job is, how far it is, and whether to go on."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import structlog
-from rq import Retry
 
-from jobs.errors import (
-    ImageError,
-    JobFault,
-    JobNotFound,
-    JobsError,
-    JobTimedOut,
-    OutOfMemory,
-    Problem,
-    QueueUnavailable,
-    StoreUnavailable,
-    WrongState,
-)
+from jobs.errors import JobNotFound, JobTimedOut, QueueUnavailable, WrongState
 from jobs.job_store import JobStore
-from jobs.rq_adapter import run_again
-from jobs.schema import Job
+from jobs.schema import Job, Progress, Stage, Timings
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
-from models.memory import is_out_of_memory
 from models.pipeline import StableSR
-from worker.device_lock import DeviceLock, DeviceTaken
+from models.sampling import Step
+from worker.device_lock import DeviceLock
 from worker.engine import Engine
-from worker.errors import Cancellation, Interruption, LeaseLost, is_device_lost
 from worker.metrics import WorkerMetrics
 from worker.watchdog import Watchdog
 
+# Seconds between two writes of progress, between two looks while waiting, and before trying again
+# a Redis that did not answer: for progress, and for what must be written.
+WRITE_S = 0.25
+LOOK_S = 1.0
+RETRY_S = 2.0
 REDIS_RETRY_S = 0.5
 
+# Where each stage lies on the way from 0 to 1; denoising moves through its part step by step.
+FRACTIONS: dict[Stage, tuple[float, float]] = {
+    "load": (0.0, 0.02),
+    "encode": (0.02, 0.05),
+    "denoise": (0.05, 0.9),
+    "decode": (0.9, 0.97),
+    "save": (0.97, 1.0),
+}
+
 log = structlog.get_logger(__name__)
+
+
+class Interruption(Exception):
+    """The process is asked to leave; the job goes back to the front of the queue."""
+
+
+class Cancellation(Exception):
+    """The job was canceled while it ran."""
+
+
+class LeaseLost(Exception):
+    """The job is not this attempt's any more: nothing may be written."""
 
 
 @dataclass(eq=False)
 class Process:
     """What all slots of a worker process share.
 
-    `records` waits some seconds for a Redis that restarts; `quick_records` does not, for what may
-    be left out (progress). `lose` ends the process because its device is of no use any more, and
-    `on_stall` because a call does not come back.
+    `lose` ends the process because its device is of no use any more, and `on_stall` because a call
+    does not come back.
     """
 
     settings: Settings
     records: JobStore
-    quick_records: JobStore
     store: BlobStore
     model: StableSR
     metrics: WorkerMetrics
@@ -87,28 +84,33 @@ class Process:
         )
 
 
-@dataclass(eq=False)
 class Attempt:
     """`last`: no further one follows; `alone`: no other job may run beside it.
 
     How it ended says who is first: the slot (`claim`), the supervisor of a process that must end
     (`take_back`), or the queue, which gives a job away when its lease runs out (`lease_lost`).
+
+    Progress that cannot be written is left out, and the job goes on. `stage`, `on_step`,
+    `on_progress` and `poll` raise Cancellation when the job was canceled, LeaseLost when the record
+    says that it is not this worker's any more, and what `check` raises.
     """
 
-    process: Process
-    job_id: str
-    worker: str
-    alone: bool = False
-    last: bool = False
-    lease_lost: bool = False
-    settled: bool = False
-    _start: float | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(
+        self, process: Process, job_id: str, worker: str, *, alone: bool = False, last: bool = False
+    ) -> None:
+        self.process, self.job_id, self.worker = process, job_id, worker
+        self.alone, self.last = alone, last
+        self.lease_lost = self.settled = False
+        self._lock = threading.Lock()
+        self._deadline = math.inf
+        self._progress = self._in_record = Progress(stage="load")
+        self._next_write = self._next_look = self._stage_start = 0.0
+        self._seconds: dict[Stage, float] = {}
 
     def start(self) -> Job:
         """The job's record, from now on of this attempt; the time that a job may take counts from
         here, not from when it began to wait for its turn."""
-        self._start = time.monotonic()
+        self._deadline = time.monotonic() + self.process.settings.job_timeout_s
         return self._persist(self.process.records.start)
 
     def check(self) -> None:
@@ -120,8 +122,8 @@ class Attempt:
         self._check_lease()
         if self.process.leaving.is_set():
             raise Interruption(f"Job {self.job_id} goes back to the queue.")
-        limit = self.process.settings.job_timeout_s
-        if self._start is not None and time.monotonic() - self._start > limit:
+        if time.monotonic() > self._deadline:
+            limit = self.process.settings.job_timeout_s
             raise JobTimedOut(
                 f"The job ran for its limit of {limit} seconds without an end; "
                 "a smaller image, scale or number of steps takes less.",
@@ -167,78 +169,79 @@ class Attempt:
             try:
                 return transition(self.job_id, *arguments, worker=self.worker)
             except QueueUnavailable:
-                if time.monotonic() > deadline or self.process.leaving.wait(REDIS_RETRY_S):
+                if time.monotonic() > deadline:
                     raise
+                time.sleep(REDIS_RETRY_S)
 
+    # Progress
 
-def conclude(attempt: Attempt, work: Callable[[Attempt], None]) -> Retry | None:
-    """Do the work, which settles its result, and what the table above says when it ends otherwise:
-    a Retry for RQ, or nothing.
+    @property
+    def timings(self) -> Timings:
+        """Seconds of each stage so far; the records add waiting and total."""
+        return Timings(**{name: s for name, s in self._seconds.items() if name != "save"})
 
-    Raises:
-        LeaseLost, WrongState, JobNotFound: the job is not this attempt's any more.
-        Exception: as the work did, where a second attempt may mend it.
-    """
-    process, records = attempt.process, attempt.process.records
-    try:
-        with process.device.job(alone=attempt.alone, poll=attempt.check):
-            work(attempt)
-    except DeviceTaken:
-        # Not begun, so the record still says queued: only RQ has to be told.
-        attempt.claim()
-        log.info("job given back, another one runs alone", job=attempt.job_id)
-        return run_again()
-    except Interruption:
-        attempt.settle(records.requeue)
-        log.info("job put back", job=attempt.job_id)
-        return run_again()
-    except Cancellation:
-        attempt.settle(records.stop)
-        log.info("job canceled", job=attempt.job_id)
-    except (LeaseLost, WrongState, JobNotFound):
-        raise
-    # Every other error of an attempt is the job's failure and not the worker's.
-    except Exception as error:
-        is_image = isinstance(error, ImageError)
-        log.warning("attempt failed", job=attempt.job_id, exc_info=not is_image)
-        may_be_mended = (
-            isinstance(error, StoreUnavailable | QueueUnavailable)
-            or _lacks_memory(error)
-            or is_device_lost(error)
+    @contextmanager
+    def stage(self, name: Stage, *, steps: int = 0) -> Iterator[None]:
+        """The block is this stage: written at once, timed, and watched."""
+        self.check()
+        self._write(Progress(stage=name, steps=steps, fraction=FRACTIONS[name][0]))
+        self._stage_start = time.monotonic()
+        with self.process.watchdog.watch(name) as self._feed:
+            yield
+        self._seconds[name] = time.monotonic() - self._stage_start
+
+    def on_step(self, step: Step) -> None:
+        """Before each denoising step: `step.step` of them are done."""
+        count, steps = step.step, step.steps
+        seconds = time.monotonic() - self._stage_start
+        eta = seconds / count * (steps - count) if count else None
+        self.on_progress(count / steps, step=count, steps=steps, eta_seconds=eta)
+
+    def on_progress(
+        self, share: float, *, step: int = 0, steps: int = 0, eta_seconds: float | None = None
+    ) -> None:
+        """Of the stage, that share is done, 0 to 1."""
+        stage = self._progress.stage
+        start, end = FRACTIONS[stage]
+        self._progress = Progress(
+            stage=stage,
+            step=step,
+            steps=steps,
+            fraction=start + (end - start) * share,
+            eta_seconds=eta_seconds,
         )
-        if attempt.last or not may_be_mended:
-            attempt.settle(records.fail, _problem(error))
-        # After the process was left, the engine has gone.
-        if is_device_lost(error) and not process.leaving.is_set():
-            process.lose(str(error))
-        if may_be_mended:
-            raise
-    return None
+        self.poll()
 
+    def poll(self) -> None:
+        """While something is awaited."""
+        self._feed()
+        self.check()
+        now = time.monotonic()
+        if self._progress is not self._in_record and now >= self._next_write:
+            self._write(self._progress)
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_S
+        try:
+            if self.process.records.cancel_requested(self.job_id):
+                # Writing the same progress again tells a cancel from a lost job.
+                self._write(self._progress)
+        except QueueUnavailable:
+            self._next_look = now + RETRY_S
 
-def _lacks_memory(error: Exception) -> bool:
-    return is_out_of_memory(error) or isinstance(error, NotEnoughMemory | ScratchFull)
-
-
-def _problem(error: Exception) -> Problem:
-    """What the client is told; the log has the rest."""
-    match error:
-        case InvalidOption() | MissingTextTower():
-            title = "The parameters do not fit"
-            return Problem(type="invalid-parameters", title=title, detail=str(error))
-        case NotFinite():
-            return JobFault(str(error)).problem()
-        case StoreUnavailable():
-            return StoreUnavailable(
-                "The worker could not use the image store, twice; submit the image again later."
-            ).problem()
-        case _ if _lacks_memory(error):
-            return OutOfMemory(
-                "The worker has too little memory for this image; ask for a smaller scale."
-            ).problem()
-        case JobsError() if not isinstance(error, QueueUnavailable):
-            return error.problem()
-    return JobFault(
-        "The worker could not finish the job because of a fault of its own; "
-        "its log says more under the job's id."
-    ).problem()
+    def _write(self, progress: Progress) -> None:
+        self._progress = progress
+        now = time.monotonic()
+        self._next_write = now + WRITE_S
+        try:
+            job = self.process.records.progress(self.job_id, progress, worker=self.worker)
+        except QueueUnavailable as error:
+            self._next_write = now + RETRY_S
+            log.warning("progress not written", job=self.job_id, reason=error.detail)
+            return
+        except (WrongState, JobNotFound) as error:
+            raise LeaseLost(error.detail) from error
+        self._in_record = progress
+        self._next_look = now + LOOK_S
+        if job.cancel_requested:
+            raise Cancellation(f"Job {self.job_id} was canceled.")

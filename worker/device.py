@@ -12,12 +12,15 @@ from models.checkpoints.files import absence_of, preset_folder
 from models.compiler import CompileOptions
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser
-from models.memory import MemoryBudget
+from models.memory import MemoryBudget, is_out_of_memory
 from models.pipeline import StableSR
 from models.presets import get_preset
-from worker.errors import StartupError
 
 log = logging.getLogger(__name__)
+
+
+class StartupError(Exception):
+    """The worker cannot start; the message says what to do."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -108,6 +111,14 @@ def memory_in_use(device: str) -> dict[str, int]:
         # Known on the host: nothing here waits for a device that hangs.
         "total": torch.cuda.get_device_properties(device).total_memory,
     }
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether every further call on this process's device will fail too: after an asynchronous
+    error (an illegal access, a failed assertion, a bus fault) its context is gone for good."""
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return any(sign in str(error) for sign in ("CUDA error", "HIP error", "cuDNN error"))
 
 
 def load(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> StableSR:

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from models.sampling import Sampler, Step, StepRequest
 from worker.device_lock import DeviceLock
-from worker.errors import EngineBroken
 from worker.metrics import WorkerMetrics
 
 # How long a call may wait for jobs that are between two steps; never more than half of a call.
@@ -32,6 +31,10 @@ MAX_QUEUE_DELAY_S = 0.05
 POLL_S = 0.1
 
 log = structlog.get_logger(__name__)
+
+
+class EngineBroken(Exception):
+    """The engine's thread has ended; only a new process can go on."""
 
 
 @dataclass(eq=False)

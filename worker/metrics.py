@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from jobs.maintenance import put_off_counter
 from jobs.settings import Settings
-from worker.errors import StartupError
+from worker.device import StartupError
 
 TO_HALF_AN_HOUR = (0.3, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
 TO_A_MINUTE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60)

@@ -14,7 +14,7 @@ import time
 from typing import Any, NamedTuple
 
 import structlog
-from rq import Queue, Retry, SimpleWorker
+from rq import Queue, SimpleWorker
 from rq.callbacks import execute_failure_callback
 from rq.exceptions import StopRequested
 from rq.executions import Execution
@@ -24,8 +24,7 @@ from rq.utils import now
 from rq.worker import WorkerStatus
 
 from jobs.rq_adapter import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
-from worker.attempt import Attempt, Process
-from worker.errors import LeaseLost
+from worker.attempt import Attempt, LeaseLost, Process
 
 # Seconds that one wait for a job lasts at most: how soon an idle slot notices that it should end.
 IDLE_S = 1
@@ -42,12 +41,6 @@ class Work(NamedTuple):
     attempt: Attempt
     job: Job
     execution: Execution
-
-    @property
-    def registry_key(self) -> str:
-        """Of the sorted set of leases: when each execution's ends."""
-        key: str = self.job.started_job_registry.key
-        return key
 
 
 class SlotWorker(SimpleWorker):
@@ -128,11 +121,11 @@ class SlotWorker(SimpleWorker):
         attempt, job, execution = work
         self.prepare_job_execution(job, remove_from_intermediate_queue=True)
         job.started_at = now()
-        outcome: Any = None
+        is_to_run_again = False
         failure: Any = None
         try:
             try:
-                outcome = job.func(attempt)
+                is_to_run_again = job.func(attempt)
             except LeaseLost:
                 raise
             # Every error of a task is its attempt's failure and not this loop's.
@@ -156,15 +149,15 @@ class SlotWorker(SimpleWorker):
                 log.exception("failure callback failed", job=job.id)
             reason = format_exc_info(failure)
             self.handle_job_failure(job, self._queue, exc_string=reason, execution=execution)
-        elif isinstance(outcome, Retry):
-            self._run_again(work, outcome)
+        elif is_to_run_again:
+            self._run_again(work)
         else:
             registry = job.started_job_registry
             self.handle_job_success(job, self._queue, registry, execution)
 
-    def _run_again(self, work: Work, retry: Retry) -> None:
+    def _run_again(self, work: Work) -> None:
         registry = work.job.started_job_registry
-        self.handle_job_retry(work.job, self._queue, retry, registry, work.execution)
+        self.handle_job_retry(work.job, self._queue, run_again(), registry, work.execution)
 
     # From other threads
 
@@ -178,7 +171,9 @@ class SlotWorker(SimpleWorker):
             self.heartbeat()
             return
         self.maintain_heartbeats(work.job, work.execution)
-        lease = self.connection.zscore(work.registry_key, work.execution.composite_key)
+        # The sorted set of leases: when each execution's ends.
+        leases = work.job.started_job_registry.key
+        lease = self.connection.zscore(leases, work.execution.composite_key)
         if lease is None and work is self.work_in_hand:
             work.attempt.lease_lost = True
 
@@ -186,7 +181,8 @@ class SlotWorker(SimpleWorker):
         """Let the lease on the job in hand run out now, for a process that is about to die."""
         work = self.work_in_hand
         if work is not None and not work.attempt.lease_lost:
-            self.connection.zadd(work.registry_key, {work.execution.composite_key: 1}, xx=True)
+            leases = work.job.started_job_registry.key
+            self.connection.zadd(leases, {work.execution.composite_key: 1}, xx=True)
 
     def put_back(self) -> None:
         """Put the job in hand back although its step has not ended, unless it is settled.
@@ -196,9 +192,9 @@ class SlotWorker(SimpleWorker):
         """
         work = self.work_in_hand
         if work is not None and work.attempt.take_back():
-            self._process.quick_records.requeue(work.job.id, worker=self.name)
+            self._process.records.requeue(work.job.id, worker=self.name)
             self.handle_execution_ended(work.job, self._queue, self.worker_ttl)
-            self._run_again(work, run_again())
+            self._run_again(work)
 
 
 class Slot(threading.Thread):

@@ -35,9 +35,14 @@ from jobs.workers import Workers
 from models.errors import CheckpointError, ModelError, WeightsNotFound
 from models.pipeline import StableSR
 from worker.attempt import Process
-from worker.device import choose_device, devices_of, reason_without_weights, weights_stamp
+from worker.device import (
+    StartupError,
+    choose_device,
+    devices_of,
+    reason_without_weights,
+    weights_stamp,
+)
 from worker.device import load as load_model
-from worker.errors import StartupError
 from worker.heartbeat import PeriodicThread, Registration, try_to
 from worker.metrics import WorkerMetrics
 from worker.slot import Slot, SlotWorker
@@ -96,7 +101,6 @@ class Supervisor:
         self._slots: list[Slot] = []
         # Those that can be in the middle of a device call.
         self._threads: list[threading.Thread] = []
-        self._patient = connect(settings, patient=True)
         self._quick = connect(settings)
         self._recovery = LeaseReaper(open_queue(settings.preset, self._quick), self._quick)
         self._metrics = WorkerMetrics()
@@ -157,7 +161,6 @@ class Supervisor:
         self._metrics.watch_fallbacks(lambda: {"tile_batch": 0, **model.fallbacks})
         process = Process(
             settings,
-            JobStore(self._patient),
             JobStore(self._quick),
             store,
             model,
@@ -165,14 +168,14 @@ class Supervisor:
             lose=self._on_device_lost,
             on_stall=self._on_stall,
         )
-        queue = open_queue(settings.preset, self._patient)
+        queue = open_queue(settings.preset, connect(settings, patient=True))
         self._slots = [
             Slot(process, queue, f"{info.name}.{number}") for number in range(settings.slots)
         ]
         maintenance = Maintenance(self._quick, store, self._metrics.put_off)
         maintaining = PeriodicThread("maintenance", settings.maintenance_s, maintenance.run)
         self._threads = [*self._slots, process.engine.thread]
-        process.watchdog.start()
+        process.watchdog.thread.start()
         for thread in (*self._threads, maintaining):
             thread.start()
         log.info("worker ready", name=info.name, device=info.device)
@@ -182,7 +185,7 @@ class Supervisor:
         self._leave()
         maintaining.stop()
         process.engine.stop()
-        process.watchdog.stop()
+        process.watchdog.thread.stop()
 
     def _beat(self) -> None:
         try_to("register", self._registration.write)

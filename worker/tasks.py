@@ -1,4 +1,17 @@
-"""The one thing a worker does: upscale the image of a job.
+"""The one thing a worker does: upscale the image of a job, and say how that ended.
+
+    the attempt ends with                       the job is      and RQ
+    its result                                  succeeded       forgets it
+    Cancellation                                canceled        forgets it
+    Interruption, DeviceTaken                   queued          runs it again, first in the queue
+    an error that a second attempt may mend     queued          runs it again, alone on its device
+        in the last attempt                     failed          forgets it
+    another error                               failed          forgets it
+    LeaseLost                                   of another attempt, which alone may write
+
+A second attempt may mend the store or Redis out of reach, memory that ran out, and a lost device.
+How many attempts there are `jobs.rq_adapter` says; those that a lost worker cost count as well
+(its `on_failure`), those that were interrupted do not.
 
 An attempt may happen twice (a worker was lost, or the queue only thought so), so it is idempotent:
 the result's key follows from the job's id, its bytes follow from the parameters and their seed, and
@@ -15,62 +28,116 @@ from tempfile import TemporaryDirectory
 
 import structlog
 import torch
-from rq import Retry
 from torch import Tensor
 
-from jobs.errors import JobEnded, JobNotFound, OutputTooLarge, WrongState
+from jobs.errors import (
+    ImageError,
+    JobEnded,
+    JobFault,
+    JobNotFound,
+    JobsError,
+    OutOfMemory,
+    OutputTooLarge,
+    Problem,
+    QueueUnavailable,
+    StoreUnavailable,
+    WrongState,
+)
 from jobs.image_file import RESULT_TYPES, check_side
 from jobs.schema import Job, ResultInfo, Stage
-from jobs.store import input_key, result_key
+from jobs.store import BlobStore, input_key, result_key
+from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
 from models.geometry import output_size
-from worker.attempt import Attempt, conclude
-from worker.errors import LeaseLost
+from models.memory import is_out_of_memory
+from worker.attempt import Attempt, Cancellation, Interruption, LeaseLost
+from worker.device import is_device_lost
+from worker.device_lock import DeviceTaken
+from worker.engine import EngineBroken
 from worker.images import DecodedImage, decode, rows_of, write
-from worker.progress import Reporter
 
 log = structlog.get_logger(__name__)
 
 
-def upscale(attempt: Attempt) -> Retry | None:
-    """Run a job to its end. Returns what RQ has to do next, which is nothing or to run it again.
+def upscale(attempt: Attempt) -> bool:
+    """Run a job to its end; whether RQ has to run it again.
 
-    A job that cannot succeed is failed here and is done for RQ. Only what another attempt may
-    mend is raised: the store or Redis out of reach, memory, the device.
+    Raises:
+        LeaseLost: the job is not this attempt's any more.
+        Exception: what another attempt may mend.
     """
     # Every line of the attempt has both ids; the record says which request it was.
     with structlog.contextvars.bound_contextvars(job=attempt.job_id, request_id=None):
         try:
-            return conclude(attempt, _work)
+            return _conclude(attempt)
         except (JobEnded, JobNotFound) as error:
             # Canceled while it waited, or finished by an earlier attempt: there is nothing to do.
             log.info("job needs nothing", reason=error.detail)
-            return None
+            return False
         except WrongState as error:
             raise LeaseLost(error.detail) from error
 
 
+def _conclude(attempt: Attempt) -> bool:
+    """Do the work, and what the table above says when it ends; whether RQ runs the job again."""
+    process, records = attempt.process, attempt.process.records
+    try:
+        with process.device.job(alone=attempt.alone, poll=attempt.check):
+            _work(attempt)
+    except DeviceTaken:
+        # Not begun, so the record still says queued: only RQ has to be told.
+        attempt.claim()
+        log.info("job given back, another one runs alone", job=attempt.job_id)
+        return True
+    except Interruption:
+        attempt.settle(records.requeue)
+        log.info("job put back", job=attempt.job_id)
+        return True
+    except Cancellation:
+        attempt.settle(records.stop)
+        log.info("job canceled", job=attempt.job_id)
+    except (LeaseLost, WrongState, JobNotFound):
+        raise
+    # Every other error of an attempt is the job's failure and not the worker's.
+    except Exception as error:
+        is_image = isinstance(error, ImageError)
+        log.warning("attempt failed", job=attempt.job_id, exc_info=not is_image)
+        device_lost = isinstance(error, EngineBroken) or is_device_lost(error)
+        may_be_mended = (
+            device_lost
+            or _lacks_memory(error)
+            or isinstance(error, StoreUnavailable | QueueUnavailable)
+        )
+        if attempt.last or not may_be_mended:
+            attempt.settle(records.fail, _problem(error))
+        # After the process was left, the engine has gone.
+        if device_lost and not process.leaving.is_set():
+            process.lose(str(error))
+        if may_be_mended:
+            raise
+    return False
+
+
 def _work(attempt: Attempt) -> None:
-    metrics = attempt.process.metrics
+    process = attempt.process
     attempt.check()
     job = attempt.start()
     structlog.contextvars.bind_contextvars(request_id=job.request_id)
     if job.started_at is not None and job.attempt == 1:
         wait = (job.started_at - job.created_at).total_seconds()
-        metrics.observe_job({"queue": wait})
+        process.metrics.observe_job({"queue": wait})
     log.info("job started", job=job.id, attempt=job.attempt, alone=attempt.alone)
-    report = Reporter(attempt)
-    result = _stored_result(attempt, job) or _upscale(attempt, job, report)
-    job = attempt.settle(attempt.process.records.succeed, result, report.timings)
+    result = _stored_result(process.store, job) or _upscale(attempt, job)
+    job = attempt.settle(process.records.succeed, result, attempt.timings)
     if job.timings is not None:
         # What it waited was observed when it started.
-        metrics.observe_job(job.timings.model_dump(exclude={"queue"}))
+        process.metrics.observe_job(job.timings.model_dump(exclude={"queue"}))
     total = job.timings.total if job.timings else None
     log.info("job done", job=job.id, seconds=total, size=f"{result.width}x{result.height}")
 
 
-def _stored_result(attempt: Attempt, job: Job) -> ResultInfo | None:
+def _stored_result(store: BlobStore, job: Job) -> ResultInfo | None:
     """The result of an earlier attempt that ended between storing it and saying so."""
-    store, key = attempt.process.store, result_key(job.id)
+    key = result_key(job.id)
     if job.attempt < 2 or not store.exists(key):
         return None
     digest, size = hashlib.sha256(), 0
@@ -84,7 +151,7 @@ def _stored_result(attempt: Attempt, job: Job) -> ResultInfo | None:
     return _result_info(job, size, digest.hexdigest(), width, height)
 
 
-def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
+def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
     """From the stored upload to the stored result.
 
     What the decoder reads is freed however this ends, and the result goes to its file, and from
@@ -92,7 +159,7 @@ def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
     """
     process, options = attempt.process, job.parameters
     model = process.model
-    with report.stage("load"):
+    with attempt.stage("load"):
         source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
         _check_output(source, job, process.settings.max_output_pixels)
     small = model.steps_in(source.rgb, options)
@@ -101,12 +168,12 @@ def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
     def autoencoder(stage: Stage) -> Iterator[Callable[[float], None]]:
         """Gives what is called between two strips, where small images are let in."""
         with (
-            report.stage(stage),
-            process.device.autoencoder(small=small, poll=report.poll) as pause,
+            attempt.stage(stage),
+            process.device.autoencoder(small=small, poll=attempt.poll) as pause,
         ):
 
             def on_progress(share: float) -> None:
-                report.on_progress(share)
+                attempt.on_progress(share)
                 pause()
 
             yield on_progress
@@ -116,14 +183,14 @@ def _upscale(attempt: Attempt, job: Job, report: Reporter) -> ResultInfo:
             encoded_image = model.prepare(source.rgb, options, on_progress)
             resources.callback(encoded_image.close)
         log.info("job planned", job=job.id, **encoded_image.summary)
-        with report.stage("denoise", steps=options.steps):
+        with attempt.stage("denoise", steps=options.steps):
             latent = process.engine.run(
-                model.sample(encoded_image, options), on_step=report.on_step, poll=report.poll
+                model.sample(encoded_image, options), on_step=attempt.on_step, poll=attempt.poll
             )
         with autoencoder("decode") as on_progress:
             rows = model.rows(encoded_image, latent, options, on_progress)
         encoded_image.close()
-        return _save(attempt, job, source, rows, report)
+        return _save(attempt, job, source, rows)
 
 
 def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
@@ -137,18 +204,16 @@ def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
     check_side(width, height, job.parameters.output_format)
 
 
-def _save(
-    attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tensor], report: Reporter
-) -> ResultInfo:
+def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tensor]) -> ResultInfo:
     """Write the image's rows to a file of its own and that into the store."""
     width, height = output_size(*source.size, job.parameters.scale)
 
     def strips() -> Iterator[Tensor]:
         for strip in rows:
-            report.poll()
+            attempt.poll()
             yield strip
 
-    with report.stage("save"), TemporaryDirectory(prefix="stablesr-") as folder:
+    with attempt.stage("save"), TemporaryDirectory(prefix="stablesr-") as folder:
         path = Path(folder, "result")
         write(
             path,
@@ -161,7 +226,7 @@ def _save(
         )
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        report.poll()
+        attempt.poll()
         attempt.process.store.put(result_key(job.id), path)
         return _result_info(job, path.stat().st_size, sha256, width, height)
 
@@ -175,3 +240,31 @@ def _result_info(job: Job, size: int, sha256: str, width: int, height: int) -> R
         sha256=sha256,
         media_type=RESULT_TYPES[job.parameters.output_format],
     )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return is_out_of_memory(error) or isinstance(error, NotEnoughMemory | ScratchFull)
+
+
+def _problem(error: Exception) -> Problem:
+    """What the client is told; the log has the rest."""
+    match error:
+        case InvalidOption() | MissingTextTower():
+            title = "The parameters do not fit"
+            return Problem(type="invalid-parameters", title=title, detail=str(error))
+        case NotFinite():
+            return JobFault(str(error)).problem()
+        case StoreUnavailable():
+            return StoreUnavailable(
+                "The worker could not use the image store, twice; submit the image again later."
+            ).problem()
+        case _ if _lacks_memory(error):
+            return OutOfMemory(
+                "The worker has too little memory for this image; ask for a smaller scale."
+            ).problem()
+        case JobsError() if not isinstance(error, QueueUnavailable):
+            return error.problem()
+    return JobFault(
+        "The worker could not finish the job because of a fault of its own; "
+        "its log says more under the job's id."
+    ).problem()

@@ -10,12 +10,13 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
+
+from worker.heartbeat import PeriodicThread
 
 EXIT_STALLED = 70
 """The exit code of a process that its watchdog ended."""
@@ -48,13 +49,7 @@ class Watchdog:
         self._on_stall = on_stall
         # Of each call the last feed. Changed and copied in one bytecode each, so without a lock.
         self._calls: dict[object, tuple[str, float]] = {}
-        self._stop = threading.Event()
-
-    def start(self) -> None:
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
-
-    def stop(self) -> None:
-        self._stop.set()
+        self.thread = PeriodicThread("watchdog", min(1.0, limit_s / 4), self._check)
 
     @contextmanager
     def watch(self, what: str) -> Iterator[Feed]:
@@ -78,9 +73,6 @@ class Watchdog:
                 return what, seconds
         return None
 
-    def _run(self) -> None:
-        while not self._stop.wait(min(1.0, self._limit_s / 4)):
-            stall = self.stall()
-            if stall is not None:
-                self._on_stall(*stall)
-                return
+    def _check(self) -> None:
+        if (stall := self.stall()) is not None:
+            self._on_stall(*stall)

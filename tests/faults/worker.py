@@ -18,8 +18,8 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from models.sampling import Step
 from tests.worker import double
-from worker import supervisor, tasks
-from worker.progress import Reporter
+from worker import slot, supervisor
+from worker.attempt import Attempt
 
 PLACES = ("load", "encode", "denoise", "decode", "save", "storing", "stored")
 """The stages of a job, the middle of storing the result, and the moment between that and saying
@@ -28,7 +28,7 @@ so."""
 HELD_STEP = 2
 
 
-class HeldReporter(Reporter):
+class HeldAttempt(Attempt):
     """Told of each stage anyway, so this is where a job can be held."""
 
     folder: ClassVar[Path]
@@ -81,7 +81,7 @@ def hold(folder: Path, place: str) -> None:
 
 
 def serve(settings: Settings, folder: Path, step_s: float) -> int:
-    HeldReporter.folder = HeldStore.folder = folder
-    vars(tasks)["Reporter"] = HeldReporter
+    HeldAttempt.folder = HeldStore.folder = folder
+    vars(slot)["Attempt"] = HeldAttempt
     vars(supervisor)["BlobStore"] = HeldStore
     return double.main(settings, step_s=step_s, load_s=0.0)

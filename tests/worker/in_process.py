@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from rq import Retry
-
 from jobs.connection import connect
 from jobs.job_store import JobStore
 from jobs.schema import JobState
@@ -26,11 +24,9 @@ def serving(house: House, model: Double | None = None, **settings: Any) -> Itera
     model = model or Double()
     values = house.settings.model_copy(update=settings)
     with connect(values) as connection:
-        records = JobStore(connection)
         process = Process(
             values,
-            records,
-            records,
+            JobStore(connection),
             house.store,
             cast(StableSR, model),
             WorkerMetrics(),
@@ -44,7 +40,7 @@ def serving(house: House, model: Double | None = None, **settings: Any) -> Itera
             process.engine.stop()
 
 
-def try_job(process: Process, job_id: str, *, last: bool = False) -> Retry | None:
+def try_job(process: Process, job_id: str, *, last: bool = False) -> bool:
     """One attempt at a job."""
     return upscale(Attempt(process, job_id, worker="w", last=last))
 

@@ -9,15 +9,16 @@ from jobs.settings import Settings
 from models.compiler import CompileOptions
 from models.memory import MemoryBudget
 from worker.device import (
+    StartupError,
     budget_of,
     choose_device,
     choose_dtype,
     compile_options_of,
     devices_of,
+    is_device_lost,
     load,
     named_device,
 )
-from worker.errors import StartupError, is_device_lost
 
 
 def test_what_the_settings_decide_of_memory_reaches_the_plan() -> None:

@@ -12,8 +12,8 @@ from queue import SimpleQueue
 
 import pytest
 
+from worker.attempt import Interruption
 from worker.device_lock import DeviceLock, DeviceTaken, Pause
-from worker.errors import Interruption
 
 PATIENCE_S = 20.0
 

@@ -17,8 +17,8 @@ from models.presets import get_preset
 from models.sampling import Sampler, Step, StepRequest
 from tests.models import narrow
 from tests.models.driving import drive, latent_of
-from worker.engine import Engine, fair_split
-from worker.errors import Cancellation, EngineBroken
+from worker.attempt import Cancellation
+from worker.engine import Engine, EngineBroken, fair_split
 
 Predict = Callable[[StepRequest], Tensor]
 

@@ -9,9 +9,9 @@ import pytest
 from torch import Tensor
 
 from jobs.connection import connect
+from jobs.errors import QueueUnavailable
 from jobs.job_store import JobStore
 from jobs.schema import Job, JobState, Progress
-from jobs.settings import Settings
 from jobs.store import result_key
 from models.parameters import UpscaleParameters
 from tests.worker.double import Counting, Double, Encoded
@@ -29,7 +29,7 @@ def test_the_stages_are_written_in_order_and_the_fraction_only_grows(house: Hous
             return super().progress(job_id, progress, worker=worker)
 
     with serving(house, Double(step_s=0.1)) as process, connect(house.settings) as connection:
-        process.quick_records = Listening(connection)
+        process.records = Listening(connection)
         job_id = house.submit(steps=12)
         try_job(process, job_id)
     stages = list(dict.fromkeys(progress.stage for progress in writes))
@@ -49,9 +49,13 @@ def test_the_stages_are_written_in_order_and_the_fraction_only_grows(house: Hous
 def test_progress_that_cannot_be_written_does_not_hold_up_the_job(
     house: House, process: Process
 ) -> None:
-    with connect(Settings(redis_url="redis://127.0.0.1:1/0")) as nowhere:
+    class Silent(JobStore):
+        def progress(self, job_id: str, progress: Progress, *, worker: str | None = None) -> Job:
+            raise QueueUnavailable("Redis does not answer.")
+
+    with connect(house.settings) as connection:
         job_id = house.submit()
-        process.quick_records = JobStore(nowhere)
+        process.records = Silent(connection)
         try_job(process, job_id)
     assert house.job(job_id).state is JobState.SUCCEEDED
 
@@ -60,7 +64,7 @@ def test_progress_that_cannot_be_written_does_not_hold_up_the_job(
 def test_a_job_canceled_between_two_strips_ends_there_and_frees_what_it_held(
     house: House, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.progress.WRITE_S", 0.0)
+    monkeypatch.setattr("worker.attempt.WRITE_S", 0.0)
     stages: list[str] = []
 
     class Canceling(Counting):

@@ -45,7 +45,7 @@ def test_an_attempt_after_the_end_changes_nothing(house: House, process: Process
     try_job(process, job_id)
     before = house.job(job_id)
     before_that = tiles(process)
-    assert try_job(process, job_id) is None
+    assert not try_job(process, job_id)
     assert house.job(job_id) == before
     assert tiles(process) == before_that
 
@@ -114,7 +114,7 @@ def test_an_image_larger_than_its_header_said_to_the_service_is_refused(house: H
 def test_an_upload_that_is_gone_fails_the_job(house: House, process: Process) -> None:
     job_id = house.submit()
     house.store.delete(input_key(job_id))
-    assert try_job(process, job_id) is None
+    assert not try_job(process, job_id)
     assert failure(house, job_id) == "blob-not-found"
 
 

@@ -14,10 +14,11 @@ def test_a_call_that_does_not_come_back_is_noticed_by_its_name() -> None:
         event.set()
 
     watchdog = Watchdog(0.05, on_stall)
-    watchdog.start()
+    watchdog.thread.start()
     with watchdog.watch("predict"):
         assert event.wait(10)
-    [(what, seconds)] = stalls
+    watchdog.thread.stop()
+    what, seconds = stalls[0]
     assert what == "predict"
     assert seconds > 0.05
 

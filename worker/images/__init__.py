@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from jobs.image_file import check_side
 
-from .decoding import decode
-from .image import DecodedImage, Depth, rows_of
-from .writing import write
+from .decoding import DecodedImage, Depth, decode
+from .writing import rows_of, write
 
 __all__ = ["DecodedImage", "Depth", "check_side", "decode", "rows_of", "write"]

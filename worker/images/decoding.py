@@ -12,21 +12,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyvips
 import structlog
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
 
 from jobs.errors import ImageTruncated, UnsupportedFormat
 from jobs.formats import examine
 from jobs.image_file import Header
 
-from .image import DecodedImage, fill_hidden
 from .vips import ICC_SPACES, LOADERS, PROFILE, Levels, levels_of, reason_of, to_srgb
 
+Depth = Literal[8, 16]
+
 log = structlog.get_logger(__name__)
+
+# Rows of an input that are filled at once; even, so that cells of two rows stay whole.
+FILL_STRIP = 256
 
 COLOURS = {"L": 1, "RGB": 3, "CMYK": 4, "YCbCr": 3}
 
@@ -42,6 +49,32 @@ AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 EOI, SOS, DRI, APP0 = 0xD9, 0xDA, 0xDD, 0xE0
 ALONE = {0x01, *range(0xD0, 0xDA)}
 """Markers without a segment."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An input as the pipeline takes it.
+
+    `rgb` is (1, 3, H, W) float32 in [0, 1], sRGB, upright; three equal channels where the file is
+    `grey`. `alpha` is the opacity, (1, 1, H, W) likewise, or None for a file without such a
+    channel. `depth` is the bits a channel that the result deserves: 16 where the file had more
+    than 8.
+    """
+
+    rgb: Tensor
+    alpha: Tensor | None = None
+    grey: bool = False
+    depth: Depth = 8
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.rgb.shape[-1], self.rgb.shape[-2]
+
+    @property
+    def channels(self) -> int:
+        """Of the result: grey 1, grey and alpha 2, RGB 3, RGB and alpha 4."""
+        return (1 if self.grey else 3) + (self.alpha is not None)
 
 
 def decode(data: bytes, max_pixels: int) -> DecodedImage:
@@ -194,3 +227,53 @@ def _unit(levels: Levels, header: Header) -> Tensor:
     upright = np.rot90(levels[:, ::-1] if turn in MIRRORED else levels, QUARTERS[turn])
     planes = np.ascontiguousarray(np.moveaxis(upright, -1, 0), dtype=np.float32)
     return torch.from_numpy(planes)[None].div_(np.iinfo(levels.dtype).max)
+
+
+def fill_hidden(rgb: Tensor, alpha: Tensor) -> None:
+    """Gives the pixels of `rgb`, (1, 3, H, W), in place, a colour where `alpha` is 0.
+
+    What lies under fully transparent pixels is arbitrary, often black or white, and upscaling would
+    mix it into the visible edge: a dark fringe on every background but black.
+
+    Averages over ever larger cells, weighted by opacity, from which each hidden pixel takes the
+    finest one with anything visible (push-pull filling: Gortler et al., "The Lumigraph", SIGGRAPH
+    1996, section 3.4). Everything that shows at all stays exactly as it is, and so does an image
+    that is hidden altogether. Needs about as much memory again as `rgb`.
+    """
+    hidden = alpha == 0
+    if not hidden.any() or hidden.all():
+        return
+    height = rgb.shape[-2]
+    strips = [slice(top, min(top + FILL_STRIP, height)) for top in range(0, height, FILL_STRIP)]
+    weights = _halve(alpha)
+    colours = rgb.new_empty((1, 3, *weights.shape[-2:]))
+    for rows in strips:
+        visible = rgb[:, :, rows] * alpha[:, :, rows]
+        colours[:, :, rows.start // 2 : (rows.stop + 1) // 2] = _halve(visible)
+    around = _spread(colours, weights)
+    for rows in strips:
+        # One row of cells more on either side, for the interpolation between cells.
+        first = max(rows.start // 2 - 1, 0)
+        cells = around[:, :, first : (rows.stop + 1) // 2 + 1]
+        fine = _double(cells)[:, :, rows.start - 2 * first :, : rgb.shape[-1]]
+        part = rgb[:, :, rows]
+        part.copy_(torch.where(hidden[:, :, rows], fine[:, :, : part.shape[-2]], part))
+
+
+def _spread(colours: Tensor, weights: Tensor) -> Tensor:
+    """A colour for every cell, in place of the sums of opacity times colour."""
+    visible = weights > 0
+    coarse = None if visible.all() else (_halve(colours), _halve(weights))
+    colours.div_(weights.where(visible, 1))
+    if coarse is None:
+        return colours
+    around = _double(_spread(*coarse))[:, :, : colours.shape[-2], : colours.shape[-1]]
+    return torch.where(visible, colours, around, out=colours)
+
+
+def _halve(cells: Tensor) -> Tensor:
+    return avg_pool2d(cells, 2, ceil_mode=True)
+
+
+def _double(cells: Tensor) -> Tensor:
+    return interpolate(cells, scale_factor=2, mode="bilinear", align_corners=False)

@@ -20,14 +20,22 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from pyvips.enums import ForeignKeep
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from jobs.image_file import check_side
 from models.parameters import OutputFormat
 
-from .image import STRIP, Depth
+from .decoding import DecodedImage, Depth
 from .vips import Levels, image_of, srgb_profile
 
+STRIP = 64
+"""Rows that are handled at once: enough for speed, and some megabytes at most."""
+
 QUALITY = 95
+
+# Brightness of red, green and blue in sRGB's primaries (Rec. ITU-R BT.709), applied to the encoded
+# values: weights that add up to 1 keep every true grey as it is, on the curve of its levels.
+LUMA = (0.2126, 0.7152, 0.0722)
 
 # Of ISA-L, whose files are some percent larger than zlib's for a fifth of the time
 # (`benchmarks.io`).
@@ -42,6 +50,51 @@ TIFF_TYPES = {"H": 3, "I": 4, "II": 5, "B": 7}
 """By format of `struct`: SHORT, LONG, RATIONAL and UNDEFINED."""
 BLACK_IS_ZERO, RGB = 1, 2
 DEFLATE, HORIZONTAL, CONTIGUOUS, NO_UNIT, STRAIGHT_ALPHA = 8, 2, 1, 1, 2
+
+
+def rows_of(
+    image: DecodedImage, rgb_rows: Iterable[Tensor], height: int, width: int
+) -> Iterator[Tensor]:
+    """What a result's file holds, from the pipeline's rows.
+
+    Args:
+        image: the input; decides whether the result is grey and brings the opacity.
+        rgb_rows: (3, n, width) float32 in [0, 1] from top to bottom, in strips of any height.
+        height, width: the result's size in pixels.
+
+    Yields:
+        (image.channels, n, width): colours or their brightness, then the bicubic opacity.
+    """
+    start = 0
+    for strip in rgb_rows:
+        # The pipeline may hand over everything at once; the opacity is resized piece by piece.
+        for rgb in torch.split(strip, STRIP, dim=1):
+            colours = rgb
+            if image.grey:
+                colours = torch.einsum("c,chw->hw", rgb.new_tensor(LUMA), rgb)[None]
+            stop = start + rgb.shape[1]
+            if image.alpha is not None:
+                colours = torch.cat([colours, _resize(image.alpha, start, stop, height, width)])
+            yield colours
+            start = stop
+
+
+def _resize(channel: Tensor, start: int, stop: int, height: int, width: int) -> Tensor:
+    """Rows `start` to `stop` of a (1, 1, H, W) channel resized to height x width, in [0, 1].
+
+    As of bicubic interpolation of all of it, but for the last bit of a float32.
+    """
+    rows = channel.shape[-2]
+    # The old rows between which the new ones lie, and two more for the kernel.
+    first = max(start * rows // height - 3, 0)
+    part = channel[:, :, first : stop * rows // height + 4].double()
+    y = (torch.arange(start, stop, dtype=part.dtype) + 0.5) * rows / height - first
+    x = (torch.arange(width, dtype=part.dtype) + 0.5) / width
+    # From -1 to 1 over the sides of `part`, beyond which its border goes on.
+    places = torch.meshgrid(2 * x - 1, 2 * y / part.shape[-2] - 1, indexing="xy")
+    grid = torch.stack(places, dim=-1)[None]
+    resized = grid_sample(part, grid, "bicubic", padding_mode="border", align_corners=False)
+    return resized[0].to(channel.dtype).clamp_(0, 1)
 
 
 def write(

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tests.worker.image_files import file_of, gradient
-from worker.images import DecodedImage, decode, rows_of
-from worker.images.image import fill_hidden
+from worker.images import DecodedImage, decode, decoding, rows_of
+from worker.images.decoding import fill_hidden
 
 LIMIT = 1_000_000
 ORANGE = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
@@ -124,11 +124,9 @@ def test_filling_in_strips_leaves_no_seam() -> None:
     alpha[:, :, ::97] = 1
     tall = rgb.clone()
     fill_hidden(tall, alpha)
-    from worker.images import image
-
     whole = rgb.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image, "FILL_STRIP", 4096)
+        patch.setattr(decoding, "FILL_STRIP", 4096)
         fill_hidden(whole, alpha)
     assert torch.allclose(tall, whole, atol=1e-6)
 
