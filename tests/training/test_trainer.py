@@ -21,8 +21,8 @@ from tests.training.small_run import (
     losses,
     settings_of,
 )
-from training.image_stages import Cfw
-from training.objective import Batch
+from training.objectives import Cfw
+from training.pairs import Batch
 from training.run import train
 from training.trainer import Prefetcher
 
