@@ -47,10 +47,6 @@ class Pair:
     hr: Path
     scale: int
 
-    def pixels(self) -> tuple[Pixels, Pixels]:
-        """The input and the original."""
-        return read(self.lr), read(self.hr)
-
 
 def read(path: Path) -> Pixels:
     """A file's pixels, turned upright. Raises BadImages: it cannot be read, or is not 8-bit RGB

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,17 +48,6 @@ class MethodResult:
     method: str
     image: Tensor
     seconds: float
-
-
-class Method(Protocol):
-    """Something that upscales an image; it may give several results, each under one of its names,
-    in their order."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
-        """(1, 3, h, w) in [0, 1] -> results `scale` times as large."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +105,11 @@ class OursAtWeights:
                 yield MethodResult(name, result, sampling + time.perf_counter() - began)
 
 
+Method = Baseline | OursAtWeights
+"""Gives one or several results an image, (1, 3, h, w) in [0, 1], each under one of its names, in
+their order."""
+
+
 def sample_latent(
     sr: StableSR, encoding: EncodedImage, options: UpscaleParameters, predict: Predict | None = None
 ) -> Tensor:
@@ -128,7 +122,7 @@ def sample_latent(
     return latent
 
 
-def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
+def make_baseline(name: str, device: torch.device | str = "cpu") -> Baseline:
     """One of BASELINES; `NAME=PATH` with a network of PACKAGES and the wheel or folder that holds
     it; or any file that spandrel reads.
 
@@ -149,7 +143,7 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
     return _spandrel(path, device)
 
 
-def _from_package(name: str, place: Path | None, device: torch.device) -> Method:
+def _from_package(name: str, place: Path | None, device: torch.device) -> Baseline:
     package, kind, model = PACKAGES[name]
     if place is None:
         # Only its files are read: its own code computes through Vulkan.
@@ -169,7 +163,7 @@ def _from_package(name: str, place: Path | None, device: torch.device) -> Method
     return Baseline(name, lambda image, scale: network(image), 4, device)
 
 
-def _spandrel(path: Path, device: torch.device) -> Method:
+def _spandrel(path: Path, device: torch.device) -> Baseline:
     try:
         spandrel: Any = importlib.import_module("spandrel")
     # It imports torchvision, which raises RuntimeError when it was made for another torch.

@@ -116,6 +116,3 @@ class Checkpoints:
             for old in self._folder.glob(f"{_NAME}*"):
                 if old != path:
                     shutil.rmtree(old)
-
-    def load(self, path: Path) -> None:
-        self._accelerator.load_state(str(path))

@@ -21,10 +21,6 @@ class Shards:
     The files are mapped: their pages are memory that the system takes back when it needs it.
 
     Args:
-        folder: of the run.
-        make_batch: a batch of its number.
-        count: batches.
-        origin: what they follow from.
         units: names of tensors, and for each how many of its pixels one unit has.
         step: in units; a part of an entry begins at multiples of it.
         orientations: of eight, those that a part is turned to.

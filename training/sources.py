@@ -71,6 +71,7 @@ class Sources:
     ) -> None:
         self._settings, self._folder = settings, folder
         self._accelerator, self._on_progress = accelerator, on_progress
+        self._data = settings.data.model_dump(mode="json")
         self._device, self._rank = accelerator.device, accelerator.process_index
 
     def teacher(self) -> Shards:
@@ -100,11 +101,10 @@ class Sources:
             return _levels({**batch, TEACHER: torch.cat(images).clamp(0, 1)})
 
         settings = table.model_dump(mode="json", exclude={"batches"})
-        origin, units = {"teacher": settings, "seed": seed}, {"high": 4, TEACHER: 4, "low": 1}
+        origin = {"data": self._data, "teacher": settings, "seed": seed}
+        units = {"high": SCALE, TEACHER: SCALE, "low": 1}
         folder = self._folder.parent / TEACHER
-        shards = self._shards(
-            folder, make_batch, table.batches, origin, units, step=2, orientations=8
-        )
+        shards = Shards(folder, make_batch, table.batches, origin, units, step=2, orientations=8)
         shards.make(self._accelerator, self._on_progress)
         return shards
 
@@ -150,6 +150,7 @@ class Sources:
         if not table.cached:
             return make_batch
         origin = {
+            "data": self._data,
             "seed": seed,
             "batch": table.loop.batch,
             **table.model_dump(include={"crop", "teacher_share"}),
@@ -157,7 +158,7 @@ class Sources:
         }
         names = ("high", "low") if stage == "encoder" else ("high",)
         units, folder = dict.fromkeys(names, 1), self._folder / "latents"
-        shards = self._shards(folder, make_batch, table.cached, origin, units)
+        shards = Shards(folder, make_batch, table.cached, origin, units)
 
         def batch(number: int) -> Batch:
             own = number * self._accelerator.num_processes + self._rank
@@ -194,13 +195,14 @@ class Sources:
             return {**_levels(images), "latent": latent}
 
         origin = {
+            "data": self._data,
             "seed": seed,
             **table.model_dump(include={"crop", "sampled_batch", "sampling_steps"}),
             "weights": _digest(networks, lambda name: ".fusion." not in name),
         }
         pixels = networks.config.autoencoder.downscale
         units = {"latent": 1, "high": pixels, "low": pixels}
-        shards = self._shards(self._folder / "sampled", make_batch, table.sampled, origin, units)
+        shards = Shards(self._folder / "sampled", make_batch, table.sampled, origin, units)
         shards.make(self._accelerator, self._on_progress)
         return shards
 
@@ -208,18 +210,6 @@ class Sources:
         data = self._settings.data
         images = read_photographs(data.photographs, crop, data.sizes)
         return Pairs(images, data, crop=crop, batch=batch, seed=seed, device=self._device)
-
-    def _shards(
-        self,
-        folder: Path,
-        make_batch: Callable[[int], Batch],
-        count: int,
-        origin: dict[str, object],
-        units: dict[str, int],
-        **parts: int,
-    ) -> Shards:
-        data = self._settings.data.model_dump(mode="json")
-        return Shards(folder, make_batch, count, {"data": data, **origin}, units, **parts)
 
 
 def _levels(images: Batch) -> Batch:

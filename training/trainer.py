@@ -106,7 +106,7 @@ class Trainer:
                 "--resume, or name another --out."
             )
         if newest is not None:
-            self._checkpoints.load(newest)
+            self._accelerator.load_state(str(newest))
             self._checkpoint_step = progress.step
             self._on_progress(f"{self._folder}: resuming after step {progress.step}")
         elif resume:
