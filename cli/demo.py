@@ -13,13 +13,13 @@ import typer
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from rich.table import Table
 
-from cli.errors import CliError, check_input
-from cli.local import write_aside
+from cli.errors import CliError, check_input, file_errors
 from cli.options import Preset, argument
 from cli.processes import ends_as_interrupt
 from cli.remote import connect, follow
 from cli.stack import Stack
 from cli.view import ProgressView, console
+from models.checkpoints.files import write_aside
 from stablesr_client import Job
 
 SCALE = 4
@@ -93,6 +93,6 @@ def _write_pair(source: Path, target: Path, job: Job, pair: Path) -> str:
     for text, left in zip(captions, (0, result.width + gap), strict=True):
         middle = (left + result.width // 2, result.height + band // 2)
         draw.text(middle, text, fill="black", font=font, anchor="mm")
-    with write_aside(pair) as aside:
+    with file_errors(pair, "written"), write_aside(pair) as aside:
         sheet.save(aside, format="PNG")
     return sizes

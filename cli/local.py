@@ -6,9 +6,7 @@ seed gives the same image either way.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -21,6 +19,7 @@ from cli.options import UpscaleOptions
 from cli.view import ProgressView, console
 from jobs.errors import ImageError
 from jobs.settings import Settings
+from models.checkpoints.files import write_aside
 from models.parameters import UpscaleParameters
 from stablesr_client import Progress
 
@@ -127,7 +126,7 @@ class LocalModel:
             show = _progress(on_progress)
             results = self._sr.upscale_rows(image.rgb, parameters, list(targets), show)
             for target, rows in zip(targets.values(), results, strict=True):
-                with write_aside(target) as aside:
+                with file_errors(target, "written"), write_aside(target) as aside:
                     write(
                         aside,
                         rows_of(image, rows, height, width),
@@ -156,15 +155,3 @@ def _progress(on_progress: Callable[[Progress], None]) -> Callable[[ModelProgres
         on_progress(progress)
 
     return on_step
-
-
-@contextmanager
-def write_aside(target: Path) -> Iterator[Path]:
-    """Gives a path beside `target`, and renames it to `target` when the block ends well."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with file_errors(target, "written"):
-            yield aside
-            aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -12,12 +12,13 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
   | grep -v '^stablesr-' > /tmp/base.txt \
  && pip install --quiet --constraint constraints.txt --requirement /tmp/base.txt
 COPY README.md LICENSE ./
-# No worker, and of models the presets and parameters alone: this image cannot run a network, not
-# even by mistake.
+# No worker, and of models the presets, parameters and places of weights alone: this image cannot run
+# a network, not even by mistake.
 COPY cli cli
 COPY client client
 COPY jobs jobs
 COPY models/__init__.py models/config.py models/errors.py models/geometry.py models/parameters.py models/presets.py models/
+COPY models/checkpoints/__init__.py models/checkpoints/files.py models/checkpoints/
 COPY service service
 RUN pip install --quiet --no-deps ./client .
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from pydantic_core import to_json
 
 from evaluation.images import BadImages, Pair, pixels_of, read, tensor_of, write, write_file
 from evaluation.learned import LearnedScores
@@ -107,7 +107,7 @@ def compare(
         shutil.rmtree(result_path(out, name, "").parent, ignore_errors=True)
     comparison = Comparison(names)
     for pair in pairs:
-        lr, original = pair.pixels()
+        lr, original = read(pair.lr), read(pair.hr)
         for method in methods:
             for result in method.enlarge(tensor_of(lr), pair.scale):
                 pixels = pixels_of(result.image)
@@ -129,12 +129,4 @@ def compare(
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, aside first; what is not finite becomes null, which JSON has in its place."""
-    write_file(path, json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    write_file(path, to_json(content, indent=2, inf_nan_mode="null").decode() + "\n")

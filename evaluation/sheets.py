@@ -102,7 +102,7 @@ def write_sheets(comparison: Comparison, pairs: Sequence[Pair], out: Path) -> Pa
 
 
 def _sheet(comparison: Comparison, pair: Pair, out: Path) -> Pixels:
-    lr, original = pair.pixels()
+    lr, original = read(pair.lr), read(pair.hr)
     cells = [Cell(magnify(lr, pair.scale), "input", f"{lr.shape[1]} x {lr.shape[0]}")]
     for row in comparison.rows:
         if row.image == pair.name:

@@ -28,6 +28,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from models.checkpoints.files import write_aside
 from models.errors import ModelError
 
 LIST = Path(__file__).with_name("photographs.json")
@@ -211,12 +212,11 @@ def _resource(data: bytes, member: str) -> bytes:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    aside = path.with_name(f".{path.name}")
-    if path.suffix == ".webp":
-        image.save(aside, "WEBP", lossless=True, method=6)
-    else:
-        image.save(aside, "PNG")
-    aside.replace(path)
+    with write_aside(path) as aside:
+        if path.suffix == ".webp":
+            image.save(aside, "WEBP", lossless=True, method=6)
+        else:
+            image.save(aside, "PNG")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
+from models.checkpoints.files import replace_text
 from training.config import LoopSettings
 
 _FLOOR = 0.02  # of the learning rate, where a cosine ends
 _NAME = "checkpoint-"
-
-
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file, aside first, so that it is whole or not there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(aside)
-    aside.replace(path)
 
 
 class Progress:
@@ -75,7 +68,7 @@ class Log:
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
             lines = [li for li in lines if li.endswith("\n") and json.loads(li)["step"] <= step]
-            write_aside(self._path, lambda path: path.write_text("".join(lines), encoding="utf-8"))
+            replace_text(self._path, "".join(lines))
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step or None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -123,6 +116,3 @@ class Checkpoints:
             for old in self._folder.glob(f"{_NAME}*"):
                 if old != path:
                     shutil.rmtree(old)
-
-    def load(self, path: Path) -> None:
-        self._accelerator.load_state(str(path))

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 from models.networks.bundle import AnyAutoencoder
 from training.config import ImageLossSettings
 from training.perceptual import (
-    Perceptual,
-    autoencoder_distance,
+    Features,
+    autoencoder_features,
     feature_distance,
+    lpips_heads,
     texture_distance,
-    vgg_distance,
+    vgg_features,
 )
 
 # In decades: what chance makes of a line in one batch.
@@ -82,14 +83,16 @@ class ImageLoss:
         device: torch.device,
     ) -> None:
         self._settings = settings
-        self._perceptual: Perceptual | None = None
+        self._features: Features | None = None
         if settings.perceptual or settings.texture:
-            path, heads = settings.perceptual_network, settings.perceptual_heads
-            self._perceptual = (
-                autoencoder_distance(autoencoder)
+            path = settings.perceptual_network
+            self._features = (
+                autoencoder_features(autoencoder)
                 if path is None
-                else vgg_distance(path, heads, device, settings.perceptual_blocks)
+                else vgg_features(path, device, settings.perceptual_blocks)
             )
+        heads = settings.perceptual_heads
+        self._heads = None if heads is None else lpips_heads(heads, device)
         self.critic: PatchCritic | None = None
         if settings.adversarial:
             with torch.random.fork_rng(devices=[]):
@@ -115,19 +118,19 @@ class ImageLoss:
             terms["phase"] = s.phase * phase_loss(image - target)
         if s.lattice:
             terms["lattice"] = s.lattice * lattice_loss(image)
-        if self._perceptual is not None:
+        if self._features is not None:
             # The same place of both, of any phase of a latent pixel.
             draw, side = random.Random(step), s.perceptual_side or max(image.shape[2:])
             top, left = (draw.randrange(max(1, n - side + 1)) for n in image.shape[2:])
             rows, columns = slice(top, top + side), slice(left, left + side)
-            features = self._perceptual.features(
-                image[..., rows, columns], target[..., rows, columns]
-            )
+            with torch.no_grad():
+                theirs = self._features(target[..., rows, columns])
+            ours = self._features(image[..., rows, columns])
             if s.perceptual:
-                distance = feature_distance(*features, self._perceptual.heads)
+                distance = feature_distance(ours, theirs, self._heads)
                 terms["perceptual"] = s.perceptual * distance
             if s.texture:
-                terms["texture"] = s.texture * texture_distance(*features)
+                terms["texture"] = s.texture * texture_distance(ours, theirs)
         return terms
 
     def adversarial(self, image: Tensor, rest: Tensor, last: Sequence[Tensor]) -> Tensor:

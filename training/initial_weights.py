@@ -15,8 +15,9 @@ from models.networks.bundle import Networks
 from models.networks.compact import CompactAutoencoder
 from models.presets import PRESETS
 from training.config import STAGES, InvalidRun, RunSettings, StageName
-from training.objective import learns
+from training.objectives import learns
 from training.realesrgan import CompactNet, start_decoder
+from training.trainer import WEIGHTS_FOLDER
 
 TINY = ModelConfig(
     unet=UNetConfig(
@@ -54,10 +55,6 @@ TINY = ModelConfig(
 
 SIZES = {"tiny": TINY, "full": ModelConfig()}
 """By the name that a configuration gives; `full` is the released StableSR's."""
-
-WEIGHTS_FOLDER = "weights"
-"""Below a stage's folder: what the next one starts from."""
-
 
 # Fields of a configuration that a fresh stage takes from the run's sizes.
 _OWN_SIZES = {"prior": ("unet", "prediction", "context_tokens"), "encoder": ("encoder",)}

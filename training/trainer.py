@@ -23,7 +23,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from training.checkpoint import Checkpoints, Log, Progress
 from training.config import LoopSettings, RunExists
-from training.objective import Batch, Objective, learns
+from training.objectives import Objective, learns
+from training.pairs import Batch
+
+WEIGHTS_FOLDER = "weights"
+"""Below a stage's folder: the averaged weights, which the next stage starts from."""
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 Outcome = Literal["finished", "limited", "stopped"]
@@ -36,10 +40,8 @@ class Trainer:
     Args:
         objective: what is learned, on the accelerator's device; no parameter has a gradient yet.
         settings: how long and how fast.
-        folder: of checkpoints and log.
+        folder: of checkpoints, log and weights.
         accelerator: of this stage alone.
-        export: writes the networks as they are; called at every checkpoint, while they hold the
-            averaged weights.
         on_progress: hears a line for people now and then.
         blend: how far of the way from the start to the averaged weights is exported
             (arXiv 2109.01903, section 3).
@@ -52,12 +54,11 @@ class Trainer:
         folder: Path,
         accelerator: Accelerator,
         *,
-        export: Callable[[], None],
         on_progress: Callable[[str], None],
         blend: float = 1.0,
     ) -> None:
         self._objective, self._settings, self._folder = objective, settings, folder
-        self._accelerator, self._export, self._on_progress = accelerator, export, on_progress
+        self._accelerator, self._on_progress = accelerator, on_progress
         folder.mkdir(parents=True, exist_ok=True)
         parameters = objective.networks.named_parameters()
         trainable = {name: p for name, p in parameters if learns(objective.stage, name)}
@@ -105,7 +106,7 @@ class Trainer:
                 "--resume, or name another --out."
             )
         if newest is not None:
-            self._checkpoints.load(newest)
+            self._accelerator.load_state(str(newest))
             self._checkpoint_step = progress.step
             self._on_progress(f"{self._folder}: resuming after step {progress.step}")
         elif resume:
@@ -213,7 +214,7 @@ class Trainer:
         if self._start:
             torch._foreach_lerp_(parameters, self._start, 1 - self._blend)
         try:
-            self._export()
+            self._objective.export(self._folder / WEIGHTS_FOLDER)
         finally:
             torch._foreach_copy_(parameters, own)
 

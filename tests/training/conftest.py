@@ -12,5 +12,5 @@ from training.image_loss import PatchCritic
 
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.shards.RRDBNet.from_model", lambda path: Bicubic())
+    monkeypatch.setattr("training.sources.RRDBNet.from_model", lambda path: Bicubic())
     monkeypatch.setattr("training.image_loss.PatchCritic", partial(PatchCritic, 4))

@@ -66,7 +66,7 @@ def loop(steps: int, **changes: Any) -> dict[str, Any]:
 
 # Tables of a configuration.
 VAE: dict[str, Any] = {"crop": 32, "teacher_share": 0.5, "loop": loop(6, save_every=4)}
-ENCODER: dict[str, Any] = {"crop": 64, "cached": 2, "loop": loop(8, save_every=3)}
+ENCODER: dict[str, Any] = {"crop": 64, "cached": 2, "loop": loop(6, save_every=3)}
 DISTILL: dict[str, Any] = {"crop": 64, "steps": [1, 2], "loss": {}, "loop": loop(6, save_every=4)}
 TEACHER: dict[str, Any] = {"network": "nowhere", "crop": 64, "batch": 2, "batches": 2}
 CFW: dict[str, Any] = {

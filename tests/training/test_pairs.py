@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.training.small_run import CPU, write_photographs
 from training.config import DataSettings, NoPhotographs
-from training.pairs import Pairs, PhotographCrops, read_photographs
+from training.pairs import Pairs, read_photographs, upsample
 
 
 def coordinates(height: int, width: int) -> Tensor:
@@ -21,20 +21,33 @@ def coordinates(height: int, width: int) -> Tensor:
     return torch.from_numpy(np.stack([y, x, np.full_like(x, 7)], -1).astype(np.uint8))
 
 
+def crops_of(
+    images: list[Tensor],
+    size: int,
+    batch: int,
+    *,
+    number: int = 0,
+    seed: int = 0,
+    candidates: int = 1,
+) -> Tensor:
+    settings = DataSettings(photographs=Path("none"), candidates=candidates)
+    pairs = Pairs(images, settings, crop=size, batch=batch, seed=seed, device=CPU)
+    return pairs.high(number)
+
+
 def test_crops_are_seeded_and_of_the_asked_shape_and_range() -> None:
     images = [coordinates(80, 100), coordinates(64, 64)]
-    crops = PhotographCrops(images, 64, seed=3)
-    batch = crops.at(0, 6)
+    batch = crops_of(images, 64, 6, seed=3)
     assert batch.shape == (6, 3, 64, 64)
     assert batch.dtype == torch.float32
     assert 0 <= float(batch.min()) <= float(batch.max()) <= 1
-    assert not torch.equal(batch, crops.at(1, 6))
-    assert torch.equal(batch, PhotographCrops(images, 64, seed=3).at(0, 6))
-    assert not torch.equal(batch, PhotographCrops(images, 64, seed=4).at(0, 6))
+    assert not torch.equal(batch, crops_of(images, 64, 6, number=1, seed=3))
+    assert torch.equal(batch, crops_of(images, 64, 6, seed=3))
+    assert not torch.equal(batch, crops_of(images, 64, 6, seed=4))
 
 
 def test_crops_are_contiguous_pieces_in_all_eight_orientations_from_border_to_border() -> None:
-    batch = (PhotographCrops([coordinates(12, 10)], 8, seed=0).at(0, 400) * 255).round().int()
+    batch = (crops_of([coordinates(12, 10)], 8, 400) * 255).round().int()
     orientations = set()
     rows, columns = set(), set()
     for crop in batch:
@@ -52,8 +65,8 @@ def test_crops_are_contiguous_pieces_in_all_eight_orientations_from_border_to_bo
 def test_with_candidates_the_crop_with_more_detail_is_kept() -> None:
     half = torch.zeros(64, 256, 3, dtype=torch.uint8)
     half[:, 128:] = torch.randint(256, (64, 128, 3), generator=torch.Generator().manual_seed(0))
-    plain = PhotographCrops([half], 32, seed=1).at(0, 64)
-    choosy = PhotographCrops([half], 32, seed=1, candidates=4).at(0, 64)
+    plain = crops_of([half], 32, 64, seed=1)
+    choosy = crops_of([half], 32, 64, seed=1, candidates=4)
 
     def flat(batch: torch.Tensor) -> int:
         return int((batch.flatten(1).std(1) == 0).sum())
@@ -80,7 +93,7 @@ def test_a_photograph_is_learned_from_at_every_size_that_a_crop_fits_into(tmp_pa
     sizes = [tuple(i.shape) for i in read_photographs(tmp_path, 32, (1.0, 0.5, 0.4))]
     assert sizes == [(64, 96, 3), (32, 48, 3)]
     # A crop of 32 out of 48 x 32 always shows both halves of the photograph.
-    halves = PhotographCrops(read_photographs(tmp_path, 32, (0.5,)), 32).at(0, 20)
+    halves = crops_of(read_photographs(tmp_path, 32, (0.5,)), 32, 20)
     assert bool((halves.flatten(1).std(1) > 0.1).all())
     with pytest.raises(NoPhotographs, match="no photograph of at least 32 x 32"):
         read_photographs(tmp_path, 32, (0.4,))
@@ -91,22 +104,26 @@ def pairs_of(tmp_path: Path, **changes: object) -> Pairs:
     if not folder.exists():
         write_photographs(folder)
     settings = DataSettings.model_validate({"photographs": folder, **changes})
-    return Pairs(settings, crop=64, batch=2, seed=5, device=CPU)
+    images = read_photographs(folder, 64)
+    return Pairs(images, settings, crop=64, batch=2, seed=5, device=CPU)
 
 
-def test_pairs_follow_from_seed_and_number_and_are_of_one_size(tmp_path: Path) -> None:
+def test_pairs_follow_from_seed_and_number_and_the_degraded_are_a_quarter_as_large(
+    tmp_path: Path,
+) -> None:
     first, second = pairs_of(tmp_path), pairs_of(tmp_path)
-    high, low = first.at(3)
-    assert high.shape == low.shape == (2, 3, 64, 64)
-    assert 0 <= float(low.min()) <= float(low.max()) <= 1
-    for ours, theirs in zip((high, low), second.at(3), strict=True):
-        assert torch.equal(ours, theirs)
-    assert not torch.equal(first.at(4)[1], low)
+    batch = first.at(3)
+    assert batch["high"].shape == (2, 3, 64, 64)
+    assert batch["low"].shape == (2, 3, 16, 16)
+    assert 0 <= float(batch["low"].min()) <= float(batch["low"].max()) <= 1
+    for name, tensor in second.at(3).items():
+        assert torch.equal(batch[name], tensor)
+    assert not torch.equal(first.at(4)["low"], batch["low"])
 
 
 def test_plain_reduction_keeps_more_than_the_papers_degradation(tmp_path: Path) -> None:
     def error(name: str) -> float:
-        high, low = pairs_of(tmp_path, mix={name: 1}).at(0)
-        return float((high - low).square().mean())
+        batch = pairs_of(tmp_path, mix={name: 1}).at(0)
+        return float((batch["high"] - upsample(batch["low"])).square().mean())
 
     assert error("bicubic") < error("mild") < error("paper")

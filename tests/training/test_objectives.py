@@ -24,7 +24,7 @@ from tests.training.small_run import (
 )
 from training.config import InvalidRun, RunSettings, StageName
 from training.initial_weights import initial_networks
-from training.pairs import Pairs
+from training.pairs import Pairs, read_photographs
 from training.run import train
 
 
@@ -34,7 +34,8 @@ def test_the_compact_autoencoder_is_scaled_so_that_every_channel_deviates_by_one
     settings = settings_of(tmp_path, WITH_COMPACT, vae={**VAE, "teacher_share": 0})
     train("vae", settings, tmp_path / "out", resume=False, max_steps=1)
     autoencoder = load_folder(tmp_path / "out" / "vae" / "weights", CPU, torch.float32).autoencoder
-    pairs = Pairs(settings.data, crop=32, batch=64, seed=1, device=CPU)
+    images = read_photographs(settings.data.photographs, 32)
+    pairs = Pairs(images, settings.data, crop=32, batch=64, seed=1, device=CPU)
     with torch.no_grad():
         latent = autoencoder.latent(autoencoder.encode(pairs.high(0) * 2 - 1).moments)
     deviation = latent.std(dim=(0, 2, 3))
