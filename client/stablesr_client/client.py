@@ -33,8 +33,11 @@ class _BlockingCalls(Calls):
             response.read()
         return response
 
-    async def _chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    async def _chunks(
+        self, response: httpx.Response, begin: Callable[[httpx.Response], object] = id
+    ) -> AsyncGenerator[bytes, None]:
         with closing(response):
+            begin(response)
             for chunk in response.iter_bytes():
                 yield chunk
 
@@ -245,7 +248,10 @@ class AsyncClient(Calls):
             await response.aread()
         return response
 
-    async def _chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    async def _chunks(
+        self, response: httpx.Response, begin: Callable[[httpx.Response], object] = id
+    ) -> AsyncGenerator[bytes, None]:
         async with aclosing(response):
+            begin(response)
             async for chunk in response.aiter_bytes():
                 yield chunk

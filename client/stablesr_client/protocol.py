@@ -78,8 +78,10 @@ class Calls(ABC):
         """Sends a request once; of a stream only a body to be read in chunks is left unread."""
 
     @abstractmethod
-    def _chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
-        """The body of a stream, which is closed at its end."""
+    def _chunks(
+        self, response: httpx.Response, begin: Callable[[httpx.Response], object] = id
+    ) -> AsyncGenerator[bytes, None]:
+        """The body of a stream, after `begin` had its head; it is closed at its end."""
 
     async def submit(
         self,
@@ -197,8 +199,7 @@ class Calls(ABC):
                     response = await self._send(
                         "GET", result, {416}, stream=True, headers=part.headers()
                     )
-                    async with aclosing(self._chunks(response)) as chunks:
-                        part.begin(response)
+                    async with aclosing(self._chunks(response, part.begin)) as chunks:
                         async for chunk in chunks:
                             if part.write(chunk):
                                 retries.reset()
