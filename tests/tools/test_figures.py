@@ -195,7 +195,7 @@ def test_one_command_draws_every_figure_and_the_page_names_each(
             assert path.read_text().startswith("<?xml")
     assert "$" not in page.replace("$ make", "")
     assert "\npetra.\n" in page
-    assert "| gained | 0 | 25.00 / 24.00 (+1.00 ± 0.10) |  |" in page
+    assert "| gained | 0 | 25.00/24.00 (+1.00±0.10) |  |" in page
     assert "| better PSNR; worse NIQE |" in page
     assert page.count("| nothing measurable |") == 1
     assert lines[-1] == "4 steps: petra"

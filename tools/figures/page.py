@@ -77,8 +77,8 @@ def _rows(ablations: Sequence[Ablation]) -> list[str]:
 def _cell(worth: Worth) -> str:
     digits = _DIGITS[worth.score]
     return (
-        f"{worth.with_part:.{digits}f} / {worth.without:.{digits}f} "
-        f"({worth.gain:+.{digits}f} ± {worth.error:.{digits}f})"
+        f"{worth.with_part:.{digits}f}/{worth.without:.{digits}f} "
+        f"({worth.gain:+.{digits}f}±{worth.error:.{digits}f})"
     )
 
 
