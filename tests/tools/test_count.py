@@ -68,8 +68,8 @@ def test_a_bare_participle_is_told_from_a_noun(name: str) -> None:
 
 # Counts that are over their limit as yet; one that has come below it is taken out of here.
 NOT_MET = {
-    "product lines": 28_500,
-    "lines that service and worker import": 18_100,
+    "product lines": 25_300,
+    "lines that service and worker import": 16_200,
 }
 
 
