@@ -99,12 +99,11 @@ class WinogradConv2d(nn.Module):
         `padding` is 1 where zeros stand above and below the rows, 0 where the first and the last
         are only read.
         """
-        out: Tensor = _convolve(x, self.weight, self.forth, self.back, self.bias, padding)
-        return out
+        # Called as an operator, torch would load its compiler at the first image, in 1.5 s.
+        convolve = _operator if torch.compiler.is_compiling() else _convolve
+        return convolve(x, self.weight, self.forth, self.back, self.bias, padding)
 
 
-# One operator for torch's compiler too: it would take minutes over the strips, and win nothing.
-@torch.library.custom_op("stablesr::winograd", mutates_args=())
 def _convolve(
     x: Tensor, weight: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: int
 ) -> Tensor:
@@ -125,7 +124,11 @@ def _convolve(
     return _crop(out, height, width)
 
 
-@_convolve.register_fake
+# One operator for torch's compiler: it would take minutes over the strips, and win nothing.
+_operator = torch.library.custom_op("stablesr::winograd", _convolve, mutates_args=())
+
+
+@_operator.register_fake
 def _(
     x: Tensor, weight: Tensor, forth: Tensor, back: Tensor, bias: Tensor | None, padding: int
 ) -> Tensor:

@@ -240,7 +240,7 @@ def test_to_the_compiler_a_convolution_is_one_operator(results: int, padding: in
     [graph] = tracer.graphs
     assert [n.op for n in graph.graph.nodes].count("call_function") == 1
     arguments = x, ours.weight, ours.forth, ours.back, ours.bias, padding
-    torch.library.opcheck(models.fusing.winograd._convolve, arguments)
+    torch.library.opcheck(models.fusing.winograd._operator, arguments)
 
 
 def test_an_estimate_counts_the_kernels_as_they_will_be(caplog: pytest.LogCaptureFixture) -> None:
