@@ -31,17 +31,71 @@ RESULT_TYPES: Mapping[OutputFormat, str] = {
 }
 """Media types of results."""
 
+# libjpeg's own limit; the format could state 65,535.
+MAX_JPEG_SIDE = 65_500
 # What a format can state in its header, in pixels.
-MAX_SIDE = {"png": 2**31 - 1, "webp": 16_383, "jpeg": 65_535, "tiff": 2**32 - 1}
+MAX_SIDE = {"png": 2**31 - 1, "webp": 16_383, "jpeg": MAX_JPEG_SIDE, "tiff": 2**32 - 1}
 # TIFF's offsets have 32 bits; four channels of 16 bits are the most that is written, and the
 # compression may not help.
 MAX_TIFF_PIXELS = 2**32 // 8 - 2**20
 
 
+Point = tuple[float, float]
+"""A chromaticity, x and y (CIE 1931)."""
+D65: Point = (0.3127, 0.3290)
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What levels mean where no ICC profile says so: white, red, green and blue, and the power of
+    a level that is light; None is the curve of sRGB."""
+
+    primaries: tuple[Point, Point, Point, Point]
+    gamma: float | None = None
+
+
+SRGB = Colours((D65, (0.64, 0.33), (0.30, 0.60), (0.15, 0.06)))
+ADOBE_RGB = Colours((D65, (0.64, 0.33), (0.21, 0.71), (0.15, 0.06)), 563 / 256)
+"""Of Adobe RGB (1998), 4.3."""
+# By number (ITU-T H.273, tables 2 and 3); 2 is "not stated", which is sRGB's as well.
+_SMPTE_C = (D65, (0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
+_PRIMARIES = {
+    1: SRGB.primaries,
+    2: SRGB.primaries,
+    4: ((0.310, 0.316), (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
+    5: (D65, (0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),
+    6: _SMPTE_C,
+    7: _SMPTE_C,
+    9: (D65, (0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    11: ((0.314, 0.351), (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+    12: (D65, (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+    22: (D65, (0.630, 0.340), (0.295, 0.605), (0.155, 0.077)),
+}
+# Video's own curves (1, 6, 7, 11, 12, 14, 15) are made for a camera; viewers show them as sRGB.
+_GAMMAS = {**dict.fromkeys((1, 2, 6, 7, 11, 12, 13, 14, 15)), 4: 2.2, 5: 2.8, 8: 1.0}
+_HDR = {16: "PQ", 18: "HLG"}
+
+
+def colours_of_cicp(name: str, primaries: int, transfer: int) -> Colours:
+    """The colours that these numbers stand for. Raises UnsupportedFormat."""
+    if transfer in _HDR:
+        reason = f"it is HDR ({_HDR[transfer]})"
+        raise unsupported(name, f"{reason}; save it for ordinary screens (SDR) first")
+    if primaries not in _PRIMARIES or transfer not in _GAMMAS:
+        reason = f"its colours are of primaries {primaries} and transfer {transfer} (H.273)"
+        raise unsupported(name, f"{reason}; save it as sRGB first")
+    return Colours(_PRIMARIES[primaries], _GAMMAS[transfer])
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file's header says: the sides in pixels as stored, the EXIF orientation (5 to 8 swap
-    the sides), 1 frame for a still image, the bits of a channel or of a palette's colours."""
+    the sides), 1 frame for a still image, the bits of a channel or of a palette's colours.
+
+    Of the channels behind the colours `opacity` is the one that `mode` calls A. `colours` holds
+    unless an ICC profile stands for them. `narrow_range`: black is 16 and white 235 (of 8 bits) in
+    what the decoder gives; `premultiplied`: it gives colours times opacity.
+    """
 
     format: str
     width: int
@@ -50,6 +104,10 @@ class Header:
     orientation: int = 1
     mode: Mode = "RGB"
     depth: int = 8
+    opacity: int = 0
+    colours: Colours | None = None
+    narrow_range: bool = False
+    premultiplied: bool = False
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -85,3 +143,12 @@ def unreadable(name: str, reason: str) -> ImageError:
 
 def unsupported(name: str, reason: str) -> UnsupportedFormat:
     return UnsupportedFormat(f"The {name} file is of a kind not read: {reason}.")
+
+
+def too_many(name: str, what: str) -> ImageError:
+    return unreadable(name, f"it has more than {MAX_PARTS} {what}, the most that are read")
+
+
+def ascii_of(kind: bytes) -> str:
+    """A chunk's four letters, safe to print."""
+    return kind.decode("ascii", "backslashreplace").strip()

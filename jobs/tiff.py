@@ -41,10 +41,17 @@ WITH_ALPHA: dict[Mode, Mode] = {"L": "LA", "RGB": "RGBA", "CMYK": "CMYKA"}
 JPEG = 7
 COMPRESSIONS = {1, 2, 3, 4, 5, JPEG, 8, 32773, 32946}
 """None, CCITT, LZW, JPEG, deflate, PackBits: what libvips' wheel was built with."""
+OTHER_COMPRESSIONS = {6: "old JPEG", 34712: "JPEG 2000", 34925: "LZMA", 50000: "Zstandard"}
+OTHER_KINDS = {
+    **{8: "CIELab", 9: "ICCLab", 10: "ITULab", 32844: "LogL", 32845: "LogLuv"},
+    **dict.fromkeys((32803, 34892), "the raw ones of a camera"),
+}
 UNSIGNED_INTEGER, UNDEFINED_FORMAT = 1, 4
-REDUCED_RESOLUTION = 1
+REDUCED_RESOLUTION, MASK = 1, 4
+"""Bits of SUBFILE: a preview of another page, and what of one is to be seen."""
 # An extra channel of no stated kind (0) is some selection or mask of an editor, not opacity.
 ALPHA = {1, 2}
+SUB_DIRECTORIES, EXIF, INTEROPERABILITY, INDEX, DNG_VERSION = 330, 34665, 40965, 1, 50706
 
 EXIF_PREFIX = b"Exif\0\0"
 MAX_EXIF = 64 * 1024
@@ -93,6 +100,10 @@ class Directory:
             raise truncated("TIFF", f"the values of its tag {tag} lie behind its end")
         return struct.unpack_from(layout, self._data, start)
 
+    def text(self, tag: int) -> bytes:
+        """The first four bytes of a tag; none where there is no such tag."""
+        return self._entries.get(tag, (2, 0, b""))[2][:4]
+
     def value(self, tag: int, default: int | None = None) -> int:
         """The first number of a tag; without a default it has to be there."""
         values = self.values(tag) or (default,)
@@ -130,6 +141,20 @@ def orientation_in(exif: bytes) -> int:
         return 1
 
 
+def is_adobe_rgb(exif: bytes) -> bool:
+    """Whether an EXIF block says Adobe RGB, as cameras do that add no profile (DCF 2.0, 4.2)."""
+    block = exif[:MAX_EXIF].removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
+    if not block.startswith((b"II*\0", b"MM\0*")):
+        return False
+    try:
+        directory = next(_directories(block))
+        for tag in (EXIF, INTEROPERABILITY):
+            directory = Directory(block, directory.value(tag))
+        return directory.text(INDEX) == b"R03\0"
+    except (ImageError, struct.error):
+        return False
+
+
 def read_tiff(data: Bytes) -> Header:
     """The header of a whole file's first page.
 
@@ -137,48 +162,62 @@ def read_tiff(data: Bytes) -> Header:
     """
     pages = islice(_directories(data), 1 + MAX_PAGES)
     first = next(pages)
-    parts = [
-        (offset, count)
-        for offsets, counts in (STRIPS, TILES)
-        for offset, count in zip(first.values(offsets), first.values(counts), strict=False)
-    ]
-    mode, depth = _pixels(first)
+    is_preview = first.value(SUBFILE, 0) & REDUCED_RESOLUTION
+    if first.values(DNG_VERSION) or (is_preview and first.values(SUB_DIRECTORIES)):
+        reason = "it is a camera's raw file, and its first image a preview"
+        raise unsupported("TIFF", f"{reason}; develop it to TIFF or JPEG first")
+    mode, depth, opacity = _pixels(first)
     size = first.value(WIDTH), first.value(HEIGHT)
-    # Pages, and not previews of the first one.
-    frames = 1 + sum(not page.value(SUBFILE, 0) & REDUCED_RESOLUTION for page in pages)
-    if not parts:
-        raise unreadable("TIFF", "it has no image data")
-    if any(offset + count > len(data) for offset, count in parts):
-        raise truncated("TIFF", "its image data ends behind its end")
-    return Header("TIFF", *size, frames, first.orientation, mode, depth)
+    # Pages, and not previews or masks of the first one.
+    frames = 1 + sum(not page.value(SUBFILE, 0) & (REDUCED_RESOLUTION | MASK) for page in pages)
+    offsets = [offset for tag, _ in (STRIPS, TILES) for offset in first.values(tag)]
+    # Old writers leave out how long the one strip of an uncompressed image is.
+    counts = [count for _, tag in (STRIPS, TILES) for count in first.values(tag)]
+    if not counts and len(offsets) == 1 and first.value(COMPRESSION, 1) == 1:
+        channels = first.value(CHANNELS, 1)
+        counts = [(size[0] * channels * first.value(BITS, 1) + 7) // 8 * size[1]]
+    if not offsets:
+        raise unreadable("TIFF", "it does not say where its pixels are (tags 273, 324)")
+    if len(counts) != len(offsets):
+        reason = f"it has {len(offsets)} pieces and says how long {len(counts)} of them are"
+        raise unreadable("TIFF", f"{reason} (tags 279, 325)")
+    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
+        raise truncated("TIFF", "its pixels go on behind its end")
+    return Header("TIFF", *size, frames, first.orientation, mode, depth, opacity)
 
 
-def _pixels(tags: Directory) -> tuple[Mode, int]:
-    """The mode, and the bits of a channel (TIFF 6.0, sections 3 to 8, 18 to 23)."""
+def _pixels(tags: Directory) -> tuple[Mode, int, int]:
+    """The mode, the bits of a channel, and which of the channels behind the colours is the opacity
+    (TIFF 6.0, sections 3 to 8, 18 to 23)."""
     compression = tags.value(COMPRESSION, 1)
     if compression not in COMPRESSIONS:
-        read = "none, CCITT, LZW, JPEG, deflate and PackBits are read"
-        raise unsupported("TIFF", f"it is compressed by method {compression}; {read}")
+        read = "LZW, deflate, JPEG, PackBits and CCITT are read"
+        method = OTHER_COMPRESSIONS.get(compression, f"method {compression}")
+        raise unsupported("TIFF", f"it is compressed by {method}; {read}")
     photometric = tags.value(PHOTOMETRIC)
     if photometric not in KINDS or (photometric == INKS and tags.value(INK_SET, 1) != 1):
         read = "greyscale, RGB, palette, CMYK and YCbCr are read"
-        raise unsupported("TIFF", f"its pixels are of the photometric kind {photometric}; {read}")
+        kind = OTHER_KINDS.get(photometric, f"of the photometric kind {photometric}")
+        raise unsupported("TIFF", f"its pixels are {kind}; {read}")
     mode, colours, depths = KINDS[photometric]
     bits = set(tags.values(BITS)) or {1}
     kinds = set(tags.values(SAMPLE_FORMAT)) - {UNDEFINED_FORMAT}
     depth = max(bits)
     if kinds - {UNSIGNED_INTEGER} or len(bits) > 1 or depth not in depths:
-        reason = f"its channels are of {depth} bits and sample format {sorted(kinds)}"
-        read = (
-            "unsigned whole numbers (1) of 8 or 16 bits are read, so save it as 16 bits a channel"
-        )
-        raise unsupported("TIFF", f"{reason}; {read}")
+        words = {2: "signed numbers", 3: "floating-point numbers"}
+        kind = " and ".join(words.get(kind, "whole numbers") for kind in sorted(kinds or {1}))
+        several = " and ".join(map(str, sorted(bits)))
+        reason = f"its channels are {kind} of {several} bits"
+        raise unsupported("TIFF", f"{reason}; save it with 8 or 16 bits a channel")
     channels, extra = tags.value(CHANNELS, 1), tags.values(EXTRA_SAMPLES)
     if channels < colours:
         raise unreadable("TIFF", f"it has {channels} channels; its kind of pixels has {colours}")
     # The decoder of JPEG gives RGB.
     if mode == "YCbCr" and compression == JPEG:
         mode = "RGB"
-    if channels > colours and extra and extra[0] in ALPHA:
+    # Where no tag says what a single further channel is, editors take it for opacity.
+    extra = extra[: channels - colours] or ((2,) if channels == colours + 1 else ())
+    opacity = next((place for place, kind in enumerate(extra) if kind in ALPHA), None)
+    if opacity is not None:
         mode = WITH_ALPHA.get(mode, mode)
-    return mode, 8 if photometric == PALETTE else depth
+    return mode, 8 if photometric == PALETTE else depth, opacity or 0

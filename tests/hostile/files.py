@@ -75,7 +75,7 @@ FILES: Mapping[str, bytes] = {
     "jpeg of 65500 x 65500": _frame(65_500, 65_500),
     "png that only the result makes too large": bomb(999, 999),
     # Cut short.
-    "png without its end": PNG[:-12],
+    "png that ends with half its end": PNG[:-6],
     "png of its signature alone": SIGNATURE,
     "png of half a header": PNG[:20],
     "half a png": PNG[: len(PNG) // 2],

@@ -150,7 +150,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 def test_an_animation_is_refused(format: str) -> None:
     frames = [Image.new("RGB", (16, 16), (value, 0, 0)) for value in (0, 90, 200)]
     data = file_of(frames[0], format, save_all=True, append_images=frames[1:])
-    with pytest.raises(ImageAnimated, match="more than one frame"):
+    with pytest.raises(ImageAnimated, match=r"more than one (frame|page)"):
         decode(data, LIMIT)
 
 
@@ -168,20 +168,22 @@ def test_numbers_that_are_no_levels_are_refused(
     bits: tuple[int, ...], sample_format: int, pixel: bytes
 ) -> None:
     data = tiff_of(pixel * 4, 2, 2, photometric=1, bits=bits, tags={339: (sample_format,)})
-    with pytest.raises(UnsupportedFormat, match="save it as 16 bits a channel"):
+    with pytest.raises(UnsupportedFormat, match="save it with 8 or 16 bits a channel"):
         decode(data, LIMIT)
 
 
-@pytest.mark.parametrize("photometric", [8, 9, 10, 32844])
-def test_tiffs_in_other_colour_spaces_are_refused(photometric: int) -> None:
+@pytest.mark.parametrize(
+    ("photometric", "name"), [(8, "CIELab"), (9, "ICCLab"), (32803, "of a camera"), (7, "kind 7")]
+)
+def test_tiffs_in_other_colour_spaces_are_refused(photometric: int, name: str) -> None:
     data = tiff_of(bytes(12), 2, 2, photometric=photometric, bits=(8, 8, 8))
-    with pytest.raises(UnsupportedFormat, match=f"photometric kind {photometric}"):
+    with pytest.raises(UnsupportedFormat, match=name):
         decode(data, LIMIT)
 
 
 def test_a_tiff_packed_in_a_way_that_is_not_read_says_so() -> None:
     data = file_of(noise(), "TIFF", compression="zstd")
-    with pytest.raises(UnsupportedFormat, match="compressed by method 50000"):
+    with pytest.raises(UnsupportedFormat, match="compressed by Zstandard"):
         decode(data, LIMIT)
 
 

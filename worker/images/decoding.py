@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,18 @@ from jobs.errors import ImageTruncated, UnsupportedFormat
 from jobs.formats import examine
 from jobs.image_file import Header
 
-from .vips import ICC_SPACES, LOADERS, PROFILE, Levels, levels_of, reason_of, to_srgb
+from .colours import from_ycbcr, full_range, unpremultiply
+from .colours import to_srgb as colours_to_srgb
+from .vips import (
+    ICC_SPACES,
+    LOADERS,
+    PROFILE,
+    Levels,
+    jpeg_warnings,
+    levels_of,
+    reason_of,
+    to_srgb,
+)
 
 Depth = Literal[8, 16]
 
@@ -99,7 +111,20 @@ def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[Levels,
     """All levels, and the profile. `strict` fails at warnings, too: of a TIFF these say that it has
     tags of its own, of a JPEG mostly that pixels are missing."""
     fail_on = "warning" if strict else "error"
-    image = LOADERS[header.format](data, access="sequential", fail_on=fail_on)
+    # Some of a JPEG's warnings only lie in a buffer that all threads share.
+    with jpeg_warnings() if strict else nullcontext(list[str]()) as warnings:
+        image = LOADERS[header.format](data, access="sequential", fail_on=fail_on)
+        _check(image, header)
+        levels = levels_of(image)
+    for warning in warnings:
+        if not STRAY_END.search(warning):
+            raise ImageTruncated(f"The file is cut off or broken: {warning}.")
+    profile = image.get(PROFILE) if PROFILE in image.get_fields() else None
+    assert profile is None or isinstance(profile, bytes)
+    return levels, profile
+
+
+def _check(image: pyvips.Image, header: Header) -> None:
     # What the decoder is about to give, against what was promised.
     size = header.upright if header.format == "AVIF" else (header.width, header.height)
     if (image.width, image.height) != size:
@@ -115,9 +140,6 @@ def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[Levels,
             f"{image.bands} channels of the kind {image.format} are not read; "
             "greyscale, RGB, palette and CMYK of 8 or 16 bits are."
         )
-    profile = image.get(PROFILE) if PROFILE in image.get_fields() else None
-    assert profile is None or isinstance(profile, bytes)
-    return levels_of(image), profile
 
 
 def _read_jpeg(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
@@ -175,30 +197,28 @@ def _image(levels: Levels, profile: bytes | None, header: Header) -> DecodedImag
     if header.format == "AVIF":
         # Three equal channels where there are no colours.
         colours = 3
-        levels = _full_range(levels, header.depth)
+        levels[:, :, :3] = full_range(levels[:, :, :3], header.depth, narrow=header.narrow_range)
+        levels[:, :, 3:] = full_range(levels[:, :, 3:], header.depth, narrow=False)
     elif mode == "YCbCr" and bands > colours:
         # Colours stored at half the size: libtiff has made RGB of them, and opacity beside it.
         mode = "RGB"
     alpha = None
     if header.mode.endswith("A") and bands > colours:
-        alpha = _unit(levels[:, :, colours : colours + 1], header)
+        first = colours + header.opacity
+        if header.premultiplied:
+            levels = unpremultiply(levels, first)
+        alpha = _unit(levels[:, :, first : first + 1], header)
     rgb = _rgb(levels[:, :, :colours], mode, profile, header)
     if alpha is not None:
         fill_hidden(rgb, alpha)
     return DecodedImage(rgb, alpha, grey=mode == "L", depth=16 if levels.itemsize == 2 else 8)
 
 
-def _full_range(levels: Levels, depth: int) -> Levels:
-    """AVIF's 10 and 12 bits, which come in the upper bits of 16, spread to all of 0..65535."""
-    if levels.itemsize == 1:
-        return levels
-    white = ((1 << depth) - 1) << (16 - depth)
-    spread: Levels = np.rint(levels * np.float32(65535 / white)).astype(np.uint16)
-    return spread
-
-
 def _rgb(levels: Levels, mode: str, profile: bytes | None, header: Header) -> Tensor:
     """The colours, (1, 3, H, W). A file without a profile is taken to be sRGB already."""
+    # Of a PNG with both, the colours count (W3C PNG, third edition, 4.3).
+    if header.format == "PNG" and header.colours is not None:
+        profile = None
     if profile is not None and mode in ICC_SPACES:
         srgb = to_srgb(levels, mode, profile)
         if srgb is not None:
@@ -208,16 +228,10 @@ def _rgb(levels: Levels, mode: str, profile: bytes | None, header: Header) -> Te
         # Without a profile inks have no colours of their own: as browsers show them.
         return (1 - planes[:, :3]).mul_(1 - planes[:, 3:])
     if mode == "YCbCr":
-        return _from_ycbcr(planes)
+        return from_ycbcr(planes)
+    if header.colours is not None and profile is None:
+        planes = colours_to_srgb(planes, header.colours)
     return planes if planes.shape[1] == 3 else planes.repeat(1, 3, 1, 1)
-
-
-def _from_ycbcr(planes: Tensor) -> Tensor:
-    """TIFF's bare YCbCr (TIFF 6.0, section 21): full range, the matrix of Rec. ITU-R BT.601."""
-    y, cb, cr = planes[:, 0], planes[:, 1] - 128 / 255, planes[:, 2] - 128 / 255
-    red, blue = y + 1.402 * cr, y + 1.772 * cb
-    green = (y - 0.299 * red - 0.114 * blue) / 0.587
-    return torch.stack([red, green, blue], dim=1).clamp(0, 1)
 
 
 def _unit(levels: Levels, header: Header) -> Tensor:

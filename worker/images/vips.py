@@ -8,7 +8,9 @@ warnings it logs are raised as errors where they matter.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -71,6 +73,26 @@ def reason_of(error: pyvips.Error) -> str:
     """The last line of libvips' messages: those above may be about earlier files."""
     lines = [line.strip() for line in error.detail.splitlines() if line.strip()]
     return (lines[-1] if lines else error.message).rstrip(".")
+
+
+_one_jpeg = threading.Lock()
+
+
+@contextmanager
+def jpeg_warnings() -> Iterator[list[str]]:
+    """Has, behind the block, what libjpeg warned of within it.
+
+    libvips looks for warnings before each piece of a file, so not behind the last one, and leaves
+    them in its buffer of errors.
+    """
+    warnings: list[str] = []
+    with _one_jpeg:
+        pyvips.vips_lib.vips_error_clear()
+        yield warnings
+        text = pyvips.ffi.string(pyvips.vips_lib.vips_error_buffer()).decode(errors="replace")
+        prefix = "VipsJpeg: "
+        lines = [line for line in text.splitlines() if line.startswith(prefix)]
+        warnings += [line.removeprefix(prefix).rstrip(".") for line in lines]
 
 
 @cache

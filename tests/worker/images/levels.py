@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from worker.images import DecodedImage
+
+FILES = Path(__file__).with_name("files")
+"""Small files of kinds that no writer here makes."""
 
 
 def levels(image: DecodedImage) -> NDArray[np.uint8]:
