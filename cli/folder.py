@@ -14,7 +14,8 @@ from cli.options import UpscaleOptions
 from cli.view import printable
 from stablesr_client.files import FORMATS
 
-SUFFIXES = frozenset({*FORMATS, ".avif"})
+_OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2")
+SUFFIXES = frozenset((*FORMATS, *_OTHERS))
 """How the name of a file ends that is taken for an image; every other file is left alone."""
 
 OUTPUT_SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg", "tiff": ".tif"}

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from PIL import features
 
 from . import png, tiff
 from .errors import ImageAnimated, ImageError, ImageTooLarge, UnsupportedFormat
-from .heif import read_avif
+from .heif import read_avif, read_heic
 from .image_file import (
     ADOBE_RGB,
     MAX_JPEG_SIDE,
@@ -30,6 +31,7 @@ from .image_file import (
     unreadable,
     unsupported,
 )
+from .pillow import read_bmp, read_gif, read_jpeg2000
 
 JPEG_MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "CMYK"}
 # In entropy-coded data an FF is followed by 00 (stuffing) or a restart marker; FF FF is filling.
@@ -62,14 +64,16 @@ def examine(data: Bytes, max_pixels: int) -> Header:
         what = "page; save the one that is meant" if name == "TIFF" else "frame; save one of them"
         raise ImageAnimated(f"The {name} file has more than one {what} as a file of its own.")
     width, height = header.upright
-    pixels = width * height
+    pixels = max(width * height, header.coded_pixels)
     if width < 1 or height < 1:
         raise ImageError(
             f"The {name} file says it has {width} x {height} pixels; each side must be at least 1."
         )
     if pixels > max_pixels:
         raise ImageTooLarge(
-            f"The image has {width} x {height} = {pixels} pixels; at most {max_pixels} are taken.",
+            f"The image has {width} x {height} = {pixels} pixels; at most {max_pixels} are taken."
+            if pixels == width * height
+            else f"The image is cut out of one of {pixels} pixels; at most {max_pixels} are taken.",
             width=width,
             height=height,
             pixels=pixels,
@@ -80,12 +84,12 @@ def examine(data: Bytes, max_pixels: int) -> Header:
 
 def _format_of(head: bytes) -> tuple[str, Reader]:
     """The format that these first 32 bytes (or fewer) belong to; raises UnsupportedFormat."""
-    for signature, kind, advice in OTHERS:
-        if re.match(signature, head, re.DOTALL):
-            raise UnsupportedFormat(f"The file is {kind}; {advice}.", allowed=list(FORMATS))
     for name, (signature, read) in FORMATS.items():
         if re.match(signature, head, re.DOTALL):
             return name, read
+    for signature, kind, advice in OTHERS:
+        if re.match(signature, head, re.DOTALL):
+            raise UnsupportedFormat(f"The file is {kind}; {advice}.", allowed=list(FORMATS))
     names = ", ".join(FORMATS)
     raise UnsupportedFormat(
         f"The file is none of {names}; its content decides, not its name.", allowed=list(FORMATS)
@@ -190,26 +194,36 @@ FORMATS: dict[str, tuple[bytes, Reader]] = {
     "PNG": (png.SIGNATURE, png.read_png),
     "JPEG": (rb"\xff\xd8\xff", _read_jpeg),
     "WEBP": (rb"RIFF.{4}WEBP", _read_webp),
-    "TIFF": (rb"II[*+]\0|MM\0[*+]", tiff.read_tiff),
+    # Canon's raw files begin as TIFF does.
+    "TIFF": (rb"(?!.{8}CR)(II[*+]\0|MM\0[*+])", tiff.read_tiff),
     # The major brand, or one of as many compatible ones as fit.
     "AVIF": (rb".{4}ftyp(.{8}(.{4})*)?avi[fs]", read_avif),
+    "HEIC": (rb".{4}ftyp(.{8}(.{4})*)?hei[cxms]", read_heic),
+    "GIF": (rb"GIF8[79]a", read_gif),
+    "BMP": (rb"BM.{4}\0{4}", read_bmp),
+    "JPEG2000": (rb"\xff\x4f\xff\x51|.{4}jP  ", read_jpeg2000),
 }
 """What a file begins with, as a pattern, and what reads its header."""
 _DEVELOP = "develop it to TIFF or JPEG first"
 _SAVE = "save it as PNG, TIFF or JPEG first"
 OTHERS = (
     (rb"II\*\0.{4}CR|.{4}ftypcrx|II[RU][OS\0]|MMOR|FUJIFILMCCD", "a camera's raw file", _DEVELOP),
-    (rb".{4}ftyp(hei[cxms]|hev[cx]|mif1.{4}(.{4})*hei[cx])", "a HEIC image", _SAVE),
+    (rb".{4}ftyp(.{8}(.{4})*)?(hei[cxms]|hev[cx])", "a HEIC image", _SAVE),
     (rb".{4}ftyp(isom|iso\d|mp4\d|avc1|qt  |M4V )", "a video", "send one of its frames"),
     (rb"\xff\x0a|.{4}JXL ", "a JPEG XL image", _SAVE),
     (rb"\xff\x4f\xff\x51|.{4}jP  ", "a JPEG 2000 image", _SAVE),
-    (rb"GIF8", "a GIF image", _SAVE),
-    (rb"BM.{4}\0{4}", "a BMP image", _SAVE),
     (rb"8BPS", "a Photoshop document", _SAVE),
     (rb"%PDF", "a PDF document", "save its pages as images first"),
     (rb"\s*<(svg|\?xml)", "a drawing or a web page, not pixels", "send an image"),
 )
 """What files begin with that people send too: what they are, and what to do."""
-# Pillow can be built without it.
-if not features.check("avif"):
-    del FORMATS["AVIF"]
+# Pillow can be built without some, and not every machine has a package for HEIC.
+for _format, _is_read in {
+    "AVIF": features.check("avif"),
+    "HEIC": find_spec("pi_heif") is not None,
+    "JPEG2000": features.check("jpg_2000"),
+}.items():
+    if not _is_read:
+        del FORMATS[_format]
+MEDIA_TYPES = {"JPEG2000": "image/jp2"}
+"""Where they are not called as the format."""

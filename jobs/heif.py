@@ -1,13 +1,15 @@
-"""AVIF files by their boxes (ISO/IEC 14496-12, 4.2) and the properties of their primary item.
+"""AVIF and HEIC files by their boxes (ISO/IEC 14496-12, 4.2) and the properties of their image.
 
-Pillow's decoder says size, frames and orientation. What it does not say is read here: the colours,
+Their decoders say size, frames and orientation. What they do not say is read here: the colours,
 their range, a clean aperture, opacity that is multiplied in (ISO/IEC 23008-12, 6 to 7).
 """
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from .image_file import (
@@ -37,9 +39,7 @@ class Box(NamedTuple):
 
 def read_avif(data: Bytes) -> Header:
     """The header of a whole file; of an animation only that it has several frames is right."""
-    top = list(_boxes(data, 0, len(data)))
-    if not any(box.kind == b"mdat" for box in top):
-        raise truncated("AVIF", "it has no mdat box, so no pixels")
+    properties, is_premultiplied = _image(data, "AVIF")
     from PIL import _avif
 
     try:
@@ -50,35 +50,71 @@ def read_avif(data: Bytes) -> Header:
     # It raises ValueError and others, and all of it says the same: this header cannot be read.
     except Exception as error:
         raise unreadable("AVIF", f"its header cannot be read ({error})") from error
-    if mode not in MODES:
-        raise unreadable("AVIF", f"its mode is {mode}")
-    properties, is_premultiplied = _primary_item(data, top)
     bits = properties.get(b"av1C", bytes(3))[2]
-    is_grey = bool(bits & MONOCHROME)
-    cicp, is_full = properties.get(b"colr", b"")[:11], True
-    colours = None
-    if cicp[:4] == b"nclx":
-        primaries, transfer, _, flags = struct.unpack_from(">HHHB", cicp, 4)
-        colours, is_full = colours_of_cicp("AVIF", primaries, transfer), bool(flags & FULL_RANGE)
+    # The decoder makes RGBA of grey with opacity.
+    mode = "L" + mode[3:] if bits & MONOCHROME else mode
+    depth = 8 if not bits & HIGH_DEPTH else 12 if bits & TWELVE_BITS else 10
+    pixels = width * height
     if aperture := properties.get(b"clap"):
         width, height = _cut("width", aperture, 0, width), _cut("height", aperture, 8, height)
-    return Header(
-        "AVIF",
-        width,
-        height,
-        frames,
-        orientation if 1 <= orientation <= 8 else 1,
-        MODES["L" + mode[3:] if is_grey else mode],
-        8 if not bits & HIGH_DEPTH else 12 if bits & TWELVE_BITS else 10,
+    orientation = orientation if 1 <= orientation <= 8 else 1
+    header = Header("AVIF", width, height, frames, orientation, depth=depth, coded_pixels=pixels)
+    return _with_colours(header, mode, properties, is_premultiplied)
+
+
+def read_heic(data: Bytes) -> Header:
+    """The header of a whole file, upright as its decoder gives it. Of several images the primary
+    one is meant."""
+    import pi_heif
+
+    properties, is_premultiplied = _image(data, "HEIC")
+    try:
+        file = pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+        image = file[file.primary_index]
+        (width, height), mode, depth = image.size, image.mode, image.info["bit_depth"]
+    # As above.
+    except Exception as error:
+        raise unreadable("HEIC", f"its header cannot be read ({error})") from error
+    # The decoder says one of two sizes, and makes the other.
+    coded = struct.unpack_from(">II", properties.get(b"ispe", b""), 4)
+    if sorted(coded) != sorted((width, height)) and b"clap" not in properties:
+        reason = f"it says {coded[0]} x {coded[1]} pixels, and its pixels {width} x {height}"
+        raise unreadable("HEIC", reason)
+    header = Header("HEIC", width, height, depth=depth, coded_pixels=coded[0] * coded[1])
+    mode = "L" if mode == "I;16" else mode.partition(";")[0].upper()
+    return _with_colours(header, mode, properties, is_premultiplied)
+
+
+def _with_colours(
+    header: Header, mode: str, properties: dict[bytes, bytes], is_premultiplied: bool
+) -> Header:
+    if mode not in MODES:
+        raise unreadable(header.format, f"its mode is {mode}")
+    colour, is_full, colours = properties.get(b"colr", b""), True, None
+    if colour[:4] == b"nclx":
+        primaries, transfer, _, flags = struct.unpack_from(">HHHB", colour, 4)
+        colours = colours_of_cicp(header.format, primaries, transfer)
+        is_full = bool(flags & FULL_RANGE)
+    return replace(
+        header,
+        mode=MODES[mode],
         colours=colours,
-        # The decoder spreads the levels of colours itself, not those of grey.
-        narrow_range=is_grey and not is_full,
+        # Decoders spread the levels of colours themselves, not those of grey.
+        narrow_range=mode.startswith("L") and not is_full,
         premultiplied=is_premultiplied,
     )
 
 
-def _boxes(data: Bytes, start: int, end: int) -> Iterator[Box]:
-    """Those side by side from byte `start` on, which must fill all up to `end`."""
+def _image(data: Bytes, name: str) -> tuple[dict[bytes, bytes], bool]:
+    """`_primary_item` of a file that is whole."""
+    top = list(boxes(data, 0, len(data), name))
+    if not any(box.kind == b"mdat" for box in top):
+        raise truncated(name, "it has no mdat box, so no pixels")
+    return _primary_item(data, top, name)
+
+
+def boxes(data: Bytes, start: int, end: int, name: str) -> Iterator[Box]:
+    """The boxes side by side from byte `start` on, which must fill all up to `end`."""
     for _ in range(MAX_PARTS):
         if start >= end:
             return
@@ -89,15 +125,15 @@ def _boxes(data: Bytes, start: int, end: int) -> Iterator[Box]:
         elif length == 0:
             length = end - start
         if length < head:
-            raise unreadable("AVIF", f"the box at byte {start} has a length of {length}")
+            raise unreadable(name, f"the box at byte {start} has a length of {length}")
         if start + length > end:
-            raise truncated("AVIF", f"it ends inside the {ascii_of(kind)} box at byte {start}")
+            raise truncated(name, f"it ends inside the {ascii_of(kind)} box at byte {start}")
         yield Box(kind, start + head, start + length)
         start += length
-    raise too_many("AVIF", "boxes")
+    raise too_many(name, "boxes")
 
 
-def _primary_item(data: Bytes, top: list[Box]) -> tuple[dict[bytes, bytes], bool]:
+def _primary_item(data: Bytes, top: list[Box], name: str) -> tuple[dict[bytes, bytes], bool]:
     """The properties of the image to show, the first of each kind (of colours the coded ones), and
     whether its opacity is multiplied in."""
     meta = {
@@ -105,24 +141,32 @@ def _primary_item(data: Bytes, top: list[Box]) -> tuple[dict[bytes, bytes], bool
         for parent in top
         if parent.kind == b"meta"
         # Behind its version and flags.
-        for box in _boxes(data, parent.start + 4, parent.end)
+        for box in boxes(data, parent.start + 4, parent.end, name)
     }
     if not meta.keys() >= {b"pitm", b"iprp"}:
-        raise unreadable("AVIF", "it does not say which of its items is the image")
+        raise unreadable(name, "it does not say which of its items is the image")
     place = meta[b"pitm"].start
     item = struct.unpack_from(">I" if data[place] else ">H", data, place + 4)[0]
-    parts = list(_boxes(data, meta[b"iprp"].start, meta[b"iprp"].end))
-    values = [box for part in parts if part.kind == b"ipco" for box in _boxes(data, *part[1:])]
+    parts = list(boxes(data, *meta[b"iprp"][1:], name))
+    stores = [part for part in parts if part.kind == b"ipco"]
+    values = [box for store in stores for box in boxes(data, *store[1:], name)]
     properties: dict[bytes, bytes] = {}
     for part in parts:
         for index in _associations(data, part, item) if part.kind == b"ipma" else ():
             if not 1 <= index <= len(values):
-                raise unreadable("AVIF", f"it names a property {index} of {len(values)}")
+                raise unreadable(name, f"it names a property {index} of {len(values)}")
             kind, start, end = values[index - 1]
             value = data[start:end]
             if kind not in properties or value[:4] == b"nclx":
                 properties[kind] = value
-    return properties, b"iref" in meta and _is_premultiplied(data, meta[b"iref"], item)
+    is_premultiplied = False
+    if references := meta.get(b"iref"):
+        layout = ">I" if data[references.start] else ">H"
+        is_premultiplied = any(
+            kind == b"prem" and struct.unpack_from(layout, data, start)[0] == item
+            for kind, start, _ in boxes(data, references.start + 4, references.end, name)
+        )
+    return properties, is_premultiplied
 
 
 def _associations(data: Bytes, box: Box, item: int) -> Iterator[int]:
@@ -140,15 +184,6 @@ def _associations(data: Bytes, box: Box, item: int) -> Iterator[int]:
                 # The highest bit says that a reader must know the property.
                 yield struct.unpack_from(numbers, data, place)[0] & most
         position += 1 + data[position] * width
-
-
-def _is_premultiplied(data: Bytes, box: Box, item: int) -> bool:
-    """Whether the item refers to its opacity as multiplied into its colours."""
-    layout = ">I" if data[box.start] else ">H"
-    return any(
-        kind == b"prem" and struct.unpack_from(layout, data, start)[0] == item
-        for kind, start, _ in _boxes(data, box.start + 4, box.end)
-    )
 
 
 def _cut(side: str, aperture: bytes, place: int, length: int) -> int:

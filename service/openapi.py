@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from jobs.formats import FORMATS
 from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
@@ -65,7 +66,7 @@ def _upload_body() -> dict[str, Any]:
     image = {
         "type": "string",
         "format": "binary",
-        "description": "One still image: PNG, JPEG, WebP, TIFF or AVIF",
+        "description": f"One still image: {', '.join(FORMATS)}",
     }
     webhook = {
         "type": "string",

@@ -18,7 +18,7 @@ from typing import IO, BinaryIO
 import structlog
 
 from jobs.errors import JobNotFound, OutputTooLarge, QueueUnavailable, StoreUnavailable
-from jobs.formats import examine
+from jobs.formats import MEDIA_TYPES, examine
 from jobs.image_file import check_side
 from jobs.schema import Claim, ImageInfo, Job, Origin, new_job_id
 from jobs.settings import Settings
@@ -69,7 +69,7 @@ def inspect(
         width=width,
         height=height,
         format=header.format,
-        media_type=f"image/{header.format.lower()}",
+        media_type=MEDIA_TYPES.get(header.format, f"image/{header.format.lower()}"),
         bytes=size,
         mode=header.mode,
         depth=header.depth,

@@ -22,7 +22,8 @@ Image = Path | str | bytes | BinaryIO
 
 FORMATS: Mapping[str, str] = {
     **{".png": "png", ".webp": "webp"},
-    **{".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff"},
+    **{".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg"},
+    **{".tif": "tiff", ".tiff": "tiff"},
 }
 """The format of a result by the suffix of its file's name."""
 

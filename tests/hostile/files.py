@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from PIL import Image
 
@@ -15,6 +16,8 @@ from tests.service.pictures import animated, bomb, picture, png_chunk
 
 PNG, JPEG = picture("PNG", 64, 48), picture("JPEG", 64, 48)
 WEBP, TIFF = picture("WEBP", 64, 48), picture("TIFF", 64, 48)
+GIF, BMP, JPEG2000 = (picture(kind, 64, 48) for kind in ("GIF", "BMP", "JPEG2000"))
+HEIC = (Path(__file__).parents[1] / "worker/images/files/rgb.heic").read_bytes()
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 END = png_chunk(b"IEND", b"")
 
@@ -66,6 +69,29 @@ def _tiff_loop() -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 8)
 
 
+def _codestream(width: int, height: int) -> bytes:
+    """A JPEG 2000 whose codestream says these sides (ITU-T T.800, A.5.1)."""
+    at = JPEG2000.index(b"\xff\x51") + 6
+    sides = struct.pack(">II", width, height)
+    # The header box around says them too.
+    return (JPEG2000[:at] + sides + JPEG2000[at + 8 :]).replace(
+        b"ihdr" + struct.pack(">II", 48, 64), b"ihdr" + sides
+    )
+
+
+def _heic(box: bytes, offset: int, value: bytes) -> bytes:
+    """A HEIC with other bytes so far behind the name of a box."""
+    at = HEIC.index(box) + 4 + offset
+    return HEIC[:at] + value + HEIC[at + len(value) :]
+
+
+def _avif(transfer: int) -> bytes:
+    """An AVIF whose colours follow this curve (ITU-T H.273)."""
+    data = picture("AVIF", 64, 48)
+    at = data.index(b"nclx") + 6
+    return data[:at] + struct.pack(">H", transfer) + data[at + 2 :]
+
+
 FILES: Mapping[str, bytes] = {
     # Bombs: small files of many pixels.
     "png of 20000 x 20000": bomb(20_000, 20_000),
@@ -106,11 +132,8 @@ FILES: Mapping[str, bytes] = {
     "animated webp": animated("WEBP"),
     "tiff of two pages": animated("TIFF"),
     # Something else under an image's name, or an image of a kind that is not taken.
-    "gif": _other("GIF"),
-    "bmp": _other("BMP"),
     "ico": _other("ICO"),
     "a zip with a path outside": _zip(),
-    "gif that is also a zip": _other("GIF") + _zip(),
     "zip that is also a png": _zip() + PNG,
     "html": b"<!doctype html><script>alert(1)</script>",
     "html in front of a png": b"<script>alert(1)</script>" + PNG,
@@ -128,6 +151,37 @@ FILES: Mapping[str, bytes] = {
     "utf-16 text": "\ufeffnot an image".encode("utf-16"),
     "a megabyte of zeros": bytes(1_000_000),
     "a megabyte of noise": random.Random(1).randbytes(1_000_000),
+    # The same of formats that came later.
+    "gif of 65535 x 65535": b"GIF89a" + struct.pack("<HHBBB", 65_535, 65_535, 0, 0, 0) + GIF[13:],
+    "animated gif": animated("GIF"),
+    "gif without its end": GIF[:-1],
+    "half a gif": GIF[: len(GIF) // 2],
+    "gif of nothing": b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b";",
+    "gif of unknown blocks": GIF[:13] + bytes(500),
+    "bmp of 60000 x 60000": BMP[:18] + struct.pack("<ii", 60_000, 60_000) + BMP[26:],
+    "bmp of -60000 x 60000": BMP[:18] + struct.pack("<ii", -60_000, 60_000) + BMP[26:],
+    "bmp of 2^31 x 1": BMP[:18] + struct.pack("<ii", 2**31 - 1, 1) + BMP[26:],
+    "half a bmp": BMP[: len(BMP) // 2],
+    "bmp of its head alone": BMP[:14],
+    "bmp with a head of 2^31 bytes": BMP[:14] + struct.pack("<I", 2**31 - 1) + BMP[18:],
+    "jpeg 2000 of 2^31 x 2^31": _codestream(2**31 - 1, 2**31 - 1),
+    "jpeg 2000 of 0 x 0": _codestream(0, 0),
+    "half a jpeg 2000": JPEG2000[: len(JPEG2000) // 2],
+    "jpeg 2000 without a codestream": JPEG2000[:32],
+    "jpeg 2000 box of length 2": JPEG2000[:12] + struct.pack(">I4s", 2, b"ftyp") + JPEG2000[12:],
+    "heic of 60000 x 60000": _heic(b"ispe", 4, struct.pack(">II", 60_000, 60_000)),
+    "heic of 2^32 x 2^32": _heic(b"ispe", 4, b"\xff" * 8),
+    "heic of 0 x 0": _heic(b"ispe", 4, bytes(8)),
+    "heic whose image is an item that is not there": _heic(b"pitm", 4, b"\x7f\xff"),
+    "heic with properties that are not there": _heic(b"ipma", 11, b"\x7f\x7f\x7f"),
+    "heic whose pixels lie behind its end": _heic(b"iloc", 16, b"\x7f\xff\xff\xff"),
+    "heic box of length 2": HEIC[:28] + struct.pack(">I4s", 2, b"meta") + HEIC[36:],
+    "heic without pixels": HEIC[: HEIC.index(b"mdat") - 4],
+    "half a heic": HEIC[: len(HEIC) // 2],
+    "avif in HDR": _avif(16),
+    "avif of colours that are not there": _avif(99),
+    "tiff of a camera": TIFF[:8] + b"CR\2\0" + TIFF[12:],
+    "png with no such colours": PNG[:33] + png_chunk(b"cICP", bytes((99, 13, 0, 1))) + PNG[33:],
     # Damaged at random.
     **{f"fuzzed png {seed}": _fuzzed(PNG, seed) for seed in range(4)},
     **{f"fuzzed webp {seed}": _fuzzed(WEBP, seed) for seed in range(2)},
@@ -185,6 +239,11 @@ LARGE: Mapping[str, Callable[[], bytes]] = {
     ),
     "png of empty chunks": _filled(_png(_header(8, 8), _pixels(200)), png_chunk(b"teXt", b""), END),
     "avif of empty boxes": _filled(b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", b"\0\0\0\x08free"),
+    "heic of empty boxes": _filled(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", b"\0\0\0\x08free"),
+    "jpeg 2000 of empty boxes": _filled(JPEG2000[:12], b"\0\0\0\x08free"),
+    "gif of empty comments": _filled(GIF[:13], b"!\xfe\0"),
+    "gif of short pieces": _filled(GIF[:13] + b"!\xfe", b"\1x"),
+    "bmp of zeros": _filled(b"BM" + struct.pack("<IHHI", 2**25, 0, 0, 2**24), b"\0"),
     "tiff of twelve million strips": _tiff_of_strips,
     "tiff of large directories": _tiff_of_directories,
     "zeros": _filled(b"", b"\0"),

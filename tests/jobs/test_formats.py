@@ -19,7 +19,8 @@ from jobs.image_file import Header
 from tests.service.pictures import animated, picture, png_chunk
 from tests.worker.image_files import file_of, gradient, png_of, ramp16, tiff_of
 
-KINDS = sorted(FORMATS)
+# Which Pillow writes, with an orientation too.
+KINDS = sorted(set(FORMATS) - {"BMP", "GIF", "HEIC", "JPEG2000"})
 WHOLE = {kind: picture(kind) for kind in KINDS}
 
 
@@ -41,18 +42,13 @@ def test_other_content_has_no_format(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
-        (b"GIF89a", "a GIF image"),
-        (b"BM\x9a\x0b\0\0\0\0\0\0", "a BMP image"),
         (b"%PDF-1.7 ", "a PDF document"),
         (b"<svg xmlns='x'/>", "a drawing"),
         (b"<?xml version='1.0'?>", "a drawing"),
         (b"8BPS\0\1", "a Photoshop document"),
         (b"\xff\x0a\xfa", "a JPEG XL image"),
         (b"\0\0\0\x0cJXL \r\n", "a JPEG XL image"),
-        (b"\0\0\0\x0cjP  \r\n", "a JPEG 2000 image"),
-        (b"\xff\x4f\xff\x51\0", "a JPEG 2000 image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC image"),
+        (b"\0\0\0\x18ftyphevc\0\0\0\0msf1hevc", "a HEIC image"),
         (b"\0\0\0\x18ftypisom\0\0\2\0isomavc1", "a video"),
         (b"\0\0\0\x14ftypqt  \0\0\2\0qt  ", "a video"),
         (b"\0\0\0\x18ftypcrx \0\0\0\1crx isom", "a camera's raw file"),

@@ -55,7 +55,7 @@ def from_ycbcr(planes: Tensor) -> Tensor:
     return torch.stack([red, green, blue], dim=1).clamp(0, 1)
 
 
-def full_range(levels: Levels, depth: int, *, narrow: bool) -> Levels:
+def full_range(levels: Levels, depth: int, *, narrow: bool = False) -> Levels:
     """AVIF's levels spread to all of 0..255 or 0..65535: those of 10 and 12 bits come in the upper
     bits of 16; `narrow` ones have black at 16 and white at 235 of 255."""
     if levels.itemsize == 1 and not narrow:

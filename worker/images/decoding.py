@@ -29,6 +29,8 @@ from jobs.image_file import Header
 
 from .colours import from_ycbcr, full_range, unpremultiply
 from .colours import to_srgb as colours_to_srgb
+from .pillow import FORMATS as PILLOW
+from .pillow import read as read_pillow
 from .vips import (
     ICC_SPACES,
     LOADERS,
@@ -90,7 +92,7 @@ class DecodedImage:
 
 
 def decode(data: bytes, max_pixels: int) -> DecodedImage:
-    """Read a PNG, JPEG, WebP, TIFF or AVIF file.
+    """Read an image file of one of `jobs.formats.FORMATS`.
 
     Of the several images in a camera's JPEG the first is taken; animations are refused. Colours
     under fully transparent pixels are replaced by those around.
@@ -100,8 +102,9 @@ def decode(data: bytes, max_pixels: int) -> DecodedImage:
             no clear meaning as RGB.
     """
     header = examine(data, max_pixels)
+    read_vips = _read_jpeg if header.format == "JPEG" else _read
     try:
-        levels, profile = (_read_jpeg if header.format == "JPEG" else _read)(data, header)
+        levels, profile = (read_pillow if header.format in PILLOW else read_vips)(data, header)
     except pyvips.Error as error:
         raise ImageTruncated(f"The file is cut off or broken: {reason_of(error)}.") from error
     return _image(levels, profile, header)
@@ -194,11 +197,13 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _image(levels: Levels, profile: bytes | None, header: Header) -> DecodedImage:
     mode = header.mode.removesuffix("A")
     colours, bands = COLOURS[mode], levels.shape[2]
-    if header.format == "AVIF":
-        # Three equal channels where there are no colours.
-        colours = 3
-        levels[:, :, :3] = full_range(levels[:, :, :3], header.depth, narrow=header.narrow_range)
-        levels[:, :, 3:] = full_range(levels[:, :, 3:], header.depth, narrow=False)
+    if header.format in ("AVIF", "HEIC"):
+        # AVIF's decoder gives three equal channels where there are no colours.
+        colours = 3 if bands >= 3 else 1
+        planes = levels[:, :, :colours], levels[:, :, colours:]
+        narrow, depth = header.narrow_range, header.depth
+        planes = full_range(planes[0], depth, narrow=narrow), full_range(planes[1], depth)
+        levels = np.concatenate(planes, axis=2)
     elif mode == "YCbCr" and bands > colours:
         # Colours stored at half the size: libtiff has made RGB of them, and opacity beside it.
         mode = "RGB"

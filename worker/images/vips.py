@@ -1,6 +1,6 @@
 """libvips, set up for files of strangers, and colours by ICC profiles.
 
-Of its decoders only those of the five formats exist for this process, and only from memory: a file
+Of its decoders only those of five formats exist for this process, and only from memory: a file
 cannot reach another one. No operation is kept for later (its cache holds whole images), and the
 warnings it logs are raised as errors where they matter.
 """

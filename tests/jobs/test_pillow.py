@@ -1,0 +1,73 @@
+"""GIF, BMP and JPEG 2000 headers: what Pillow writes, and what is wrong with a file."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import time
+
+import pytest
+
+from jobs.errors import ImageAnimated, ImageError, ImageTruncated, UnsupportedFormat
+from jobs.formats import examine
+from jobs.image_file import Header
+from tests.service.pictures import animated, picture
+
+KINDS = ("GIF", "BMP", "JPEG2000")
+
+
+def header(data: bytes) -> Header:
+    return examine(data, sys.maxsize)
+
+
+@pytest.mark.parametrize("cut", [0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_was_cut_off_is_called_so(kind: str, cut: float) -> None:
+    data = picture(kind, 60, 40)
+    with pytest.raises(ImageTruncated):
+        header(data[: int(len(data) * cut)])
+
+
+def test_a_gif_of_several_frames_is_no_still_image() -> None:
+    with pytest.raises(ImageAnimated, match="more than one frame"):
+        header(animated("GIF"))
+
+
+def test_a_gif_without_an_image_is_refused() -> None:
+    with pytest.raises(ImageError, match="it has no image"):
+        header(b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b";")
+
+
+def test_a_block_that_gif_does_not_have_is_refused() -> None:
+    with pytest.raises(ImageError, match="block at byte 13 is of no kind"):
+        header(b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"?" + bytes(40))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"!\xfe\0", b"\1x"],
+    ids=["empty blocks", "a block of short pieces"],
+)
+def test_a_gif_of_too_many_parts_is_refused_soon(piece: bytes) -> None:
+    head = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0)
+    start = b"" if piece[:1] == b"!" else b"!\xfe"
+    data = head + start + piece * (20_000_000 // len(piece))
+    began = time.process_time()
+    with pytest.raises(ImageError, match="more than"):
+        header(data)
+    assert time.process_time() - began < 2
+
+
+def test_a_jpeg_2000_of_too_many_boxes_is_refused_soon() -> None:
+    start = picture("JPEG2000")[:12]
+    for data in (
+        start + b"\0\0\0\x08free" * 1_000_000,
+        start + struct.pack(">I", 8_000_008) + b"jp2h" + b"\0\0\0\x08free" * 1_000_000,
+    ):
+        with pytest.raises(ImageError, match="more than 65536 boxes"):
+            header(data)
+
+
+def test_a_jpeg_2000_of_inks_is_not_read() -> None:
+    with pytest.raises(UnsupportedFormat, match="its mode is CMYK"):
+        header(picture("JPEG2000", mode="CMYK"))
