@@ -108,6 +108,8 @@ class Denoiser:
         self._networks, self._device, self._offload = networks, device, offload
         self._fixed_batch = options.fixed_batch
         self._limit: int | None = None
+        # Of the tiles that calls are compiled for, latent pixels; None until that is done.
+        self._side: int | None = None
         self.devices = (device,)
         self.fallbacks = fallbacks
         self.compiles = options.suits(device)
@@ -133,6 +135,7 @@ class Denoiser:
         each; none where nothing is to be compiled."""
         if not self.compiles or self._offload:
             return []
+        self._side = side
         return [partial(self._compile, size, side) for size in self._sizes(tiles)]
 
     def _sizes(self, most: int) -> list[int]:
@@ -184,6 +187,9 @@ class Denoiser:
         elif tiles.context is not None:
             # A graph for each would double what is compiled for the few calls that need it.
             what, why = "eager_prompt", "a tile has a prompt"
+        elif self._side is not None and tiles.noisy.shape[2:] != (self._side, self._side):
+            # A small image; compiling each size would take minutes.
+            what, why = "eager_size", f"a tile has not {self._side} x {self._side} latent pixels"
         else:
             return True
         if not self.fallbacks[what]:

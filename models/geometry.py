@@ -14,21 +14,21 @@ def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
     return round(scale * height), round(scale * width)
 
 
-def canvas_size(height: int, width: int, scale: float, native: int) -> tuple[int, int]:
-    """Sides of the upsampled image: at least `native`, what the networks know, on the shorter."""
-    return output_size(height, width, max(scale, native / min(height, width)))
+def canvas_size(height: int, width: int, scale: float, shortest: int) -> tuple[int, int]:
+    """Sides of the upsampled image: at least `shortest` on the shorter one."""
+    return output_size(height, width, max(scale, shortest / min(height, width)))
 
 
-def bounded_canvas_size(height: int, width: int, scale: float, native: int) -> tuple[int, int]:
+def bounded_canvas_size(height: int, width: int, scale: float, shortest: int) -> tuple[int, int]:
     """As canvas_size.
 
     Raises:
         InvalidOption: it would have more than MAX_CANVAS pixels.
     """
-    canvas = canvas_size(height, width, scale, native)
+    canvas = canvas_size(height, width, scale, shortest)
     if (pixels := canvas[0] * canvas[1]) > MAX_CANVAS:
-        grows = native / min(height, width) > scale
-        reason = f", because its shorter side is enlarged to {native} at least" if grows else ""
+        grows = shortest / min(height, width) > scale
+        reason = f", because its shorter side is enlarged to {shortest} at least" if grows else ""
         raise InvalidOption(
             f"The image of {width} x {height} pixels at scale {scale:g} needs a canvas "
             f"of {canvas[1]} x {canvas[0]} = {pixels} pixels{reason}; at most {MAX_CANVAS} pixels "

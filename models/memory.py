@@ -108,8 +108,8 @@ class MemoryBudget:
 
 class Fallbacks(Counter[str]):
     """How often work went another way than planned, by what: tile_batch, rows, keep or image,
-    because memory ran out; a call computed eagerly: eager_offload, eager_prompt or eager_failure.
-    """
+    because memory ran out; a call computed eagerly: eager_offload, eager_prompt, eager_size or
+    eager_failure."""
 
     def add(self, what: str) -> None:
         """Counts one; several threads may."""

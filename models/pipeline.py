@@ -162,7 +162,7 @@ class StableSR:
         strips of a larger one, where `on_progress` is called. None is with offload, where the
         larger one keeps its networks on the device. Raises InvalidOption as `prepare`."""
         height, width = image.shape[2:]
-        canvas = bounded_canvas_size(height, width, options.scale, self.preset.native)
+        canvas = bounded_canvas_size(height, width, options.scale, self.preset.shortest)
         return not self.offload and is_small(canvas, self.preset)
 
     @torch.inference_mode()

@@ -44,6 +44,11 @@ class StepRequest:
     def __len__(self) -> int:
         return int(self.noisy.shape[0])
 
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(h, w) of a tile, latent pixels: one network call has tiles of one size."""
+        return self.noisy.shape[2], self.noisy.shape[3]
+
     def part(self, start: int, stop: int) -> StepRequest:
         """Tiles `start` to `stop`, as views."""
         cut = slice(start, stop)
@@ -72,6 +77,11 @@ class CanvasStep:
 
     def __len__(self) -> int:
         return len(self.contexts) * len(self.grid)
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(h, w) of a tile, latent pixels."""
+        return self.grid.tile_height, self.grid.tile_width
 
     def part(self, start: int, stop: int) -> StepRequest:
         """Tiles `start` to `stop`, cut from the canvas now."""

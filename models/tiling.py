@@ -148,8 +148,11 @@ class Layout:
             InvalidOption: the canvas would be too large, or the overlap is none.
         """
         downscale = config.autoencoder.downscale
-        canvas = bounded_canvas_size(*sides, scale, preset.native)
-        rows, columns = (-(-side // downscale) for side in canvas)
+        canvas = bounded_canvas_size(*sides, scale, preset.shortest)
+        # A canvas smaller than a tile is filled up to what the UNet can halve and double again.
+        unit = 2 ** (len(config.unet.widths) - 1)
+        cells = (-(-side // downscale) for side in canvas)
+        rows, columns = (n if n >= preset.tile else -(-n // unit) * unit for n in cells)
         return cls(
             sides,
             output_size(*sides, scale),

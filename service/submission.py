@@ -90,10 +90,10 @@ def _check_output(width: int, height: int, parameters: UpscaleParameters, max_pi
             **extra,
         )
     check_side(*output, parameters.output_format)
-    native = PRESETS[parameters.preset].native
-    canvas = canvas_size(width, height, scale, native)
+    shortest = PRESETS[parameters.preset].shortest
+    canvas = canvas_size(width, height, scale, shortest)
     if (pixels := math.prod(canvas)) > MAX_CANVAS:
-        reason = f", because its shorter side is enlarged to {native} pixels at least"
+        reason = f", because its shorter side is enlarged to {shortest} pixels at least"
         raise OutputTooLarge(
             f"The image of {width} x {height} pixels would be computed at {canvas[0]} x "
             f"{canvas[1]}{'' if canvas == output else reason}; at most {MAX_CANVAS} pixels can "

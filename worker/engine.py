@@ -181,7 +181,7 @@ class Engine:
                 self._waiting.popleft().answers.put(error)
 
     def _next_batch(self) -> list[_Slice]:
-        """The tiles of the next call; none when the engine stops.
+        """The tiles of the next call, all of one size; none when the engine stops.
 
         Every step that waits gets as many, as far as there is room, so a small image never waits
         for a large one. The rest goes to the step that waited longest, and a step that is cut goes
@@ -193,15 +193,15 @@ class Engine:
             self._await_other_jobs()
             if self._stopping:
                 return []
+            size = self._waiting[0].step.tile_size
+            alike = [pending for pending in self._waiting if pending.step.tile_size == size]
+            shares = fair_split([pending.remainder for pending in alike], self._max_tiles)
             batch: list[_Slice] = []
-            rest: list[_Pending] = []
-            for tiles in fair_split([p.remainder for p in self._waiting], self._max_tiles):
-                pending = self._waiting.popleft()
+            for pending, tiles in zip(alike, shares, strict=False):
+                self._waiting.remove(pending)
                 start, pending.position = pending.position, pending.position + tiles
                 batch.append(_Slice(pending, start, pending.position))
-                if pending.remainder:
-                    rest.append(pending)
-            self._waiting.extend(rest)
+            self._waiting.extend(part.pending for part in batch if part.pending.remainder)
             return batch
 
     def _await_other_jobs(self) -> None:

@@ -168,6 +168,18 @@ def test_tiles_with_a_prompt_and_networks_that_move_are_computed_eagerly_and_cou
     assert [text.split(":")[0] for text in caplog.messages] == ["calls are not compiled"] * 2
 
 
+def test_tiles_of_a_small_image_are_computed_eagerly_and_counted(
+    networks: Networks, compiler: Compiler
+) -> None:
+    denoiser = made(networks)
+    compile_all(denoiser, 1)
+    sizes = list(compiler.sizes)
+    small = torch.randn(1, 4, 8, 16)
+    denoiser.denoise(batch(small, small, [5]))
+    assert compiler.sizes == sizes
+    assert denoiser.fallbacks == {"eager_size": 1}
+
+
 def test_every_bucket_up_to_the_room_there_is_is_compiled_before_the_first_image(
     networks: Networks, compiler: Compiler
 ) -> None:

@@ -168,7 +168,7 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
 def test_an_image_of_two_native_canvases_at_most_steps_in(
     height: int, width: int, scale: float, small: bool
 ) -> None:
-    assert is_small(bounded_canvas_size(height, width, scale, PRESET.native), PRESET) is small
+    assert is_small(bounded_canvas_size(height, width, scale, PRESET.shortest), PRESET) is small
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -54,11 +54,11 @@ class Model:
         return [sum(len(request) for request in batch) for batch in self.batches]
 
 
-def sampler(seed: int, *, tiles: int = 2, steps: int = 5) -> Sampler:
+def sampler(seed: int, *, tiles: int = 2, steps: int = 5, side: int = 8) -> Sampler:
     """A job: a canvas that follows its predictions, as a scheduler's step does."""
     noise = torch.Generator().manual_seed(seed)
-    canvas = torch.randn(tiles, 4, 8, 8, generator=noise)
-    lr = torch.randn(tiles, 4, 8, 8, generator=noise)
+    canvas = torch.randn(tiles, 4, side, side, generator=noise)
+    lr = torch.randn(tiles, 4, side, side, generator=noise)
     context = torch.randn(tiles, 3, 16, generator=noise)
     for step in range(steps):
         predictions = yield StepRequest(canvas, lr, 999 - 7 * step - seed, context, step, steps)
@@ -316,6 +316,17 @@ def test_jobs_hear_of_an_engine_that_was_stopped() -> None:
         pass
     with pytest.raises(EngineBroken):
         engine.run(sampler(1))
+
+
+def test_one_call_has_tiles_of_one_size() -> None:
+    jobs = [sampler(1), sampler(2, side=4), sampler(3), sampler(4, side=6)]
+    expected = [alone(sampler(1)), alone(sampler(2, side=4)), alone(sampler(3))]
+    model = Model()
+    with running(model) as engine:
+        latents = run_together(engine, jobs)
+    for batch in model.batches:
+        assert len({request.tile_size for request in batch}) == 1
+    assert all(map(torch.equal, latents, expected))
 
 
 def test_an_engine_without_room_for_a_tile_is_refused() -> None:
