@@ -9,8 +9,7 @@ from fastapi import FastAPI
 from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
-from service.uploads import FIELDS, IMAGE_FIELD, WEBHOOK_FIELD
-from service.webhook_target import LONGEST_URL
+from service.uploads import FIELDS, IMAGE_FIELD
 
 TEMPLATE = "#/components/schemas/{model}"
 # What the same status says at most routes.
@@ -67,17 +66,10 @@ def _upload_body() -> dict[str, Any]:
         "format": "binary",
         "description": "One still image: PNG, JPEG, WebP, TIFF or AVIF",
     }
-    webhook = {
-        "type": "string",
-        "format": "webhook-url",
-        "maxLength": LONGEST_URL,
-        "description": "Told of the job's end with a POST (Standard Webhooks): https, and a host "
-        "on the public internet. Needs an API key, whose `whsec_` secret signs it",
-    }
     schema = {
         "type": "object",
         "required": [IMAGE_FIELD],
-        "properties": {IMAGE_FIELD: image, **FIELDS, WEBHOOK_FIELD: webhook},
+        "properties": {IMAGE_FIELD: image, **FIELDS},
         "additionalProperties": False,
         "allOf": _rules(),
     }
