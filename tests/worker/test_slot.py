@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -12,6 +14,7 @@ from redis import Redis
 from jobs.fair_queue import pause, resume
 from jobs.job_store import list_key, queue_key
 from jobs.schema import JobState, Origin
+from tests.redis_server import RedisServer
 from tests.worker.processes import House, wait_for
 
 # Seconds that an idle slot waits by itself: what comes sooner was woken.
@@ -27,6 +30,10 @@ def connection(redis_url: str) -> Iterator[Redis]:
 
 def running(house: House, ids: Sequence[str]) -> int:
     return sum(house.job(job_id).state is JobState.PROCESSING for job_id in ids)
+
+
+def have_begun(house: House, ids: Sequence[str], count: int) -> bool:
+    return sum(house.job(job_id).attempt > 0 for job_id in ids) >= count
 
 
 def in_order_of_their_ends(house: House, ids: Sequence[str]) -> list[str]:
@@ -93,9 +100,7 @@ def test_killed_workers_lose_no_job_and_leave_none_behind(house: House, connecti
     ids = [house.submit(steps=2, origin=Origin(client=f"client-{n % 3}")) for n in range(40)]
     for _ in range(4):
         with house.worker(slots=3, step_s=0.02) as worker:
-            wait_for(
-                lambda: sum(house.job(each).attempt > 0 for each in ids) > 0, "jobs have begun"
-            )
+            wait_for(partial(have_begun, house, ids, 1), "a job has begun")
             time.sleep(0.15)
             worker.signal(signal.SIGKILL)
             worker.wait()
@@ -105,3 +110,19 @@ def test_killed_workers_lose_no_job_and_leave_none_behind(house: House, connecti
     assert {job.state for job in ends} <= {JobState.SUCCEEDED, JobState.FAILED}
     assert all(job.attempt == 2 for job in ends if job.state is JobState.FAILED)
     assert connection.zcard(queue_key("tiny")) + connection.llen(list_key("tiny")) == 0
+
+
+def test_a_redis_that_is_killed_loses_no_job(tmp_path: Path) -> None:
+    with RedisServer() as server, server.connect() as connection:
+        house = House(server.url, tmp_path)
+        ids = [house.submit(steps=2, origin=Origin(client=f"client-{n % 3}")) for n in range(30)]
+        with house.worker(slots=3, step_s=0.05):
+            house.ready()
+            for count in (3, 12):
+                wait_for(partial(have_begun, house, ids, count), f"{count} jobs have begun")
+                server.kill()
+                server.start()
+            ends = [house.ended(each, seconds=90) for each in ids]
+        assert {job.state for job in ends} == {JobState.SUCCEEDED}
+        assert connection.zcard(queue_key("tiny")) + connection.llen(list_key("tiny")) == 0
+        house.queue.close()
