@@ -17,8 +17,6 @@ were put back. Each move is one script, so that a job is always in exactly one p
 
 from __future__ import annotations
 
-from typing import Any
-
 from redis import Redis
 from redis.client import Pipeline
 
@@ -28,14 +26,13 @@ from .job_store import QUEUE_TTL_S, list_key, queue_key, record_key, waiting_key
 PAUSED_KEY = "stablesr:paused"
 DEADLINES_KEY = "stablesr:deadlines"
 
-# KEYS  1 RQ's list   2 the queue   3 the turns   4 the paused presets   ARGV  1 the preset
-_DISPATCH = """
+# KEYS  1 RQ's list   2 the queue   3 the turns   ARGV  1 the preset
+_DISPATCH = f"""
 -- Turns of low priority begin here.
 local LOW = 2^32
+local is_paused = redis.call('SISMEMBER', '{PAUSED_KEY}', ARGV[1]) == 1
 local function dispatch()
-    if redis.call('EXISTS', KEYS[1]) == 1 or redis.call('SISMEMBER', KEYS[4], ARGV[1]) == 1 then
-        return
-    end
+    if is_paused or redis.call('EXISTS', KEYS[1]) == 1 then return end
     local id, turn = unpack(redis.call('ZPOPMIN', KEYS[2]))
     if not id then return end
     redis.call('RPUSH', KEYS[1], id)
@@ -45,21 +42,20 @@ local function dispatch()
     redis.call('ZREMRANGEBYSCORE', KEYS[3], is_low and LOW or 0, '(' .. turn)
 end
 """
-# KEYS  5 the deadlines   6 the record   ARGV  2 job id   3, 4 what keys of records and of clients'
-# waiting jobs begin with   5 seconds that turns are of use.  Answers how many wait, and the place.
+# ARGV  2 job id.  Answers how many jobs wait, and the place of this one.
 _PUSH = f"""{_DISPATCH}
 local id = ARGV[2]
-local client, priority, deadline =
-    unpack(redis.call('HMGET', KEYS[6], 'counted', 'priority', 'deadline'))
+local client, priority, deadline = unpack(
+    redis.call('HMGET', '{record_key("")}' .. id, 'counted', 'priority', 'deadline'))
 client = client or ''
-if deadline then redis.call('ZADD', KEYS[5], deadline, id) end
+if deadline then redis.call('ZADD', '{DEADLINES_KEY}', deadline, id) end
 local lane, least = 'normal', 0
 if priority == 'low' then
     lane, least = 'low', LOW
 else
     -- A job of low priority that is next but has not started is not next any more.
     local tail = redis.call('LINDEX', KEYS[1], -1)
-    if tail and redis.call('HGET', ARGV[3] .. tail, 'priority') == 'low' then
+    if tail and redis.call('HGET', '{record_key("")}' .. tail, 'priority') == 'low' then
         redis.call('RPOP', KEYS[1])
         redis.call('ZADD', KEYS[2], redis.call('ZSCORE', KEYS[3], 'low') or LOW + 1, tail)
     end
@@ -69,19 +65,19 @@ local function turn(member)
 end
 local name, last = lane .. ' ' .. client, turn(lane)
 -- Jobs that were all canceled cost no turns; the record of this one waits already.
-if redis.call('ZCARD', ARGV[4] .. client) > 1 then last = math.max(last, turn(name)) end
+if redis.call('ZCARD', '{waiting_key("")}' .. client) > 1 then last = math.max(last, turn(name)) end
 local round = math.floor(last) + 1
 local _, tail = unpack(redis.call(
     'ZREVRANGEBYSCORE', KEYS[2], '(' .. round + 1, round, 'WITHSCORES', 'LIMIT', 0, 1))
 local place = tail and tail + 2^-20 or round
 redis.call('ZADD', KEYS[2], place, id)
 redis.call('ZADD', KEYS[3], place, name)
-redis.call('EXPIRE', KEYS[3], ARGV[5])
+redis.call('EXPIRE', KEYS[3], {QUEUE_TTL_S})
 dispatch()
 local next, rank = redis.call('LLEN', KEYS[1]), redis.call('ZRANK', KEYS[2], id)
 return {{next + redis.call('ZCARD', KEYS[2]), rank and next + rank + 1 or 1}}
 """
-_ASK = f"{_DISPATCH} dispatch() return 1 - redis.call('SISMEMBER', KEYS[4], ARGV[1])"
+_ASK = f"{_DISPATCH} dispatch() return is_paused and 0 or 1"
 
 
 def push(pipe: Pipeline, preset: str, job_id: str) -> None:
@@ -89,15 +85,12 @@ def push(pipe: Pipeline, preset: str, job_id: str) -> None:
 
     The answer is how many jobs of the preset wait, and the job's place among them from 1.
     """
-    keys = (*_keys(preset), DEADLINES_KEY, record_key(job_id))
-    more = (record_key(""), waiting_key(""), QUEUE_TTL_S)
-    pipe.eval(_PUSH, len(keys), *keys, preset, job_id, *more)
+    pipe.eval(_PUSH, 3, *_keys(preset), preset, job_id)
 
 
 def dispatch(connection: Redis, preset: str) -> bool:
     """Hands the next job to RQ, unless one is there; whether any may start. Raises RedisError."""
-    keys = _keys(preset)
-    return bool(connection.eval(_ASK, len(keys), *keys, preset))
+    return bool(connection.eval(_ASK, 3, *_keys(preset), preset))
 
 
 def remove(connection: Redis, preset: str, job_id: str) -> bool:
@@ -122,5 +115,5 @@ def resume(connection: Redis, preset: str) -> None:
         dispatch(connection, preset)
 
 
-def _keys(preset: str) -> tuple[Any, ...]:
-    return list_key(preset), queue_key(preset), f"stablesr:turns:{preset}", PAUSED_KEY
+def _keys(preset: str) -> tuple[str, str, str]:
+    return list_key(preset), queue_key(preset), f"stablesr:turns:{preset}"
