@@ -121,6 +121,14 @@ class UpscaleOptions:
         float | None, parameter("guidance_scale", "Above 1: closer to the prompt, twice the work.")
     ] = None
     preset: Preset = None
+    priority: Annotated[
+        Literal["normal", "low"] | None,
+        option("At a server; low: when nothing else waits.", default="normal"),
+    ] = None
+    expires_in: Annotated[
+        int | None,
+        option("Seconds that a server has for each image.", default="a week", min=1, max=604800),
+    ] = None
     output_format: Annotated[
         Literal[OutputFormat, "same"] | None,
         _folder("The results' format; same: each image's own.", "--format", default="png"),
@@ -162,6 +170,11 @@ class UpscaleOptions:
         values = {**vars(self), "output_format": output_format}
         names = UpscaleParameters.model_fields
         return {k: v for k, v in values.items() if k in names and v is not None}
+
+    def handling(self) -> dict[str, Any]:
+        """How a server treats the job, whatever its image; what is not left to a default."""
+        values = {"priority": self.priority, "expires_in": self.expires_in}
+        return {name: value for name, value in values.items() if value is not None}
 
     def machine(self) -> dict[str, int | str | None]:
         """How this machine is used, by the names of its settings."""

@@ -76,7 +76,8 @@ def upscale_file(options: UpscaleOptions, output_format: str, server: str) -> No
     with connect(server, options.api_key) as client, ProgressView("uploading") as view:
         try:
             for path, request in requests.items():
-                jobs[path] = client.submit(request.source, **request.parameters(output_format))
+                form = request.parameters(output_format) | request.handling()
+                jobs[path] = client.submit(request.source, **form)
             for path in requests:
                 job = follow(client, jobs[path], view)
                 client.download(job, path)
@@ -194,7 +195,8 @@ class _Run:
     async def _submit(self, item: Item, key: str) -> Job:
         self.work.begin(item, key)
         self.work.view.show(item.name, Progress(stage="uploading"))
-        form = self.work.options.parameters(item.output_format)
+        options = self.work.options
+        form = options.parameters(item.output_format) | options.handling()
         submission = asyncio.create_task(
             self.client.submit(item.source, idempotency_key=key, **form)
         )

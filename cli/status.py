@@ -59,12 +59,16 @@ def _lines(samples: list[Sample]) -> Iterator[str]:
         yield f"workers   {s.labels['preset']}: {s.value:g} {s.labels['state']}"
     for s in select("running_jobs"):
         yield f"running   {s.labels['preset']}: {s.value:g} jobs"
-    oldest = {s.labels["preset"]: s.value for s in select("queue_oldest_seconds")}
+    oldest, paused = (
+        {s.labels["preset"]: s.value for s in select(name)}
+        for name in ("queue_oldest_seconds", "queue_paused")
+    )
     for s in select("queue_jobs"):
-        if s.value:
-            preset = s.labels["preset"]
+        preset = s.labels["preset"]
+        pause = "; paused" * bool(paused.get(preset))
+        if s.value or pause:
             waits = f"the next one for {oldest.get(preset, 0):.0f} s"
-            yield f"waiting   {preset}: {s.value:g} jobs, {waits}"
+            yield f"waiting   {preset}: {s.value:g} jobs, {waits}{pause}"
     yield "last minute   " + by_state("job_moves_last_minute")
     yield "since ever    " + by_state("job_moves_total")
     for s in select("worker_memory_bytes"):

@@ -29,6 +29,8 @@ def upscale(options: UpscaleOptions) -> None:
             "--tile-batch, --decode-tile, --compile and --devices are for this machine, not for a "
             "server."
         )
+    if server is None and options.handling():
+        raise BadSettings("--priority and --expires-in are for a server; see --server.")
     if options.source.is_dir():
         if options.seeds is not None:
             raise BadSettings("--seeds is for one image; a folder has one result for each.")

@@ -40,6 +40,8 @@ AGENDA_KEY = "stablesr:agenda"
 WEBHOOKS_KEY = "stablesr:webhooks"
 # An active job that has not moved for so long is compared with RQ's view of it.
 LOOK_AGAIN_S = 60
+# How long a job may wait for a worker.
+QUEUE_TTL_S = 7 * 86_400
 # How long an expired job is still known as expired rather than not at all.
 TOMBSTONE_S = 86_400
 
@@ -56,11 +58,21 @@ def waiting_key(quota_key: str) -> str:
     return f"stablesr:waiting:{quota_key}"
 
 
-# The lists in which RQ has the waiting ids.
-QUEUE_KEYS = tuple(f"rq:queue:stablesr:{preset}" for preset in PRESETS)
+def list_key(preset: str) -> str:
+    """RQ's list of the preset."""
+    return f"rq:queue:stablesr:{preset}"
+
+
+def queue_key(preset: str) -> str:
+    """Of `jobs.fair_queue`."""
+    return f"stablesr:queue:{preset}"
+
+
+# Where the waiting ids are: those next to start, then all others.
+QUEUE_KEYS = (*map(list_key, PRESETS), *map(queue_key, PRESETS))
 
 # The record as one JSON text, which is parsed faster than its fields one by one; Redis' time; and
-# the job's index in its queue. KEYS: the record and all queues.
+# the job's index in its queue. KEYS: the record and QUEUE_KEYS.
 READ = """
 local flat = redis.call('HGETALL', KEYS[1])
 if #flat == 0 then return false end
@@ -68,8 +80,11 @@ local fields = {}
 for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
 local index = false
 if fields['state'] == 'queued' then
-    for i = 2, #KEYS do
+    local n = (#KEYS - 1) / 2
+    for i = 2, n + 1 do
+        local rank = redis.call('ZRANK', KEYS[i + n], ARGV[1])
         index = index or redis.call('LPOS', KEYS[i], ARGV[1])
+            or rank and redis.call('LLEN', KEYS[i]) + rank
     end
 end
 return cjson.encode({fields, redis.call('TIME'), index})

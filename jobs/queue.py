@@ -1,13 +1,15 @@
 """The queue as the service sees it: submit, look, cancel.
 
-RQ only carries a job's id to a worker of its preset; the job's state is its record. A submission
-is one transaction, so a job either is recorded and queued or leaves nothing behind.
+RQ only carries a job's id to a worker of its preset, in the order of `jobs.fair_queue`; the job's
+state is its record. A submission is one transaction, so a job either is recorded and queued or
+leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,20 +18,32 @@ from redis.exceptions import WatchError
 
 from models.parameters import UpscaleParameters
 
-from .connection import LoopClient, connect, queue_errors, seconds_of
-from .errors import JobExists, QueueFull, QueueUnavailable, QuotaExceeded
+from .connection import LoopClient, as_text, connect, queue_errors, seconds_of
+from .errors import (
+    JobExists,
+    JobNotFound,
+    QueueFull,
+    QueueTimedOut,
+    QueueUnavailable,
+    QuotaExceeded,
+    RecordUnreadable,
+    WrongState,
+)
+from .fair_queue import DEADLINES_KEY
 from .job_store import (
     AGENDA_KEY,
+    QUEUE_TTL_S,
     JobStore,
     job_in,
     job_read,
+    queue_key,
     read_command,
     record_key,
     unknown,
     waiting_key,
 )
 from .listing import read_page
-from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, withdraw
+from .rq_adapter import enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
 from .workers import Capacity, WorkerInfo
@@ -37,6 +51,9 @@ from .workers import Capacity, WorkerInfo
 UNKNOWN_ORIGIN = Origin()
 # An image that no job followed within this time is removed; storing one takes less.
 UPLOAD_GRACE_S = 900
+# Jobs whose deadline is over that one call looks at, and when at those again that run.
+OVERDUE_BATCH = 500
+OVERDUE_AGAIN_S = 5
 ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2])"
 
 
@@ -83,9 +100,10 @@ class JobQueue:
                 reads.exists(record_key(job_id))
                 reads.get("" if claim is None else claim.key)
                 reads.llen(queue.key)
+                reads.zcard(queue_key(preset))
                 reads.zcard(quota_set)
                 reads.time()
-                exists, holder, queued, waiting, time = reads.execute()
+                exists, holder, next_count, queued, waiting, time = reads.execute()
             if exists:
                 raise JobExists(f"There is a job {job_id!r} already.")
             if claim is not None and holder != claim.lease.encode():
@@ -94,7 +112,7 @@ class JobQueue:
                     "is kept for it. Submit it again.",
                     retry_after=1,
                 )
-            self.check_room(preset, queued)
+            self.check_room(preset, next_count + queued)
             self.check_quota(origin, waiting)
             pipe.multi()
             now, keep_s = seconds_of(time), self._settings.result_ttl_s
@@ -102,13 +120,12 @@ class JobQueue:
                 parameters, image, origin, now=now, wait_s=QUEUE_TTL_S, keep_s=keep_s
             )
             self._records.create(pipe, job_id, record)
-            enqueue(queue, pipe, job_id, self._settings)
             if claim is not None:
                 pipe.set(claim.key, claim.value, ex=claim.ttl_s)
-            pipe.llen(queue.key)
+            enqueue(queue, pipe, job_id, self._settings)
             pipe.zcard(quota_set)
             try:
-                creation, *_, queued, waiting = pipe.execute()
+                creation, *_, (queued, place), waiting = pipe.execute()
             except WatchError as error:
                 raise QueueUnavailable(
                     f"Job {job_id} could not be queued: the connection to Redis broke or the id "
@@ -123,7 +140,7 @@ class JobQueue:
             if withdraw(queue, job_id):
                 self._records.forget(job_id, origin)
                 raise
-        return job_in(job_id, creation).model_copy(update={"queue_position": queued})
+        return job_in(job_id, creation).model_copy(update={"queue_position": place})
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """The job now, with its place in the queue while it waits: 1 is the next to start, or one
@@ -167,9 +184,34 @@ class JobQueue:
                 retry_after=10,
             )
 
+    def fail_overdue(self) -> None:
+        """Fails waiting jobs whose deadline is over; running ones their worker stops."""
+        with queue_errors(self._connection):
+            now = seconds_of(self._connection.time())
+            due: Any = self._connection.zrangebyscore(DEADLINES_KEY, "-inf", now, 0, OVERDUE_BATCH)
+        for job_id in map(as_text, due):
+            with suppress(JobNotFound, RecordUnreadable, WrongState):
+                job = self._records.get(job_id)
+                if job.state is JobState.PROCESSING:
+                    # Its worker may be lost, and it would wait again.
+                    with queue_errors(self._connection):
+                        self._connection.zadd(DEADLINES_KEY, {job_id: now + OVERDUE_AGAIN_S})
+                    continue
+                if job.state is JobState.QUEUED and job.deadline is not None:
+                    seconds = (job.deadline - job.created_at).total_seconds()
+                    reason = f"The job had not ended after {seconds:.0f} seconds, its `expires_in`."
+                    self._records.fail(job_id, QueueTimedOut(reason).problem())
+                    withdraw(open_queue(job.preset, self._connection), job_id)
+            with queue_errors(self._connection):
+                self._connection.zrem(DEADLINES_KEY, job_id)
+
+    def capacity(self) -> Capacity:
+        """That of clients without a key and an address."""
+        return Capacity.read(self._connection)
+
     def workers(self) -> Sequence[WorkerInfo]:
         """The live workers, by name."""
-        return Capacity.read(self._connection).workers
+        return self.capacity().workers
 
     def close(self) -> None:
         self._connection.close()

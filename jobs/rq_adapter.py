@@ -28,17 +28,16 @@ from rq.timeouts import BaseDeathPenalty
 from rq.utils import parse_composite_key
 from rq.worker_registration import clean_worker_registry
 
+from . import fair_queue
 from .connection import as_text, lock, queue_errors
 from .errors import JobFault, JobNotFound, WorkerLost, WrongState
-from .job_store import JobStore
+from .job_store import QUEUE_TTL_S, JobStore
 from .schema import JobState
 from .settings import Settings
 
 SERIALIZER = JSONSerializer
 # A job whose worker was lost runs once more; a job whose image is bad never does.
 ATTEMPTS = 2
-# How long a job may wait for a worker.
-QUEUE_TTL_S = 7 * 86_400
 
 # All that a worker may be asked to run.
 UPSCALE = "worker.tasks.upscale"
@@ -76,14 +75,35 @@ class NoDeathPenalty(BaseDeathPenalty):
     cancel_death_penalty = setup_death_penalty
 
 
-def open_queue(preset: str, connection: Redis) -> Queue:
+class FairQueue(Queue):
+    """RQ's queue, in which new jobs wait for their turn."""
+
+    @property
+    def preset(self) -> str:
+        return self.name.removeprefix("stablesr:")
+
+    def push_job_id(
+        self, job_id: str, pipeline: Pipeline | None = None, at_front: bool = False
+    ) -> None:
+        if at_front or pipeline is None:
+            super().push_job_id(job_id, pipeline, at_front)
+        else:
+            fair_queue.push(pipeline, self.preset, job_id)
+
+    def remove(self, job_or_id: Job | str, pipeline: Pipeline | None = None) -> bool:
+        job_id = job_or_id if isinstance(job_or_id, str) else job_or_id.id
+        return fair_queue.remove(self.connection, self.preset, job_id)
+
+
+def open_queue(preset: str, connection: Redis) -> FairQueue:
     """The RQ queue of a preset: a worker serves one preset, and RQ is safe with one queue only."""
     name = f"stablesr:{preset}"
-    return Queue(name, connection=connection, serializer=SERIALIZER, job_class=TaskJob)
+    return FairQueue(name, connection=connection, serializer=SERIALIZER, job_class=TaskJob)
 
 
 def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:
-    """Adds to a transaction that the job waits in the queue."""
+    """Adds to a transaction that the job waits in the queue; its last answer is that of
+    `fair_queue.push`. The record is there already."""
     queue.enqueue_call(
         UPSCALE,
         args=(job_id,),
@@ -101,7 +121,7 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
 def withdraw(queue: Queue, job_id: str) -> bool:
     """Takes a waiting job out of RQ; False when a worker has it already."""
     with queue_errors(queue.connection):
-        if not queue.connection.lrem(queue.key, 1, job_id):
+        if not queue.remove(job_id):
             return False
         if (job := queue.fetch_job(job_id)) is not None:
             job.delete(remove_from_queue=False)

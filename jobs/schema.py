@@ -21,6 +21,7 @@ from models.parameters import UpscaleParameters
 from .errors import Problem, RecordUnreadable
 
 Stage = Literal["load", "encode", "denoise", "decode", "save"]
+Priority = Literal["normal", "low"]
 
 ANYONE = ""
 """The owner of what is asked without a key."""
@@ -47,7 +48,8 @@ class Origin:
     """Who submitted a job, a key's id or ANYONE, and in which request.
 
     `max_queued` bounds the waiting jobs of the owner, or without one those of the client (an
-    address); `claim` is of `jobs.idempotency`.
+    address); `claim` is of `jobs.idempotency`. A job that has not ended after `expires_in` seconds
+    fails; None is no such limit.
     """
 
     owner: str = ANYONE
@@ -56,10 +58,12 @@ class Origin:
     webhook_url: str | None = None
     claim: Claim | None = None
     client: str = ""
+    priority: Priority = "normal"
+    expires_in: int | None = None
 
     @property
     def quota_key(self) -> str:
-        """Whose waiting jobs its job is counted among."""
+        """Whose waiting jobs its job is counted among, and takes turns with those of others."""
         return self.owner or self.client
 
 
@@ -155,6 +159,7 @@ class Job(_Model):
     owner: str = ""
     request_id: str | None = None
     webhook_url: str | None = None
+    deadline: datetime | None = None
 
     def is_due(self, now: datetime) -> bool:
         """Whether the time of its result is over, although its record does not say so yet."""
@@ -184,6 +189,8 @@ def new_record(
         "counted": origin.quota_key,
         "request_id": origin.request_id,
         "webhook_url": origin.webhook_url,
+        "priority": origin.priority,
+        "deadline": None if origin.expires_in is None else f"{now + origin.expires_in:.6f}",
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -18,7 +18,8 @@ from redis import Redis
 from models.presets import PRESETS
 
 from .connection import Command, as_text, as_texts, queue_errors, seconds_of
-from .job_store import QUEUE_KEYS, moment, record_key, waiting_key
+from .fair_queue import PAUSED_KEY
+from .job_store import QUEUE_KEYS, list_key, moment, queue_key, record_key, waiting_key
 from .states import COUNT_FIELD, COUNTS_KEY, minute_key
 
 WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
@@ -95,39 +96,45 @@ class Workers:
 # Silent workers are forgotten here.
 CAPACITY = """
 local lengths, workers = {}, {}
-for i = 3, #KEYS do lengths[i - 2] = redis.call('LLEN', KEYS[i]) end
+local n = (#KEYS - 3) / 2
+for i = 1, n do
+    lengths[i] = redis.call('LLEN', KEYS[3 + i]) + redis.call('ZCARD', KEYS[3 + n + i])
+end
 for _, name in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
     local info = redis.call('GET', ARGV[1] .. name)
     if info then workers[#workers + 1] = info else redis.call('ZREM', KEYS[2], name) end
 end
-return {redis.call('ZCARD', KEYS[1]), lengths, workers}
+return {redis.call('ZCARD', KEYS[1]), lengths, workers, redis.call('SMEMBERS', KEYS[3])}
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many jobs of a client and of each preset wait, and the live workers, by name."""
+    """How many jobs of a client and of each preset wait, the live workers, by name, and the presets
+    of which no job starts."""
 
     waiting: int
     lengths: Mapping[str, int]
     workers: Sequence[WorkerInfo]
+    paused: frozenset[str]
 
     @staticmethod
     def command(quota_key: str) -> Command:
         """What asks Redis; `quota_key` is that of the jobs' `Origin`."""
-        keys = (waiting_key(quota_key), NAMES_KEY, *QUEUE_KEYS)
+        keys = (waiting_key(quota_key), NAMES_KEY, PAUSED_KEY, *QUEUE_KEYS)
         return ("EVAL", CAPACITY, len(keys), *keys, worker_key(""))
 
     @classmethod
     def of(cls, answer: Any) -> Self:
-        waiting, lengths, raws = answer
+        waiting, lengths, raws, paused = answer
         workers = []
         for raw in raws:
             # One of another version is not ours to judge.
             with suppress(ValidationError):
                 workers.append(WorkerInfo.model_validate_json(raw))
         workers.sort(key=lambda worker: worker.name)
-        return cls(waiting, dict(zip(PRESETS, lengths, strict=True)), workers)
+        counts = dict(zip(PRESETS, lengths, strict=True))
+        return cls(waiting, counts, workers, frozenset(map(as_text, paused)))
 
     @classmethod
     def read(cls, connection: Redis) -> Self:
@@ -156,12 +163,13 @@ def look_over(connection: Redis) -> Overview:
         with connection.pipeline(transaction=False) as pipe:
             for key in (COUNTS_KEY, minute_key(now), minute_key(now - 60)):
                 pipe.hgetall(key)
-            for key in QUEUE_KEYS:
-                pipe.lindex(key, 0)
+            for preset in PRESETS:
+                pipe.lrange(list_key(preset), 0, 0)
+                pipe.zrange(queue_key(preset), 0, 0)
             total, current, before, *heads = pipe.execute()
         with connection.pipeline(transaction=False) as pipe:
-            for head in heads:
-                pipe.hget(record_key(as_text(head or b"")), "created_at")
+            for next_ids, ids in zip(heads[::2], heads[1::2], strict=True):
+                pipe.hget(record_key(as_text((next_ids + ids + [b""])[0])), "created_at")
             creations = pipe.execute()
     ages = [max(0.0, now - float(creation)) if creation else 0.0 for creation in creations]
     total, current, before = map(as_texts, (total, current, before))

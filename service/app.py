@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import anyio
+import structlog
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
 
 from jobs.connection import CircuitBreaker, LoopClient, connect
+from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.maintenance import Maintenance
@@ -27,6 +29,10 @@ from service.ratelimit import ConcurrencyLimiter, RateLimits
 from service.routes import about, events, jobs, result, status, upscale
 from service.webhooks import Sender
 
+log = structlog.stdlib.get_logger(__name__)
+
+# How late a job may fail that waits and has a deadline.
+DEADLINES_S = 1.0
 DESCRIPTION = """\
 Upscales images with StableSR. Upload an image, get a job, ask for it until it has ended or listen
 to its events, fetch the result. Errors are problem details (RFC 9457). HEAD is answered wherever
@@ -92,7 +98,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(services.listener.run)
             tasks.start_soon(sender.run)
-            tasks.start_soon(_maintain, maintenance, settings.maintenance_s)
+            tasks.start_soon(_every, settings.maintenance_s, maintenance.run)
+            tasks.start_soon(_every, DEADLINES_S, queue.fail_overdue)
             yield {"services": services}
             tasks.cancel_scope.cancel()
     finally:
@@ -101,8 +108,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         await client.close()
 
 
-async def _maintain(maintenance: Maintenance, interval_s: float) -> None:
-    """Maintenance about every `interval_s`, which needs no worker; ends after its round."""
+async def _every(interval_s: float, action: Callable[[], None]) -> None:
+    """What needs no worker, about every `interval_s`; ends after its round."""
     while True:
         await anyio.sleep(interval_s)
-        await run_sync(maintenance.run)
+        try:
+            await run_sync(action)
+        except QueueUnavailable as error:
+            log.debug("left for the next time", reason=error.detail)

@@ -91,6 +91,8 @@ class ServiceCollector(Collector):
 def _of(overview: Overview) -> Iterator[Metric]:
     capacity = overview.capacity
     yield _gauge("stablesr_queue_jobs", "Jobs that wait", capacity.lengths, "preset")
+    pauses = {preset: float(preset in capacity.paused) for preset in capacity.lengths}
+    yield _gauge("stablesr_queue_paused", "Whether no job starts", pauses, "preset")
     help = "How long the next job has waited"
     yield _gauge("stablesr_queue_oldest_seconds", help, overview.oldest_s, "preset")
     running, memory = Counts[str](), dict[Labels, float]()

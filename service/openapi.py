@@ -10,8 +10,7 @@ from jobs.formats import FORMATS
 from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
-from service.uploads import FIELDS, IMAGE_FIELD, WEBHOOK_FIELD
-from service.webhook_target import LONGEST_URL
+from service.uploads import FIELDS, IMAGE_FIELD
 
 TEMPLATE = "#/components/schemas/{model}"
 # What the same status says at most routes.
@@ -68,17 +67,10 @@ def _upload_body() -> dict[str, Any]:
         "format": "binary",
         "description": f"One still image: {', '.join(FORMATS)}",
     }
-    webhook = {
-        "type": "string",
-        "format": "webhook-url",
-        "maxLength": LONGEST_URL,
-        "description": "Told of the job's end with a POST (Standard Webhooks): https, and a host "
-        "on the public internet. Needs an API key, whose `whsec_` secret signs it",
-    }
     schema = {
         "type": "object",
         "required": [IMAGE_FIELD],
-        "properties": {IMAGE_FIELD: image, **FIELDS, WEBHOOK_FIELD: webhook},
+        "properties": {IMAGE_FIELD: image, **FIELDS},
         "additionalProperties": False,
         "allOf": _rules(),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import structlog
@@ -21,6 +21,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 # Asked more often, the last answer is repeated: the route needs no key, and each try is a write.
 REMEMBER_S = 5.0
+PAUSED = "it is paused; jobs are taken in and wait"
 _one_at_a_time = threading.Lock()
 
 
@@ -29,18 +30,18 @@ class Serving:
 
     `live` are the presets of workers that take jobs, start or stop: their jobs need only wait.
     `available` are those whose jobs a worker takes now. `reasons` says why none of a preset's
-    workers can serve it, `delays` why they do not yet.
+    workers can serve it, `delays` why they do not yet: also a pause by the operator.
     """
 
-    def __init__(self, workers: Sequence[WorkerInfo]) -> None:
+    def __init__(self, workers: Sequence[WorkerInfo], paused: Collection[str] = ()) -> None:
         self.live = {worker.preset for worker in workers if worker.reason is None}
-        self.available = {worker.preset for worker in workers if worker.ready}
-        self.reasons, self.delays = dict[str, str](), dict[str, str]()
+        self.available = {worker.preset for worker in workers if worker.ready}.difference(paused)
+        self.reasons, self.delays = dict[str, str](), dict.fromkeys(paused, PAUSED)
         for worker in workers:
             if worker.reason is not None and worker.preset not in self.live:
                 self.reasons[worker.preset] = worker.reason
             if worker.state == "compiling" and worker.preset not in self.available:
-                self.delays[worker.preset] = f"its worker is {worker.condition}"
+                self.delays.setdefault(worker.preset, f"its worker is {worker.condition}")
 
     def check(self, preset: str) -> None:
         """Raises HTTPError when its workers cannot serve it; without any, one may start. As only

@@ -30,7 +30,7 @@ from models.presets import PRESETS
 from service.admission import Services
 from service.problems import HTTPError, InvalidParameters
 from service.readiness import Serving
-from service.uploads import WEBHOOK_FIELD, Upload, parse
+from service.uploads import Upload, parse
 from service.webhook_target import BadTarget, Target
 
 log = structlog.stdlib.get_logger(__name__)
@@ -125,11 +125,12 @@ def submit(
             # Whatever stops it, the same request may be sent again.
             undo.callback(_release, services, claim)
             origin = replace(origin, claim=claim)
-        fields = dict(upload.fields)
-        if url := fields.pop(WEBHOOK_FIELD, "").strip():
-            _check_webhook(services.settings, url, origin)
-            origin = replace(origin, webhook_url=url)
-        parameters = parse(fields, services.settings.preset)
+        form = parse(upload.fields, services.settings.preset)
+        if form.webhook_url:
+            _check_webhook(services.settings, form.webhook_url, origin)
+            origin = replace(origin, webhook_url=form.webhook_url)
+        origin = replace(origin, priority=form.priority, expires_in=form.expires_in)
+        parameters = form.parameters
         Serving(capacity.workers).check(parameters.preset)
         file: BinaryIO = upload.image.file
         image = inspect(file, upload.image.filename, parameters, services.settings)
@@ -159,7 +160,7 @@ def _check_webhook(settings: Settings, url: str, origin: Origin) -> None:
         if not origin.owner and settings.webhook_secret is None:
             raise BadTarget("needs an API key, whose secret signs what is sent")
     except BadTarget as error:
-        raise InvalidParameters([{"field": WEBHOOK_FIELD, "detail": str(error)}]) from error
+        raise InvalidParameters([{"field": "webhook_url", "detail": str(error)}]) from error
 
 
 def _take(

@@ -10,22 +10,24 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
-from pydantic import JsonValue, ValidationError
+from pydantic import Field, JsonValue, StringConstraints, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from jobs.errors import StoreUnavailable, UploadTooLarge
+from jobs.job_store import QUEUE_TTL_S
+from jobs.schema import Priority
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
 from service.problems import HTTPError, InvalidParameters
+from service.webhook_target import LONGEST_URL
 
 IMAGE_FIELD = "image"
-WEBHOOK_FIELD = "webhook_url"
 # A parameter is a number or a word.
 MAX_FIELD_BYTES = 16 * 1024
 MAX_FIELDS = 64
@@ -33,22 +35,45 @@ MAX_FIELDS = 64
 STALL_S = 30.0
 
 
+class FormFields(UpscaleParameters):
+    """All fields beside the image: the parameters, and those on which no pixel depends."""
+
+    webhook_url: Annotated[str, StringConstraints(strip_whitespace=True)] = Field(
+        "",
+        max_length=LONGEST_URL,
+        description="Told of the job's end with a POST (Standard Webhooks): https, and a host on "
+        "the public internet. Needs an API key, whose `whsec_` secret signs it",
+        json_schema_extra={"format": "webhook-url"},
+    )
+    priority: Priority = Field("normal", description="low: starts when no normal job waits")
+    expires_in: int | None = Field(
+        None, ge=1, le=QUEUE_TTL_S, description="Seconds after which the job fails if not ended"
+    )
+
+    @property
+    def parameters(self) -> UpscaleParameters:
+        """What the pixels depend on."""
+        values = {name: getattr(self, name) for name in UpscaleParameters.model_fields}
+        return UpscaleParameters.model_construct(**values)
+
+
 def _fields() -> dict[str, dict[str, Any]]:
-    fields: dict[str, dict[str, Any]] = UpscaleParameters.model_json_schema()["properties"]
+    fields: dict[str, dict[str, Any]] = FormFields.model_json_schema()["properties"]
     fields["preset"]["enum"] = list(PRESETS)
-    for name in ("steps", "fidelity_weight", "preset"):
-        # Their defaults are the preset's and the server's own.
+    for name in ("steps", "fidelity_weight", "preset", "webhook_url"):
+        # Their defaults are the preset's and the server's own, or none.
         fields[name].pop("default", None)
-    # A form has no null: what is left out is not sent.
-    fields["eta"] |= fields["eta"].pop("anyOf")[0]
-    fields["eta"].pop("default")
+    for name in ("eta", "expires_in"):
+        # A form has no null: what is left out is not sent.
+        fields[name] |= fields[name].pop("anyOf")[0]
+        fields[name].pop("default")
     fields["seed"]["description"] = "Drawn when left out; the same seed gives the same image"
     fields["steps"]["description"] = "Denoising steps; the preset's number when left out"
     return fields
 
 
 FIELDS = _fields()
-"""The form's parameters, by name, as JSON schemas."""
+"""The form's fields beside the image, by name, as JSON schemas."""
 
 
 @dataclass(frozen=True)
@@ -181,11 +206,11 @@ def _upload_of(form: FormData) -> Upload:
     return Upload(image, texts)
 
 
-def parse(fields: Mapping[str, str], preset: str) -> UpscaleParameters:
-    """The parameters of a form, by default of `preset`; InvalidParameters lists every fault."""
+def parse(fields: Mapping[str, str], preset: str) -> FormFields:
+    """The fields of a form, by default of `preset`; InvalidParameters lists every fault."""
     values = {name: value for name, value in fields.items() if value.strip()}
     try:
-        return UpscaleParameters.model_validate({"preset": preset, **values})
+        return FormFields.model_validate({"preset": preset, **values})
     except ValidationError as error:
         faults = [_fault(details) for details in error.errors(include_url=False)]
     raise InvalidParameters(faults)
@@ -195,7 +220,7 @@ def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
     """One of pydantic's findings as field, detail, and the range or the choice that is right."""
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
-        names = ", ".join([IMAGE_FIELD, *FIELDS, WEBHOOK_FIELD])
+        names = ", ".join([IMAGE_FIELD, *FIELDS])
         return {"field": name, "detail": f"is unknown; the fields are {names}"}
     if not name:
         # A finding about several fields says which in its own sentence.

@@ -100,7 +100,7 @@ class Attempt:
     ) -> None:
         self.process, self.job_id, self.worker = process, job_id, worker
         self.alone, self.last = alone, last
-        self.lease_lost = self.settled = False
+        self.lease_lost = self.settled = self._expires = False
         self._lock = threading.Lock()
         self._deadline = math.inf
         self._progress = self._in_record = Progress(stage="load")
@@ -110,8 +110,15 @@ class Attempt:
     def start(self) -> Job:
         """The job's record, from now on of this attempt; the time that a job may take counts from
         here, not from when it began to wait for its turn."""
-        self._deadline = time.monotonic() + self.process.settings.job_timeout_s
-        return self._persist(self.process.records.start)
+        start, limit = time.monotonic(), self.process.settings.job_timeout_s
+        self._deadline = start + limit
+        job = self._persist(self.process.records.start)
+        if job.deadline is not None and job.started_at is not None:
+            # Of the job itself, whatever attempt it is in; both are by the Redis server's clock.
+            remaining_s = (job.deadline - job.started_at).total_seconds()
+            self._deadline = start + min(limit, remaining_s)
+            self._expires = remaining_s < limit
+        return job
 
     def check(self) -> None:
         """Whether to go on; called between steps and while waiting.
@@ -123,6 +130,8 @@ class Attempt:
         if self.process.leaving.is_set():
             raise Interruption(f"Job {self.job_id} goes back to the queue.")
         if time.monotonic() > self._deadline:
+            if self._expires:
+                raise JobTimedOut("The job had not ended by the time that its `expires_in` says.")
             limit = self.process.settings.job_timeout_s
             raise JobTimedOut(
                 f"The job ran for its limit of {limit} seconds without an end; "

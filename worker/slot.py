@@ -11,9 +11,11 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import structlog
+from redis.exceptions import ConnectionError, TimeoutError
 from rq import Queue, SimpleWorker
 from rq.callbacks import execute_failure_callback
 from rq.exceptions import StopRequested
@@ -23,6 +25,7 @@ from rq.job_lifecycle import format_exc_info
 from rq.utils import now
 from rq.worker import WorkerStatus
 
+from jobs.fair_queue import dispatch
 from jobs.rq_adapter import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
 from worker.attempt import Attempt, LeaseLost, Process
 
@@ -94,10 +97,22 @@ class SlotWorker(SimpleWorker):
             if not self._process.device.open:
                 self._process.leaving.wait(IDLE_S / 5)
                 continue
+            if not self._dispatch():
+                self._process.leaving.wait(IDLE_S)
+                continue
             job = super().dequeue_job_and_maintain_ttl(IDLE_S, max_idle_time=IDLE_S)
             if job is not None:
+                # For the next slot that is idle.
+                self._dispatch()
                 return job
         raise StopRequested
+
+    def _dispatch(self) -> bool:
+        """Has the next job ready to be taken; False while the preset is paused."""
+        # RQ's own loop is the one that waits for a Redis that is away.
+        with suppress(ConnectionError, TimeoutError):
+            return dispatch(self.connection, self._process.settings.preset)
+        return True
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job on this thread."""

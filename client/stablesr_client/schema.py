@@ -33,6 +33,8 @@ class Parameters(TypedDict, total=False):
     guidance_scale: float | None
     output_format: str | None
     webhook_url: str | None
+    priority: str | None
+    expires_in: int | None
 
 
 class Problem(BaseModel, frozen=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 
 from jobs.errors import QueueUnavailable
 from jobs.formats import FORMATS
-from jobs.workers import WorkerInfo
+from jobs.workers import Capacity
 from models.parameters import MAX_SCALE
 from models.presets import PRESETS
 from service.admission import ReaderDep, services_of
@@ -29,7 +28,8 @@ def list_models(request: Request) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     services = services_of(request)
     settings = services.settings
-    serving = Serving(services.queue.workers())
+    capacity = services.queue.capacity()
+    serving = Serving(capacity.workers, capacity.paused)
     reasons = serving.delays | serving.reasons
     models = [
         ModelView(
@@ -96,13 +96,13 @@ def readyz(request: Request) -> ReadyView:
     works, preset = store_works(services.store), services.settings.preset
     store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
     try:
-        workers = [w for w in services.queue.workers() if w.preset == preset]
+        capacity = services.queue.capacity()
     except QueueUnavailable:
         redis = ComponentView(ready=False, detail="does not answer")
         worker = ComponentView(ready=False, detail="is not known while Redis is away")
     else:
         redis = ComponentView(ready=True, detail="answers")
-        worker = _worker(preset, workers)
+        worker = _worker(preset, capacity)
     components = {"redis": redis, "store": store, "worker": worker}
     missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
     if missing:
@@ -115,9 +115,12 @@ def readyz(request: Request) -> ReadyView:
     return ReadyView(status="ready", components=components)
 
 
-def _worker(preset: str, workers: Sequence[WorkerInfo]) -> ComponentView:
+def _worker(preset: str, capacity: Capacity) -> ComponentView:
+    workers = [worker for worker in capacity.workers if worker.preset == preset]
     if ready := sum(worker.ready for worker in workers):
-        return ComponentView(ready=True, detail=f"{ready} serving {preset}")
+        # Uploads are taken in, so a proxy is to go on sending them.
+        pause = ", which is paused" * (preset in capacity.paused)
+        return ComponentView(ready=True, detail=f"{ready} serving {preset}{pause}")
     if reason := Serving(workers).reasons.get(preset):
         detail = f"is not ready: {reason}"
     elif conditions := [worker.condition for worker in workers if worker.reason is None]:

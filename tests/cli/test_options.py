@@ -12,19 +12,21 @@ from cli.options import UpscaleOptions
 from models.parameters import UpscaleParameters
 from service.openapi import UPLOAD_BODY
 from service.schema import JobView
-from service.uploads import IMAGE_FIELD, WEBHOOK_FIELD
+from service.uploads import IMAGE_FIELD, FormFields
 from stablesr_client import Parameters
 
 
 def test_a_parameter_is_declared_once_and_everything_else_follows() -> None:
     names = set(UpscaleParameters.model_fields)
     form = UPLOAD_BODY["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert set(form) - {IMAGE_FIELD, WEBHOOK_FIELD} == names
+    others = set(FormFields.model_fields) - names
+    assert set(form) - {IMAGE_FIELD} == names | others
     job = JobView.model_json_schema()
     assert set(job["$defs"]["Parameters"]["properties"]) == names
     # Those that list them: the client, which imports nothing of ours, and the command.
-    assert set(get_type_hints(Parameters)) - {WEBHOOK_FIELD} == names
+    assert set(get_type_hints(Parameters)) == names | others
     assert names - {field.name for field in fields(UpscaleOptions)} == {"tile_overlap"}
+    assert others - {field.name for field in fields(UpscaleOptions)} == {"webhook_url"}
 
 
 def test_an_option_has_the_bounds_of_its_parameter() -> None:

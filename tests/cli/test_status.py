@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.processes import free_port
+from jobs.fair_queue import pause
 from jobs.keys import Keys
 from jobs.settings import Settings
 from tests.service.harness import FakeWorker, serving, upload
@@ -53,6 +54,15 @@ def test_workers_queue_and_jobs_are_shown(client: httpx.Client, settings: Settin
     assert "tiny: 2 jobs, the next one for" in shown.stdout
     assert "memory    fake: allocated 5 MiB" in shown.stdout
     assert "since ever    3 queued, 1 processing, 1 succeeded" in shown.stdout
+
+
+def test_a_paused_preset_is_shown(client: httpx.Client, settings: Settings) -> None:
+    with Redis.from_url(settings.redis_url) as redis:
+        pause(redis, "tiny")
+        FakeWorker(redis, settings).appear()
+    shown = status(client)
+    assert "worker 1 serving tiny, which is paused" in shown.stdout
+    assert "tiny: 0 jobs, the next one for 0 s; paused" in shown.stdout
 
 
 def test_a_service_without_a_worker_is_shown_as_not_ready(client: httpx.Client) -> None:

@@ -43,16 +43,23 @@ def test_a_result_arrives_with_what_was_asked_for(image: Path, script: Script) -
     result = upscale(
         image,
         *("--server", script.url, "--scale", "2.5", "--color-fix", "wavelet"),
+        *("--priority", "low", "--expires-in", "3600"),
         target="out.webp",
     )
     assert result.exit_code == 0, result.output
     assert (image.parent / "out.webp").read_bytes() == IMAGE
     [(_, body)] = script.calls("POST /upscale")
-    for name, value in {"scale": "2.5", "color_fix": "wavelet", "output_format": "webp"}.items():
+    form = {"scale": "2.5", "color_fix": "wavelet", "output_format": "webp"}
+    for name, value in {**form, "priority": "low", "expires_in": "3600"}.items():
         assert f'name="{name}"\r\n\r\n{value}\r\n'.encode() in body
     assert b'name="steps"' not in body
     for words in ("queued (2)", "denoise", "seed 7"):
         assert words in result.stderr
+
+
+def test_priority_and_deadline_are_a_servers(image: Path) -> None:
+    result = upscale(image, "--priority", "low")
+    assert (result.exit_code, "--server" in result.stderr) == (2, True)
 
 
 def test_the_key_of_the_environment_is_sent(image: Path, script: Script) -> None:

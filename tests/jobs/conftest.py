@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import pytest
 from redis import Redis
 
-from jobs.connection import CircuitBreaker, LoopClient
+from jobs.connection import CircuitBreaker, LoopClient, as_text
 from jobs.errors import Problem
-from jobs.job_store import JobStore
+from jobs.job_store import JobStore, list_key, queue_key
 from jobs.queue import JobQueue
 from jobs.schema import ImageInfo, Job, JobState, ResultInfo, new_job_id
 from jobs.settings import Settings
@@ -34,6 +34,13 @@ def failed(job: Job) -> Problem:
     assert job.state is JobState.FAILED
     assert job.error is not None
     return job.error
+
+
+def waiting_ids(connection: Redis, preset: str = "tiny") -> list[str]:
+    """The waiting jobs in the order in which they would start."""
+    next_ids: Any = connection.lrange(list_key(preset), 0, -1)
+    ids: Any = connection.zrange(queue_key(preset), 0, -1)
+    return [as_text(job_id) for job_id in (*next_ids, *ids)]
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from jobs.settings import Settings
 from models.parameters import UpscaleParameters
 from tests.redis_server import RedisServer
 
-from .conftest import Submit, run
+from .conftest import Submit, run, waiting_ids
 
 
 def test_a_submitted_job_is_recorded_and_waits_in_rq(
@@ -57,7 +57,7 @@ def test_places_in_the_queue_count_from_one_and_move_up(
 ) -> None:
     ids = [submit() for _ in range(3)]
     assert [queue.get(one).queue_position for one in ids] == [1, 2, 3]
-    assert open_queue("tiny", connection).count == 3
+    assert waiting_ids(connection) == ids
     connection.lpop(open_queue("tiny", connection).key)
     # A worker has it in hand but has not begun.
     assert [queue.get(one).queue_position for one in ids] == [1, 1, 2]
@@ -71,7 +71,7 @@ def test_presets_do_not_wait_for_each_other(
     queue.submit(new_job_id(), UpscaleParameters(), image)
     other = queue.submit(new_job_id(), UpscaleParameters(preset="stablesr-turbo"), image)
     assert other.queue_position == 1
-    assert open_queue("stablesr-turbo", connection).count == 1
+    assert waiting_ids(connection, "stablesr-turbo") == [other.id]
 
 
 def test_an_id_is_taken_once(
@@ -81,7 +81,7 @@ def test_an_id_is_taken_once(
     with pytest.raises(JobExists, match=job_id):
         queue.submit(job_id, UpscaleParameters(seed=2), image)
     assert queue.get(job_id).seed == 1
-    assert open_queue("tiny", connection).count == 1
+    assert waiting_ids(connection) == [job_id]
 
 
 def test_a_canceled_waiting_job_leaves_rq_without_a_trace(
@@ -148,7 +148,7 @@ def test_submissions_at_once_fill_the_queue_exactly(
     with ThreadPoolExecutor(12) as pool:
         taken = sum(pool.map(submit, range(40)))
     assert taken == 5
-    assert open_queue("tiny", connection).count == 5
+    assert len(waiting_ids(connection)) == 5
     assert len(connection.keys("stablesr:job:*")) == 5
     assert len(connection.keys("rq:job:*")) == 5
     queue.close()

@@ -17,6 +17,7 @@ from rq.executions import Execution
 from rq.job import JobStatus
 
 from jobs.connection import as_text
+from jobs.fair_queue import dispatch
 from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
 from jobs.maintenance import Maintenance, put_off_counter
 from jobs.queue import JobQueue
@@ -26,12 +27,18 @@ from jobs.store import BlobStore
 from models.parameters import UpscaleParameters
 
 from . import fake_tasks
-from .conftest import Submit, failed
+from .conftest import Submit, failed, waiting_ids
 
 
 class Worker(SimpleWorker):
     def _install_signal_handlers(self) -> None:
         """Left alone: the test runner has its own."""
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> Any:
+        dispatch(self.connection, "tiny")
+        return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +239,7 @@ def test_a_job_whose_lease_ran_out_waits_again_before_all_others(
     expire_leases(rq)
     LeaseReaper(rq, connection).run()
     assert queue.get(job_id).state is JobState.QUEUED
-    assert rq.get_job_ids() == [job_id, *others]
+    assert waiting_ids(connection) == [job_id, *others]
     assert TaskJob.fetch(job_id, connection, rq.serializer).retries_left == 0
 
 
@@ -323,7 +330,7 @@ def test_a_job_lost_between_the_queue_and_its_start_loses_no_attempt(
     connection.lmove(rq.key, rq.intermediate_queue_key)
     reaper = LeaseReaper(rq, connection, stuck_s=0)
     reaper.run()
-    assert rq.get_job_ids() == [job_id, other]
+    assert waiting_ids(connection) == [job_id, other]
     assert connection.llen(rq.intermediate_queue_key) == 0
     job = TaskJob.fetch(job_id, connection, rq.serializer)
     assert job.retries_left == 1

@@ -125,7 +125,7 @@ class Leftovers:
                 names.append(target)
         if self.redis is not None:
             names += [str(key) for key in self.redis.keys("*job*")]
-            names += [str(key) for key in self.redis.keys("rq:queue*")]
+            names += [str(key) for key in self.redis.keys("*:queue:*")]
         return names
 
 

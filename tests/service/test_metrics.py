@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
+from jobs.fair_queue import pause
 from jobs.keys import Keys
 from jobs.settings import Settings
 from tests.redis_server import RedisServer
@@ -64,6 +65,9 @@ def test_the_queues_depth_and_age_are_told(client: httpx.Client, redis: Redis) -
     age = scrape.value("stablesr_queue_oldest_seconds", preset="tiny")
     assert age is not None
     assert 99 <= age <= 110
+    assert scrape.value("stablesr_queue_paused", preset="tiny") == 0
+    pause(redis, "tiny")
+    assert Scrape(client).value("stablesr_queue_paused", preset="tiny") == 1
 
 
 def test_jobs_are_counted_by_the_states_they_came_into(

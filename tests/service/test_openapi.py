@@ -13,6 +13,7 @@ from models.parameters import UpscaleParameters
 from service.app import create_app
 from service.problems import STATUSES, ProblemDetails, titles
 from service.schema import JobView, ReadyView
+from service.uploads import FormFields
 from tests.service.harness import FakeWorker
 from tests.service.pictures import picture
 
@@ -81,7 +82,8 @@ def test_every_error_is_described_as_a_problem(described: dict[str, Any]) -> Non
 def test_the_form_names_every_parameter(described: dict[str, Any]) -> None:
     body = described["paths"]["/upscale"]["post"]["requestBody"]
     form = body["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"image", "webhook_url", *UpscaleParameters.model_fields}
+    assert set(form["properties"]) == {"image", *FormFields.model_fields}
+    assert set(FormFields.model_fields) > set(UpscaleParameters.model_fields)
     assert form["required"] == ["image"]
 
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from redis import Redis
 
+from jobs.fair_queue import pause, resume
 from jobs.settings import Settings
 from tests.service.harness import FakeWorker, problem, serving, upload
 from tests.service.pictures import picture
@@ -145,3 +146,19 @@ def test_full_queues_of_all_that_is_served_are_told_before_the_upload_is_read(
         for _ in range(settings.max_queued):
             assert upload(client, PNG, preset=preset).status_code == 202
     problem(client.post("/upscale", content=b"", headers=form), 503, "queue-full")
+
+
+def test_a_paused_preset_takes_uploads_in_and_says_that_it_is_paused(
+    client: httpx.Client, worker: FakeWorker, redis: Redis
+) -> None:
+    worker.appear(preset=PRESET)
+    pause(redis, PRESET)
+    assert upload(client, PNG).json()["state"] == "queued"
+    models = {model["name"]: model for model in client.get("/models").json()["models"]}
+    assert (models[PRESET]["available"], "is paused" in models[PRESET]["reason"]) == (False, True)
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["components"]["worker"]["detail"] == f"1 serving {PRESET}, which is paused"
+    resume(redis, PRESET)
+    models = {model["name"]: model for model in client.get("/models").json()["models"]}
+    assert (models[PRESET]["available"], models[PRESET]["reason"]) == (True, None)

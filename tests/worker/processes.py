@@ -15,12 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from jobs.queue import JobQueue
-from jobs.schema import ImageInfo, Job, JobState, new_job_id
+from jobs.queue import UNKNOWN_ORIGIN, JobQueue
+from jobs.schema import ImageInfo, Job, JobState, Origin, new_job_id
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
 from models.parameters import UpscaleParameters
 from tests.worker import double
+from worker import slot
 
 
 def wait_for(condition: Callable[[], bool], what: str, *, seconds: float = 30.0) -> None:
@@ -51,8 +52,9 @@ def _logged(serve: Callable[..., int], values: dict[str, Any], log: Path, *more:
     sys.exit(serve(Settings(**values), *more))
 
 
-def _double(settings: Settings, step_s: float, load_s: float) -> int:
+def _double(settings: Settings, step_s: float, load_s: float, idle_s: int) -> int:
     warnings.simplefilter("error")
+    slot.IDLE_S = idle_s
     return double.main(settings, step_s=step_s, load_s=load_s)
 
 
@@ -112,11 +114,13 @@ class House:
         self.store = BlobStore.open(self.settings)
         self._workers = 0
 
-    def worker(self, *, step_s: float = 0.0, load_s: float = 0.0, **settings: Any) -> WorkerProcess:
+    def worker(
+        self, *, step_s: float = 0.0, load_s: float = 0.0, idle_s: int = 1, **settings: Any
+    ) -> WorkerProcess:
         self._workers += 1
         log = self.folder / f"worker-{self._workers}.log"
         changed = self.settings.model_copy(update=settings)
-        return WorkerProcess(_double, changed, log, step_s, load_s)
+        return WorkerProcess(_double, changed, log, step_s, load_s, idle_s)
 
     def ready(self, workers: int = 1) -> None:
         """Wait until so many workers take jobs."""
@@ -127,14 +131,20 @@ class House:
         )
 
     def submit(
-        self, data: bytes | None = None, *, seed: int = 1, steps: int = 4, **more: Any
+        self,
+        data: bytes | None = None,
+        *,
+        seed: int = 1,
+        steps: int = 4,
+        origin: Origin = UNKNOWN_ORIGIN,
+        **more: Any,
     ) -> str:
         data = png() if data is None else data
         job_id = new_job_id()
         self.store.put(input_key(job_id), data)
         image = ImageInfo(width=10, height=6, format="PNG", media_type="image/png", bytes=len(data))
         values = {"preset": "tiny", "scale": 2.0, "seed": seed, "steps": steps, **more}
-        self.queue.submit(job_id, UpscaleParameters(**values), image)
+        self.queue.submit(job_id, UpscaleParameters(**values), image, origin)
         return job_id
 
     def job(self, job_id: str) -> Job:

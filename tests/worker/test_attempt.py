@@ -11,7 +11,7 @@ from torch import Tensor
 from jobs.connection import connect
 from jobs.errors import QueueUnavailable, StoreUnavailable
 from jobs.job_store import JobStore
-from jobs.schema import Job, JobState, Progress
+from jobs.schema import Job, JobState, Origin, Progress
 from jobs.store import result_key
 from models.errors import (
     InvalidOption,
@@ -66,6 +66,18 @@ def test_a_job_that_takes_too_long_fails(house: House) -> None:
         job_id = house.submit(steps=500)
         assert not try_job(process, job_id)
     assert failure(house, job_id) == "job-timed-out"
+
+
+def test_a_job_is_stopped_at_the_step_after_its_own_deadline(house: House) -> None:
+    with serving(house, Double(step_s=0.2)) as process:
+        job_id = house.submit(steps=100, origin=Origin(expires_in=1))
+        try_job(process, job_id)
+        error = house.job(job_id).error
+        assert error is not None
+        assert (error.type, "expires_in" in error.detail) == ("job-timed-out", True)
+        # One that is further away than the limit of every job changes nothing.
+        try_job(process, job_id := house.submit(origin=Origin(expires_in=86_400)))
+        assert house.job(job_id).state is JobState.SUCCEEDED
 
 
 def test_a_job_of_a_process_that_leaves_is_run_again(house: House, process: Process) -> None:

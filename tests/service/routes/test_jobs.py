@@ -10,9 +10,8 @@ import pytest
 from redis import Redis
 
 from jobs.errors import ImageTruncated
-from jobs.job_store import JobStore, owner_key, record_key
+from jobs.job_store import QUEUE_TTL_S, JobStore, owner_key, record_key
 from jobs.listing import BATCH, MOST_READ, Cursor
-from jobs.rq_adapter import QUEUE_TTL_S
 from jobs.schema import ImageInfo, Job, Origin, Progress, new_job_id, new_record
 from jobs.settings import Settings
 from models.parameters import UpscaleParameters

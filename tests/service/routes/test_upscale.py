@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from datetime import datetime
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image, features
+from redis import Redis
 
+from jobs.job_store import record_key
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
 from models.presets import PRESETS
@@ -180,6 +183,11 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(client: httpx.Client) 
         ("seed", "-1"),
         ("tile_overlap", "9"),
         ("output_format", "bmp"),
+        ("priority", "high"),
+        ("expires_in", "0"),
+        ("expires_in", "604801"),
+        ("expires_in", "soon"),
+        ("webhook_url", "x" * 2001),
         ("fidelity_weigth", "0.5"),
     ],
 )
@@ -223,10 +231,35 @@ def test_samplers_and_prompts_become_the_jobs_parameters(settings: Settings) -> 
     assert {name: parameters[name] for name in asked} == asked
 
 
+def test_priority_and_deadline_are_the_jobs_and_no_parameters(
+    client: httpx.Client, redis: Redis
+) -> None:
+    body = upload(client, PNG, priority="low", expires_in="3600").json()
+    assert not {"priority", "expires_in"} & body["parameters"].keys()
+    priority, deadline, created_at = redis.hmget(
+        record_key(body["id"]), "priority", "deadline", "created_at"
+    )
+    assert priority == b"low"
+    assert float(deadline or 0) - float(created_at or 0) == pytest.approx(3600)
+
+
+def test_a_job_that_waits_until_its_deadline_fails_then(client: httpx.Client) -> None:
+    answer = client.post(
+        "/upscale", files={"image": PNG}, data={"expires_in": "1"}, headers={"Prefer": "wait=30"}
+    )
+    job = answer.json()
+    assert (answer.status_code, job["state"]) == (200, "failed")
+    assert job["error"]["type"] == "/problems/queue-timed-out"
+    created_at, ended_at = (
+        datetime.fromisoformat(job[name]) for name in ("created_at", "ended_at")
+    )
+    assert 1 <= (ended_at - created_at).total_seconds() < 10
+
+
 def test_all_wrong_fields_are_told_at_once(client: httpx.Client) -> None:
-    answer = upload(client, PNG, scale=99, steps="x", sampler="y")
+    answer = upload(client, PNG, scale=99, steps="x", sampler="y", priority="z")
     body = problem(answer, 422, "invalid-parameters")
-    assert {error["field"] for error in body["errors"]} == {"scale", "steps", "sampler"}
+    assert {error["field"] for error in body["errors"]} == {"scale", "steps", "sampler", "priority"}
 
 
 def test_a_field_given_twice_is_refused(client: httpx.Client) -> None:
