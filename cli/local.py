@@ -121,6 +121,10 @@ class LocalModel:
         where = f"{source}: "
         with translate({ModelError: JobFailure}), translate({ImageError: InputError}, where):
             image = decode(content, self._max_pixels)
+            try:
+                parameters = parameters.for_image(*image.size)
+            except ValueError as error:
+                raise InputError(f"{where}{error}.") from error
             width, height = (round(side * parameters.scale) for side in image.size)
             check_side(width, height, parameters.output_format)
             show = _progress(on_progress)

@@ -98,6 +98,15 @@ class UpscaleOptions:
     api_key: ApiKey = None
     fidelity_weight: FidelityWeight = None
     scale: Scale = None
+    width: Annotated[int | None, parameter("width", "Of the result, px, in place of --scale.")] = (
+        None
+    )
+    height: Annotated[
+        int | None, parameter("height", "Of the result, px, in place of --scale.")
+    ] = None
+    megapixels: Annotated[
+        float | None, parameter("megapixels", "Of the result, in place of --scale.")
+    ] = None
     steps: Steps = None
     seed: Annotated[
         int | None, parameter("seed", "The same seed, the same image.", default="drawn")

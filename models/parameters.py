@@ -5,6 +5,7 @@ Free of torch, because the HTTP service reads it as well.
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ ColorFix = Literal["adain", "wavelet", "none"]
 OutputFormat = Literal["png", "webp", "jpeg", "tiff"]
 
 MAX_SCALE = 16
+MAX_SIDE = 65_535
+"""Of a result that is asked for by its size, px."""
 # What torch.Generator.manual_seed takes and a JSON number keeps exactly in every client.
 SEED_MAX = 2**32 - 1
 # Characters; the text tower reads 75 tokens, of four characters each or so.
@@ -40,6 +43,15 @@ class UpscaleParameters(BaseModel):
     )
     """w of CFW (paper, section 3.3)"""
     scale: float = Field(4.0, ge=1, le=MAX_SCALE, description="Result side / input side")
+    width: int | None = Field(
+        None, ge=1, le=MAX_SIDE, description="Of the result at most, px, in place of scale"
+    )
+    height: int | None = Field(
+        None, ge=1, le=MAX_SIDE, description="Of the result at most, px, in place of scale"
+    )
+    megapixels: float | None = Field(
+        None, ge=0.001, le=1000, description="Of the result, in place of scale"
+    )
     steps: int = Field(4, ge=1, le=1000, description="Denoising steps")
     sampler: SamplerName = "ddpm"
     eta: float | None = Field(
@@ -92,6 +104,11 @@ class UpscaleParameters(BaseModel):
     @model_validator(mode="after")
     def _check_combination(self) -> UpscaleParameters:
         """Refuses what the preset or the other choices would silently undo."""
+        sizes = self._sizes
+        if sizes and "scale" in self.model_fields_set:
+            raise ValueError(f"scale must be left out beside {sizes[0]}, which says the size too")
+        if "megapixels" in sizes and len(sizes) > 1:
+            raise ValueError(f"megapixels must be left out beside {sizes[0]}")
         if not PRESETS[self.preset].prompts and (self.prompt or self.negative_prompt):
             name = "prompt" if self.prompt else "negative_prompt"
             raise ValueError(
@@ -109,6 +126,33 @@ class UpscaleParameters(BaseModel):
                 f"got {self.guidance_scale:g}"
             )
         return self
+
+    @property
+    def _sizes(self) -> list[str]:
+        names = ("width", "height", "megapixels")
+        return [name for name in names if getattr(self, name) is not None]
+
+    def for_image(self, width: int, height: int) -> UpscaleParameters:
+        """The same with the scale that gives an image of these sides, px, the size asked for. Of
+        `width` and `height` the result has one, and at most the other: it keeps its aspect.
+
+        Raises:
+            ValueError: it is smaller than the image, or over MAX_SCALE times as large.
+        """
+        if not (sizes := self._sizes):
+            return self
+        scales = [
+            limit / side for limit, side in ((self.width, width), (self.height, height)) if limit
+        ]
+        scale = min(scales, default=0.0)
+        if self.megapixels is not None:
+            scale = math.sqrt(self.megapixels * 1e6 / (width * height))
+        if not 1 <= scale <= MAX_SCALE:
+            raise ValueError(
+                f"{sizes[0]} asks for {scale:.3g} times the image of {width} x {height} pixels; "
+                f"1 to {MAX_SCALE} times can be made"
+            )
+        return self.model_copy(update={**dict.fromkeys(sizes), "scale": scale})
 
 
 def preset_parameters(preset: Preset, **values: Any) -> UpscaleParameters:

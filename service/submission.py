@@ -52,11 +52,12 @@ def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> No
 
 def inspect(
     file: IO[bytes], filename: str | None, parameters: UpscaleParameters, settings: Settings
-) -> ImageInfo:
+) -> tuple[ImageInfo, UpscaleParameters]:
     """Describes an uploaded image, whose file is mapped, not read; sides as a viewer sees them.
+    And the parameters with the scale that gives the size asked for.
 
-    Raises HTTPError for an empty file, and ImageError with the limits as members: those of the
-    settings, of the preset and of the result's format.
+    Raises HTTPError for an empty file, InvalidParameters for a size that cannot be, and ImageError
+    with the limits as members: those of the settings, of the preset and of the result's format.
     """
     size = file.seek(0, 2)
     if size == 0:
@@ -64,8 +65,13 @@ def inspect(
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = examine(data, settings.max_input_pixels)
     width, height = header.upright
+    try:
+        parameters = parameters.for_image(width, height)
+    except ValueError as error:
+        field, _, detail = str(error).partition(" ")
+        raise InvalidParameters([{"field": field, "detail": detail}]) from error
     _check_output(width, height, parameters, settings.max_output_pixels)
-    return ImageInfo(
+    image = ImageInfo(
         width=width,
         height=height,
         format=header.format,
@@ -75,6 +81,7 @@ def inspect(
         depth=header.depth,
         filename=_safe_name(filename),
     )
+    return image, parameters
 
 
 def _check_output(width: int, height: int, parameters: UpscaleParameters, max_pixels: int) -> None:
@@ -133,7 +140,7 @@ def submit(
         parameters = form.parameters
         Serving(capacity.workers).check(parameters.preset)
         file: BinaryIO = upload.image.file
-        image = inspect(file, upload.image.filename, parameters, services.settings)
+        image, parameters = inspect(file, upload.image.filename, parameters, services.settings)
         services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
         file.seek(0)
         services.queue.announce(job_id)

@@ -21,6 +21,9 @@ class Parameters(TypedDict, total=False):
     preset: str | None
     fidelity_weight: float | None
     scale: float | None
+    width: int | None
+    height: int | None
+    megapixels: float | None
     steps: int | None
     sampler: str | None
     color_fix: str | None

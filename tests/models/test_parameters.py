@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from models.geometry import output_size
 from models.parameters import PROMPT_MAX, SEED_MAX, UpscaleParameters, preset_parameters
 from models.presets import PRESETS
 
@@ -134,3 +135,44 @@ def test_a_measurement_has_the_presets_own_overlap_and_a_fixed_seed() -> None:
     assert (parameters.preset, parameters.tile_overlap, parameters.seed) == ("stablesr-768v", 48, 0)
     assert (parameters.steps, parameters.scale) == (200, 2)
     assert preset_parameters(PRESETS["tiny"], tile_overlap=16, seed=5).tile_overlap == 16
+
+
+@pytest.mark.parametrize(
+    ("asked", "size", "result"),
+    [
+        ({"width": 4000}, (1333, 1000), (4000, 3001)),
+        ({"height": 1080}, (333, 777), (463, 1080)),
+        ({"width": 1000, "height": 1000}, (300, 200), (1000, 667)),
+        ({"width": 1000, "height": 500}, (300, 200), (750, 500)),
+        ({"megapixels": 2}, (400, 300), (1633, 1225)),
+        ({"width": 300}, (300, 200), (300, 200)),
+        ({"scale": 2.5}, (300, 200), (750, 500)),
+    ],
+)
+def test_a_size_that_is_asked_for_becomes_the_scale_of_the_image(
+    asked: dict[str, float], size: tuple[int, int], result: tuple[int, int]
+) -> None:
+    parameters = UpscaleParameters.model_validate(asked).for_image(*size)
+    assert output_size(*size, parameters.scale) == result
+    assert (parameters.width, parameters.height, parameters.megapixels) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"width": 299}, "width asks for 0.997 times the image of 300 x 200 pixels; 1 to 16 times"),
+        ({"height": 3300}, "height asks for 16.5 times"),
+        ({"megapixels": 0.01}, "megapixels asks for 0.408 times"),
+    ],
+)
+def test_a_size_that_cannot_be_made_is_refused(asked: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        UpscaleParameters.model_validate(asked).for_image(300, 200)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"width": 10, "scale": 4}, {"megapixels": 1, "height": 10}, {"width": 0}]
+)
+def test_a_size_stands_alone(asked: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        UpscaleParameters.model_validate(asked)

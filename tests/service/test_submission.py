@@ -32,7 +32,7 @@ def inspected(data: bytes, scale: float = 2, output_format: OutputFormat = "png"
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()
-        return inspect(file, "in.png", parameters, Settings(max_output_pixels=2**40))
+        return inspect(file, "in.png", parameters, Settings(max_output_pixels=2**40))[0]
 
 
 def exif(orientation: int) -> Image.Exif:

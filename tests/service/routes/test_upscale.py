@@ -74,6 +74,15 @@ def test_every_format_of_the_list_is_taken(client: httpx.Client, kind: str) -> N
     assert answer.json()["input"]["media_type"] == f"image/{kind.lower()}"
 
 
+def test_a_result_may_be_asked_for_by_its_size(client: httpx.Client) -> None:
+    answer = upload(client, picture("PNG", 40, 30), width=100, scale="").json()
+    assert answer["parameters"]["scale"] == 2.5
+    body = problem(upload(client, picture("PNG", 40, 30), width=20), 422, "invalid-parameters")
+    assert body["errors"][0]["field"] == "width"
+    assert "asks for 0.5 times the image of 40 x 30 pixels" in body["errors"][0]["detail"]
+    problem(upload(client, PNG, width=100, scale=2), 422, "invalid-parameters")
+
+
 def test_the_size_is_given_as_a_viewer_sees_it(client: httpx.Client) -> None:
     answer = upload(client, picture("JPEG", 40, 30, orientation=6)).json()
     assert (answer["input"]["width"], answer["input"]["height"]) == (30, 40)
