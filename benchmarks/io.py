@@ -52,12 +52,14 @@ PILLOW: dict[str, dict[str, object]] = {
     "tiff": {"compression": "tiff_adobe_deflate"},
     "jpeg": {"quality": 95, "subsampling": 0},
     "webp": {"quality": 95, "method": 4},
+    "avif": {"quality": 95, "speed": 8, "subsampling": "4:4:4"},
 }
 LIBVIPS: dict[str, dict[str, object]] = {
     "png": {"compression": 3},
     "tiff": {"compression": "deflate", "predictor": "horizontal"},
     "jpeg": {"Q": 95, "subsample_mode": "off"},
     "webp": {"Q": 95, "effort": 4},
+    "avif": {"Q": 95, "effort": 2, "subsample_mode": "off"},
 }
 
 

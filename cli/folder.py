@@ -14,11 +14,14 @@ from cli.options import UpscaleOptions
 from cli.view import printable
 from stablesr_client.files import FORMATS
 
-_OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2")
+_OTHERS = (".bmp", ".gif", ".heic", ".heif", ".jp2")
 SUFFIXES = frozenset((*FORMATS, *_OTHERS))
 """How the name of a file ends that is taken for an image; every other file is left alone."""
 
-OUTPUT_SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg", "tiff": ".tif"}
+OUTPUT_SUFFIXES = {
+    **{"png": ".png", "webp": ".webp", "avif": ".avif"},
+    **{"jpeg": ".jpg", "tiff": ".tif"},
+}
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ class LocalModel:
                         channels=image.channels,
                         format=parameters.output_format,
                         depth=image.depth,
+                        quality=parameters.quality,
                     )
         return width, height
 

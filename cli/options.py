@@ -91,7 +91,8 @@ class UpscaleOptions:
     target: Annotated[
         Path,
         argument(
-            "The result; .png, .webp, .jpg or .tif says the format. For a folder, a folder.", "OUT"
+            "The result; .png, .webp, .avif, .jpg or .tif says the format. For a folder, a folder.",
+            "OUT",
         ),
     ]
     server: Server = None
@@ -142,6 +143,7 @@ class UpscaleOptions:
         Literal[OutputFormat, "same"] | None,
         _folder("The results' format; same: each image's own.", "--format", default="png"),
     ] = None
+    quality: Annotated[int | None, parameter("quality", default="95")] = None
     recursive: Annotated[
         bool | None, _folder("Sub-folders too.", "--recursive/--no-recursive", default="recursive")
     ] = None

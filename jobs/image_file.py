@@ -28,13 +28,18 @@ RESULT_TYPES: Mapping[OutputFormat, str] = {
     "webp": "image/webp",
     "jpeg": "image/jpeg",
     "tiff": "image/tiff",
+    "avif": "image/avif",
 }
 """Media types of results."""
 
 # libjpeg's own limit; the format could state 65,535.
 MAX_JPEG_SIDE = 65_500
 # What a format can state in its header, in pixels.
-MAX_SIDE = {"png": 2**31 - 1, "webp": 16_383, "jpeg": MAX_JPEG_SIDE, "tiff": 2**32 - 1}
+MAX_SIDE = {
+    **{"png": 2**31 - 1, "webp": 16_383, "jpeg": MAX_JPEG_SIDE, "tiff": 2**32 - 1},
+    # More no reader of AVIF takes by default.
+    "avif": 32_768,
+}
 # TIFF's offsets have 32 bits; four channels of 16 bits are the most that is written, and the
 # compression may not help.
 MAX_TIFF_PIXELS = 2**32 // 8 - 2**20

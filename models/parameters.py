@@ -16,7 +16,8 @@ from models.presets import PRESETS, Preset
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 Init = Literal["lr", "noise"]
 ColorFix = Literal["adain", "wavelet", "none"]
-OutputFormat = Literal["png", "webp", "jpeg", "tiff"]
+OutputFormat = Literal["png", "webp", "jpeg", "tiff", "avif"]
+LOSSY = frozenset(("webp", "jpeg", "avif"))
 
 MAX_SCALE = 16
 MAX_SIDE = 65_535
@@ -76,6 +77,9 @@ class UpscaleParameters(BaseModel):
         32, ge=0, le=56, multiple_of=8, description="Latent pixels shared by two tiles"
     )
     output_format: OutputFormat = "png"
+    quality: int | None = Field(
+        None, ge=1, le=100, description="Of webp, jpeg and avif; 95 when left out"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -104,6 +108,8 @@ class UpscaleParameters(BaseModel):
     @model_validator(mode="after")
     def _check_combination(self) -> UpscaleParameters:
         """Refuses what the preset or the other choices would silently undo."""
+        if self.quality is not None and self.output_format not in LOSSY:
+            raise ValueError(f"quality must be left out for {self.output_format}, which loses none")
         sizes = self._sizes
         if sizes and "scale" in self.model_fields_set:
             raise ValueError(f"scale must be left out beside {sizes[0]}, which says the size too")

@@ -223,6 +223,7 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
             channels=source.channels,
             format=job.parameters.output_format,
             depth=source.depth,
+            quality=job.parameters.quality,
         )
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,7 @@ Image = Path | str | bytes | BinaryIO
 """A file's path, a file's content, or an open binary file."""
 
 FORMATS: Mapping[str, str] = {
-    **{".png": "png", ".webp": "webp"},
+    **{".png": "png", ".webp": "webp", ".avif": "avif"},
     **{".jpg": "jpeg", ".jpeg": "jpeg", ".jpe": "jpeg", ".jfif": "jpeg"},
     **{".tif": "tiff", ".tiff": "tiff"},
 }

@@ -35,6 +35,7 @@ class Parameters(TypedDict, total=False):
     negative_prompt: str | None
     guidance_scale: float | None
     output_format: str | None
+    quality: int | None
     webhook_url: str | None
     priority: str | None
     expires_in: int | None

@@ -95,7 +95,7 @@ def test_io_reads_and_writes_every_format(command: Command) -> None:
     assert cases == {
         f"{what} {format}"
         for what in ("read", "write")
-        for format in ("png", "webp", "jpeg", "tiff")
+        for format in ("png", "webp", "jpeg", "tiff", "avif")
     }
     assert {m.variant for m in result.measurements} == set(io.READERS)
 

@@ -34,10 +34,10 @@ def test_two_images_with_one_result_are_refused_before_any_work(
 def test_an_own_format_that_results_cannot_have_is_a_failure(
     photos: Path, out: Path, model: type[StubModel]
 ) -> None:
-    (photos / "d.avif").write_bytes(b"an image")
+    (photos / "d.heic").write_bytes(b"an image")
     result = upscale(photos, out, "--format", "same")
     assert result.exit_code == 9
-    assert "d.avif: results cannot be .avif; --format says" in result.stderr
+    assert "d.heic: results cannot be .heic; --format says" in result.stderr
     assert len(names(out)) == 3
 
 

@@ -176,3 +176,9 @@ def test_a_size_that_cannot_be_made_is_refused(asked: dict[str, float], sentence
 def test_a_size_stands_alone(asked: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         UpscaleParameters.model_validate(asked)
+
+
+def test_a_quality_is_for_formats_that_lose_something() -> None:
+    assert UpscaleParameters(output_format="avif", quality=80).quality == 80
+    with pytest.raises(ValidationError, match="quality must be left out for png"):
+        UpscaleParameters(quality=80)

@@ -18,14 +18,14 @@ from torch.nn.functional import interpolate
 
 from jobs.errors import OutputTooLarge
 from jobs.image_file import MAX_TIFF_PIXELS, RESULT_TYPES
-from models.parameters import OutputFormat
+from models.parameters import LOSSY, OutputFormat
 from tests.worker.image_files import file_of, gradient, ramp16, tiff_of
 from worker.images import DecodedImage, Depth, check_side, decode, decoding, rows_of, write
 from worker.images.decoding import fill_hidden
 
 LIMIT = 1_000_000
 ORANGE = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
-EVERY: tuple[OutputFormat, ...] = ("png", "webp", "jpeg", "tiff")
+EVERY: tuple[OutputFormat, ...] = ("png", "webp", "jpeg", "tiff", "avif")
 LOSSLESS: tuple[OutputFormat, ...] = ("png", "tiff")
 
 
@@ -119,9 +119,20 @@ def test_every_output_format_is_one_that_is_read(
     assert (found - wanted).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("format", ["webp", "jpeg"])
+@pytest.mark.parametrize("format", ["webp", "jpeg", "avif"])
 def test_formats_of_8_bits_take_images_of_16(path: Path, format: OutputFormat) -> None:
     assert decode(written(path, smooth(3), format, 16), LIMIT).depth == 8
+
+
+@pytest.mark.parametrize("format", sorted(LOSSY))
+def test_less_quality_makes_a_smaller_file(path: Path, format: OutputFormat) -> None:
+    pixels = noise(3, 64, 64)
+    sizes = []
+    for quality in (95, 40):
+        sides = {"width": 64, "height": 64, "channels": 3}
+        write(path, [pixels], format=format, depth=8, quality=quality, **sides)
+        sizes.append(path.stat().st_size)
+    assert sizes[1] < 0.7 * sizes[0]
 
 
 @pytest.mark.parametrize("depth", [8, 16])
