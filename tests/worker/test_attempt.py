@@ -69,7 +69,7 @@ def test_a_job_that_takes_too_long_fails(house: House) -> None:
 
 
 def test_a_job_of_a_process_that_leaves_is_run_again(house: House, process: Process) -> None:
-    process.leaving.set()
+    process.leave(within_s=0)
     job_id = house.submit()
     assert try_job(process, job_id)
     assert house.job(job_id).state is JobState.QUEUED
