@@ -86,8 +86,9 @@ class LeaseReaper:
         self._connection = connection
         self._store = JobStore(connection)
         self._put_back = connection.register_script(_PUT_BACK)
-        # A lease with its end: one that was renewed meanwhile is another.
-        self._expired = _Sightings[tuple[str, float]](patience_s)
+        # A lease with its end: one that was renewed meanwhile is another. Rounds are not quite
+        # regular, and the second one after it was seen first is to count.
+        self._expired = _Sightings[tuple[str, float]](0.9 * patience_s)
         self._stuck = _Sightings[str](stuck_s)
 
     def run(self) -> None:

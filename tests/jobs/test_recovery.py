@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -40,6 +41,7 @@ def begin(rq: Queue, job_id: str, *, waits: bool = False) -> None:
     taken = connection.lmove(rq.key, rq.intermediate_queue_key)
     assert taken == job_id.encode()
     job = TaskJob.fetch(job_id, connection, rq.serializer)
+    assert isinstance(job, TaskJob)
     job.lease_s = 60
     with connection.pipeline() as pipe:
         Execution.create(job, ttl=600, pipeline=pipe, worker_name="dead")
@@ -71,6 +73,12 @@ def lease_ends(rq: Queue, after_s: float) -> None:
         rq.connection.zadd(key, {as_text(entry): now + after_s})
 
 
+def ends(connection: Redis, key: str) -> list[float]:
+    """The scores of a sorted set."""
+    pairs: Any = connection.zrange(key, 0, -1, withscores=True)
+    return [score for _, score in pairs]
+
+
 def test_a_lease_lasts_from_redis_time_whatever_the_time_of_the_host(
     submit: Submit, rq: Queue, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,14 +86,15 @@ def test_a_lease_lasts_from_redis_time_whatever_the_time_of_the_host(
     job_id = submit()
     begin(rq, job_id)
     job = TaskJob.fetch(job_id, connection, rq.serializer)
+    assert isinstance(job, TaskJob)
     job.lease_s = 90
-    [(_, end)] = connection.zrange(rq.started_job_registry.key, 0, -1, withscores=True)
+    [end] = ends(connection, rq.started_job_registry.key)
     assert end == pytest.approx(seconds_of(connection.time()) + 60, abs=2)
     [execution] = job.get_executions()
     with connection.pipeline() as pipe:
         execution.heartbeat(job.started_job_registry, 600, pipe)
         pipe.execute()
-    [(_, end)] = connection.zrange(rq.started_job_registry.key, 0, -1, withscores=True)
+    [end] = ends(connection, rq.started_job_registry.key)
     assert end == pytest.approx(seconds_of(connection.time()) + 90, abs=2)
 
 
@@ -151,7 +160,7 @@ def test_the_last_attempt_follows_after_its_pause_and_can_be_canceled_before(
         reaper.run()
     paused = rq.scheduled_job_registry.key
     assert rq.get_job_ids() == []
-    for _, end in connection.zrange(paused, 0, -1, withscores=True):
+    for end in ends(connection, paused):
         assert end == pytest.approx(seconds_of(connection.time()) + 10, abs=2)
     assert queue.get(first).state is JobState.QUEUED
     assert queue.cancel(first).state is JobState.CANCELED
@@ -163,6 +172,7 @@ def test_the_last_attempt_follows_after_its_pause_and_can_be_canceled_before(
     assert rq.get_job_ids() == [second, behind]
     assert connection.zcard(paused) == 0
     job = TaskJob.fetch(second, connection, rq.serializer)
+    assert isinstance(job, TaskJob)
     assert (job.retries_left, job.failures, job.get_status()) == (0, 2, JobStatus.QUEUED)
 
 

@@ -208,5 +208,6 @@ def test_a_task_can_go_back_to_the_front_without_losing_an_attempt(
         assert queue.get(first).queue_position == 1
         assert queue.get(second).queue_position == 2
     rq_job = TaskJob.fetch(first, connection=connection, serializer=SERIALIZER)
+    assert isinstance(rq_job, TaskJob)
     assert rq_job.failures == 0
     assert queue.get(first).attempt == 3
