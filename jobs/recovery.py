@@ -2,12 +2,12 @@
 
 This replaces RQ's own maintenance, which runs between two jobs only, so not while every slot is
 busy; holds a lock for 15 minutes when it is interrupted; needs the main thread for its failure
-callbacks; fails a job that was lost between the queue and its start; and goes by the clock of
-whoever looks.
+callbacks; fails a job that was lost between the queue and its start; and goes by the clock of the
+host that looks.
 
-A lease that has run out is not taken at once: after an outage all have, and whoever is back first
-would take the jobs of all others, who run them still. It must be seen so in every round of
-patience_s, in which live workers renew theirs; rounds before an outage do not count.
+A lease that has run out is not taken at once: after an outage all have, and the process that is
+back first would take the jobs of all others, who run them still. It must be seen so in every round
+of patience_s, in which live workers renew theirs; rounds before an outage do not count.
 """
 
 from __future__ import annotations

@@ -205,8 +205,8 @@ class Attempt:
         return self._persist(transition, *arguments)
 
     def _persist(self, transition: Callable[..., Job], *arguments: object) -> Job:
-        """Waits for a Redis that is away, however long: no other worker can take the job meanwhile, and
-        once it is back the lease says whether this attempt still counts."""
+        """Waits for a Redis that is away, however long: no other worker can take the job, and once
+        it is back the lease says whether this attempt still counts."""
         log_at = 0.0
         while True:
             try:
