@@ -183,13 +183,14 @@ def redis_hangs(house: House) -> float:
 
 
 def redis_away_long(house: House) -> float:
-    """Redis is away for much longer than a lease lasts: whoever is back first takes no other's
-    jobs."""
+    """Redis is away for much longer than a lease lasts, and two of the jobs end meanwhile: the
+    worker that is back first takes none of the other's."""
     for _ in range(2):
         house.worker(step_s=0.5)
     until(lambda: house.client.get("/readyz").text.count("2 serving") == 1, "two workers")
-    jobs = house.submit(6, steps=150)
+    jobs = house.submit(2, steps=60) + house.submit(2, steps=120)
     until(lambda: house.logged("job started") == 4, "all slots run")
+    house.submit(2)
     house.redis.kill()
     time.sleep(45)
     house.redis.start()
