@@ -9,22 +9,21 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import httpx
 
-from jobs.queue import JobQueue
 from stablesr_client import Client
 from tests.faults.house import House, Job, png, until
 from tests.faults.worker import PLACES
+from tests.faults.workers import clocks_apart, drained, redis_away_long, store_away
 from tests.worker.double import CRASH, HANG_ONCE
 from worker.watchdog import EXIT_STALLED
 
@@ -180,78 +179,6 @@ def redis_hangs(house: House) -> float:
     house.all_ended()
     assert worker.exit_code is None, "the worker ended"
     return ready
-
-
-def redis_away_long(house: House) -> float:
-    """Redis is away for much longer than a lease lasts, and two of the jobs end meanwhile: the
-    worker that is back first takes none of the other's."""
-    for _ in range(2):
-        house.worker(step_s=0.5)
-    until(lambda: house.client.get("/readyz").text.count("2 serving") == 1, "two workers")
-    jobs = house.submit(2, steps=60) + house.submit(2, steps=120)
-    until(lambda: house.logged("job started") == 4, "all slots run")
-    house.submit(2)
-    house.redis.kill()
-    time.sleep(45)
-    house.redis.start()
-    back = time.monotonic()
-    until(lambda: house.look(jobs[0])["state"] == "processing", "Redis answers")
-    until(lambda: house.client.get("/readyz").status_code == 200, "ready again", seconds=60)
-    ready = time.monotonic() - back
-    house.each_ran_once()
-    return ready
-
-
-def clocks_apart(house: House) -> None:
-    """Two workers whose clocks are twenty minutes apart."""
-    for clock_s in (-600, 600):
-        house.worker(step_s=0.5, clock_s=clock_s)
-    until(lambda: house.client.get("/readyz").text.count("2 serving") == 1, "two workers")
-    house.submit(6, steps=60)
-    house.each_ran_once()
-
-
-def drained(house: House) -> float:
-    """A worker with a long job is drained beside another one, while short ones wait."""
-    workers = [house.worker(step_s=0.1) for _ in range(2)]
-    until(lambda: house.client.get("/readyz").text.count("2 serving") == 1, "two workers")
-    [long] = house.submit(steps=150)
-    house.submit(10)
-    until(lambda: (house.look(long)["progress"] or {}).get("step", 0) > 2, "the long one runs")
-    with closing(JobQueue(house.settings)) as queue:
-        name = (queue.get(long.id).worker or "").partition(".")[0]
-        [pid] = [worker.pid for worker in queue.workers() if worker.name == name]
-    [leaving] = [worker for worker in workers if worker.pid == pid]
-    environment = {**os.environ, "STABLESR_REDIS_URL": house.settings.redis_url}
-    subprocess.run([sys.executable, "-m", "cli", "drain", name], check=True, env=environment)
-    until(lambda: 'state="draining"' in house.client.get("/metrics").text, "the worker drains")
-    asked = time.monotonic()
-    house.submit(4)
-    assert leaving.wait(60) == 0, "the worker did not end in time"
-    left = time.monotonic() - asked
-    assert house.look(long)["state"] == "succeeded"
-    house.each_ran_once()
-    return left
-
-
-def store_away(house: House) -> float:
-    """The store is away for 30 s with 60 jobs in the queue: all wait, and none loses an attempt."""
-    house.worker()
-    house.ready()
-    house.submit(60)
-    root = house.settings.blob_root
-    aside = root.rename(root.with_name("aside"))
-    root.touch()
-    time.sleep(30)
-    ended = house.logged("job done")
-    root.unlink()
-    aside.rename(root)
-    back = time.monotonic()
-    until(lambda: house.logged("job done") > ended, "the next job ends")
-    again = time.monotonic() - back
-    house.each_ran_once()
-    assert house.logged("image store is away, the job waits") == 2, "both slots wait"
-    return again
 
 
 def store_unwritable(house: House) -> None:
