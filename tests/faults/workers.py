@@ -24,14 +24,14 @@ def redis_away_long(house: House) -> float:
     """Redis is away for much longer than a lease lasts, and two of the jobs end meanwhile: the
     worker that is back first takes none of the other's."""
     two_workers(house, 0.5, (0, 0))
-    jobs = house.submit(2, steps=60) + house.submit(2, steps=120)
+    house.submit(2, steps=60)
+    house.submit(2, steps=120)
     until(lambda: house.logged("job started") == 4, "all slots run")
     house.submit(2)
     house.redis.kill()
     time.sleep(45)
     house.redis.start()
     back = time.monotonic()
-    until(lambda: house.look(jobs[0])["state"] == "processing", "Redis answers")
     until(lambda: house.client.get("/readyz").status_code == 200, "ready again", seconds=60)
     ready = time.monotonic() - back
     house.each_ran_once()

@@ -64,7 +64,7 @@ def test_a_job_waits_for_its_store_with_what_it_has_computed(
 def test_the_time_of_an_outage_counts_for_no_limit(house: House) -> None:
     with serving(house, job_timeout_s=1) as process:
         job_id = house.submit()
-        with waiting(house, process, job_id):
+        with waiting(house, process, job_id, "inputs"):
             end = time.monotonic() + 1.1
             wait_for(lambda: time.monotonic() > end, "the limit is over")
             assert process.watchdog.stall() is None

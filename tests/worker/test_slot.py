@@ -138,6 +138,17 @@ def test_a_worker_that_is_not_there_cannot_be_drained(house: House) -> None:
         drain(house, "tiny-0")
 
 
+def test_what_rq_notes_of_a_running_job_outlives_outages(house: House) -> None:
+    # Where its own note on an execution is gone, RQ fails at the end of the job.
+    with house.worker(step_s=0.05), connect(house.settings) as connection:
+        house.ready()
+        job_id = house.submit(steps=60)
+        house.reaches(job_id, 20)
+        [note] = connection.scan_iter(f"rq:execution:{job_id}:*")
+        assert connection.ttl(note) > 3600
+        assert house.ended(job_id).state is JobState.SUCCEEDED
+
+
 def test_workers_whose_clocks_are_wrong_lose_no_job_to_each_other(house: House) -> None:
     with house.worker(step_s=0.05, clock_s=-600), house.worker(step_s=0.05, clock_s=600):
         house.ready(2)
