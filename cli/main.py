@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import demo, errors, evaluate, keys, plan, queue, stack, status, upscale, weights
+from cli import demo, drain, errors, evaluate, keys, plan, queue, stack, status, upscale, weights
 from cli.options import Device, Preset, option
 from cli.view import console
 
@@ -96,6 +96,7 @@ def worker(
     raise typer.Exit(main(errors.load(preset=preset, device=device, slots=slots)))
 
 
+app.command("drain")(drain.drain)
 app.command("upscale")(upscale.upscale)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)

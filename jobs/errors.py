@@ -85,6 +85,10 @@ class KeyNotFound(JobsError):
     type, title = "key-not-found", "No such API key"
 
 
+class WorkerNotFound(JobsError):
+    type, title = "worker-not-found", "No such worker"
+
+
 class BadCursor(JobsError):
     type, title = "bad-cursor", "The cursor is not one of this server's"
 

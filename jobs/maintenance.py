@@ -25,7 +25,8 @@ from .connection import as_text, lock, queue_errors
 from .errors import JobNotFound, JobsError, QueueTimedOut, StoreUnavailable, WorkerLost, WrongState
 from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, record_key
 from .queue import UPLOAD_GRACE_S
-from .rq_adapter import LeaseReaper, TaskJob, open_queue
+from .recovery import LeaseReaper
+from .rq_adapter import TaskJob, open_queue
 from .schema import Job, JobState
 from .store import BlobStore, input_key, result_key
 

@@ -4,43 +4,58 @@ RQ imports whatever dotted path a job in Redis names, also for callbacks, and se
 address, so a writer of Redis could run code in a worker. `TaskJob` refuses other names when they
 are used, not when the job is read: an exception in RQ's dequeue ends the worker.
 
-`LeaseReaper` replaces RQ's own maintenance, which runs between two jobs only, so not while every
-slot is busy; holds a lock for 15 minutes when it is interrupted; needs the main thread for its
-failure callbacks; and fails a job that was lost between the queue and its start.
+RQ scores leases and pauses with the clock of the host that writes them. Here Redis' clock does it,
+so that the clocks of hosts cannot disagree about a job; and a job waits out its pause without RQ's
+scheduler, a process of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from contextlib import suppress
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 from rq import Queue, Retry
-from rq.exceptions import AbandonedJobError, NoSuchJobError
-from rq.executions import ExecutionRegistry
-from rq.job import Job
-from rq.registry import FailedJobRegistry, StartedJobRegistry
+from rq.exceptions import AbandonedJobError
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.timeouts import BaseDeathPenalty
-from rq.utils import parse_composite_key
-from rq.worker_registration import clean_worker_registry
 
 from . import fair_queue
-from .connection import as_text, lock, queue_errors
+from .connection import queue_errors
 from .errors import JobFault, JobNotFound, WorkerLost, WrongState
 from .job_store import QUEUE_TTL_S, JobStore
 from .schema import JobState
 from .settings import Settings
 
 SERIALIZER = JSONSerializer
-# A job whose worker was lost runs once more; a job whose image is bad never does.
-ATTEMPTS = 2
 
 # All that a worker may be asked to run.
 UPSCALE = "worker.tasks.upscale"
+
+# The end of a lease whose own worker gives it up.
+GIVEN_UP = 1
+
+# KEYS: the leases.  ARGV: the lease, its seconds, NX or XX.
+_RENEW = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+return redis.call('ZADD', KEYS[1], ARGV[3], string.format('%.3f', now + ARGV[2]), ARGV[1])
+"""
+# KEYS: the paused jobs.  ARGV: job id, seconds.
+_PAUSE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[2], ARGV[1])"
+# KEYS: the paused jobs, queue.  The one that waited longest comes to the front last.
+_REQUEUE_DUE = """
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', redis.call('TIME')[1])
+for i = #due, 1, -1 do
+    redis.call('LPUSH', KEYS[2], due[i])
+    redis.call('ZREM', KEYS[1], due[i])
+end
+return #due
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +64,26 @@ class ForbiddenTask(Exception):
     """A job in Redis names another task than ours."""
 
 
+class Leases(StartedJobRegistry):
+    """Sorted set: `job:execution` -> when that execution's lease ends, by Redis' clock."""
+
+    lease_s = 0.0
+
+    def add_execution(
+        self, execution: Execution, pipeline: Pipeline, ttl: int = 0, xx: bool = False
+    ) -> Any:
+        """Adds to a transaction that the lease lasts for lease_s from now on."""
+        arguments = (execution.composite_key, self.lease_s, "XX" if xx else "NX")
+        return pipeline.eval(_RENEW, 1, self.key, *arguments)
+
+
 class TaskJob(Job):
-    """RQ's job, limited to our task and callback, whatever the job in Redis names."""
+    """RQ's job, limited to our task and callback, whatever the job in Redis names.
+
+    `lease_s` is set by the slot that runs it.
+    """
+
+    lease_s = 0.0
 
     @property
     def func(self) -> Any:
@@ -60,6 +93,29 @@ class TaskJob(Job):
 
     failure_callback = property(lambda self: on_failure)
     success_callback = stopped_callback = property(lambda self: None)
+
+    @property
+    def started_job_registry(self) -> Leases:
+        leases = Leases(self.origin, self.connection, TaskJob, serializer=self.serializer)
+        leases.lease_s = self.lease_s
+        return leases
+
+    @property
+    def failures(self) -> int:
+        """How many attempts are spent."""
+        return max(0, len(self.retry_intervals or ()) - (self.retries_left or 0))
+
+    def retry(self, queue: Queue, pipeline: Pipeline) -> None:
+        """Adds to a transaction that the next attempt follows, after its pause."""
+        pause = self.get_retry_interval()
+        if not pause:
+            super().retry(queue, pipeline)
+            return
+        self.retries_left = (self.retries_left or 1) - 1
+        self.set_status(JobStatus.QUEUED, pipeline=pipeline)
+        self.save(pipeline=pipeline)
+        self.cleanup(self.ttl, pipeline=pipeline)
+        pipeline.eval(_PAUSE, 1, queue.scheduled_job_registry.key, self.id, pause)
 
     def send_webhooks(self, status: Any, *, exc_string: str | None = None) -> None:
         """Nothing: RQ's webhooks would call whatever address a job in Redis names."""
@@ -104,6 +160,7 @@ def open_queue(preset: str, connection: Redis) -> FairQueue:
 def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:
     """Adds to a transaction that the job waits in the queue; its last answer is that of
     `fair_queue.push`. The record is there already."""
+    pauses = settings.retry_pauses
     queue.enqueue_call(
         UPSCALE,
         args=(job_id,),
@@ -113,7 +170,7 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
         # RQ's own account of a job that went well is of no use.
         result_ttl=0,
         failure_ttl=settings.result_ttl_s,
-        retry=Retry(max=ATTEMPTS - 1, interval=0, enqueue_at_front=True),
+        retry=Retry(len(pauses), pauses, enqueue_at_front=True),
         pipeline=pipe,
     )
 
@@ -121,11 +178,18 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
 def withdraw(queue: Queue, job_id: str) -> bool:
     """Takes a waiting job out of RQ; False when a worker has it already."""
     with queue_errors(queue.connection):
-        if not queue.remove(job_id):
+        paused = queue.scheduled_job_registry.key
+        if not (queue.remove(job_id) or queue.connection.zrem(paused, job_id)):
             return False
         if (job := queue.fetch_job(job_id)) is not None:
             job.delete(remove_from_queue=False)
     return True
+
+
+def requeue_due(queue: Queue) -> None:
+    """Puts the jobs whose pause is over at the front of the queue. Raises RedisError."""
+    keys = (queue.scheduled_job_registry.key, queue.key)
+    queue.connection.eval(_REQUEUE_DUE, len(keys), *keys)
 
 
 def run_again() -> Retry:
@@ -165,98 +229,10 @@ def on_failure(job: Job, connection: Redis, kind: type[BaseException], *_: objec
 
 
 _LOST = WorkerLost(
-    "The worker that ran the job was lost, and so was the one before it; "
+    "The worker that ran the job was lost, and so were those before it; "
     "submit the image again, or ask the operator of the service."
 )
 _FAULT = JobFault(
     "The worker could not finish the job because of a fault of its own; "
     "its log says more under the job's id."
 )
-_UNREADABLE = JobFault("The queue's entry for the job cannot be read; submit the image again.")
-# So long a process that is killed in its round, of milliseconds, holds the others up.
-LOCK_S = 5
-# A job is between the queue and its start for a few milliseconds. One that was seen there twice,
-# this far apart, was lost with its worker.
-STUCK_S = 15.0
-
-# KEYS: intermediate list, queue.  ARGV: job id.  Moved only if it is still there, and once.
-_PUT_BACK = """
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
-redis.call('LPUSH', KEYS[2], ARGV[1])
-return 1
-"""
-
-
-class LeaseReaper:
-    """Hands out again the jobs of lost workers, for one queue, in one process at a time."""
-
-    def __init__(self, queue: Queue, connection: Redis, *, stuck_s: float = STUCK_S) -> None:
-        self._queue = queue
-        self._connection = connection
-        self._stuck_s = stuck_s
-        self._store = JobStore(connection)
-        self._put_back = connection.register_script(_PUT_BACK)
-        self._first_seen: dict[str, float] = {}
-
-    def run(self) -> None:
-        """Give every job whose lease has run out its next attempt, or fail it after the last.
-
-        Raises RedisError, QueueUnavailable.
-        """
-        name = f"stablesr:recovering:{self._queue.name}"
-        with lock(self._connection, name, LOCK_S) as is_mine:
-            if is_mine:
-                self._leases()
-                self._intermediate()
-
-    def tidy(self) -> None:
-        """Forget failed jobs whose time is over, and workers that are gone."""
-        FailedJobRegistry(queue=self._queue, job_class=TaskJob).cleanup()
-        clean_worker_registry(self._queue)
-
-    def _leases(self) -> None:
-        # Its failure callback, on_failure, moves the record.
-        registry = StartedJobRegistry(
-            queue=self._queue, job_class=TaskJob, death_penalty_class=NoDeathPenalty
-        )
-        job_ids = registry.get_expired_job_ids()
-        if not job_ids:
-            return
-        logger.warning("Workers were lost, their jobs are handed out again: %s", ", ".join(job_ids))
-        # RQ keeps a lost execution's name for a minute longer than what it names, at which a worker
-        # that ends the job's next attempt within it would fail.
-        entries: Any = self._connection.zrangebyscore(registry.key, 0, self._connection.time()[0])
-        for entry in entries:
-            job_id, execution_id = parse_composite_key(as_text(entry))
-            executions = ExecutionRegistry(job_id, self._connection)
-            self._connection.zrem(executions.key, execution_id)
-        registry.cleanup()
-
-    def _intermediate(self) -> None:
-        """Jobs that were taken from the queue by a worker that died before it began them."""
-        waiting = set(self._queue.intermediate_queue.get_job_ids())
-        self._first_seen = {id: at for id, at in self._first_seen.items() if id in waiting}
-        if not waiting:
-            return
-        running = set(self._queue.started_job_registry.get_job_ids(cleanup=False))
-        now = time.monotonic()
-        for job_id in waiting - running:
-            if now - self._first_seen.setdefault(job_id, now) >= self._stuck_s:
-                self._restore(job_id)
-                del self._first_seen[job_id]
-
-    def _restore(self, job_id: str) -> None:
-        try:
-            TaskJob.fetch(job_id, self._connection, self._queue.serializer)
-        except NoSuchJobError:
-            self._queue.intermediate_queue.remove(job_id)
-        # A job that RQ cannot even read would end every loop that takes it from the queue.
-        except Exception:
-            logger.exception("Job %s cannot be read in the queue.", job_id)
-            with suppress(JobNotFound, WrongState):
-                self._store.fail(job_id, _UNREADABLE.problem())
-            self._queue.intermediate_queue.remove(job_id)
-        else:
-            keys = [self._queue.intermediate_queue_key, self._queue.key]
-            if self._put_back(keys=keys, args=[job_id]):
-                logger.warning("Job %s waits again, its worker was lost before it began.", job_id)

@@ -16,6 +16,9 @@ from models.presets import PRESETS
 from .errors import InvalidSettings
 
 MIB = 1024 * 1024
+# Two heartbeats: after an outage of Redis every live worker has renewed its leases by then.
+PATIENCE_S = 10.0
+_PAUSES = re.compile(r"\d{1,5}(,\d{1,5})*", re.ASCII)
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 # 24 bytes or more in base64.
 _SECRET = re.compile(
@@ -28,7 +31,7 @@ _REPLACEMENTS = {
     "DEVICES": "name them in STABLESR_DEVICE, comma-separated",
     "FALLBACK": "a worker without its weights is not ready; set STABLESR_PRESET to tiny instead",
     "HEAD_TIMEOUT_S": "a request's head has 10 seconds",
-    "HEARTBEAT_S": "it is a quarter of STABLESR_WORKER_TTL_S",
+    "HEARTBEAT_S": "it is 5 seconds, or a quarter of STABLESR_WORKER_TTL_S",
     "IDEMPOTENCY_TTL_S": "keys are known for a day",
     "LOG_FORMAT": "logs are JSON, and text on a terminal",
     "MAINTENANCE_S": "it is STABLESR_WORKER_TTL_S",
@@ -135,7 +138,12 @@ class Settings(BaseSettings):
     # How long a result is kept once its job ended.
     result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
     # A worker that is silent for so long is lost.
-    worker_ttl_s: Annotated[int, Field(ge=1)] = 60
+    worker_ttl_s: Annotated[int, Field(ge=1)] = 20
+    # Before each further attempt at a job that a worker, its device or its memory failed. The first
+    # follows at once, elsewhere or alone on its device; a driver or a neighbour takes seconds.
+    retry_pauses_s: Annotated[
+        str, _must("be seconds, comma-separated, such as 0,10", _PAUSES.fullmatch)
+    ] = "0,10"
 
     # Worker
     # One, or several by commas, which share every network call's tiles.
@@ -154,6 +162,8 @@ class Settings(BaseSettings):
     # Tiles in every network call, filled up: then a result does not depend in its last bit on what
     # other jobs' tiles shared its calls.
     fixed_batch: Annotated[int, Field(ge=1)] | None = None
+    # What jobs in hand have to end in once the worker is to stop; containers get 10 by default.
+    grace_s: Annotated[float, Field(ge=0)] = 8
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
 
@@ -193,8 +203,22 @@ class Settings(BaseSettings):
         return self.job_timeout_s / 6
 
     @property
+    def retry_pauses(self) -> list[int]:
+        return [int(pause) for pause in self.retry_pauses_s.split(",")]
+
+    @property
     def heartbeat_s(self) -> float:
-        return self.worker_ttl_s / 4
+        return self.patience_s / 2
+
+    @property
+    def patience_s(self) -> float:
+        """How long a lease must be seen to have run out before its worker is lost."""
+        return min(PATIENCE_S, self.worker_ttl_s / 2)
+
+    @property
+    def lease_s(self) -> float:
+        """What a heartbeat gives a running job: the rest of worker_ttl_s."""
+        return self.worker_ttl_s - self.patience_s
 
     @property
     def maintenance_s(self) -> float:

@@ -2,6 +2,7 @@
 
 stablesr:worker:{name}   JSON: preset, device, state, ...; gone when its heartbeat stops
 stablesr:workers         sorted set: name -> last heartbeat
+stablesr:drain:{name}    there when the worker is to take no further job, and to end
 """
 
 from __future__ import annotations
@@ -18,24 +19,34 @@ from redis import Redis
 from models.presets import PRESETS
 
 from .connection import Command, as_text, as_texts, queue_errors, seconds_of
+from .errors import WorkerNotFound
 from .fair_queue import PAUSED_KEY
 from .job_store import QUEUE_KEYS, list_key, moment, queue_key, record_key, waiting_key
 from .states import COUNT_FIELD, COUNTS_KEY, minute_key
 
-WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "stopping"]
+WorkerState = Literal["starting", "compiling", "not_ready", "idle", "busy", "draining", "stopping"]
 NAMES_KEY = "stablesr:workers"
+
+
+# A worker looks for this at each heartbeat.
+_DRAIN_TTL_S = 3600
 
 
 def worker_key(name: str) -> str:
     return f"stablesr:worker:{name}"
 
 
+def drain_key(name: str) -> str:
+    return f"stablesr:drain:{name}"
+
+
 class WorkerInfo(BaseModel):
     """A worker as it describes itself; `last_seen` is by Redis' clock.
 
     `reason` is a clause for clients, why it is not ready. While the state is `compiling`,
-    `compiled` is how many sizes of network calls are ready and how many there will be. `memory` is
-    in bytes, by kind.
+    `compiled` is how many sizes of network calls are ready and how many there will be. Of the
+    `running` jobs `awaiting_store` wait for an image store that is away. `memory` is in bytes, by
+    kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -48,6 +59,7 @@ class WorkerInfo(BaseModel):
     compiled: tuple[int, int] | None = None
     slots: int = 1
     running: int = 0
+    awaiting_store: int = 0
     memory: dict[str, int] = {}
     hostname: str = ""
     pid: int = 0
@@ -57,6 +69,8 @@ class WorkerInfo(BaseModel):
     @property
     def condition(self) -> str:
         """Its state in words."""
+        if self.awaiting_store:
+            return f"{self.state} ({self.awaiting_store} jobs wait for the image store)"
         if self.compiled is None:
             return self.state
         return "{} ({} of {} sizes of network calls are ready)".format(self.state, *self.compiled)
@@ -74,16 +88,28 @@ class Workers:
         self._connection = connection
         self._ttl_s = ttl_s
 
-    def heartbeat(self, info: WorkerInfo) -> None:
-        """Lets the worker live another ttl_s seconds. Writes all that is known of it each time, so
-        that one which Redis forgot is back at its next heartbeat."""
+    def heartbeat(self, info: WorkerInfo) -> bool:
+        """Lets the worker live another ttl_s seconds; whether it is asked to drain. Writes all that
+        is known of it each time, so that one which Redis forgot is back at its next heartbeat."""
         with queue_errors(self._connection):
             now = moment(self._connection.time())
             stamp = info.model_copy(update={"last_seen": now})
             with self._connection.pipeline() as pipe:
                 pipe.set(worker_key(info.name), stamp.model_dump_json(), ex=self._ttl_s)
                 pipe.zadd(NAMES_KEY, {info.name: now.timestamp()})
-                pipe.execute()
+                pipe.exists(drain_key(info.name))
+                return bool(pipe.execute()[-1])
+
+    def drain(self, name: str) -> None:
+        """Asks a worker to take no further job, and to end after those in hand; it does so at its
+        next heartbeat. Raises WorkerNotFound."""
+        with queue_errors(self._connection):
+            if not self._connection.exists(worker_key(name)):
+                names = [worker.name for worker in Capacity.read(self._connection).workers]
+                raise WorkerNotFound(
+                    f"There is no worker {name!r}; running: {', '.join(names) or 'none'}."
+                )
+            self._connection.set(drain_key(name), 1, ex=_DRAIN_TTL_S)
 
     def unregister(self, name: str) -> None:
         """Removes a worker that leaves in order; one that is not there is no error."""

@@ -21,7 +21,7 @@ from models.sampling import Step
 from worker.device_lock import DeviceLock
 from worker.engine import Engine
 from worker.metrics import WorkerMetrics
-from worker.watchdog import Watchdog
+from worker.watchdog import Feed, Watchdog
 
 # Seconds between two writes of progress, between two looks while waiting, and before trying again
 # a Redis that did not answer: for progress, and for what must be written.
@@ -29,6 +29,7 @@ WRITE_S = 0.25
 LOOK_S = 1.0
 RETRY_S = 2.0
 REDIS_RETRY_S = 0.5
+REDIS_LOG_S = 30.0
 
 # Where each stage lies on the way from 0 to 1; denoising moves through its part step by step.
 FRACTIONS: dict[Stage, tuple[float, float]] = {
@@ -72,7 +73,12 @@ class Process:
 
     def __post_init__(self) -> None:
         self.leaving = threading.Event()
-        """Set when the process is asked to end"""
+        """Set when the process is asked to end: it takes no further job"""
+        self.leave_by = math.inf
+        """When the jobs in hand must have ended, by the steady clock"""
+        self.awaiting_store: set[Attempt] = set()
+        self.tail_rate = 0.0
+        """Seconds that decoding and storing took for each pixel of the last result"""
         self.watchdog = Watchdog(self.settings.step_timeout_s, self.on_stall)
         self.device = DeviceLock(offload=self.model.offload)
         self.engine = Engine(
@@ -82,6 +88,11 @@ class Process:
             device=self.device,
             metrics=self.metrics,
         )
+
+    def leave(self, within_s: float = math.inf) -> None:
+        """Take no further job; those in hand that will not end within that time are given back."""
+        self.leave_by = time.monotonic() + within_s
+        self.leaving.set()
 
 
 class Attempt:
@@ -106,6 +117,11 @@ class Attempt:
         self._progress = self._in_record = Progress(stage="load")
         self._next_write = self._next_look = self._stage_start = 0.0
         self._seconds: dict[Stage, float] = {}
+        self._feed: Feed = lambda: None
+        # Of the last step: when, how many are left, seconds a step so far. Then of what follows:
+        # its estimated end.
+        self._pace: tuple[float, int, float] | None = None
+        self._pixels, self._tail_end = 0.0, math.inf
 
     def start(self) -> Job:
         """The job's record, from now on of this attempt; the time that a job may take counts from
@@ -118,6 +134,7 @@ class Attempt:
             remaining_s = (job.deadline - job.started_at).total_seconds()
             self._deadline = start + min(limit, remaining_s)
             self._expires = remaining_s < limit
+        self._pixels = job.input.width * job.input.height * job.parameters.scale**2
         return job
 
     def check(self) -> None:
@@ -127,9 +144,10 @@ class Attempt:
             LeaseLost, Interruption, JobTimedOut.
         """
         self._check_lease()
-        if self.process.leaving.is_set():
+        now, process = time.monotonic(), self.process
+        if process.leaving.is_set() and now + self._seconds_left(now) > process.leave_by:
             raise Interruption(f"Job {self.job_id} goes back to the queue.")
-        if time.monotonic() > self._deadline:
+        if now > self._deadline:
             if self._expires:
                 raise JobTimedOut("The job had not ended by the time that its `expires_in` says.")
             limit = self.process.settings.job_timeout_s
@@ -138,6 +156,30 @@ class Attempt:
                 "a smaller image, scale or number of steps takes less.",
                 limit_seconds=limit,
             )
+
+    def _seconds_left(self, now: float) -> float:
+        """Until the job's end at its own pace; infinite before that is known."""
+        if self._tail_end < math.inf:
+            return max(0.0, self._tail_end - now)
+        if self._pace is None:
+            return math.inf
+        at, steps, step_s = self._pace
+        # A step that takes longer than those before it is the better estimate.
+        return steps * max(step_s, now - at) + self._pixels * self.process.tail_rate
+
+    @contextmanager
+    def awaiting_store(self) -> Iterator[None]:
+        """The block's time counts neither for the job's limit nor as a part of its stage."""
+        start, deadline = time.monotonic(), self._deadline
+        self._deadline = math.inf
+        self.process.awaiting_store.add(self)
+        try:
+            yield
+        finally:
+            self.process.awaiting_store.discard(self)
+            seconds = time.monotonic() - start
+            self._deadline = deadline + seconds
+            self._stage_start += seconds
 
     def _check_lease(self) -> None:
         if self.lease_lost:
@@ -171,16 +213,21 @@ class Attempt:
         return self._persist(transition, *arguments)
 
     def _persist(self, transition: Callable[..., Job], *arguments: object) -> Job:
-        """Waits for a Redis that is being restarted, as long as a lease lasts: after that the queue
-        has given the job away, and what this attempt says does not count any more."""
-        deadline = time.monotonic() + self.process.settings.worker_ttl_s
+        """Waits for a Redis that is away, however long: no other worker can take the job, and once
+        it is back the lease says whether this attempt still counts."""
+        log_at = 0.0
         while True:
             try:
                 return transition(self.job_id, *arguments, worker=self.worker)
-            except QueueUnavailable:
-                if time.monotonic() > deadline:
-                    raise
+            except QueueUnavailable as error:
+                if time.monotonic() > log_at:
+                    log.warning(
+                        "redis is away, the job waits", job=self.job_id, reason=error.detail
+                    )
+                    log_at = time.monotonic() + REDIS_LOG_S
                 time.sleep(REDIS_RETRY_S)
+                if not self.settled:
+                    self._check_lease()
 
     # Progress
 
@@ -194,16 +241,23 @@ class Attempt:
         """The block is this stage: written at once, timed, and watched."""
         self.check()
         self._write(Progress(stage=name, steps=steps, fraction=FRACTIONS[name][0]))
-        self._stage_start = time.monotonic()
+        now = self._stage_start = time.monotonic()
+        if name == "decode":
+            self._tail_end = now + self._pixels * self.process.tail_rate
         with self.process.watchdog.watch(name) as self._feed:
             yield
         self._seconds[name] = time.monotonic() - self._stage_start
+        if name == "save":
+            seconds = self._seconds["decode"] + self._seconds["save"]
+            self.process.tail_rate = seconds / self._pixels
 
     def on_step(self, step: Step) -> None:
         """Before each denoising step: `step.step` of them are done."""
         count, steps = step.step, step.steps
-        seconds = time.monotonic() - self._stage_start
-        eta = seconds / count * (steps - count) if count else None
+        now = time.monotonic()
+        step_s = (now - self._stage_start) / count if count else math.inf
+        self._pace = now, steps - count, step_s
+        eta = step_s * (steps - count) if count else None
         self.on_progress(count / steps, step=count, steps=steps, eta_seconds=eta)
 
     def on_progress(

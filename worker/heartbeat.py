@@ -60,14 +60,19 @@ class Registration:
 
     Args:
         device: what the model runs on.
-        running: how many jobs run.
+        running: how many jobs run, and how many of these wait for the image store.
     """
 
     def __init__(
-        self, settings: Settings, register: Workers, device: str, running: Callable[[], int]
+        self,
+        settings: Settings,
+        register: Workers,
+        device: str,
+        running: Callable[[], tuple[int, int]],
     ) -> None:
         self._register = register
         self._running = running
+        self.drain_asked = False
         # Two threads write: without it the older state could come last.
         self._lock = threading.Lock()
         self.state: WorkerState = "starting"
@@ -90,19 +95,20 @@ class Registration:
     def write(self) -> None:
         """Write it; to be repeated, or the process is taken for dead."""
         with self._lock:
-            state, running = self.state, self._running()
+            state, (running, awaiting_store) = self.state, self._running()
             changes: dict[str, object] = {
                 "state": "busy" if running and state == "idle" else state,
                 "running": running,
+                "awaiting_store": awaiting_store,
                 "compiled": self._compiled,
             }
             if state == "not_ready":
                 # Asked each time, because what keeps the weights away may change.
                 changes["reason"] = reason_without_weights(self.info.preset)
             # Before the model is loaded, asking a GPU would begin to use it, from this thread.
-            if state in ("idle", "stopping"):
+            if state in ("idle", "draining", "stopping"):
                 changes["memory"] = memory_in_use(self.info.device)
-            self._register.heartbeat(self.info.model_copy(update=changes))
+            self.drain_asked = self._register.heartbeat(self.info.model_copy(update=changes))
 
     def remove(self) -> None:
         """Take the process off the register."""

@@ -34,6 +34,8 @@ class WorkerMetrics:
         )
         tiles = "Tiles predicted by the network"
         self.tiles = Counter("stablesr_tiles", tiles, registry=self.registry)
+        outages = "Times that a job waited for an image store that was away"
+        self.store_outages = Counter("stablesr_store_outages", outages, registry=self.registry)
         self.put_off = put_off_counter(self.registry)
 
     def _histogram(self, name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:

@@ -26,11 +26,13 @@ from rq.utils import now
 from rq.worker import WorkerStatus
 
 from jobs.fair_queue import dispatch
-from jobs.rq_adapter import ATTEMPTS, SERIALIZER, NoDeathPenalty, TaskJob, run_again
+from jobs.rq_adapter import GIVEN_UP, SERIALIZER, NoDeathPenalty, TaskJob, requeue_due, run_again
 from worker.attempt import Attempt, LeaseLost, Process
+from worker.heartbeat import try_to
 
 # Seconds that one wait for a job lasts at most: how soon an idle slot notices that it should end.
 IDLE_S = 1
+NOTES_TTL_S = 86_400
 # A loop that ran so long was well: the next one begins soon after it.
 STEADY_S = 60.0
 LONGEST_WAIT_S = 8.0
@@ -85,8 +87,9 @@ class SlotWorker(SimpleWorker):
         """To nothing: jobs are canceled through their record, not by RQ's commands."""
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        """Seconds that a lease on a job lasts: a worker that is silent for so long is lost."""
-        return self.worker_ttl
+        """Seconds that RQ's notes on an execution outlive a heartbeat: longer than outages, after
+        which RQ would stumble over missing ones. How long a lease lasts the job knows."""
+        return NOTES_TTL_S
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
@@ -97,6 +100,7 @@ class SlotWorker(SimpleWorker):
             if not self._process.device.open:
                 self._process.leaving.wait(IDLE_S / 5)
                 continue
+            try_to("queue jobs whose pause is over", lambda: requeue_due(self._queue))
             if not self._dispatch():
                 self._process.leaving.wait(IDLE_S)
                 continue
@@ -116,9 +120,10 @@ class SlotWorker(SimpleWorker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run a job on this thread."""
-        retries = job.retries_left or 0
+        assert isinstance(job, TaskJob)  # our job_class
+        job.lease_s = self._process.settings.lease_s
         attempt = Attempt(
-            self._process, job.id, self.name, alone=retries < ATTEMPTS - 1, last=retries == 0
+            self._process, job.id, self.name, alone=job.failures > 0, last=not job.retries_left
         )
         self.work_in_hand = Work(attempt, job, self.prepare_execution(job))
         try:
@@ -197,7 +202,7 @@ class SlotWorker(SimpleWorker):
         work = self.work_in_hand
         if work is not None and not work.attempt.lease_lost:
             leases = work.job.started_job_registry.key
-            self.connection.zadd(leases, {work.execution.composite_key: 1}, xx=True)
+            self.connection.zadd(leases, {work.execution.composite_key: GIVEN_UP}, xx=True)
 
     def put_back(self) -> None:
         """Put the job in hand back although its step has not ended, unless it is settled.

@@ -3,7 +3,7 @@
 The main thread loads the model, starts the slots and then only waits for a signal; RQ's worker
 loops run in threads and cannot have signal handlers of their own. Exit codes:
 
-    0   asked to end
+    0   asked to end, by a signal or `stablesr drain`
     1   not started: the last log line says why
     70  a call stalled (`worker.watchdog`); start it again
     71  the device failed; start it again
@@ -11,6 +11,7 @@ loops run in threads and cannot have signal handlers of their own. Exit codes:
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -28,7 +29,8 @@ from jobs.errors import JobsError
 from jobs.job_store import JobStore
 from jobs.logs import configure_logging
 from jobs.maintenance import Maintenance
-from jobs.rq_adapter import LeaseReaper, open_queue
+from jobs.recovery import LeaseReaper
+from jobs.rq_adapter import open_queue
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from jobs.workers import Workers
@@ -48,13 +50,14 @@ from worker.metrics import WorkerMetrics
 from worker.slot import Slot, SlotWorker
 from worker.watchdog import end_process
 
+DRAIN = "drain"
+"""The reason to end that waits for the jobs in hand"""
+
 EXIT_DEVICE_LOST = 71
 """The exit code of a process whose device failed: a new process gets a new context."""
 
-# How long the jobs in hand have to come to the end of their step before they are put back as they
-# are, how long that may take, and how long one that is being brought to its end. Together below
-# the 10 s that containers get by default.
-LEAVE_S = 4.0
+# How long putting back the jobs in hand may take after STABLESR_GRACE_S, where Redis is slow, and
+# how long one that is being brought to its end.
 PUT_BACK_S = 2.0
 SETTLE_S = 1.5
 
@@ -98,11 +101,14 @@ class Supervisor:
         # into a SimpleQueue is the one way to wake a thread that is safe there.
         self._ends: SimpleQueue[str] = SimpleQueue()
         self._exit_code = 0
+        self._draining = False
+        self._process: Process | None = None
         self._slots: list[Slot] = []
         # Those that can be in the middle of a device call.
         self._threads: list[threading.Thread] = []
         self._quick = connect(settings)
-        self._recovery = LeaseReaper(open_queue(settings.preset, self._quick), self._quick)
+        queue = open_queue(settings.preset, self._quick)
+        self._recovery = LeaseReaper(queue, self._quick, patience_s=settings.patience_s)
         self._metrics = WorkerMetrics()
         register = Workers(self._quick, ttl_s=settings.worker_ttl_s)
         self._registration = Registration(settings, register, device, self._running)
@@ -152,6 +158,8 @@ class Supervisor:
             registration.change("not_ready")
             while weights_stamp(preset) in (None, stamp):
                 time.sleep(self._settings.maintenance_s)
+                if self._draining:
+                    raise SystemExit(0)
             log.info("weights have come", preset=preset)
             registration.state = "starting"
 
@@ -159,7 +167,7 @@ class Supervisor:
         settings, info = self._settings, self._registration.info
         # There from the start, so that the first time is an increase.
         self._metrics.watch_fallbacks(lambda: {"tile_batch": 0, **model.fallbacks})
-        process = Process(
+        process = self._process = Process(
             settings,
             JobStore(self._quick),
             store,
@@ -180,8 +188,15 @@ class Supervisor:
             thread.start()
         log.info("worker ready", name=info.name, device=info.device)
         reason = self._ends.get()
-        log.info("leaving", reason=reason, running=self._running())
-        process.leaving.set()
+        if reason == DRAIN:
+            self._registration.change("draining")
+            log.info("draining", running=self._running()[0])
+            process.leave()
+            self._join(math.inf, lambda slot: self._ends.empty())
+            reason = reason if self._ends.empty() else self._ends.get()
+        log.info("leaving", reason=reason, running=self._running()[0])
+        # Where the device is lost, there is nothing to wait for but the end of a step.
+        process.leave(0.0 if self._exit_code else settings.grace_s)
         self._leave()
         maintaining.stop()
         process.engine.stop()
@@ -189,14 +204,18 @@ class Supervisor:
 
     def _beat(self) -> None:
         try_to("register", self._registration.write)
+        if self._registration.drain_asked and not self._draining:
+            self._draining = True
+            self._ends.put(DRAIN)
         for slot in self._slots:
             if (worker := slot.worker) is not None:
                 try_to("renew a lease", worker.beat)
         # Last: a process that was suspended renews its own leases first.
         try_to("recover jobs of lost workers", self._recovery.run)
 
-    def _running(self) -> int:
-        return sum(slot.work_in_hand is not None for slot in self._slots)
+    def _running(self) -> tuple[int, int]:
+        waiting = len(self._process.awaiting_store) if self._process is not None else 0
+        return sum(slot.work_in_hand is not None for slot in self._slots), waiting
 
     # Ends
 
@@ -217,12 +236,13 @@ class Supervisor:
         end_process(what, seconds)
 
     def _leave(self) -> None:
-        """Let every slot come to the end of a step; put back what does not get there in time.
+        """Let every slot come to the end of its job where that is near, else of a step; put back
+        what does not get there in time.
 
         A second signal means: put back now.
         """
         self._registration.change("stopping")
-        self._join(LEAVE_S, lambda slot: self._ends.empty())
+        self._join(self._settings.grace_s, lambda slot: self._ends.empty())
         self._of_each_slot("put back", SlotWorker.put_back)
         # Those whose job is being brought to its end by the slot itself.
         self._join(SETTLE_S, lambda slot: slot.settles)

@@ -4,14 +4,15 @@
     its result                                  succeeded       forgets it
     Cancellation                                canceled        forgets it
     Interruption, DeviceTaken                   queued          runs it again, first in the queue
-    an error that a second attempt may mend     queued          runs it again, alone on its device
+    an error that a further attempt may mend    queued          runs it again, alone on its device
         in the last attempt                     failed          forgets it
     another error                               failed          forgets it
     LeaseLost                                   of another attempt, which alone may write
 
-A second attempt may mend the store or Redis out of reach, memory that ran out, and a lost device.
-How many attempts there are `jobs.rq_adapter` says; those that a lost worker cost count as well
-(its `on_failure`), those that were interrupted do not.
+A further attempt, after a pause, may mend a blob that cannot be read or written, memory that ran
+out, and a lost device; a store or a Redis that is away is waited for (`worker.outage`). How many
+attempts there are `STABLESR_RETRY_PAUSES_S` says; those that a lost worker cost count as well
+(`jobs.rq_adapter.on_failure`), those that were interrupted do not.
 
 An attempt may happen twice (a worker was lost, or the queue only thought so), so it is idempotent:
 the result's key follows from the job's id, its bytes follow from the parameters and their seed, and
@@ -21,6 +22,7 @@ a result that is already in the store is what the attempt ends with.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ import torch
 from torch import Tensor
 
 from jobs.errors import (
+    BlobNotFound,
     ImageError,
     JobEnded,
     JobFault,
@@ -45,7 +48,7 @@ from jobs.errors import (
 )
 from jobs.image_file import RESULT_TYPES, check_side
 from jobs.schema import Job, ResultInfo, Stage
-from jobs.store import BlobStore, input_key, result_key
+from jobs.store import input_key, result_key
 from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
 from models.geometry import output_size
 from models.memory import is_out_of_memory
@@ -54,6 +57,7 @@ from worker.device import is_device_lost
 from worker.device_lock import DeviceTaken
 from worker.engine import EngineBroken
 from worker.images import DecodedImage, decode, rows_of, write
+from worker.outage import outlast
 
 log = structlog.get_logger(__name__)
 
@@ -105,12 +109,12 @@ def _conclude(attempt: Attempt) -> bool:
         may_be_mended = (
             device_lost
             or _lacks_memory(error)
-            or isinstance(error, StoreUnavailable | QueueUnavailable)
+            or isinstance(error, BlobNotFound | StoreUnavailable | QueueUnavailable)
         )
         if attempt.last or not may_be_mended:
             attempt.settle(records.fail, _problem(error))
-        # After the process was left, the engine has gone.
-        if device_lost and not process.leaving.is_set():
+        # A process that ends anyway may have closed its engine.
+        if device_lost and math.isinf(process.leave_by):
             process.lose(str(error))
         if may_be_mended:
             raise
@@ -126,7 +130,7 @@ def _work(attempt: Attempt) -> None:
         wait = (job.started_at - job.created_at).total_seconds()
         process.metrics.observe_job({"queue": wait})
     log.info("job started", job=job.id, attempt=job.attempt, alone=attempt.alone)
-    result = _stored_result(process.store, job) or _upscale(attempt, job)
+    result = _stored_result(attempt, job) or _upscale(attempt, job)
     job = attempt.settle(process.records.succeed, result, attempt.timings)
     if job.timings is not None:
         # What it waited was observed when it started.
@@ -135,20 +139,27 @@ def _work(attempt: Attempt) -> None:
     log.info("job done", job=job.id, seconds=total, size=f"{result.width}x{result.height}")
 
 
-def _stored_result(store: BlobStore, job: Job) -> ResultInfo | None:
+def _stored_result(attempt: Attempt, job: Job) -> ResultInfo | None:
     """The result of an earlier attempt that ended between storing it and saying so."""
-    key = result_key(job.id)
-    if job.attempt < 2 or not store.exists(key):
+    store = attempt.process.store
+
+    def read(key: str) -> ResultInfo | None:
+        if not store.exists(key):
+            return None
+        digest, size = hashlib.sha256(), 0
+        for piece in store.stream(key):
+            digest.update(piece)
+            size += len(piece)
+        log.info("result of an earlier attempt found", job=job.id)
+        # A stored result is whole, and its sides follow from the job; decoding it would take memory
+        # that no plan knows of.
+        height, width = output_size(job.input.height, job.input.width, job.parameters.scale)
+        return _result_info(job, size, digest.hexdigest(), width, height)
+
+    if job.attempt < 2:
         return None
-    digest, size = hashlib.sha256(), 0
-    for piece in store.stream(key):
-        digest.update(piece)
-        size += len(piece)
-    log.info("result of an earlier attempt found", job=job.id)
-    # A stored result is whole, and its sides follow from the job; decoding it would take memory
-    # that no plan knows of.
-    height, width = output_size(job.input.height, job.input.width, job.parameters.scale)
-    return _result_info(job, size, digest.hexdigest(), width, height)
+    with attempt.stage("load"):
+        return outlast(attempt, read, result_key(job.id))
 
 
 def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
@@ -160,7 +171,8 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
     process, options = attempt.process, job.parameters
     model = process.model
     with attempt.stage("load"):
-        source = decode(process.store.get(input_key(job.id)), process.settings.max_input_pixels)
+        upload = outlast(attempt, process.store.get, input_key(job.id))
+        source = decode(upload, process.settings.max_input_pixels)
         _check_output(source, job, process.settings.max_output_pixels)
     small = model.steps_in(source.rgb, options)
 
@@ -228,7 +240,7 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         attempt.poll()
-        attempt.process.store.put(result_key(job.id), path)
+        outlast(attempt, lambda key: attempt.process.store.put(key, path), result_key(job.id))
         return _result_info(job, path.stat().st_size, sha256, width, height)
 
 
@@ -257,7 +269,8 @@ def _problem(error: Exception) -> Problem:
             return JobFault(str(error)).problem()
         case StoreUnavailable():
             return StoreUnavailable(
-                "The worker could not use the image store, twice; submit the image again later."
+                "The worker could not use the image store, in any attempt; "
+                "submit the image again later."
             ).problem()
         case _ if _lacks_memory(error):
             return OutOfMemory(

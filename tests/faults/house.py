@@ -139,10 +139,12 @@ class House:
 
     # Workers
 
-    def worker(self, *, step_s: float = 0.05, **settings: Any) -> WorkerProcess:
+    def worker(
+        self, *, step_s: float = 0.05, clock_s: float = 0.0, **settings: Any
+    ) -> WorkerProcess:
         log = self.folder / f"worker-{len(self.workers)}.log"
         changed = self.settings.model_copy(update=settings)
-        process = WorkerProcess(serve, changed, log, self.folder, step_s)
+        process = WorkerProcess(serve, changed, log, self.folder, step_s, clock_s)
         self.workers.append(process)
         return process
 
@@ -199,6 +201,18 @@ class House:
 
     def all_ended(self, *, seconds: float = WAIT_S) -> None:
         until(lambda: all(self.ended(job) for job in self.jobs), "all jobs end", seconds=seconds)
+
+    def logged(self, event: str) -> int:
+        """How many lines of the workers say so."""
+        return sum(worker.log.read_text().count(f'"{event}"') for worker in self.workers)
+
+    def each_ran_once(self) -> None:
+        """Every job has ended, and was begun once."""
+        self.all_ended()
+        attempts = [self.look(job)["attempt"] for job in self.jobs]
+        assert attempts == [1] * len(attempts), f"attempts: {attempts}"
+        starts = self.logged("job started")
+        assert starts == len(attempts), f"{starts} starts of {len(attempts)} jobs"
 
     def listed(self) -> list[str]:
         """The ids of all jobs that the service lists, page by page."""

@@ -80,7 +80,8 @@ def hold(folder: Path, place: str) -> None:
         time.sleep(0.02)
 
 
-def serve(settings: Settings, folder: Path, step_s: float) -> int:
+def serve(settings: Settings, folder: Path, step_s: float, clock_s: float) -> int:
+    double.shift_clock(clock_s)
     HeldAttempt.folder = HeldStore.folder = folder
     vars(slot)["Attempt"] = HeldAttempt
     vars(supervisor)["BlobStore"] = HeldStore

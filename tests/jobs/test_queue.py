@@ -41,7 +41,7 @@ def test_a_submitted_job_is_recorded_and_waits_in_rq(
     assert rq_job.args == [job.id]
     assert (rq_job.timeout, rq_job.ttl) == (1800, 7 * 86_400)
     assert (rq_job.result_ttl, rq_job.failure_ttl) == (0, 86_400)
-    assert rq_job.retries_left == 1
+    assert (rq_job.retries_left, rq_job.retry_intervals) == (2, [0, 10])
     assert rq_job.get_retry_interval() == 0
     assert connection.ttl(rq_job.key) > 0
 

@@ -57,6 +57,7 @@ def test_a_log_level_is_taken_in_any_case() -> None:
         ({"log_level": "loud"}, ["STABLESR_LOG_LEVEL", "LOUD", "DEBUG"]),
         ({"prot": 1}, ["STABLESR_PROT is not a setting"]),
         ({"port": -1, "slots": 0}, ["STABLESR_PORT", "STABLESR_SLOTS"]),
+        ({"retry_pauses_s": "0;9"}, ["STABLESR_RETRY_PAUSES_S", "0;9", "seconds, comma-separated"]),
         ({"webhook_secret": "whsec_" + 31 * "a" + "="}, ["STABLESR_WEBHOOK_SECRET", "24 bytes"]),
     ],
 )
@@ -126,7 +127,11 @@ def test_what_is_derived_follows_the_setting_it_is_derived_from() -> None:
     assert (settings.max_streams, settings.max_transfers, settings.max_each) == (500, 100, 20)
     assert (settings.max_queued_each, settings.reads_per_minute) == (100, 1200)
     assert (settings.upload_timeout_s, settings.step_timeout_s) == (300, 300)
-    assert (settings.heartbeat_s, settings.maintenance_s) == (15, 60)
+    assert (settings.heartbeat_s, settings.maintenance_s) == (5, 20)
+    assert settings.retry_pauses == [0, 10]
+    for ttl_s, times in {2: (0.5, 1, 1), 20: (5, 10, 10), 60: (5, 50, 10)}.items():
+        one = Settings(worker_ttl_s=ttl_s)
+        assert (one.heartbeat_s, one.lease_s, one.patience_s) == times
     assert Settings(uploads_per_minute=0).reads_per_minute == 0
     assert Settings(max_upload_bytes=100 * 2**20).upload_timeout_s == 600
     small = Settings(max_connections=1, max_queued=1, max_upload_bytes=1)

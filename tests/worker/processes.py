@@ -52,9 +52,10 @@ def _logged(serve: Callable[..., int], values: dict[str, Any], log: Path, *more:
     sys.exit(serve(Settings(**values), *more))
 
 
-def _double(settings: Settings, step_s: float, load_s: float, idle_s: int) -> int:
+def _double(settings: Settings, step_s: float, load_s: float, idle_s: int, clock_s: float) -> int:
     warnings.simplefilter("error")
     slot.IDLE_S = idle_s
+    double.shift_clock(clock_s)
     return double.main(settings, step_s=step_s, load_s=load_s)
 
 
@@ -107,7 +108,9 @@ class House:
 
     def __init__(self, redis_url: str, folder: Path, **settings: Any) -> None:
         self.settings = Settings(
-            redis_url=redis_url, blob_root=folder / "blobs", **{"worker_ttl_s": 2, **settings}
+            redis_url=redis_url,
+            blob_root=folder / "blobs",
+            **{"worker_ttl_s": 2, "retry_pauses_s": "0,1", **settings},
         )
         self.folder = folder
         self.queue = JobQueue(self.settings)
@@ -115,12 +118,18 @@ class House:
         self._workers = 0
 
     def worker(
-        self, *, step_s: float = 0.0, load_s: float = 0.0, idle_s: int = 1, **settings: Any
+        self,
+        *,
+        step_s: float = 0.0,
+        load_s: float = 0.0,
+        idle_s: int = 1,
+        clock_s: float = 0.0,
+        **settings: Any,
     ) -> WorkerProcess:
         self._workers += 1
         log = self.folder / f"worker-{self._workers}.log"
         changed = self.settings.model_copy(update=settings)
-        return WorkerProcess(_double, changed, log, step_s, load_s, idle_s)
+        return WorkerProcess(_double, changed, log, step_s, load_s, idle_s, clock_s)
 
     def ready(self, workers: int = 1) -> None:
         """Wait until so many workers take jobs."""

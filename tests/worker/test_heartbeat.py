@@ -26,7 +26,7 @@ class SlowRegister:
 
 def test_a_slow_heartbeat_does_not_write_an_older_state_over_a_newer_one() -> None:
     register = SlowRegister()
-    registration = Registration(Settings(), cast(Workers, register), "cpu", lambda: 0)
+    registration = Registration(Settings(), cast(Workers, register), "cpu", lambda: (0, 0))
     heartbeat = threading.Thread(target=registration.write)
     change = threading.Thread(target=registration.change, args=("compiling", (0, 1)))
     heartbeat.start()

@@ -13,6 +13,7 @@ from PIL import Image
 from structlog.testing import capture_logs
 from torch import Tensor
 
+from jobs.errors import BlobNotFound
 from jobs.schema import JobState
 from jobs.store import input_key, result_key
 from tests.worker.double import ERROR, Counting
@@ -111,10 +112,14 @@ def test_an_image_larger_than_its_header_said_to_the_service_is_refused(house: H
     assert failure(house, job_id) == "image-too-large"
 
 
-def test_an_upload_that_is_gone_fails_the_job(house: House, process: Process) -> None:
+def test_an_upload_that_is_gone_fails_the_job_in_its_last_attempt(
+    house: House, process: Process
+) -> None:
     job_id = house.submit()
     house.store.delete(input_key(job_id))
-    assert not try_job(process, job_id)
+    for is_last in (False, True):
+        with pytest.raises(BlobNotFound):
+            try_job(process, job_id, last=is_last)
     assert failure(house, job_id) == "blob-not-found"
 
 
