@@ -24,7 +24,9 @@ from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
+from service.readiness import StoreProbe
 from service.routes import about, events, jobs, result, status, upscale
+from service.store_threads import StoreThreads
 from service.webhooks import Sender
 
 DESCRIPTION = """\
@@ -75,6 +77,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         queue=queue,
         jobs=JobReader(client, queue),
         store=store,
+        store_threads=StoreThreads(),
+        store_probe=StoreProbe(store),
         authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
         idempotency=Idempotency(connection),
         limits=RateLimits(settings, client),
@@ -91,6 +95,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(services.listener.run)
+            # Says in the log what is wrong from the start.
+            tasks.start_soon(services.store_probe.fault)
             tasks.start_soon(sender.run)
             tasks.start_soon(_maintain, maintenance, settings.maintenance_s)
             yield {"services": services}

@@ -116,9 +116,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._metrics.serve(self._settings)
-        store = BlobStore.open(self._settings)
+        store = BlobStore.open(self._settings, patient=True)
         heartbeat = PeriodicThread("heartbeat", self._settings.heartbeat_s, self._beat)
         heartbeat.start()
+        store.report()
         try:
             model = self._model()
             self._registration.change("idle")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -18,7 +19,7 @@ from models.presets import PRESETS
 from service.admission import ReaderDep, services_of
 from service.openapi import problems
 from service.problems import HTTPError
-from service.readiness import Serving, store_works
+from service.readiness import Serving
 from service.schema import ComponentView, ModelsView, ModelView, ReadyView
 
 router = APIRouter()
@@ -90,13 +91,13 @@ async def livez() -> LiveView:
     summary="Would an upload be worked on?",
     responses=problems(_503="Something is missing; `components` says what."),
 )
-def readyz(request: Request) -> ReadyView:
+async def readyz(request: Request) -> ReadyView:
     """Redis answers, the image store takes images, and a live worker serves the default preset."""
     services = services_of(request)
-    works, preset = store_works(services.store), services.settings.preset
-    store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
+    preset, fault = services.settings.preset, await services.store_probe.fault()
+    store = ComponentView(ready=fault is None, detail=fault or "takes images")
     try:
-        workers = [w for w in services.queue.workers() if w.preset == preset]
+        workers = [w for w in await run_sync(services.queue.workers) if w.preset == preset]
     except QueueUnavailable:
         redis = ComponentView(ready=False, detail="does not answer")
         worker = ComponentView(ready=False, detail="is not known while Redis is away")
