@@ -21,10 +21,11 @@ a result that is already in the store is what the attempt ends with.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 import structlog
 import torch
@@ -205,7 +206,8 @@ def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
 
 
 def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tensor]) -> ResultInfo:
-    """Write the image's rows to a file of its own and that into the store."""
+    """Write the image's rows to a file without a name, which ends with the process, and that into
+    the store."""
     width, height = output_size(*source.size, job.parameters.scale)
 
     def strips() -> Iterator[Tensor]:
@@ -213,10 +215,9 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
             attempt.poll()
             yield strip
 
-    with attempt.stage("save"), TemporaryDirectory(prefix="stablesr-") as folder:
-        path = Path(folder, "result")
+    with attempt.stage("save"), TemporaryFile() as file:
         write(
-            path,
+            Path(f"/dev/fd/{file.fileno()}"),
             rows_of(source, strips(), height, width),
             width=width,
             height=height,
@@ -224,11 +225,13 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
             format=job.parameters.output_format,
             depth=source.depth,
         )
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         attempt.poll()
-        attempt.process.store.put(result_key(job.id), path)
-        return _result_info(job, path.stat().st_size, sha256, width, height)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        attempt.process.store.put(result_key(job.id), file)
+        return _result_info(job, size, sha256, width, height)
 
 
 def _result_info(job: Job, size: int, sha256: str, width: int, height: int) -> ResultInfo:
