@@ -56,6 +56,10 @@ def result_key(job_id: str) -> str:
     return f"results/{job_id}"
 
 
+def job_id_of(key: str) -> str:
+    return key.partition("/")[2]
+
+
 class BlobStore:
     """Blobs by key. Blocking, safe to share between threads.
 

@@ -89,7 +89,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         transfers=ConcurrencyLimiter("transfers", settings.max_transfers, each, "try again later"),
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
-    maintenance = Maintenance(connection, store, metrics.put_off)
+    maintenance = Maintenance(connection, store, metrics.sweep)
     collector = ServiceCollector(connection, services.streams, services.transfers)
     metrics.registry.register(collector)
     try:

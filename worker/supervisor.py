@@ -173,7 +173,7 @@ class Supervisor:
         self._slots = [
             Slot(process, queue, f"{info.name}.{number}") for number in range(settings.slots)
         ]
-        maintenance = Maintenance(self._quick, store, self._metrics.put_off)
+        maintenance = Maintenance(self._quick, store, self._metrics.sweep)
         maintaining = PeriodicThread("maintenance", settings.maintenance_s, maintenance.run)
         self._threads = [*self._slots, process.engine.thread]
         process.watchdog.thread.start()

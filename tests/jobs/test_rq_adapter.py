@@ -18,7 +18,7 @@ from rq.job import JobStatus
 
 from jobs.connection import as_text
 from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
-from jobs.maintenance import Maintenance, put_off_counter
+from jobs.maintenance import Maintenance, SweepMetrics
 from jobs.queue import JobQueue
 from jobs.rq_adapter import SERIALIZER, LeaseReaper, TaskJob, on_failure, open_queue, run_again
 from jobs.schema import ImageInfo, JobState, ResultInfo, Timings, new_job_id
@@ -401,7 +401,7 @@ def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_prese
 ) -> None:
     lost = open_queue(preset, connection)
     job_id = queue.submit(new_job_id(), UpscaleParameters(preset=preset), image).id
-    maintenance = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
+    maintenance = Maintenance(connection, store, SweepMetrics(CollectorRegistry()))
     for state in (JobState.QUEUED, JobState.FAILED):
         begin(lost, job_id)
         expire_leases(lost)
@@ -415,7 +415,7 @@ def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
     job_id = submit()
     begin(rq, job_id)
     expire_leases(rq)
-    maintenance = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
+    maintenance = Maintenance(connection, store, SweepMetrics(CollectorRegistry()))
     maintenance.run()
     assert queue.get(job_id).state is JobState.QUEUED
     # As much of its record's life is left as when it has not moved for queue_ttl_s.
