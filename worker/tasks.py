@@ -21,11 +21,10 @@ a result that is already in the store is what the attempt ends with.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import structlog
 import torch
@@ -55,6 +54,8 @@ from worker.device import is_device_lost
 from worker.device_lock import DeviceTaken
 from worker.engine import EngineBroken
 from worker.images import DecodedImage, decode, rows_of, write
+
+OPEN_FILES = Path("/proc/self/fd")
 
 log = structlog.get_logger(__name__)
 
@@ -206,8 +207,7 @@ def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
 
 
 def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tensor]) -> ResultInfo:
-    """Write the image's rows to a file without a name, which ends with the process, and that into
-    the store."""
+    """Write the image's rows to a file of its own and that into the store."""
     width, height = output_size(*source.size, job.parameters.scale)
 
     def strips() -> Iterator[Tensor]:
@@ -215,9 +215,9 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
             attempt.poll()
             yield strip
 
-    with attempt.stage("save"), TemporaryFile() as file:
+    with attempt.stage("save"), _temporary_file() as path:
         write(
-            Path(f"/dev/fd/{file.fileno()}"),
+            path,
             rows_of(source, strips(), height, width),
             width=width,
             height=height,
@@ -225,13 +225,22 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
             format=job.parameters.output_format,
             depth=source.depth,
         )
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         attempt.poll()
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        attempt.process.store.put(result_key(job.id), file)
-        return _result_info(job, size, sha256, width, height)
+        attempt.process.store.put(result_key(job.id), path)
+        return _result_info(job, path.stat().st_size, sha256, width, height)
+
+
+@contextmanager
+def _temporary_file() -> Iterator[Path]:
+    """A path for the block; on Linux of a file without a name, which a kill does not leave."""
+    if OPEN_FILES.exists():
+        with TemporaryFile() as file:
+            yield OPEN_FILES / str(file.fileno())
+    else:
+        with TemporaryDirectory(prefix="stablesr-") as folder:
+            yield Path(folder, "result")
 
 
 def _result_info(job: Job, size: int, sha256: str, width: int, height: int) -> ResultInfo:

@@ -16,7 +16,7 @@ from jobs.formats import FORMATS
 from jobs.workers import WorkerInfo
 from models.parameters import MAX_SCALE
 from models.presets import PRESETS
-from service.admission import ReaderDep, services_of
+from service.admission import ReaderDep, Services, services_of
 from service.openapi import problems
 from service.problems import HTTPError
 from service.readiness import Serving
@@ -94,10 +94,15 @@ async def livez() -> LiveView:
 async def readyz(request: Request) -> ReadyView:
     """Redis answers, the image store takes images, and a live worker serves the default preset."""
     services = services_of(request)
-    preset, fault = services.settings.preset, await services.store_probe.fault()
+    fault = await services.store_probe.fault()
+    return await run_sync(_readiness, services, fault)
+
+
+def _readiness(services: Services, fault: str | None) -> ReadyView:
+    preset = services.settings.preset
     store = ComponentView(ready=fault is None, detail=fault or "takes images")
     try:
-        workers = [w for w in await run_sync(services.queue.workers) if w.preset == preset]
+        workers = [w for w in services.queue.workers() if w.preset == preset]
     except QueueUnavailable:
         redis = ComponentView(ready=False, detail="does not answer")
         worker = ComponentView(ready=False, detail="is not known while Redis is away")

@@ -165,3 +165,11 @@ def test_results_in_the_making_lie_in_the_temporary_folder_without_a_name(
         try_job(process, job_id)
     assert house.queue.get(job_id).state == "succeeded"
     assert seen
+
+
+def test_a_result_is_stored_where_open_files_have_no_path(
+    house: House, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.tasks.OPEN_FILES", tmp_path / "missing")
+    try_job(process, job_id := house.submit())
+    assert house.queue.get(job_id).state == "succeeded"
