@@ -1,10 +1,13 @@
-"""A store that speaks S3, in this process; and one that accepts connections and never answers."""
+"""A store that speaks S3, and one that accepts connections and never answers."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +17,8 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from moto.server import ThreadedMotoServer
+
+from cli.processes import free_port
 
 
 def environment(url: str) -> dict[str, str]:
@@ -29,14 +33,28 @@ def environment(url: str) -> dict[str, str]:
 
 
 class S3Server:
-    """Runs in a thread within `with`; buckets of all servers of a process are the same."""
+    """A process within `with`, on this machine."""
+
+    def __init__(self) -> None:
+        self._port = free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> Self:
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        self._server.start()
-        self.url = "http://{}:{}".format(*self._server.get_host_and_port())
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self._client = httpx.Client(base_url=self.url, verify=False)
-        return self
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.clear()
+                return self
+            except httpx.TransportError:
+                assert time.monotonic() < deadline, "the S3 server does not answer"
+                time.sleep(0.05)
 
     def __exit__(
         self,
@@ -45,7 +63,17 @@ class S3Server:
         trace: TracebackType | None,
     ) -> None:
         self._client.close()
-        self._server.stop()
+        self._process.kill()
+        self._process.wait()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It accepts connections and answers nothing until the block ends."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def bucket(self, name: str) -> str:
         """A new bucket, and a folder in it, as STABLESR_BLOB_URL."""
