@@ -38,9 +38,6 @@ _LOCK_S = 30
 # A store that is slow to fail must not make a sweep outlast its lock by much.
 _SWEEP_S = 20.0
 _BATCH = 500
-# A waiting job that has its place is looked at so much later: nothing but its time ends it, and
-# thousands must not keep one that has ended from its turn.
-_WAITING_S = 3600
 # The name in the store after which its next page begins, and how long it rests at the end.
 WALK_KEY, _END, _REST_S = "stablesr:walk", "end", 3600
 # A blob that no job is known for is older than this before it is removed. A day, so that a Redis
@@ -51,6 +48,7 @@ _JOB_ID = re.compile("[0-9a-f]{32}")
 _PUT_OFF_S = 600
 # RQ has given up on the job, or never heard of it: nothing will run it any more.
 _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
+_ACTIVE = frozenset(state.value.encode() for state in JobState if not state.is_final)
 
 
 def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
@@ -78,7 +76,7 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
                     break
                 swept[_look_at_safely(raw, jobs, connection, store, now)] += 1
             swept["leftovers"] = store.remove_staged(idle_s=UPLOAD_GRACE_S)
-            swept += _walk(connection, store)
+            swept += _walk(connection, store, end)
         except StoreUnavailable as error:
             logger.warning("What is left in the image store waits: %s", error.detail)
     del swept[""]
@@ -86,12 +84,29 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
 
 
 def _due(connection: Redis, now: float) -> Iterator[bytes]:
-    """The jobs whose time has come; each must be taken off the agenda or put to a later time."""
+    """The jobs whose time has come, each of which must be taken off the agenda or put to a later
+    time; but for those that wait or run as they should, of which there may be thousands."""
     while True:
         batch: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
-        yield from batch
+        with connection.pipeline(transaction=False) as pipe:
+            for job_id in (raw.decode(errors="replace") for raw in batch):
+                pipe.hget(record_key(job_id), "state")
+                pipe.ttl(record_key(job_id))
+                pipe.hget(TaskJob.key_for(job_id), "status")
+            answers = iter(pipe.execute())
+        looks = zip(batch, answers, answers, answers, strict=True)
+        well = {raw for raw, state, ttl, status in looks if state in _ACTIVE and _runs(ttl, status)}
+        if well:
+            connection.zadd(AGENDA_KEY, dict.fromkeys(well, now + LOOK_AGAIN_S), xx=True)
+        yield from (raw for raw in batch if raw not in well)
         if len(batch) < _BATCH:
             return
+
+
+def _runs(ttl: int, status: bytes | None) -> bool:
+    """Whether a worker may run a job whose record lives for so long and that is this to RQ. Each
+    move gives a record a life of as long as a job may wait and TOMBSTONE_S."""
+    return ttl > TOMBSTONE_S and status is not None and status not in _DEAD
 
 
 def _look_at_safely(
@@ -121,8 +136,7 @@ def _look_at(job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, n
         return "removals"
     fault = _loss_of(job, connection, now)
     if fault is None:
-        again_s = _WAITING_S if job.state is JobState.QUEUED else LOOK_AGAIN_S
-        connection.zadd(AGENDA_KEY, {job_id: now + again_s})
+        connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
         return ""
     with suppress(JobNotFound, WrongState):
         jobs.fail(job_id, fault.problem())
@@ -133,7 +147,7 @@ def _look_at(job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, n
     return ""
 
 
-def _walk(connection: Redis, store: BlobStore) -> Counts[str]:
+def _walk(connection: Redis, store: BlobStore, end: float) -> Counts[str]:
     """Removes old blobs of a page of the store's names of which neither a record nor the agenda
     knows: their Redis lost or evicted what it knew."""
     swept = Counts[str]()
@@ -149,6 +163,9 @@ def _walk(connection: Redis, store: BlobStore) -> Counts[str]:
             pipe.zscore(AGENDA_KEY, job_id)
         answers = pipe.execute()
     for key, record, look in zip(old, answers[::2], answers[1::2], strict=True):
+        if time.monotonic() > end:
+            # What has gone is on the page no more when it is turned to again.
+            return swept
         if record or look is not None:
             continue
         store.delete(key)
@@ -163,17 +180,17 @@ def _walk(connection: Redis, store: BlobStore) -> Counts[str]:
 def _loss_of(job: Job, connection: Redis, now: float) -> JobsError | None:
     """Why no worker will ever run the job, or None while one may."""
     status: Any = connection.hget(TaskJob.key_for(job.id), "status")
-    # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
-    is_stale = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
+    ttl: Any = connection.ttl(record_key(job.id))
+    if _runs(ttl, status):
+        return None
+    is_stale = ttl <= TOMBSTONE_S
     if job.state is JobState.QUEUED and (is_stale or (status is None and job.attempt == 0)):
         seconds = now - job.created_at.timestamp()
         return QueueTimedOut(
             f"No worker for {job.preset} took the job in {seconds:.0f} seconds; "
             "see whether one runs, and submit the image again."
         )
-    if is_stale or status is None or status in _DEAD:
-        return WorkerLost("The worker that ran the job was lost; submit the image again.")
-    return None
+    return WorkerLost("The worker that ran the job was lost; submit the image again.")
 
 
 class SweepMetrics:

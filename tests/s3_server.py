@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from socketserver import StreamRequestHandler, ThreadingTCPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from types import TracebackType
 from typing import Self
 
@@ -103,16 +102,22 @@ def slow_line(url: str, bytes_a_second: int) -> Iterator[str]:
     """The URL under which all that is sent to this one arrives so slowly; answers do not."""
     host, _, port = url.removeprefix("http://").partition(":")
 
-    class Line(StreamRequestHandler):
+    class Line(BaseRequestHandler):
         def handle(self) -> None:
             with suppress(OSError), socket.create_connection((host, int(port))) as far:
-                answers = threading.Thread(
-                    target=shutil.copyfileobj, args=(far.makefile("rb", 0), self.wfile), daemon=True
-                )
-                answers.start()
-                while data := self.connection.recv(16_384):
-                    time.sleep(len(data) / bytes_a_second)
-                    far.sendall(data)
+                answering = threading.Thread(target=self._answer, args=(far,))
+                answering.start()
+                with suppress(OSError):
+                    while data := self.request.recv(16_384):
+                        time.sleep(len(data) / bytes_a_second)
+                        far.sendall(data)
+                    far.shutdown(socket.SHUT_WR)
+                answering.join()
+
+        def _answer(self, far: socket.socket) -> None:
+            with suppress(OSError):
+                while data := far.recv(65_536):
+                    self.request.sendall(data)
 
     class Server(ThreadingTCPServer):
         daemon_threads = True

@@ -198,6 +198,7 @@ def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
 ) -> None:
     odd, other = submit(), submit()
     connection.hset(record_key(odd), field, value)
+    connection.delete(TaskJob.key_for(odd))
     connection.zadd(AGENDA_KEY, {odd: 1, other: 2})
     queue.cancel(other)
     assert sweep(connection, store) == Counter(removals=1, put_off=1)
@@ -312,8 +313,7 @@ def test_a_job_that_has_ended_does_not_wait_behind_those_that_wait(
     connection.zadd(AGENDA_KEY, dict.fromkeys(waiting, 1.0))
     queue.cancel(job_id)
     assert sweep(connection, store) == Counter(removals=1)
-    # They have their place; in a minute none comes up again.
-    assert connection.zcount(AGENDA_KEY, "-inf", time.time() + 3000) == 0
+    assert connection.zcount(AGENDA_KEY, "-inf", time.time() + 30) == 0
 
 
 def test_a_silent_store_puts_no_job_off(
