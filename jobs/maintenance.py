@@ -27,7 +27,7 @@ from .errors import JobNotFound, JobsError, QueueTimedOut, StoreUnavailable, Wor
 from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, record_key
 from .queue import UPLOAD_GRACE_S
 from .remote_store import NO_ANSWER
-from .rq_adapter import LeaseReaper, TaskJob, open_queue
+from .rq_adapter import LeaseReaper, TaskJob, open_queue, withdraw
 from .schema import Job, JobState
 from .store import BlobStore, input_key, job_id_of, result_key
 
@@ -43,7 +43,7 @@ WALK_KEY, _END, _REST_S = "stablesr:walk", "end", 3600
 # A blob that no job is known for is older than this before it is removed. A day, so that a Redis
 # that came up empty by mistake does no harm before it is noticed.
 FORGOTTEN_S = 86_400
-_JOB_ID = re.compile("[0-9a-f]{32}")
+_UPLOAD = re.compile(input_key("[0-9a-f]{32}"))
 # When a job is looked at again with which something was wrong.
 _PUT_OFF_S = 600
 # RQ has given up on the job, or never heard of it: nothing will run it any more.
@@ -61,8 +61,8 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
     Returns how many jobs' blobs were removed (`removals`), how many jobs failed that no worker
     would have run any more (`failures`), how many are put off (`put_off`), how many files were
     removed to which a dead writer had added nothing for UPLOAD_GRACE_S (`leftovers`), how many
-    blobs of which Redis knows nothing (`strays`), and how many of them were the images of jobs that
-    had been accepted (`forgotten`).
+    images of jobs that had been accepted and that Redis has lost (`forgotten`), and how many other
+    blobs of which it knows nothing (`strays`).
     """
     swept = Counts[str]()
     with queue_errors(connection), lock(connection, _LOCK_KEY, _LOCK_S) as is_mine:
@@ -133,6 +133,9 @@ def _look_at(job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, n
     if job is None or job.state.is_final:
         store.delete(input_key(job_id), result_key(job_id))
         connection.zrem(AGENDA_KEY, job_id)
+        # An image that was announced, and is no job's, waits in no queue.
+        if job is None and any(withdraw(open_queue(name, connection), job_id) for name in PRESETS):
+            return _forgotten(job_id)
         return "removals"
     fault = _loss_of(job, connection, now)
     if fault is None:
@@ -145,6 +148,11 @@ def _look_at(job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, n
         open_queue(job.preset, connection).remove(job_id)
         return "failures"
     return ""
+
+
+def _forgotten(job_id: str) -> str:
+    logger.error("Job %s was accepted, and Redis has lost it; its image is removed.", job_id)
+    return "forgotten"
 
 
 def _walk(connection: Redis, store: BlobStore, end: float) -> Counts[str]:
@@ -169,10 +177,7 @@ def _walk(connection: Redis, store: BlobStore, end: float) -> Counts[str]:
         if record or look is not None:
             continue
         store.delete(key)
-        swept["strays"] += 1
-        if key == input_key(job_id_of(key)) and _JOB_ID.fullmatch(job_id_of(key)):
-            swept["forgotten"] += 1
-            logger.error("Job %s was accepted, and Redis has lost it.", job_id_of(key))
+        swept[_forgotten(job_id_of(key)) if _UPLOAD.fullmatch(key) else "strays"] += 1
     connection.set(WALK_KEY, after or _END, ex=_REST_S)
     return swept
 

@@ -20,7 +20,7 @@ from jobs.job_store import AGENDA_KEY, JobStore, record_key
 from jobs.maintenance import WALK_KEY, Maintenance, SweepMetrics, sweep
 from jobs.queue import JobQueue
 from jobs.remote_store import NO_ANSWER
-from jobs.rq_adapter import TaskJob
+from jobs.rq_adapter import TaskJob, open_queue, withdraw
 from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
 from jobs.store import BlobStore, input_key, result_key
 
@@ -83,14 +83,16 @@ def test_a_canceled_jobs_image_goes_with_the_next_sweep(
     assert queue.get(job_id).state is JobState.CANCELED
 
 
-def test_blobs_of_a_record_that_is_gone_are_removed(
+def test_a_job_whose_record_redis_has_evicted_is_counted_and_leaves_nothing(
     connection: Redis, store: BlobStore, submit: Submit
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     connection.delete(record_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store)["removals"] == 1
+    assert sweep(connection, store) == Counter(forgotten=1)
     assert not store.exists(input_key(job_id))
+    assert connection.llen("rq:queue:stablesr:tiny") == 0
+    assert connection.zcard(AGENDA_KEY) == 0
 
 
 def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
@@ -110,6 +112,7 @@ def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_s
     connection: Redis, store: BlobStore, submit: Submit, records: JobStore
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
+    assert withdraw(open_queue("tiny", connection), job_id)
     records.forget(job_id, Origin())
     assert sweep(connection, store) == Counter(removals=1)
     assert not store.exists(input_key(job_id))
@@ -207,7 +210,7 @@ def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
     # Redis forgets the record in the end, and the next look removes what is left of the job.
     connection.delete(record_key(odd))
     due(connection, odd)
-    assert sweep(connection, store) == Counter(removals=1)
+    assert sweep(connection, store) == Counter(forgotten=1)
 
 
 def test_a_sweep_ends_with_redis(
@@ -266,7 +269,7 @@ def test_images_that_redis_has_lost_are_removed_after_a_day(
     foreign = Path(store.place) / "inputs" / "of another.version"
     foreign.write_bytes(b"x")
     age(store, "inputs/of another.version")
-    assert sweep(connection, store) == Counter(strays=3, forgotten=1)
+    assert sweep(connection, store) == Counter(strays=2, forgotten=1)
     gone = [input_key(lost), result_key(done), input_key("try-1234")]
     assert [key for key in old if not store.exists(key)] == gone
     assert store.exists(input_key(fresh))
