@@ -83,8 +83,8 @@ class StoreProbe:
         except StoreUnavailable as error:
             fault = error.clause
             if fault != self._fault:
-                log.error("the image store does not work", detail=error.detail)
+                log.error("store does not work", place=self._store.place, detail=error.detail)
         if fault is None and self._fault is not None:
-            log.info("the image store works again")
+            log.info("store works again", place=self._store.place)
         self._fault = fault
         return fault
