@@ -61,8 +61,8 @@ gpu: $(STAMP)  ## what only a GPU can show: reference values, images, limits of 
 gpu-report: $(STAMP)  ## what this GPU does, in 8 minutes: gpu-report.json and .md in OUT
 	$(BIN)/python -m benchmarks --gpu
 
-faults: $(STAMP)  ## kill, hang, fill and restart every part for real; a table of what became of the jobs
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults
+faults: $(STAMP)  ## kill, hang, fill and restart every part for real (STORE=s3): what became of the jobs
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults $(if $(STORE),--store $(STORE))
 
 load: $(STAMP)  ## 200 uploads at 20 a second beside 50 pollers: seconds of a request, memory
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.load

@@ -53,7 +53,13 @@ class QuotaExceeded(JobsError):
 
 
 class StoreUnavailable(JobsError):
+    """`clause` says what the store does, in words that name no place."""
+
     type, title = "store-unavailable", "The image store cannot be used"
+
+    def __init__(self, detail: str, *, clause: str = "takes no images", **extra: JsonValue) -> None:
+        super().__init__(detail, **extra)
+        self.clause = clause
 
 
 class BlobNotFound(JobsError):

@@ -3,15 +3,16 @@
 Every worker and every service process runs `Maintenance` about every maintenance_s, so that a job
 ends although no worker serves its preset any more. A job stays on the agenda of `jobs.job_store`
 until all of it is done; one with which something is wrong is put off, and keeps no other from its
-turn.
+turn. What Redis has forgotten is found in the image store, whose names are gone through slowly.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter as Counts
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -26,9 +27,10 @@ from .errors import JobNotFound, JobsError, QueueTimedOut, StoreUnavailable, Wor
 from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, record_key
 from .queue import UPLOAD_GRACE_S
 from .recovery import LeaseReaper
-from .rq_adapter import TaskJob, open_queue
+from .remote_store import NO_ANSWER
+from .rq_adapter import TaskJob, open_queue, withdraw
 from .schema import Job, JobState
-from .store import BlobStore, input_key, result_key
+from .store import BlobStore, input_key, job_id_of, result_key
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +39,31 @@ _LOCK_S = 30
 # A store that is slow to fail must not make a sweep outlast its lock by much.
 _SWEEP_S = 20.0
 _BATCH = 500
+# The name in the store after which its next page begins, and how long it rests at the end.
+WALK_KEY, _END, _REST_S = "stablesr:walk", "end", 3600
+# A blob that no job is known for is older than this before it is removed. A day, so that a Redis
+# that came up empty by mistake does no harm before it is noticed.
+FORGOTTEN_S = 86_400
+_UPLOAD = re.compile(input_key("[0-9a-f]{32}"))
 # When a job is looked at again with which something was wrong.
 _PUT_OFF_S = 600
 # RQ has given up on the job, or never heard of it: nothing will run it any more.
 _DEAD = frozenset({b"failed", b"stopped", b"canceled", b"finished"})
+_ACTIVE = frozenset(state.value.encode() for state in JobState if not state.is_final)
 
 
 def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
-    """Looks at every job whose time on the agenda has come; at most 500 a call.
+    """Looks at every job whose time on the agenda has come, for 20 seconds at most; then at some
+    blobs, whether their jobs are known.
 
     Of several processes one sweeps, the others return at once. Raises QueueUnavailable; what was
     not done then is done by the next sweep.
 
     Returns how many jobs' blobs were removed (`removals`), how many jobs failed that no worker
-    would have run any more (`failures`), how many are put off (`put_off`), and how many files were
-    removed to which a dead writer had added nothing for UPLOAD_GRACE_S (`leftovers`).
+    would have run any more (`failures`), how many are put off (`put_off`), how many files were
+    removed to which a dead writer had added nothing for UPLOAD_GRACE_S (`leftovers`), how many
+    images of jobs that had been accepted and that Redis has lost (`forgotten`), and how many other
+    blobs of which it knows nothing (`strays`).
     """
     swept = Counts[str]()
     with queue_errors(connection), lock(connection, _LOCK_KEY, _LOCK_S) as is_mine:
@@ -59,80 +71,159 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
             return swept
         jobs = JobStore(connection)
         now, end = jobs.now().timestamp(), time.monotonic() + _SWEEP_S
-        due: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
-        for raw in due:
-            if time.monotonic() > end:
-                break
-            try:
-                if end_of_job := _look_at(as_text(raw), jobs, connection, store, now):
-                    swept[end_of_job] += 1
-            # Whatever is wrong with this job or its blobs. Where Redis is away, putting off raises.
-            except Exception as error:
-                is_known = isinstance(error, JobsError)
-                logger.error("Job %r is put off: %s", raw, error, exc_info=not is_known)
-                connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
-                swept["put_off"] += 1
         try:
+            for raw in _due(connection, now):
+                if time.monotonic() > end:
+                    break
+                swept[_look_at_safely(raw, jobs, connection, store, now)] += 1
             swept["leftovers"] = store.remove_staged(idle_s=UPLOAD_GRACE_S)
+            swept += _walk(connection, store, end)
         except StoreUnavailable as error:
-            logger.warning("Files whose writer is gone are left: %s", error.detail)
+            logger.warning("What is left in the image store waits: %s", error.detail)
+    del swept[""]
     return swept
 
 
-def _look_at(
-    job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float
-) -> str | None:
-    """What `sweep` counts the job as."""
+def _due(connection: Redis, now: float) -> Iterator[bytes]:
+    """The jobs whose time has come, each of which must be taken off the agenda or put to a later
+    time; but for those that wait or run as they should, of which there may be thousands."""
+    while True:
+        batch: Any = connection.zrangebyscore(AGENDA_KEY, "-inf", now, start=0, num=_BATCH)
+        with connection.pipeline(transaction=False) as pipe:
+            for job_id in (raw.decode(errors="replace") for raw in batch):
+                pipe.hget(record_key(job_id), "state")
+                pipe.ttl(record_key(job_id))
+                pipe.hget(TaskJob.key_for(job_id), "status")
+            answers = iter(pipe.execute())
+        looks = zip(batch, answers, answers, answers, strict=True)
+        well = {raw for raw, state, ttl, status in looks if state in _ACTIVE and _runs(ttl, status)}
+        if well:
+            connection.zadd(AGENDA_KEY, dict.fromkeys(well, now + LOOK_AGAIN_S), xx=True)
+        yield from (raw for raw in batch if raw not in well)
+        if len(batch) < _BATCH:
+            return
+
+
+def _runs(ttl: int, status: bytes | None) -> bool:
+    """Whether a worker may run a job whose record lives for so long and that is this to RQ. Each
+    move gives a record a life of as long as a job may wait and TOMBSTONE_S."""
+    return ttl > TOMBSTONE_S and status is not None and status not in _DEAD
+
+
+def _look_at_safely(
+    raw: bytes, jobs: JobStore, connection: Redis, store: BlobStore, now: float
+) -> str:
+    """What `sweep` counts the job as; nothing where all is well."""
+    try:
+        return _look_at(as_text(raw), jobs, connection, store, now)
+    # Whatever is wrong with this job or its blobs. Where Redis is away, putting off raises.
+    except Exception as error:
+        if isinstance(error, StoreUnavailable) and error.clause == NO_ANSWER:
+            # Nothing is wrong with the job.
+            connection.zadd(AGENDA_KEY, {raw: now + LOOK_AGAIN_S}, xx=True)
+            return ""
+        logger.error("Job %r is put off: %s", raw, error, exc_info=not isinstance(error, JobsError))
+        connection.zadd(AGENDA_KEY, {raw: now + _PUT_OFF_S}, xx=True)
+        return "put_off"
+
+
+def _look_at(job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, now: float) -> str:
     job = None
     with suppress(JobNotFound):
         job = jobs.get(job_id)
     if job is None or job.state.is_final:
         store.delete(input_key(job_id), result_key(job_id))
         connection.zrem(AGENDA_KEY, job_id)
+        # An image that was announced, and is no job's, waits in no queue.
+        if job is None and any(withdraw(open_queue(name, connection), job_id) for name in PRESETS):
+            return _forgotten(job_id)
         return "removals"
     fault = _loss_of(job, connection, now)
     if fault is None:
         connection.zadd(AGENDA_KEY, {job_id: now + LOOK_AGAIN_S})
-        return None
+        return ""
     with suppress(JobNotFound, WrongState):
         jobs.fail(job_id, fault.problem())
         logger.error("Job %s failed: %s", job_id, fault)
         # It takes no place in the queue any more; a worker that has it finds that it has ended.
         open_queue(job.preset, connection).remove(job_id)
         return "failures"
-    return None
+    return ""
+
+
+def _forgotten(job_id: str) -> str:
+    logger.error("Job %s was accepted, and Redis has lost it; its image is removed.", job_id)
+    return "forgotten"
+
+
+def _walk(connection: Redis, store: BlobStore, end: float) -> Counts[str]:
+    """Removes old blobs of a page of the store's names of which neither a record nor the agenda
+    knows: their Redis lost or evicted what it knew."""
+    swept = Counts[str]()
+    raw: Any = connection.get(WALK_KEY)
+    if (after := as_text(raw or b"")) == _END:
+        return swept
+    blobs, after = store.page(after)
+    oldest = time.time() - FORGOTTEN_S
+    old = [key for key, written_at in blobs.items() if written_at < oldest]
+    with connection.pipeline(transaction=False) as pipe:
+        for job_id in map(job_id_of, old):
+            pipe.exists(record_key(job_id))
+            pipe.zscore(AGENDA_KEY, job_id)
+        answers = pipe.execute()
+    for key, record, look in zip(old, answers[::2], answers[1::2], strict=True):
+        if time.monotonic() > end:
+            # What has gone is on the page no more when it is turned to again.
+            return swept
+        if record or look is not None:
+            continue
+        store.delete(key)
+        swept[_forgotten(job_id_of(key)) if _UPLOAD.fullmatch(key) else "strays"] += 1
+    connection.set(WALK_KEY, after or _END, ex=_REST_S)
+    return swept
 
 
 def _loss_of(job: Job, connection: Redis, now: float) -> JobsError | None:
     """Why no worker will ever run the job, or None while one may."""
     status: Any = connection.hget(TaskJob.key_for(job.id), "status")
-    # Each move gives a record a life of as long as a job may wait and TOMBSTONE_S.
-    is_stale = connection.ttl(record_key(job.id)) <= TOMBSTONE_S
+    ttl: Any = connection.ttl(record_key(job.id))
+    if _runs(ttl, status):
+        return None
+    is_stale = ttl <= TOMBSTONE_S
     if job.state is JobState.QUEUED and (is_stale or (status is None and job.attempt == 0)):
         seconds = now - job.created_at.timestamp()
         return QueueTimedOut(
             f"No worker for {job.preset} took the job in {seconds:.0f} seconds; "
             "see whether one runs, and submit the image again."
         )
-    if is_stale or status is None or status in _DEAD:
-        return WorkerLost("The worker that ran the job was lost; submit the image again.")
-    return None
+    return WorkerLost("The worker that ran the job was lost; submit the image again.")
 
 
-def put_off_counter(registry: CollectorRegistry) -> Counter:
+class SweepMetrics:
     """What `Maintenance` counts, for a process's metrics."""
-    return Counter("stablesr_sweep_put_off", "Jobs put off by a sweep", registry=registry)
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._put_off = Counter(
+            "stablesr_sweep_put_off", "Jobs put off by a sweep", registry=registry
+        )
+        self._forgotten = Counter(
+            "stablesr_sweep_forgotten", "Accepted jobs that Redis has lost", registry=registry
+        )
+
+    def note(self, swept: Counts[str]) -> None:
+        self._put_off.inc(swept["put_off"])
+        self._forgotten.inc(swept["forgotten"])
 
 
 class Maintenance:
     """All that must happen, for every preset. Blocking; several processes may have one each."""
 
-    def __init__(self, connection: Redis, store: BlobStore, put_off: Counter) -> None:
+    def __init__(self, connection: Redis, store: BlobStore, metrics: SweepMetrics) -> None:
         reapers = [LeaseReaper(open_queue(preset, connection), connection) for preset in PRESETS]
         self._steps: list[Callable[[], object]] = [
             *(reaper.run for reaper in reapers),
             *(reaper.tidy for reaper in reapers),
-            lambda: put_off.inc(sweep(connection, store)["put_off"]),
+            lambda: metrics.note(sweep(connection, store)),
         ]
 
     def run(self) -> None:

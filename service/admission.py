@@ -23,6 +23,8 @@ from jobs.store import BlobStore
 from service.listener import Listener
 from service.problems import AuthenticationError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
+from service.readiness import StoreProbe
+from service.store_threads import StoreThreads
 
 # A revoked key works for at most this long.
 CACHE_S = 3.0
@@ -45,7 +47,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Services:
-    """`queue`, `store` and `idempotency` block: routes use them in threads.
+    """`queue`, `store` and `idempotency` block: routes use them in threads, the store in its own.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
     are received, and results that are sent.
@@ -55,6 +57,8 @@ class Services:
     queue: JobQueue
     jobs: JobReader
     store: BlobStore
+    store_threads: StoreThreads
+    store_probe: StoreProbe
     authenticator: Authenticator
     idempotency: Idempotency
     limits: RateLimits

@@ -26,7 +26,9 @@ from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
+from service.readiness import StoreProbe
 from service.routes import about, events, jobs, result, status, upscale
+from service.store_threads import StoreThreads
 from service.webhooks import Sender
 
 log = structlog.stdlib.get_logger(__name__)
@@ -81,6 +83,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         queue=queue,
         jobs=JobReader(client, queue),
         store=store,
+        store_threads=StoreThreads(),
+        store_probe=StoreProbe(store),
         authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
         idempotency=Idempotency(connection),
         limits=RateLimits(settings, client),
@@ -91,12 +95,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         transfers=ConcurrencyLimiter("transfers", settings.max_transfers, each, "try again later"),
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
-    maintenance = Maintenance(connection, store, metrics.put_off)
+    maintenance = Maintenance(connection, store, metrics.sweep)
     collector = ServiceCollector(connection, services.streams, services.transfers)
     metrics.registry.register(collector)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(services.listener.run)
+            # Says in the log what is wrong from the start.
+            tasks.start_soon(services.store_probe.fault)
             tasks.start_soon(sender.run)
             tasks.start_soon(_every, settings.maintenance_s, maintenance.run)
             tasks.start_soon(_every, DEADLINES_S, queue.fail_overdue)

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from redis import Redis
 
 from jobs.errors import QueueUnavailable
-from jobs.maintenance import put_off_counter
+from jobs.maintenance import SweepMetrics
 from jobs.workers import Overview, look_over
 from service.ratelimit import ConcurrencyLimiter
 
@@ -45,7 +45,7 @@ class ServiceMetrics:
             ["outcome"],
             registry=registry,
         )
-        self.put_off = put_off_counter(registry)
+        self.sweep = SweepMetrics(registry)
 
     def note_request(self, method: str, route: object, status: int, seconds: float) -> None:
         """Counts an answer whose head left after so many seconds."""

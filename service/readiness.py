@@ -5,12 +5,14 @@ A worker without the weights of its preset is not ready and says why in the regi
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import math
 import time
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 
+import anyio
 import structlog
+from anyio.to_thread import run_sync
 
 from jobs.errors import StoreUnavailable
 from jobs.store import BlobStore
@@ -22,7 +24,8 @@ log = structlog.stdlib.get_logger(__name__)
 # Asked more often, the last answer is repeated: the route needs no key, and each try is a write.
 REMEMBER_S = 5.0
 PAUSED = "it is paused; jobs are taken in and wait"
-_one_at_a_time = threading.Lock()
+# How long a request waits for a try, which others may have begun.
+PROBE_S = 3.0
 
 
 class Serving:
@@ -53,17 +56,36 @@ class Serving:
             )
 
 
-@lru_cache(maxsize=1)
-def _try_out(store: BlobStore, _interval: int) -> bool:
-    try:
-        store.try_out()
-    except StoreUnavailable as error:
-        log.warning("the image store does not work", detail=error.detail)
-        return False
-    return True
+class StoreProbe:
+    """Tries whether a blob can be written and removed, once at a time. Used on the loop only."""
 
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+        self._limiter = anyio.CapacityLimiter(1)
+        self._try: asyncio.Task[str | None] | None = None
+        self._began = -math.inf
+        self._fault: str | None = None
 
-def store_works(store: BlobStore) -> bool:
-    """Whether a blob could be written and removed, now or some seconds ago. Blocking."""
-    with _one_at_a_time:
-        return _try_out(store, int(time.monotonic() // REMEMBER_S))
+    async def fault(self) -> str | None:
+        """What the store does instead, now or some seconds ago; None while it takes images."""
+        now = time.monotonic()
+        if self._try is None or (self._try.done() and now - self._began > REMEMBER_S):
+            self._began = now
+            self._try = asyncio.create_task(self._try_out())
+        await asyncio.wait([self._try], timeout=PROBE_S)
+        if self._try.done():
+            return self._try.result()
+        return f"has given no answer for {time.monotonic() - self._began:.0f} seconds"
+
+    async def _try_out(self) -> str | None:
+        fault = None
+        try:
+            await run_sync(self._store.try_out, limiter=self._limiter)
+        except StoreUnavailable as error:
+            fault = error.clause
+            if fault != self._fault:
+                log.error("store does not work", place=self._store.place, detail=error.detail)
+        if fault is None and self._fault is not None:
+            log.info("store works again", place=self._store.place)
+        self._fault = fault
+        return fault

@@ -39,10 +39,12 @@ MAX_NAME = 200
 
 
 def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> None:
-    """Refuses before the body is read when no queue that is served has room, or none for the key.
+    """Refuses before the body is read when no queue that is served has room, or none for the key,
+    or the image store gives no answer.
 
     Which preset is meant, the body says; so this can only tell when all of them are full.
     """
+    services.store.check()
     services.queue.check_quota(origin, capacity.waiting)
     live = Serving(capacity.workers).live | {services.settings.preset}
     lengths = {preset: n for preset, n in capacity.lengths.items() if preset in live}

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from jobs.maintenance import put_off_counter
+from jobs.maintenance import SweepMetrics
 from jobs.settings import Settings
 from worker.device import StartupError
 
@@ -36,7 +36,7 @@ class WorkerMetrics:
         self.tiles = Counter("stablesr_tiles", tiles, registry=self.registry)
         outages = "Times that a job waited for an image store that was away"
         self.store_outages = Counter("stablesr_store_outages", outages, registry=self.registry)
-        self.put_off = put_off_counter(self.registry)
+        self.sweep = SweepMetrics(self.registry)
 
     def _histogram(self, name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
         return Histogram(f"stablesr_{name}", help, labels, buckets=buckets, registry=self.registry)

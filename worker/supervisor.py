@@ -122,9 +122,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._metrics.serve(self._settings)
-        store = BlobStore.open(self._settings)
+        store = BlobStore.open(self._settings, patient=True)
         heartbeat = PeriodicThread("heartbeat", self._settings.heartbeat_s, self._beat)
         heartbeat.start()
+        store.report()
         try:
             model = self._model()
             self._registration.change("idle")
@@ -180,7 +181,7 @@ class Supervisor:
         self._slots = [
             Slot(process, queue, f"{info.name}.{number}") for number in range(settings.slots)
         ]
-        maintenance = Maintenance(self._quick, store, self._metrics.put_off)
+        maintenance = Maintenance(self._quick, store, self._metrics.sweep)
         maintaining = PeriodicThread("maintenance", settings.maintenance_s, maintenance.run)
         self._threads = [*self._slots, process.engine.thread]
         process.watchdog.thread.start()

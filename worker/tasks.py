@@ -26,7 +26,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import structlog
 import torch
@@ -58,6 +58,8 @@ from worker.device_lock import DeviceTaken
 from worker.engine import EngineBroken
 from worker.images import DecodedImage, decode, rows_of, write
 from worker.outage import outlast
+
+OPEN_FILES = Path("/proc/self/fd")
 
 log = structlog.get_logger(__name__)
 
@@ -225,8 +227,7 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
             attempt.poll()
             yield strip
 
-    with attempt.stage("save"), TemporaryDirectory(prefix="stablesr-") as folder:
-        path = Path(folder, "result")
+    with attempt.stage("save"), _temporary_file() as path:
         write(
             path,
             rows_of(source, strips(), height, width),
@@ -242,6 +243,17 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
         attempt.poll()
         outlast(attempt, lambda key: attempt.process.store.put(key, path), result_key(job.id))
         return _result_info(job, path.stat().st_size, sha256, width, height)
+
+
+@contextmanager
+def _temporary_file() -> Iterator[Path]:
+    """A path for the block; on Linux of a file without a name, which a kill does not leave."""
+    if OPEN_FILES.exists():
+        with TemporaryFile() as file:
+            yield OPEN_FILES / str(file.fileno())
+    else:
+        with TemporaryDirectory(prefix="stablesr-") as folder:
+            yield Path(folder, "result")
 
 
 def _result_info(job: Job, size: int, sha256: str, width: int, height: int) -> ResultInfo:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePath
 from urllib.parse import quote
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 
 from jobs.errors import BlobNotFound
@@ -85,18 +85,20 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{result.bytes}"
     missing = HTTPError("result-expired", f"The result of job {job.id} is gone.")
     if is_head(request):
-        if not await run_sync(services.store.exists, result.key):
+        if not await services.store_threads.run(partial(services.store.exists, result.key)):
             raise missing
         return Response(status_code=status, headers=headers)
     async with AsyncExitStack() as stack:
         stack.enter_context(services.transfers.slot(caller.client))
         try:
-            pieces = await run_sync(services.store.stream, result.key, part)
+            opened = partial(services.store.stream, result.key, part)
+            pieces = await services.store_threads.run(opened)
         except BlobNotFound:
             raise missing from None
         # A client that leaves half way must not leave a file open.
         stack.callback(pieces.close)
-        return HeldStream(pieces, stack.pop_all(), status, headers)
+        content = services.store_threads.iterate(pieces)
+        return HeldStream(content, stack.pop_all(), status, headers)
 
 
 def _byte_range(request: Request, etag: str, size: int) -> tuple[int, int] | None:

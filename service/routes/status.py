@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -14,10 +15,10 @@ from jobs.formats import FORMATS
 from jobs.workers import Capacity
 from models.parameters import MAX_SCALE
 from models.presets import PRESETS
-from service.admission import ReaderDep, services_of
+from service.admission import ReaderDep, Services, services_of
 from service.openapi import problems
 from service.problems import HTTPError
-from service.readiness import Serving, store_works
+from service.readiness import Serving
 from service.schema import ComponentView, ModelsView, ModelView, ReadyView
 
 router = APIRouter()
@@ -90,11 +91,16 @@ async def livez() -> LiveView:
     summary="Would an upload be worked on?",
     responses=problems(_503="Something is missing; `components` says what."),
 )
-def readyz(request: Request) -> ReadyView:
+async def readyz(request: Request) -> ReadyView:
     """Redis answers, the image store takes images, and a live worker serves the default preset."""
     services = services_of(request)
-    works, preset = store_works(services.store), services.settings.preset
-    store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
+    fault = await services.store_probe.fault()
+    return await run_sync(_readiness, services, fault)
+
+
+def _readiness(services: Services, fault: str | None) -> ReadyView:
+    preset = services.settings.preset
+    store = ComponentView(ready=fault is None, detail=fault or "takes images")
     try:
         capacity = services.queue.capacity()
     except QueueUnavailable:

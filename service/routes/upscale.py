@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import aclosing, suppress
+from functools import partial
 
 import anyio
 from anyio.to_thread import run_sync
@@ -91,7 +92,9 @@ async def upscale(request: Request) -> Response:
     with services.transfers.slot(caller.client):
         body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
         async with body as upload:
-            job, is_replay = await run_sync(submit, services, upload, origin, key, capacity)
+            job, is_replay = await services.store_threads.run(
+                partial(submit, services, upload, origin, key, capacity)
+            )
     headers = {"Location": f"{root_path(request)}/jobs/{job.id}"}
     if is_replay:
         headers["Idempotent-Replayed"] = "true"

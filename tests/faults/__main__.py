@@ -1,6 +1,6 @@
 """Runs the faults, several at a time since most of their time is waiting, and prints a table.
 
-    python -m tests.faults [NAME ...] [--times N] [--together N] [--json FILE]
+    python -m tests.faults [NAME ...] [--store s3] [--times N] [--together N] [--json FILE]
 
 Ends with 1 when a job was lost, ended twice or ended otherwise than it must, and when a fault could
 not be made here: what was not tried did not go well.
@@ -16,12 +16,13 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.cases import CASES, Case, NotRun
+from tests.faults.cases import CASES, FOLDER_ONLY, Case, NotRun
 from tests.faults.house import House
 
 
@@ -45,10 +46,10 @@ class Outcome:
         return ended and not self.wrong and not self.not_run
 
 
-def run(case: Case) -> Outcome:
+def run(case: Case, *, store: str) -> Outcome:
     began = time.monotonic()
     recovered, wrong, not_run = None, "", ""
-    with House(case.name, **case.settings) as house:
+    with House(case.name, **{"store": store, **case.settings}) as house:
         try:
             recovered = case.run(house)
         except NotRun as reason:
@@ -93,14 +94,16 @@ def table(outcomes: list[Outcome]) -> Table:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
     parser.add_argument("names", nargs="*", metavar="NAME", help="a part of a fault's name")
+    parser.add_argument("--store", choices=["folder", "s3"], default="folder")
     parser.add_argument("--times", type=int, default=1, help="how often each is done")
     parser.add_argument("--together", type=int, default=5, help="how many at a time")
     parser.add_argument("--json", type=Path, help="write the outcomes there as well")
     chosen = parser.parse_args()
     names: list[str] = chosen.names or [""]
-    cases = [case for case in CASES if any(name in case.name for name in names)] * chosen.times
+    known = [case for case in CASES if chosen.store == "folder" or case.name not in FOLDER_ONLY]
+    cases = [case for case in known if any(name in case.name for name in names)] * chosen.times
     with ThreadPoolExecutor(chosen.together) as pool:
-        outcomes = list(pool.map(run, cases))
+        outcomes = list(pool.map(partial(run, store=chosen.store), cases))
     Console(width=110).print(table(outcomes))
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")

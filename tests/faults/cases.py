@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -43,7 +44,7 @@ class Case:
     name: str
     run: Callable[[House], float | None]
     """Does the fault; gives the seconds until the work went on, where that has a meaning."""
-    settings: dict[str, float]
+    settings: dict[str, Any]
 
 
 def killed_at(place: str, house: House) -> float:
@@ -54,7 +55,8 @@ def killed_at(place: str, house: House) -> float:
     house.hold(place)
     first = house.submit()[0]
     victim = house.held(place)
-    assert bool(house.staged()) is (place == "storing")
+    if house.s3 is None:
+        assert bool(house.staged()) is (place == "storing")
     house.submit(3)
     house.kill(victim)
     died = time.monotonic()
@@ -224,6 +226,40 @@ def store_full(house: House) -> None:
         house.settle()
 
 
+def store_hangs(house: House) -> float:
+    """A store elsewhere gives no answer for a while: uploads are refused within 10 seconds, and
+    what needs no store is answered at once beside them."""
+    worker = house.worker()
+    house.ready()
+    jobs = house.submit(4, steps=60)
+    until(lambda: (house.look(jobs[0])["progress"] or {}).get("step", 0) > 2, "the first runs")
+
+    def seconds_of(ask: Callable[[], httpx.Response], *statuses: int) -> float:
+        asked = time.monotonic()
+        answer = ask()
+        assert answer.status_code in statuses, f"{answer.status_code} {answer.text}"
+        assert answer.status_code < 500 or int(answer.headers["Retry-After"]) >= 1
+        return time.monotonic() - asked
+
+    ready, listing = partial(house.client.get, "/readyz"), partial(house.client.get, "/jobs")
+    assert house.s3 is not None
+    with house.s3.hanging(), ThreadPoolExecutor(50) as pool:
+        # At first it is remembered that the store worked.
+        waits = [pool.submit(seconds_of, house.post, 503) for _ in range(45)]
+        waits += [pool.submit(seconds_of, ready, 200, 503) for _ in range(5)]
+        readers = sorted(seconds_of(listing, 200) for _ in range(100))
+        assert max(done.result() for done in waits) < 10
+        assert seconds_of(ready, 503) < 10
+    assert readers[94] < 0.5, f"beside them 5 % of the readers waited for {readers[94]:.1f} s"
+    back = time.monotonic()
+    until(lambda: house.client.get("/readyz").status_code == 200, "ready again", seconds=60)
+    recovered = time.monotonic() - back
+    house.submit()
+    house.all_ended()
+    assert worker.exit_code is None, "the worker ended"
+    return recovered
+
+
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
     """A file system of 256 KiB in this place. Raises NotRun where none can be mounted."""
@@ -265,17 +301,12 @@ def service_killed_between(house: House) -> float:
     with suppress(httpx.TransportError):
         house.post("fatal.png")
     until(house.service_died, "the service dies", seconds=10)
-    inputs = house.settings.blob_root / "inputs"
-    stored = {path.name for path in inputs.iterdir()}
-    orphans = stored - {job.id for job in house.jobs}
+    orphans = house.inputs() - {job.id for job in house.jobs}
     assert len(orphans) == 1, f"{len(orphans)} images without a job were left to be swept"
     died = time.monotonic()
     house.start_service()
     house.submit()
-    until(
-        lambda: not any((inputs / name).exists() for name in orphans),
-        "the image without a job is removed",
-    )
+    until(lambda: not orphans & house.inputs(), "the image without a job is removed")
     swept = time.monotonic() - died
     house.all_ended()
     return swept
@@ -328,6 +359,7 @@ def _cases() -> Iterator[Case]:
     yield Case("store away 30 s", store_away, {})
     yield Case("store not writable", store_unwritable, {})
     yield Case("store full", store_full, {})
+    yield Case("store hangs", store_hangs, {"store": "s3", "max_connections": 4000})
     yield Case("image kills the process", poison, {"worker_ttl_s": 6})
     yield Case("service killed half way", service_killed_between, {"upload_grace_s": 5})
     yield Case("service killed", service_killed, {})
@@ -335,3 +367,5 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = tuple(_cases())
+FOLDER_ONLY = ("store not writable", "store full")
+"""Cases of a store that is a folder"""

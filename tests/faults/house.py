@@ -23,9 +23,11 @@ from cli.processes import free_port
 from jobs.settings import Settings
 from tests.faults.worker import serve
 from tests.redis_server import RedisServer
+from tests.s3_server import S3Server, environment
 from tests.worker.processes import WorkerProcess
 
 WAIT_S = 240.0
+BUCKET = "bucket"
 
 
 def until(true: Callable[[], bool], what: str, *, seconds: float = WAIT_S) -> None:
@@ -64,14 +66,23 @@ class House:
     since jobs are looked at all the time.
     """
 
-    def __init__(self, name: str, *, upload_grace_s: float | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        store: str = "folder",
+        upload_grace_s: float | None = None,
+        **settings: Any,
+    ) -> None:
         self._upload_grace_s = upload_grace_s
+        self.s3 = S3Server() if store == "s3" else None
         self.folder = Path(tempfile.mkdtemp(prefix=f"stablesr-fault-{name.replace(' ', '-')}-"))
         self.redis = RedisServer()
         self.port = free_port()
         self.settings = Settings(
             redis_url=self.redis.url,
             blob_root=self.folder / "blobs",
+            blob_url=f"s3://{BUCKET}" if self.s3 else None,
             port=self.port,
             # What looks on asks more often than a client may.
             **{"uploads_per_minute": 0, **settings},
@@ -83,6 +94,10 @@ class House:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
 
     def __enter__(self) -> Self:
+        if self.s3 is not None:
+            self.s3.__enter__().bucket(BUCKET)
+            # For its workers, which have the variables of another process.
+            (self.folder / "environment").write_text(json.dumps(environment(self.s3.url)))
         self.redis.start()
         self.start_service()
         return self
@@ -98,12 +113,16 @@ class House:
         self.kill_service()
         self.client.close()
         self.redis.close()
+        if self.s3 is not None:
+            self.s3.__exit__(kind, error, trace)
 
     # The service
 
     def start_service(self) -> None:
-        values = json.loads(self.settings.model_dump_json(exclude_unset=True))
+        values = json.loads(self.settings.model_dump_json(exclude_unset=True, exclude_none=True))
         env = {f"STABLESR_{name.upper()}": str(value) for name, value in values.items()}
+        if self.s3 is not None:
+            env |= environment(self.s3.url)
         if self._upload_grace_s is not None:
             env["UPLOAD_GRACE_S"] = str(self._upload_grace_s)
         with (self.folder / "service.log").open("ab") as log:
@@ -224,6 +243,13 @@ class House:
             if page.get("next") is None:
                 return ids
             query["cursor"] = page["next"]
+
+    def inputs(self) -> set[str]:
+        """The ids of the images that are stored."""
+        if self.s3 is not None:
+            names = self.s3.names(BUCKET)
+            return {name.partition("/")[2] for name in names if name.startswith("inputs/")}
+        return {path.name for path in (self.settings.blob_root / "inputs").iterdir()}
 
     def staged(self) -> list[Path]:
         """Files of blobs that are being written, or were when their writer died."""

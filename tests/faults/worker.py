@@ -6,6 +6,7 @@ gone; the process writes its number to `held-PLACE`, so that a fault can be aime
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -83,6 +84,8 @@ def hold(folder: Path, place: str) -> None:
 def serve(settings: Settings, folder: Path, step_s: float, clock_s: float) -> int:
     double.shift_clock(clock_s)
     HeldAttempt.folder = HeldStore.folder = folder
+    if (variables := folder / "environment").exists():
+        os.environ.update(json.loads(variables.read_text()))
     vars(slot)["Attempt"] = HeldAttempt
     vars(supervisor)["BlobStore"] = HeldStore
     return double.main(settings, step_s=step_s, load_s=0.0)

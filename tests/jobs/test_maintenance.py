@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from prometheus_client import CollectorRegistry
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from jobs.errors import QueueUnavailable, RecordUnreadable
+from jobs.errors import QueueUnavailable, RecordUnreadable, StoreUnavailable
 from jobs.job_store import AGENDA_KEY, JobStore, record_key
-from jobs.maintenance import Maintenance, put_off_counter, sweep
+from jobs.maintenance import WALK_KEY, Maintenance, SweepMetrics, sweep
 from jobs.queue import JobQueue
-from jobs.rq_adapter import TaskJob
+from jobs.remote_store import NO_ANSWER
+from jobs.rq_adapter import TaskJob, open_queue, withdraw
 from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
 from jobs.store import BlobStore, input_key, result_key
 
@@ -28,6 +30,12 @@ from .conftest import Submit, failed
 def due(connection: Redis, job_id: str) -> None:
     """The job's time on the agenda comes now."""
     connection.zadd(AGENDA_KEY, {job_id: 0}, xx=True)
+
+
+def age(store: BlobStore, *keys: str) -> None:
+    """The blobs were written more than a day ago."""
+    for key in keys:
+        os.utime(Path(store.place) / key, (time.time() - 86_500, time.time() - 86_500))
 
 
 def finish(records: JobStore, store: BlobStore, job_id: str, result: ResultInfo) -> None:
@@ -75,14 +83,16 @@ def test_a_canceled_jobs_image_goes_with_the_next_sweep(
     assert queue.get(job_id).state is JobState.CANCELED
 
 
-def test_blobs_of_a_record_that_is_gone_are_removed(
+def test_a_job_whose_record_redis_has_evicted_is_counted_and_leaves_nothing(
     connection: Redis, store: BlobStore, submit: Submit
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
     connection.delete(record_key(job_id))
     due(connection, job_id)
-    assert sweep(connection, store)["removals"] == 1
+    assert sweep(connection, store) == Counter(forgotten=1)
     assert not store.exists(input_key(job_id))
+    assert connection.llen("rq:queue:stablesr:tiny") == 0
+    assert connection.zcard(AGENDA_KEY) == 0
 
 
 def test_an_image_that_was_stored_for_a_job_that_never_came_is_removed(
@@ -102,6 +112,7 @@ def test_the_image_of_a_submission_that_was_taken_back_is_removed_although_its_s
     connection: Redis, store: BlobStore, submit: Submit, records: JobStore
 ) -> None:
     store.put(input_key(job_id := submit()), b"in")
+    assert withdraw(open_queue("tiny", connection), job_id)
     records.forget(job_id, Origin())
     assert sweep(connection, store) == Counter(removals=1)
     assert not store.exists(input_key(job_id))
@@ -175,7 +186,7 @@ def test_jobs_that_are_put_off_are_counted(
     (Path(store.place) / result_key(stuck) / "in the way").mkdir(parents=True)
     queue.cancel(stuck)
     registry = CollectorRegistry()
-    maintenance = Maintenance(connection, store, put_off_counter(registry))
+    maintenance = Maintenance(connection, store, SweepMetrics(registry))
     for _ in range(2):
         maintenance.run()
     assert registry.get_sample_value("stablesr_sweep_put_off_total") == 1
@@ -190,6 +201,7 @@ def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
 ) -> None:
     odd, other = submit(), submit()
     connection.hset(record_key(odd), field, value)
+    connection.delete(TaskJob.key_for(odd))
     connection.zadd(AGENDA_KEY, {odd: 1, other: 2})
     queue.cancel(other)
     assert sweep(connection, store) == Counter(removals=1, put_off=1)
@@ -198,7 +210,7 @@ def test_a_record_that_cannot_be_read_keeps_no_other_from_its_turn(
     # Redis forgets the record in the end, and the next look removes what is left of the job.
     connection.delete(record_key(odd))
     due(connection, odd)
-    assert sweep(connection, store) == Counter(removals=1)
+    assert sweep(connection, store) == Counter(forgotten=1)
 
 
 def test_a_sweep_ends_with_redis(
@@ -226,15 +238,101 @@ def test_what_a_killed_process_had_written_of_a_blob_is_removed_after_a_while(
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
         os.utime(path, (time.time() - 901, time.time() - 901))
-    os.utime(root / "inputs" / "whole", (0, 0))
+    os.utime(root / "inputs" / "whole", (time.time() - 901, time.time() - 901))
 
     def pieces() -> Iterator[bytes]:
         yield b"o"
         assert (root / "inputs" / "now#1").exists()
-        assert sweep(connection, store) == Counter(leftovers=2)
+        # This runs within obstore, which cannot be called from there.
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(sweep, connection, store).result() == Counter(leftovers=2)
         yield b"k"
 
     store.put(input_key("now"), pieces())
     assert store.get(input_key("now")) == b"ok"
     assert store.get(input_key("whole")) == b"in"
     assert not any(path.exists() for path in left)
+
+
+def test_images_that_redis_has_lost_are_removed_after_a_day(
+    connection: Redis, store: BlobStore, submit: Submit, records: JobStore, result: ResultInfo
+) -> None:
+    known, fresh, lost, done = submit(), *(new_job_id() for _ in range(3))
+    announced = new_job_id()
+    connection.zadd(AGENDA_KEY, {announced: time.time() + 900})
+    finish(records, store, known, result)
+    old = [input_key(known), result_key(known), input_key(announced)]
+    old += [input_key(lost), result_key(done), input_key("try-1234")]
+    for key in (*old, input_key(fresh)):
+        store.put(key, b"x")
+    age(store, *old)
+    foreign = Path(store.place) / "inputs" / "of another.version"
+    foreign.write_bytes(b"x")
+    age(store, "inputs/of another.version")
+    assert sweep(connection, store) == Counter(strays=2, forgotten=1)
+    gone = [input_key(lost), result_key(done), input_key("try-1234")]
+    assert [key for key in old if not store.exists(key)] == gone
+    assert store.exists(input_key(fresh))
+    assert foreign.exists()
+
+
+def test_the_store_is_gone_through_page_by_page_and_then_rests(
+    connection: Redis, store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.store.PAGE", 2)
+    keys = [input_key(new_job_id()) for _ in range(5)]
+    for key in keys:
+        store.put(key, b"x")
+    age(store, *keys)
+    swept = [sweep(connection, store)["forgotten"] for _ in range(3)]
+    assert swept == [2, 2, 1]
+    store.put(keys[0], b"x")
+    age(store, keys[0])
+    assert sweep(connection, store) == Counter()
+    assert 0 < connection.ttl(WALK_KEY) <= 3600
+    connection.delete(WALK_KEY)
+    assert sweep(connection, store)["forgotten"] == 1
+
+
+def test_jobs_that_redis_has_lost_are_counted(connection: Redis, store: BlobStore) -> None:
+    store.put(key := input_key(new_job_id()), b"x")
+    age(store, key)
+    registry = CollectorRegistry()
+    Maintenance(connection, store, SweepMetrics(registry)).run()
+    assert registry.get_sample_value("stablesr_sweep_forgotten_total") == 1
+
+
+def test_a_job_that_has_ended_does_not_wait_behind_those_that_wait(
+    connection: Redis,
+    store: BlobStore,
+    submit: Submit,
+    queue: JobQueue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many they are, and although their time came before."""
+    monkeypatch.setattr("jobs.maintenance._BATCH", 5)
+    waiting = [submit() for _ in range(12)]
+    store.put(input_key(job_id := submit()), b"in")
+    connection.zadd(AGENDA_KEY, dict.fromkeys(waiting, 1.0))
+    queue.cancel(job_id)
+    assert sweep(connection, store) == Counter(removals=1)
+    assert connection.zcount(AGENDA_KEY, "-inf", time.time() + 30) == 0
+
+
+def test_a_silent_store_puts_no_job_off(
+    connection: Redis,
+    store: BlobStore,
+    submit: Submit,
+    queue: JobQueue,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent(*_: object) -> None:
+        raise StoreUnavailable("It is silent.", clause=NO_ANSWER)
+
+    queue.cancel(job_id := submit())
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", silent)
+        assert sweep(connection, store) == Counter()
+    assert connection.zcount(AGENDA_KEY, "-inf", time.time() + 70) == 1
+    due(connection, job_id)
+    assert sweep(connection, store) == Counter(removals=1)

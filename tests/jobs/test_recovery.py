@@ -15,8 +15,9 @@ from rq.executions import Execution
 from rq.job import JobStatus
 
 from jobs.connection import as_text, seconds_of
+from jobs.fair_queue import dispatch
 from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
-from jobs.maintenance import Maintenance, put_off_counter
+from jobs.maintenance import Maintenance, SweepMetrics
 from jobs.queue import JobQueue
 from jobs.recovery import LeaseReaper
 from jobs.rq_adapter import GIVEN_UP, TaskJob, open_queue, requeue_due
@@ -38,6 +39,7 @@ def begin(rq: Queue, job_id: str, *, waits: bool = False) -> None:
     `waits`: it died while the job waited for its turn in the process, not begun.
     """
     connection = rq.connection
+    dispatch(connection, rq.name.removeprefix("stablesr:"))
     taken = connection.lmove(rq.key, rq.intermediate_queue_key)
     assert taken == job_id.encode()
     job = TaskJob.fetch(job_id, connection, rq.serializer)
@@ -358,7 +360,7 @@ def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_prese
 ) -> None:
     lost = open_queue(preset, connection)
     job_id = queue.submit(new_job_id(), UpscaleParameters(preset=preset), image).id
-    maintenance = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
+    maintenance = Maintenance(connection, store, SweepMetrics(CollectorRegistry()))
     for state in (JobState.QUEUED, JobState.QUEUED, JobState.FAILED):
         end_pauses(lost)
         begin(lost, job_id)
@@ -373,7 +375,7 @@ def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
     job_id = submit()
     begin(rq, job_id)
     expire_leases(rq)
-    maintenance = Maintenance(connection, store, put_off_counter(CollectorRegistry()))
+    maintenance = Maintenance(connection, store, SweepMetrics(CollectorRegistry()))
     maintenance.run()
     assert queue.get(job_id).state is JobState.QUEUED
     # As much of its record's life is left as when it has not moved for queue_ttl_s.

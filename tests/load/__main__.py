@@ -156,8 +156,7 @@ def main() -> int:
     chosen = parser.parse_args()
     seen = Seen()
     # Without limits: all of them come from one address.
-    limits = {"uploads_per_minute": 0, "max_queued": 1_000_000, "max_connections": 4000}
-    with House("load", **limits) as house:
+    with House("load", uploads_per_minute=0, max_queued=1_000_000, max_connections=4000) as house:
         house.worker(step_s=chosen.step_ms / 1000, slots=4)
         house.ready()
         # What the first requests load and cache is not growth.

@@ -186,8 +186,9 @@ def test_no_room_for_temporary_files_is_a_503(
 
 
 def test_a_service_whose_store_takes_no_images_is_not_ready(
-    settings: Settings, redis: Redis
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.readiness.REMEMBER_S", 0.0)
     FakeWorker(redis, settings).appear()
     with serving(settings) as client:
         assert client.get("/livez").status_code == 200, "its store is not open yet"

@@ -146,20 +146,35 @@ def test_a_job_that_fails_frees_what_it_held(house: House) -> None:
     assert model.count == 0
 
 
-def test_results_in_the_making_lie_in_the_temporary_folder(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("format", ["png", "webp"])
+def test_results_in_the_making_lie_in_the_temporary_folder_without_a_name(
+    format: str, house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """So that nothing is left of one whose worker is killed."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    seen: list[list[Path]] = []
+    seen: list[str] = []
 
     class Looking(Counting):
         def _strips(self, whole: Tensor) -> Iterator[Tensor]:
-            seen.append(list(scratch.iterdir()))
+            links = [
+                path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
+            ]
+            seen.extend(str(link) for link in links if link.is_relative_to(scratch))
+            assert list(scratch.iterdir()) == []
             yield from super()._strips(whole)
 
     with serving(house, Looking()) as process:
-        try_job(process, house.submit())
-    assert len(seen[0]) == 1
-    assert list(scratch.iterdir()) == []
+        job_id = house.submit(output_format=format)
+        try_job(process, job_id)
+    assert house.queue.get(job_id).state == "succeeded"
+    assert seen
+
+
+def test_a_result_is_stored_where_open_files_have_no_path(
+    house: House, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.tasks.OPEN_FILES", tmp_path / "missing")
+    try_job(process, job_id := house.submit())
+    assert house.queue.get(job_id).state == "succeeded"
