@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import demo, errors, evaluate, keys, plan, stack, status, upscale, weights
+from cli import demo, errors, evaluate, jobs, keys, plan, stack, status, upscale, weights
 from cli.options import Device, Preset, option
 from cli.view import console
 
@@ -135,5 +135,6 @@ def train(
 
 app.command("status")(status.status)
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(weights.app, name="weights")
