@@ -51,7 +51,11 @@ def act(records: JobStore, event: Event, job_id: str, result: ResultInfo) -> Job
 @example(events=[Event.START, Event.CANCEL, Event.FAIL, Event.RETRY, Event.START, Event.SUCCEED])
 @example(events=[Event.START, Event.FAIL, Event.PURGE, Event.RETRY, Event.CANCEL, Event.PURGE])
 def test_any_order_of_events_goes_as_the_table_says(
-    events: list[Event], records: JobStore, submit: Submit, result: ResultInfo
+    events: list[Event],
+    records: JobStore,
+    submit: Submit,
+    result: ResultInfo,
+    connection: Redis,
 ) -> None:
     job_id = submit()
     state, marked = JobState.QUEUED, False
@@ -80,6 +84,9 @@ def test_any_order_of_events_goes_as_the_table_says(
         assert after.cancel_requested is marked
         assert after.revision == before.revision + 1
         assert (after.ended_at is not None) is state.is_final
+        keys = [owner_key("", one) for one in (None, *JobState)]
+        holding = [key for key in keys if connection.zscore(key, job_id) is not None]
+        assert holding == [owner_key(""), owner_key("", state)]
         if before.state.is_final and state.is_final:
             assert after.ended_at == before.ended_at
         if event is Event.RETRY:
