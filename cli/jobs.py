@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -36,18 +36,15 @@ app = typer.Typer(
 
 JobId = Annotated[str, argument("The job's id.", "ID")]
 JobIds = Annotated[list[str] | None, argument("The jobs' ids.", "ID")]
-State = Annotated[JobState | None, option("Only jobs in this state.", default="all")]
-Preset = Annotated[str | None, option("Only jobs for this preset.", default="all")]
-Owner = Annotated[
-    str | None, option("Only jobs of the key with this id; '' is without a key.", default="all")
-]
 
 
 @app.command("list")
 def list_jobs(
-    state: State = None,
-    preset: Preset = None,
-    owner: Owner = None,
+    state: Annotated[JobState | None, option("Only jobs in it.", default="all")] = None,
+    preset: Annotated[str | None, option("Only jobs for it.", default="all")] = None,
+    owner: Annotated[
+        str | None, option("Only jobs of the key with this id; '': without one.", default="all")
+    ] = None,
     limit: Annotated[int, option("At most so many.", default="20", min=1)] = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -86,53 +83,44 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
 def retry(
     job_ids: JobIds = None,
     all_failed: Annotated[bool, typer.Option("--all", help="All that failed.")] = False,
-    preset: Preset = None,
-    owner: Owner = None,
 ) -> None:
     """Queue failed jobs again, as if new. Their webhooks are told of the new end, too."""
     with _operator() as operator:
         state = JobState.FAILED if all_failed else None
-        _act(operator.retry, _ids(operator, job_ids, state, "--all", preset, owner))
+        _act(operator, operator.retry, job_ids, state, "--all")
 
 
 @app.command()
 def cancel(job_ids: Annotated[list[str], argument("The jobs' ids.", "ID")]) -> None:
     """Cancel jobs; those that run stop at their next step."""
     with _operator() as operator:
-        _act(operator.cancel, job_ids)
+        _act(operator, operator.cancel, job_ids)
 
 
 @app.command()
 def purge(
     job_ids: JobIds = None,
     state: Annotated[JobState | None, option("All jobs that ended so.", default="none")] = None,
-    preset: Preset = None,
-    owner: Owner = None,
 ) -> None:
     """Remove ended jobs now: their images, and that they were there."""
     if state is not None and state not in FINAL:
         raise BadSettings(f"--state is {state}, but must be one of {', '.join(sorted(FINAL))}.")
     with _operator() as operator:
-        _act(operator.purge, _ids(operator, job_ids, state, "--state", preset, owner))
+        _act(operator, operator.purge, job_ids, state, "--state")
 
 
-def _ids(
+def _act(
     operator: Operator,
+    action: Callable[[str], Job],
     job_ids: list[str] | None,
-    state: JobState | None,
-    selection: str,
-    preset: str | None,
-    owner: str | None,
-) -> Sequence[str]:
-    """The ids that were given, or those of all jobs in the state."""
+    state: JobState | None = None,
+    selection: str = "",
+) -> None:
+    """Does it to each job, or to all in the state, and says what it is then; ends with Refusal
+    where one refuses."""
     if bool(job_ids) == (state is not None):
         raise BadSettings(f"Give either the ids of jobs or {selection}.")
-    return job_ids or [job.id for job in operator.jobs(state, preset, owner)]
-
-
-def _act(action: Callable[[str], Job], job_ids: Sequence[str]) -> None:
-    """Does it to each job and says what it is then; ends with Refusal where one refuses."""
-    refusals = 0
+    refusals, job_ids = 0, job_ids or [job.id for job in operator.jobs(state)]
     for job_id in job_ids:
         try:
             job = action(job_id)
@@ -159,11 +147,7 @@ def _print(table: Table, content: object) -> None:
 def _operator() -> Iterator[Operator]:
     from jobs.operator import Operator
 
-    errors = {
-        JobNotFound: BadSettings,
-        RecordUnreadable: Refusal,
-        QueueUnavailable: Unreachable,
-        StoreUnavailable: Unreachable,
-    }
+    errors = {JobNotFound: BadSettings, RecordUnreadable: Refusal}
+    errors |= dict.fromkeys((QueueUnavailable, StoreUnavailable), Unreachable)
     with translate(errors), closing(Operator(load())) as operator:
         yield operator

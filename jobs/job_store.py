@@ -122,7 +122,7 @@ _SCRIPT = f"local constants = cjson.decode('{json.dumps(_CONSTANTS)}')\n" + Path
     __file__
 ).with_name("transition.lua").read_text("utf-8")
 _KEYS = (AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY)
-# What a job has of having run.
+# What a job has of having run, and by when it was to have ended.
 RUN_FIELDS = (
     "started_at",
     "ended_at",
@@ -132,6 +132,7 @@ RUN_FIELDS = (
     "timings",
     "error",
     "cancel_requested",
+    "deadline",
 )
 
 

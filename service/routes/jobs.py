@@ -9,6 +9,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import anyio
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import ContentStream, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -162,12 +163,12 @@ async def get_job(request: Request, job_id: JobId) -> Response:
         **problems(401, 404, 429, _503="Redis or the image store is away."),
     },
 )
-def delete_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
+async def delete_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """Cancels a job that waits or runs; removes the images of one that has ended, which is then
     `expired` if it had succeeded, and else stays as it is. Asking again is no error."""
     services = services_of(request)
     try:
-        job = services.queue.cancel(job_id, caller.owner)
+        job = await run_sync(services.queue.cancel, job_id, caller.owner)
     except JobEnded:
-        job = services.queue.purge(services.store, job_id)
+        job = await run_sync(services.queue.purge, services.store, job_id)
     return answer(request, job, status=200 if job.state.is_final else 202)
