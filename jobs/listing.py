@@ -112,7 +112,7 @@ def read_page(
 
 
 def walk(
-    connection: Redis, owners: Iterable[str], *, state: JobState | None = None, batch: int = 100
+    connection: Redis, owners: Iterable[str], *, state: JobState | None = None, batch: int = 20
 ) -> Iterator[Job]:
     """The jobs of several owners, newest first, read page by page. Raises QueueUnavailable."""
 
