@@ -12,7 +12,7 @@ from redis import Redis
 
 from jobs.ended_jobs import MARGIN_S, purge, retry
 from jobs.errors import BlobNotFound, JobNotFound, Problem, WrongState
-from jobs.job_store import AGENDA_KEY, WEBHOOKS_KEY, JobStore, record_key
+from jobs.job_store import AGENDA_KEY, QUEUE_KEYS, WEBHOOKS_KEY, JobStore, record_key
 from jobs.maintenance import sweep
 from jobs.outbox import ATTEMPTS_KEY, Outbox
 from jobs.queue import JobQueue
@@ -43,7 +43,7 @@ def failed_job(
     def fail() -> str:
         store.put(input_key(job_id := submit()), b"in")
         queue = open_queue("tiny", connection)
-        connection.lrem(queue.key, 1, job_id)
+        queue.remove(job_id)
         records.start(job_id, "w1")
         records.cancel(job_id)
         records.fail(job_id, PROBLEM, worker="w1")
@@ -55,8 +55,12 @@ def failed_job(
 
 
 def waiting(connection: Redis) -> list[bytes]:
-    ids: Any = connection.lrange(open_queue("tiny", connection).key, 0, -1)
-    return list(ids)
+    """The ids in all queues, however those keep them."""
+    ids: list[bytes] = []
+    for key in QUEUE_KEYS:
+        read: Any = connection.zrange if connection.type(key) == b"zset" else connection.lrange
+        ids += read(key, 0, -1)
+    return ids
 
 
 def test_a_failed_job_runs_again_as_if_new(
