@@ -38,6 +38,10 @@ if to ~= state then
   redis.call('EXPIRE', minute, constants.minute_ttl_s)
   if to == 'queued' then
     redis.call('ZADD', waiting, created_at, id)
+    -- No job waits for longer than this, so older ids lead nowhere.
+    local longest = wait + keep + 2 * tombstone
+    redis.call('ZREMRANGEBYSCORE', waiting, '-inf', now - longest)
+    redis.call('EXPIRE', waiting, longest)
   elseif state == 'queued' then
     redis.call('ZREM', waiting, id)
   end
@@ -53,10 +57,6 @@ if event == 'create' then
       for any in pairs(constants.final) do redis.call('ZREM', jobs .. ':' .. any, old) end
     end
   end
-  -- No job waits for longer than this, so older ids lead nowhere.
-  local longest = wait + keep + 2 * tombstone
-  redis.call('ZREMRANGEBYSCORE', waiting, '-inf', now - longest)
-  redis.call('EXPIRE', waiting, longest)
 end
 if event == 'retry' then
   -- Its new end will be told instead.
