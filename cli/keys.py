@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from annotated_types import Gt, Le
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -15,11 +18,23 @@ from cli.options import argument, option
 from cli.view import console
 
 if TYPE_CHECKING:
-    from jobs.keys import Keys
+    from jobs.keys import KeyInfo, Keys
 
 app = typer.Typer(
     help="API keys of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
 )
+
+
+LIFE = Annotated[timedelta, Gt(timedelta()), Le(timedelta(days=36_500))]
+
+
+def _duration(text: str) -> timedelta:
+    """A time as pydantic reads it: 90d, or ISO 8601."""
+    try:
+        return TypeAdapter(LIFE).validate_python(text)
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r} is no time such as 90d or PT12H.") from error
+
 
 KeyId = Annotated[str, argument("The key's id, or the key itself.", "KEY")]
 
@@ -34,34 +49,59 @@ def create(
     per_minute: Annotated[
         int | None, option("Uploads a minute.", default="STABLESR_UPLOADS_PER_MINUTE", min=1)
     ] = None,
+    scope: Annotated[
+        Literal["all", "jobs", "metrics"],
+        option("jobs: all but GET /metrics; metrics: that alone.", default="all"),
+    ] = "all",
+    expires_in: Annotated[
+        timedelta | None,
+        option("Such as 90d, or PT12H.", default="no end", parser=_duration, metavar="TIME"),
+    ] = None,
 ) -> None:
     """Make a key and print it, once: only a digest of it is kept."""
     with _keys() as keys:
-        info, text = keys.create(name, max_queued=max_queued, per_minute=per_minute)
+        info, text = keys.create(
+            name,
+            max_queued=max_queued,
+            per_minute=per_minute,
+            scope=scope,
+            expires_in=expires_in,
+        )
     console.print(f"Key {info.id} for {info.name}. It is shown now and never again:", markup=False)
     typer.echo(text)
 
 
 @app.command("list")
 def list_keys() -> None:
-    """Show every key, revoked ones too."""
+    """Show every key, ended ones too."""
     with _keys() as keys:
         infos = keys.list()
-    table = Table("id", "name", "made", "last used", "waiting jobs", "uploads a minute", "state")
+    columns = ("id", "name", "scope", "made", "last used", "waiting jobs", "uploads a minute")
+    table = Table(*columns, "state")
     for info in infos:
         table.add_row(
             info.id,
             info.name,
+            info.scope,
             f"{info.created_at:%Y-%m-%d}",
             "never" if info.used_at is None else f"{info.used_at:%Y-%m-%d %H:%M} UTC",
             "the server's" if info.max_queued is None else str(info.max_queued),
             "the server's" if info.per_minute is None else str(info.per_minute),
-            "valid" if info.revoked_at is None else f"revoked {info.revoked_at:%Y-%m-%d}",
+            _state(info),
         )
     if infos:
         Console(width=console.width, highlight=False).print(table)
     else:
         console.print("There are no keys.")
+
+
+def _state(info: KeyInfo) -> str:
+    if info.revoked_at is not None:
+        return f"revoked {info.revoked_at:%Y-%m-%d}"
+    if info.expires_at is None:
+        return "valid"
+    verb = "expired" if info.has_expired else "valid until"
+    return f"{verb} {info.expires_at:%Y-%m-%d %H:%M} UTC"
 
 
 @app.command()

@@ -12,7 +12,20 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import demo, drain, errors, evaluate, keys, plan, queue, stack, status, upscale, weights
+from cli import (
+    demo,
+    drain,
+    errors,
+    evaluate,
+    jobs,
+    keys,
+    plan,
+    queue,
+    stack,
+    status,
+    upscale,
+    weights,
+)
 from cli.options import Device, Preset, option
 from cli.view import console
 
@@ -136,6 +149,7 @@ def train(
 
 app.command("status")(status.status)
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 app.add_typer(queue.app, name="queue")
 app.add_typer(weights.app, name="weights")

@@ -3,6 +3,7 @@
     stablesr:job:{id}          state, parameters, input, times, progress, result, error, ...
     stablesr:agenda            sorted set: job id -> when the job is looked at again
     stablesr:jobs:{owner}      sorted set: id of a job of this owner -> when it was created
+    stablesr:jobs:{owner}:{state}   the same of those in this state
     stablesr:waiting:{owner}   the same of those that wait; by address where there is no owner
     stablesr:webhooks          sorted set: id of an ended job whose webhook is to be called -> when
 
@@ -50,8 +51,8 @@ def record_key(job_id: str) -> str:
     return f"stablesr:job:{job_id}"
 
 
-def owner_key(owner: str) -> str:
-    return f"stablesr:jobs:{owner}"
+def owner_key(owner: str, state: JobState | None = None) -> str:
+    return f"stablesr:jobs:{owner}" + (f":{state}" if state else "")
 
 
 def waiting_key(quota_key: str) -> str:
@@ -128,6 +129,7 @@ _CONSTANTS = {
     "minute_ttl_s": MINUTE_TTL_S,
     "look_again_s": LOOK_AGAIN_S,
     "tombstone_s": TOMBSTONE_S,
+    "record": record_key(""),
     "jobs": owner_key(""),
     "waiting": waiting_key(""),
 }
@@ -135,6 +137,18 @@ _SCRIPT = f"local constants = cjson.decode('{json.dumps(_CONSTANTS)}')\n" + Path
     __file__
 ).with_name("transition.lua").read_text("utf-8")
 _KEYS = (AGENDA_KEY, COUNTS_KEY, WEBHOOKS_KEY)
+# What a job has of having run, and by when it was to have ended.
+RUN_FIELDS = (
+    "started_at",
+    "ended_at",
+    "purged_after_s",
+    "worker",
+    "progress",
+    "timings",
+    "error",
+    "cancel_requested",
+    "deadline",
+)
 
 
 class JobStore:
@@ -147,12 +161,18 @@ class JobStore:
         self._connection = connection
         self._transition = connection.register_script(_SCRIPT)
 
-    # The service's side
+    # The service's side, and the operator's
 
     def create(self, pipe: Pipeline, job_id: str, record: Mapping[str, str]) -> None:
         """Adds a new queued job, a `new_record`, to a transaction that also hands it to RQ."""
         keys = (record_key(job_id), *_KEYS)
         pipe.eval(_SCRIPT, len(keys), *keys, job_id, "create", json.dumps(record), "[]", "")
+
+    def retry(self, pipe: Pipeline, job_id: str) -> None:
+        """The same for a job that failed and waits as if new. It watches the record of such a job;
+        `jobs.ended_jobs` sees to its image."""
+        keys, fields, drop = (record_key(job_id), *_KEYS), {"attempt": "0"}, json.dumps(RUN_FIELDS)
+        pipe.eval(_SCRIPT, len(keys), *keys, job_id, Event.RETRY, json.dumps(fields), drop, "")
 
     def get(self, job_id: str) -> Job:
         """The job as it is now, expired if it is due; raises RecordUnreadable as well."""
@@ -162,6 +182,10 @@ class JobStore:
     def cancel(self, job_id: str) -> Job:
         """Cancels a queued job, marks a running one to be stopped; raises JobEnded."""
         return self._apply(job_id, Event.CANCEL, {"cancel_requested": "1"})
+
+    def purge(self, job_id: str) -> Job:
+        """An ended job's images are due to be removed; a succeeded one is expired from now on."""
+        return self._apply(job_id, Event.PURGE, {})
 
     # The worker's side. A worker that names itself is refused (WrongState) once another one has
     # the job, so that one that was taken for lost and comes back cannot spoil the other's run.
@@ -209,12 +233,13 @@ class JobStore:
     # Maintenance
 
     def forget(self, job_id: str, origin: Origin) -> None:
-        """Removes the record of a job whose submission is undone. Its image is due to be removed
+        """Removes the record of a job that is undone or has ended. Its images are due to be removed
         from now on, in case that its process dies before."""
         now = self.now().timestamp()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.delete(record_key(job_id))
-            for key in (owner_key(origin.owner), waiting_key(origin.quota_key)):
+            indexes = (owner_key(origin.owner, state) for state in (None, *JobState))
+            for key in (*indexes, waiting_key(origin.quota_key)):
                 pipe.zrem(key, job_id)
             pipe.zadd(AGENDA_KEY, {job_id: now})
             pipe.execute()

@@ -1,8 +1,8 @@
 """API keys: who may use the service, and how much of it.
 
     stablesr:keys       sorted set: key id -> when it was made
-    stablesr:key:{id}   name, digest, created_at, used_at, revoked_at, max_queued, per_minute,
-                        webhook_secret
+    stablesr:key:{id}   name, digest, created_at, used_at, revoked_at, expires_at, scope,
+                        max_queued, per_minute, webhook_secret
 
 A key reads `ssr_{id}_{secret}`. Of the secret, 256 random bits, only the SHA-256 digest is kept: a
 slow password hash would add nothing, for 2**256 secrets cannot be tried. A revoked key stays
@@ -17,7 +17,7 @@ import hmac
 import re
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from redis import Redis
@@ -30,13 +30,17 @@ _TOKEN = re.compile(r"ssr_(?P<id>[0-9a-f]{8})_(?P<secret>[A-Za-z0-9_-]{43})", re
 # How exactly the last use of a key is known; noting each would be a write a request.
 USED_WITHIN = timedelta(seconds=60)
 
+Scope = Literal["all", "jobs", "metrics"]
+"""What a key is for: everything; all but the figures of the whole service; those alone."""
+
 
 def _key(key_id: str) -> str:
     return f"stablesr:key:{key_id}"
 
 
 class KeyInfo(BaseModel):
-    """A key without its secret; where `max_queued` or `per_minute` is None, the settings hold."""
+    """A key without its secret; where `max_queued` or `per_minute` is None, the settings hold. One
+    without `expires_at` has no end."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,6 +49,8 @@ class KeyInfo(BaseModel):
     created_at: datetime
     used_at: datetime | None = None
     revoked_at: datetime | None = None
+    expires_at: datetime | None = None
+    scope: Scope = "all"
     max_queued: int | None = None
     per_minute: int | None = None
 
@@ -52,6 +58,10 @@ class KeyInfo(BaseModel):
     def prefix(self) -> str:
         """How the key begins, to tell it from others."""
         return f"ssr_{self.id}_"
+
+    @property
+    def has_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
 
 
 class Keys:
@@ -61,7 +71,13 @@ class Keys:
         self._connection = connection
 
     def create(
-        self, name: str, *, max_queued: int | None = None, per_minute: int | None = None
+        self,
+        name: str,
+        *,
+        max_queued: int | None = None,
+        per_minute: int | None = None,
+        scope: Scope = "all",
+        expires_in: timedelta | None = None,
     ) -> tuple[KeyInfo, str]:
         """A new key and its text, which is not kept and cannot be shown again."""
         key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
@@ -70,11 +86,14 @@ class Keys:
             "name": name,
             "digest": _digest(secret),
             "created_at": now.isoformat(),
+            "scope": scope,
             # Signing needs the secret itself; a reader of Redis can move jobs anyway.
             "webhook_secret": "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         }
         limits = {"max_queued": max_queued, "per_minute": per_minute}
         fields |= {limit: str(value) for limit, value in limits.items() if value is not None}
+        if expires_in is not None:
+            fields["expires_at"] = (now + expires_in).isoformat()
         with queue_errors(self._connection), self._connection.pipeline() as pipe:
             pipe.hset(_key(key_id), mapping=fields)
             pipe.zadd(NAMES_KEY, {key_id: now.timestamp()})
@@ -82,7 +101,7 @@ class Keys:
         return _info(key_id, fields), f"ssr_{key_id}_{secret}"
 
     def list(self) -> list[KeyInfo]:
-        """All keys, revoked ones too, the oldest first."""
+        """All keys, ended ones too, the oldest first."""
         with queue_errors(self._connection):
             ids = [as_text(key_id) for key_id in self._connection.zrange(NAMES_KEY, 0, -1)]
         return [_info(key_id, fields) for key_id in ids if (fields := self._read(key_id))]
@@ -101,7 +120,8 @@ class Keys:
             return bool(self._connection.exists(NAMES_KEY))
 
     def find(self, text: str) -> KeyInfo | None:
-        """The key of this text, or None for one that is unknown or revoked; notes its use."""
+        """The key of this text, also one that has expired, or None for one that is unknown or
+        revoked; notes its use."""
         match = _TOKEN.fullmatch(text)
         if match is None:
             return None

@@ -1,16 +1,18 @@
-"""An owner's jobs, newest first, page by page.
+"""An owner's jobs, newest first, page by page, of one state or of all.
 
-A job that Redis has forgotten is taken out of the index when it is met here; one whose record
-cannot be read is left out. A cursor names the last job of a page by its place in the index, so that
-jobs which come or go in between neither repeat nor hide others.
+A page reads as many records as it may hold jobs, from the index of its owner and state. A job that
+Redis has forgotten, or that is in another state, is taken out of the index when it is met here; one
+whose record cannot be read is left out. A cursor names the last job of a page by its place in the
+index, so that jobs which come or go in between neither repeat nor hide others.
 """
 
 from __future__ import annotations
 
 import base64
+import heapq
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -19,16 +21,41 @@ from redis import Redis
 
 from .connection import as_text, queue_errors
 from .errors import BadCursor, JobNotFound, RecordUnreadable
-from .job_store import JobStore, job_read, owner_key, read_command
+from .job_store import JobStore, job_read, owner_key, read_command, record_key
 from .schema import ANYONE, Job, JobState
 
 logger = logging.getLogger(__name__)
 
-BATCH = 100
-# A page of rare jobs ends here rather than read through all of a long index at once.
-MOST_READ = 1000
 # An owner's jobs of one microsecond: far more than one Redis can create in it.
 MOST_TIES = 100
+# The ids and times of a page. Where a job is missing in the indexes of the states, since another
+# version made it or moved it, they are made anew first.
+# KEYS: the owner's index, the page's, and those of all states.
+# ARGV: highest time, how many, what a record's key begins with, then the states.
+PLACES = """
+local count = 0
+for i = 3, #KEYS do count = count + redis.call('ZCARD', KEYS[i]) end
+if count < redis.call('ZCARD', KEYS[1]) then
+    local indexes = {}
+    for i = 3, #KEYS do
+        indexes[ARGV[i + 1]] = KEYS[i]
+        redis.call('DEL', KEYS[i])
+    end
+    local all, life = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'), redis.call('TTL', KEYS[1])
+    for i = 1, #all, 2 do
+        local index = indexes[redis.call('HGET', ARGV[3] .. all[i], 'state')]
+        if index then
+            redis.call('ZADD', index, all[i + 1], all[i])
+        else
+            redis.call('ZREM', KEYS[1], all[i])
+        end
+    end
+    if life > 0 then
+        for i = 3, #KEYS do redis.call('EXPIRE', KEYS[i], life) end
+    end
+end
+return redis.call('ZREVRANGEBYSCORE', KEYS[2], ARGV[1], '-inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+"""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -79,52 +106,70 @@ def read_page(
 
     May hold fewer, even none, although more follow: `next` tells. Raises QueueUnavailable.
     """
-    jobs: list[Job] = []
-    for _ in range(0, MOST_READ, BATCH):
-        places = _places(connection, owner, cursor)
-        by_id = _read(connection, owner, places)
-        for place in places:
-            if len(jobs) == limit:
-                return Page(jobs, cursor)
-            cursor = place
-            job = by_id.get(place.job_id)
-            if job is not None and state in (None, job.state):
-                jobs.append(job)
-        if len(places) < BATCH:
-            return Page(jobs, None)
-    return Page(jobs, cursor)
+    places = _places(connection, owner, state, cursor, limit + 1)
+    jobs = _read(connection, owner, state, [place.job_id for place in places[:limit]])
+    return Page(jobs, places[limit - 1] if len(places) > limit else None)
 
 
-def _places(connection: Redis, owner: str, cursor: Cursor | None) -> list[Cursor]:
-    """The next BATCH places behind the cursor."""
+def walk(
+    connection: Redis, owners: Iterable[str], *, state: JobState | None = None, batch: int = 20
+) -> Iterator[Job]:
+    """The jobs of several owners, newest first, read page by page. Raises QueueUnavailable."""
+
+    def jobs_of(owner: str) -> Iterator[Job]:
+        cursor = None
+        while True:
+            page = read_page(connection, owner, limit=batch, state=state, cursor=cursor)
+            yield from page.jobs
+            if (cursor := page.next) is None:
+                return
+
+    return heapq.merge(*map(jobs_of, owners), key=lambda job: job.created_at, reverse=True)
+
+
+def _places(
+    connection: Redis, owner: str, state: JobState | None, cursor: Cursor | None, count: int
+) -> list[Cursor]:
+    """The next so many places behind the cursor."""
+    indexes = [owner_key(owner, one) for one in JobState]
     highest = "+inf" if cursor is None else f"{cursor.timestamp:.6f}"
+    most = count if cursor is None else count + MOST_TIES
+    keys = [owner_key(owner), owner_key(owner, state), *indexes]
+    arguments = [highest, most, record_key(""), *JobState]
     with queue_errors(connection):
-        raw: Any = connection.zrevrangebyscore(
-            owner_key(owner), highest, "-inf", 0, BATCH + MOST_TIES, withscores=True
-        )
-    places = [Cursor(round(float(score), 6), as_text(member)) for member, score in raw]
-    return [place for place in places if cursor is None or place < cursor][:BATCH]
+        flat: Any = connection.register_script(PLACES)(keys=keys, args=arguments)
+    scores = zip(flat[::2], flat[1::2], strict=True)
+    places = [Cursor(round(float(score), 6), as_text(member)) for member, score in scores]
+    return [place for place in places if cursor is None or place < cursor][:count]
 
 
-def _read(connection: Redis, owner: str, places: Sequence[Cursor]) -> dict[str, Job]:
+def _read(
+    connection: Redis, owner: str, state: JobState | None, job_ids: Sequence[str]
+) -> list[Job]:
     with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
         untyped: Any = pipe
-        for place in places:
-            untyped.execute_command(*read_command(place.job_id))
+        for job_id in job_ids:
+            untyped.execute_command(*read_command(job_id))
         answers = pipe.execute()
-    jobs: dict[str, Job] = {}
-    missing: list[str] = []
-    for job_id, answer in zip((place.job_id for place in places), answers, strict=True):
-        try:
-            job, is_due = job_read(job_id, answer)
-            jobs[job_id] = JobStore(connection).expire(job_id) if is_due else job
-        except JobNotFound:
-            missing.append(job_id)
-        except RecordUnreadable as error:
-            _log_once(error.detail)
-    if missing:
+    jobs: list[Job] = []
+    with connection.pipeline(transaction=False) as pipe:
+        for job_id, answer in zip(job_ids, answers, strict=True):
+            try:
+                job, is_due = job_read(job_id, answer)
+            except JobNotFound:
+                for one in (None, *JobState):
+                    pipe.zrem(owner_key(owner, one), job_id)
+                continue
+            except RecordUnreadable as error:
+                _log_once(error.detail)
+                continue
+            job = JobStore(connection).expire(job_id) if is_due else job
+            if state in (None, job.state):
+                jobs.append(job)
+            else:
+                pipe.zrem(owner_key(owner, state), job_id)
         with queue_errors(connection):
-            connection.zrem(owner_key(owner), *missing)
+            pipe.execute()
     return jobs
 
 

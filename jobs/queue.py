@@ -19,6 +19,7 @@ from redis.exceptions import WatchError
 from models.parameters import UpscaleParameters
 
 from .connection import LoopClient, as_text, connect, queue_errors, seconds_of
+from .ended_jobs import purge
 from .errors import (
     JobExists,
     JobNotFound,
@@ -65,6 +66,7 @@ class JobQueue:
         self._connection = connection if connection is not None else connect(settings)
         self._records = JobStore(self._connection)
         self.page = partial(read_page, self._connection)
+        self.purge = partial(purge, self._connection)
 
     def announce(self, job_id: str) -> None:
         """Says that the image of a job to come is about to be stored.

@@ -18,7 +18,7 @@ from redis import Redis
 from redis.client import Pipeline
 from rq import Queue, Retry
 from rq.exceptions import AbandonedJobError
-from rq.executions import Execution
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -173,6 +173,18 @@ def enqueue(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> No
         retry=Retry(len(pauses), pauses, enqueue_at_front=True),
         pipeline=pipe,
     )
+
+
+def runs(queue: Queue, job_id: str) -> str:
+    """The Redis key of a sorted set that has members while a worker has the job in hand."""
+    return ExecutionRegistry(job_id, queue.connection).key
+
+
+def enqueue_anew(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:
+    """The same for a job that failed before, of which RQ forgets that."""
+    pipe.delete(TaskJob.key_for(job_id))
+    pipe.zrem(queue.failed_job_registry.key, job_id)
+    enqueue(queue, pipe, job_id, settings)
 
 
 def withdraw(queue: Queue, job_id: str) -> bool:

@@ -211,7 +211,8 @@ def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
         job = Job.model_validate({**values, "id": job_id, "preset": preset, "seed": seed})
         if job.ended_at is None:
             return job
-        expires_at = job.ended_at + timedelta(seconds=int(fields["keep_s"]))
+        keep_s = int(fields.get("purged_after_s", fields["keep_s"]))
+        expires_at = job.ended_at + timedelta(seconds=keep_s)
     # What is missing, and what is no number, no state or not valid for its model.
     except (KeyError, TypeError, ValueError) as error:
         raise RecordUnreadable(f"The record of job {job_id} cannot be read: {error}.") from error

@@ -1,11 +1,12 @@
 """The one state machine of a job.
 
-    queued ──start──> processing ──succeed──> succeeded ──expire──> expired
-      │ <───requeue───── │  │ └──fail──> failed
+    queued ──start──> processing ──succeed──> succeeded ──expire, purge──> expired
+      │ <───requeue───── │  │ └──fail──> failed ──retry──> queued
       └──cancel──> canceled <──stop──┘
 
 `cancel` is what a client asks: a queued job is canceled at once, a running one is only marked and
-is canceled when its worker says `stop`, or when it would run again (`requeue`, `start`).
+is canceled when its worker says `stop`, or when it would run again (`requeue`, `start`). `purge`
+takes the images of an ended job, `retry` is the operator's.
 `transition.lua` applies this table inside Redis, so each transition is atomic, and counts and
 publishes it:
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from .schema import JobState
+from .schema import FINAL, JobState
 
 CHANNEL = "stablesr:moves"
 COUNTS_KEY = "stablesr:figures"
@@ -38,6 +39,8 @@ class Event(StrEnum):
     CANCEL = "cancel"
     STOP = "stop"
     EXPIRE = "expire"
+    RETRY = "retry"
+    PURGE = "purge"
 
 
 _QUEUED, _PROCESSING, _CANCELED = JobState.QUEUED, JobState.PROCESSING, JobState.CANCELED
@@ -52,6 +55,11 @@ TRANSITIONS: Mapping[Event, Mapping[JobState, JobState]] = {
     Event.CANCEL: {_QUEUED: _CANCELED, _PROCESSING: _PROCESSING},
     Event.STOP: {_QUEUED: _CANCELED, _PROCESSING: _CANCELED},
     Event.EXPIRE: {JobState.SUCCEEDED: JobState.EXPIRED},
+    Event.RETRY: {JobState.FAILED: _QUEUED},
+    Event.PURGE: {
+        **{state: state for state in sorted(FINAL)},
+        JobState.SUCCEEDED: JobState.EXPIRED,
+    },
 }
 TRANSITIONS_WHEN_MARKED = {
     **TRANSITIONS,

@@ -25,8 +25,8 @@ for field, value in pairs(cjson.decode(ARGV[3])) do redis.call('HSET', KEYS[1], 
 redis.call('HSET', KEYS[1], 'state', to)
 local revision = redis.call('HINCRBY', KEYS[1], 'revision', 1)
 redis.call('PUBLISH', constants.channel, id .. ' ' .. revision .. ' ' .. to)
-local created_at, owner, quota_key, keep, wait = unpack(
-  redis.call('HMGET', KEYS[1], 'created_at', 'owner', 'counted', 'keep_s', 'wait_s'))
+local created_at, owner, quota_key, keep, wait, ended_at = unpack(
+  redis.call('HMGET', KEYS[1], 'created_at', 'owner', 'counted', 'keep_s', 'wait_s', 'ended_at'))
 local jobs = constants.jobs .. (owner or '')
 local waiting = constants.waiting .. (quota_key or owner or '')
 local tombstone = constants.tombstone_s
@@ -38,18 +38,30 @@ if to ~= state then
   redis.call('EXPIRE', minute, constants.minute_ttl_s)
   if to == 'queued' then
     redis.call('ZADD', waiting, created_at, id)
+    -- No job waits for longer than this, so older ids lead nowhere.
+    local longest = wait + keep + 2 * tombstone
+    redis.call('ZREMRANGEBYSCORE', waiting, '-inf', now - longest)
+    redis.call('EXPIRE', waiting, longest)
   elseif state == 'queued' then
     redis.call('ZREM', waiting, id)
   end
+  redis.call('ZREM', jobs .. ':' .. state, id)
+  redis.call('ZADD', jobs .. ':' .. to, created_at, id)
 end
 if event == 'create' then
   redis.call('ZADD', jobs, created_at, id)
-  -- No job is known for longer than this, so older ids in the indexes lead nowhere.
-  local longest = wait + keep + 2 * tombstone
-  for _, index in ipairs({jobs, waiting}) do
-    redis.call('ZREMRANGEBYSCORE', index, '-inf', now - longest)
-    redis.call('EXPIRE', index, longest)
+  -- With each job that comes, two of the oldest go whose records are gone.
+  for _, old in ipairs(redis.call('ZRANGE', jobs, 0, 1)) do
+    if redis.call('EXISTS', constants.record .. old) == 0 then
+      redis.call('ZREM', jobs, old)
+      for any in pairs(constants.final) do redis.call('ZREM', jobs .. ':' .. any, old) end
+    end
   end
+end
+if event == 'retry' then
+  -- Its new end will be told instead.
+  redis.call('ZREM', KEYS[4], id)
+  redis.call('HDEL', KEYS[4] .. ':attempts', id)
 end
 if ends then
   redis.call('HSET', KEYS[1], 'ended_at', now)
@@ -68,10 +80,19 @@ local life, look = keep + tombstone, keep
 if not constants.final[to] then
   life, look = wait + tombstone, constants.look_again_s
 elseif to == 'canceled' then
-  life, look = keep, 0
+  life, look = tonumber(keep), 0
 elseif to == 'expired' then
   life, look = tombstone, 0
 end
-redis.call('EXPIRE', KEYS[1], life)
+if event == 'purge' then
+  look = 0
+  redis.call('HSETNX', KEYS[1], 'purged_after_s', math.min(keep, math.floor(now - ended_at)))
+end
+if event ~= 'purge' or to ~= state then
+  redis.call('EXPIRE', KEYS[1], life)
+  for _, index in ipairs({jobs, jobs .. ':' .. to}) do
+    if redis.call('TTL', index) < life then redis.call('EXPIRE', index, life) end
+  end
+end
 redis.call('ZADD', KEYS[2], now + look, id)
 return {1, redis.call('HGETALL', KEYS[1])}

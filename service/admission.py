@@ -15,13 +15,13 @@ from starlette.datastructures import Headers
 from jobs.connection import Command
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
-from jobs.keys import KeyInfo, Keys
+from jobs.keys import KeyInfo, Keys, Scope
 from jobs.queue import JobQueue, JobReader
 from jobs.schema import ANYONE
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from service.listener import Listener
-from service.problems import AuthenticationError
+from service.problems import AuthenticationError, ScopeError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
 from service.readiness import StoreProbe
 from service.store_threads import StoreThreads
@@ -96,6 +96,9 @@ class Authenticator:
             if info is None:
                 detail = "The API key is not known here, or it was revoked."
                 raise AuthenticationError(detail, key_is_wrong=True)
+            if info.has_expired:
+                detail = f"The API key expired at {info.expires_at:%Y-%m-%d %H:%M} UTC."
+                raise AuthenticationError(detail, key_is_wrong=True)
             return info
         if await self.requires_key():
             raise AuthenticationError(
@@ -133,11 +136,16 @@ class Authenticator:
 
 
 async def admit(
-    request: Request, *, upload: bool = False, command: Callable[[Caller], Command] | None = None
+    request: Request,
+    *,
+    upload: bool = False,
+    scope: Scope = "jobs",
+    command: Callable[[Caller], Command] | None = None,
 ) -> tuple[Caller, Any]:
     """The caller of a request that is counted, and the answer to a command for Redis.
 
-    Both take one call. Raises AuthenticationError, HTTPError for too many, QueueUnavailable.
+    Both take one call. Raises AuthenticationError, ScopeError for a key of another scope, HTTPError
+    for too many, QueueUnavailable.
     """
     services = services_of(request)
     address = None if request.client is None else request.client.host
@@ -160,6 +168,8 @@ async def admit(
         None if key is None else key.per_minute,
         None if command is None else command(caller),
     )
+    if key is not None and key.scope not in ("all", scope):
+        raise ScopeError(f"The API key is for {key.scope} only; this needs one for {scope}.")
     return caller, answer
 
 
@@ -167,4 +177,9 @@ async def _reader(request: Request) -> Caller:
     return (await admit(request))[0]
 
 
+async def _observer(request: Request) -> None:
+    await admit(request, scope="metrics")
+
+
 ReaderDep = Annotated[Caller, Depends(_reader)]
+ObserverDep = Annotated[None, Depends(_observer)]

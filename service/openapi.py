@@ -16,6 +16,7 @@ TEMPLATE = "#/components/schemas/{model}"
 # What the same status says at most routes.
 COMMON = {
     401: "An API key is needed, or the one given is wrong.",
+    403: "The API key is for something else, or a page of another origin asks.",
     404: "There is no such job, or it was forgotten.",
     429: "Too many requests; see Retry-After.",
     503: "Redis is away.",
@@ -28,6 +29,8 @@ def problems(*common: int, **texts_by_status: str) -> dict[int | str, dict[str, 
     A `default` is always there, because any request can meet a 500 or a Redis that is away.
     """
     content = {PROBLEM_JSON: {"schema": {"$ref": TEMPLATE.format(model=ProblemDetails.__name__)}}}
+    # What asks for a key may get one of another scope.
+    common = (*common, 403) if 401 in common else common
     texts: dict[int | str, str] = {status: COMMON[status] for status in common}
     texts |= {int(status.lstrip("_")): text for status, text in texts_by_status.items()}
     texts["default"] = "Any other problem."

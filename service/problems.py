@@ -34,6 +34,7 @@ _KINDS = {
     "malformed-header": (400, "A header field cannot be used"),
     "unauthorized": (401, "An API key is needed"),
     "foreign-origin": (403, "Pages of other origins change nothing here"),
+    "insufficient-scope": (403, "The API key is for something else"),
     "upload-stalled": (408, "The upload stopped"),
     "no-result": (409, "The job has no result"),
     "result-not-ready": (409, "The result is not ready"),
@@ -53,7 +54,7 @@ _KINDS = {
 # What of `jobs.errors` may reach a client.
 _SLUGS = {
     404: "job-not-found",
-    409: "idempotency-in-progress job-ended job-exists wrong-state",
+    409: "idempotency-in-progress job-exists wrong-state",
     413: "upload-too-large",
     422: "bad-cursor idempotency-mismatch image-animated image-format-unsupported image-too-large "
     "image-truncated image-unreadable output-too-large",
@@ -91,6 +92,14 @@ class AuthenticationError(HTTPError):
     def __init__(self, detail: str, *, key_is_wrong: bool = False) -> None:
         challenge = 'Bearer realm="stablesr"' + (', error="invalid_token"' if key_is_wrong else "")
         super().__init__("unauthorized", detail, {"WWW-Authenticate": challenge})
+
+
+class ScopeError(HTTPError):
+    """A key that may not do this (RFC 6750, section 3.1)."""
+
+    def __init__(self, detail: str) -> None:
+        challenge = 'Bearer realm="stablesr", error="insufficient_scope"'
+        super().__init__("insufficient-scope", detail, {"WWW-Authenticate": challenge})
 
 
 class InvalidParameters(HTTPError):

@@ -168,8 +168,10 @@ class Sender:
         if not self._allow_private and (inside := [a for a in addresses if not is_public(a)]):
             raise BadTarget(f"stands for {inside[0]}, which is not public")
         host = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
-        # The id stays the same however often it is sent; receivers refuse old timestamps.
-        id, timestamp, body = f"msg_{job.id}", int(time.time()), message(job, self._root)
+        # The id stays the same however often this end is told; receivers refuse old timestamps.
+        assert job.ended_at is not None
+        id = f"msg_{job.id}_{job.ended_at.timestamp() * 1000:.0f}"
+        timestamp, body = int(time.time()), message(job, self._root)
         fields = {
             "Content-Type": "application/json",
             "Host": target.authority,

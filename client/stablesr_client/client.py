@@ -137,6 +137,11 @@ class Client:
         """Cancels a job; a running one stops at its next step, one that has ended stays so."""
         return _run(self._calls.cancel(job))
 
+    def delete(self, job: Job | str) -> Job:
+        """Removes the images of a job that has ended, which is expired then if it had succeeded;
+        cancels one that has not."""
+        return _run(self._calls.delete(job))
+
     def models(self) -> Models:
         """The presets, their defaults, limits and licences, and which are served now."""
         return _run(self._calls.models())

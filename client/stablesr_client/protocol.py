@@ -106,7 +106,13 @@ class Calls(ABC):
 
     async def cancel(self, job: Job | str) -> Job:
         """See `Client.cancel`."""
+        now = await self.get(job)
+        return now if now.ended else await self.delete(now)
+
+    async def delete(self, job: Job | str) -> Job:
+        """See `Client.delete`."""
         response = await self._send("DELETE", self._path(job), {409})
+        # A server of an older version, which removes nothing.
         return await self.get(job) if response.status_code == 409 else self._read(Job, response)
 
     async def models(self) -> Models:

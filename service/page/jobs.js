@@ -73,7 +73,7 @@ class Line {
     try {
       this.update(await api.cancel(this.job.id));
     } catch (error) {
-      // It has ended in between: what it is now says more than the refusal.
+      // What it is now says more than the refusal.
       this.update(await api.job(this.job.id));
     }
   }

@@ -1,18 +1,21 @@
-"""/jobs: all jobs of a client, one of them, and its end on demand."""
+"""/jobs: all jobs of a client, one of them, its end and that of its images on demand."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlencode
 
 import anyio
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import ContentStream, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from jobs.errors import JobEnded
 from jobs.listing import Cursor
 from jobs.schema import Job, JobState
 from service.admission import ReaderDep, admit, services_of
@@ -109,8 +112,8 @@ def list_jobs(
 ) -> Response:
     """The jobs of the asking key, newest first; without keys, all that were submitted without one.
 
-    A page may hold fewer jobs than `limit`, even none, while `next` leads on: of a rare state in
-    a long list. Jobs that come meanwhile do not shift the pages.
+    A page may hold fewer jobs than `limit`, even none, while `next` leads on. Jobs that come
+    meanwhile do not shift the pages.
     """
     after = None if cursor is None else Cursor.parse(cursor)
     queue, root = services_of(request).queue, root_path(request)
@@ -147,18 +150,28 @@ async def get_job(request: Request, job_id: JobId) -> Response:
 @router.delete(
     "/jobs/{job_id}",
     response_model=JobView,
-    summary="Cancel a job",
+    summary="Cancel a job, or remove its images",
     responses={
-        200: {"description": "The job was waiting and is canceled."},
+        200: {
+            "description": "The job was waiting and is canceled; or it had ended, and its images "
+            "are removed."
+        },
         202: {
             "description": "The job runs; it stops at its next step.",
             "model": JobView,
             "headers": RETRY_AFTER,
         },
-        **problems(401, 404, 429, 503, _409="The job has ended; an ended job never changes."),
+        **problems(401, 404, 429, _503="Redis or the image store is away."),
     },
 )
-def cancel_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
-    """Cancels a job; asking again while it is being stopped is no error."""
-    job = services_of(request).queue.cancel(job_id, caller.owner)
+async def delete_job(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
+    """Cancels a job that waits or runs; removes the images of one that has ended, which is then
+    `expired` if it had succeeded, and else stays as it is. Asking again is no error."""
+    services = services_of(request)
+    try:
+        job = await run_sync(services.queue.cancel, job_id, caller.owner)
+    except JobEnded:
+        job = await services.store_threads.run(
+            partial(services.queue.purge, services.store, job_id)
+        )
     return answer(request, job, status=200 if job.state.is_final else 202)

@@ -15,7 +15,7 @@ from jobs.formats import FORMATS
 from jobs.workers import Capacity
 from models.parameters import MAX_SCALE
 from models.presets import PRESETS
-from service.admission import ReaderDep, Services, services_of
+from service.admission import ObserverDep, Services, services_of
 from service.openapi import problems
 from service.problems import HTTPError
 from service.readiness import Serving
@@ -64,8 +64,8 @@ def list_models(request: Request) -> ModelsView:
         **problems(401, 429, _503="Redis is away, and with it who may ask."),
     },
 )
-def metrics(request: Request, caller: ReaderDep) -> Response:
-    """Of the whole service, not of the asking key; where keys are asked for, any key will do.
+def metrics(request: Request, caller: ObserverDep) -> Response:
+    """Of the whole service, not of the asking key; the scope `jobs` has no access.
 
     The queue and the workers' figures are the same at every process of the service.
     """

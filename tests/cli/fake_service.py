@@ -131,7 +131,9 @@ class FakeService:
         if job is None:
             problem = {"type": "/problems/image-truncated", "title": "The image is cut off"}
             return _json(422, problem)
-        if name in self.fail:
+        is_first = len(self.states()[name]) == 1
+        # Of those that are held the first one fails.
+        if name in self.fail and (is_first or name not in self.hold):
             self._end(job, "failed")
         elif name not in self.hold and not job.ended.is_set():
             self._end(job, "succeeded")

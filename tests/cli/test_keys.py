@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from redis import Redis
@@ -13,8 +14,8 @@ from jobs.keys import Keys
 from tests.redis_server import RedisServer
 
 
-def keys(*arguments: str, url: str) -> Result:
-    return CliRunner().invoke(app, ["keys", *arguments], env={"STABLESR_REDIS_URL": url})
+def keys(*arguments: str, url: str, **env: str) -> Result:
+    return CliRunner().invoke(app, ["keys", *arguments], env={"STABLESR_REDIS_URL": url, **env})
 
 
 def test_a_key_is_printed_once_and_works(redis_url: str) -> None:
@@ -44,6 +45,27 @@ def test_a_revoked_key_stays_on_the_list(redis_url: str) -> None:
     assert "revoked" in keys("list", url=redis_url).stdout
     with Redis.from_url(redis_url) as connection:
         assert Keys(connection).find(key) is None
+
+
+def test_a_key_may_have_a_scope_and_an_end(redis_url: str) -> None:
+    assert keys("create", "Prometheus", "--scope", "metrics", url=redis_url).exit_code == 0
+    made = keys("create", "Ada", "--expires-in", "90d", "--scope", "jobs", url=redis_url)
+    with Redis.from_url(redis_url) as connection:
+        prometheus, ada = Keys(connection).list()
+    assert (prometheus.scope, prometheus.expires_at) == ("metrics", None)
+    assert ada.expires_at is not None
+    assert (ada.scope, ada.expires_at - ada.created_at) == ("jobs", timedelta(days=90))
+    listed = keys("list", url=redis_url, COLUMNS="200").stdout
+    assert "metrics" in listed
+    assert f"valid until {ada.expires_at:%Y-%m-%d}" in listed
+    assert made.stdout.strip() not in listed
+
+
+@pytest.mark.parametrize("life", ["90", "0d", "-1d", "soon", "40000d", ""])
+def test_an_end_that_is_no_time_to_come_is_a_wrong_option(redis_url: str, life: str) -> None:
+    answer = keys("create", "Ada", "--expires-in", life, url=redis_url)
+    assert answer.exit_code == 2
+    assert "90d" in answer.stderr
 
 
 def test_the_webhook_secret_can_be_read_again(redis_url: str) -> None:

@@ -145,7 +145,7 @@ def test_each_seed_is_a_job_of_its_own_on_a_server(image: Path, service: FakeSer
 def test_a_failed_job_ends_it_and_the_others_are_canceled(
     image: Path, service: FakeService
 ) -> None:
-    service.fail = {"in.png"}
+    service.fail = service.hold = {"in.png"}
     ended = upscale(image, "--server", service.url, "--seeds", "3")
     assert ended.exit_code == 6
     assert "The worker broke" in ended.stderr

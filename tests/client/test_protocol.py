@@ -261,12 +261,23 @@ def test_an_event_stream_reads_the_same_however_it_is_cut(size: int, newline: st
 
 def test_canceling_gives_the_job_as_it_is_then(script: Script, client: Shell) -> None:
     delete = f"DELETE /jobs/{JOB_ID}"
-    script.add(delete, 202, job("processing", cancel_requested=True))
-    script.add(delete, 409, {"type": "/problems/job-ended", "title": "The job has ended"})
+    script.add(GET, 200, job("processing"))
     script.add(GET, 200, job("succeeded", result=DONE))
+    script.add(delete, 202, job("processing", cancel_requested=True))
     assert client.cancel(QUEUED).cancel_requested
     # One that has ended stays as it is, which is no error.
     assert client.cancel(JOB_ID).succeeded
+    assert len(script.calls(delete)) == 1
+
+
+def test_a_deleted_job_is_given_as_it_is_then(script: Script, client: Shell) -> None:
+    delete = f"DELETE /jobs/{JOB_ID}"
+    script.add(delete, 200, job("expired"))
+    script.add(delete, 409, {"type": "/problems/job-ended", "title": "The job has ended"})
+    script.add(GET, 200, job("succeeded", result=DONE))
+    assert client.delete(JOB_ID).state == "expired"
+    # A server of an older version refuses.
+    assert client.delete(JOB_ID).succeeded
 
 
 def test_the_list_is_read_page_by_page_as_it_is_needed(script: Script, client: Shell) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from jobs.errors import JobEnded, JobNotFound, Problem, QueueUnavailable, WrongState
-from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
+from jobs.job_store import AGENDA_KEY, RUN_FIELDS, TOMBSTONE_S, JobStore, owner_key, record_key
 from jobs.schema import Job, JobState, Progress, ResultInfo, Timings
 from jobs.states import Event
 from tests.redis_server import RedisServer
@@ -33,6 +33,9 @@ def act(records: JobStore, event: Event, job_id: str, result: ResultInfo) -> Job
         Event.CANCEL: lambda: records.cancel(job_id),
         Event.STOP: lambda: records.stop(job_id),
         Event.EXPIRE: lambda: records.expire(job_id),
+        # Alone, without what `jobs.ended_jobs` does with it.
+        Event.RETRY: lambda: records._apply(job_id, Event.RETRY, {"attempt": "0"}, drop=RUN_FIELDS),
+        Event.PURGE: lambda: records.purge(job_id),
     }
     return acts[event]()
 
@@ -45,8 +48,14 @@ def act(records: JobStore, event: Event, job_id: str, result: ResultInfo) -> Job
 @example(events=[Event.START, Event.SUCCEED, Event.EXPIRE, Event.EXPIRE])
 @example(events=[Event.START, Event.CANCEL, Event.REQUEUE, Event.START, Event.SUCCEED])
 @example(events=[Event.START, Event.REQUEUE, Event.START, Event.CANCEL, Event.STOP])
+@example(events=[Event.START, Event.CANCEL, Event.FAIL, Event.RETRY, Event.START, Event.SUCCEED])
+@example(events=[Event.START, Event.FAIL, Event.PURGE, Event.RETRY, Event.CANCEL, Event.PURGE])
 def test_any_order_of_events_goes_as_the_table_says(
-    events: list[Event], records: JobStore, submit: Submit, result: ResultInfo
+    events: list[Event],
+    records: JobStore,
+    submit: Submit,
+    result: ResultInfo,
+    connection: Redis,
 ) -> None:
     job_id = submit()
     state, marked = JobState.QUEUED, False
@@ -63,7 +72,7 @@ def test_any_order_of_events_goes_as_the_table_says(
             assert caught.value.extra["state"] == state.value
             assert records.get(job_id) == before
             continue
-        marked = marked or event is Event.CANCEL
+        marked = (marked or event is Event.CANCEL) and event is not Event.RETRY
         try:
             assert act(records, event, job_id, result).state is to
         except JobEnded:
@@ -75,8 +84,13 @@ def test_any_order_of_events_goes_as_the_table_says(
         assert after.cancel_requested is marked
         assert after.revision == before.revision + 1
         assert (after.ended_at is not None) is state.is_final
-        if before.state.is_final:
+        keys = [owner_key("", one) for one in (None, *JobState)]
+        holding = [key for key in keys if connection.zscore(key, job_id) is not None]
+        assert holding == [owner_key(""), owner_key("", state)]
+        if before.state.is_final and state.is_final:
             assert after.ended_at == before.ended_at
+        if event is Event.RETRY:
+            assert (after.attempt, after.error, after.started_at, after.worker) == (0, *[None] * 3)
 
 
 def test_a_job_that_succeeds_keeps_its_result_and_times(
@@ -275,6 +289,10 @@ def test_all_who_read_a_job_at_the_moment_it_expires_find_it_expired(
         ([Event.START, Event.FAIL], 86_400 + TOMBSTONE_S),
         ([Event.CANCEL], 86_400),
         ([Event.START, Event.SUCCEED, Event.EXPIRE], TOMBSTONE_S),
+        ([Event.START, Event.SUCCEED, Event.PURGE], TOMBSTONE_S),
+        ([Event.START, Event.FAIL, Event.PURGE, Event.PURGE], 86_400 + TOMBSTONE_S),
+        ([Event.CANCEL, Event.PURGE, Event.PURGE], 86_400),
+        ([Event.START, Event.FAIL, Event.RETRY], 7 * 86_400 + TOMBSTONE_S),
     ],
 )
 def test_a_record_always_has_a_time_to_live(
@@ -290,6 +308,11 @@ def test_a_record_always_has_a_time_to_live(
         act(records, event, job_id, result)
     assert seconds - 5 <= connection.ttl(record_key(job_id)) <= seconds
     assert connection.zscore(AGENDA_KEY, job_id) is not None
+    state = records.get(job_id).state
+    for index in (None, *JobState):
+        key = owner_key("", index)
+        assert (connection.zscore(key, job_id) is not None) is (index in (None, state))
+        assert index not in (None, state) or connection.ttl(key) >= seconds - 5
 
 
 def test_times_are_those_of_redis(records: JobStore, submit: Submit) -> None:

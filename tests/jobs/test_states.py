@@ -18,14 +18,16 @@ def test_every_event_is_in_both_tables(event: Event) -> None:
     assert event in TRANSITIONS_WHEN_MARKED
 
 
-def test_an_ended_job_moves_only_from_succeeded_to_expired() -> None:
+def test_an_ended_job_only_expires_or_runs_again() -> None:
     moves = {
         (state, event, next_state(state, event, cancel_requested=bool(marked)))
         for state, event, marked in EVERYTHING
         if state in FINAL
     }
-    assert {move for move in moves if move[2] is not None} == {
-        (JobState.SUCCEEDED, Event.EXPIRE, JobState.EXPIRED)
+    assert {move for move in moves if move[2] not in (None, move[0])} == {
+        (JobState.SUCCEEDED, Event.EXPIRE, JobState.EXPIRED),
+        (JobState.SUCCEEDED, Event.PURGE, JobState.EXPIRED),
+        (JobState.FAILED, Event.RETRY, JobState.QUEUED),
     }
 
 

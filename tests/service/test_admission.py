@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import httpx
 import pytest
 from redis import Redis
 
-from jobs.keys import Keys
+from jobs.keys import Keys, Scope
 from jobs.settings import Settings
 from tests.service.harness import FakeWorker, eventually, plain_client, problem, serving, upload
 from tests.service.pictures import picture
@@ -175,6 +176,50 @@ def test_a_revoked_key_stops_within_seconds_and_does_not_open_the_service(
     eventually(lambda: ada.get("/jobs").status_code == 401)
     # It was the only one: there still are keys, and this one is not valid.
     eventually(lambda: anonymous.get("/jobs").status_code == 401)
+
+
+def test_an_expired_key_is_refused_and_told_when_it_ended(
+    anonymous: httpx.Client, keys: Keys, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Also one that is remembered.
+    monkeypatch.setattr("service.admission.CACHE_S", 60.0)
+    info, key = keys.create("Ada", expires_in=timedelta(seconds=0.7))
+    with client_with(key, anonymous) as ada:
+        assert ada.get("/jobs").status_code == 200
+        eventually(lambda: ada.get("/jobs").status_code == 401)
+        body = problem(ada.get("/jobs"), 401, "unauthorized")
+        assert body["detail"] == f"The API key expired at {info.expires_at:%Y-%m-%d %H:%M} UTC."
+    problem(anonymous.get("/jobs"), 401, "unauthorized")
+
+
+@pytest.mark.parametrize("scope", ["all", "jobs", "metrics"])
+def test_a_key_does_what_its_scope_is_for(
+    anonymous: httpx.Client, keys: Keys, scope: Scope
+) -> None:
+    with client_with(keys.create("Ada", scope=scope)[1], anonymous) as ada:
+        answers = {
+            "metrics": [ada.get("/metrics")],
+            "jobs": [ada.request(verb, path.format(job="x")) for verb, path in PATHS],
+        }
+        answers["jobs"].append(upload(ada, PNG))
+    for purpose, group in answers.items():
+        for answer in group:
+            if scope in ("all", purpose):
+                assert answer.status_code in (200, 202, 404)
+                continue
+            body = problem(answer, 403, "insufficient-scope")
+            assert (
+                body["detail"] == f"The API key is for {scope} only; this needs one for {purpose}."
+            )
+            assert 'error="insufficient_scope"' in answer.headers["WWW-Authenticate"]
+
+
+def test_a_key_from_before_there_were_scopes_does_all(
+    ada: httpx.Client, keys: Keys, redis: Redis
+) -> None:
+    redis.hdel(f"stablesr:key:{keys.list()[0].id}", "scope")
+    for path in ("/jobs", "/metrics"):
+        assert ada.get(path).status_code == 200
 
 
 def test_a_revoked_key_ends_its_streams(

@@ -1,8 +1,10 @@
-"""/jobs: one of them in every state, all of a client page by page, canceling."""
+"""/jobs: one of them in every state, all of a client page by page, canceling and deleting."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -11,9 +13,11 @@ from redis import Redis
 
 from jobs.errors import ImageTruncated
 from jobs.job_store import QUEUE_TTL_S, JobStore, owner_key, record_key
-from jobs.listing import BATCH, MOST_READ, Cursor
-from jobs.schema import ImageInfo, Job, Origin, Progress, new_job_id, new_record
+from jobs.listing import Cursor
+from jobs.maintenance import sweep
+from jobs.schema import ImageInfo, Job, JobState, Origin, Progress, new_job_id, new_record
 from jobs.settings import Settings
+from jobs.store import BlobStore, input_key, result_key
 from models.parameters import UpscaleParameters
 from tests.service.harness import FakeWorker, problem
 from tests.service.pictures import picture
@@ -252,11 +256,10 @@ def test_a_result_that_is_gone_from_the_store_is_410(
 def test_canceling_a_waiting_job_is_final(
     client: httpx.Client, job: str, worker: FakeWorker
 ) -> None:
-    answer = client.delete(f"/jobs/{job}")
-    assert answer.status_code == 200
-    assert answer.json()["state"] == "canceled"
-    body = problem(client.delete(f"/jobs/{job}"), 409, "job-ended")
-    assert body["state"] == "canceled"
+    for _ in range(2):
+        answer = client.delete(f"/jobs/{job}")
+        assert answer.status_code == 200
+        assert answer.json()["state"] == "canceled"
 
 
 def test_canceling_a_running_job_stops_it_at_its_next_step(
@@ -273,23 +276,50 @@ def test_canceling_a_running_job_stops_it_at_its_next_step(
     assert client.get(f"/jobs/{running}").json()["state"] == "canceled"
 
 
-def test_canceling_an_ended_job_is_409_and_changes_nothing(
-    client: httpx.Client, succeeded: str
+def images(settings: Settings, job: str) -> list[bool]:
+    store = BlobStore.open(settings)
+    return [store.exists(key) for key in (input_key(job), result_key(job))]
+
+
+def test_a_deleted_result_is_gone_at_once_and_its_job_expired(
+    client: httpx.Client, succeeded: str, settings: Settings
 ) -> None:
-    body = problem(client.delete(f"/jobs/{succeeded}"), 409, "job-ended")
-    assert body["state"] == "succeeded"
-    assert client.get(f"/jobs/{succeeded}/result").content == RESULT
+    assert images(settings, succeeded) == [True, True]
+    for _ in range(2):
+        answer = client.delete(f"/jobs/{succeeded}")
+        assert answer.status_code == 200
+        job = answer.json()
+        assert (job["state"], job["result"]) == ("expired", None)
+        times = [datetime.fromisoformat(job[name]) for name in ("ended_at", "expires_at")]
+        assert times[1] - times[0] < timedelta(minutes=5)
+        assert images(settings, succeeded) == [False, False]
+    problem(client.get(f"/jobs/{succeeded}/result"), 410, "result-expired")
 
 
-def test_canceling_a_failed_job_is_409(client: httpx.Client, failed: str) -> None:
-    assert problem(client.delete(f"/jobs/{failed}"), 409, "job-ended")["state"] == "failed"
-
-
-def test_canceling_an_expired_job_is_409(
-    client: httpx.Client, succeeded: str, worker: FakeWorker
+def test_a_deleted_job_that_failed_or_was_canceled_stays_so_without_its_image(
+    client: httpx.Client, failed: str, settings: Settings
 ) -> None:
-    worker.expire(succeeded)
-    assert problem(client.delete(f"/jobs/{succeeded}"), 409, "job-ended")["state"] == "expired"
+    canceled = submit(client)
+    client.delete(f"/jobs/{canceled}")
+    for job, state in ((failed, "failed"), (canceled, "canceled")):
+        assert images(settings, job) == [True, False]
+        answer = client.delete(f"/jobs/{job}")
+        assert (answer.status_code, answer.json()["state"]) == (200, state)
+        assert images(settings, job) == [False, False]
+        assert client.get(f"/jobs/{job}").json() == answer.json()
+
+
+def test_a_store_that_cannot_remove_images_is_said_and_leaves_them_to_the_sweep(
+    client: httpx.Client, succeeded: str, settings: Settings, redis: Redis
+) -> None:
+    path = settings.blob_root / input_key(succeeded)
+    path.unlink()
+    (path / "in the way").mkdir(parents=True)
+    problem(client.delete(f"/jobs/{succeeded}"), 503, "store-unavailable")
+    problem(client.get(f"/jobs/{succeeded}/result"), 410, "result-expired")
+    shutil.rmtree(path)
+    assert sweep(redis, BlobStore.open(settings))["removals"] == 1
+    assert images(settings, succeeded) == [False, False]
 
 
 def test_a_result_ends_with_its_time(
@@ -350,7 +380,7 @@ def test_jobs_are_listed_newest_first_as_they_are_alone(
 
 
 def test_the_pages_hold_every_job_once(client: httpx.Client, redis: Redis) -> None:
-    ids = submit_many(redis, 2 * BATCH + 13)
+    ids = submit_many(redis, 213)
     pages = walk(client, "/jobs?limit=30")
     listed = [job["id"] for page in pages for job in page["jobs"]]
     assert sorted(listed) == sorted(ids)
@@ -382,10 +412,10 @@ def test_the_list_can_be_of_one_state(client: httpx.Client, worker: FakeWorker) 
 def test_a_rare_job_is_found_behind_many_others(
     client: httpx.Client, redis: Redis, worker: FakeWorker
 ) -> None:
-    ids = submit_many(redis, MOST_READ + BATCH)
+    ids = submit_many(redis, 1100)
     worker.start(ids[0])
-    pages = walk(client, "/jobs?state=processing&limit=5")
-    assert [[job["id"] for job in page["jobs"]] for page in pages] == [[], [ids[0]]]
+    [page] = walk(client, "/jobs?state=processing&limit=5")
+    assert [job["id"] for job in page["jobs"]] == [ids[0]]
 
 
 def test_a_forgotten_job_leaves_the_list_and_its_index(client: httpx.Client, redis: Redis) -> None:
@@ -395,14 +425,13 @@ def test_a_forgotten_job_leaves_the_list_and_its_index(client: httpx.Client, red
     assert redis.zrange(owner_key(""), 0, -1) == [stays.encode()]
 
 
-def test_the_index_does_not_outlive_its_jobs(
-    client: httpx.Client, redis: Redis, settings: Settings
-) -> None:
+def test_the_indexes_do_not_outlive_their_jobs(client: httpx.Client, redis: Redis) -> None:
     [old] = submit_many(redis, 1)
-    redis.zadd(owner_key(""), {old: 1.0})
-    submit(client)
-    assert redis.zscore(owner_key(""), old) is None
-    assert redis.ttl(owner_key("")) > QUEUE_TTL_S
+    redis.delete(record_key(old))
+    new = submit(client)
+    for index in (owner_key(""), owner_key("", JobState.QUEUED)):
+        assert redis.zrange(index, 0, -1) == [new.encode()]
+        assert redis.ttl(index) > QUEUE_TTL_S
 
 
 @pytest.mark.parametrize(
