@@ -7,6 +7,7 @@ answer. Both show: in Host, which is not a local name, and in Origin, which is n
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import time
@@ -14,6 +15,7 @@ import uuid
 from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import structlog
 from starlette.requests import Request
@@ -25,6 +27,7 @@ from jobs.settings import Settings
 from service.admission import services_of
 from service.metrics import ServiceMetrics
 from service.problems import HTTPError, ProblemResponse, defect, respond
+from service.ratelimit import address_key
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -76,6 +79,7 @@ class RequestEnvelope:
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics, settings: Settings) -> None:
         self.app = app
         self.metrics = metrics
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()
         names = (name.strip().lower() for name in settings.allowed_hosts.split(","))
         self._hosts = frozenset(names) - {""}
         self._guards_hosts = ANY not in self._hosts and bool(
@@ -92,6 +96,7 @@ class RequestEnvelope:
         request_id = fields.get(b"x-request-id", b"").decode("latin-1")
         if not ACCEPTED_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
+        client = None if scope["client"] is None else scope["client"][0]
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         status: int | None = None
@@ -117,6 +122,7 @@ class RequestEnvelope:
             inner["method"] = "GET"
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
+                await self._turn(client)
                 app = _oversize(scope) or await self._foreign(scope, fields) or self.app
                 await app(inner, receive, send_in_envelope)
             # The outermost place that can still answer.
@@ -134,9 +140,19 @@ class RequestEnvelope:
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
+                    client=client,
                     key=state.get("key"),
                     seconds=round(time.perf_counter() - start, 4),
                 )
+
+    async def _turn(self, client: str | None) -> None:
+        """Lets one request of an address begin in a turn of the event loop; further ones queue.
+
+        So others wait for one of its requests each time that they wait, not for all there are.
+        """
+        lock = self._turns.setdefault(address_key(client), asyncio.Lock())
+        await lock.acquire()
+        asyncio.get_running_loop().call_soon(lock.release)
 
     async def _foreign(self, scope: Scope, fields: dict[bytes, bytes]) -> Response | None:
         """The refusal of a Host that is not known, or of a change by a page of another origin."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -23,8 +28,31 @@ from service.schema import ComponentView, ModelsView, ModelView, ReadyView
 
 router = APIRouter()
 
+# How long an answer stands that every client may ask for, without a key and uncounted.
+SHARED_S = 1.0
+View = TypeVar("View")
+
+
+def _shared(view: Callable[[Request], View]) -> Callable[[Request], Awaitable[View]]:
+    """Makes a route of a blocking view that says the same to all: one thread at a time asks, and
+    its answer or error is that of every request until SHARED_S after it was asked."""
+    answers = WeakKeyDictionary[Any, tuple[float, asyncio.Task[View]]]()
+
+    @wraps(view)
+    async def route(request: Request) -> View:
+        now = time.monotonic()
+        start, answer = answers.get(request.app, (now, None))
+        if answer is None or (answer.done() and now - start >= SHARED_S):
+            # A task of its own: the client that asked first may leave.
+            answer = asyncio.create_task(run_sync(view, request))
+            answers[request.app] = now, answer
+        return await asyncio.shield(answer)
+
+    return route
+
 
 @router.get("/models", tags=["models"], summary="List the presets", responses=problems(503))
+@_shared
 def list_models(request: Request) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     services = services_of(request)
@@ -90,6 +118,7 @@ async def livez() -> LiveView:
     summary="Would an upload be worked on?",
     responses=problems(_503="Something is missing; `components` says what."),
 )
+@_shared
 def readyz(request: Request) -> ReadyView:
     """Redis answers, the image store takes images, and a live worker serves the default preset."""
     services = services_of(request)
