@@ -76,12 +76,15 @@ class Child(subprocess.Popen[bytes]):
         return status
 
     def _read(self, log: Path, on_line: Callable[[str], None]) -> None:
+        # Not needed by commands that start nothing, and slow to import.
+        from jobs.logs import printable
+
         assert self.stdout is not None  # PIPE was asked for
         with self.stdout as pipe, log.open("ab") as file:
             for raw in pipe:
-                file.write(raw)
+                line = printable(raw.decode("utf-8", errors="replace").rstrip())
+                file.write(f"{line}\n".encode())
                 file.flush()
-                line = raw.decode("utf-8", errors="replace").rstrip()
                 self._last_lines.append(line)
                 on_line(line)
 
