@@ -1,4 +1,4 @@
-"""The page at /docs: everything that is described, and nothing that runs or comes from elsewhere."""
+"""The page at /docs: everything that is described; nothing that runs or is of another host."""
 
 from __future__ import annotations
 
