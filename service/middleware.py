@@ -37,6 +37,8 @@ ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 MAX_TARGET_BYTES = 8 * 1024
 MAX_FIELD_BYTES = 32 * 1024
 MAX_FIELDS = 100
+# Far below what one request costs, so that only those notice who have many at once.
+TURN_S = 0.001
 
 ANY = "*"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -136,13 +138,13 @@ class RequestEnvelope:
                 )
 
     async def _turn(self, client: str | None) -> None:
-        """Lets one request of an address begin in a turn of the event loop; further ones queue.
+        """Lets a request of an address begin TURN_S after the one before; further ones queue.
 
-        So others wait for one of its requests each time that they wait, not for all there are.
+        So the others' requests, and the threads that some need, are never behind all of its own.
         """
         lock = self._turns.setdefault(address_key(client), asyncio.Lock())
         await lock.acquire()
-        asyncio.get_running_loop().call_soon(lock.release)
+        asyncio.get_running_loop().call_later(TURN_S, lock.release)
 
     async def _foreign(self, scope: Scope, fields: dict[bytes, bytes]) -> Response | None:
         """The refusal of a Host that is not known, or of a change by a page of another origin."""
