@@ -37,7 +37,7 @@ ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 MAX_TARGET_BYTES = 8 * 1024
 MAX_FIELD_BYTES = 32 * 1024
 MAX_FIELDS = 100
-# Far below what one request costs, so that only those notice who have many at once.
+# About what one request costs, so that only those notice it who have many at once.
 TURN_S = 0.001
 
 ANY = "*"
