@@ -7,6 +7,7 @@ append-only file, so that jobs survive a restart.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -21,12 +22,21 @@ from pathlib import Path
 
 from cli.errors import MissingExtra
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Has the system send this process SIGTERM when the thread that started it ends (Linux)."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
 
 class Child(subprocess.Popen[bytes]):
     """A process whose lines go to the file `log` and, from a thread, to `on_line`.
 
     It is in a session of its own: Ctrl-C at the terminal reaches the parent alone, which then
-    stops its children in order. `stdin` is the text that it reads.
+    stops its children in order; one that is killed takes them with it. `stdin` is the text that it
+    reads.
     """
 
     def __init__(
@@ -48,6 +58,8 @@ class Child(subprocess.Popen[bytes]):
             stderr=subprocess.STDOUT,
             pass_fds=pass_fds,
             start_new_session=True,
+            # It runs beside no other thread of the copy, takes no lock, and outlives the exec.
+            preexec_fn=end_with_parent,
         )
         self.name = name
         self._last_lines: deque[str] = deque(maxlen=20)
@@ -76,12 +88,15 @@ class Child(subprocess.Popen[bytes]):
         return status
 
     def _read(self, log: Path, on_line: Callable[[str], None]) -> None:
+        # Not needed by commands that start nothing, and slow to import.
+        from jobs.logs import printable
+
         assert self.stdout is not None  # PIPE was asked for
         with self.stdout as pipe, log.open("ab") as file:
             for raw in pipe:
-                file.write(raw)
+                line = printable(raw.decode("utf-8", errors="replace").rstrip())
+                file.write(f"{line}\n".encode())
                 file.flush()
-                line = raw.decode("utf-8", errors="replace").rstrip()
                 self._last_lines.append(line)
                 on_line(line)
 

@@ -2,9 +2,10 @@
 
     stablesr up
     ├── redis-server           loopback, free port, append-only file in the data folder
-    ├── stablesr worker        started again when it dies, a bounded number of times
+    ├── stablesr worker
     └── stablesr serve
 
+A part that dies is started again, a bounded number of times; all end with their parent.
 All state lies in one data folder, locked while it is in use, so that jobs and results
 survive a restart and two stacks never share a Redis file.
 """
@@ -39,7 +40,7 @@ READY_S = 300.0
 STOP_S = 30.0
 """How long a part may take to end before it is killed; a worker gives its job back at once."""
 RESTARTS = 5
-"""How often the worker is started again within `RESTART_WINDOW_S` before all is given up."""
+"""How often a part is started again within `RESTART_WINDOW_S` before all is given up."""
 RESTART_WINDOW_S = 600.0
 
 COMMANDS: Mapping[str, Sequence[str]] = {
@@ -69,7 +70,9 @@ class Stack:
         self._host, self._port = host, port or processes.free_port(host)
         self._preset, self._on_line, self._commands = preset, on_line, commands
         self.children: dict[str, Child] = {}
-        self._restarts: list[float] = []
+        self._options: dict[str, dict[str, Any]] = {}
+        self._restarts: dict[str, list[float]] = {}
+        self._is_ready = False
         self._lock: IO[str] | None = None
         self._env: dict[str, str] = {}
 
@@ -114,16 +117,16 @@ class Stack:
         }
         # Everything lies in the data folder, whatever the surroundings say.
         self._env.pop("STABLESR_BLOB_URL", None)
-        self._start(
-            "redis",
-            [str(redis_server), "-"],
-            stdin=processes.redis_config(self.data / "redis", port, password),
+        self._options["redis"] = {
+            "command": [str(redis_server), "-"],
+            "stdin": processes.redis_config(self.data / "redis", port, password),
             # Redis holds the lock too: should this process be killed, the folder stays taken
             # for as long as its Redis lives.
-            pass_fds=[self._lock.fileno()],
-        )
-        for name, command in self._commands.items():
-            self._start(name, command)
+            "pass_fds": [self._lock.fileno()],
+        }
+        self._options |= {name: {"command": command} for name, command in self._commands.items()}
+        for name in self._options:
+            self._start(name)
         with console.status("Starting Redis, a worker and the service ..."):
             self._wait_ready()
 
@@ -139,6 +142,7 @@ class Stack:
                     answer = str(error)
                 else:
                     if response.status_code == httpx.codes.OK:
+                        self._is_ready = True
                         return
                     answer = f"{response.status_code} {response.text.strip()[:300]}"
                 # Ever more slowly: each question is a line in the service's log.
@@ -150,24 +154,28 @@ class Stack:
         )
 
     def check(self) -> None:
-        """Starts a dead worker again; StartFailure when it dies too often, or another part."""
-        for name in ("redis", "service"):
-            if (status := self.children[name].poll()) is not None:
-                raise StartFailure(_describe(self.children[name], status))
-        worker = self.children["worker"]
-        if (status := worker.poll()) is None:
-            return
-        now = time.monotonic()
-        self._restarts = [at for at in self._restarts if now - at < RESTART_WINDOW_S]
-        if len(self._restarts) >= RESTARTS:
-            raise StartFailure(
-                f"The worker was started {RESTARTS} times more within "
-                f"{RESTART_WINDOW_S / 60:.0f} minutes; it is given up. {_describe(worker, status)}"
-            )
-        self._restarts.append(now)
-        again = f"starting it again ({len(self._restarts)} of {RESTARTS})"
-        self._on_line("stablesr", f"The worker ended {describe_end(status)}; {again}.")
-        self._start("worker", self._commands["worker"])
+        """Starts a dead part again; StartFailure when it dies too often.
+
+        Redis or a service that dies before all was ready has a reason that stays.
+        """
+        for name, child in [*self.children.items()]:
+            if (status := child.poll()) is None:
+                continue
+            end = f"The part {name} ended {describe_end(status)}"
+            last = f"It said last:\n{child.tail()}"
+            if name != "worker" and not self._is_ready:
+                raise StartFailure(f"{end}. {last}")
+            now = time.monotonic()
+            recent = [at for at in self._restarts.get(name, ()) if now - at < RESTART_WINDOW_S]
+            if len(recent) >= RESTARTS:
+                raise StartFailure(
+                    f"{end}, after {RESTARTS} new starts within {RESTART_WINDOW_S / 60:.0f} "
+                    f"minutes; it is given up. {last}"
+                )
+            self._restarts[name] = [*recent, now]
+            again = f"starting it again ({len(recent) + 1} of {RESTARTS})"
+            self._on_line("stablesr", f"{end}; {again}.")
+            self._start(name)
 
     def stop(self) -> None:
         """Ends every part in order: first who takes work, then who does it, then Redis.
@@ -191,30 +199,40 @@ class Stack:
             self._lock.close()
             self._lock = None
 
-    def _start(self, name: str, command: Sequence[str], **options: Any) -> None:
-        options |= {"log": self.data / "logs" / f"{name}.log", "env": self._env}
-        self.children[name] = Child(name, command, on_line=partial(self._on_line, name), **options)
+    def _start(self, name: str) -> None:
+        log, on_line = self.data / "logs" / f"{name}.log", partial(self._on_line, name)
+        options = {"log": log, "env": self._env, "on_line": on_line, **self._options[name]}
+        self.children[name] = Child(name, **options)
+        if name == "redis" and self._lock is not None:
+            self._sign(self._lock, self.children[name].pid)
 
     def _take_lock(self) -> IO[str]:
         lock = (self.data / "lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip()
-            lock.close()
-            raise StartFailure(
-                f"The data folder {self.data} is in use by process {holder or 'unknown'} or by "
-                "its Redis: stop that first, or give another folder with --data."
-            ) from None
+        deadline = time.monotonic() + STOP_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                pids = lock.read().split()
+                holders = [pid for pid in pids if Path(f"/proc/{pid}").exists()] or ["unknown"]
+                # A Redis whose parent was killed ends by itself, as soon as it has written all.
+                if holders[0] in pids[1:] and time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                lock.close()
+                raise StartFailure(
+                    f"The data folder {self.data} is in use by process {holders[0]}: end it first "
+                    f"(`kill {holders[0]}`), or give another folder with --data."
+                ) from None
+            self._sign(lock)
+            return lock
+
+    def _sign(self, lock: IO[str], *pids: int) -> None:
+        """Writes down who holds the lock: this process first."""
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(" ".join(map(str, (os.getpid(), *pids))))
         lock.flush()
-        return lock
-
-
-def _describe(child: Child, status: int) -> str:
-    return f"The part {child.name} ended {describe_end(status)}. It said last:\n{child.tail()}"
 
 
 def up(

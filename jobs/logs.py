@@ -14,6 +14,24 @@ CONSOLE = "STABLESR_CONSOLE"
 """In the environment of processes whose lines `stablesr up` shows to a person."""
 
 
+def printable(text: str) -> str:
+    """A text with every control character escaped but line breaks and tabs: what clients send must
+    not move the cursor of a terminal, or tell it anything else."""
+    return "".join(
+        character
+        if character.isprintable() or character in "\n\t"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+class _PrintableFormatter(structlog.stdlib.ProcessorFormatter):
+    """Tracebacks and the values in the line hold what clients sent; so all of it is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def configure_logging(settings: Settings) -> None:
     """Sends every log line to stderr: JSON, or text on a terminal."""
     processors: list[structlog.typing.Processor] = [
@@ -35,13 +53,12 @@ def configure_logging(settings: Settings) -> None:
     last: list[structlog.typing.Processor]
     if sys.stderr.isatty() or CONSOLE in os.environ:
         plain = structlog.dev.plain_traceback
-        colors = sys.stderr.isatty()
-        last = [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)]
+        last = [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=plain)]
     else:
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _PrintableFormatter(
             foreign_pre_chain=processors,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )

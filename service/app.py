@@ -53,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("stablesr-server"),
         description=DESCRIPTION,
         lifespan=_lifespan,
+        docs_url=None,
         redoc_url=None,
         exception_handlers=problems.HANDLERS,
         # A path has one spelling; sending on from /jobs/ to /jobs would lose an upload's body.

@@ -7,6 +7,7 @@ answer. Both show: in Host, which is not a local name, and in Origin, which is n
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 import time
@@ -14,6 +15,7 @@ import uuid
 from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
 
 import structlog
 from starlette.requests import Request
@@ -25,6 +27,7 @@ from jobs.settings import Settings
 from service.admission import services_of
 from service.metrics import ServiceMetrics
 from service.problems import HTTPError, ProblemResponse, defect, respond
+from service.ratelimit import address_key
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -34,11 +37,12 @@ ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 MAX_TARGET_BYTES = 8 * 1024
 MAX_FIELD_BYTES = 32 * 1024
 MAX_FIELDS = 100
+# About what one request costs, so that only those notice it who have many at once.
+TURN_S = 0.001
 
 ANY = "*"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-CSP = b"content-security-policy"
 SAFE_HEADERS = {
     # An uploaded image must never be taken for a page.
     b"x-content-type-options": b"nosniff",
@@ -46,15 +50,7 @@ SAFE_HEADERS = {
     # What is not made to be kept must not lie in a cache that others share.
     b"cache-control": b"no-store",
     # Answers are data: nothing in them may run, and no page may frame them.
-    CSP: b"default-src 'none'; frame-ancestors 'none'",
-}
-# The framework's page at /docs loads its script from there.
-DOCS_HEADERS = {
-    **SAFE_HEADERS,
-    CSP: b"default-src 'none'; connect-src 'self'; frame-ancestors 'none'; "
-    b"script-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    b"style-src https://cdn.jsdelivr.net 'unsafe-inline'; "
-    b"img-src 'self' data: https://fastapi.tiangolo.com",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
 }
 
 
@@ -76,6 +72,7 @@ class RequestEnvelope:
     def __init__(self, app: ASGIApp, metrics: ServiceMetrics, settings: Settings) -> None:
         self.app = app
         self.metrics = metrics
+        self._turns = WeakValueDictionary[str, asyncio.Lock]()
         names = (name.strip().lower() for name in settings.allowed_hosts.split(","))
         self._hosts = frozenset(names) - {""}
         self._guards_hosts = ANY not in self._hosts and bool(
@@ -92,6 +89,7 @@ class RequestEnvelope:
         request_id = fields.get(b"x-request-id", b"").decode("latin-1")
         if not ACCEPTED_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
+        client = None if scope["client"] is None else scope["client"][0]
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         status: int | None = None
@@ -105,8 +103,7 @@ class RequestEnvelope:
                 names = {name for name, _ in headers}
                 headers += state.get("headers", ())
                 headers.append((b"x-request-id", request_id.encode()))
-                defaults = DOCS_HEADERS if scope["path"].endswith("/docs") else SAFE_HEADERS
-                headers += [item for item in defaults.items() if item[0] not in names]
+                headers += [item for item in SAFE_HEADERS.items() if item[0] not in names]
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -117,6 +114,7 @@ class RequestEnvelope:
             inner["method"] = "GET"
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
+                await self._turn(client)
                 app = _oversize(scope) or await self._foreign(scope, fields) or self.app
                 await app(inner, receive, send_in_envelope)
             # The outermost place that can still answer.
@@ -134,9 +132,19 @@ class RequestEnvelope:
                     method=scope["method"],
                     path=scope["path"],
                     status=status,
+                    client=client,
                     key=state.get("key"),
                     seconds=round(time.perf_counter() - start, 4),
                 )
+
+    async def _turn(self, client: str | None) -> None:
+        """Lets a request of an address begin TURN_S after the one before; further ones queue.
+
+        So the others' requests, and the threads that some need, are never behind all of its own.
+        """
+        lock = self._turns.setdefault(address_key(client), asyncio.Lock())
+        await lock.acquire()
+        asyncio.get_running_loop().call_later(TURN_S, lock.release)
 
     async def _foreign(self, scope: Scope, fields: dict[bytes, bytes]) -> Response | None:
         """The refusal of a Host that is not known, or of a change by a page of another origin."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import Counter
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -92,10 +91,22 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class JoinedHead(h11.Connection):
-    """Joins an answer's head and the first of its body, which uvicorn writes apart: one packet."""
+class StrictConnection(h11.Connection):
+    """Refuses a request whose end is told in two ways, which a proxy in front may read in the
+    other (RFC 9112, 6.1). Joins an answer's head and the first of its body, which uvicorn writes
+    apart: one packet."""
 
     _head: Sequence[bytes] = ()
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if b"transfer-encoding" in names and (
+                b"content-length" in names or event.http_version < b"1.1"
+            ):
+                raise h11.RemoteProtocolError("the request is framed in two ways")
+        return event
 
     def send_with_data_passthrough(self, event: h11.Event) -> list[bytes]:
         pieces = [*self._head, *(super().send_with_data_passthrough(event) or ())]
@@ -127,16 +138,20 @@ class Deadline:
 def _protocol(settings: Settings) -> type[H11Protocol]:
     """The protocol class for uvicorn: HEAD_TIMEOUT_S for a request's head and for what still
     comes of a body after its refusal, SEND_TIMEOUT_S for a client to take what is buffered for
-    it (some 100 kB), `max_connections` at once and half of them for one address."""
+    it (some 100 kB), `max_connections` at once and half of them for one address.
+
+    For one too many another is closed that has no request under way: the oldest of the address
+    that has the most. So those who open many and ask for little push out one another."""
     limit = settings.max_connections
     # Behind a proxy all have its address; the proxy has limits of its own.
-    share = limit if settings.trusted_proxies else max(1, limit // 2)
-    connections: Counter[str] = Counter()
+    share = limit + 1 if settings.trusted_proxies else max(1, limit // 2)
+    # By address, the oldest first.
+    members: dict[str, dict[Protocol, None]] = {}
 
     class Protocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
             super().connection_made(transport)
-            self.conn = JoinedHead(h11.SERVER, MAX_HEAD_BYTES)
+            self.conn = StrictConnection(h11.SERVER, MAX_HEAD_BYTES)
             # What the kernel takes ahead of a slow client is little, so that its progress is seen.
             connection = transport.get_extra_info("socket")
             if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
@@ -146,19 +161,37 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             # Closing would wait for what is buffered, that is, for ever.
             self._reader = Deadline(self.loop, SEND_TIMEOUT_S, self._abort)
             self._address = address_key(self.client[0] if self.client else None)
-            connections[self._address] += 1
-            if len(self.connections) > limit:
-                # Some end within moments.
-                self._refuse(503, f"All {limit} connections of this server are in use.", retry=5)
-            elif connections[self._address] > share:
-                self._refuse(429, f"One client may have {share} connections at once.", retry=5)
+            members.setdefault(self._address, {})[self] = None
+            self._head.start()
+            if len(members[self._address]) > share:
+                rivals, status = [members[self._address]], 429
+                detail = f"One client may have {share} connections at once."
+            elif len(self.connections) > limit:
+                rivals, status = sorted(members.values(), key=len, reverse=True), 503
+                detail = f"All {limit} connections of this server are in use."
             else:
-                self._head.start()
+                return
+            surplus = next(each for every in rivals for each in every if each._is_idle())
+            if surplus is self:
+                # Some end within moments.
+                self._refuse(status, detail, retry=5)
+            else:
+                surplus.transport.close()
+            surplus._leave()
+
+        def _is_idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _leave(self) -> None:
+            """Gives its place back."""
+            self.connections.discard(self)
+            if self in (every := members.get(self._address, {})):
+                del every[self]
+                if not every:
+                    del members[self._address]
 
         def connection_lost(self, exc: Exception | None) -> None:
-            connections[self._address] -= 1
-            if not connections[self._address]:
-                del connections[self._address]
+            self._leave()
             self._head.cancel()
             self._reader.cancel()
             super().connection_lost(exc)

@@ -17,7 +17,16 @@ LONGEST_URL = 2000
 _NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?", re.I
 )
-_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+# IPv6 addresses that lead to an IPv4 one, which is their last 32 bits.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All that is given out for hosts; translations, and everything that is local, lie outside.
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+# Of IANA's registries of special purposes, what `is_global` lets pass in some version of Python:
+# protocol assignments, the way back from 6to4, documentation.
+_SPECIAL = [
+    ipaddress.ip_network(block)
+    for block in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")
+]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -78,14 +87,16 @@ def _check_host(host: str, allow_private: bool) -> None:
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet, whatever it is wrapped in."""
     if isinstance(address, ipaddress.IPv6Address):
-        if address.teredo is not None:
-            return False
         inner = address.ipv4_mapped or address.sixtofour
-        if any(address in network for network in _NAT64):
+        if address in _NAT64:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
-    return address.is_global and not address.is_multicast and not address.is_reserved
+        if address not in _UNICAST:
+            return False
+    # An address is in no network of the other version.
+    is_special = address.is_multicast or any(address in block for block in _SPECIAL)
+    return address.is_global and not is_special
 
 
 def lookup(host: str, port: int) -> list[Address]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi import Path as PathParameter
+from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict
 
+from service import reference
 from service.openapi import problems
 from service.problems import STATUSES, root_path, titles
 from service.routes.jobs import has_etag
@@ -81,6 +84,17 @@ async def about(request: Request) -> AboutView | Response:
     }
     links = {name: root_path(request) + path for name, path in paths.items()}
     return AboutView(name=request.app.title, version=request.app.version, links=links)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The description at /openapi.json, to be read."""
+    return HTMLResponse(_reference(request.app), headers=reference.HEADERS)
+
+
+@lru_cache(maxsize=1)
+def _reference(app: FastAPI) -> str:
+    return reference.page(app.openapi())
 
 
 @router.get(

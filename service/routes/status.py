@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
@@ -23,13 +28,38 @@ from service.schema import ComponentView, ModelsView, ModelView, ReadyView
 
 router = APIRouter()
 
+# How long an answer stands that every client may ask for, without a key and uncounted.
+SHARED_S = 1.0
+View = TypeVar("View")
+
+
+def _shared(
+    view: Callable[[Request], Coroutine[Any, Any, View]],
+) -> Callable[[Request], Awaitable[View]]:
+    """Makes a route of a view that says the same to all: it is asked once at a time, and its answer
+    or error is that of every request until SHARED_S after it was asked."""
+    answers = WeakKeyDictionary[Any, tuple[float, asyncio.Task[View]]]()
+
+    @wraps(view)
+    async def route(request: Request) -> View:
+        now = time.monotonic()
+        start, answer = answers.get(request.app, (now, None))
+        if answer is None or (answer.done() and now - start >= SHARED_S):
+            # A task of its own: the client that asked first may leave.
+            answer = asyncio.create_task(view(request))
+            answers[request.app] = now, answer
+        return await asyncio.shield(answer)
+
+    return route
+
 
 @router.get("/models", tags=["models"], summary="List the presets", responses=problems(503))
-def list_models(request: Request) -> ModelsView:
+@_shared
+async def list_models(request: Request) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     services = services_of(request)
     settings = services.settings
-    capacity = services.queue.capacity()
+    capacity = await run_sync(services.queue.capacity)
     serving = Serving(capacity.workers, capacity.paused)
     reasons = serving.delays | serving.reasons
     models = [
@@ -91,6 +121,7 @@ async def livez() -> LiveView:
     summary="Would an upload be worked on?",
     responses=problems(_503="Something is missing; `components` says what."),
 )
+@_shared
 async def readyz(request: Request) -> ReadyView:
     """Redis answers, the image store takes images, and a live worker serves the default preset."""
     services = services_of(request)

@@ -202,6 +202,25 @@ def on_a_phone(browser: Browser, url: str, folder: Path) -> None:
         say("on a phone, without scrolling sideways")
 
 
+def the_interface(browser: Browser, url: str, folder: Path) -> None:
+    """The page that describes it: with its style, without a script, and nothing refused."""
+    with opened(browser, url, viewport={"width": 1180, "height": 1000}) as page:
+        answers: list[int] = []
+        page.on("response", lambda response: answers.append(response.status))
+        page.get_by_role("link", name="API").click()
+        expect(page.locator("h1")).to_contain_text("StableSR")
+        upscale = page.locator("details").first
+        upscale.locator("summary").click()
+        expect(upscale.get_by_text("fidelity_weight", exact=True)).to_be_visible()
+        upscale.get_by_role("link", name="JobView").first.click()
+        expect(page.locator("#JobView")).to_be_in_viewport()
+        assert page.locator("script").count() == 0
+        assert page.evaluate("[...document.styleSheets].map(s => s.cssRules.length > 9)") == [True]
+        assert all(status in (200, 304) for status in answers), answers
+        page.screenshot(path=folder / "interface.png")
+        say("the interface is described without a script and without the internet")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.browser")
     parser.add_argument("--folder", type=Path, default=Path("build/browser"))
@@ -221,6 +240,7 @@ def main() -> int:
             with_a_mouse(browser, stack.url + "/", folder)
             with_the_keyboard(browser, stack.url + "/")
             on_a_phone(browser, stack.url + "/", folder)
+            the_interface(browser, stack.url + "/", folder)
             browser.close()
     print(f"screenshots are in {folder}")
     return 0

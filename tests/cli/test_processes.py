@@ -47,6 +47,15 @@ def test_every_line_reaches_the_log_and_the_listener(
     assert child.tail() == "one\ntwo"
 
 
+def test_a_line_cannot_do_anything_to_a_terminal(
+    start: Start, lines: queue.Queue[str], tmp_path: Path
+) -> None:
+    child = start(r"print('\x1b]0;title\x07 \x9b2J')")
+    assert lines.get(timeout=30) == r"\x1b]0;title\x07 \x9b2J"
+    child.stop(30)
+    assert "\x1b" not in (tmp_path / "log").read_text() + child.tail()
+
+
 def test_what_is_given_on_standard_input_arrives(start: Start, lines: queue.Queue[str]) -> None:
     child = start("import sys; print(sys.stdin.read().upper())", "secret")
     assert lines.get(timeout=30) == "SECRET"

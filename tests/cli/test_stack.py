@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -76,6 +78,21 @@ def stack(tmp_path: Path, heard: Heard) -> Iterator[Stack]:
         yield stack
 
 
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Returns as soon as it is so: for processes that are no children of this one."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -100,15 +117,22 @@ def test_after_stop_no_process_is_left(tmp_path: Path, heard: Heard) -> None:
     assert all(gone(pid) for pid in pids)
 
 
-def test_a_killed_worker_is_started_again_with_the_reason(stack: Stack, heard: Heard) -> None:
+@pytest.mark.parametrize("part", ["worker", "service", "redis"])
+def test_a_killed_part_is_started_again_with_the_reason(
+    stack: Stack, heard: Heard, part: str
+) -> None:
     heard.wait("worker", "worker is up")
-    first = stack.children["worker"].pid
+    first = stack.children[part].pid
     os.kill(first, signal.SIGKILL)
     os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
     stack.check()
-    heard.wait("worker", "worker is up", times=2)
-    assert stack.children["worker"].pid != first
-    assert heard.count("stablesr", "The worker ended by SIGKILL") == 1
+    assert stack.children[part].pid != first
+    assert heard.count("stablesr", f"The part {part} ended by SIGKILL") == 1
+    # The service answers again, and has its Redis.
+    until(lambda: answers(stack.url))
+    if part == "worker":
+        heard.wait("worker", "worker is up", times=2)
+    stack.check()
 
 
 def test_a_worker_that_always_dies_is_given_up_with_its_last_words(
@@ -147,3 +171,47 @@ def test_a_data_folder_can_be_used_again_after_a_stop(tmp_path: Path, heard: Hea
     for _ in range(2):
         with make(tmp_path, heard) as stack:
             stack.start()
+
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Iterator[list[int]]:
+    """The children of an `up` in a process that was killed: Redis, worker, service."""
+    code = (
+        "import pathlib, sys, time; from tests.cli.test_stack import Heard, make\n"
+        "stack = make(pathlib.Path(sys.argv[1]), Heard())\n"
+        "stack.start()\n"
+        "print(*(child.pid for child in stack.children.values()), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        pids = [int(word) for word in up.stdout.readline().split()]
+        # So that what it leaves can be looked at.
+        os.kill(pids[0], signal.SIGSTOP)
+        up.kill()
+    yield pids
+    for pid in pids:
+        if not gone(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_after_up_was_killed_the_next_one_works(
+    killed: list[int], tmp_path: Path, heard: Heard
+) -> None:
+    assert len(killed) == 3
+    until(lambda: all(gone(pid) for pid in killed[1:]))
+    os.kill(killed[0], signal.SIGCONT)
+    with make(tmp_path, heard) as stack:
+        stack.start()
+        assert answers(stack.url)
+    until(lambda: gone(killed[0]))
+
+
+def test_a_redis_that_is_left_and_does_not_end_is_named(
+    killed: list[int], tmp_path: Path, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack_module, "STOP_S", 0.3)
+    with make(tmp_path, heard) as stack, pytest.raises(StartFailure, match=f"`kill {killed[0]}`"):
+        stack.start()
+    assert not gone(killed[0])

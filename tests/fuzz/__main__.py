@@ -17,6 +17,7 @@ from jobs.connection import connect
 from jobs.keys import Keys
 from models.presets import PRESETS
 from tests.faults.house import House, until
+from tests.temporary import temporary_folder
 
 # Nothing that ordinary use does not meet: limits have tests of their own.
 SETTINGS: dict[str, Any] = {
@@ -34,7 +35,7 @@ def main() -> int:
     chosen = parser.parse_args()
     failed = 0
     for keyed in (False, True):
-        with House("fuzz", **SETTINGS) as house:
+        with temporary_folder("fuzz"), House("fuzz", **SETTINGS) as house:
             headers = []
             if keyed:
                 with connect(house.settings) as connection:

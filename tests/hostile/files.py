@@ -358,14 +358,20 @@ def _post(*lines: str, body: bytes = b"") -> bytes:
     return "\r\n".join(head).encode("latin-1") + body
 
 
+UPLOAD = form(IMAGE)
+CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(UPLOAD), UPLOAD)
 TYPE = f"Content-Type: {MULTIPART}"
 REQUESTS: Mapping[str, bytes] = {
     "a length above the limit": _post("Content-Length: 99999999", TYPE),
     "a length of 400 digits": _post("Content-Length: " + "9" * 400, TYPE),
     "a length below zero": _post("Content-Length: -5", TYPE),
     "two lengths": _post("Content-Length: 5", "Content-Length: 6", TYPE, body=b"--x--"),
+    # A good form, were it framed in one way.
     "a length and chunks": _post(
-        "Content-Length: 5", "Transfer-Encoding: chunked", TYPE, body=b"0\r\n\r\n"
+        f"Content-Length: {len(CHUNKS)}", "Transfer-Encoding: chunked", TYPE, body=CHUNKS
+    ),
+    "chunks in HTTP/1.0": _post("Transfer-Encoding: chunked", TYPE, body=CHUNKS).replace(
+        b"HTTP/1.1", b"HTTP/1.0", 1
     ),
     "an unknown transfer encoding": _post("Transfer-Encoding: gzip", TYPE, body=b"xxx"),
     "a chunk of a wrong length": _post("Transfer-Encoding: chunked", TYPE, body=b"zz\r\nxx\r\n"),

@@ -29,6 +29,12 @@ def quiet() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(autouse=True)
+def unshared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was answered a moment ago is no answer any more: here workers come and go at once."""
+    monkeypatch.setattr("service.routes.status.SHARED_S", 0.0)
+
+
 @pytest.fixture(scope="module")
 def service(
     redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 import httpx
 import pytest
 import structlog
 from redis import Redis
+from starlette.types import Message, Receive, Scope, Send
 
 from jobs.keys import Keys
 from jobs.queue import JobReader
 from jobs.settings import Settings
+from service.metrics import ServiceMetrics
+from service.middleware import RequestEnvelope
 from tests.service.harness import FakeWorker, eventually, problem, serving, upload
 from tests.service.pictures import picture
 
@@ -169,6 +174,46 @@ def test_each_request_is_one_line_in_the_log(client: httpx.Client) -> None:
     (entry,) = [entry for entry in logs if entry["event"] == "request"]
     assert (entry["method"], entry["path"], entry["status"]) == ("GET", "/nothing", 404)
     assert entry["seconds"] >= 0
+    assert entry["client"] == "127.0.0.1"
+
+
+def test_the_line_names_the_client_that_a_trusted_proxy_tells_of(settings: Settings) -> None:
+    for proxies, client_address in (("127.0.0.1", "203.0.113.7"), ("10.0.0.1", "127.0.0.1")):
+        changed = settings.model_copy(update={"trusted_proxies": proxies})
+        with structlog.testing.capture_logs() as logs, serving(changed) as client:
+            client.get("/livez", headers={"X-Forwarded-For": "198.51.100.1, 203.0.113.7"})
+        (entry,) = [entry for entry in logs if entry["event"] == "request"]
+        assert entry["client"] == client_address
+
+
+def test_others_wait_for_few_requests_of_a_client_that_has_many() -> None:
+    """Counted, not timed: what is served while one request of another client takes its course."""
+    turns, crowd = 10, 200
+    ends: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 204})
+        ends.append(scope["client"][0])
+
+    async def send(message: Message) -> None:
+        pass
+
+    async def main() -> None:
+        envelope = RequestEnvelope(app, ServiceMetrics(), Settings())
+
+        def request(address: str) -> Coroutine[None, None, None]:
+            head = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/"}
+            host = {"headers": [(b"host", b"localhost")], "query_string": b""}
+            receive: Any = None
+            return envelope({**head, **host, "client": (address, 1)}, receive, send)
+
+        await asyncio.gather(*(request("192.0.2.1") for _ in range(crowd)), request("192.0.2.2"))
+
+    asyncio.run(main())
+    assert len(ends) == crowd + 1
+    assert ends.index("192.0.2.2") <= turns
 
 
 def test_an_unexpected_error_is_a_500_problem_and_a_log_entry(

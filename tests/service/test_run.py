@@ -140,6 +140,9 @@ def address_of(client: httpx.Client) -> tuple[str, int]:
         b"nonsense\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.0\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nA: b\r\n folded\x00\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",
     ],
@@ -326,7 +329,7 @@ def test_who_reads_slowly_is_not_cut_off(narrow: httpx.Client, result: str) -> N
 @pytest.mark.parametrize(
     ("proxies", "limit", "status"), [("", 6, 429), ("127.0.0.1", 3, 503)], ids=["client", "all"]
 )
-def test_there_are_only_so_many_connections_and_half_of_them_for_one_client(
+def test_there_are_only_so_many_connections_with_requests_and_half_of_them_for_one_client(
     settings: Settings,
     redis: Redis,
     proxies: str,
@@ -335,18 +338,44 @@ def test_there_are_only_so_many_connections_and_half_of_them_for_one_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Behind a proxy all come from one address, whose share is no measure then."""
-    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(Settings, "max_transfers", 3)
+    monkeypatch.setattr(Settings, "max_each", 3)
     changes = {"max_connections": limit, "trusted_proxies": proxies}
     with serving(settings.model_copy(update=changes)) as client, ExitStack() as stack:
         for _ in range(3):
-            stack.enter_context(connect(client))
-        with connect(client) as further:
-            answer = b""
-            while piece := further.recv(65536):
-                answer += piece
-        head, _, body = answer.partition(b"\r\n\r\n")
+            busy = connect(client, HALF.replace(b"\r\n", b"\r\nExpect: 100-continue\r\n", 1))
+            assert stack.enter_context(busy).recv(12) == b"HTTP/1.1 100"
+        head, _, body = exchange(address_of(client), b"").partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status)
         assert b"retry-after: 5" in head.lower()
         assert json.loads(body)["status"] == status
         stack.close()
         eventually(lambda: client.get("/livez").status_code == 200)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n", get("/livez")])
+def test_who_opens_many_connections_pushes_out_only_their_own(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """Silent, with half a head, or kept after an answer; from one address and from several."""
+    monkeypatch.setattr("service.run.HEAD_TIMEOUT_S", 60.0)
+    limit = 32
+    with serving(settings.model_copy(update={"max_connections": limit})) as client:
+
+        def opened(source: str, sent: bytes) -> socket.socket:
+            connection = socket.create_connection(
+                address_of(client), timeout=10, source_address=(source, 0)
+            )
+            connection.sendall(sent)
+            return connection
+
+        with opened("127.0.0.2", get("/livez")) as first, ExitStack() as crowd:
+            assert first.recv(65536).startswith(b"HTTP/1.1 200")
+            for number in range(4 * limit):
+                source = f"127.0.0.{3 + number % (1 + number // limit)}"
+                crowd.enter_context(opened(source, sent))
+                with opened("127.0.0.2", get("/livez")) as other:
+                    assert other.recv(65536).startswith(b"HTTP/1.1 200"), number
+            # Nor does a connection end that was there before.
+            first.sendall(get("/livez"))
+            assert first.recv(65536).startswith(b"HTTP/1.1 200")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
+from redis import Redis
 
 from jobs.settings import Settings
+from jobs.workers import Capacity
 from models.presets import PRESETS
 from tests.service.harness import FakeWorker, problem
 
@@ -51,6 +55,26 @@ def test_a_worker_that_left_is_missed(client: httpx.Client, worker: FakeWorker) 
     assert client.get("/readyz").status_code == 200
     worker.leave()
     problem(client.get("/readyz"), 503, "not-ready")
+
+
+@pytest.mark.parametrize("path", ["/models", "/readyz"])
+def test_what_needs_no_key_is_asked_for_once_for_all_who_ask_within_a_second(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    questions: list[Capacity] = []
+    read = Capacity.read
+
+    def count(connection: Redis) -> Capacity:
+        questions.append(read(connection))
+        return questions[-1]
+
+    monkeypatch.setattr(Capacity, "read", count)
+    # Longer than this test, so that no load makes it fail.
+    monkeypatch.setattr("service.routes.status.SHARED_S", 60.0)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [answer.content for answer in pool.map(client.get, [path] * 40)]
+    assert len(answers) == 40
+    assert len(questions) <= 1
 
 
 def test_the_models_are_listed_with_limits_and_licences(
