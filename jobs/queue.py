@@ -29,6 +29,7 @@ from .job_store import (
     waiting_key,
 )
 from .listing import read_page
+from .redis_url import parse_redis_url
 from .rq_adapter import QUEUE_TTL_S, enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
@@ -37,6 +38,9 @@ from .workers import Capacity, WorkerInfo
 UNKNOWN_ORIGIN = Origin()
 # An image that no job followed within this time is removed; storing one takes less.
 UPLOAD_GRACE_S = 900
+# Below the time that Redis has for an answer.
+ACKNOWLEDGED_MS = 700
+ACKNOWLEDGED_KEY = "stablesr:acknowledged"
 ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2])"
 
 
@@ -47,6 +51,7 @@ class JobQueue:
         self._settings = settings
         self._connection = connection if connection is not None else connect(settings)
         self._records = JobStore(self._connection)
+        self._replicas = parse_redis_url(settings.redis_url).replicas
         self.page = partial(read_page, self._connection)
 
     def announce(self, job_id: str) -> None:
@@ -123,7 +128,31 @@ class JobQueue:
             if withdraw(queue, job_id):
                 self._records.forget(job_id, origin)
                 raise
+        if self._replicas:
+            self._await_replicas(preset, job_id, origin)
         return job_in(job_id, creation).model_copy(update={"queue_position": queued})
+
+    def _await_replicas(self, preset: str, job_id: str, origin: Origin) -> None:
+        """Returns once so many replicas as the URL asks for have the job; else takes it back.
+
+        WAIT counts what its own connection wrote, so it follows a write, by which all that was
+        written before is acknowledged too, if this server still is the one that has the job.
+        """
+        pipe: Any
+        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
+            pipe.exists(record_key(job_id))
+            pipe.set(ACKNOWLEDGED_KEY, job_id, ex=60)
+            pipe.wait(self._replicas, ACKNOWLEDGED_MS)
+            exists, _, count = pipe.execute()
+        if exists and count >= self._replicas:
+            return
+        if withdraw(open_queue(preset, self._connection), job_id):
+            self._records.forget(job_id, origin)
+        raise QueueUnavailable(
+            f"Job {job_id} could not be kept: {count} replicas of Redis acknowledged it within "
+            f"{ACKNOWLEDGED_MS} ms, and {self._replicas} must. Submit it again.",
+            retry_after=5,
+        )
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """The job now, with its place in the queue while it waits: 1 is the next to start, or one

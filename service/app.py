@@ -15,6 +15,7 @@ from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.maintenance import Maintenance
 from jobs.queue import JobQueue, JobReader
+from jobs.redis_probe import RedisProbe
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import problems
@@ -68,10 +69,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     breaker = CircuitBreaker()
     connection = connect(settings, breaker=breaker)
     client = LoopClient(settings, breaker)
+    redis = RedisProbe(connection, settings)
     queue = JobQueue(settings, connection)
     each = settings.max_each
     services = Services(
         settings=settings,
+        redis=redis,
         queue=queue,
         jobs=JobReader(client, queue),
         store=store,
@@ -86,13 +89,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
     maintenance = Maintenance(connection, store, metrics.put_off)
-    collector = ServiceCollector(connection, services.streams, services.transfers)
+    collector = ServiceCollector(connection, redis, services.streams, services.transfers)
     metrics.registry.register(collector)
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(services.listener.run)
             tasks.start_soon(sender.run)
-            tasks.start_soon(_maintain, maintenance, settings.maintenance_s)
+            await run_sync(redis.look)
+            tasks.start_soon(_maintain, redis, maintenance, settings.maintenance_s)
             yield {"services": services}
             tasks.cancel_scope.cancel()
     finally:
@@ -101,8 +105,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         await client.close()
 
 
-async def _maintain(maintenance: Maintenance, interval_s: float) -> None:
+async def _maintain(redis: RedisProbe, maintenance: Maintenance, interval_s: float) -> None:
     """Maintenance about every `interval_s`, which needs no worker; ends after its round."""
     while True:
         await anyio.sleep(interval_s)
+        await run_sync(redis.look)
         await run_sync(maintenance.run)

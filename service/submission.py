@@ -43,6 +43,7 @@ def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> No
 
     Which preset is meant, the body says; so this can only tell when all of them are full.
     """
+    services.redis.check()
     services.queue.check_quota(origin, capacity.waiting)
     live = Serving(capacity.workers).live | {services.settings.preset}
     lengths = {preset: n for preset, n in capacity.lengths.items() if preset in live}

@@ -91,17 +91,20 @@ async def livez() -> LiveView:
     responses=problems(_503="Something is missing; `components` says what."),
 )
 def readyz(request: Request) -> ReadyView:
-    """Redis answers, the image store takes images, and a live worker serves the default preset."""
+    """Redis takes jobs and keeps them, the image store takes images, and a live worker serves the
+    default preset."""
     services = services_of(request)
     works, preset = store_works(services.store), services.settings.preset
     store = ComponentView(ready=works, detail="takes images" if works else "takes no images")
+    state = services.redis.look()
+    redis = ComponentView(ready=state.ready, detail=state.detail)
     try:
         workers = [w for w in services.queue.workers() if w.preset == preset]
     except QueueUnavailable:
-        redis = ComponentView(ready=False, detail="does not answer")
         worker = ComponentView(ready=False, detail="is not known while Redis is away")
+        if state.ready:
+            redis = ComponentView(ready=False, detail="does not answer")
     else:
-        redis = ComponentView(ready=True, detail="answers")
         worker = _worker(preset, workers)
     components = {"redis": redis, "store": store, "worker": worker}
     missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]
