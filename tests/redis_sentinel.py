@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,38 +26,58 @@ DOWN_MS = 1000
 class RedisGroup:
     """`with RedisGroup() as group: Settings(redis_url=group.url)`.
 
-    `servers` are the first primary and its replicas. A server that comes back is made a replica by
-    the Sentinels. `options` are further arguments of each server, `users` members of the URL.
+    kill() and hanging() are done to the primary of the moment; start() starts again what was
+    killed, which the Sentinels then make a replica. A job is accepted once `acknowledged` replicas
+    have it.
     """
 
-    def __init__(self, replicas: int = 2, sentinels: int = 3, program: Path | None = None) -> None:
+    def __init__(
+        self, *, replicas: int = 2, acknowledged: int = 0, program: Path | None = None
+    ) -> None:
         self._program = program
-        first = RedisServer(program=program)
+        # As docs/deployment.md says: a primary that was cut off takes no writes that would be lost.
+        options = ("--min-replicas-to-write", str(acknowledged), "--repl-diskless-sync-delay", "0")
+        first = RedisServer(*options, program=program)
         follow = ("--replicaof", "127.0.0.1", str(first.port))
-        self.servers = [
-            first,
-            *(
-                RedisServer(*follow, "--repl-diskless-sync-delay", "0", program=program)
-                for _ in range(replicas)
-            ),
-        ]
-        self.ports = [free_port() for _ in range(sentinels)]
+        others = (RedisServer(*options, *follow, program=program) for _ in range(replicas))
+        self.servers = [first, *others]
+        self.ports = [free_port() for _ in range(3)]
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.ports)
-        self.url = f"redis+sentinel://{hosts}/{NAME}"
-        self.sentinels: list[subprocess.Popen[bytes]] = []
+        self.url = f"redis+sentinel://{hosts}/{NAME}?replicas={acknowledged}"
+        self._sentinels: list[subprocess.Popen[bytes]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="stablesr-sentinel-"))
-        self._stack = ExitStack()
+
+    def start(self) -> Self:
+        """Starts what does not run; the first time all, until all know of one another."""
+        for server in self.servers:
+            if not server.running:
+                server.start()
+        if self._sentinels:
+            return self
+        self.until(lambda: self.role(self.servers[0])["connected_slaves"] == len(self.servers) - 1)
+        for number, port in enumerate(self.ports):
+            self._start_sentinel(number, port, self.servers[0].port)
+        self.until(lambda: all(self._knows_all(port) for port in self.ports))
+        return self
+
+    def kill(self) -> None:
+        self.primary.kill()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        with self.primary.hanging():
+            yield
+
+    def close(self) -> None:
+        for process in self._sentinels:
+            process.kill()
+            process.wait()
+        for server in self.servers:
+            server.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
-        for server in self.servers:
-            self._stack.enter_context(server)
-        first = self.servers[0]
-        self.until(lambda: self._info(first)["connected_slaves"] == len(self.servers) - 1)
-        for number, port in enumerate(self.ports):
-            self._start_sentinel(number, port, first.port)
-        for port in self.ports:
-            self.until(lambda port=port: self._knows_all(port))
-        return self
+        return self.start()
 
     def __exit__(
         self,
@@ -65,11 +85,7 @@ class RedisGroup:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for process in self.sentinels:
-            process.kill()
-            process.wait()
-        self._stack.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.close()
 
     @property
     def primary(self) -> RedisServer:
@@ -83,13 +99,20 @@ class RedisGroup:
             return next(server for server in self.servers if server.port == int(address[1]))
         raise AssertionError("no Sentinel answers")
 
-    def failed_over(self, old: RedisServer) -> bool:
-        """Whether another server than that one is the primary and takes writes."""
-        new = self.primary
-        return new is not old and self._info(new)["role"] == "master"
+    def fails_over(self, old: RedisServer) -> None:
+        """Waits until another server than that one is the primary and takes writes."""
+        self.until(lambda: self.primary is not old and self.role(self.primary)["role"] == "master")
 
-    def replicas_are(self, count: int) -> bool:
-        return bool(self._info(self.primary)["connected_slaves"] == count)
+    def has_replicas(self, count: int) -> None:
+        """Waits until so many follow the primary."""
+        self.until(lambda: bool(self.role(self.primary)["connected_slaves"] == count))
+
+    @staticmethod
+    def role(server: RedisServer) -> dict[str, Any]:
+        """What the server says of replication."""
+        with server.connect() as connection:
+            info: Any = connection.info("replication")
+        return dict(info)
 
     @staticmethod
     def until(true: Callable[[], bool], seconds: float = 30) -> None:
@@ -98,23 +121,17 @@ class RedisGroup:
             assert time.monotonic() < deadline, f"still not so after {seconds:g} s"
             time.sleep(0.05)
 
-    @staticmethod
-    def _info(server: RedisServer) -> dict[str, Any]:
-        with server.connect() as connection:
-            info: Any = connection.info("replication")
-        return dict(info)
-
     def _start_sentinel(self, number: int, port: int, first: int) -> None:
         config = self._folder / f"sentinel-{number}.conf"
         config.write_text(
             f"port {port}\nbind 127.0.0.1\ndir {self._folder}\n"
             f"logfile {self._folder}/sentinel-{number}.log\n"
-            f"sentinel monitor {NAME} 127.0.0.1 {first} {len(self.ports) // 2 + 1}\n"
+            f"sentinel monitor {NAME} 127.0.0.1 {first} 2\n"
             f"sentinel down-after-milliseconds {NAME} {DOWN_MS}\n"
-            f"sentinel failover-timeout {NAME} 1000\n"
+            f"sentinel failover-timeout {NAME} 2000\n"
         )
         program = self._program or find_redis_server()
-        self.sentinels.append(
+        self._sentinels.append(
             subprocess.Popen(
                 [str(program), str(config), "--sentinel"],
                 stdin=subprocess.DEVNULL,
