@@ -41,7 +41,6 @@ _MISFITS = {
     "takes no writes: its memory (maxmemory) is full": r"used memory > 'maxmemory'",
     "takes no writes: it cannot save to its disk": r"MISCONF|writes? commands? (are|is) disabled",
     "takes no writes: fewer replicas are connected than it asks for": r"not enough good replicas",
-    "forbids what the service needs (ACL)": r"NOPERM|has no permissions|can't access at least one",
 }
 
 logger = logging.getLogger(__name__)

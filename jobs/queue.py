@@ -86,7 +86,8 @@ class JobQueue:
             pipe.watch(record_key(job_id), *([] if claim is None else [claim.key]))
             with self._connection.pipeline(transaction=False) as reads:
                 reads.exists(record_key(job_id))
-                reads.get("" if claim is None else claim.key)
+                # Without a claim there is none of that name, which users of Redis may ask for.
+                reads.get("stablesr:once:" if claim is None else claim.key)
                 reads.llen(queue.key)
                 reads.zcard(quota_set)
                 reads.time()

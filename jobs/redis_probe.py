@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from .connection import CLUSTER, CircuitBreaker, connect, misfit
 from .errors import InvalidSettings, QueueUnsuitable
@@ -44,21 +44,15 @@ def inspect(connection: Redis, *, allow_eviction: bool = False) -> RedisState:
     try:
         with connection.pipeline(transaction=False) as pipe:
             pipe.set(PROBE_KEY, 1, ex=60)
-            # Either may be forbidden, by an ACL or by who runs it. INFO tells of more.
-            pipe.info("memory").info("cluster").config_get("maxmemory-policy")
-            write, memory, cluster, config = pipe.execute(raise_on_error=False)
+            pipe.info("memory").info("cluster")
+            write, memory, cluster = pipe.execute(raise_on_error=False)
+        policy = _policy(connection, memory)
     except RedisError:
         return RedisState(False, "does not answer")
     if isinstance(cluster, dict) and cluster.get("cluster_enabled") == 1:
         return RedisState(False, CLUSTER)
     if isinstance(write, RedisError):
         return RedisState(False, misfit(write) or f"takes no writes: {write}")
-    told = {"maxmemory_policy": ""}
-    if isinstance(config, dict):
-        told["maxmemory_policy"] = str(config.get("maxmemory-policy", ""))
-    if isinstance(memory, dict):
-        told |= memory
-    policy = str(told["maxmemory_policy"])
     state = RedisState(True, "answers", policy)
     if not state.may_evict:
         return state
@@ -66,6 +60,17 @@ def inspect(connection: Redis, *, allow_eviction: bool = False) -> RedisState:
     if allow_eviction:
         return RedisState(True, f"answers, but {evicts}", policy)
     return RedisState(False, f"{evicts} and must be {SAFE_POLICY}", policy)
+
+
+def _policy(connection: Redis, memory: Any) -> str:
+    """By INFO, or where that is forbidden by CONFIG GET; empty where both are."""
+    if isinstance(memory, dict) and (policy := memory.get("maxmemory_policy")):
+        return str(policy)
+    try:
+        config: Any = connection.config_get("maxmemory-policy")
+    except ResponseError:
+        return ""
+    return str(config.get("maxmemory-policy", ""))
 
 
 def check_kind(settings: Settings) -> None:

@@ -95,5 +95,6 @@ def test_a_primary_that_hung_and_comes_back_is_not_asked_any_more(group: RedisGr
         idle.set("job", "old")
         with old.hanging():
             group.fails_over(old)
+            group.has_replicas(1)
             other.set("job", "new")
         assert idle.get("job") == b"new"
