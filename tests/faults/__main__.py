@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -53,9 +52,8 @@ class Outcome:
 def run(case: Case, *, on_sentinel: bool = False) -> Outcome:
     began = time.monotonic()
     recovered, wrong, not_run = None, "", ""
-    settings: dict[str, Any] = {**case.settings}
     redis = RedisGroup(acknowledged=1) if on_sentinel else RedisServer()
-    with House(case.name, redis=redis, **settings) as house:
+    with House(case.name, redis, **case.settings) as house:
         try:
             recovered = case.run(house)
         except NotRun as reason:

@@ -68,8 +68,9 @@ class House:
     def __init__(
         self,
         name: str,
-        *,
         redis: RedisServer | RedisGroup | None = None,
+        /,
+        *,
         upload_grace_s: float | None = None,
         **settings: Any,
     ) -> None:

@@ -27,7 +27,7 @@ ACL = Path(__file__).parents[2] / "configs" / "redis-user.acl"
 
 @contextmanager
 def serving(name: str, server: RedisServer | RedisGroup, **settings: Any) -> Iterator[House]:
-    with House(name, redis=server, **{**SETTINGS, **settings}) as house:
+    with House(name, server, **{**SETTINGS, **settings}) as house:
         yield house
 
 
