@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import NoPermissionError
 
 from jobs import redis_probe
 from jobs.connection import connect, queue_errors
 from jobs.errors import InvalidSettings, QueueUnsuitable
 from jobs.job_store import JobStore
+from jobs.queue import JobQueue
 from jobs.redis_probe import RedisProbe, check_kind, inspect
+from jobs.schema import ImageInfo, new_job_id
 from jobs.settings import Settings
+from models.parameters import UpscaleParameters
 from tests.redis_server import RedisServer
 
 
@@ -127,6 +135,39 @@ def test_a_cluster_is_refused_at_the_start_and_by_each_request() -> None:
             assert inspect(connection).detail.startswith("is a Redis Cluster")
             with pytest.raises(QueueUnsuitable, match="is a Redis Cluster"):
                 JobStore(connection).expire("x")
+
+
+def test_service_and_worker_do_not_start_on_a_cluster() -> None:
+    with RedisServer("--cluster-enabled", "yes") as server:
+        for command, status in (("serve", 2), ("worker", 1)):
+            ended = subprocess.run(
+                [sys.executable, "-m", "cli", command],
+                env={**os.environ, "STABLESR_REDIS_URL": server.url, "STABLESR_PORT": "0"},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert ended.returncode == status
+            assert "STABLESR_REDIS_URL leads to what is a Redis Cluster" in ended.stderr
+
+
+def test_a_user_with_the_rights_of_the_file_can_queue_a_job(
+    other: RedisServer, image: ImageInfo
+) -> None:
+    """`make redis-kinds` does all the rest as that user."""
+    rules = (Path(__file__).parents[2] / "configs" / "redis-user.acl").read_text().split()
+    with other.connect() as root:
+        root.execute_command("ACL", "SETUSER", "bob", "reset", "on", ">x", *rules)
+    settings = Settings(redis_url=f"redis://bob:x@127.0.0.1:{other.port}")
+    queue = JobQueue(settings)
+    job = queue.submit(new_job_id(), UpscaleParameters(seed=1), image)
+    assert queue.cancel(job.id).state == "canceled"
+    queue.close()
+    with connect(settings) as connection:
+        assert inspect(connection).ready
+        with pytest.raises(NoPermissionError):
+            connection.get("another")
 
 
 def test_a_redis_that_is_away_is_no_reason_not_to_start(settings: Settings) -> None:
