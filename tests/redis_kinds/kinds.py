@@ -47,7 +47,8 @@ def plain(name: str | None, programs: Programs) -> str:
 def sentinel(name: str | None, programs: Programs) -> str:
     """The primary is killed while jobs wait and run; then the whole contract on the next one."""
     group = RedisGroup(acknowledged=1, program=programs.path(name))
-    with serving("sentinel", group) as house:
+    # A failover takes longer than the leases of the other kinds last.
+    with serving("sentinel", group, worker_ttl_s=10) as house:
         house.worker(step_s=0.1)
         house.ready()
         house.submit(6, steps=20)
