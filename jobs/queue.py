@@ -129,16 +129,22 @@ class JobQueue:
             if withdraw(queue, job_id):
                 self._records.forget(job_id, origin)
                 raise
-        if self._replicas:
-            self._await_replicas(preset, job_id, origin)
+        try:
+            self.check_replicas(job_id)
+        except QueueUnavailable:
+            if withdraw(queue, job_id):
+                self._records.forget(job_id, origin)
+            raise
         return job_in(job_id, creation).model_copy(update={"queue_position": queued})
 
-    def _await_replicas(self, preset: str, job_id: str, origin: Origin) -> None:
-        """Returns once so many replicas as the URL asks for have the job; else takes it back.
+    def check_replicas(self, job_id: str) -> None:
+        """Returns once so many replicas as the URL asks for have the job.
 
         WAIT counts what its own connection wrote, so it follows a write, by which all that was
         written before is acknowledged too, if this server still is the one that has the job.
         """
+        if not self._replicas:
+            return
         pipe: Any
         with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
             pipe.exists(record_key(job_id))
@@ -147,10 +153,8 @@ class JobQueue:
             exists, _, count = pipe.execute()
         if exists and count >= self._replicas:
             return
-        if withdraw(open_queue(preset, self._connection), job_id):
-            self._records.forget(job_id, origin)
         raise QueueUnavailable(
-            f"Job {job_id} could not be kept: {count} replicas of Redis acknowledged it within "
+            f"Job {job_id} is not safe: {count} replicas of Redis acknowledged it within "
             f"{ACKNOWLEDGED_MS} ms, and {self._replicas} must. Submit it again.",
             retry_after=5,
         )

@@ -122,6 +122,7 @@ def submit(
             # First of all: a request whose job was made is not judged anew, by what is served now.
             claim = _take(services, origin, key, _fingerprint(upload), job_id)
             if isinstance(claim, Job):
+                services.queue.check_replicas(claim.id)
                 return claim, True
             # Whatever stops it, the same request may be sent again.
             undo.callback(_release, services, claim)

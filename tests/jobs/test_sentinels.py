@@ -82,6 +82,10 @@ def test_a_job_is_accepted_once_a_replica_has_it_and_else_taken_back(
         job = queue.submit(new_job_id(), UpscaleParameters(seed=1), image)
         with first.hanging(), second.hanging(), pytest.raises(QueueUnavailable, match="0 replicas"):
             queue.submit(new_job_id(), UpscaleParameters(seed=1), image)
+        # Nor is one that an earlier request may have made without hearing of them.
+        with first.hanging(), second.hanging(), pytest.raises(QueueUnavailable, match="0 replicas"):
+            queue.check_replicas(job.id)
+        queue.check_replicas(job.id)
         assert connection.keys("stablesr:job:*") == [f"stablesr:job:{job.id}".encode()]
         assert connection.lrange("rq:queue:stablesr:tiny", 0, -1) == [job.id.encode()]
     queue.close()
