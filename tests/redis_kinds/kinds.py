@@ -5,6 +5,7 @@ A kind gives what the table prints: `right: ...` or `refused: ...` with the sent
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ ACL = Path(__file__).parents[2] / "configs" / "redis-user.acl"
 def serving(name: str, server: RedisServer | RedisGroup, **settings: Any) -> Iterator[House]:
     with House(name, server, **{**SETTINGS, **settings}) as house:
         yield house
+    # Left where it is when something went wrong: its logs say what.
+    shutil.rmtree(house.folder)
 
 
 def right_on(house: House) -> str:
