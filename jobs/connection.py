@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -15,10 +16,13 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import ConnectionError, RedisError, TimeoutError
+from redis.exceptions import ConnectionError, MovedError, RedisError, TimeoutError
 from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
 
-from .errors import QueueUnavailable
+from .errors import QueueUnavailable, QueueUnsuitable
+from .redis_url import parse_redis_url
+from .sentinels import AsyncSentinels, BlockingSentinelPool, Sentinels
 from .settings import Settings
 
 # What a request of the service waits for an answer of Redis, which takes a millisecond.
@@ -27,6 +31,17 @@ TICKS = 4
 TICK_S = ANSWER_S / TICKS
 # Of one event loop at once; further requests wait for one.
 MAX_CONNECTIONS = 40
+
+CLUSTER = "is a Redis Cluster; the service needs a single Redis, or Sentinel"
+# What Redis says when it suits no queue, or not now; a script's error has it in its text.
+_MISFITS = {
+    CLUSTER: r"keys in request don't hash|keys not in the same slot|non local key|MOVED \d|"
+    r"CLUSTERDOWN|hash slot not served",
+    "is a read-only replica": r"against a read ?only (replica|slave)",
+    "takes no writes: its memory (maxmemory) is full": r"used memory > 'maxmemory'",
+    "takes no writes: it cannot save to its disk": r"MISCONF|writes? commands? (are|is) disabled",
+    "takes no writes: fewer replicas are connected than it asks for": r"not enough good replicas",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -83,30 +98,47 @@ def connect(
     for the service, whose requests must not hang.
     """
     retry = Retry(ExponentialBackoff(cap=2, base=0.1), 6) if patient else Retry(NoBackoff(), 1)
-    return Redis.from_url(
-        settings.redis_url,
-        socket_connect_timeout=ANSWER_S if breaker else 2,
-        socket_timeout=ANSWER_S if breaker else 5,
-        health_check_interval=30,
-        retry=breaker or retry,
+    options: dict[str, Any] = {
+        "socket_connect_timeout": ANSWER_S if breaker else 2,
+        "socket_timeout": ANSWER_S if breaker else 5,
+        "health_check_interval": 30,
+        "retry": breaker or retry,
+    }
+    target = parse_redis_url(settings.redis_url)
+    if not target.sentinels:
+        return Redis.from_url(target.url, **options)
+    sentinels: Any = Sentinels(target)
+    client: Redis = sentinels.master_for(target.primary, **options)
+    return client
+
+
+def connect_loop(settings: Settings, **options: Any) -> AsyncRedis:
+    """A client for one event loop, of as many connections at once as `max_connections`; further
+    uses wait for one. The other options are redis-py's for a connection."""
+    target = parse_redis_url(settings.redis_url)
+    # The caller ends every wait.
+    options |= {"timeout": None}
+    if not target.sentinels:
+        return AsyncRedis.from_pool(BlockingConnectionPool.from_url(target.url, **options))
+    client: AsyncRedis = AsyncSentinels(target).master_for(
+        target.primary, connection_pool_class=BlockingSentinelPool, **options
     )
+    return client
 
 
 class LoopClient:
     """Commands from the event loop of the service. Redis has a second to answer."""
 
     def __init__(self, settings: Settings, breaker: CircuitBreaker) -> None:
-        pool = BlockingConnectionPool.from_url(
-            settings.redis_url,
+        self._redis = connect_loop(
+            settings,
             max_connections=MAX_CONNECTIONS,
             # `call` ends every wait.
-            timeout=None,
             socket_connect_timeout=None,
             socket_timeout=None,
             health_check_interval=30,
             retry=AsyncRetry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
         )
-        self._redis = AsyncRedis.from_pool(pool)
         self._breaker = breaker
 
     async def call(self, *commands: Command) -> list[Any]:
@@ -166,15 +198,28 @@ async def _answer_timeout() -> AsyncIterator[None]:
 
 @contextmanager
 def queue_errors(connection: Redis | AsyncRedis) -> Iterator[None]:
-    """Turns what redis-py raises into QueueUnavailable, which says where and what."""
+    """Turns what redis-py raises into QueueUnavailable, which says where and what; or into
+    QueueUnsuitable, where this Redis would say the same to every job."""
     try:
         yield
     except RedisError as error:
+        if reason := misfit(error):
+            raise QueueUnsuitable(f"Redis {reason}.", retry_after=5) from error
         raise QueueUnavailable(
             f"The job queue at {_address(connection)} does not answer as it should: "
             f"{str(error).rstrip('.')}. Check that Redis runs there and takes commands.",
             retry_after=5,
         ) from error
+
+
+def misfit(error: RedisError) -> str | None:
+    """What follows the word Redis in a sentence of why it would refuse every job so; None for
+    other errors."""
+    text = f"MOVED {error}" if isinstance(error, MovedError) else str(error)
+    for reason, pattern in _MISFITS.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return reason
+    return None
 
 
 @contextmanager
@@ -209,6 +254,9 @@ def seconds_of(time: Any) -> float:
 
 
 def _address(connection: Redis | AsyncRedis) -> str:
+    pool = connection.connection_pool
+    if isinstance(pool, SentinelConnectionPool | BlockingSentinelPool):
+        return f"{pool.service_name} (by Sentinel)"
     parameters = connection.get_connection_kwargs()
     if path := parameters.get("path"):
         return str(path)

@@ -44,6 +44,12 @@ class QueueUnavailable(JobsError):
     type, title = "queue-unavailable", "The job queue cannot be reached"
 
 
+class QueueUnsuitable(QueueUnavailable):
+    """Redis answers, but jobs cannot be trusted to it."""
+
+    type, title = "queue-unsuitable", "Redis does not suit the job queue"
+
+
 class QueueFull(JobsError):
     type, title = "queue-full", "The job queue is full"
 

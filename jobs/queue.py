@@ -44,6 +44,7 @@ from .job_store import (
     waiting_key,
 )
 from .listing import read_page
+from .redis_url import parse_redis_url
 from .rq_adapter import enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
@@ -55,6 +56,9 @@ UPLOAD_GRACE_S = 900
 # Jobs whose deadline is over that one call looks at, and when at those again that run.
 OVERDUE_BATCH = 500
 OVERDUE_AGAIN_S = 5
+# Below the time that Redis has for an answer.
+ACKNOWLEDGED_MS = 700
+ACKNOWLEDGED_KEY = "stablesr:acknowledged"
 ANNOUNCE = "redis.call('ZADD', KEYS[1], redis.call('TIME')[1] + ARGV[1], ARGV[2])"
 
 
@@ -65,6 +69,7 @@ class JobQueue:
         self._settings = settings
         self._connection = connection if connection is not None else connect(settings)
         self._records = JobStore(self._connection)
+        self._replicas = parse_redis_url(settings.redis_url).replicas
         self.page = partial(read_page, self._connection)
         self.purge = partial(purge, self._connection)
 
@@ -100,7 +105,8 @@ class JobQueue:
             pipe.watch(record_key(job_id), *([] if claim is None else [claim.key]))
             with self._connection.pipeline(transaction=False) as reads:
                 reads.exists(record_key(job_id))
-                reads.get("" if claim is None else claim.key)
+                # Without a claim there is none of that name, which users of Redis may ask for.
+                reads.get("stablesr:once:" if claim is None else claim.key)
                 reads.llen(queue.key)
                 reads.zcard(queue_key(preset))
                 reads.zcard(quota_set)
@@ -142,7 +148,35 @@ class JobQueue:
             if withdraw(queue, job_id):
                 self._records.forget(job_id, origin)
                 raise
+        try:
+            self.check_replicas(job_id)
+        except QueueUnavailable:
+            if withdraw(queue, job_id):
+                self._records.forget(job_id, origin)
+            raise
         return job_in(job_id, creation).model_copy(update={"queue_position": place})
+
+    def check_replicas(self, job_id: str) -> None:
+        """Returns once so many replicas as the URL asks for have the job.
+
+        WAIT counts what its own connection wrote, so it follows a write, by which all that was
+        written before is acknowledged too, if this server still is the one that has the job.
+        """
+        if not self._replicas:
+            return
+        pipe: Any
+        with queue_errors(self._connection), self._connection.pipeline(transaction=False) as pipe:
+            pipe.exists(record_key(job_id))
+            pipe.set(ACKNOWLEDGED_KEY, job_id, ex=60)
+            pipe.wait(self._replicas, ACKNOWLEDGED_MS)
+            exists, _, count = pipe.execute()
+        if exists and count >= self._replicas:
+            return
+        raise QueueUnavailable(
+            f"Job {job_id} is not safe: {count} replicas of Redis acknowledged it within "
+            f"{ACKNOWLEDGED_MS} ms, and {self._replicas} must. Submit it again.",
+            retry_after=5,
+        )
 
     def get(self, job_id: str, owner: str = ANYONE) -> Job:
         """The job now, with its place in the queue while it waits: 1 is the next to start, or one

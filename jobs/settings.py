@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from models.presets import PRESETS
 
 from .errors import InvalidSettings
+from .redis_url import SCHEMES, parse_redis_url
 
 MIB = 1024 * 1024
 # Two heartbeats: after an outage of Redis every live worker has renewed its leases by then.
@@ -79,6 +80,11 @@ def _begin_with(*schemes: str) -> AfterValidator:
     return _must(f"begin with one of {', '.join(schemes)}", lambda url: url.startswith(schemes))
 
 
+def _checked_redis_url(url: str) -> str:
+    parse_redis_url(url)
+    return url
+
+
 class Settings(BaseSettings):
     """The defaults suit one machine. Raises InvalidSettings, never pydantic's own error, so that a
     command can print the sentence."""
@@ -89,9 +95,11 @@ class Settings(BaseSettings):
     )
 
     # Service and worker
-    redis_url: Annotated[str, _begin_with("redis://", "rediss://", "unix://")] = (
+    redis_url: Annotated[str, _begin_with(*SCHEMES), AfterValidator(_checked_redis_url)] = (
         "redis://127.0.0.1:6379/0"
     )
+    # Takes jobs although Redis may evict them when its memory ends.
+    allow_eviction: bool = False
     # Images live in this folder, or where blob_url says (s3://bucket/prefix).
     blob_root: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
         default_factory=lambda: state_folder() / "blobs"

@@ -17,6 +17,7 @@ from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import KeyInfo, Keys, Scope
 from jobs.queue import JobQueue, JobReader
+from jobs.redis_probe import RedisProbe
 from jobs.schema import ANYONE
 from jobs.settings import Settings
 from jobs.store import BlobStore
@@ -54,6 +55,7 @@ class Services:
     """
 
     settings: Settings
+    redis: RedisProbe
     queue: JobQueue
     jobs: JobReader
     store: BlobStore

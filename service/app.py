@@ -17,6 +17,7 @@ from jobs.idempotency import Idempotency
 from jobs.keys import Keys
 from jobs.maintenance import Maintenance
 from jobs.queue import JobQueue, JobReader
+from jobs.redis_probe import RedisProbe
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import problems
@@ -77,10 +78,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     breaker = CircuitBreaker()
     connection = connect(settings, breaker=breaker)
     client = LoopClient(settings, breaker)
+    redis = RedisProbe(connection, settings)
     queue = JobQueue(settings, connection)
     each = settings.max_each
     services = Services(
         settings=settings,
+        redis=redis,
         queue=queue,
         jobs=JobReader(client, queue),
         store=store,
@@ -97,7 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
     maintenance = Maintenance(connection, store, metrics.sweep)
-    collector = ServiceCollector(connection, services.streams, services.transfers)
+    collector = ServiceCollector(connection, redis, services.streams, services.transfers)
     metrics.registry.register(collector)
     try:
         async with anyio.create_task_group() as tasks:
@@ -105,6 +108,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
             # Says in the log what is wrong from the start.
             tasks.start_soon(services.store_probe.fault)
             tasks.start_soon(sender.run)
+            await run_sync(redis.look)
+            tasks.start_soon(_every, settings.maintenance_s, redis.look)
             tasks.start_soon(_every, settings.maintenance_s, maintenance.run)
             tasks.start_soon(_every, DEADLINES_S, queue.fail_overdue)
             yield {"services": services}
@@ -115,7 +120,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         await client.close()
 
 
-async def _every(interval_s: float, action: Callable[[], None]) -> None:
+async def _every(interval_s: float, action: Callable[[], object]) -> None:
     """What needs no worker, about every `interval_s`; ends after its round."""
     while True:
         await anyio.sleep(interval_s)

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator
 
 import anyio
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError
 
+from jobs.connection import connect_loop
 from jobs.settings import Settings
 from jobs.states import CHANNEL, parse_move
 
@@ -25,7 +25,7 @@ class Listener:
     """One subscription, which wakes many requests. Everything happens on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.redis_url
+        self._settings = settings
         # By job: what wakes a request, and whether only the job's end does.
         self._events: defaultdict[str, dict[asyncio.Event, bool]] = defaultdict(dict)
         self._is_leaving = False
@@ -64,15 +64,22 @@ class Listener:
                 await anyio.sleep(AGAIN_S)
 
     async def _listen(self) -> None:
-        redis = Redis.from_url(self._url, socket_connect_timeout=2, health_check_interval=15)
+        redis = connect_loop(self._settings, max_connections=1, socket_connect_timeout=2)
         async with redis, redis.pubsub(ignore_subscribe_messages=True) as channel:
             await channel.subscribe(CHANNEL)
             # What moved before was not heard.
             self._wake_all()
+            is_asked = False
             while True:
                 message = await channel.get_message(timeout=LOOK_S)
-                if message is not None:
+                if message is None:
+                    if is_asked:
+                        # Its host may be gone, and another one the primary by now.
+                        raise ConnectionError("It gave no sign of life.")
+                    await channel.ping()
+                elif message["type"] == "message":
                     self._notify(message["data"])
+                is_asked = message is None
 
     def _notify(self, data: bytes) -> None:
         try:

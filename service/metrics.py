@@ -14,6 +14,7 @@ from redis import Redis
 
 from jobs.errors import QueueUnavailable
 from jobs.maintenance import SweepMetrics
+from jobs.redis_probe import RedisProbe
 from jobs.workers import Overview, look_over
 from service.ratelimit import ConcurrencyLimiter
 
@@ -64,9 +65,14 @@ class ServiceCollector(Collector):
     """
 
     def __init__(
-        self, connection: Redis, streams: ConcurrencyLimiter, transfers: ConcurrencyLimiter
+        self,
+        connection: Redis,
+        redis: RedisProbe,
+        streams: ConcurrencyLimiter,
+        transfers: ConcurrencyLimiter,
     ) -> None:
-        self._connection, self._streams, self._transfers = connection, streams, transfers
+        self._connection, self._redis = connection, redis
+        self._streams, self._transfers = streams, transfers
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not ask Redis."""
@@ -85,6 +91,8 @@ class ServiceCollector(Collector):
         with suppress(QueueUnavailable):
             metrics += _of(look_over(self._connection))
         yield GaugeMetricFamily("stablesr_redis_up", "Whether Redis answers", bool(metrics))
+        help = "Whether Redis may evict jobs, by its maxmemory-policy"
+        yield GaugeMetricFamily("stablesr_redis_may_evict", help, self._redis.state.may_evict)
         yield from metrics
 
 

@@ -60,7 +60,7 @@ _SLUGS = {
     "image-truncated image-unreadable output-too-large",
     429: "quota-exceeded",
     500: "internal-error",
-    503: "queue-full queue-unavailable store-unavailable",
+    503: "queue-full queue-unavailable queue-unsuitable store-unavailable",
 }
 STATUSES: Mapping[str, int] = {
     **{slug: status for status, slugs in _SLUGS.items() for slug in slugs.split()},

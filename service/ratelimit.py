@@ -39,7 +39,8 @@ while oldest and oldest + window <= now do
 end
 local remaining = limit - redis.call('LLEN', KEYS[1])
 if remaining > 0 then
-    redis.call('LPUSH', KEYS[1], string.format('%.0f', now))
+    -- A Redis whose memory is full counts nothing more, and is read all the same.
+    redis.pcall('LPUSH', KEYS[1], string.format('%.0f', now))
     redis.call('EXPIRE', KEYS[1], ARGV[2])
 end
 return {remaining, math.ceil(((oldest or now) + window - now) / 1000000)}

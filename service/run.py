@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from jobs.errors import InvalidSettings
 from jobs.logs import configure_logging
+from jobs.redis_probe import check_kind
 from jobs.settings import Settings
 from service.app import create_app
 from service.middleware import is_loopback
@@ -42,6 +43,7 @@ def main(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; raises InvalidSettings."""
     check_address(settings)
     configure_logging(settings)
+    check_kind(settings)
     server(settings).run()
 
 

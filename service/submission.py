@@ -45,6 +45,7 @@ def check_capacity(services: Services, origin: Origin, capacity: Capacity) -> No
     Which preset is meant, the body says; so this can only tell when all of them are full.
     """
     services.store.check()
+    services.redis.check()
     services.queue.check_quota(origin, capacity.waiting)
     live = Serving(capacity.workers).live | {services.settings.preset}
     lengths = {preset: n for preset, n in capacity.lengths.items() if preset in live}
@@ -130,6 +131,7 @@ def submit(
             # First of all: a request whose job was made is not judged anew, by what is served now.
             claim = _take(services, origin, key, _fingerprint(upload), job_id)
             if isinstance(claim, Job):
+                services.queue.check_replicas(claim.id)
                 return claim, True
             # Whatever stops it, the same request may be sent again.
             undo.callback(_release, services, claim)

@@ -25,13 +25,19 @@ class RedisServer:
     """`with RedisServer() as redis: Redis.from_url(redis.url)`.
 
     The port and the append-only file outlive stop(), kill() and restart(), so a test can take
-    Redis away and give it back with its data. close() removes everything.
+    Redis away and give it back with its data. close() removes everything. `program` and `options`
+    stand for another redis-server and further arguments.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str, program: Path | None = None) -> None:
+        self.options = options
+        self._program = program or find_redis_server()
         self.port = free_port()
+        while "--cluster-enabled" in options and self.port > 55_535:
+            # Nodes speak to each other at a port that is 10 000 higher.
+            self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = Path(tempfile.mkdtemp(prefix="stablesr-redis-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="stablesr-redis-"))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -42,13 +48,14 @@ class RedisServer:
         """Starts the server and returns when it answers PING."""
         if self.running:
             raise RuntimeError(f"redis-server already runs on port {self.port}.")
-        log = self._folder / "redis.log"
+        log = self.folder / "redis.log"
         self._process = subprocess.Popen(
             [
-                str(find_redis_server()),
-                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)),
+                str(self._program),
+                *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)),
                 *("--save", "", "--appendonly", "yes", "--appendfsync", "always"),
                 *("--logfile", str(log), "--daemonize", "no"),
+                *self.options,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -108,7 +115,7 @@ class RedisServer:
 
     def close(self) -> None:
         self.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -30,6 +30,7 @@ from jobs.job_store import JobStore
 from jobs.logs import configure_logging
 from jobs.maintenance import Maintenance
 from jobs.recovery import LeaseReaper
+from jobs.redis_probe import RedisProbe, check_kind
 from jobs.rq_adapter import open_queue
 from jobs.settings import Settings
 from jobs.store import BlobStore
@@ -78,6 +79,7 @@ def main(settings: Settings) -> int:
         return sr
 
     try:
+        check_kind(settings)
         device = choose_device(devices_of(settings)[0])
         return Supervisor(settings, load, device=str(device)).run()
     except (StartupError, ModelError, JobsError) as error:
@@ -182,7 +184,11 @@ class Supervisor:
             Slot(process, queue, f"{info.name}.{number}") for number in range(settings.slots)
         ]
         maintenance = Maintenance(self._quick, store, self._metrics.sweep)
-        maintaining = PeriodicThread("maintenance", settings.maintenance_s, maintenance.run)
+        redis = RedisProbe(self._quick, settings)
+        rounds = (redis.look, maintenance.run)
+        maintaining = PeriodicThread(
+            "maintenance", settings.maintenance_s, lambda: [each() for each in rounds]
+        )
         self._threads = [*self._slots, process.engine.thread]
         process.watchdog.thread.start()
         for thread in (*self._threads, maintaining):

@@ -123,7 +123,8 @@ async def livez() -> LiveView:
 )
 @_shared
 async def readyz(request: Request) -> ReadyView:
-    """Redis answers, the image store takes images, and a live worker serves the default preset."""
+    """Redis takes jobs and keeps them, the image store takes images, and a live worker serves the
+    default preset."""
     services = services_of(request)
     fault = await services.store_probe.fault()
     return await run_sync(_readiness, services, fault)
@@ -132,13 +133,15 @@ async def readyz(request: Request) -> ReadyView:
 def _readiness(services: Services, fault: str | None) -> ReadyView:
     preset = services.settings.preset
     store = ComponentView(ready=fault is None, detail=fault or "takes images")
+    state = services.redis.look()
+    redis = ComponentView(ready=state.ready, detail=state.detail)
     try:
         capacity = services.queue.capacity()
     except QueueUnavailable:
-        redis = ComponentView(ready=False, detail="does not answer")
         worker = ComponentView(ready=False, detail="is not known while Redis is away")
+        if state.ready:
+            redis = ComponentView(ready=False, detail="does not answer")
     else:
-        redis = ComponentView(ready=True, detail="answers")
         worker = _worker(preset, capacity)
     components = {"redis": redis, "store": store, "worker": worker}
     missing = [f"{name} {part.detail}" for name, part in components.items() if not part.ready]

@@ -1,6 +1,7 @@
 """Runs the faults, several at a time since most of their time is waiting, and prints a table.
 
-    python -m tests.faults [NAME ...] [--store s3] [--times N] [--together N] [--json FILE]
+    python -m tests.faults [NAME ...] [--store s3] [--redis sentinel] [--times N] [--together N]
+        [--json FILE]
 
 Ends with 1 when a job was lost, ended twice or ended otherwise than it must, and when a fault could
 not be made here: what was not tried did not go well.
@@ -23,7 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.cases import CASES, FOLDER_ONLY, Case, NotRun
+from tests.faults.failover import on_a_group
 from tests.faults.house import House
+from tests.redis_sentinel import RedisGroup
+from tests.redis_server import RedisServer
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,11 @@ class Outcome:
         return ended and not self.wrong and not self.not_run
 
 
-def run(case: Case, *, store: str) -> Outcome:
+def run(case: Case, *, store: str, on_sentinel: bool = False) -> Outcome:
     began = time.monotonic()
     recovered, wrong, not_run = None, "", ""
-    with House(case.name, **{"store": store, **case.settings}) as house:
+    redis = RedisGroup(acknowledged=1) if on_sentinel else RedisServer()
+    with House(case.name, redis, **{"store": store, **case.settings}) as house:
         try:
             recovered = case.run(house)
         except NotRun as reason:
@@ -98,12 +103,15 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=1, help="how often each is done")
     parser.add_argument("--together", type=int, default=5, help="how many at a time")
     parser.add_argument("--json", type=Path, help="write the outcomes there as well")
+    parser.add_argument("--redis", choices=("single", "sentinel"), default="single")
     chosen = parser.parse_args()
     names: list[str] = chosen.names or [""]
-    known = [case for case in CASES if chosen.store == "folder" or case.name not in FOLDER_ONLY]
+    known = CASES if chosen.redis == "single" else on_a_group(CASES)
+    known = [case for case in known if chosen.store == "folder" or case.name not in FOLDER_ONLY]
     cases = [case for case in known if any(name in case.name for name in names)] * chosen.times
     with ThreadPoolExecutor(chosen.together) as pool:
-        outcomes = list(pool.map(partial(run, store=chosen.store), cases))
+        start = partial(run, store=chosen.store, on_sentinel=chosen.redis == "sentinel")
+        outcomes = list(pool.map(start, cases))
     Console(width=110).print(table(outcomes))
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(o) for o in outcomes], indent=2) + "\n")

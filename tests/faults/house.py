@@ -22,6 +22,7 @@ from PIL import Image
 from cli.processes import free_port
 from jobs.settings import Settings
 from tests.faults.worker import serve
+from tests.redis_sentinel import RedisGroup
 from tests.redis_server import RedisServer
 from tests.s3_server import S3Server, environment
 from tests.worker.processes import WorkerProcess
@@ -63,12 +64,14 @@ class House:
     """One service on one Redis; `with` starts both and ends everything.
 
     The settings are the defaults, but for what a case gives; clients are not asked to slow down,
-    since jobs are looked at all the time.
+    since jobs are looked at all the time. `redis` is another one than a plain server.
     """
 
     def __init__(
         self,
         name: str,
+        redis: RedisServer | RedisGroup | None = None,
+        /,
         *,
         store: str = "folder",
         upload_grace_s: float | None = None,
@@ -77,15 +80,14 @@ class House:
         self._upload_grace_s = upload_grace_s
         self.s3 = S3Server() if store == "s3" else None
         self.folder = Path(tempfile.mkdtemp(prefix=f"stablesr-fault-{name.replace(' ', '-')}-"))
-        self.redis = RedisServer()
+        self.redis = redis or RedisServer()
         self.port = free_port()
         self.settings = Settings(
-            redis_url=self.redis.url,
             blob_root=self.folder / "blobs",
             blob_url=f"s3://{BUCKET}" if self.s3 else None,
             port=self.port,
             # What looks on asks more often than a client may.
-            **{"uploads_per_minute": 0, **settings},
+            **{"redis_url": self.redis.url, "uploads_per_minute": 0, **settings},
         )
         self.jobs: list[Job] = []
         self.workers: list[WorkerProcess] = []
@@ -118,17 +120,21 @@ class House:
 
     # The service
 
-    def start_service(self) -> None:
+    def environment(self) -> dict[str, str]:
+        """The variables of a process under the house's settings."""
         values = json.loads(self.settings.model_dump_json(exclude_unset=True, exclude_none=True))
         env = {f"STABLESR_{name.upper()}": str(value) for name, value in values.items()}
         if self.s3 is not None:
             env |= environment(self.s3.url)
         if self._upload_grace_s is not None:
             env["UPLOAD_GRACE_S"] = str(self._upload_grace_s)
+        return {**os.environ, **env}
+
+    def start_service(self) -> None:
         with (self.folder / "service.log").open("ab") as log:
             self._service = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.service"],
-                env={**os.environ, **env},
+                env=self.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -189,10 +195,12 @@ class House:
 
     # Jobs
 
-    def post(self, name: str = "photo.png", **fields: Any) -> httpx.Response:
+    def post(
+        self, name: str = "photo.png", *, headers: dict[str, str] | None = None, **fields: Any
+    ) -> httpx.Response:
         data = {"scale": 2, "seed": 7, "steps": 20, **fields}
         files = {"image": (name, png(), "image/png")}
-        return self.client.post("/upscale", files=files, data=data)
+        return self.client.post("/upscale", files=files, data=data, headers=headers)
 
     def submit(self, count: int = 1, *, expected: str = "succeeded", **fields: Any) -> list[Job]:
         made = []

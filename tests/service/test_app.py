@@ -159,8 +159,54 @@ def test_a_redis_that_takes_no_writes_is_a_503(client: httpx.Client, redis: Redi
         answer = upload(client, PNG)
     finally:
         redis.config_set("maxmemory", "0")
-    problem(answer, 503, "queue-unavailable")
+    body = problem(answer, 503, "queue-unsuitable")
+    assert body["detail"] == "Redis takes no writes: its memory (maxmemory) is full."
     assert upload(client, PNG).status_code == 202
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_a_redis_that_may_evict_takes_jobs_only_where_that_is_allowed(
+    settings: Settings, redis: Redis, is_allowed: bool
+) -> None:
+    FakeWorker(redis, settings).appear()
+    redis.config_set("maxmemory-policy", "volatile-lru")
+    said = "may evict jobs: its maxmemory-policy is volatile-lru"
+    try:
+        with serving(settings.model_copy(update={"allow_eviction": is_allowed})) as client:
+            ready, answer = client.get("/readyz"), upload(client, PNG)
+            metrics = client.get("/metrics").text
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+    assert "stablesr_redis_may_evict 1.0" in metrics
+    if is_allowed:
+        assert ready.json()["components"]["redis"]["detail"] == f"answers, but {said}"
+        assert answer.status_code == 202
+    else:
+        body = problem(ready, 503, "not-ready")
+        assert body["components"]["redis"]["detail"] == f"{said} and must be noeviction"
+        body = problem(answer, 503, "queue-unsuitable")
+        assert body["detail"] == f"No job is taken while Redis {said} and must be noeviction."
+        # Only the operator can change it.
+        assert "Retry-After" not in answer.headers
+
+
+def test_a_redis_that_takes_no_writes_is_read_and_not_ready(
+    settings: Settings, redis: Redis
+) -> None:
+    FakeWorker(redis, settings).appear()
+    with serving(settings) as client:
+        job = upload(client, PNG).json()["id"]
+        redis.config_set("maxmemory", "1")
+        try:
+            with serving(settings) as another:
+                body = problem(another.get("/readyz"), 503, "not-ready")
+                assert another.get(f"/jobs/{job}").status_code == 200
+                assert another.get("/jobs").status_code == 200
+        finally:
+            redis.config_set("maxmemory", "0")
+    said = "takes no writes: its memory (maxmemory) is full"
+    assert body["components"]["redis"] == {"ready": False, "detail": said}
+    assert body["components"]["worker"]["ready"]
 
 
 def test_a_store_that_cannot_be_written_is_a_503_and_leaves_no_job(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError
 
 from jobs.connection import as_text
 from jobs.schema import Progress
 from jobs.settings import Settings
+from service.listener import Listener
+from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, plain_client, serving
 from tests.service.pictures import picture
 
@@ -169,3 +173,18 @@ def test_a_server_that_stops_answers_those_who_wait(settings: Settings, redis: R
         assert time.monotonic() - started < 5
         thread.join(10)
     assert [answer.status_code for answer in answers] == [202]
+
+
+def test_a_redis_that_gives_no_sign_of_life_is_left_and_a_quiet_one_is_not(
+    settings: Settings, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.listener.LOOK_S", 0.1)
+
+    async def listen() -> None:
+        listening = asyncio.create_task(Listener(settings)._listen())
+        done, _ = await asyncio.wait([listening], timeout=1)
+        assert not done
+        with redis_server.hanging(), pytest.raises(ConnectionError, match="sign of life"):
+            await asyncio.wait_for(listening, 5)
+
+    asyncio.run(listen())
