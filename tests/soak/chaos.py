@@ -1,0 +1,223 @@
+"""What happens to the parts meanwhile, drawn by a generator whose seed is printed.
+
+Of the two workers one lives all the time, and after half of the jobs the service is left alone as
+well: their memory can be judged. No job meets two dead workers, which would rightly fail it.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.faults.house import House, until
+
+STEP_S = 0.02
+BROKEN_UPLOADS = 8
+RECOVERY_S = 90.0
+
+
+class Chaos(threading.Thread):
+    """Does one fault after the other until `leaving` is set; then everything works again.
+
+    `counts` are the faults that were done, `fault` is what went wrong with them.
+    """
+
+    def __init__(
+        self,
+        house: House,
+        seed: int,
+        *,
+        pauses_s: tuple[float, float],
+        away_s: float,
+        without: Collection[str] = (),
+    ) -> None:
+        super().__init__(name="chaos")
+        self._house, self._pauses_s, self._away_s = house, pauses_s, away_s
+        self._rng = random.Random(seed)
+        self.leaving = threading.Event()
+        self.spares_service = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self.fault = ""
+        self.steady, self.victim = house.worker(step_s=STEP_S), house.worker(step_s=STEP_S)
+        self._hit: set[str] = set()
+        """Jobs that a dead worker may have had in hand."""
+        self._began = time.monotonic()
+        faults = {
+            self._worker_killed: 3,
+            self._worker_stopped: 1,
+            self._service_killed: 1,
+            self._redis_killed: 2,
+            self._all_killed: 1,
+            self._store_away: 3,
+            self._uploads_cut: 2,
+        }
+        self._faults = {fault: n for fault, n in faults.items() if _name(fault) not in without}
+
+    def run(self) -> None:
+        try:
+            while not self.leaving.is_set():
+                bag = [fault for fault, times in self._faults.items() for _ in range(times)]
+                self._rng.shuffle(bag)
+                for fault in bag:
+                    if self.leaving.wait(self._rng.uniform(*self._pauses_s)):
+                        return
+                    self._do(fault)
+        # Whatever it is, the soak has to end with it.
+        except Exception as error:
+            self.fault = f"{type(error).__name__}: {error}"
+
+    def _do(self, fault: Callable[[], None]) -> None:
+        if self.spares_service.is_set() and fault in (self._service_killed, self._all_killed):
+            return
+        self.counts[_name(fault)] += 1
+        print(f"{time.monotonic() - self._began:7.1f} s  {_name(fault)}", flush=True)
+        fault()
+
+    # The faults
+
+    def _worker_killed(self) -> None:
+        self._wait_for_jobs_in_hand()
+        self.victim.signal(signal.SIGKILL)
+        self._replace(-signal.SIGKILL)
+        self._note_jobs_in_hand()
+
+    def _worker_stopped(self) -> None:
+        self.victim.signal(signal.SIGTERM)
+        self._replace(0)
+
+    def _service_killed(self) -> None:
+        self._house.kill_service()
+        self._house.start_service()
+
+    def _redis_killed(self) -> None:
+        self._house.redis.kill()
+        time.sleep(self._rng.uniform(0.1, self._away_s / 2))
+        self._house.redis.start()
+
+    def _all_killed(self) -> None:
+        """All but the steady worker."""
+        self._wait_for_jobs_in_hand()
+        self._house.redis.kill()
+        self.victim.signal(signal.SIGKILL)
+        self._house.kill_service()
+        self._house.redis.start()
+        self._house.start_service()
+        self._replace(-signal.SIGKILL)
+        self._note_jobs_in_hand()
+
+    def _store_away(self) -> None:
+        """Files lie where one or both of the folders should be."""
+        root = self._house.settings.blob_root
+        names = self._rng.choice((["inputs"], ["results"], ["inputs", "results"]))
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(blocked(root / name))
+            time.sleep(self._rng.uniform(0.5, self._away_s))
+
+    def _uploads_cut(self) -> None:
+        """Clients that go away in the middle of an upload."""
+        head = (
+            b"POST /upscale HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+            b'Content-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+        )
+        for _ in range(BROKEN_UPLOADS):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self._house.port)) as to:
+                to.sendall(head + self._rng.randbytes(self._rng.randint(0, 90_000)))
+
+    # Between them
+
+    def _replace(self, expected: int) -> None:
+        code = self.victim.wait(20)
+        assert code == expected, f"the worker's exit code is {code}, not {expected}"
+        self.victim = self._house.worker(step_s=STEP_S)
+
+    def _wait_for_jobs_in_hand(self) -> None:
+        """Those that met a dead worker have ended."""
+
+        def is_over(job_id: str) -> bool:
+            state = self._get(f"/jobs/{job_id}").get("state")
+            return state not in ("queued", "processing")
+
+        for job_id in self._hit:
+            until(partial(is_over, job_id), f"job {job_id} ends", seconds=RECOVERY_S)
+        self._hit.clear()
+
+    def _note_jobs_in_hand(self) -> None:
+        jobs = self._get("/jobs?limit=100&state=processing")["jobs"]
+        self._hit |= {job["id"] for job in jobs}
+
+    def _get(self, path: str) -> dict[str, Any]:
+        """What is answered, once it is: Redis may have just started."""
+        answers: list[httpx.Response] = []
+
+        def is_answered() -> bool:
+            answers.append(self._house.client.get(path))
+            return answers[-1].status_code in (200, 404)
+
+        until(is_answered, f"{path} is answered", seconds=RECOVERY_S)
+        body: dict[str, Any] = answers[-1].json()
+        return body
+
+
+def _name(fault: Callable[[], None]) -> str:
+    return fault.__name__.strip("_").replace("_", " ")
+
+
+@contextmanager
+def blocked(folder: Path) -> Iterator[None]:
+    """A file lies where the folder was, until the block ends.
+
+    A put in this moment may make the folder anew; what it writes is moved as well.
+    """
+    aside = folder.parent.with_name(f"aside-{folder.name}")
+    aside.mkdir()
+    while not _replaced_by_file(folder, aside):
+        pass
+    try:
+        yield
+    finally:
+        folder.unlink()
+        while not _put_back(aside, folder):
+            pass
+
+
+def _empty(folder: Path, into: Path) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):
+            path.rename(into / path.name)
+
+
+def _replaced_by_file(folder: Path, aside: Path) -> bool:
+    _empty(folder, aside)
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    try:
+        folder.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _put_back(aside: Path, folder: Path) -> bool:
+    _empty(folder, aside)
+    try:
+        aside.rename(folder)
+    except OSError:
+        return False
+    return True
