@@ -31,10 +31,12 @@ from tests.faults.house import House, until
 from tests.soak import leftovers
 from tests.soak.chaos import Chaos
 from tests.soak.clients import Customer, Tally
+from tests.soak.pace import FEW_JOBS, LONG, SHORT, Pace
 from tests.soak.watch import JUDGED_S, MOST_GROWTH_MB, Life, Watch
 
 ENDS = ("succeeded", "canceled", "failed")
-FEW_JOBS = 200
+# Until an image without a job is removed.
+GRACE_S = 15.0
 MOST_SHOWN = 40
 
 
@@ -48,16 +50,15 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
 
-def soak(house: House, scratch: Path, chosen: argparse.Namespace) -> Outcome:
+def soak(house: House, scratch: Path, pace: Pace, chosen: argparse.Namespace) -> Outcome:
     """All of it, in a house that is open."""
-    few = chosen.jobs < FEW_JOBS
     began = time.monotonic()
     tally = Tally(chosen.jobs, began + 60 * chosen.minutes)
     chaos = Chaos(
         house,
         chosen.seed,
-        pauses_s=(0.2, 1.0) if few else (2.0, 8.0),
-        away_s=2.0 if few else 6.0,
+        pauses_s=pace.chaos_pauses_s,
+        away_s=pace.away_s,
         without=chosen.without,
     )
     house.ready()
@@ -68,22 +69,20 @@ def soak(house: House, scratch: Path, chosen: argparse.Namespace) -> Outcome:
             "worker that is killed": lambda: chaos.victim.pid,
         }
     )
-    customers = [
-        Customer(name, house, chosen.seed, tally, at_once=2 if few else 6)
+    threads = [
+        threading.Thread(target=Customer(name, house, chosen.seed, tally, pace).run)
         for name in range(chosen.clients)
     ]
-    threads = [threading.Thread(target=customer.run) for customer in customers]
     for thread in (*threads, watch, chaos):
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        if not few and len(tally.ends) > chosen.jobs / 2:
+        if pace.memory_is_judged and len(tally.ends) > chosen.jobs / 2:
             chaos.spares_service.set()
         time.sleep(0.2)
     chaos.leaving.set()
     chaos.join()
-    outcome = Outcome(seconds=time.monotonic() - began)
     watch.leaving.set()
-    outcome.lives = watch.lives()
+    outcome = Outcome(time.monotonic() - began, lives=watch.lives())
     outcome.faults += tally.faults
     outcome.faults += [chaos.fault] if chaos.fault else []
     outcome.faults += [life.fault for life in outcome.lives if life.fault]
@@ -102,7 +101,8 @@ def soak(house: House, scratch: Path, chosen: argparse.Namespace) -> Outcome:
 def ended_once(house: House, tally: Tally) -> list[str]:
     """What says that a job ended more than once, or that there are jobs no client knows."""
     faults = [f"job {id}: no client saw its end" for id, s in tally.ends.items() if s not in ENDS]
-    lines = [line for one in house.workers for line in one.log.read_text().splitlines()]
+    logs = [worker.log for worker in house.workers if worker.log.exists()]
+    lines = [line for log in logs for line in log.read_text().splitlines()]
     events = [json.loads(line) for line in lines if line.startswith("{")]
     done = Counter(event["job"] for event in events if event.get("event") == "job done")
     faults += [f"job {job}: done {count} times" for job, count in done.items() if count > 1]
@@ -126,6 +126,7 @@ def see_what_is_left(house: House, scratch: Path, chaos: Chaos, outcome: Outcome
         # A look at the workers forgets those that are silent.
         house.client.get("/readyz")
         for worker in (chaos.steady, chaos.victim):
+            chaos.works(worker)
             worker.signal(signal.SIGTERM)
             if (code := worker.wait(20)) != 0:
                 outcome.faults.append(f"a worker ended with {code}, not 0")
@@ -135,10 +136,6 @@ def see_what_is_left(house: House, scratch: Path, chaos: Chaos, outcome: Outcome
         outcome.faults += wrong
         outcome.rows += [(f"keys {kind}", str(count)) for kind, count in sorted(kinds.items())]
     outcome.faults += [f"{name} is left in TMPDIR" for name in leftovers.scratch(scratch)]
-
-
-# Until an image without a job is removed.
-GRACE_S = 15.0
 
 
 def tables(outcome: Outcome) -> list[Table]:
@@ -169,19 +166,15 @@ def main() -> int:
     chosen = parser.parse_args()
     print(f"seed {chosen.seed}")
     torch.set_num_threads(1)
-    few = chosen.jobs < FEW_JOBS
-    lives = (
-        {"result_ttl_s": 20, "worker_ttl_s": 4}
-        if few
-        else {"result_ttl_s": 120, "worker_ttl_s": 10}
-    )
-    house = House("soak", upload_grace_s=GRACE_S, **lives)
+    pace = SHORT if chosen.jobs < FEW_JOBS else LONG
+    settings = {"result_ttl_s": pace.result_ttl_s, "worker_ttl_s": pace.worker_ttl_s}
+    house = House("soak", upload_grace_s=GRACE_S, **settings)
     scratch = house.folder / "tmp"
     scratch.mkdir()
     # Of the processes, not of this one, whose own folder is chosen by now.
     os.environ["TMPDIR"] = str(scratch)
     with house:
-        outcome = soak(house, scratch, chosen)
+        outcome = soak(house, scratch, pace, chosen)
     console = Console(width=100)
     for table in tables(outcome):
         console.print(table)

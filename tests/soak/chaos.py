@@ -21,8 +21,9 @@ from typing import Any
 import httpx
 
 from tests.faults.house import House, until
+from tests.worker.processes import WorkerProcess
 
-STEP_S = 0.02
+STEP_S = 0.03
 BROKEN_UPLOADS = 8
 RECOVERY_S = 90.0
 
@@ -84,6 +85,15 @@ class Chaos(threading.Thread):
         print(f"{time.monotonic() - self._began:7.1f} s  {_name(fault)}", flush=True)
         fault()
 
+    def works(self, worker: WorkerProcess) -> None:
+        """Waits until a worker takes jobs: before that a signal ends it as any process."""
+        log = worker.log
+        until(
+            lambda: log.exists() and '"worker ready"' in log.read_text(),
+            "a worker is ready",
+            seconds=RECOVERY_S,
+        )
+
     # The faults
 
     def _worker_killed(self) -> None:
@@ -93,6 +103,7 @@ class Chaos(threading.Thread):
         self._note_jobs_in_hand()
 
     def _worker_stopped(self) -> None:
+        self.works(self.victim)
         self.victim.signal(signal.SIGTERM)
         self._replace(0)
 

@@ -17,6 +17,7 @@ from stablesr_client import Client
 from stablesr_client.errors import ClientError, JobFailed
 from stablesr_client.schema import Job
 from tests.faults.house import House
+from tests.soak.pace import Pace
 from tests.soak.requests import Request, expected_result, request
 
 CANCELS = 0.2
@@ -95,17 +96,19 @@ class Order:
 class Customer:
     """One client, with its own connection, that has some jobs in hand at a time."""
 
-    def __init__(self, name: int, house: House, seed: int, tally: Tally, *, at_once: int) -> None:
+    def __init__(self, name: int, house: House, seed: int, tally: Tally, pace: Pace) -> None:
         self._rng = random.Random(seed * 101 + name)
-        self._seed, self._tally, self._at_once = seed, tally, at_once
+        self._seed, self._tally, self._pace = seed, tally, pace
         self._target = house.folder / f"client-{name}"
         line = BadLine(random.Random(seed * 103 + name), tally)
         self._client = Client(str(house.client.base_url), transport=line)
+        # A client that was never answered does not take a server for one that is away.
+        self._client.models()
 
     def run(self) -> None:
         """Until there is nothing more to submit; every job in hand has ended then."""
         with self._client:
-            while numbers := self._tally.numbers(self._rng.randint(1, self._at_once)):
+            while numbers := self._tally.numbers(self._rng.randint(1, self._pace.jobs_at_once)):
                 orders: list[Order] = []
                 for number in numbers:
                     with self._judged(f"request {number}"):
@@ -114,6 +117,7 @@ class Customer:
                     for order in orders:
                         with self._judged(f"job {order.job.id}"):
                             step(order)
+                time.sleep(self._rng.uniform(0, 2 * self._pace.client_pause_s))
 
     @contextmanager
     def _judged(self, what: str) -> Iterator[None]:

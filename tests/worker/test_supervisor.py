@@ -278,6 +278,14 @@ def test_a_job_that_cannot_be_interrupted_is_put_back_in_time_and_sooner_when_as
     assert (job.state, job.queue_position) == (JobState.QUEUED, 1)
 
 
+def test_a_job_that_takes_longer_than_a_lease_is_run_once(house: House) -> None:
+    assert house.settings.worker_ttl_s == 2
+    with house.worker(step_s=0.1):
+        house.ready()
+        job = house.ended(house.submit(steps=45))
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+
+
 def test_a_job_whose_worker_is_killed_runs_again_and_ends_once(house: House) -> None:
     with house.worker(step_s=0.05) as killed, house.worker(step_s=0.05) as other:
         house.ready(2)
