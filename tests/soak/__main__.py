@@ -54,11 +54,16 @@ def soak(house: House, scratch: Path, pace: Pace, chosen: argparse.Namespace) ->
     """All of it, in a house that is open."""
     began = time.monotonic()
     tally = Tally(chosen.jobs, began + 60 * chosen.minutes)
+
+    def note(fault: str) -> None:
+        print(f"{time.monotonic() - began:7.1f} s {tally.ended:5} ended  {fault}", flush=True)
+
     chaos = Chaos(
         house,
         chosen.seed,
         pauses_s=pace.chaos_pauses_s,
         away_s=pace.away_s,
+        note=note,
         without=chosen.without,
     )
     house.ready()

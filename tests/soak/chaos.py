@@ -41,6 +41,7 @@ class Chaos(threading.Thread):
         *,
         pauses_s: tuple[float, float],
         away_s: float,
+        note: Callable[[str], None],
         without: Collection[str] = (),
     ) -> None:
         super().__init__(name="chaos")
@@ -50,10 +51,10 @@ class Chaos(threading.Thread):
         self.spares_service = threading.Event()
         self.counts: Counter[str] = Counter()
         self.fault = ""
+        self._note = note
         self.steady, self.victim = house.worker(step_s=STEP_S), house.worker(step_s=STEP_S)
         self._hit: set[str] = set()
         """Jobs that a dead worker may have had in hand."""
-        self._began = time.monotonic()
         faults = {
             self._worker_killed: 3,
             self._worker_stopped: 1,
@@ -82,7 +83,7 @@ class Chaos(threading.Thread):
         if self.spares_service.is_set() and fault in (self._service_killed, self._all_killed):
             return
         self.counts[_name(fault)] += 1
-        print(f"{time.monotonic() - self._began:7.1f} s  {_name(fault)}", flush=True)
+        self._note(_name(fault))
         fault()
 
     def works(self, worker: WorkerProcess) -> None:

@@ -39,6 +39,12 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
+    @property
+    def ended(self) -> int:
+        """Jobs whose end was seen."""
+        with self.lock:
+            return sum(state != "unknown" for state in self.ends.values())
+
     def numbers(self, count: int) -> list[int]:
         """The next numbers of jobs, none once all are given out or the time is over."""
         with self.lock:
