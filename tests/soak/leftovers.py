@@ -26,15 +26,14 @@ DAY_S = 86_400
 LASTING = re.compile(r"stablesr:figures|rq:queues")
 # RQ's registers of its workers: dead ones are taken out when what is known of them is gone.
 REGISTERS = re.compile(r"rq:workers(:.*)?")
-# By kind, the most seconds that one may still have; tombstones of jobs and repeated requests are
-# known for a day, the index of jobs for as long as one of them may be.
+# By kind, the most seconds that one may still have: tombstones of jobs, repeated requests and RQ's
+# notes on dead workers are known for a day, the index of jobs for as long as one of them may be.
 PASSING = {
     r"stablesr:job:[\w-]+": TOMBSTONE_S,
     r"stablesr:once:.*": DAY_S,
     r"stablesr:(jobs|waiting):.*": 11 * DAY_S,
     r"stablesr:figures:\d+": 180,
-    r"rq:worker:.*": 600,
-    r"rq:job:.*": DAY_S,
+    r"rq:(worker|execution|job):.*": DAY_S,
 }
 
 
