@@ -33,6 +33,8 @@ PASSING = {
     r"stablesr:once:.*": DAY_S,
     r"stablesr:(jobs|waiting):.*": 11 * DAY_S,
     r"stablesr:figures:\d+": 180,
+    # How far the walk over the store has come.
+    r"stablesr:walk": 3600,
     r"rq:(worker|execution|job):.*": DAY_S,
 }
 
