@@ -113,17 +113,15 @@ class Chaos(threading.Thread):
         self._house.start_service()
 
     def _redis_killed(self) -> None:
-        self._house.redis.kill()
-        time.sleep(self._rng.uniform(0.1, self._away_s / 2))
-        self._house.redis.start()
+        with self._redis_away():
+            time.sleep(self._rng.uniform(0.1, self._away_s / 2))
 
     def _all_killed(self) -> None:
         """All but the steady worker."""
         self._wait_for_jobs_in_hand()
-        self._house.redis.kill()
-        self.victim.signal(signal.SIGKILL)
-        self._house.kill_service()
-        self._house.redis.start()
+        with self._redis_away():
+            self.victim.signal(signal.SIGKILL)
+            self._house.kill_service()
         self._house.start_service()
         self._replace(-signal.SIGKILL)
         self._note_jobs_in_hand()
@@ -147,6 +145,23 @@ class Chaos(threading.Thread):
         for _ in range(BROKEN_UPLOADS):
             with suppress(OSError), socket.create_connection(("127.0.0.1", self._house.port)) as to:
                 to.sendall(head + self._rng.randbytes(self._rng.randint(0, 90_000)))
+
+    @contextmanager
+    def _redis_away(self) -> Iterator[None]:
+        """Killed, and started again after the block: the same one, with its data."""
+        before = self._redis_state()
+        self._house.redis.kill()
+        yield
+        self._house.redis.start()
+        after = self._redis_state()
+        assert after[0] == before[0], f"another Redis answers at the port: {after[0]}"
+        assert after[1] >= before[1] / 2, f"Redis came back with {after[1]} keys of {before[1]}"
+
+    def _redis_state(self) -> tuple[str, int]:
+        """The folder of its data, and the number of its keys."""
+        with self._house.redis.connect() as connection:
+            folder: Any = connection.config_get("dir")
+            return folder["dir"], int(str(connection.dbsize()))
 
     # Between them
 

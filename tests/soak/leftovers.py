@@ -33,8 +33,10 @@ PASSING = {
     r"stablesr:once:.*": DAY_S,
     r"stablesr:(jobs|waiting):.*": 11 * DAY_S,
     r"stablesr:figures:\d+": 180,
-    # How far the walk over the store has come.
+    # How far the walk over the store has come, whose turn it is, whether Redis takes writes.
     r"stablesr:walk": 3600,
+    r"stablesr:turns:\w+": 7 * DAY_S,
+    r"stablesr:probe": 60,
     r"rq:(worker|execution|job):.*": DAY_S,
 }
 
