@@ -113,8 +113,8 @@ BREAKS = (
     Break(
         "a result that is stored is made again",
         path="worker/tasks.py",
-        text="_stored_result(process.store, job) or _upscale(attempt, job)",
-        instead="_upscale(attempt, job)",
+        text=", job) or _upscale(attempt, job)",
+        instead=", job) and None or _upscale(attempt, job)",
         tests="tests/worker/test_tasks.py",
         names="earlier_attempt",
     ),
