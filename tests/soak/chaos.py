@@ -6,6 +6,8 @@ well: their memory can be judged. No job meets two dead workers, which would rig
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
 import signal
 import socket
@@ -26,6 +28,8 @@ from tests.worker.processes import WorkerProcess
 STEP_S = 0.03
 BROKEN_UPLOADS = 8
 RECOVERY_S = 90.0
+# Of renameat2(2).
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 class Chaos(threading.Thread):
@@ -204,47 +208,21 @@ def _name(fault: Callable[[], None]) -> str:
 
 @contextmanager
 def blocked(folder: Path) -> Iterator[None]:
-    """A file lies where the folder was, until the block ends.
-
-    A put in this moment may make the folder anew; what it writes is moved as well.
-    """
+    """A file lies where the folder was, until the block ends: exchanged in one call, since a folder
+    that is missing for a moment is made anew by the next put, and its blobs would be unknown."""
     aside = folder.parent.with_name(f"aside-{folder.name}")
-    aside.mkdir()
-    while not _replaced_by_file(folder, aside):
-        pass
+    aside.touch(exist_ok=False)
+    _exchange(folder, aside)
     try:
         yield
     finally:
-        folder.unlink()
-        while not _put_back(aside, folder):
-            pass
+        _exchange(folder, aside)
+        aside.unlink()
 
 
-def _empty(folder: Path, into: Path) -> None:
-    for path in folder.iterdir() if folder.is_dir() else ():
-        with suppress(FileNotFoundError):
-            path.rename(into / path.name)
-
-
-def _replaced_by_file(folder: Path, aside: Path) -> bool:
-    _empty(folder, aside)
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        pass
-    except OSError:
-        return False
-    try:
-        folder.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _put_back(aside: Path, folder: Path) -> bool:
-    _empty(folder, aside)
-    try:
-        aside.rename(folder)
-    except OSError:
-        return False
-    return True
+def _exchange(one: Path, other: Path) -> None:
+    """Raises OSError where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
