@@ -25,4 +25,4 @@ class Pace:
 
 
 LONG = Pace(6, 8.0, (2.0, 8.0), 6.0, result_ttl_s=150, worker_ttl_s=10, memory_is_judged=True)
-SHORT = Pace(1, 0.0, (0.5, 2.0), 2.0, result_ttl_s=30, worker_ttl_s=4, memory_is_judged=False)
+SHORT = Pace(1, 1.5, (0.3, 1.2), 2.0, result_ttl_s=30, worker_ttl_s=4, memory_is_judged=False)
