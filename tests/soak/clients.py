@@ -94,8 +94,9 @@ class Order:
     @property
     def is_right(self) -> bool:
         """Whether the job may end as it did."""
-        if self.cancel_answer is not None and self.cancel_answer.ended:
-            return self.job.state == self.cancel_answer.state
+        answer = self.cancel_answer
+        if answer is not None and answer.ended and answer.state != self.job.state:
+            return False
         return self.job.state in ("succeeded", *(["canceled"] if self.cancel_asked else []))
 
 
