@@ -70,6 +70,14 @@ redis-kinds: $(STAMP)  ## the whole service on Redis 6.2 to 8, Valkey, Sentinel,
 load: $(STAMP)  ## 200 uploads at 20 a second beside 50 pollers: seconds of a request, memory
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.load
 
+.PHONY: soak mutations
+soak: $(STAMP)  ## 1,000 jobs through random kills and outages, 12 minutes (JOBS=60 for one, MINUTES=20 SEED=)
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --jobs $(or $(JOBS),1000) \
+	  --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
+
+mutations: $(STAMP)  ## break the product on purpose, in a copy: each time a test must notice
+	$(BIN)/python -m tests.mutations
+
 fuzz: $(STAMP)  ## schemathesis, all checks, against a running service, open and with a key
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.fuzz
 

@@ -88,7 +88,8 @@ class Retries:
 
     def reset(self) -> None:
         """The call has made progress: the next failure counts as the first."""
-        self._failure_time: float | None = None
+        self._outage_time: float | None = None
+        self._busy_time: float | None = None
         self._backoff_s = self._policy.shortest_pause_s
 
     def connect(self) -> None:
@@ -105,15 +106,18 @@ class Retries:
                 raise error
         if now - self._connect_time > policy.longest_pause_s:
             self.reset()
-        self._failure_time = now if self._failure_time is None else self._failure_time
         if server_s is None:
+            self._outage_time = start = now if self._outage_time is None else self._outage_time
             pause_s, limit_s = self._backoff_s * (1 + random()) / 2, policy.outage_s
             self._backoff_s = min(2 * self._backoff_s, policy.longest_pause_s)
         else:
+            # It answers, so an outage before is over.
+            self._outage_time = None
+            self._busy_time = start = now if self._busy_time is None else self._busy_time
             # Never sooner than the server says.
             pause_s = max(server_s, policy.shortest_pause_s) * (1 + random() / 10)
             limit_s = policy.busy_s
-        if now + pause_s - self._failure_time > limit_s:
+        if now + pause_s - start > limit_s:
             raise error
         return pause_s if self._polling is None else self._polling.limit(pause_s)
 

@@ -64,6 +64,18 @@ def test_a_server_that_stays_busy_is_a_refusal_once_the_retries_are_over(
     assert clock.pauses == [40, 40, 40]
 
 
+def test_an_outage_is_timed_apart_from_a_server_that_is_busy(
+    script: Script, make_client: MakeClient, clock: FakeClock
+) -> None:
+    client = make_client(script.url, retry_policy=RetryPolicy(outage_s=1, busy_s=100))
+    for _ in range(2):
+        script.add(POST, 503, {"title": "The queue is full"}, Retry_After="40")
+        script.reset(POST)
+    script.add(POST, 202, job("queued"))
+    assert client.submit(IMAGE).id == JOB_ID
+    assert clock.pauses == [40, 0.125, 40, 0.25]
+
+
 def test_a_refusal_of_the_service_that_names_no_time_is_final(
     script: Script, client: Shell, clock: FakeClock
 ) -> None:

@@ -14,8 +14,14 @@ import structlog
 from PIL import Image
 from redis import Redis
 
-from jobs.errors import ImageAnimated, OutputTooLarge, StoreUnavailable, UnsupportedFormat
-from jobs.job_store import record_key
+from jobs.errors import (
+    ImageAnimated,
+    OutputTooLarge,
+    QueueUnavailable,
+    StoreUnavailable,
+    UnsupportedFormat,
+)
+from jobs.job_store import AGENDA_KEY, record_key
 from jobs.queue import JobQueue
 from jobs.schema import ImageInfo
 from jobs.settings import Settings
@@ -253,6 +259,18 @@ def test_a_key_whose_process_died_is_free_again_after_a_while(
     assert 50 < redis.ttl(key) <= 60
     redis.delete(key)
     assert post(client).status_code == 202
+
+
+def test_an_image_without_a_job_is_due_to_be_removed(
+    client: httpx.Client, settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise QueueUnavailable("Redis is away.", retry_after=5)
+
+    monkeypatch.setattr(JobQueue, "submit", away)
+    problem(post(client), 503, "queue-unavailable")
+    [image] = (settings.blob_root / "inputs").iterdir()
+    assert redis.zscore(AGENDA_KEY, image.name)
 
 
 def test_a_claim_that_ran_out_while_storing_makes_no_second_job(

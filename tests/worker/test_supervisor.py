@@ -104,6 +104,14 @@ def test_a_running_job_that_is_canceled_stops_within_a_step(served: House) -> No
     assert served.ended(served.submit()).state is JobState.SUCCEEDED
 
 
+def test_a_job_that_takes_longer_than_a_lease_is_run_once(house: House) -> None:
+    assert house.settings.worker_ttl_s == 2
+    with house.worker(step_s=0.1):
+        house.ready()
+        job = house.ended(house.submit(steps=45))
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+
+
 def test_a_broken_image_fails_at_once_and_the_worker_goes_on(served: House) -> None:
     job = served.ended(served.submit(png(64, 64)[:-30]))
     assert job.state is JobState.FAILED

@@ -1,0 +1,1 @@
+"""Deliberate breaks, each of which a suite must notice: `python -m tests.mutations`."""

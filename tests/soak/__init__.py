@@ -1,0 +1,1 @@
+"""A thousand jobs while everything around them is killed: `python -m tests.soak`."""
