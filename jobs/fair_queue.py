@@ -93,14 +93,6 @@ def dispatch(connection: Redis, preset: str) -> bool:
     return bool(connection.eval(_ASK, 3, *_keys(preset), preset))
 
 
-def remove(connection: Redis, preset: str, job_id: str) -> bool:
-    """Whether the job waited. Raises RedisError."""
-    with connection.pipeline() as pipe:
-        pipe.lrem(list_key(preset), 1, job_id)
-        pipe.zrem(queue_key(preset), job_id)
-        return any(pipe.execute())
-
-
 def pause(connection: Redis, preset: str) -> None:
     """No further job of the preset starts, but for one that a worker takes in this moment; jobs
     that run go on, and uploads wait. Raises QueueUnavailable."""

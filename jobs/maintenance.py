@@ -146,7 +146,7 @@ def _look_at(job_id: str, jobs: JobStore, connection: Redis, store: BlobStore, n
         jobs.fail(job_id, fault.problem())
         logger.error("Job %s failed: %s", job_id, fault)
         # It takes no place in the queue any more; a worker that has it finds that it has ended.
-        open_queue(job.preset, connection).remove(job_id)
+        withdraw(open_queue(job.preset, connection), job_id)
         return "failures"
     return ""
 

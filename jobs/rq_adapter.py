@@ -27,7 +27,7 @@ from rq.timeouts import BaseDeathPenalty
 from . import fair_queue
 from .connection import queue_errors
 from .errors import JobFault, JobNotFound, WorkerLost, WrongState
-from .job_store import QUEUE_TTL_S, JobStore
+from .job_store import QUEUE_TTL_S, JobStore, queue_key
 from .schema import JobState
 from .settings import Settings
 
@@ -55,6 +55,15 @@ for i = #due, 1, -1 do
     redis.call('ZREM', KEYS[1], due[i])
 end
 return #due
+"""
+
+# KEYS: queue, waiting jobs, paused jobs, RQ's job.  ARGV: job id.
+_WITHDRAW = """
+local id = ARGV[1]
+local count = redis.call('LREM', KEYS[1], 1, id)
+count = count + redis.call('ZREM', KEYS[2], id) + redis.call('ZREM', KEYS[3], id)
+if count > 0 then redis.call('DEL', KEYS[4]) end
+return count
 """
 
 logger = logging.getLogger(__name__)
@@ -146,10 +155,6 @@ class FairQueue(Queue):
         else:
             fair_queue.push(pipeline, self.preset, job_id)
 
-    def remove(self, job_or_id: Job | str, pipeline: Pipeline | None = None) -> bool:
-        job_id = job_or_id if isinstance(job_or_id, str) else job_or_id.id
-        return fair_queue.remove(self.connection, self.preset, job_id)
-
 
 def open_queue(preset: str, connection: Redis) -> FairQueue:
     """The RQ queue of a preset: a worker serves one preset, and RQ is safe with one queue only."""
@@ -189,13 +194,10 @@ def enqueue_anew(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) 
 
 def withdraw(queue: Queue, job_id: str) -> bool:
     """Takes a waiting job out of RQ; False when a worker has it already."""
+    waiting = queue_key(queue.name.removeprefix("stablesr:"))
+    keys = queue.key, waiting, queue.scheduled_job_registry.key, TaskJob.key_for(job_id)
     with queue_errors(queue.connection):
-        paused = queue.scheduled_job_registry.key
-        if not (queue.remove(job_id) or queue.connection.zrem(paused, job_id)):
-            return False
-        if (job := queue.fetch_job(job_id)) is not None:
-            job.delete(remove_from_queue=False)
-    return True
+        return bool(queue.connection.eval(_WITHDRAW, len(keys), *keys, job_id))
 
 
 def requeue_due(queue: Queue) -> None:

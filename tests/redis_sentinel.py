@@ -104,8 +104,15 @@ class RedisGroup:
         self.until(lambda: self.primary is not old and self.role(self.primary)["role"] == "master")
 
     def has_replicas(self, count: int) -> None:
-        """Waits until so many follow the primary."""
-        self.until(lambda: bool(self.role(self.primary)["connected_slaves"] == count))
+        """Waits until so many follow the primary, close enough for it to take writes."""
+
+        def are_there() -> bool:
+            role = self.role(self.primary)
+            # It counts only those that it needs (min-replicas-to-write).
+            good = role.get("min_slaves_good_slaves", count)
+            return bool(role["connected_slaves"] == count and good >= min(count, 1))
+
+        self.until(are_there)
 
     @staticmethod
     def role(server: RedisServer) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -172,7 +173,10 @@ def main() -> int:
     print(f"seed {chosen.seed}")
     torch.set_num_threads(1)
     pace = SHORT if chosen.jobs < FEW_JOBS else LONG
-    settings = {"result_ttl_s": pace.result_ttl_s, "worker_ttl_s": pace.worker_ttl_s}
+    settings: dict[str, Any] = {
+        "result_ttl_s": pace.result_ttl_s,
+        "worker_ttl_s": pace.worker_ttl_s,
+    }
     house = House("soak", upload_grace_s=GRACE_S, **settings)
     scratch = house.folder / "tmp"
     scratch.mkdir()

@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 
 from tests.faults.house import House, until
+from tests.redis_server import RedisServer
 from tests.worker.processes import WorkerProcess
 
 STEP_S = 0.03
@@ -163,7 +164,9 @@ class Chaos(threading.Thread):
 
     def _redis_state(self) -> tuple[str, int]:
         """The folder of its data, and the number of its keys."""
-        with self._house.redis.connect() as connection:
+        redis = self._house.redis
+        assert isinstance(redis, RedisServer)
+        with redis.connect() as connection:
             folder: Any = connection.config_get("dir")
             return folder["dir"], int(str(connection.dbsize()))
 
