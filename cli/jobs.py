@@ -58,8 +58,8 @@ def list_jobs(
         return
     table = Table("id", "state", "preset", "key", "made (UTC)", "attempt", "why it failed")
     for job in jobs:
-        made, reason = f"{job.created_at:%Y-%m-%d %H:%M:%S}", job.error.type if job.error else ""
-        table.add_row(job.id, job.state, job.preset, job.owner, made, str(job.attempt), reason)
+        time, reason = f"{job.created_at:%Y-%m-%d %H:%M:%S}", job.error.type if job.error else ""
+        table.add_row(job.id, job.state, job.preset, job.owner, time, str(job.attempt), reason)
     _print(table, jobs)
 
 

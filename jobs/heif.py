@@ -76,11 +76,11 @@ def read_heic(data: Bytes) -> Header:
     except Exception as error:
         raise unreadable("HEIC", f"its header cannot be read ({error})") from error
     # The decoder says one of two sizes, and makes the other.
-    coded = struct.unpack_from(">II", properties.get(b"ispe", b""), 4)
-    if sorted(coded) != sorted((width, height)) and b"clap" not in properties:
-        reason = f"it says {coded[0]} x {coded[1]} pixels, and its pixels {width} x {height}"
+    sides = struct.unpack_from(">II", properties.get(b"ispe", b""), 4)
+    if sorted(sides) != sorted((width, height)) and b"clap" not in properties:
+        reason = f"it says {sides[0]} x {sides[1]} pixels, and its pixels {width} x {height}"
         raise unreadable("HEIC", reason)
-    header = Header("HEIC", width, height, depth=depth, coded_pixels=coded[0] * coded[1])
+    header = Header("HEIC", width, height, depth=depth, coded_pixels=sides[0] * sides[1])
     mode = "L" if mode == "I;16" else mode.partition(";")[0].upper()
     return _with_colours(header, mode, properties, is_premultiplied)
 
@@ -101,7 +101,7 @@ def _with_colours(
         colours=colours,
         # Decoders spread the levels of colours themselves, not those of grey.
         narrow_range=mode.startswith("L") and not is_full,
-        premultiplied=is_premultiplied,
+        is_premultiplied=is_premultiplied,
     )
 
 

@@ -99,7 +99,7 @@ class Header:
 
     Of the channels behind the colours `opacity` is the one that `mode` calls A. `colours` holds
     unless an ICC profile stands for them. `narrow_range`: black is 16 and white 235 (of 8 bits) in
-    what the decoder gives; `premultiplied`: it gives colours times opacity. It decodes
+    what the decoder gives; `is_premultiplied`: it gives colours times opacity. It decodes
     `coded_pixels`, of which the sides may be a part.
     """
 
@@ -113,7 +113,7 @@ class Header:
     opacity: int = 0
     colours: Colours | None = None
     narrow_range: bool = False
-    premultiplied: bool = False
+    is_premultiplied: bool = False
     coded_pixels: int = 0
 
     @property

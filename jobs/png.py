@@ -86,8 +86,8 @@ def _png_colours(labels: dict[bytes, bytes]) -> Colours | None:
     if b"iCCP" in labels or b"sRGB" in labels:
         return None
     gamma, primaries = None, SRGB.primaries
-    if b"gAMA" in labels and (stored := struct.unpack_from(">I", labels[b"gAMA"])[0]):
-        gamma = 100_000 / stored
+    if b"gAMA" in labels and (value := struct.unpack_from(">I", labels[b"gAMA"])[0]):
+        gamma = 100_000 / value
     if b"cHRM" in labels:
         x = [value / 100_000 for value in struct.unpack_from(">8I", labels[b"cHRM"])]
         primaries = (x[0], x[1]), (x[2], x[3]), (x[4], x[5]), (x[6], x[7])

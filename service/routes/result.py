@@ -91,8 +91,8 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
     async with AsyncExitStack() as stack:
         stack.enter_context(services.transfers.slot(caller.client))
         try:
-            opened = partial(services.store.stream, result.key, part)
-            pieces = await services.store_threads.run(opened)
+            stream = partial(services.store.stream, result.key, part)
+            pieces = await services.store_threads.run(stream)
         except BlobNotFound:
             raise missing from None
         # A client that leaves half way must not leave a file open.

@@ -39,7 +39,7 @@ def header(name: str) -> Header:
         ("clap.avif", replace(AVIF, width=32, height=32, coded_pixels=64 * 64)),
         ("grey-alpha.avif", replace(AVIF, mode="LA")),
         ("grey-limited.avif", replace(AVIF, mode="L", narrow_range=True)),
-        ("premultiplied.avif", replace(AVIF, mode="RGBA", premultiplied=True)),
+        ("premultiplied.avif", replace(AVIF, mode="RGBA", is_premultiplied=True)),
     ],
 )
 def test_a_header_says_what_the_file_is(name: str, expected: Header) -> None:

@@ -43,8 +43,8 @@ def _xyz(primaries: tuple[Point, Point, Point, Point]) -> Matrix:
     x, y = SRGB.primaries[0]
     target = np.array([x / y, 1, (1 - x - y) / y])
     cones = (BRADFORD @ target) / (BRADFORD @ white)
-    adapted: Matrix = np.linalg.inv(BRADFORD) @ (cones[:, None] * BRADFORD) @ matrix
-    return adapted
+    result: Matrix = np.linalg.inv(BRADFORD) @ (cones[:, None] * BRADFORD) @ matrix
+    return result
 
 
 def from_ycbcr(planes: Tensor) -> Tensor:

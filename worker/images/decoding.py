@@ -210,7 +210,7 @@ def _image(levels: Levels, profile: bytes | None, header: Header) -> DecodedImag
     alpha = None
     if header.mode.endswith("A") and bands > colours:
         first = colours + header.opacity
-        if header.premultiplied:
+        if header.is_premultiplied:
             levels = unpremultiply(levels, first)
         alpha = _unit(levels[:, :, first : first + 1], header)
     rgb = _rgb(levels[:, :, :colours], mode, profile, header)
