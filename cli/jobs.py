@@ -9,13 +9,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from cli.errors import BadSettings, CliError, Refusal, Unreachable, load, translate
 from cli.options import AsJson, argument, option
-from cli.view import console, printable
+from cli.view import console, print_table, printable
 from jobs.errors import (
     BlobNotFound,
     JobNotFound,
@@ -56,7 +55,15 @@ def list_jobs(
         for job in jobs:
             print(json.dumps(job.model_dump(mode="json")))
         return
-    table = Table("id", "state", "preset", "key", "made (UTC)", "attempt", "why it failed")
+    table = Table(
+        Column("id", no_wrap=True),
+        "state",
+        "preset",
+        "key",
+        "made (UTC)",
+        "attempt",
+        "why it failed",
+    )
     for job in jobs:
         time, reason = f"{job.created_at:%Y-%m-%d %H:%M:%S}", job.error.type if job.error else ""
         table.add_row(job.id, job.state, job.preset, job.owner, time, str(job.attempt), reason)
@@ -139,7 +146,7 @@ def _act(
 
 def _print(table: Table, content: object) -> None:
     if content:
-        Console(width=console.width, highlight=False).print(table)
+        print_table(table)
     else:
         console.print("There are no such jobs.")
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from annotated_types import Gt, Le
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from cli.errors import BadSettings, Unreachable, load, translate
 from cli.options import argument, option
-from cli.view import console
+from cli.view import console, print_table
 
 if TYPE_CHECKING:
     from jobs.keys import KeyInfo, Keys
@@ -90,7 +89,7 @@ def list_keys() -> None:
             _state(info),
         )
     if infos:
-        Console(width=console.width, highlight=False).print(table)
+        print_table(table)
     else:
         console.print("There are no keys.")
 

@@ -17,7 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column
+from rich.table import Column, Table
 
 from stablesr_client import Progress as JobProgress
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # torch takes seconds; help needs none of it
 
 console = Console(stderr=True, highlight=False)
 """Messages go to standard error; standard output stays free for what a script reads."""
+
+UNLIMITED = 1000
+"""Characters, more than any line has."""
 
 PERCENTAGE = "{task.percentage:>3.0f} %"
 WEIGHTS_STAGES = {
@@ -206,3 +209,11 @@ def printable(name: str) -> str:
     """A file's name as a terminal can show it, whatever bytes it is made of."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def print_table(table: Table) -> None:
+    """Prints a table on standard output: within a terminal's width, and for programs uncut."""
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out = Console(highlight=False, width=UNLIMITED)
+    out.print(table)

@@ -11,12 +11,11 @@ from typing import Annotated, Literal
 import typer
 from annotated_types import Ge
 from pydantic import ByteSize, TypeAdapter, ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from cli.errors import BadSettings, InputError, Unreachable, load, require_torch, translate
 from cli.options import argument, option
-from cli.view import WeightsView, console, readable
+from cli.view import WeightsView, console, print_table, readable
 from models.checkpoints.files import preset_folder, weights_root
 from models.errors import (
     CheckpointError,
@@ -60,7 +59,7 @@ def list_weights() -> None:
         folder = preset_folder(_preset(preset.name))
         table.add_row(preset.name, *_state(folder), str(folder), preset.licence)
     # As wide as it needs, for a script too.
-    Console(width=200).print(table)
+    print_table(table)
 
 
 def _state(folder: Path) -> tuple[str, str, str]:

@@ -85,7 +85,10 @@ def test_an_input_that_is_no_image_ends_with_3(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "reason"),
-    [("out.gif", "must end in one of .png, .webp, .jpg"), ("no/out.png", "there is no folder")],
+    [
+        ("out.gif", "must end in one of .png, .webp, .avif, .jpg"),
+        ("no/out.png", "there is no folder"),
+    ],
 )
 def test_an_output_that_cannot_be_written_ends_with_3_before_any_work(
     image: Path, tmp_path: Path, target: str, reason: str
