@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 from jobs.queue import JobQueue
 from tests.faults.house import House, until
@@ -67,21 +69,28 @@ def drained(house: House) -> float:
     return left
 
 
+@contextmanager
+def folder_away(folder: Path) -> Iterator[None]:
+    """Something else is in its place."""
+    aside = folder.rename(folder.with_name("aside"))
+    folder.touch()
+    yield
+    folder.unlink()
+    aside.rename(folder)
+
+
 def store_away(house: House) -> float:
     """The store is away for 30 s with 60 jobs in the queue: all wait, and none loses an attempt."""
     house.worker()
     house.ready()
     house.submit(60)
-    root = house.settings.blob_root
-    aside = root.rename(root.with_name("aside"))
-    root.touch()
-    time.sleep(30)
-    ended = house.logged("job done")
-    root.unlink()
-    aside.rename(root)
+    with house.s3.hanging() if house.s3 else folder_away(house.settings.blob_root):
+        time.sleep(30)
+        ended = house.logged("job done")
     back = time.monotonic()
     until(lambda: house.logged("job done") > ended, "the next job ends")
     again = time.monotonic() - back
     house.each_ran_once()
-    assert house.logged("image store is away, the job waits") == 2, "both slots wait"
+    # A call to a bucket that hangs may outlast its silence.
+    assert 1 <= house.logged("image store is away, the job waits") <= 2, "slots wait"
     return again

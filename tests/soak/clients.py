@@ -21,6 +21,7 @@ from tests.soak.pace import Pace
 from tests.soak.requests import Request, expected_result, request
 
 CANCELS = 0.2
+ENDS_OF_CANCELS = ("canceled", "expired")
 REPEATS = 0.05
 LOST_UPLOADS = 0.04
 LOST_ANSWERS = 0.01
@@ -97,7 +98,8 @@ class Order:
         answer = self.cancel_answer
         if answer is not None and answer.ended and answer.state != self.job.state:
             return False
-        return self.job.state in ("succeeded", *(["canceled"] if self.cancel_asked else []))
+        # One that ended in the moment of its cancel loses its result.
+        return self.job.state in ("succeeded", *(ENDS_OF_CANCELS if self.cancel_asked else ()))
 
 
 class Customer:
@@ -164,7 +166,7 @@ class Customer:
             order.job = end.job
         job = order.job
         with self._tally.lock:
-            self._tally.ends[job.id] = job.state
+            self._tally.ends[job.id] = "succeeded" if job.state == "expired" else job.state
             self._tally.counts["second attempts"] += job.attempt == 2
         assert order.is_right, f"it ended as {job.state} ({job.error}), attempt {job.attempt}"
         if job.succeeded:
