@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections import Counter as Counts
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -24,11 +24,11 @@ from models.presets import PRESETS
 
 from .connection import as_text, lock, queue_errors
 from .errors import JobNotFound, JobsError, QueueTimedOut, StoreUnavailable, WorkerLost, WrongState
-from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, record_key
+from .job_store import AGENDA_KEY, LOOK_AGAIN_S, TOMBSTONE_S, JobStore, queue_key, record_key
 from .queue import UPLOAD_GRACE_S
 from .recovery import LeaseReaper
 from .remote_store import NO_ANSWER
-from .rq_adapter import TaskJob, open_queue, withdraw
+from .rq_adapter import TaskJob, open_queue, restore, withdraw
 from .schema import Job, JobState
 from .store import BlobStore, input_key, job_id_of, result_key
 
@@ -62,8 +62,8 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
     Returns how many jobs' blobs were removed (`removals`), how many jobs failed that no worker
     would have run any more (`failures`), how many are put off (`put_off`), how many files were
     removed to which a dead writer had added nothing for UPLOAD_GRACE_S (`leftovers`), how many
-    images of jobs that had been accepted and that Redis has lost (`forgotten`), and how many other
-    blobs of which it knows nothing (`strays`).
+    images of jobs that had been accepted and that Redis has lost (`forgotten`), how many blobs of
+    which it knows nothing else (`strays`), and how many jobs were in no queue (`restored`).
     """
     swept = Counts[str]()
     with queue_errors(connection), lock(connection, _LOCK_KEY, _LOCK_S) as is_mine:
@@ -72,7 +72,7 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
         jobs = JobStore(connection)
         now, end = jobs.now().timestamp(), time.monotonic() + _SWEEP_S
         try:
-            for raw in _due(connection, now):
+            for raw in _due(jobs, connection, now, swept):
                 if time.monotonic() > end:
                     break
                 swept[_look_at_safely(raw, jobs, connection, store, now)] += 1
@@ -84,7 +84,7 @@ def sweep(connection: Redis, store: BlobStore) -> Counts[str]:
     return swept
 
 
-def _due(connection: Redis, now: float) -> Iterator[bytes]:
+def _due(jobs: JobStore, connection: Redis, now: float, swept: Counts[str]) -> Iterator[bytes]:
     """The jobs whose time has come, each of which must be taken off the agenda or put to a later
     time; but for those that wait or run as they should, of which there may be thousands."""
     while True:
@@ -93,15 +93,39 @@ def _due(connection: Redis, now: float) -> Iterator[bytes]:
             for job_id in (raw.decode(errors="replace") for raw in batch):
                 pipe.hget(record_key(job_id), "state")
                 pipe.ttl(record_key(job_id))
-                pipe.hget(TaskJob.key_for(job_id), "status")
+                pipe.hmget(TaskJob.key_for(job_id), "status", "origin")
             answers = iter(pipe.execute())
         looks = zip(batch, answers, answers, answers, strict=True)
-        well = {raw for raw, state, ttl, status in looks if state in _ACTIVE and _runs(ttl, status)}
+        well = {
+            raw: as_text(origin or b"")
+            for raw, state, ttl, (status, origin) in looks
+            if state in _ACTIVE and _runs(ttl, status)
+        }
+        swept["restored"] += _restore(jobs, connection, well)
         if well:
             connection.zadd(AGENDA_KEY, dict.fromkeys(well, now + LOOK_AGAIN_S), xx=True)
         yield from (raw for raw in batch if raw not in well)
         if len(batch) < _BATCH:
             return
+
+
+def _restore(jobs: JobStore, connection: Redis, origins: Mapping[bytes, str]) -> int:
+    """Gives back to their queues those of the active jobs, each with its queue's name, that are in
+    no place any more; how many. Nearly all wait in their queue's sorted set."""
+    presets = {raw: origin.removeprefix("stablesr:") for raw, origin in origins.items()}
+    with connection.pipeline(transaction=False) as pipe:
+        for raw, preset in presets.items():
+            pipe.zscore(queue_key(preset), raw)
+        scores = pipe.execute()
+    count = 0
+    for (raw, preset), score in zip(presets.items(), scores, strict=True):
+        job_id = as_text(raw)
+        if score is None and restore(open_queue(preset, connection), job_id):
+            logger.warning("Job %s was in no queue; it is first in its own again.", job_id)
+            with suppress(JobNotFound, WrongState):
+                jobs.requeue(job_id)
+            count += 1
+    return count
 
 
 def _runs(ttl: int, status: bytes | None) -> bool:
@@ -206,6 +230,9 @@ class SweepMetrics:
         self._put_off = Counter(
             "stablesr_sweep_put_off", "Jobs put off by a sweep", registry=registry
         )
+        self._restored = Counter(
+            "stablesr_sweep_restored", "Jobs that were in no queue", registry=registry
+        )
         self._forgotten = Counter(
             "stablesr_sweep_forgotten", "Accepted jobs that Redis has lost", registry=registry
         )
@@ -213,6 +240,7 @@ class SweepMetrics:
     def note(self, swept: Counts[str]) -> None:
         self._put_off.inc(swept["put_off"])
         self._forgotten.inc(swept["forgotten"])
+        self._restored.inc(swept["restored"])
 
 
 class Maintenance:

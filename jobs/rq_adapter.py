@@ -27,7 +27,7 @@ from rq.timeouts import BaseDeathPenalty
 from . import fair_queue
 from .connection import queue_errors
 from .errors import JobFault, JobNotFound, WorkerLost, WrongState
-from .job_store import QUEUE_TTL_S, JobStore, queue_key
+from .job_store import QUEUE_TTL_S, JobStore, queue_key, record_key
 from .schema import JobState
 from .settings import Settings
 
@@ -64,6 +64,20 @@ local count = redis.call('LREM', KEYS[1], 1, id)
 count = count + redis.call('ZREM', KEYS[2], id) + redis.call('ZREM', KEYS[3], id)
 if count > 0 then redis.call('DEL', KEYS[4]) end
 return count
+"""
+
+# KEYS: queue, waiting, paused, on their way, leases; the record, RQ's job.  ARGV: job id.
+_RESTORE = """
+local id, state = ARGV[1], redis.call('HGET', KEYS[6], 'state')
+if state ~= 'queued' and state ~= 'processing' then return 0 end
+if redis.call('LPOS', KEYS[1], id) or redis.call('ZSCORE', KEYS[2], id)
+    or redis.call('ZSCORE', KEYS[3], id) or redis.call('LPOS', KEYS[4], id) then return 0 end
+for _, lease in ipairs(redis.call('ZRANGE', KEYS[5], 0, -1)) do
+    if string.sub(lease, 1, #id + 1) == id .. ':' then return 0 end
+end
+redis.call('LPUSH', KEYS[1], id)
+redis.call('HSET', KEYS[7], 'status', 'queued')
+return 1
 """
 
 logger = logging.getLogger(__name__)
@@ -198,6 +212,18 @@ def withdraw(queue: Queue, job_id: str) -> bool:
     keys = queue.key, waiting, queue.scheduled_job_registry.key, TaskJob.key_for(job_id)
     with queue_errors(queue.connection):
         return bool(queue.connection.eval(_WITHDRAW, len(keys), *keys, job_id))
+
+
+def restore(queue: Queue, job_id: str) -> bool:
+    """Puts a job first in the queue that is in no place where a worker would find it, though it has
+    not ended: a Redis that took over had not heard of its last move. Whether it was so."""
+    keys = (
+        *(queue.key, queue_key(queue.name.removeprefix("stablesr:"))),
+        *(queue.scheduled_job_registry.key, queue.intermediate_queue_key),
+        *(queue.started_job_registry.key, record_key(job_id), TaskJob.key_for(job_id)),
+    )
+    with queue_errors(queue.connection):
+        return bool(queue.connection.eval(_RESTORE, len(keys), *keys, job_id))
 
 
 def requeue_due(queue: Queue) -> None:

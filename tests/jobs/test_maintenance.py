@@ -16,7 +16,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from jobs.errors import QueueUnavailable, RecordUnreadable, StoreUnavailable
-from jobs.job_store import AGENDA_KEY, JobStore, record_key
+from jobs.job_store import AGENDA_KEY, JobStore, list_key, queue_key, record_key
 from jobs.maintenance import WALK_KEY, Maintenance, SweepMetrics, sweep
 from jobs.queue import JobQueue
 from jobs.remote_store import NO_ANSWER
@@ -24,7 +24,7 @@ from jobs.rq_adapter import TaskJob, open_queue, withdraw
 from jobs.schema import JobState, Origin, ResultInfo, Timings, new_job_id
 from jobs.store import BlobStore, input_key, result_key
 
-from .conftest import Submit, failed
+from .conftest import Submit, failed, waiting_ids
 
 
 def due(connection: Redis, job_id: str) -> None:
@@ -130,6 +130,25 @@ def test_a_waiting_or_running_job_is_left_alone(
     assert queue.get(waiting).state is JobState.QUEUED
     assert queue.get(running).state is JobState.PROCESSING
     assert connection.zcount(AGENDA_KEY, "-inf", 1000) == 0
+
+
+def test_jobs_that_are_in_no_queue_any_more_are_given_back_to_it(
+    connection: Redis, store: BlobStore, submit: Submit, queue: JobQueue, records: JobStore
+) -> None:
+    """So a Redis leaves them that takes over and has not heard of the last moves."""
+    queued, running, other = submit(), submit(), submit()
+    records.start(running, "w1")
+    connection.delete(list_key("tiny"))
+    connection.zrem(queue_key("tiny"), queued, running)
+    for job_id in (queued, running, other):
+        due(connection, job_id)
+    assert sweep(connection, store) == Counter(restored=2)
+    assert sorted(waiting_ids(connection)[:2]) == sorted((queued, running))
+    assert waiting_ids(connection)[2:] == [other]
+    assert queue.get(running).state is JobState.QUEUED
+    for job_id in (queued, running, other):
+        due(connection, job_id)
+    assert sweep(connection, store) == Counter()
 
 
 def test_a_job_that_no_worker_took_in_its_time_fails(
