@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from jobs.formats import FORMATS
+from models.parameters import LOSSY
 from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
@@ -56,7 +57,11 @@ def _rules() -> list[dict[str, Any]]:
     guidance = _field("guidance_scale", exclusiveMinimum=1)
     prompts = {"anyOf": [_field("prompt", **text), _field("negative_prompt", **text)]}
     reading = [name for name, preset in PRESETS.items() if preset.prompts]
+    sizes = [("scale", "width"), ("scale", "height"), ("scale", "megapixels")]
+    sizes += [("width", "megapixels"), ("height", "megapixels")]
     return [
+        *({"not": {"required": list(pair)}} for pair in sizes),
+        {"if": {"required": ["quality"]}, "then": _field("output_format", enum=sorted(LOSSY))},
         {"if": {"required": ["eta"]}, "then": _field("sampler", const="ddim")},
         {"if": _field("negative_prompt", **text), "then": guidance},
         {"if": guidance, "then": prompts},

@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from jobs.connection import connect
@@ -54,7 +55,9 @@ def _served(house: House) -> int:
 
 
 def run(url: str, headers: list[str], chosen: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"]
+    config = Path(__file__).with_name("schemathesis.toml")
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config)]
+    command += ["run", f"{url}/openapi.json"]
     options = [
         # DELETE cancels a job, which is then shown as canceled and not as gone.
         *("--checks", "all", "--exclude-checks", "use_after_free"),

@@ -10,6 +10,7 @@ import schemathesis
 from hypothesis import strategies as st
 
 from jobs.listing import Cursor
+from models.parameters import LOSSY
 from models.presets import PRESETS
 from tests.service.pictures import picture
 
@@ -29,7 +30,11 @@ schemathesis.openapi.format("webhook-url", st.just("https://hooks.example.org/st
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
     """Takes the form's conditions out: schemathesis cannot try them on a file's bytes."""
     content = raw_schema["paths"]["/upscale"]["post"]["requestBody"]["content"]
-    del content["multipart/form-data"]["schema"]["allOf"]
+    form = content["multipart/form-data"]["schema"]
+    del form["allOf"]
+    # Each goes without the others, and is right for few sizes of an image.
+    for name in ("width", "height", "megapixels"):
+        del form["properties"][name]
 
 
 @schemathesis.hook
@@ -60,10 +65,16 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 
 def _together(form: dict[str, Any]) -> bool:
     """Whether the fields fit each other, as `service.openapi` has it."""
+    # What is empty counts as left out, of whatever type it should be.
+    texts = [value for name, value in form.items() if name != "image"]
+    if texts and all(value in ("", []) for value in texts):
+        return False
     prompts = [str(form.get(name, "")).strip() for name in ("prompt", "negative_prompt")]
     preset = PRESETS.get(str(form.get("preset", "tiny")))
     guidance = form.get("guidance_scale", 1)
     guided = isinstance(guidance, int | float) and guidance > 1
+    if "quality" in form and form.get("output_format") not in LOSSY:
+        return False
     if form.get("eta") is not None and form.get("sampler") != "ddim":
         return False
     if any(prompts) and preset is not None and not preset.prompts:
