@@ -91,6 +91,7 @@ def store_away(house: House) -> float:
     until(lambda: house.logged("job done") > ended, "the next job ends")
     again = time.monotonic() - back
     house.each_ran_once()
-    # A call to a bucket that hangs may outlast its silence.
-    assert 1 <= house.logged("image store is away, the job waits") <= 2, "slots wait"
+    # A call to a bucket may outlast its silence by itself.
+    waits = house.logged("image store is away, the job waits")
+    assert waits == 2 or (house.s3 and waits < 2), f"{waits} slots wait"
     return again
