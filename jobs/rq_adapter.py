@@ -206,19 +206,23 @@ def enqueue_anew(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) 
     enqueue(queue, pipe, job_id, settings)
 
 
-def withdraw(queue: Queue, job_id: str) -> bool:
+def withdraw(queue: FairQueue, job_id: str) -> bool:
     """Takes a waiting job out of RQ; False when a worker has it already."""
-    waiting = queue_key(queue.name.removeprefix("stablesr:"))
-    keys = queue.key, waiting, queue.scheduled_job_registry.key, TaskJob.key_for(job_id)
+    keys = (
+        queue.key,
+        queue_key(queue.preset),
+        queue.scheduled_job_registry.key,
+        TaskJob.key_for(job_id),
+    )
     with queue_errors(queue.connection):
         return bool(queue.connection.eval(_WITHDRAW, len(keys), *keys, job_id))
 
 
-def restore(queue: Queue, job_id: str) -> bool:
+def restore(queue: FairQueue, job_id: str) -> bool:
     """Puts a job first in the queue that is in no place where a worker would find it, though it has
     not ended: a Redis that took over had not heard of its last move. Whether it was so."""
     keys = (
-        *(queue.key, queue_key(queue.name.removeprefix("stablesr:"))),
+        *(queue.key, queue_key(queue.preset)),
         *(queue.scheduled_job_registry.key, queue.intermediate_queue_key),
         *(queue.started_job_registry.key, record_key(job_id), TaskJob.key_for(job_id)),
     )

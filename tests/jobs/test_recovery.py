@@ -10,7 +10,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis import Redis
 from redis.exceptions import ConnectionError
-from rq import Queue
 from rq.executions import Execution
 from rq.job import JobStatus
 
@@ -20,7 +19,7 @@ from jobs.job_store import AGENDA_KEY, TOMBSTONE_S, JobStore, record_key
 from jobs.maintenance import Maintenance, SweepMetrics
 from jobs.queue import JobQueue
 from jobs.recovery import LeaseReaper
-from jobs.rq_adapter import GIVEN_UP, TaskJob, open_queue, requeue_due
+from jobs.rq_adapter import GIVEN_UP, FairQueue, TaskJob, open_queue, requeue_due
 from jobs.schema import ImageInfo, JobState, ResultInfo, Timings, new_job_id
 from jobs.store import BlobStore
 from models.parameters import UpscaleParameters
@@ -29,17 +28,17 @@ from .conftest import Submit, failed, waiting_ids
 
 
 @pytest.fixture
-def rq(connection: Redis) -> Queue:
+def rq(connection: Redis) -> FairQueue:
     return open_queue("tiny", connection)
 
 
-def begin(rq: Queue, job_id: str, *, waits: bool = False) -> None:
+def begin(rq: FairQueue, job_id: str, *, waits: bool = False) -> None:
     """Take the job from the queue and begin it, as a worker does that then dies.
 
     `waits`: it died while the job waited for its turn in the process, not begun.
     """
     connection = rq.connection
-    dispatch(connection, rq.name.removeprefix("stablesr:"))
+    dispatch(connection, rq.preset)
     taken = connection.lmove(rq.key, rq.intermediate_queue_key)
     assert taken == job_id.encode()
     job = TaskJob.fetch(job_id, connection, rq.serializer)
@@ -54,13 +53,13 @@ def begin(rq: Queue, job_id: str, *, waits: bool = False) -> None:
         JobStore(connection).start(job_id, "dead")
 
 
-def expire_leases(rq: Queue) -> None:
+def expire_leases(rq: FairQueue) -> None:
     key = rq.started_job_registry.key
     for entry in rq.connection.zrange(key, 0, -1):
         rq.connection.zadd(key, {as_text(entry): GIVEN_UP})
 
 
-def end_pauses(rq: Queue) -> None:
+def end_pauses(rq: FairQueue) -> None:
     """The jobs that wait for another attempt are due."""
     key = rq.scheduled_job_registry.key
     for entry in rq.connection.zrange(key, 0, -1):
@@ -68,7 +67,7 @@ def end_pauses(rq: Queue) -> None:
     requeue_due(rq)
 
 
-def lease_ends(rq: Queue, after_s: float) -> None:
+def lease_ends(rq: FairQueue, after_s: float) -> None:
     """All leases end so many seconds after now, by Redis' clock."""
     key, now = rq.started_job_registry.key, seconds_of(rq.connection.time())
     for entry in rq.connection.zrange(key, 0, -1):
@@ -82,7 +81,7 @@ def ends(connection: Redis, key: str) -> list[float]:
 
 
 def test_a_lease_lasts_from_redis_time_whatever_the_time_of_the_host(
-    submit: Submit, rq: Queue, connection: Redis, monkeypatch: pytest.MonkeyPatch
+    submit: Submit, rq: FairQueue, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rq.registry.current_timestamp", lambda: 1)
     job_id = submit()
@@ -101,7 +100,7 @@ def test_a_lease_lasts_from_redis_time_whatever_the_time_of_the_host(
 
 
 def test_a_lease_that_ran_out_during_an_outage_may_be_renewed_after_it(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
@@ -120,7 +119,7 @@ def test_a_lease_that_ran_out_during_an_outage_may_be_renewed_after_it(
 def test_what_was_seen_before_redis_was_away_does_not_count(
     queue: JobQueue,
     submit: Submit,
-    rq: Queue,
+    rq: FairQueue,
     connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -139,7 +138,7 @@ def test_what_was_seen_before_redis_was_away_does_not_count(
 
 
 def test_the_lease_of_an_execution_that_was_lost_takes_nothing_from_the_one_that_runs(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
@@ -151,7 +150,7 @@ def test_the_lease_of_an_execution_that_was_lost_takes_nothing_from_the_one_that
 
 
 def test_the_last_attempt_follows_after_its_pause_and_can_be_canceled_before(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     first, second = submit(), submit()
     reaper = LeaseReaper(rq, connection)
@@ -179,7 +178,7 @@ def test_the_last_attempt_follows_after_its_pause_and_can_be_canceled_before(
 
 
 def test_a_job_whose_lease_ran_out_waits_again_before_all_others(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
@@ -192,7 +191,7 @@ def test_a_job_whose_lease_ran_out_waits_again_before_all_others(
 
 
 def test_a_job_that_was_lost_in_every_attempt_fails(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     reaper = LeaseReaper(rq, connection)
@@ -207,7 +206,7 @@ def test_a_job_that_was_lost_in_every_attempt_fails(
 
 
 def test_a_job_that_waits_in_a_process_when_another_kills_it_loses_no_attempt(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     reaper = LeaseReaper(rq, connection)
@@ -231,7 +230,7 @@ def test_a_job_that_waits_in_a_process_when_another_kills_it_loses_no_attempt(
 
 
 def test_the_next_attempt_does_not_meet_the_lost_one(
-    submit: Submit, rq: Queue, connection: Redis
+    submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
@@ -244,7 +243,7 @@ def test_the_next_attempt_does_not_meet_the_lost_one(
 
 
 def test_a_lease_that_holds_is_left_alone(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
@@ -260,7 +259,7 @@ def test_a_job_that_was_to_be_canceled_or_succeeded_before_its_worker_died_is_no
     submit: Submit,
     records: JobStore,
     result: ResultInfo,
-    rq: Queue,
+    rq: FairQueue,
     connection: Redis,
 ) -> None:
     job_id = submit()
@@ -276,7 +275,7 @@ def test_a_job_that_was_to_be_canceled_or_succeeded_before_its_worker_died_is_no
 
 
 def test_a_job_lost_between_the_queue_and_its_start_loses_no_attempt(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id, other = submit(), submit()
     connection.lmove(rq.key, rq.intermediate_queue_key)
@@ -290,7 +289,7 @@ def test_a_job_lost_between_the_queue_and_its_start_loses_no_attempt(
 
 
 def test_a_job_on_its_way_from_the_queue_to_its_start_is_left_alone(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     submit()
     connection.lmove(rq.key, rq.intermediate_queue_key)
@@ -301,7 +300,7 @@ def test_a_job_on_its_way_from_the_queue_to_its_start_is_left_alone(
 
 
 def test_an_entry_that_cannot_be_read_is_taken_out_and_its_job_failed(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     connection.hset(TaskJob.key_for(job_id), "created_at", "yesterday")
@@ -313,7 +312,7 @@ def test_an_entry_that_cannot_be_read_is_taken_out_and_its_job_failed(
 
 
 def test_an_entry_of_a_job_that_is_gone_is_taken_out(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     connection.rpush(rq.intermediate_queue_key, "0" * 32)
     LeaseReaper(rq, connection, stuck_s=0).run()
@@ -321,7 +320,7 @@ def test_an_entry_of_a_job_that_is_gone_is_taken_out(
 
 
 def test_one_process_at_a_time_recovers(
-    queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
@@ -335,7 +334,7 @@ def test_one_process_at_a_time_recovers(
 
 
 def test_a_process_that_is_killed_in_its_round_holds_the_others_up_for_seconds_only(
-    rq: Queue, connection: Redis, monkeypatch: pytest.MonkeyPatch
+    rq: FairQueue, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Killed workers' jobs wait for the next round: every second of this comes on top.
     left: list[int] = []
@@ -347,7 +346,7 @@ def test_a_process_that_is_killed_in_its_round_holds_the_others_up_for_seconds_o
     assert 0 < left[0] <= 5000
 
 
-def test_tidying_forgets_failed_jobs_whose_time_is_over(rq: Queue, connection: Redis) -> None:
+def test_tidying_forgets_failed_jobs_whose_time_is_over(rq: FairQueue, connection: Redis) -> None:
     key = rq.failed_job_registry.key
     connection.zadd(key, {"0" * 32: 1})
     LeaseReaper(rq, connection).tidy()
@@ -370,7 +369,7 @@ def test_maintenance_finds_jobs_that_were_lost_with_the_last_worker_of_any_prese
 
 
 def test_a_job_that_waits_again_and_is_taken_by_nobody_fails_in_the_end(
-    store: BlobStore, queue: JobQueue, submit: Submit, rq: Queue, connection: Redis
+    store: BlobStore, queue: JobQueue, submit: Submit, rq: FairQueue, connection: Redis
 ) -> None:
     job_id = submit()
     begin(rq, job_id)
