@@ -132,6 +132,8 @@ class ModelConfig:
     noised_start: bool = True
     """Whether that latent is noised as far as the first timestep, as in the paper; weights that
     were distilled to few steps may take it as it is."""
+    grain: float = 0.0
+    """Noise at a fidelity weight of 0, over the contrast that is there (`models.grain`)."""
     context_tokens: int = 77
 
     @property

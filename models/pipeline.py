@@ -25,6 +25,7 @@ from models.denoiser import Denoiser, TileBatch
 from models.errors import InvalidOption
 from models.fusing import for_inference
 from models.geometry import bounded_canvas_size, output_size
+from models.grain import add_grain
 from models.memory import Fallbacks, MemoryBudget, is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
 from models.offload import Offload, Part
@@ -246,6 +247,8 @@ class StableSR:
                 )
             trim()
         check_finite(image, "decoded image", self.dtype)
+        grain, share = self.networks.config.grain, 1 - options.fidelity_weight
+        add_grain(image, grain, options.seed, share)
         layout = encoded_image.plan.layout
         return result_rows(image, encoded_image.reference, layout, options.color_fix)
 
@@ -288,10 +291,9 @@ class StableSR:
                 return self.predict(requests)
 
             room = self.denoiser.room(encoded_image.plan.tile_batch)
-            samplers = [
-                self.sample(encoded_image, options.model_copy(update={"seed": seed}))
-                for seed in seeds
-            ]
-            for latent in drive_all(samplers, predict, max_tiles=room):
+            each = [options.model_copy(update={"seed": seed}) for seed in seeds]
+            samplers = [self.sample(encoded_image, options) for options in each]
+            latents = drive_all(samplers, predict, max_tiles=room)
+            for options, latent in zip(each, latents, strict=True):
                 on_progress(Progress("decode", 0, 1))
                 yield self.rows(encoded_image, latent, options)

@@ -16,7 +16,7 @@ from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.plan import EncodedImage
 from models.tiling import TileGrid
-from tools.figures.observation import encoder_at, with_tile, without_modulation
+from tools.figures.observation import encoder_at, with_tile, without_grain, without_modulation
 from tools.figures.seams import borders, seam_ratio
 from training.pairs import upsample
 
@@ -119,6 +119,10 @@ def _cases(
         for o in (free, usual):
             without = score(sr.decode(encoding, full, o.model_copy(update={"color_fix": "none"})))
             yield "colour correction", f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
+        for o in (free, usual) if sr.networks.config.grain else ():
+            with without_grain(sr.networks):
+                without = score(sr.decode(encoding, full, o))
+            yield "grain", f"{o.fidelity_weight:g}", best[o.fidelity_weight], without
     yield from _aggregation(sr, image, original, (free, usual))
 
 

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from evaluation.methods import Predict
 from models.denoiser import TileBatch
+from models.networks.bundle import Networks
 from models.networks.unet import FeatureModulation, ModulatedUNet
 from models.pipeline import StableSR
 from models.sampling import StepRequest
@@ -152,6 +153,17 @@ def without_modulation(unet: ModulatedUNet) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def without_grain(networks: Networks) -> Iterator[None]:
+    """While it lasts, none is added (`models.grain`)."""
+    config = networks.config
+    networks.config = replace(config, grain=0.0)
+    try:
+        yield
+    finally:
+        networks.config = config
 
 
 def with_tile(sr: StableSR, cells: int) -> StableSR:
