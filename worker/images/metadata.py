@@ -25,7 +25,7 @@ from .xmp import packet, software
 Tags = Mapping[int, tuple[int, bytes]]
 """By tag the type and the values of it, little-endian."""
 
-BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 1, 2, 3, 4, 5, 7
+BYTE, ASCII, SHORT, LONG, RATIONAL, UNDEFINED, UTF_8 = 1, 2, 3, 4, 5, 7, 129
 UNITS = {3: 2, 4: 4, 5: 4, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8}
 """Bytes of a number, by the types whose byte order matters."""
 
@@ -35,7 +35,12 @@ MAX_RESULT = 60_000
 # Tags (CIPA DC-008-2023, 4.6): texts, dates, the camera, how it was set.
 X_DENSITY, Y_DENSITY, DENSITY_UNIT, SOFTWARE, GPS = 282, 283, 296, 305, 34853
 INCHES = {2: 1.0, 3: 2.54}
-MAIN_TAGS = (269, 270, 271, 272, 306, 315, 18246, 18249, 33432, *range(40091, 40096))
+MAIN_TAGS = {
+    **dict.fromkeys((269, 270, 271, 272, 306, 315, 33432), ASCII),
+    **{18246: SHORT, 18249: SHORT, **dict.fromkeys(range(40091, 40096), BYTE)},
+    **{X_DENSITY: RATIONAL, Y_DENSITY: RATIONAL},
+}
+"""And their types: with others libtiff would not read a result."""
 EXIF_TAGS = (
     *(33434, 33437, 34850, 34852, 34855, *range(34864, 34870), 36864, 36867, 36868),
     *(*range(36880, 36883), *range(37377, 37387), 37510, *range(37520, 37523), 41493, 41495),
@@ -168,22 +173,27 @@ def _exif(blocks: Blocks, location: bool) -> tuple[dict[int, tuple[int, bytes]],
         for tag in names:
             with blocks.dropping("exif"):
                 kind, value = directory.stored(tag, room)
-                if value:
+                # EXIF 3.0's own type, in which only few readers know a text.
+                kind = ASCII if kind == UTF_8 else kind
+                if value and MAIN_TAGS.get(tag, kind) == kind:
                     tags[tag] = kind, _little(order, tag, kind, value)
                     room -= len(value)
         return tags
 
-    main, directories = first_directory(block), dict[int, Tags]()
+    directory, directories = first_directory(block), dict[int, Tags]()
+    tags = copy(directory, MAIN_TAGS)
+    x, y = (tags.pop(tag, None) for tag in (X_DENSITY, Y_DENSITY))
     with blocks.dropping("density"):
-        unit, sides = main.value(DENSITY_UNIT, 2), copy(main, (X_DENSITY, Y_DENSITY))
-        if blocks.density is None and unit in INCHES and len(sides) == 2:
-            x, y = (struct.unpack("<II", value) for _, value in sides.values())
-            blocks.density = x[0] / x[1] * INCHES[unit], y[0] / y[1] * INCHES[unit]
+        unit = directory.value(DENSITY_UNIT, 2)
+        if blocks.density is None and unit in INCHES and x and y:
+            across, down = (struct.unpack("<II", value) for _, value in (x, y))
+            inches = INCHES[unit]
+            blocks.density = across[0] / across[1] * inches, down[0] / down[1] * inches
     for pointer, names in ((EXIF, EXIF_TAGS), (GPS, GPS_TAGS if location else ())):
         with blocks.dropping("exif"):
-            if names and (start := main.value(pointer, 0)):
+            if names and (start := directory.value(pointer, 0)):
                 directories[pointer] = copy(Directory(block, start), names)
-    return copy(main, MAIN_TAGS), directories
+    return tags, directories
 
 
 def _little(order: str, tag: int, kind: int, value: bytes) -> bytes:

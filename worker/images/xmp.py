@@ -16,9 +16,8 @@ from models.parameters import UpscaleParameters
 
 from .blocks import Blocks
 
-MAX_XMP, MAX_TEXT = 40_000, 2000
-"""Bytes of what is kept of a packet, and characters of a text from elsewhere: with two long prompts
-they fit into a segment of a JPEG."""
+MAX_XMP = 40_000
+"""Bytes of all but the provenance: with two long prompts it fits into a segment of a JPEG."""
 # What XML 1.0 cannot hold (2.2).
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -122,9 +121,14 @@ def _kept(packet: bytes, location: bool) -> Element:
             _prune(part, location)
             kept.attrib.update({k: value for k, value in part.attrib.items() if _is_known(k)})
             kept.extend(child for child in part if _is_known(child.tag))
-    if (size := len(ElementTree.tostring(kept))) > MAX_XMP:
-        raise ValueError(f"its properties have {size} bytes; at most {MAX_XMP} are kept")
+    _check_size(kept)
     return kept
+
+
+def _check_size(element: Element) -> None:
+    size = len(ElementTree.tostring(element, "unicode").encode())
+    if size > MAX_XMP:
+        raise ValueError(f"the properties have {size} bytes; at most {MAX_XMP} are kept")
 
 
 def _prune(element: Element, location: bool) -> None:
@@ -155,17 +159,22 @@ def _is_dropped(name: str, location: bool) -> bool:
 
 def _add_text(description: Element, tag: str, container: str, texts: list[str]) -> None:
     texts = [NO_XML.sub("", text).strip() for text in texts]
-    if (size := sum(map(len, texts))) > MAX_TEXT:
-        raise ValueError(f"it has {size} characters; at most {MAX_TEXT} are kept")
-    if container:
-        items = SubElement(SubElement(description, tag), RDF + container)
-        for text in texts:
-            item = SubElement(items, RDF + "li")
-            item.text = text
-            if container == "Alt":
-                item.set(XML + "lang", "x-default")
-    else:
+    if not container:
         description.set(tag, _date(texts[0]))
+        return
+    element = Element(tag)
+    items = SubElement(element, RDF + container)
+    for text in texts:
+        item = SubElement(items, RDF + "li")
+        item.text = text
+        if container == "Alt":
+            item.set(XML + "lang", "x-default")
+    description.append(element)
+    try:
+        _check_size(description)
+    except ValueError:
+        description.remove(element)
+        raise
 
 
 def _date(text: str) -> str:
