@@ -130,7 +130,7 @@ class LocalModel:
             show = _progress(on_progress)
             results = self._sr.upscale_rows(image.rgb, parameters, list(targets), show)
             for (seed, target), rows in zip(targets.items(), results, strict=True):
-                seeded = parameters.model_copy(update={"seed": seed})
+                request = parameters.model_copy(update={"seed": seed})
                 with file_errors(target, "written"), write_aside(target) as aside:
                     write(
                         aside,
@@ -141,7 +141,7 @@ class LocalModel:
                         format=parameters.output_format,
                         depth=image.depth,
                         quality=parameters.quality,
-                        metadata=metadata_of(content, seeded, width, height),
+                        metadata=metadata_of(content, request, width, height),
                     )
         return width, height
 

@@ -106,7 +106,7 @@ class Directory:
         """The first four bytes of a tag; none where there is no such tag."""
         return self._entries.get(tag, (2, 0, b""))[2][:4]
 
-    def stored(self, tag: int, limit: int) -> tuple[int, bytes]:
+    def raw(self, tag: int, limit: int) -> tuple[int, bytes]:
         """A tag's type and its values, of any kind, as they lie in the file; no bytes where there
         is no such tag. Raises ImageError for more than `limit` bytes."""
         kind, count, place = self._entries.get(tag, (1, 0, b""))

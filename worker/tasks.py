@@ -177,8 +177,8 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
         source = decode(upload, process.settings.max_input_pixels)
         _check_output(source, job, process.settings.max_output_pixels)
         metadata = metadata_of(upload, options, *output_size(*source.size, options.scale))
-        if metadata is not None and metadata.dropped:
-            model.fallbacks.add("metadata")
+        if metadata is not None and metadata.faults:
+            process.metrics.broken_metadata.inc()
     small = model.steps_in(source.rgb, options)
 
     @contextmanager

@@ -51,7 +51,7 @@ PROFILES = {
 @dataclass
 class Blocks:
     """What a file says beside its pixels: `exif` begins as a TIFF does, `iptc` has bare data sets;
-    `density` is pixels per inch, across and down, of the pixels as stored. `dropped` names what was
+    `density` is pixels per inch, across and down, of the pixels as stored. `faults` names what was
     broken or too long."""
 
     exif: bytes = b""
@@ -59,7 +59,7 @@ class Blocks:
     iptc: bytes = b""
     density: tuple[float, float] | None = None
     texts: dict[str, list[str]] = field(default_factory=dict)
-    dropped: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def add(self, block: bytes) -> None:
         """Takes a block that says itself what it is, unless there is such a one."""
@@ -75,14 +75,14 @@ class Blocks:
             self.iptc = self.iptc or block
 
     @contextmanager
-    def dropping(self, name: str) -> Iterator[None]:
+    def guard(self, name: str) -> Iterator[None]:
         """Whatever goes wrong in it costs no more than what it is about."""
         try:
             yield
         # Decoders raise errors of many kinds, and no broken block is worth a job.
         except Exception as error:
-            if name not in self.dropped:
-                self.dropped.append(name)
+            if name not in self.faults:
+                self.faults.append(name)
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("metadata dropped", what=name, reason=reason)
 
@@ -91,7 +91,7 @@ def read(data: bytes, format: str) -> Blocks:
     """The blocks of a whole file of that format (`jobs.formats.FORMATS`), of several the first."""
     blocks = Blocks()
     if format in READERS:
-        with blocks.dropping("blocks"):
+        with blocks.guard("blocks"):
             READERS[format](data, blocks)
     return blocks
 
@@ -109,7 +109,7 @@ def _jpeg(data: bytes, blocks: Blocks) -> None:
             break
         part = data[start + 2 : stop]
         if marker == APP0 and part.startswith(b"JFIF\0"):
-            with blocks.dropping("density"):
+            with blocks.guard("density"):
                 unit, x, y = struct.unpack_from(">BHH", part, 7)
                 blocks.density = (x * INCH[unit], y * INCH[unit]) if unit in INCH else None
         elif marker == APP1:
@@ -117,7 +117,7 @@ def _jpeg(data: bytes, blocks: Blocks) -> None:
         elif marker == APP13 and part.startswith(PHOTOSHOP_PREFIX) and len(photoshop) < MAX_BLOCK:
             # A long block goes on in further segments.
             photoshop += part.removeprefix(PHOTOSHOP_PREFIX)
-    with blocks.dropping("iptc"):
+    with blocks.guard("iptc"):
         blocks.add(photoshop)
 
 
@@ -126,7 +126,7 @@ def _png(data: bytes, blocks: Blocks) -> None:
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind in PNG_CHUNKS:
-            with blocks.dropping(kind.decode()):
+            with blocks.guard(kind.decode()):
                 _png_chunk(kind, _piece(data, position + 8, length), blocks, once)
         position += 12 + length
 
@@ -155,12 +155,12 @@ def _png_chunk(kind: bytes, body: bytes, blocks: Blocks, once: set[bytes]) -> No
 
 def _text(kind: bytes, body: bytes) -> bytes:
     """What follows the keyword of a text chunk, unpacked."""
-    packed = kind == b"zTXt"
+    is_packed = kind == b"zTXt"
     if kind == b"iTXt":
-        packed, body = bool(body[0]), body[2:].split(b"\0", 2)[2]
-    elif packed:
+        is_packed, body = bool(body[0]), body[2:].split(b"\0", 2)[2]
+    elif is_packed:
         body = body[1:]
-    if not packed:
+    if not is_packed:
         return body
     unpacker = zlib.decompressobj()
     text = unpacker.decompress(body, MAX_BLOCK)
@@ -174,7 +174,7 @@ def _webp(data: bytes, blocks: Blocks) -> None:
     while position + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, position)
         if kind in prefixes:
-            with blocks.dropping(kind.decode().strip()):
+            with blocks.guard(kind.decode().strip()):
                 blocks.add(prefixes[kind] + _piece(data, position + 8, length))
         position += 8 + length + (length & 1)
 
@@ -182,11 +182,11 @@ def _webp(data: bytes, blocks: Blocks) -> None:
 def _tiff(data: bytes, blocks: Blocks) -> None:
     blocks.exif = data
     tags = first_directory(data)
-    with blocks.dropping("xmp"):
-        blocks.xmp = tags.stored(XMP, MAX_BLOCK)[1]
+    with blocks.guard("xmp"):
+        blocks.xmp = tags.raw(XMP, MAX_BLOCK)[1]
     for tag in (IPTC, PHOTOSHOP):
-        with blocks.dropping("iptc"):
-            blocks.add(tags.stored(tag, MAX_BLOCK)[1])
+        with blocks.guard("iptc"):
+            blocks.add(tags.raw(tag, MAX_BLOCK)[1])
 
 
 def _avif(data: bytes, blocks: Blocks) -> None:

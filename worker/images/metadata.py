@@ -62,14 +62,14 @@ IPTC_TEXTS = {
 @dataclass(frozen=True)
 class Metadata:
     """What is written into a result: EXIF's tags and its directories by their pointers, XMP, IPTC's
-    data sets, pixels per inch across and down. `dropped` names what of the input was broken."""
+    data sets, pixels per inch across and down. `faults` names what of the input was broken."""
 
     tags: Tags
     directories: Mapping[int, Tags]
     xmp: bytes
     iptc: bytes
     density: tuple[float, float] | None
-    dropped: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def exif(self) -> bytes:
@@ -98,13 +98,13 @@ def metadata_of(
     blocks, location = read(data, header.format), parameters.metadata == "all"
     tags, directories = dict[int, tuple[int, bytes]](), dict[int, Tags]()
     if blocks.exif:
-        with blocks.dropping("exif"):
+        with blocks.guard("exif"):
             tags, directories = _exif(blocks, location)
     density = _density(blocks.density)
     if density is not None and header.orientation >= 5:
         density = density[::-1]
     iptc = b""
-    with blocks.dropping("iptc"):
+    with blocks.guard("iptc"):
         iptc = _iptc(blocks, location)
     xmp = packet(blocks, parameters)
     # No orientation, which is upright. Where no density is known, EXIF wants 72.
@@ -122,7 +122,7 @@ def metadata_of(
         **{EXIF_WIDTH: (LONG, struct.pack("<I", width))},
         **{EXIF_HEIGHT: (LONG, struct.pack("<I", height))},
     }
-    return Metadata(tags, directories, xmp, iptc, density, tuple(blocks.dropped))
+    return Metadata(tags, directories, xmp, iptc, density, tuple(blocks.faults))
 
 
 def with_directories(tags: Tags, directories: Mapping[int, Tags], start: int) -> bytes:
@@ -171,8 +171,8 @@ def _exif(blocks: Blocks, location: bool) -> tuple[dict[int, tuple[int, bytes]],
         nonlocal room
         tags = {}
         for tag in names:
-            with blocks.dropping("exif"):
-                kind, value = directory.stored(tag, room)
+            with blocks.guard("exif"):
+                kind, value = directory.raw(tag, room)
                 # EXIF 3.0's own type, in which only few readers know a text.
                 kind = ASCII if kind == UTF_8 else kind
                 if value and MAIN_TAGS.get(tag, kind) == kind:
@@ -183,14 +183,14 @@ def _exif(blocks: Blocks, location: bool) -> tuple[dict[int, tuple[int, bytes]],
     directory, directories = first_directory(block), dict[int, Tags]()
     tags = copy(directory, MAIN_TAGS)
     x, y = (tags.pop(tag, None) for tag in (X_DENSITY, Y_DENSITY))
-    with blocks.dropping("density"):
+    with blocks.guard("density"):
         unit = directory.value(DENSITY_UNIT, 2)
         if blocks.density is None and unit in INCHES and x and y:
             across, down = (struct.unpack("<II", value) for _, value in (x, y))
             inches = INCHES[unit]
             blocks.density = across[0] / across[1] * inches, down[0] / down[1] * inches
     for pointer, names in ((EXIF, EXIF_TAGS), (GPS, GPS_TAGS if location else ())):
-        with blocks.dropping("exif"):
+        with blocks.guard("exif"):
             if names and (start := directory.value(pointer, 0)):
                 directories[pointer] = copy(Directory(block, start), names)
     return tags, directories
@@ -206,7 +206,7 @@ def _little(order: str, tag: int, kind: int, value: bytes) -> bytes:
 
 def _iptc(blocks: Blocks, location: bool) -> bytes:
     """The data sets that are kept; notes their texts, which XMP gets for formats without IPTC."""
-    data, position, kept, texts = blocks.iptc, 0, b"", dict[str, list[str]]()
+    data, position, selection, texts = blocks.iptc, 0, b"", dict[str, list[str]]()
     drop = IPTC_DROPPED if location else IPTC_DROPPED | IPTC_LOCATION
     while data[position : position + 1] == b"\x1c":
         record, number, length = struct.unpack_from(">BBH", data, position + 1)
@@ -214,14 +214,14 @@ def _iptc(blocks: Blocks, location: bool) -> bytes:
         if len(whole) < 5 + length:
             raise ValueError(f"the data set {record}:{number} says it has {length} bytes")
         if (record == 2 and number not in drop) or (record, number) == IPTC_ENCODING:
-            kept += whole
+            selection += whole
         if record == 2 and (name := IPTC_TEXTS.get(number)):
             texts.setdefault(name, []).append(_decode(whole[5:]))
         position += 5 + length
-    if len(kept) > MAX_RESULT:
-        raise ValueError(f"it has {len(kept)} bytes; at most {MAX_RESULT} are kept")
+    if len(selection) > MAX_RESULT:
+        raise ValueError(f"it has {len(selection)} bytes; at most {MAX_RESULT} are kept")
     blocks.texts = texts | blocks.texts
-    return kept
+    return selection
 
 
 def _decode(text: bytes) -> str:

@@ -327,23 +327,23 @@ def _write_tiff(
         tags[338] = ("H", [STRAIGHT_ALPHA])
     if channels >= 3:
         tags[34675] = ("B", srgb_profile())
-    packed = {
+    entries = {
         tag: (TIFF_TYPES[kind], struct.pack(f"<{len(numbers)}{kind[0]}", *numbers))
         for tag, (kind, numbers) in tags.items()
     }
     directories: Mapping[int, Tags] = {}
     if metadata is not None:
         directories = metadata.directories
-        packed |= metadata.tags
-        packed[XMP] = BYTE, metadata.xmp
+        entries |= metadata.tags
+        entries[XMP] = BYTE, metadata.xmp
         if metadata.density is None:
-            packed[296] = SHORT, struct.pack("<H", NO_UNIT)
+            entries[296] = SHORT, struct.pack("<H", NO_UNIT)
         if metadata.iptc:
             # Readers expect LONG, whose bytes nothing turns round.
-            packed[IPTC] = LONG, metadata.iptc + bytes(-len(metadata.iptc) % 4)
+            entries[IPTC] = LONG, metadata.iptc + bytes(-len(metadata.iptc) % 4)
     # The directory, at the file's end; where it is stands at the start.
     start = file.tell() + file.tell() % 2
     file.seek(start)
-    file.write(with_directories(packed, directories, start))
+    file.write(with_directories(entries, directories, start))
     file.seek(4)
     file.write(struct.pack("<I", start))

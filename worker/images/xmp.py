@@ -48,7 +48,7 @@ apply once more, the length of a video behind the picture."""
 for _prefix, _space in {**PREFIXES, "stablesr": PROVENANCE, "rdf": RDF}.items():
     ElementTree.register_namespace(_prefix, _space[1:-1])
 _NAMES = {space[:-1]: prefix for prefix, space in PREFIXES.items()}
-_DROPPED = {
+_OF_PIXELS = {
     "dc": "format",
     "xmp": "CreatorTool Thumbnails",
     "photoshop": "History DocumentAncestors TextLayers ColorMode ICCProfile LegacyIPTCDigest",
@@ -86,12 +86,12 @@ def packet(blocks: Blocks, parameters: UpscaleParameters) -> bytes:
     """What is kept, texts from elsewhere that it lacks, and what makes the same pixels again."""
     description = Element(ABOUT, {RDF + "about": ""})
     if blocks.xmp:
-        with blocks.dropping("xmp"):
-            description = _kept(blocks.xmp, parameters.metadata == "all")
+        with blocks.guard("xmp"):
+            description = _selection(blocks.xmp, parameters.metadata == "all")
     for name, texts in blocks.texts.items():
         tag, container = XMP_TEXTS[name]
         if description.find(tag) is None and tag not in description.attrib:
-            with blocks.dropping("texts"):
+            with blocks.guard("texts"):
                 _add_text(description, tag, container, texts)
     others = {"metadata", "output_format", "quality", "width", "height", "megapixels"}
     values = parameters.model_dump(exclude=others, exclude_none=True)
@@ -108,21 +108,21 @@ def packet(blocks: Blocks, parameters: UpscaleParameters) -> bytes:
     ).encode()
 
 
-def _kept(packet: bytes, location: bool) -> Element:
+def _selection(packet: bytes, location: bool) -> Element:
     """The properties that are kept, as one description."""
     text = packet.rstrip(b"\0").decode("utf-8-sig")
     # Entities could grow without bounds, or name files; no XMP has any.
     if "<!DOCTYPE" in text:
         raise ValueError("it has a document type")
     root = ElementTree.fromstring(text)
-    kept = Element(ABOUT, {RDF + "about": ""})
+    selection = Element(ABOUT, {RDF + "about": ""})
     for description in root.iter(RDF + "RDF"):
         for part in description.findall(ABOUT):
             _prune(part, location)
-            kept.attrib.update({k: value for k, value in part.attrib.items() if _is_known(k)})
-            kept.extend(child for child in part if _is_known(child.tag))
-    _check_size(kept)
-    return kept
+            selection.attrib.update({k: value for k, value in part.attrib.items() if _is_known(k)})
+            selection.extend(child for child in part if _is_known(child.tag))
+    _check_size(selection)
+    return selection
 
 
 def _check_size(element: Element) -> None:
@@ -154,7 +154,7 @@ def _is_dropped(name: str, location: bool) -> bool:
     says_where = local in _LOCATION.get(prefix, "").split() or (
         prefix == "exif" and local.startswith("GPS")
     )
-    return local in _DROPPED.get(prefix, "").split() or (says_where and not location)
+    return local in _OF_PIXELS.get(prefix, "").split() or (says_where and not location)
 
 
 def _add_text(description: Element, tag: str, container: str, texts: list[str]) -> None:

@@ -59,7 +59,7 @@ def test_texts_of_a_png_are_read_before_its_pixels_and_behind_them(behind: bool)
     assert blocks.texts == {"author": ["Müller"], "title": ["a title"], "copyright": ["© Ж"]}
     assert (blocks.xmp, blocks.exif) == (b"<xmp/>", TIFF_BLOCK)
     assert blocks.density == pytest.approx((300, 150), abs=0.02)
-    assert blocks.dropped == []
+    assert blocks.faults == []
 
 
 def test_profiles_that_imagemagick_writes_as_text_are_read() -> None:
@@ -74,7 +74,7 @@ def test_a_text_that_unpacks_to_more_than_the_bound_is_dropped_and_the_rest_read
     chunks = [(b"zTXt", b"Title\0\0" + bomb)] * 50 + [(b"tEXt", b"Author\0a")]
     blocks = read(png(*chunks), "PNG")
     assert blocks.texts == {"author": ["a"]}
-    assert blocks.dropped == ["zTXt"]
+    assert blocks.faults == ["zTXt"]
 
 
 def test_of_several_blocks_of_a_jpeg_the_first_counts() -> None:
@@ -103,11 +103,11 @@ def test_a_density_has_a_unit(unit: tuple[int, tuple[int, int] | None]) -> None:
 def test_broken_resources_cost_no_more_than_themselves() -> None:
     broken = (0xED, b"Photoshop 3.0\0" + b"8BIM\x04\x04\0")
     blocks = read(jpeg(broken, (0xE1, b"Exif\0\0" + TIFF_BLOCK)), "JPEG")
-    assert (blocks.exif, blocks.dropped) == (TIFF_BLOCK, ["iptc"])
+    assert (blocks.exif, blocks.faults) == (TIFF_BLOCK, ["iptc"])
 
 
 def test_a_format_without_metadata_has_none() -> None:
-    assert read(file_of(PIXELS, "GIF"), "GIF").dropped == []
+    assert read(file_of(PIXELS, "GIF"), "GIF").faults == []
     assert read(file_of(PIXELS, "BMP", dpi=(300, 300)), "BMP").density == pytest.approx(
         (300, 300), abs=0.02
     )

@@ -254,7 +254,7 @@ def test_a_result_says_what_of_its_metadata_was_dropped() -> None:
     ):
         metadata = metadata_of(source, parameters, 9, 9)
         assert metadata is not None
-        assert metadata.dropped == dropped
+        assert metadata.faults == dropped
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not installed")

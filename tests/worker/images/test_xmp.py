@@ -38,7 +38,7 @@ def texts_in(blocks: Blocks) -> dict[str, str]:
 def test_dates_of_any_kind_become_those_of_xmp(text: str, date: str | None) -> None:
     blocks = Blocks(texts={"created": [text]})
     assert texts_in(blocks).get("CreateDate") == date
-    assert blocks.dropped == ([] if date else ["texts"])
+    assert blocks.faults == ([] if date else ["texts"])
 
 
 def test_a_text_from_elsewhere_does_not_replace_a_property() -> None:
