@@ -111,7 +111,8 @@ def looked_at(data: bytes) -> tuple[Image.Exif, dict[str, str], Any]:
         exif = image.getexif()
         packet = image.info.get("xmp") or exif.get(700)
         # Of EXIF's two densities Pillow takes one for both.
-        density = image.info["dpi"] if image.format == "PNG" else (exif[282], exif[283])
+        is_png = image.format == "PNG"
+        density = image.info.get("dpi") if is_png else (exif[282], exif[283])
     assert isinstance(packet, bytes)
     found: dict[str, str] = {}
     for element in ElementTree.fromstring(packet).iter():
