@@ -104,11 +104,11 @@ def measure(task: Task) -> list[Measurement]:
     with tempfile.TemporaryDirectory() as folder:
         for rows in sr.upscale_rows(image.rgb, options, [0], on_progress):
             stages.start("write")
-            sides = {"width": task.size, "height": task.size}
             write(
                 Path(folder, "result.png"),
                 rows_of(image, rows, task.size, task.size),
-                **sides,
+                width=task.size,
+                height=task.size,
                 channels=image.channels,
                 format="png",
                 depth=8,

@@ -114,7 +114,7 @@ class LocalModel:
             JobFailure: the image cannot be upscaled.
         """
         from models.errors import ModelError
-        from worker.images import check_side, decode, rows_of, write
+        from worker.images import check_side, decode, metadata_of, rows_of, write
 
         with file_errors(source, "read"):
             content = source.read_bytes()
@@ -129,7 +129,8 @@ class LocalModel:
             check_side(width, height, parameters.output_format)
             show = _progress(on_progress)
             results = self._sr.upscale_rows(image.rgb, parameters, list(targets), show)
-            for target, rows in zip(targets.values(), results, strict=True):
+            for (seed, target), rows in zip(targets.items(), results, strict=True):
+                request = parameters.model_copy(update={"seed": seed})
                 with file_errors(target, "written"), write_aside(target) as aside:
                     write(
                         aside,
@@ -140,6 +141,7 @@ class LocalModel:
                         format=parameters.output_format,
                         depth=image.depth,
                         quality=parameters.quality,
+                        metadata=metadata_of(content, request, width, height),
                     )
         return width, height
 

@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal
 import typer
 from annotated_types import Ge, Le
 
-from models.parameters import SEED_MAX, ColorFix, Init, OutputFormat, SamplerName, UpscaleParameters
+from models.parameters import (
+    SEED_MAX,
+    ColorFix,
+    Init,
+    MetadataChoice,
+    OutputFormat,
+    SamplerName,
+    UpscaleParameters,
+)
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
@@ -144,6 +152,10 @@ class UpscaleOptions:
         _folder("The results' format; same: each image's own.", "--format", default="png"),
     ] = None
     quality: Annotated[int | None, parameter("quality", default="95")] = None
+    # The files are the user's own, and often an archive: here nothing is lost unless asked for.
+    metadata: Annotated[
+        MetadataChoice, parameter("metadata", "Of the input; all: where it was taken, too.", "keep")
+    ] = "keep"
     recursive: Annotated[
         bool | None, _folder("Sub-folders too.", "--recursive/--no-recursive", default="recursive")
     ] = None

@@ -52,6 +52,8 @@ REDUCED_RESOLUTION, MASK = 1, 4
 # An extra channel of no stated kind (0) is some selection or mask of an editor, not opacity.
 ALPHA = {1, 2}
 SUB_DIRECTORIES, EXIF, INTEROPERABILITY, INDEX, DNG_VERSION = 330, 34665, 40965, 1, 50706
+SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 129: 1}
+"""Bytes of a value, by the types that EXIF knows (129: text in UTF-8)."""
 
 EXIF_PREFIX = b"Exif\0\0"
 MAX_EXIF = 64 * 1024
@@ -104,6 +106,21 @@ class Directory:
         """The first four bytes of a tag; none where there is no such tag."""
         return self._entries.get(tag, (2, 0, b""))[2][:4]
 
+    def raw(self, tag: int, limit: int) -> tuple[int, bytes]:
+        """A tag's type and its values, of any kind, as they lie in the file; no bytes where there
+        is no such tag. Raises ImageError for more than `limit` bytes."""
+        kind, count, place = self._entries.get(tag, (1, 0, b""))
+        size = SIZES.get(kind, limit + 1) * count
+        if size > limit:
+            reason = f"its tag {tag} has {count} values of type {kind}"
+            raise unreadable("TIFF", f"{reason}; at most {limit} bytes are read")
+        if size <= len(place):
+            return kind, place[:size]
+        start = struct.unpack(self._offset, place)[0]
+        if start + size > len(self._data):
+            raise truncated("TIFF", f"the values of its tag {tag} lie behind its end")
+        return kind, self._data[start : start + size]
+
     def value(self, tag: int, default: int | None = None) -> int:
         """The first number of a tag; without a default it has to be there."""
         values = self.values(tag) or (default,)
@@ -127,6 +144,11 @@ def _directories(data: Bytes) -> Iterator[Directory]:
         yield (directory := Directory(data, position))
         if not (position := directory.next):
             return
+
+
+def first_directory(data: Bytes) -> Directory:
+    """Of a file, or of an EXIF block without its prefix. Raises as Directory does."""
+    return next(_directories(data))
 
 
 def orientation_in(exif: bytes) -> int:

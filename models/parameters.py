@@ -17,6 +17,7 @@ SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 Init = Literal["lr", "noise"]
 ColorFix = Literal["adain", "wavelet", "none"]
 OutputFormat = Literal["png", "webp", "jpeg", "tiff", "avif"]
+MetadataChoice = Literal["strip", "keep", "all"]
 LOSSY = frozenset(("webp", "jpeg", "avif"))
 
 MAX_SCALE = 16
@@ -79,6 +80,12 @@ class UpscaleParameters(BaseModel):
     output_format: OutputFormat = "png"
     quality: int | None = Field(
         None, ge=1, le=100, description="Of webp, jpeg and avif; 95 when left out"
+    )
+    # A service must not hand on where a photograph was taken unless it is asked to.
+    metadata: MetadataChoice = Field(
+        "strip",
+        description="Of the input, for the result: none; date, author, density and such; the "
+        "location too. Kept with them is how the result was made",
     )
 
     @model_validator(mode="before")

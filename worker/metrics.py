@@ -36,6 +36,8 @@ class WorkerMetrics:
         self.tiles = Counter("stablesr_tiles", tiles, registry=self.registry)
         outages = "Times that a job waited for an image store that was away"
         self.store_outages = Counter("stablesr_store_outages", outages, registry=self.registry)
+        broken = "Inputs of which metadata was dropped, since it was broken or too long"
+        self.broken_metadata = Counter("stablesr_broken_metadata", broken, registry=self.registry)
         self.sweep = SweepMetrics(self.registry)
 
     def _histogram(self, name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:

@@ -56,7 +56,7 @@ from worker.attempt import Attempt, Cancellation, Interruption, LeaseLost
 from worker.device import is_device_lost
 from worker.device_lock import DeviceTaken
 from worker.engine import EngineBroken
-from worker.images import DecodedImage, decode, rows_of, write
+from worker.images import DecodedImage, Metadata, decode, metadata_of, rows_of, write
 from worker.outage import outlast
 
 OPEN_FILES = Path("/proc/self/fd")
@@ -176,6 +176,9 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
         upload = outlast(attempt, process.store.get, input_key(job.id))
         source = decode(upload, process.settings.max_input_pixels)
         _check_output(source, job, process.settings.max_output_pixels)
+        metadata = metadata_of(upload, options, *output_size(*source.size, options.scale))
+        if metadata is not None and metadata.faults:
+            process.metrics.broken_metadata.inc()
     small = model.steps_in(source.rgb, options)
 
     @contextmanager
@@ -204,7 +207,7 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
         with autoencoder("decode") as on_progress:
             rows = model.rows(encoded_image, latent, options, on_progress)
         encoded_image.close()
-        return _save(attempt, job, source, rows)
+        return _save(attempt, job, source, rows, metadata)
 
 
 def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
@@ -218,7 +221,13 @@ def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
     check_side(width, height, job.parameters.output_format)
 
 
-def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tensor]) -> ResultInfo:
+def _save(
+    attempt: Attempt,
+    job: Job,
+    source: DecodedImage,
+    rows: Iterable[Tensor],
+    metadata: Metadata | None,
+) -> ResultInfo:
     """Write the image's rows to a file of its own and that into the store."""
     width, height = output_size(*source.size, job.parameters.scale)
 
@@ -237,6 +246,7 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
             format=job.parameters.output_format,
             depth=source.depth,
             quality=job.parameters.quality,
+            metadata=metadata,
         )
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

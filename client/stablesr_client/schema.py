@@ -36,6 +36,7 @@ class Parameters(TypedDict, total=False):
     guidance_scale: float | None
     output_format: str | None
     quality: int | None
+    metadata: str | None
     webhook_url: str | None
     priority: str | None
     expires_in: int | None

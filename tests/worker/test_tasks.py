@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from structlog.testing import capture_logs
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from jobs.errors import BlobNotFound
 from jobs.schema import JobState
 from jobs.store import input_key, result_key
 from tests.worker.double import ERROR, Counting
+from tests.worker.image_files import file_of
 from tests.worker.in_process import failure, serving, tiles, try_job
 from tests.worker.processes import House, png
 from worker.attempt import Process
@@ -89,6 +90,25 @@ def test_the_result_is_of_the_format_that_was_asked_for(
     assert result.media_type == media_type
     with Image.open(io.BytesIO(house.store.get(result.key))) as image:
         assert image.format == format.upper()
+
+
+def test_a_job_keeps_metadata_where_that_is_asked_for(house: House, process: Process) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "A Name"
+    source = file_of(Image.new("RGB", (10, 6)), "WEBP", exif=exif, xmp=b"no XML")
+    artists = {}
+    with capture_logs() as logs:
+        for choice in ("strip", "keep"):
+            job_id = house.submit(source, metadata=choice, seed=5)
+            try_job(process, job_id)
+            with Image.open(io.BytesIO(house.store.get(result_key(job_id)))) as image:
+                artists[choice] = image.getexif().get(ExifTags.Base.Artist)
+                assert ('seed="5"' in str(image.info)) == (choice == "keep")
+    assert artists == {"strip": None, "keep": "A Name"}
+    # Of the two jobs, the one that looked at it.
+    assert [log["what"] for log in logs if log["event"] == "metadata dropped"] == ["xmp"]
+    broken = process.metrics.registry.get_sample_value("stablesr_broken_metadata_total")
+    assert broken == 1
 
 
 def test_a_result_of_too_many_pixels_is_refused_before_the_network_sees_it(house: House) -> None:

@@ -159,7 +159,7 @@ def _read_jpeg(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
         reason = reason_of(error)
         # Bytes between the last scan and the end are the last thing there is, so they hide nothing;
         # but where a scan has intervals, they may be one whose marker was lost.
-        if not STRAY_END.search(reason) or any(marker == DRI for marker, _, _ in _segments(data)):
+        if not STRAY_END.search(reason) or any(marker == DRI for marker, _, _ in segments(data)):
             raise
         pixels = _read(data, header)
     log.warning("jpeg read in spite of a blemish", reason=reason)
@@ -170,7 +170,7 @@ def without_blemishes(data: bytes) -> bytes:
     """A JPEG file without bytes between its segments, and with JFIF's revision 1 in place of
     others, which mean the same to a decoder. What follows a scan stays as it is."""
     clean, stop = bytearray(data[:2]), 2
-    for marker, start, stop in _segments(data):
+    for marker, start, stop in segments(data):
         segment = bytearray(data[start:stop])
         if marker == APP0 and segment[2:7] == b"JFIF\0" and len(segment) > 7:
             segment[7] = 1
@@ -178,7 +178,7 @@ def without_blemishes(data: bytes) -> bytes:
     return bytes(clean + data[stop:])
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, and where what belongs to it begins and ends: of a scan up to the next marker."""
     stop = 2
     while (match := MARKER.search(data, stop)) is not None:

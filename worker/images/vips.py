@@ -59,9 +59,14 @@ def image_of(levels: Levels, interpretation: str, profile: bytes | None) -> pyvi
     same memory where it lies in one piece."""
     image = pyvips.Image.new_from_array(levels, interpretation=interpretation)
     if profile is not None:
-        blob: Any = profile  # the stub leaves out that a blob is bytes
-        image.set_type(pyvips.GValue.blob_type, PROFILE, blob)
+        attach(image, PROFILE, profile)
     return image
+
+
+def attach(image: pyvips.Image, name: str, block: bytes) -> None:
+    """Has the image's file hold the block, which libvips knows by this name."""
+    blob: Any = block  # the stub leaves out that a blob is bytes
+    image.set_type(pyvips.GValue.blob_type, name, blob)
 
 
 def levels_of(image: pyvips.Image) -> Levels:

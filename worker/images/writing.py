@@ -9,7 +9,7 @@ once, at 8 bits, and their formats bound its sides.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import IO
@@ -27,13 +27,16 @@ from torch.nn.functional import grid_sample
 from jobs.image_file import check_side
 from models.parameters import OutputFormat
 
+from .blocks import IPTC, XMP, XMP_KEYWORD
 from .decoding import DecodedImage, Depth
-from .vips import Levels, image_of, srgb_profile
+from .metadata import BYTE, LONG, RATIONAL, SHORT, UNDEFINED, Metadata, Tags, with_directories
+from .vips import Levels, attach, image_of, srgb_profile
 
 STRIP = 64
 """Rows that are handled at once: enough for speed, and some megabytes at most."""
 
 QUALITY = 95
+VP8X_EXIF = 0x08
 AVIF_SPEED = 8
 """Of 10: twice as fast would be a tenth larger."""
 
@@ -50,8 +53,8 @@ PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 PNG_AVERAGE = 3
 """The filter of every row (9.2): of photographs the one with the smallest files."""
 
-TIFF_TYPES = {"H": 3, "I": 4, "II": 5, "B": 7}
-"""By format of `struct`: SHORT, LONG, RATIONAL and UNDEFINED."""
+TIFF_TYPES = {"H": SHORT, "I": LONG, "II": RATIONAL, "B": UNDEFINED}
+"""By format of `struct`."""
 BLACK_IS_ZERO, RGB = 1, 2
 DEFLATE, HORIZONTAL, CONTIGUOUS, NO_UNIT, STRAIGHT_ALPHA = 8, 2, 1, 1, 2
 
@@ -111,6 +114,7 @@ def write(
     format: OutputFormat,
     depth: Depth,
     quality: int | None = None,
+    metadata: Metadata | None = None,
 ) -> None:
     """Write an image as its rows come, values rounded to the nearest level and clamped.
 
@@ -123,6 +127,7 @@ def write(
         rows: (channels, n, width) float32 from top to bottom, in strips of any height; grey, grey
             and alpha, RGB, or RGB and alpha.
         width, height: in pixels; what `rows` amount to.
+        metadata: what else the file says; without it nothing.
 
     Raises:
         OutputTooLarge: `format` cannot hold that size.
@@ -137,33 +142,67 @@ def write(
     if format in ("png", "tiff"):
         strips = _levels(rows, shape, 2**depth - 1)
         with path.open("wb") as file:
-            (_write_png if format == "png" else _write_tiff)(file, strips, shape)
+            (_write_png if format == "png" else _write_tiff)(file, strips, shape, metadata)
         return
     levels = np.empty(shape, np.uint8)
     for number, strip in enumerate(_levels(rows, shape, 255)):
         levels[number * STRIP : number * STRIP + len(strip)] = strip
     if format == "avif":
-        _write_avif(path, levels, quality)
+        _write_avif(path, levels, quality, metadata)
         return
     # Grey stays without a profile: sRGB's would not fit it.
     space, profile = ("srgb", srgb_profile()) if channels >= 3 else ("b-w", None)
-    image = image_of(levels, space, profile)
+    image, keep = image_of(levels, space, profile), ForeignKeep.ICC
+    if metadata is not None:
+        attach(image, "xmp-data", metadata.xmp)
+        keep |= ForeignKeep.XMP
     try:
         if format == "webp":
-            image.webpsave(path, Q=quality, alpha_q=100, effort=4, keep=ForeignKeep.ICC)
+            image.webpsave(path, Q=quality, alpha_q=100, effort=4, keep=keep)
+            if metadata is not None:
+                _add_exif(path, metadata.exif)
         else:
-            image.jpegsave(path, Q=quality, subsample_mode="off", keep=ForeignKeep.ICC)
+            if metadata is not None:
+                image, keep = _with_more(image, metadata), ForeignKeep.ALL
+            image.jpegsave(path, Q=quality, subsample_mode="off", keep=keep)
     except pyvips.Error as error:
         raise OSError(f"{path} cannot be written: {error.detail.strip()}") from error
 
 
-def _write_avif(path: Path, levels: Levels, quality: int) -> None:
+def _with_more(image: pyvips.Image, metadata: Metadata) -> pyvips.Image:
+    """With what libvips writes into a JPEG."""
+    attach(image, "exif-data", metadata.exif)
+    if metadata.iptc:
+        attach(image, "iptc-data", metadata.photoshop)
+    # In pixels a millimetre, which it writes over those of the block.
+    x, y = (side / 25.4 for side in metadata.density or (72, 72))
+    return image.copy(xres=x, yres=y)
+
+
+def _add_exif(path: Path, exif: bytes) -> None:
+    """Adds a chunk to a WebP with XMP, so with a VP8X chunk (RFC 9649, 2.7). libvips would begin it
+    with a prefix that belongs into JPEG."""
+    with path.open("r+b") as file:
+        file.seek(20)
+        flags = file.read(1)[0] | VP8X_EXIF
+        file.seek(20)
+        file.write(bytes((flags,)))
+        file.seek(0, 2)
+        file.write(struct.pack("<4sI", b"EXIF", len(exif)) + exif + bytes(len(exif) % 2))
+        size = file.tell() - 8
+        file.seek(4)
+        file.write(struct.pack("<I", size))
+
+
+def _write_avif(path: Path, levels: Levels, quality: int, metadata: Metadata | None) -> None:
     channels = levels.shape[2]
     pixels = levels[:, :, 0] if channels == 1 else levels
     image = Image.fromarray(pixels).convert("RGB" if channels % 2 else "RGBA")
     subsampling = "4:0:0" if channels < 3 else "4:4:4"
+    blocks = {} if metadata is None else {"exif": metadata.exif, "xmp": metadata.xmp}
+    options = {"quality": quality, "speed": AVIF_SPEED, "subsampling": subsampling, **blocks}
     with path.open("wb") as file:
-        image.save(file, "AVIF", quality=quality, speed=AVIF_SPEED, subsampling=subsampling)
+        image.save(file, "AVIF", **options)
 
 
 def _over_white(strip: Tensor) -> Tensor:
@@ -195,9 +234,14 @@ def _levels(rows: Iterable[Tensor], shape: tuple[int, int, int], top: int) -> It
         yield levels
 
 
-def _write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, int]) -> None:
+def _write_png(
+    file: IO[bytes],
+    strips: Iterable[Levels],
+    shape: tuple[int, int, int],
+    metadata: Metadata | None,
+) -> None:
     """(height, width, channels); the file says that it is sRGB, grey ones by the same curve
-    (11.3.2.5), and nothing else."""
+    (11.3.2.5)."""
     height, width, channels = shape
     packer = isal_zlib.compressobj(LEVEL)
     above: NDArray[np.uint8] | None = None
@@ -211,6 +255,8 @@ def _write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int,
             header = (width, height, depth, PNG_COLOUR_TYPES[channels], 0, 0, 0)
             _chunk(file, b"IHDR", struct.pack(">IIBBBBB", *header))
             _chunk(file, b"sRGB", b"\0")
+            for kind, body in _png_metadata(metadata) if metadata else ():
+                _chunk(file, kind, body)
         # Each byte less the mean of the one a pixel to the left and the one above.
         pixel = channels * strip.itemsize
         means = np.vstack([above, rows[:-1]]).astype(np.uint16)
@@ -224,6 +270,16 @@ def _write_png(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int,
     _chunk(file, b"IEND", b"")
 
 
+def _png_metadata(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
+    """Chunks (11.3.3 and 11.3.4): before the pixels, where every reader finds them."""
+    if metadata.density is not None:
+        x, y = (round(side / 0.0254) for side in metadata.density)
+        yield b"pHYs", struct.pack(">IIB", x, y, 1)
+    yield b"eXIf", metadata.exif
+    # Neither packed nor in a language.
+    yield b"iTXt", XMP_KEYWORD + bytes(5) + metadata.xmp
+
+
 def _chunk(file: IO[bytes], kind: bytes, body: bytes) -> None:
     if body or kind == b"IEND":
         file.write(struct.pack(">I4s", len(body), kind))
@@ -231,7 +287,12 @@ def _chunk(file: IO[bytes], kind: bytes, body: bytes) -> None:
         file.write(struct.pack(">I", isal_zlib.crc32(body, isal_zlib.crc32(kind))))
 
 
-def _write_tiff(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int, int]) -> None:
+def _write_tiff(
+    file: IO[bytes],
+    strips: Iterable[Levels],
+    shape: tuple[int, int, int],
+    metadata: Metadata | None,
+) -> None:
     """(height, width, channels), by TIFF 6.0 (the predictor: section 14; deflate: Adobe's technical
     notes). RGB files carry a small sRGB profile, which would not fit grey ones. The directory lies
     behind the pixels."""
@@ -266,18 +327,23 @@ def _write_tiff(file: IO[bytes], strips: Iterable[Levels], shape: tuple[int, int
         tags[338] = ("H", [STRAIGHT_ALPHA])
     if channels >= 3:
         tags[34675] = ("B", srgb_profile())
+    entries = {
+        tag: (TIFF_TYPES[kind], struct.pack(f"<{len(numbers)}{kind[0]}", *numbers))
+        for tag, (kind, numbers) in tags.items()
+    }
+    directories: Mapping[int, Tags] = {}
+    if metadata is not None:
+        directories = metadata.directories
+        entries |= metadata.tags
+        entries[XMP] = BYTE, metadata.xmp
+        if metadata.density is None:
+            entries[296] = SHORT, struct.pack("<H", NO_UNIT)
+        if metadata.iptc:
+            # Readers expect LONG, whose bytes nothing turns round.
+            entries[IPTC] = LONG, metadata.iptc + bytes(-len(metadata.iptc) % 4)
     # The directory, at the file's end; where it is stands at the start.
     start = file.tell() + file.tell() % 2
-    behind = start + 2 + 12 * len(tags) + 4
-    entries, values = b"", b""
-    for tag, (kind, numbers) in tags.items():
-        data = struct.pack(f"<{len(numbers)}{kind[0]}", *numbers)
-        place = data.ljust(4, b"\0")
-        if len(data) > 4:
-            place = struct.pack("<I", behind + len(values))
-            values += data + bytes(len(data) % 2)
-        entries += struct.pack("<HHI", tag, TIFF_TYPES[kind], len(numbers) // len(kind)) + place
     file.seek(start)
-    file.write(struct.pack("<H", len(tags)) + entries + bytes(4) + values)
+    file.write(with_directories(entries, directories, start))
     file.seek(4)
     file.write(struct.pack("<I", start))

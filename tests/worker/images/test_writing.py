@@ -129,7 +129,7 @@ def test_less_quality_makes_a_smaller_file(path: Path, format: OutputFormat) -> 
     pixels = noise(3, 64, 64)
     sizes = []
     for quality in (95, 40):
-        sides = {"width": 64, "height": 64, "channels": 3}
+        sides: dict[str, Any] = {"width": 64, "height": 64, "channels": 3}
         write(path, [pixels], format=format, depth=8, quality=quality, **sides)
         sizes.append(path.stat().st_size)
     assert sizes[1] < 0.7 * sizes[0]
