@@ -167,6 +167,27 @@ def test_here_each_file_is_what_its_seed_gives_alone(image: Path) -> None:
     assert np.abs(first - second).max() > 1
 
 
+@pytest.mark.parametrize(
+    ("length", "options"), [(256, []), (255, ["--seeds", "2"])], ids=["name", "name with a seed"]
+)
+def test_a_name_that_is_too_long_is_told_before_any_work(
+    image: Path, service: FakeService, length: int, options: list[str]
+) -> None:
+    target = f"{'x' * (length - 4)}.png"
+    ended = upscale(image, "--server", service.url, *options, target=target)
+    assert ended.exit_code == 3
+    assert "cannot be written: File name too long." in ended.stderr
+    assert service.uploads == []
+
+
+def test_a_file_with_the_longest_of_names_becomes_one(image: Path) -> None:
+    source = image.rename(image.with_name(f"{'x' * 251}.png"))
+    few = ("--steps", "1", "--fidelity-weight", "0", "--scale", "1")
+    ended = upscale(source, *few, target=f"{'y' * 251}.png")
+    assert ended.exit_code == 0, ended.output
+    assert results(source) == [f"{'y' * 251}.png"]
+
+
 def test_a_folder_has_no_seeds(image: Path) -> None:
     arguments = ["upscale", str(image.parent), str(image.parent / "out"), "--seeds", "2"]
     ended = runner.invoke(app, arguments)
