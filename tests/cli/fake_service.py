@@ -45,7 +45,7 @@ class FakeService:
     """Takes over what `script` answers.
 
     `refuse` and `fail` name files whose upload is refused, or whose job fails; those in `hold` are
-    processed until `release`. `unauthorized` refuses all of them. `limits` are told with the models.
+    processed until `release`. `unauthorized` refuses all. `limits` are told with the models.
     """
 
     def __init__(self, script: Script) -> None:

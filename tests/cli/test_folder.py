@@ -139,7 +139,7 @@ def test_what_is_left_alone_is_listed_by_its_kind(
     os.mkfifo(photos / "pipe")
     result = upscale(photos, out)
     assert result.exit_code == 0, result.output
-    assert "11 other files left alone; 1 hidden." in result.stderr
+    assert "12 other files left alone; 1 hidden." in result.stderr
     clips = ", ".join(f"sub/clip[{number}].mp4" for number in range(5))
     for line in (
         "IMG_1.CR3: a camera's raw file; develop it to TIFF or JPEG first",

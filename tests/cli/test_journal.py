@@ -266,8 +266,9 @@ def test_what_a_killed_download_left_is_removed(
     upscale(photos, out)
     path = out / ".stablesr.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
-    PartialDownload(out / "a.png", DownloadedResult(width=1, height=1, bytes=1)).__enter__()
-    assert list(out.glob(".*.part"))
+    with PartialDownload(out / "a.png", DownloadedResult(width=1, height=1, bytes=1)):
+        [part] = out.glob(".*.part")
+    part.write_bytes(b"half")
     model.errors.clear()
     assert upscale(photos, out, "--overwrite").exit_code == 0
     assert not list(out.glob(".*.part"))
