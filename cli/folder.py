@@ -168,9 +168,9 @@ def _files(source: Path, output: Path, recursive: bool, plan: Plan) -> Iterator[
             for name in folders
             if recursive and not name.startswith(".") and (here / name).resolve() != output
         )
-        seen = sorted(name for name in files if not name.startswith("."))
-        plan.hidden += len(files) - len(seen)
-        yield from (here / name for name in seen)
+        visible = sorted(name for name in files if not name.startswith("."))
+        plan.hidden += len(files) - len(visible)
+        yield from (here / name for name in visible)
 
 
 def _check_outputs(items: list[Item], root: Path, out: Path) -> None:

@@ -52,9 +52,9 @@ def judge(work: Work, limits: Limits, parameters: Mapping[str, UpscaleParameters
     would_fit, items = False, []
     for item in work.todo:
         work.view.look(item.name)
-        asked = parameters.get(item.output_format)
+        request = parameters.get(item.output_format)
         try:
-            scale = _scale_of(item, asked, limits, work.view if work.options.fit else None)
+            scale = _scale_of(item, request, limits, work.view if work.options.fit else None)
         except OverLimit as error:
             would_fit |= error.fits
             work.note(item.name, str(error))
@@ -65,7 +65,7 @@ def judge(work: Work, limits: Limits, parameters: Mapping[str, UpscaleParameters
 
 
 def _scale_of(
-    item: Item, asked: UpscaleParameters | None, limits: Limits, view: FolderView | None
+    item: Item, request: UpscaleParameters | None, limits: Limits, view: FolderView | None
 ) -> float | None:
     """The smaller scale at which an image fits, told to the view; None where it fits as asked.
 
@@ -79,17 +79,17 @@ def _scale_of(
         raise OverLimit(str(error)) from error
     except (ImageError, OSError):
         return None
-    if asked is None:
+    if request is None:
         return None
     try:
-        parameters = asked.for_image(width, height)
+        parameters = request.for_image(width, height)
     except ValueError as error:
         raise OverLimit(f"{error}.") from error
 
     def fault_at(scale: float) -> str:
-        scaled = parameters.model_copy(update={"scale": scale})
+        candidate = parameters.model_copy(update={"scale": scale})
         try:
-            check_output(width, height, scaled, limits.output_pixels)
+            check_output(width, height, candidate, limits.output_pixels)
         except OutputTooLarge as error:
             return str(error)
         return ""

@@ -142,9 +142,9 @@ class FolderView(_View):
         """An image's header is read."""
         self._draw(current=f"looking at {printable(name)}")
 
-    def fit(self, name: str, scale: float, asked: float) -> None:
+    def fit(self, name: str, scale: float, request: float) -> None:
         """An image will be smaller than asked for."""
-        self._print(f"{printable(name)} is made at scale {scale:g} instead of {asked:g}")
+        self._print(f"{printable(name)} is made at scale {scale:g} instead of {request:g}")
 
     def show(self, name: str, now: JobProgress) -> None:
         """An image is at this stage."""
