@@ -271,9 +271,10 @@ def test_on_windows_a_file_and_a_folder_are_upscaled(image: Path, tmp_path: Path
         assert one.size == other.size == (12, 9)
 
 
-@pytest.mark.parametrize("command", ["up", "serve", "worker"])
-def test_what_cannot_run_on_windows_says_so_in_one_sentence(command: str) -> None:
-    ended = on_windows([command])
+def test_what_cannot_run_on_windows_says_so_in_one_sentence() -> None:
+    pull = ["weights", "pull", "stablesr-512"]
+    ended = on_windows(["up"], ["serve"], ["worker"], ["demo"], [*pull])
     assert ended.returncode == 8
-    assert f"`stablesr {command}` does not run on Windows" in ended.stderr
+    for command in ("up", "serve", "worker", "demo", "weights pull"):
+        assert f"Error: `stablesr {command}` does not run on Windows" in ended.stderr
     assert "Traceback" not in ended.stderr
