@@ -188,7 +188,10 @@ def trim() -> None:
 
 def free_disk() -> int:
     """Bytes that maps may take in the folder for temporary files, a share of what is free: none
-    where it lies in memory, because keeping maps there would save none."""
+    where it lies in memory, because keeping maps there would save none, and on Windows, which has
+    no calls for it."""
+    if sys.platform == "win32":
+        return 0
     folder = Path(tempfile.gettempdir()).resolve()
     depth, kind = -1, ""
     # "... 4: mount point ... - type source options"; the last mount of the longest point is on top.

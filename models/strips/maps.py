@@ -8,12 +8,13 @@ channels: a strip is one contiguous region of it, and a channels-last tensor wit
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import BinaryIO, Literal, cast
 
 import torch
 from torch import Tensor
@@ -58,15 +59,15 @@ class _File:
         self._row, self._dtype = shape[1] * shape[2] * dtype.itemsize, dtype
         with _name_when_full():
             file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` closes it
-        self._file = file
+        self._file = cast(BinaryIO, file)
 
     def read(self, top: int, out: Tensor) -> None:
         """Fills `out`, (n, width, channels), with the block's rows from `top` on."""
         buffer = torch.empty(out.shape, dtype=self._dtype) if out.is_cuda else out
         rest, offset = _bytes(buffer), top * self._row
         while rest:
-            self._file.seek(offset)
-            if not (count := self._file.readinto(rest)):
+            count = os.preadv(self._file.fileno(), [rest], offset)
+            if not count:
                 raise EOFError(f"The scratch file ends at byte {offset}, inside a feature map.")
             rest, offset = rest[count:], offset + count
         if buffer is not out:
@@ -76,8 +77,7 @@ class _File:
         rest, offset = _bytes(rows.cpu().contiguous()), top * self._row
         while rest:
             with _name_when_full():
-                self._file.seek(offset)
-                count = self._file.write(rest)
+                count = os.pwritev(self._file.fileno(), [rest], offset)
             rest, offset = rest[count:], offset + count
 
     def close(self) -> None:
