@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cli.errors import CliError, check_input, file_errors
 from cli.options import Preset, argument
-from cli.processes import ends_as_interrupt
+from cli.processes import ends_as_interrupt, require_posix
 from cli.remote import connect, follow
 from cli.stack import Stack
 from cli.view import ProgressView, console
@@ -37,6 +37,7 @@ def demo(
     preset: Preset = None,
 ) -> None:
     """Upscale a photograph through a whole service started for it, and stop that again."""
+    require_posix("demo")
     photograph = as_file(files("cli") / "photographs" / PHOTOGRAPH)
     start = time.monotonic()
     target, pair = folder / "upscaled.png", folder / "side-by-side.png"

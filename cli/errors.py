@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def check_input(path: Path) -> None:
     """Looks at the structure of an image file (InputError); nothing is decoded."""
     no_image = f"{path} is not an image that can be read: "
     with file_errors(path, "read"), translate({ImageError: InputError}, no_image):
-        if not path.exists():
+        if not os.path.exists(path):
             raise InputError(f"There is no file {path}.")
         examine(path.read_bytes(), sys.maxsize)
 
@@ -137,6 +138,9 @@ def check_output(path: Path) -> str:
     """The format that `path` asks for, if it can be written there (InputError)."""
     with translate({ValueError: InputError}):
         output_format = format_of(path)
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(f"{path} cannot be written: there is no folder {path.parent}.")
+    # Its name may be too long, which would show when the result is there.
+    with file_errors(path, "written"), suppress(FileNotFoundError):
+        path.lstat()
     return output_format

@@ -7,16 +7,22 @@ import stat
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from cli.errors import InputError
 from cli.options import UpscaleOptions
 from cli.view import printable
+from jobs.errors import UnsupportedFormat
+from jobs.formats import format_of, kind_of
 from stablesr_client.files import FORMATS
 
 _OTHERS = (".bmp", ".gif", ".heic", ".heif", ".jp2")
 SUFFIXES = frozenset((*FORMATS, *_OTHERS))
 """How the name of a file ends that is taken for an image; every other file is left alone."""
+
+LOOKED_AT = 500
+"""Files that are no images by their name of which a run says what they are."""
 
 OUTPUT_SUFFIXES = {
     **{"png": ".png", "webp": ".webp", "avif": ".avif"},
@@ -26,7 +32,8 @@ OUTPUT_SUFFIXES = {
 
 @dataclass(frozen=True)
 class Item:
-    """An image and where its result goes; `name` and `output` are relative to the two folders."""
+    """An image and where its result goes; `name` and `output` are relative to the two folders, and
+    `scale` is the one that fits where what is asked for does not."""
 
     name: str
     source: Path
@@ -35,16 +42,18 @@ class Item:
     output: str
     target: Path
     output_format: str
+    scale: float | None = None
 
 
 @dataclass
 class Plan:
     """What a folder holds: images, by name why an image or a folder of them cannot be upscaled,
-    and the number of files that are no images by their name."""
+    the files that are no images by their name, and the number of hidden ones."""
 
     items: list[Item]
     faults: dict[str, str]
-    others: int
+    others: dict[str, Path]
+    hidden: int = 0
 
 
 def make_plan(options: UpscaleOptions) -> Plan:
@@ -58,7 +67,7 @@ def make_plan(options: UpscaleOptions) -> Plan:
             have one result.
     """
     source, target, recursive = options.source, options.target, options.recursive is not False
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not target.is_dir():
         raise InputError(f"{source} is a folder, so {target} must be one too; it is a file.")
     root, out = source.resolve(), target.resolve()
     if out == root:
@@ -66,8 +75,10 @@ def make_plan(options: UpscaleOptions) -> Plan:
             f"The results would lie among the images of {source}; name another folder, "
             f"such as {source / 'upscaled'}."
         )
-    plan = Plan([], {}, 0)
-    for path in _files(source, out, recursive, plan.faults):
+    plan = Plan([], {}, {})
+    # The nearest folder that is there can tell which names its file system takes.
+    existing = next(path for path in (out, *out.parents) if os.path.isdir(path))
+    for path in _files(source, out, recursive, plan):
         name, suffix = path.relative_to(source).as_posix(), path.suffix.lower()
         try:
             status = path.stat() if suffix in SUFFIXES else None
@@ -75,7 +86,7 @@ def make_plan(options: UpscaleOptions) -> Plan:
             plan.faults[name] = error.strerror or str(error)
             continue
         if status is None or not stat.S_ISREG(status.st_mode):
-            plan.others += 1
+            plan.others[name] = path
             continue
         same = options.output_format == "same"
         item_format = FORMATS.get(suffix, "") if same else options.output_format or "png"
@@ -84,6 +95,9 @@ def make_plan(options: UpscaleOptions) -> Plan:
             continue
         output_suffix = path.suffix if same else OUTPUT_SUFFIXES[item_format]
         output = PurePosixPath(name).with_suffix(output_suffix).as_posix()
+        if reason := _name_fault(existing / PurePosixPath(output).name):
+            plan.faults[name] = f"its result cannot have its name and {output_suffix}: {reason}"
+            continue
         file = (name, path, status.st_size, status.st_mtime_ns)
         plan.items.append(Item(*file, output, target / output, item_format))
     _check_outputs(plan.items, root, out)
@@ -94,18 +108,58 @@ def images(count: int) -> str:
     return f"{count} image{'s' * (count != 1)}"
 
 
+def left_alone(plan: Plan) -> str:
+    """A line for each kind of the files that are no images by their name, as their first bytes
+    tell; of many files the first are looked at."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in islice(plan.others, LOOKED_AT):
+        kinds[_kind(plan.others[name])].append(name)
+    lines = [f"{list_names(names, ', ', ' and ')}: {kind}" for kind, names in kinds.items()]
+    if (more := len(plan.others) - LOOKED_AT) > 0:
+        lines.append(f"{more} more")
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def _kind(path: Path) -> str:
+    try:
+        if not path.is_file():
+            return "no file"
+        with path.open("rb") as file:
+            head = file.read(32)
+        name, _ = format_of(head)
+    except UnsupportedFormat:
+        return kind_of(head) or "no image"
+    except OSError as error:
+        return error.strerror or str(error)
+    if name == "TIFF":
+        return "a camera's raw file, or a TIFF file; develop it, or end its name in .tif"
+    return f"{name} by its content; end its name as such images do"
+
+
+def _name_fault(path: Path) -> str | None:
+    """Why no file of this name can be where it would be, such as its length."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error.strerror
+    return None
+
+
 def list_names(names: list[str], separator: str, conjunction: str) -> str:
     """The first of what could be thousands of names, for a message."""
     more = f"{conjunction}{len(names) - 5} more" if len(names) > 5 else ""
     return printable(separator.join(names[:5])) + more
 
 
-def _files(source: Path, output: Path, recursive: bool, faults: dict[str, str]) -> Iterator[Path]:
-    """All files that are not hidden or `output`'s, by name; unreadable folders are faults."""
+def _files(source: Path, output: Path, recursive: bool, plan: Plan) -> Iterator[Path]:
+    """All files that are not hidden or `output`'s, by name; hidden ones are counted, unreadable
+    folders are faults."""
 
     def note(error: OSError) -> None:
         name = Path(error.filename).relative_to(source).as_posix()
-        faults[f"{name}/"] = error.strerror or str(error)
+        plan.faults[f"{name}/"] = error.strerror or str(error)
 
     for folder, folders, files in os.walk(source, onerror=note):
         here = Path(folder)
@@ -114,7 +168,9 @@ def _files(source: Path, output: Path, recursive: bool, faults: dict[str, str]) 
             for name in folders
             if recursive and not name.startswith(".") and (here / name).resolve() != output
         )
-        yield from (here / name for name in sorted(files) if not name.startswith("."))
+        visible = sorted(name for name in files if not name.startswith("."))
+        plan.hidden += len(files) - len(visible)
+        yield from (here / name for name in visible)
 
 
 def _check_outputs(items: list[Item], root: Path, out: Path) -> None:

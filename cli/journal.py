@@ -8,12 +8,11 @@ whatever its result looks like. A line that was cut off itself counts for nothin
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import hashlib
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -25,11 +24,14 @@ from typing import Any, BinaryIO
 from cli.errors import InputError, file_errors
 from cli.folder import Item, Plan, list_names
 from cli.options import UpscaleOptions
-from cli.view import FolderView
+from cli.view import FolderView, console
+from models.checkpoints.files import partial_path
 from models.parameters import SEED_MAX
 from stablesr_client import Progress
 
 NAME = ".stablesr.jsonl"
+# Within what msvcrt takes, 2**31.
+LOCK_OFFSET = 2**30
 
 
 @contextmanager
@@ -46,10 +48,34 @@ def open_work(plan: Plan, view: FolderView, options: UpscaleOptions) -> Iterator
         file = path.open("a+b")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(file)
+        # Windows and file systems of Windows servers say EACCES where others say EAGAIN.
+        except (BlockingIOError, PermissionError):
             raise InputError(f"Another run is at work in {path.parent}.") from None
+        # Many network file systems have no locks.
+        except OSError as error:
+            console.print(
+                f"{path.parent} cannot be locked ({error.strerror}): see to it that no other run "
+                "works in it.",
+                markup=False,
+                soft_wrap=True,
+            )
         yield Work(plan, view, options, file)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Locks a file until it is closed, or the process ends: nothing has to be cleared away after a
+    kill, as a file that says "locked" would have to be. Raises OSError."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        # What is locked there cannot be read either, so it is a byte that the file never gets to.
+        file.seek(LOCK_OFFSET)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Work:
@@ -60,7 +86,8 @@ class Work:
     what is done is done again, and foreign files are replaced.
 
     `_entries` has what the journal says of each input: its `state` is "begun", "done", "failed" or
-    "stopped", its `key` the Idempotency-Key of what a server was asked.
+    "stopped", its `key` the Idempotency-Key of what a server was asked, its `scale` the one that
+    was made in place of a larger one.
     """
 
     def __init__(
@@ -87,7 +114,8 @@ class Work:
         foreign = [
             item.output
             for item in self.todo
-            if not (options.overwrite or item.output in self._outputs) and item.target.exists()
+            if not (options.overwrite or item.output in self._outputs)
+            and os.path.exists(item.target)
         ]
         if foreign:
             raise InputError(
@@ -97,9 +125,15 @@ class Work:
         for item in self.todo:
             if self._entries.get(item.name, {}).get("state") == "begun":
                 # What a killed run was about to rename.
-                for part in item.target.parent.glob(f".{glob.escape(item.target.name)}.*.part"):
+                for part in item.target.parent.glob(partial_path(item.target, "*").name):
                     part.unlink(missing_ok=True)
         self._write("run", seed=self.options.seed)
+
+    def options_of(self, item: Item) -> UpscaleOptions:
+        """The options with the scale that the image is made at."""
+        if item.scale is None:
+            return self.options
+        return replace(self.options, scale=item.scale, width=None, height=None, megapixels=None)
 
     def open_key(self, item: Item) -> str | None:
         """The key under which a run that was killed submitted this very image, if one did."""
@@ -113,6 +147,7 @@ class Work:
             "begun",
             **{"input": item.name, "mtime_ns": item.mtime_ns, "sha256": _digest(item.source)},
             **self._request(item) | ({} if key is None else {"key": key}),
+            **({} if item.scale is None else {"scale": item.scale}),
         )
         self._start_times[item.name] = monotonic()
         self.view.show(item.name, Progress(stage="reading"))
@@ -178,6 +213,9 @@ class Work:
         """
         entry = self._entries.get(item.name, {})
         if not {"state": state, **self._request(item)}.items() <= entry.items():
+            return None
+        # Smaller than asked for: done for a run with --fit alone.
+        if "scale" in entry and not self.options.fit:
             return None
         is_untouched = entry.get("mtime_ns") == item.mtime_ns
         return entry if is_untouched or entry.get("sha256") == _digest(item.source) else None

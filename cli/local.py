@@ -30,11 +30,9 @@ SPANS = {"encode": (0.0, 0.05), "denoise": (0.05, 0.9), "decode": (0.9, 1.0)}
 """Where each stage lies on the bar; the steps are nearly all of the time."""
 
 
-def parameters_of(
-    settings: Settings, options: UpscaleOptions, output_format: str
-) -> UpscaleParameters:
+def parameters_of(preset: str, options: UpscaleOptions, output_format: str) -> UpscaleParameters:
     """The options as parameters, with all defaults filled in."""
-    values = {"preset": settings.preset, **options.parameters(output_format)}
+    values = {"preset": preset, **options.parameters(output_format)}
     with errors.valid_parameters():
         return UpscaleParameters.model_validate(values)
 
@@ -43,7 +41,7 @@ def upscale_file(options: UpscaleOptions, output_format: str) -> None:
     """One file here, to one result, or to one for each of `--seeds`, which share network calls."""
     errors.require_torch()
     settings = errors.load(preset=options.preset, **options.machine())
-    parameters = parameters_of(settings, options, output_format)
+    parameters = parameters_of(settings.preset, options, output_format)
     targets = options.targets(parameters.seed)
     start = monotonic()
     with ProgressView("loading") as view:
@@ -66,7 +64,7 @@ def upscale_folder(settings: Settings, work: Work) -> None:
     """One image after another, by one model in this process."""
     model = LocalModel(settings, work.options.decode_tile)
     for item in work.todo:
-        parameters = parameters_of(settings, work.options, item.output_format)
+        parameters = parameters_of(settings.preset, work.options_of(item), item.output_format)
         targets, show = {parameters.seed: item.target}, partial(work.view.show, item.name)
         try:
             work.begin(item)

@@ -27,6 +27,7 @@ from cli import (
     weights,
 )
 from cli.options import Device, Preset, option
+from cli.processes import require_posix
 from cli.view import console
 
 EXIT_CODES = (
@@ -89,6 +90,7 @@ def serve(
     port: Annotated[int | None, option("In place of STABLESR_PORT.")] = None,
 ) -> None:
     """Run the HTTP service alone; its settings are STABLESR_* environment variables."""
+    require_posix("serve")
     from jobs.errors import InvalidSettings
     from service.run import main
 
@@ -103,6 +105,7 @@ def worker(
     slots: Annotated[int | None, option("Jobs run together.")] = None,
 ) -> None:
     """Run a worker alone; its settings are STABLESR_* environment variables."""
+    require_posix("worker")
     errors.require_torch()
     from worker.supervisor import main
 

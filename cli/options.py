@@ -165,6 +165,10 @@ class UpscaleOptions:
             "Do again what is done, and replace whatever is in OUT.", "--overwrite", default=True
         ),
     ] = False
+    fit: Annotated[
+        bool,
+        _folder("Make what is too large at the largest scale that fits.", "--fit", default=True),
+    ] = False
     parallel: Annotated[
         int | None,
         _folder("Images that a server is given at once.", default=str(PARALLEL), min=1, max=64),
@@ -210,8 +214,8 @@ class UpscaleOptions:
     @property
     def has_folder_options(self) -> bool:
         """Whether there is one of those that only a folder has."""
-        values = (self.output_format, self.recursive, self.overwrite or None, self.parallel)
-        return any(value is not None for value in values)
+        values = (self.output_format, self.recursive, self.parallel)
+        return self.overwrite or self.fit or any(value is not None for value in values)
 
     def targets(self, seed: int) -> dict[int, Path]:
         """The seeds from `seed` on, each with its file: `out-7.png` for `out.png` and seed 7."""

@@ -14,16 +14,27 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cli.errors import MissingExtra
+from cli.errors import MissingExtra, StartFailure
 
-_LIBC = ctypes.CDLL(None)
+if sys.platform != "win32":
+    _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
+
+
+def require_posix(command: str) -> None:
+    """Ends with StartFailure on Windows, which has no fork and none of its signals."""
+    if sys.platform == "win32":
+        raise StartFailure(
+            f"`stablesr {command}` does not run on Windows: start it on Linux, in WSL or in a "
+            "container; `stablesr upscale` runs here, with --server or alone."
+        )
 
 
 def end_with_parent() -> None:
@@ -150,9 +161,11 @@ maxmemory-policy noeviction
 
 @contextmanager
 def ends_as_interrupt() -> Iterator[None]:
-    """Within this context SIGTERM and SIGHUP do what Ctrl-C does: they raise KeyboardInterrupt."""
+    """Within this context SIGTERM and SIGHUP do what Ctrl-C does: they raise KeyboardInterrupt.
+    Windows sends neither."""
     interrupt = signal.default_int_handler
-    handlers = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+    ends = () if sys.platform == "win32" else (signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, interrupt) for number in ends}
     try:
         yield
     finally:

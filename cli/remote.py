@@ -6,6 +6,7 @@ import asyncio
 import math
 import secrets
 import signal
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
@@ -126,9 +127,10 @@ async def _upscale_all(server: str, work: Work) -> None:
     items, options = iter(work.todo), work.options
     this = asyncio.current_task()
     assert this is not None  # it runs in one
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # As asyncio.run does it for Ctrl-C: an exception out of a handler could hit any task.
-        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
+    if sys.platform != "win32":
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # As asyncio.run does it for Ctrl-C: an exception out of a handler could hit any task.
+            asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     try:
         async with (
             AsyncClient(server, api_key=options.api_key, retry_policy=RETRY_POLICY) as client,
@@ -195,7 +197,7 @@ class _Run:
     async def _submit(self, item: Item, key: str) -> Job:
         self.work.begin(item, key)
         self.work.view.show(item.name, Progress(stage="uploading"))
-        options = self.work.options
+        options = self.work.options_of(item)
         form = options.parameters(item.output_format) | options.handling()
         submission = asyncio.create_task(
             self.client.submit(item.source, idempotency_key=key, **form)

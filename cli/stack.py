@@ -12,7 +12,6 @@ survive a restart and two stacks never share a Redis file.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import signal
@@ -207,6 +206,8 @@ class Stack:
             self._sign(self._lock, self.children[name].pid)
 
     def _take_lock(self) -> IO[str]:
+        import fcntl  # Windows has none, and `up` does not run there
+
         lock = (self.data / "lock").open("a+")
         deadline = time.monotonic() + STOP_S
         while True:
@@ -250,6 +251,7 @@ def up(
         prefix = Text(f"{part:>8} | ", style=COLOURS[part])
         console.print(prefix.append(line, style="default"), soft_wrap=True)
 
+    processes.require_posix("up")
     stack = Stack(data or state_folder(), host=host, port=port, preset=preset, on_line=print_line)
     with ends_as_interrupt(), stack:
         try:

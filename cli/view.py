@@ -138,6 +138,14 @@ class FolderView(_View):
         self.update(self._task, total=total)
         self.start()
 
+    def look(self, name: str) -> None:
+        """An image's header is read."""
+        self._draw(current=f"looking at {printable(name)}")
+
+    def fit(self, name: str, scale: float, request: float) -> None:
+        """An image will be smaller than asked for."""
+        self._print(f"{printable(name)} is made at scale {scale:g} instead of {request:g}")
+
     def show(self, name: str, now: JobProgress) -> None:
         """An image is at this stage."""
         self._start_time = monotonic() if self._start_time is None else self._start_time
@@ -207,8 +215,7 @@ def readable(size: int) -> str:
 
 def printable(name: str) -> str:
     """A file's name as a terminal can show it, whatever bytes it is made of."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
 def print_table(table: Table) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cli.errors import BadSettings, InputError, Unreachable, load, require_torch, translate
 from cli.options import argument, option
+from cli.processes import require_posix
 from cli.view import WeightsView, console, print_table, readable
 from models.checkpoints.files import preset_folder, weights_root
 from models.errors import (
@@ -91,6 +92,7 @@ def pull(
     again: Annotated[bool, typer.Option("--force", help="Replace weights that are here.")] = False,
 ) -> None:
     """Download the released files of a preset, check and convert them. Resumes."""
+    require_posix("weights pull")
     with _model_errors():
         from models.checkpoints import pull as pulling
         from models.checkpoints.writing import Form
@@ -148,6 +150,7 @@ def convert(
     again: Annotated[bool, typer.Option("--force", help="Replace a folder that is there.")] = False,
 ) -> None:
     """Convert files that you have: whole .ckpt or .safetensors files; nothing in them is run."""
+    require_posix("weights convert")
     with _model_errors(), WeightsView() as view:
         from models.checkpoints import convert as converting
         from models.checkpoints.sources import Sources

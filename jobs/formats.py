@@ -53,7 +53,7 @@ def examine(data: Bytes, max_pixels: int) -> Header:
     Raises ImageError: UnsupportedFormat, also for pixels of a kind that is not read,
     ImageTruncated, ImageAnimated, ImageTooLarge, and itself for a broken file.
     """
-    name, read = _format_of(data[:32])
+    name, read = format_of(data[:32])
     try:
         header = read(data)
     except (struct.error, IndexError) as error:
@@ -82,14 +82,18 @@ def examine(data: Bytes, max_pixels: int) -> Header:
     return header
 
 
-def _format_of(head: bytes) -> tuple[str, Reader]:
+def kind_of(head: bytes) -> str | None:
+    """What a file that begins so is and what to do with it, where no image is read from it."""
+    return next((f"{k}; {a}" for s, k, a in OTHERS if re.match(s, head, re.DOTALL)), None)
+
+
+def format_of(head: bytes) -> tuple[str, Reader]:
     """The format that these first 32 bytes (or fewer) belong to; raises UnsupportedFormat."""
     for name, (signature, read) in FORMATS.items():
         if re.match(signature, head, re.DOTALL):
             return name, read
-    for signature, kind, advice in OTHERS:
-        if re.match(signature, head, re.DOTALL):
-            raise UnsupportedFormat(f"The file is {kind}; {advice}.", allowed=list(FORMATS))
+    if (kind := kind_of(head)) is not None:
+        raise UnsupportedFormat(f"The file is {kind}.", allowed=list(FORMATS))
     names = ", ".join(FORMATS)
     raise UnsupportedFormat(
         f"The file is none of {names}; its content decides, not its name.", allowed=list(FORMATS)

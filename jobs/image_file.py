@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from models.parameters import OutputFormat
+from models.geometry import MAX_CANVAS, canvas_size, output_size
+from models.parameters import OutputFormat, UpscaleParameters
+from models.presets import PRESETS
 
 from .errors import ImageError, ImageTruncated, OutputTooLarge, UnsupportedFormat
 
@@ -138,6 +141,35 @@ def check_side(width: int, height: int, format: OutputFormat) -> None:
         height=height,
         **limit,
     )
+
+
+def check_output(width: int, height: int, parameters: UpscaleParameters, max_pixels: int) -> None:
+    """Raises OutputTooLarge where the result of an image of these sides, px, has more pixels than
+    `max_pixels`, its file format cannot hold it, or its canvas is too large."""
+    scale = parameters.scale
+    output = output_size(width, height, scale)
+    extra = {"width": output[0], "height": output[1], "scale": scale}
+    if (pixels := math.prod(output)) > max_pixels:
+        raise OutputTooLarge(
+            f"At scale {scale:g} the result would have {output[0]} x {output[1]} = {pixels} "
+            f"pixels; at most {max_pixels} are made.",
+            pixels=pixels,
+            max_output_pixels=max_pixels,
+            **extra,
+        )
+    check_side(*output, parameters.output_format)
+    shortest = PRESETS[parameters.preset].shortest
+    canvas = canvas_size(width, height, scale, shortest)
+    if (pixels := math.prod(canvas)) > MAX_CANVAS:
+        reason = f", because its shorter side is enlarged to {shortest} pixels at least"
+        raise OutputTooLarge(
+            f"The image of {width} x {height} pixels would be computed at {canvas[0]} x "
+            f"{canvas[1]}{'' if canvas == output else reason}; at most {MAX_CANVAS} pixels can "
+            "be. Cut it into smaller pieces.",
+            pixels=pixels,
+            max_canvas_pixels=MAX_CANVAS,
+            **extra,
+        )
 
 
 def truncated(name: str, reason: str) -> ImageTruncated:

@@ -27,7 +27,7 @@ Size = TypeVar("Size")
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
-_LIBC = ctypes.CDLL(ctypes.util.find_library("c"))
+_LIBC = None if sys.platform == "win32" else ctypes.CDLL(ctypes.util.find_library("c"))
 # Filesystems that are memory: what is written there is taken from the host's.
 _IN_MEMORY = ("tmpfs", "ramfs")
 # The CPU's allocator, the GPU's driver and its libraries have no exception class of their own.
@@ -43,6 +43,8 @@ _SIGNS = (
 _COUNTING = threading.Lock()
 # What is free is not ours alone: other processes grow, and estimates are estimates.
 _SHARE = 0.85
+# Bytes: what a desktop has free at least; STABLESR_MEMORY_LIMIT is for what has less.
+_WINDOWS = 4 * 2**30
 
 Place = Literal["device", "host", "disk"]
 
@@ -180,13 +182,16 @@ def trim() -> None:
     glibc holds on to freed blocks below a size that grows with use; after a stage of many sizes
     that is a good part of the stage's peak, and the next stage's comes on top.
     """
-    if hasattr(_LIBC, "malloc_trim"):
+    if _LIBC is not None and hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
 
 
 def free_disk() -> int:
     """Bytes that maps may take in the folder for temporary files, a share of what is free: none
-    where it lies in memory, because keeping maps there would save none."""
+    where it lies in memory, because keeping maps there would save none, and on Windows, which has
+    no calls for it."""
+    if sys.platform == "win32":
+        return 0
     folder = Path(tempfile.gettempdir()).resolve()
     depth, kind = -1, ""
     # "... 4: mount point ... - type source options"; the last mount of the longest point is on top.
@@ -210,6 +215,8 @@ def _available() -> int:
     for line in _lines("meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return _WINDOWS
     # Not Linux. Half of what is built in is a guess that errs on the safe side.
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 
 import torch
 
@@ -102,6 +101,8 @@ def memory_in_use(device: str) -> dict[str, int]:
     """Bytes by kind: of a GPU what is allocated now and was at most, what this process holds and
     what there is; elsewhere the most that this process had resident."""
     if not device.startswith("cuda"):
+        import resource  # Windows has none, and no worker
+
         # Linux counts it in KiB.
         return {"resident_peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
     return {

@@ -59,8 +59,10 @@ class PartialDownload:
 
     def __init__(self, target: Path, result: Result) -> None:
         self._target, self._result = target, result
-        # Two downloads to one target do not meet, not even those of two threads.
-        self._path = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        # Short: the target may have the longest of names. Two downloads to one target do not meet,
+        # not even those of two threads.
+        digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+        self._path = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.part")
         self._furthest = self._restarts = 0
         self._etag: str | None = None
 

@@ -60,11 +60,17 @@ def _note(preset: Preset) -> Path:
     return weights_root() / f"{preset.name}.absent.json"
 
 
+def partial_path(path: Path, token: str) -> Path:
+    """Where `path` is written before it is whole. Short: `path` may have the longest of names."""
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{digest}.{token}.part")
+
+
 @contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
     """Gives a path beside `path`, and renames it to `path` when the block ends well: a file is
     whole or not there. Raises OSError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = partial_path(path, str(os.getpid()))
     try:
         yield aside
         aside.replace(path)

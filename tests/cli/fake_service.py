@@ -45,7 +45,7 @@ class FakeService:
     """Takes over what `script` answers.
 
     `refuse` and `fail` name files whose upload is refused, or whose job fails; those in `hold` are
-    processed until `release`. `unauthorized` refuses all of them.
+    processed until `release`. `unauthorized` refuses all. `limits` are told with the models.
     """
 
     def __init__(self, script: Script) -> None:
@@ -59,6 +59,7 @@ class FakeService:
         self.fail: set[str] = set()
         self.hold: set[str] = set()
         self.unauthorized = False
+        self.limits: dict[str, int] = {}
         self._followed: set[str] = set()
         self._changed = threading.Condition()
 
@@ -92,7 +93,7 @@ class FakeService:
 
     def _handle(self, call: str, headers: dict[str, str], body: bytes) -> Answer | None:
         if call == "GET /models":
-            return _json(200, {"models": [{"name": "tiny", "default": True}]})
+            return _json(200, {"models": [{"name": "tiny", "default": True}], **self.limits})
         if call == "POST /upscale" and self.unauthorized:
             problem = {"type": "/problems/unauthorized", "title": "The API key is wrong"}
             return _json(401, problem)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cli.errors import InputError
+from tests.cli.fake_service import FakeService
 from tests.cli.folders import StubModel, names, upscale
 
 
@@ -103,7 +104,8 @@ def test_a_file_cannot_be_the_result_of_a_folder(photos: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "option", [["--format", "png"], ["--no-recursive"], ["--overwrite"], ["--parallel", "2"]]
+    "option",
+    [["--format", "png"], ["--no-recursive"], ["--overwrite"], ["--fit"], ["--parallel", "2"]],
 )
 def test_what_is_for_folders_is_refused_with_a_file(
     photos: Path, tmp_path: Path, option: list[str]
@@ -124,6 +126,63 @@ def test_a_wrong_parameter_is_told_before_anything_is_made(
 ) -> None:
     assert upscale(photos, out, "--preset", "none").exit_code == 2
     assert not out.exists()
+
+
+def test_what_is_left_alone_is_listed_by_its_kind(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    Image.new("RGB", (8, 6)).save(photos / "scan", "JPEG")
+    Image.new("RGB", (8, 6)).save(photos / "raw.nef", "TIFF")
+    (photos / "IMG_1.CR3").write_bytes(b"\0\0\0\x18ftypcrx \0\0\0\1")
+    for number in range(7):
+        (photos / "sub" / f"clip[{number}].mp4").write_bytes(b"\0\0\0\x18ftypisom\0\0\0\1")
+    os.mkfifo(photos / "pipe")
+    result = upscale(photos, out)
+    assert result.exit_code == 0, result.output
+    assert "12 other files left alone; 1 hidden." in result.stderr
+    clips = ", ".join(f"sub/clip[{number}].mp4" for number in range(5))
+    for line in (
+        "IMG_1.CR3: a camera's raw file; develop it to TIFF or JPEG first",
+        "notes.txt: no image",
+        "pipe: no file",
+        "raw.nef: a camera's raw file, or a TIFF file; develop it, or end its name in .tif",
+        "scan: JPEG by its content; end its name as such images do",
+        f"{clips} and 2 more: a video; send one of its frames",
+    ):
+        assert f"\n  {line}\n" in result.stderr
+
+
+def test_of_many_files_that_are_left_alone_the_rest_is_a_number(
+    photos: Path, out: Path, model: type[StubModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.folder.LOOKED_AT", 2)
+    for number in range(4):
+        (photos / f"{number}.txt").write_text("no image")
+    assert "Left alone:\n  0.txt, 1.txt: no image\n  3 more\n" in upscale(photos, out).stderr
+
+
+@pytest.mark.parametrize("length", [244, 255])
+@pytest.mark.parametrize("how", ["local", "server"])
+def test_names_may_be_as_long_as_names_can_be(
+    tmp_path: Path, out: Path, model: type[StubModel], service: FakeService, how: str, length: int
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    name = f"{'x' * (length - 4)}.png"
+    Image.new("RGB", (8, 6)).save(photos / name)
+    result = upscale(photos, out, *(["--server", service.url] if how == "server" else []))
+    assert result.exit_code == 0, result.output
+    assert names(out) == [name]
+
+
+def test_a_result_whose_name_would_be_too_long_is_told_before_any_work(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    (photos / "a.png").rename(photos / f"{'x' * 251}.png")
+    result = upscale(photos, out, "--format", "avif")
+    assert result.exit_code == 9
+    assert "its result cannot have its name and .avif: File name too long" in result.stderr
+    assert [name for name, _ in model.requests] == ["b.JPG", "c.webp"]
 
 
 def test_names_that_are_no_text_are_kept_and_shown_as_well_as_can_be(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +15,9 @@ from PIL import Image
 from typer.testing import Result
 
 from cli.errors import InputError, JobFailure
+from models.checkpoints.files import partial_path
+from stablesr_client import Result as DownloadedResult
+from stablesr_client.files import PartialDownload
 from tests.cli.fake_service import FakeService
 from tests.cli.folders import NAMES, StubModel, last_states, names, results, running, upscale
 
@@ -22,13 +27,14 @@ STUB = """
 import os, sys, time
 import cli.local
 from cli.main import app
+from models.checkpoints.files import partial_path
 
 class Stub:
     def __init__(self, settings, decode_tile):
         pass
     def upscale(self, source, targets, parameters, show):
         [target] = targets.values()
-        aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+        aside = partial_path(target, str(os.getpid()))
         aside.write_bytes(b"half")
         if source.name == "c.png" and sys.argv[-1] == "hang":
             print("hanging", flush=True)
@@ -56,7 +62,7 @@ def test_a_folder_is_done_by_one_model_and_keeps_its_shape(
     seeds = {parameters.seed for _, parameters in model.requests}
     assert len(seeds) == 1
     assert {parameters.scale for _, parameters in model.requests} == {2.0}
-    assert "3 images to do; 1 other file left alone." in result.stderr
+    assert "3 images to do; 1 other file left alone; 1 hidden." in result.stderr
     assert "[3/3] sub/c.webp -> sub/c.png, 32 x 24 pixels" in result.stderr
     assert f"3 of 3 images done, 0 failed; preset tiny, seed {seeds.pop()}" in result.stderr
 
@@ -226,6 +232,48 @@ def test_only_one_run_works_in_a_folder(
     assert "Another run is at work" in second[0].stderr
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.ENOLCK, 0, "cannot be locked (No locks available)"),
+        (errno.EOPNOTSUPP, 0, "cannot be locked (Operation not supported)"),
+        (errno.EACCES, 3, "Another run is at work"),
+    ],
+)
+def test_a_folder_that_cannot_be_locked_is_worked_in_with_a_warning(
+    photos: Path,
+    out: Path,
+    model: type[StubModel],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    words: str,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    result = upscale(photos, out)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert len(model.requests) == (3 if code == 0 else 0)
+
+
+def test_what_a_killed_download_left_is_removed(
+    photos: Path, out: Path, model: type[StubModel]
+) -> None:
+    model.errors = {"a.png": InputError("broken")}
+    upscale(photos, out)
+    path = out / ".stablesr.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with PartialDownload(out / "a.png", DownloadedResult(width=1, height=1, bytes=1)):
+        [part] = out.glob(".*.part")
+    part.write_bytes(b"half")
+    model.errors.clear()
+    assert upscale(photos, out, "--overwrite").exit_code == 0
+    assert not list(out.glob(".*.part"))
+
+
 def test_a_run_killed_while_it_writes_goes_on_with_the_image_it_was_at(
     many_photos: Path, tmp_path: Path
 ) -> None:
@@ -236,7 +284,8 @@ def test_a_run_killed_while_it_writes_goes_on_with_the_image_it_was_at(
         assert process.stdout.readline() == "hanging\n"
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=100)
-    assert results(out) == [f".c.png.{process.pid}.part", "a.png", "b.png"]
+    part = partial_path(out / "c.png", str(process.pid)).name
+    assert results(out) == [part, "a.png", "b.png"]
     assert last_states(out) == {"a.png": "done", "b.png": "done", "c.png": "begun"}
     first = {name: (out / name).stat().st_mtime_ns for name in ("a.png", "b.png")}
 

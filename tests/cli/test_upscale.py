@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from cli.options import UpscaleOptions
 from tests.cli.fake_service import FakeService, result_of
+from tests.cli.folders import last_states, names
+from tests.cli.windows import on_windows
 from tests.scripted_server import DONE, IMAGE, JOB_ID, Script, job
 
 runner = CliRunner()
@@ -167,6 +170,27 @@ def test_here_each_file_is_what_its_seed_gives_alone(image: Path) -> None:
     assert np.abs(first - second).max() > 1
 
 
+@pytest.mark.parametrize(
+    ("length", "options"), [(256, []), (255, ["--seeds", "2"])], ids=["name", "name with a seed"]
+)
+def test_a_name_that_is_too_long_is_told_before_any_work(
+    image: Path, service: FakeService, length: int, options: list[str]
+) -> None:
+    target = f"{'x' * (length - 4)}.png"
+    ended = upscale(image, "--server", service.url, *options, target=target)
+    assert ended.exit_code == 3
+    assert "cannot be written: File name too long." in ended.stderr
+    assert service.uploads == []
+
+
+def test_a_file_with_the_longest_of_names_becomes_one(image: Path) -> None:
+    source = image.rename(image.with_name(f"{'x' * 251}.png"))
+    few = ("--steps", "1", "--fidelity-weight", "0", "--scale", "1")
+    ended = upscale(source, *few, target=f"{'y' * 251}.png")
+    assert ended.exit_code == 0, ended.output
+    assert results(source) == [f"{'y' * 251}.png"]
+
+
 def test_a_folder_has_no_seeds(image: Path) -> None:
     arguments = ["upscale", str(image.parent), str(image.parent / "out"), "--seeds", "2"]
     ended = runner.invoke(app, arguments)
@@ -200,3 +224,57 @@ def test_devices_that_cannot_be_used_are_named(image: Path, names: str, reason: 
     assert ended.exit_code == 2
     assert reason in " ".join(ended.output.split())
     assert results(image) == []
+
+
+def test_on_windows_a_folder_goes_through_a_server_and_is_resumed(
+    photos: Path, out: Path, service: FakeService
+) -> None:
+    command: list[str | Path] = ["upscale", photos, out, "--server", service.url]
+    ended = on_windows(command, command)
+    assert ended.returncode == 0, ended.stderr
+    assert "0 images to do, 3 done before" in ended.stderr
+    assert names(out) == ["a.png", "b.png", "sub/c.png"]
+    assert set(last_states(out).values()) == {"done"}
+    assert len(service.uploads) == 3
+
+
+def test_on_windows_only_one_run_works_in_a_folder(
+    photos: Path, out: Path, service: FakeService
+) -> None:
+    out.mkdir()
+    with (out / ".stablesr.jsonl").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = on_windows(["upscale", photos, out, "--server", service.url])
+    assert ended.returncode == 3
+    assert "Another run is at work" in ended.stderr
+
+
+def test_on_windows_a_file_goes_through_a_server(image: Path, service: FakeService) -> None:
+    target = image.parent / "out.png"
+    ended = on_windows(["upscale", image, target, "--server", service.url, "--seed", "1"])
+    assert ended.returncode == 0, ended.stderr
+    assert target.read_bytes().startswith(b"upscaled")
+
+
+def test_on_windows_a_file_and_a_folder_are_upscaled(image: Path, tmp_path: Path) -> None:
+    few = ("--steps", "1", "--fidelity-weight", "0", "--scale", "1")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    image = image.rename(photos / "in.png")
+    ended = on_windows(
+        ["upscale", image, tmp_path / "out.png", *few],
+        ["upscale", photos, tmp_path / "out", *few],
+        how="local",
+    )
+    assert ended.returncode == 0, ended.stderr
+    with Image.open(tmp_path / "out.png") as one, Image.open(tmp_path / "out" / "in.png") as other:
+        assert one.size == other.size == (12, 9)
+
+
+def test_what_cannot_run_on_windows_says_so_in_one_sentence() -> None:
+    pull = ["weights", "pull", "stablesr-512"]
+    ended = on_windows(["up"], ["serve"], ["worker"], ["demo"], [*pull])
+    assert ended.returncode == 8
+    for command in ("up", "serve", "worker", "demo", "weights pull"):
+        assert f"Error: `stablesr {command}` does not run on Windows" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -82,6 +82,16 @@ def test_a_result_is_written_whole(script: Script, client: Shell, tmp_path: Path
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_result_may_have_the_longest_of_names(
+    script: Script, client: Shell, tmp_path: Path
+) -> None:
+    script.add(RESULT, 200, IMAGE)
+    target = tmp_path / f"{'ä' * 125}x.png"
+    assert len(os.fsencode(target.name)) == 255
+    client.download(done(IMAGE), target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_an_id_is_enough(script: Script, client: Shell, tmp_path: Path) -> None:
     script.add(GET, 200, job("succeeded", result=DONE))
     script.add(RESULT, 200, IMAGE)
