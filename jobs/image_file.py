@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from models.parameters import OutputFormat
+from models.errors import InvalidOption
+from models.geometry import MAX_CANVAS, Layout
+from models.parameters import OutputFormat, UpscaleParameters
 
 from .errors import ImageError, ImageTruncated, OutputTooLarge, UnsupportedFormat
 
@@ -138,6 +141,32 @@ def check_side(width: int, height: int, format: OutputFormat) -> None:
         height=height,
         **limit,
     )
+
+
+def check_output(width: int, height: int, parameters: UpscaleParameters, limit: int) -> None:
+    """Raises OutputTooLarge where the result of an image of these sides, px, or the canvas that it
+    is computed on, has more pixels than the limit, or its file format cannot hold it."""
+    layout = Layout.of((height, width), parameters)
+    result_height, result_width = layout.size
+    members = {"width": result_width, "height": result_height, "scale": parameters.scale}
+    if (pixels := result_width * result_height) > limit:
+        raise OutputTooLarge(
+            f"At scale {parameters.scale:g} the result would have {result_width} x "
+            f"{result_height} = {pixels} pixels; at most {limit} are made.",
+            pixels=pixels,
+            max_output_pixels=limit,
+            **members,
+        )
+    check_side(result_width, result_height, parameters.output_format)
+    try:
+        layout.check_canvas(limit)
+    except InvalidOption as error:
+        raise OutputTooLarge(
+            f"{error} Cut it into smaller pieces.",
+            pixels=math.prod(layout.canvas),
+            max_canvas_pixels=min(limit, MAX_CANVAS),
+            **members,
+        ) from error
 
 
 def truncated(name: str, reason: str) -> ImageTruncated:

@@ -1,12 +1,21 @@
-"""Sizes of an image on its way, px. Free of torch."""
+"""Sizes of an image on its way, and how its canvas is cut into tiles. Free of torch."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from models.config import ModelConfig
 from models.errors import InvalidOption
+from models.parameters import UpscaleParameters
+from models.presets import PRESETS, Preset
 
 # 11585 x 11585: keeps a strip of one pixel's width from asking for terabytes.
 MAX_CANVAS = 2**27
 """Pixels."""
+# Times the result's pixels: a canvas of more is told to who asked for it.
+_NOTED = 4
 
 
 def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -14,24 +23,126 @@ def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
     return round(scale * height), round(scale * width)
 
 
-def canvas_size(height: int, width: int, scale: float, shortest: int) -> tuple[int, int]:
-    """Sides of the upsampled image: at least `shortest` on the shorter one."""
-    return output_size(height, width, max(scale, shortest / min(height, width)))
+@dataclass(frozen=True)
+class Grid:
+    """How a canvas of (height, width) latent pixels is cut into tiles, row by row.
 
-
-def bounded_canvas_size(height: int, width: int, scale: float, shortest: int) -> tuple[int, int]:
-    """As canvas_size.
+    A canvas smaller than a tile in one direction has tiles of its own size there.
 
     Raises:
-        InvalidOption: it would have more than MAX_CANVAS pixels.
+        InvalidOption: an overlap that is not smaller than the tile.
     """
-    canvas = canvas_size(height, width, scale, shortest)
-    if (pixels := canvas[0] * canvas[1]) > MAX_CANVAS:
-        grows = shortest / min(height, width) > scale
-        reason = f", because its shorter side is enlarged to {shortest} at least" if grows else ""
-        raise InvalidOption(
-            f"The image of {width} x {height} pixels at scale {scale:g} needs a canvas "
-            f"of {canvas[1]} x {canvas[0]} = {pixels} pixels{reason}; at most {MAX_CANVAS} pixels "
-            "are possible."
+
+    height: int
+    width: int
+    tile: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.tile:
+            raise InvalidOption(
+                f"tile_overlap is {self.overlap}, but must be at least 0 and smaller than the "
+                f"tile of {self.tile} latent cells."
+            )
+
+    @property
+    def tile_height(self) -> int:
+        return min(self.tile, self.height)
+
+    @property
+    def tile_width(self) -> int:
+        return min(self.tile, self.width)
+
+    @cached_property
+    def origins(self) -> list[tuple[int, int]]:
+        """Top left latent pixel of each tile."""
+        return [(y, x) for y in self._starts(self.height) for x in self._starts(self.width)]
+
+    def _starts(self, side: int) -> list[int]:
+        """Where tiles begin along one side; the last one is moved back to end at the border."""
+        if side <= self.tile:
+            return [0]
+        return [*range(0, side - self.tile, self.tile - self.overlap), side - self.tile]
+
+    def __len__(self) -> int:
+        return len(self._starts(self.height)) * len(self._starts(self.width))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All sizes of one image, each (height, width): what it costs, for whoever bounds, plans or
+    computes it."""
+
+    source: tuple[int, int]
+    """The input, px"""
+    size: tuple[int, int]
+    """The result, px"""
+    canvas: tuple[int, int]
+    """The upsampled image, px: its shorter side has `min_canvas_side` at least"""
+    padded: tuple[int, int]
+    """The canvas filled up to whole latent pixels, px"""
+    grid: Grid
+    """How its latent is cut"""
+    tiles: int
+    """Through the denoiser in one step; both contexts' with guidance"""
+    min_canvas_side: int
+    """px"""
+
+    @classmethod
+    def of(
+        cls,
+        sides: tuple[int, int],
+        options: UpscaleParameters,
+        preset: Preset | None = None,
+        config: ModelConfig | None = None,
+    ) -> Layout:
+        """For an image of these sides, px. Without a preset and the configuration of its networks
+        they are the catalogue's; there all configurations give the same canvas and tiles.
+
+        Raises:
+            InvalidOption: the tiles' overlap is none.
+        """
+        preset, config = preset or PRESETS[options.preset], config or ModelConfig()
+        least = preset.min_canvas_side
+        canvas = output_size(*sides, max(options.scale, least / min(sides)))
+        # A canvas smaller than a tile is filled up to what the UNet can halve and double again.
+        unit, downscale = 2 ** (len(config.unet.widths) - 1), config.autoencoder.downscale
+        cells = (-(-side // downscale) for side in canvas)
+        rows, columns = (n if n >= preset.tile else -(-n // unit) * unit for n in cells)
+        grid = Grid(rows, columns, preset.tile, options.tile_overlap)
+        return cls(
+            sides,
+            output_size(*sides, options.scale),
+            canvas,
+            (downscale * rows, downscale * columns),
+            grid,
+            len(grid) * (2 if options.guidance_scale != 1 else 1),
+            least,
         )
-    return canvas
+
+    @property
+    def _reason(self) -> str:
+        if self.canvas == self.size:
+            return ""
+        return f", because its shorter side is enlarged to {self.min_canvas_side} pixels at least"
+
+    @property
+    def note(self) -> str | None:
+        """A sentence where the canvas has many times the result's pixels."""
+        ratio = math.prod(self.canvas) / math.prod(self.size)
+        if ratio <= _NOTED:
+            return None
+        height, width = self.canvas
+        return (
+            f"The image is computed at {width} x {height} pixels, {ratio:.0f} times those of its "
+            f"result{self._reason}."
+        )
+
+    def check_canvas(self, limit: int = MAX_CANVAS) -> None:
+        """Raises InvalidOption for a canvas of more pixels than the limit, or than MAX_CANVAS."""
+        (height, width), limit = self.canvas, min(limit, MAX_CANVAS)
+        if (pixels := math.prod(self.canvas)) > limit:
+            raise InvalidOption(
+                f"The image of {self.source[1]} x {self.source[0]} pixels would be computed at "
+                f"{width} x {height} = {pixels} pixels{self._reason}; at most {limit} can be."
+            )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mmap
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,16 +16,14 @@ from typing import IO, BinaryIO
 
 import structlog
 
-from jobs.errors import JobNotFound, OutputTooLarge, QueueUnavailable, StoreUnavailable
+from jobs.errors import JobNotFound, QueueUnavailable, StoreUnavailable
 from jobs.formats import MEDIA_TYPES, examine
-from jobs.image_file import check_side
+from jobs.image_file import check_output
 from jobs.schema import Claim, ImageInfo, Job, Origin, new_job_id
 from jobs.settings import Settings
 from jobs.store import input_key
 from jobs.workers import Capacity
-from models.geometry import MAX_CANVAS, canvas_size, output_size
 from models.parameters import UpscaleParameters
-from models.presets import PRESETS
 from service.admission import Services
 from service.problems import HTTPError, InvalidParameters
 from service.readiness import Serving
@@ -73,7 +70,7 @@ def inspect(
     except ValueError as error:
         field, _, detail = str(error).partition(" ")
         raise InvalidParameters([{"field": field, "detail": detail}]) from error
-    _check_output(width, height, parameters, settings.max_output_pixels)
+    check_output(width, height, parameters, settings.max_output_pixels)
     image = ImageInfo(
         width=width,
         height=height,
@@ -85,33 +82,6 @@ def inspect(
         filename=_safe_name(filename),
     )
     return image, parameters
-
-
-def _check_output(width: int, height: int, parameters: UpscaleParameters, max_pixels: int) -> None:
-    scale = parameters.scale
-    output = output_size(width, height, scale)
-    extra = {"width": output[0], "height": output[1], "scale": scale}
-    if (pixels := math.prod(output)) > max_pixels:
-        raise OutputTooLarge(
-            f"At scale {scale:g} the result would have {output[0]} x {output[1]} = {pixels} "
-            f"pixels; at most {max_pixels} are made.",
-            pixels=pixels,
-            max_output_pixels=max_pixels,
-            **extra,
-        )
-    check_side(*output, parameters.output_format)
-    shortest = PRESETS[parameters.preset].shortest
-    canvas = canvas_size(width, height, scale, shortest)
-    if (pixels := math.prod(canvas)) > MAX_CANVAS:
-        reason = f", because its shorter side is enlarged to {shortest} pixels at least"
-        raise OutputTooLarge(
-            f"The image of {width} x {height} pixels would be computed at {canvas[0]} x "
-            f"{canvas[1]}{'' if canvas == output else reason}; at most {MAX_CANVAS} pixels can "
-            "be. Cut it into smaller pieces.",
-            pixels=pixels,
-            max_canvas_pixels=MAX_CANVAS,
-            **extra,
-        )
 
 
 def _safe_name(filename: str | None) -> str | None:
