@@ -15,7 +15,7 @@ from models.presets import PRESETS, Preset
 MAX_CANVAS = 2**27
 """Pixels."""
 # Times the result's pixels: a canvas of more is told to who asked for it.
-_NOTED = 4
+_NOTABLE = 4
 
 
 def output_size(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -70,8 +70,8 @@ class Grid:
 
 @dataclass(frozen=True)
 class Layout:
-    """All sizes of one image, each (height, width): what it costs, for whoever bounds, plans or
-    computes it."""
+    """All sizes of one image, each (height, width): what it costs. Service, worker, pipeline and
+    `stablesr plan` have them from here."""
 
     source: tuple[int, int]
     """The input, px"""
@@ -130,7 +130,7 @@ class Layout:
     def note(self) -> str | None:
         """A sentence where the canvas has many times the result's pixels."""
         ratio = math.prod(self.canvas) / math.prod(self.size)
-        if ratio <= _NOTED:
+        if ratio <= _NOTABLE:
             return None
         height, width = self.canvas
         return (

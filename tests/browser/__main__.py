@@ -3,8 +3,8 @@
     python -m tests.browser [--folder DIR]
 
 Starts the whole service with the `tiny` preset, uses its page as a person would and leaves
-screenshots in DIR (build/browser). Needs a Chromium: CHROMIUM names it, else the one on
-PATH is taken.
+screenshots in DIR (build/browser); README's is desktop-result.png, as WebP of quality 80. Needs a
+Chromium: CHROMIUM names it, else the one on PATH is taken.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def the_bill(browser: Browser, url: str, folder: Path) -> None:
         ):
             fields = {"preset": preset, **dict([size.split("=")])}
             with suppress(ValueError):
-                asked = UpscaleParameters.model_validate(fields).for_image(width, height)
-                layout = Layout.of((height, width), asked)
+                parameters = UpscaleParameters.model_validate(fields).for_image(width, height)
+                layout = Layout.of((height, width), parameters)
                 right.append([[*layout.size[::-1]], [*layout.canvas[::-1]], layout.tiles])
                 cases.append([[width, height], fields])
         assert page.evaluate(COSTS, [cases, catalogue]) == right

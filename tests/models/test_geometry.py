@@ -201,12 +201,10 @@ def test_canvas_and_tiles_are_those_of_the_loaded_networks(
     config = ModelConfig()
     if preset.embedded:
         config = describe(preset_folder(preset))[0]
-    known, computed = (
-        Layout.of((height, width), options),
-        Layout.of((height, width), options, preset, config),
-    )
-    assert (known.canvas, known.tiles) == (computed.canvas, computed.tiles)
-    assert known.tiles == len(known.grid.origins)
+    layout = Layout.of((height, width), options)
+    of_networks = Layout.of((height, width), options, preset, config)
+    assert (layout.canvas, layout.tiles) == (of_networks.canvas, of_networks.tiles)
+    assert layout.tiles == len(layout.grid.origins)
 
 
 def test_an_image_is_neither_stretched_nor_moved(quick: StableSR) -> None:
