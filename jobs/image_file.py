@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.errors import InvalidOption
-from models.geometry import MAX_CANVAS, Layout
+from models.geometry import MAX_CANVAS
+from models.layout import Layout
 from models.parameters import OutputFormat, UpscaleParameters
 
 from .errors import ImageError, ImageTruncated, OutputTooLarge, UnsupportedFormat

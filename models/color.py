@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import InvalidOption, NotFinite
-from models.geometry import Layout
+from models.layout import Layout
 from models.parameters import ColorFix
 from models.statistics import Statistics
 

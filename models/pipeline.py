@@ -24,7 +24,8 @@ from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
 from models.errors import InvalidOption
 from models.fusing import for_inference
-from models.geometry import Layout, output_size
+from models.geometry import output_size
+from models.layout import Layout
 from models.memory import Fallbacks, MemoryBudget, is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
 from models.offload import Offload, Part

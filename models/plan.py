@@ -29,7 +29,7 @@ from models.checkpoints.folder import describe
 from models.config import CompactConfig, ModelConfig, UNetConfig
 from models.errors import NotEnoughMemory, WeightsNotFound
 from models.fusing import is_worthwhile, use_winograd
-from models.geometry import Layout
+from models.layout import Layout
 from models.memory import Memory, MemoryBudget, in_words, places, room_to_grow
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters, preset_parameters

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.schema import ImageInfo, Job, JobState, Progress, Timings
-from models.geometry import Layout
+from models.layout import Layout
 from models.parameters import UpscaleParameters
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
 
 from cli.stack import Stack
-from models.geometry import Layout
+from models.layout import Layout
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
 

@@ -16,7 +16,8 @@ from models.checkpoints.files import preset_folder
 from models.checkpoints.folder import describe, random_networks
 from models.config import ModelConfig
 from models.errors import InvalidOption
-from models.geometry import MAX_CANVAS, Layout
+from models.geometry import MAX_CANVAS
+from models.layout import Layout
 from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
 from models.presets import PRESETS, Preset

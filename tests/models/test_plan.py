@@ -17,7 +17,7 @@ from models.checkpoints.files import preset_folder
 from models.checkpoints.folder import Record, describe, write_config
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
-from models.geometry import Layout
+from models.layout import Layout
 from models.memory import Memory, MemoryBudget
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters, preset_parameters
