@@ -25,7 +25,7 @@ def measure_checkout(
     checkout: Path,
     module: str,
     arguments: Sequence[str],
-    older: Callable[[Row], list[Measurement]],
+    older: Callable[[Row], list[Measurement]] | None = None,
 ) -> list[Measurement]:
     """What the command `module` of that checkout measures; its variants are named after it.
 
@@ -34,6 +34,7 @@ def measure_checkout(
 
     Raises:
         subprocess.CalledProcessError: the command failed; it has printed why.
+        ValueError: it printed rows, and there is nothing to read them.
     """
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--json"]
     process = subprocess.run(
@@ -46,6 +47,8 @@ def measure_checkout(
     )
     rows = json.loads(process.stdout)
     if isinstance(rows, list):
+        if older is None:
+            raise ValueError(f"{checkout} is of a build before 0.2.0, which cannot be compared.")
         measurements = [m for row in rows for m in older(row)]
     else:
         measurements = Result.model_validate(rows).measurements

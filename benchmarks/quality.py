@@ -4,22 +4,27 @@
     python -m benchmarks.quality --degrade paper --w 0 --steps 4 2 1
     python -m benchmarks.quality --w 0 --samplers ddpm dpmpp unipc --steps 10 20
     python -m benchmarks.quality --w 0 --size 1024 --overlap 32 16 8 0
+    python -m benchmarks.quality --w 0.5 --size 192 --compare ../other-checkout
 
 Test photographs that no training has seen are reduced to a quarter (bicubic with antialiasing, or
 the paper's degradation) and upscaled again with every combination of the options; larger ones are
 several photographs beside each other. Scores are means, PSNR and SSIM of luma, and `differing by`
 is the mean difference to the first combination's results. Seconds are the median of whole images.
+`--compare` puts what another checkout of this project gives before, with its own weights.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
+from benchmarks.checkouts import measure_checkout
 from benchmarks.images import SCALE, Difference, Pixels, mosaic
 from benchmarks.model import Variant, add_model, load, model_of
 from benchmarks.report import command_parser, publish
@@ -104,6 +109,10 @@ def main() -> None:
     parser.add_argument(
         "--overlap", type=int, nargs="+", default=[None], help="of tiles, latent pixels"
     )
+    other = ArgumentParser(add_help=False)
+    for one in (other, parser):
+        one.add_argument("--compare", type=Path, action="append", default=[], help="a checkout")
+    _, arguments = other.parse_known_args()
     a = parser.parse_args()
     if a.images < 1 or a.size < MIN_SIZE or a.size % SCALE:
         parser.error(f"there must be an image of at least {MIN_SIZE} px, a multiple of {SCALE}.")
@@ -120,7 +129,8 @@ def main() -> None:
         for overlap, sampler, steps, w in product(a.overlap, a.samplers, a.steps, a.w)
     ]
     pairs = pairs_of(a.images, a.size, a.degrade)
-    measurements = measure(sr, pairs, combinations)
+    measurements = [m for path in a.compare for m in measure_checkout(path, "quality", arguments)]
+    measurements += measure(sr, pairs, combinations)
     subject = f"{model.preset}, {a.images} photographs of {a.size} px, degraded: {a.degrade}"
     publish(Result.of("benchmarks.quality", subject, model.device, measurements), a.json)
 

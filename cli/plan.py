@@ -100,7 +100,8 @@ def _facts(
         "latent": [grid.width, grid.height],
         "tile": grid.tile,
         "overlap": grid.overlap,
-        "tiles": outcome.tiles,
+        "tiles": layout.tiles,
+        "note": layout.note,
         "tile_batch": outcome.tile_batch,
         "decode_tile": outcome.strips.height,
         "keep": outcome.strips.keep,
@@ -125,6 +126,8 @@ def _print(facts: dict[str, Any]) -> None:
         f"latent cells, overlap {facts['overlap']}, {facts['tile_batch']} in a call.",
         soft_wrap=True,
     )
+    if facts["note"]:
+        console.print(facts["note"], soft_wrap=True)
     # Where the processor computes, the device's memory is the host's.
     places = [place for place in PLACES if any(peak[place] for peak in peaks.values())]
     table = Table("stage")

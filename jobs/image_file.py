@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from models.geometry import MAX_CANVAS, canvas_size, output_size
+from models.errors import InvalidOption
+from models.geometry import MAX_CANVAS
+from models.layout import Layout
 from models.parameters import OutputFormat, UpscaleParameters
-from models.presets import PRESETS
 
 from .errors import ImageError, ImageTruncated, OutputTooLarge, UnsupportedFormat
 
@@ -143,33 +144,30 @@ def check_side(width: int, height: int, format: OutputFormat) -> None:
     )
 
 
-def check_output(width: int, height: int, parameters: UpscaleParameters, max_pixels: int) -> None:
-    """Raises OutputTooLarge where the result of an image of these sides, px, has more pixels than
-    `max_pixels`, its file format cannot hold it, or its canvas is too large."""
-    scale = parameters.scale
-    output = output_size(width, height, scale)
-    extra = {"width": output[0], "height": output[1], "scale": scale}
-    if (pixels := math.prod(output)) > max_pixels:
+def check_output(width: int, height: int, parameters: UpscaleParameters, limit: int) -> None:
+    """Raises OutputTooLarge where the result of an image of these sides, px, or the canvas that it
+    is computed on, has more pixels than the limit, or its file format cannot hold it."""
+    layout = Layout.of((height, width), parameters)
+    result_height, result_width = layout.size
+    members = {"width": result_width, "height": result_height, "scale": parameters.scale}
+    if (pixels := result_width * result_height) > limit:
         raise OutputTooLarge(
-            f"At scale {scale:g} the result would have {output[0]} x {output[1]} = {pixels} "
-            f"pixels; at most {max_pixels} are made.",
+            f"At scale {parameters.scale:g} the result would have {result_width} x "
+            f"{result_height} = {pixels} pixels; at most {limit} are made.",
             pixels=pixels,
-            max_output_pixels=max_pixels,
-            **extra,
+            max_output_pixels=limit,
+            **members,
         )
-    check_side(*output, parameters.output_format)
-    shortest = PRESETS[parameters.preset].shortest
-    canvas = canvas_size(width, height, scale, shortest)
-    if (pixels := math.prod(canvas)) > MAX_CANVAS:
-        reason = f", because its shorter side is enlarged to {shortest} pixels at least"
+    check_side(result_width, result_height, parameters.output_format)
+    try:
+        layout.check_canvas(limit)
+    except InvalidOption as error:
         raise OutputTooLarge(
-            f"The image of {width} x {height} pixels would be computed at {canvas[0]} x "
-            f"{canvas[1]}{'' if canvas == output else reason}; at most {MAX_CANVAS} pixels can "
-            "be. Cut it into smaller pieces.",
-            pixels=pixels,
-            max_canvas_pixels=MAX_CANVAS,
-            **extra,
-        )
+            f"{error} Cut it into smaller pieces.",
+            pixels=math.prod(layout.canvas),
+            max_canvas_pixels=min(limit, MAX_CANVAS),
+            **members,
+        ) from error
 
 
 def truncated(name: str, reason: str) -> ImageTruncated:

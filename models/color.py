@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import InvalidOption, NotFinite
+from models.layout import Layout
 from models.parameters import ColorFix
 from models.statistics import Statistics
-from models.tiling import Layout
 
 # Pixels of a strip of the result, and rows at least, because the wavelet reads 31 more on both
 # sides.

@@ -24,8 +24,9 @@ from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
 from models.errors import InvalidOption
 from models.fusing import for_inference
-from models.geometry import bounded_canvas_size, output_size
+from models.geometry import output_size
 from models.grain import add_grain
+from models.layout import Layout
 from models.memory import Fallbacks, MemoryBudget, is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
 from models.offload import Offload, Part
@@ -162,9 +163,10 @@ class StableSR:
         """Whether an image (1, 3, H, W) is small enough to be prepared and decoded between the
         strips of a larger one, where `on_progress` is called. None is with offload, where the
         larger one keeps its networks on the device. Raises InvalidOption as `prepare`."""
-        height, width = image.shape[2:]
-        canvas = bounded_canvas_size(height, width, options.scale, self.preset.shortest)
-        return not self.offload and is_small(canvas, self.preset)
+        sides = image.shape[2], image.shape[3]
+        layout = Layout.of(sides, options, self.preset, self.networks.config)
+        layout.check_canvas()
+        return not self.offload and is_small(layout.canvas, self.preset)
 
     @torch.inference_mode()
     def prepare(

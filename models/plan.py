@@ -29,12 +29,12 @@ from models.checkpoints.folder import describe
 from models.config import CompactConfig, ModelConfig, UNetConfig
 from models.errors import NotEnoughMemory, WeightsNotFound
 from models.fusing import is_worthwhile, use_winograd
+from models.layout import Layout
 from models.memory import Memory, MemoryBudget, in_words, places, room_to_grow
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters, preset_parameters
 from models.presets import Preset
 from models.strips import Cost, EncodedStrips, StripConfig, coding_cost
-from models.tiling import Layout
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,8 @@ class Plan:
     """How one image is computed."""
 
     layout: Layout
-    tiles: int
-    """In one step; both contexts' with guidance"""
     tile_batch: int
-    """Of them in one network call"""
+    """Tiles in one network call"""
     strips: StripConfig
     offload: bool
     peaks: dict[str, Memory]
@@ -112,7 +110,7 @@ class EncodedImage:
         peaks = zip(Memory._fields, map(max, *plan.peaks.values()), strict=True)
         return {
             "canvas": f"{width}x{height}",
-            "tiles": plan.tiles,
+            "tiles": plan.layout.tiles,
             "rows": plan.strips.height,
             "keep": plan.strips.keep,
             "offload": plan.offload,
@@ -241,11 +239,11 @@ class Planner:
             NotEnoughMemory: not even the smallest plan fits; says what is missing.
         """
         tile_batch, offload = tile_batch or self.budget.tile_batch, self.budget.offload
-        layout = Layout.of(self.config, self.preset, sides, options.scale, options.tile_overlap)
+        layout = Layout.of(sides, options, self.preset, self.config)
+        layout.check_canvas()
         if offload is None:
             offload = self.needs_offload(memory)
-        tiles = len(layout.grid) * (2 if options.guidance_scale != 1 else 1)
-        largest = (min(_MAX_TILE_BATCH, tiles) - 1).bit_length()
+        largest = (min(_MAX_TILE_BATCH, layout.tiles) - 1).bit_length()
         batches = [tile_batch] if tile_batch else [1 << n for n in range(largest, -1, -1)]
         lacking: list[str] = []
         for strips, batch in product(self._candidates(layout), batches):
@@ -258,7 +256,7 @@ class Planner:
                 if need > there
             ]
             if not lacking:
-                return Plan(layout, tiles, batch, strips, offload, peaks)
+                return Plan(layout, batch, strips, offload, peaks)
         raise NotEnoughMemory(
             f"An image of {sides[1]} x {sides[0]} pixels at scale {options.scale:g}, which is "
             f"computed at {layout.canvas[1]} x {layout.canvas[0]}, needs at least "
@@ -273,7 +271,7 @@ class Planner:
             self._cost(plan.layout, plan.strips, decode=decode, fusion=fusion).flops
             for decode in (False, True)
         )
-        step = plan.tiles * tile_flops(self.config, grid.tile_height, grid.tile_width)
+        step = plan.layout.tiles * tile_flops(self.config, grid.tile_height, grid.tile_width)
         total = encode + step * steps + decode
         return {"encode": encode, "step": step, "steps": steps, "decode": decode, "total": total}
 
@@ -329,7 +327,8 @@ class Planner:
     def _guest(self) -> Memory:
         """What the largest image that steps in takes at most, weights aside."""
         sides = self.preset.native, _GUEST * self.preset.native
-        layout = Layout.of(self.config, self.preset, sides, 1, self.preset.overlap)
+        options = preset_parameters(self.preset, scale=1)
+        layout = Layout.of(sides, options, self.preset, self.config)
         strips = next(self._candidates(layout))
         stages = (self._coding(layout, strips, decode=d, fusion=True) for d in (False, True))
         return Memory(*map(max, *stages))

@@ -49,8 +49,8 @@ class Preset:
     name: str
     native: int = 512
     """Resolution the weights were trained at, px."""
-    least: int | None = None
-    """The shorter side of every canvas at least, px; None: the native one."""
+    min_canvas_side: int = 512
+    """The shorter side of every canvas at least, px."""
     tile: int = 64
     """Side of a UNet tile in latent pixels."""
     steps: int = 200
@@ -70,11 +70,6 @@ class Preset:
     and their worker says so."""
     release: Release | None = None
     """Where the weights come from when they are not shipped."""
-
-    @property
-    def shortest(self) -> int:
-        """The shorter side of every canvas at least, px."""
-        return self.least or self.native
 
 
 _CFW = ReleasedFile(
@@ -128,9 +123,9 @@ _FACE = Release(
 _PRESETS = (
     Preset(
         "tiny",
-        # Its autoencoder has no norms over the image: small images come out better, and sooner,
-        # at their own size (docs/performance.md).
-        least=128,
+        # Its autoencoder has no norms over the image, so small images can keep their own size: much
+        # sooner, degraded ones nearer to the original, clean ones less near (docs/performance.md).
+        min_canvas_side=128,
         steps=1,
         overlap=8,
         title="Tiny, in the package; runs on any CPU",
@@ -144,6 +139,7 @@ _PRESETS = (
     Preset(
         "stablesr-768v",
         native=768,
+        min_canvas_side=768,
         tile=96,
         overlap=48,
         fidelity_weight=0.0,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 
@@ -16,10 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
-from models.errors import InvalidOption
-from models.geometry import bounded_canvas_size, output_size
-from models.presets import Preset
+from models.geometry import Grid
 
 _VARIANCE = 0.01
 
@@ -42,50 +38,8 @@ def gaussian_weights(height: int, width: int) -> npt.NDArray[np.float64]:
     return np.outer(_profile(height, height / 2), _profile(width, (width - 1) / 2))
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along one side; the last one is moved back to end at the border."""
-    return [0] if size <= tile else [*range(0, size - tile, tile - overlap), size - tile]
-
-
-@dataclass(frozen=True)
-class TileGrid:
-    """How a canvas of (height, width) latent pixels is cut into tiles, row by row.
-
-    A canvas smaller than a tile in one direction has tiles of its own size there.
-
-    Raises:
-        InvalidOption: an overlap that is not smaller than the tile.
-    """
-
-    height: int
-    width: int
-    tile: int
-    overlap: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < self.tile:
-            raise InvalidOption(
-                f"tile_overlap is {self.overlap}, but must be at least 0 and smaller than the "
-                f"tile of {self.tile} latent cells."
-            )
-
-    @property
-    def tile_height(self) -> int:
-        return min(self.tile, self.height)
-
-    @property
-    def tile_width(self) -> int:
-        return min(self.tile, self.width)
-
-    @cached_property
-    def origins(self) -> list[tuple[int, int]]:
-        """Top left latent pixel of each tile."""
-        rows = _starts(self.height, self.tile, self.overlap)
-        columns = _starts(self.width, self.tile, self.overlap)
-        return [(y, x) for y in rows for x in columns]
-
-    def __len__(self) -> int:
-        return len(self.origins)
+class TileGrid(Grid):
+    """Cuts a canvas, and joins its tiles."""
 
     @cached_property
     def _total_weight(self) -> npt.NDArray[np.float64]:
@@ -121,42 +75,3 @@ class TileGrid:
             total[:, :, y : y + h, x : x + w] += weights * tile
         assert total is not None  # there is always a tile
         return total / torch.from_numpy(self._total_weight).to(total)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All sizes of one image, each (height, width)."""
-
-    source: tuple[int, int]
-    """The input, px"""
-    size: tuple[int, int]
-    """The result, px"""
-    canvas: tuple[int, int]
-    """The upsampled image, px; larger than the result where the input is small"""
-    padded: tuple[int, int]
-    """The canvas filled up to whole latent pixels, px"""
-    grid: TileGrid
-    """How its latent is cut"""
-
-    @classmethod
-    def of(
-        cls, config: ModelConfig, preset: Preset, sides: tuple[int, int], scale: float, overlap: int
-    ) -> Layout:
-        """For an image of these sides, and tiles that overlap by so many latent pixels.
-
-        Raises:
-            InvalidOption: the canvas would be too large, or the overlap is none.
-        """
-        downscale = config.autoencoder.downscale
-        canvas = bounded_canvas_size(*sides, scale, preset.shortest)
-        # A canvas smaller than a tile is filled up to what the UNet can halve and double again.
-        unit = 2 ** (len(config.unet.widths) - 1)
-        cells = (-(-side // downscale) for side in canvas)
-        rows, columns = (n if n >= preset.tile else -(-n // unit) * unit for n in cells)
-        return cls(
-            sides,
-            output_size(*sides, scale),
-            canvas,
-            (downscale * rows, downscale * columns),
-            TileGrid(rows, columns, preset.tile, overlap),
-        )

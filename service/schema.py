@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.schema import ImageInfo, Job, JobState, Progress, Timings
+from models.layout import Layout
 from models.parameters import UpscaleParameters
 
 
@@ -22,6 +23,28 @@ class ResultView(BaseModel):
     sha256: str
     media_type: str
     expires_at: datetime | None = None
+
+
+class CostView(BaseModel):
+    """What the job takes, known from the start."""
+
+    canvas_width: int = Field(description="Of the enlarged image that is computed, pixels")
+    canvas_height: int
+    tiles: int = Field(description="Through the network in each step; guidance doubles them")
+    steps: int
+    note: str | None = Field(description="Why the canvas has many times the result's pixels")
+
+    @classmethod
+    def of(cls, job: Job) -> CostView:
+        layout = Layout.of((job.input.height, job.input.width), job.parameters)
+        height, width = layout.canvas
+        return cls(
+            canvas_width=width,
+            canvas_height=height,
+            tiles=layout.tiles,
+            steps=job.parameters.steps,
+            note=layout.note,
+        )
 
 
 class Links(BaseModel):
@@ -62,6 +85,13 @@ _JOB: dict[str, Any] = {
         "mode": "RGB",
         "filename": "photo.png",
     },
+    "cost": {
+        "canvas_width": 1024,
+        "canvas_height": 768,
+        "tiles": 15,
+        "steps": 4,
+        "note": None,
+    },
     "result": None,
     "timings": None,
     "seed": 42,
@@ -88,6 +118,7 @@ class JobView(BaseModel):
     queue_position: int | None = Field(description="1 is the next to start; null unless queued")
     progress: Progress | None
     input: ImageInfo
+    cost: CostView
     result: ResultView | None
     timings: Timings | None
     seed: int
@@ -112,7 +143,7 @@ class JobView(BaseModel):
             error = {**job.error.model_dump(), "type": f"{root}/problems/{job.error.type}"}
         parameters = Parameters.model_construct(**vars(job.parameters))
         fields = {"parameters": parameters, "result": result, "error": error, "links": links}
-        return cls(**{**_fields(job, cls), **fields})
+        return cls(**{**_fields(job, cls), **fields}, cost=CostView.of(job))
 
 
 def _fields(model: BaseModel, view: type[BaseModel]) -> dict[str, Any]:
@@ -167,6 +198,10 @@ class ModelView(BaseModel):
     steps: int
     fidelity_weight: float
     native: int = Field(description="Side in pixels of the squares the network works on")
+    min_canvas_side: int = Field(
+        description="Smaller images are enlarged to so many pixels on the shorter side at least"
+    )
+    tile_size: int = Field(description="Side of these squares in latent pixels")
     scale_max: float
     licence: str
     licence_url: str
@@ -180,3 +215,5 @@ class ModelsView(BaseModel):
     max_upload_bytes: int
     max_input_pixels: int
     max_output_pixels: int
+    max_canvas_pixels: int = Field(description="Of the enlarged image that is computed")
+    tile_overlap: int = Field(description="Of a job that names none, in latent pixels")

@@ -40,13 +40,12 @@ from jobs.errors import (
     JobNotFound,
     JobsError,
     OutOfMemory,
-    OutputTooLarge,
     Problem,
     QueueUnavailable,
     StoreUnavailable,
     WrongState,
 )
-from jobs.image_file import RESULT_TYPES, check_side
+from jobs.image_file import RESULT_TYPES, check_output
 from jobs.schema import Job, ResultInfo, Stage
 from jobs.store import input_key, result_key
 from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
@@ -175,7 +174,7 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
     with attempt.stage("load"):
         upload = outlast(attempt, process.store.get, input_key(job.id))
         source = decode(upload, process.settings.max_input_pixels)
-        _check_output(source, job, process.settings.max_output_pixels)
+        check_output(*source.size, options, process.settings.max_output_pixels)
         metadata = metadata_of(upload, options, *output_size(*source.size, options.scale))
         if metadata is not None and metadata.faults:
             process.metrics.broken_metadata.inc()
@@ -208,17 +207,6 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
             rows = model.rows(encoded_image, latent, options, on_progress)
         encoded_image.close()
         return _save(attempt, job, source, rows, metadata)
-
-
-def _check_output(source: DecodedImage, job: Job, max_pixels: int) -> None:
-    width, height = output_size(*source.size, job.parameters.scale)
-    if width * height > max_pixels:
-        raise OutputTooLarge(
-            f"The result would have {width} x {height} = {width * height} pixels; "
-            f"at most {max_pixels} are allowed.",
-            limit=max_pixels,
-        )
-    check_side(width, height, job.parameters.output_format)
 
 
 def _save(

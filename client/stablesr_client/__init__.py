@@ -21,6 +21,7 @@ from stablesr_client.errors import Unauthorized as Unauthorized
 from stablesr_client.errors import UnexpectedAnswer as UnexpectedAnswer
 from stablesr_client.errors import Unreachable as Unreachable
 from stablesr_client.retry import RetryPolicy as RetryPolicy
+from stablesr_client.schema import Cost as Cost
 from stablesr_client.schema import Event as Event
 from stablesr_client.schema import Input as Input
 from stablesr_client.schema import Job as Job

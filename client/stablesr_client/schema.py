@@ -94,6 +94,17 @@ class Input(BaseModel, frozen=True):
     filename: str | None = None
 
 
+class Cost(BaseModel, frozen=True):
+    """What a job takes: pixels that are computed, tiles in each of the steps; `note` says why the
+    pixels are many times those of the result."""
+
+    canvas_width: int
+    canvas_height: int
+    tiles: int
+    steps: int
+    note: str | None = None
+
+
 class Result(BaseModel, frozen=True):
     """The result's file; the server deletes it at `expires_at`."""
 
@@ -124,6 +135,7 @@ class Job(BaseModel, frozen=True):
     queue_position: int | None = None
     progress: Progress | None = None
     input: Input | None = None
+    cost: Cost | None = None
     result: Result | None = None
     timings: Mapping[str, float | None] | None = None
     error: Problem | None = None
@@ -172,6 +184,8 @@ class Model(BaseModel, frozen=True):
     steps: int | None = None
     fidelity_weight: float | None = None
     native: int | None = None
+    min_canvas_side: int | None = None
+    tile_size: int | None = None
     scale_max: float | None = None
     licence: str = ""
     licence_url: str = ""
@@ -185,6 +199,8 @@ class Models(BaseModel, frozen=True):
     max_upload_bytes: int | None = None
     max_input_pixels: int | None = None
     max_output_pixels: int | None = None
+    max_canvas_pixels: int | None = None
+    tile_overlap: int | None = None
 
     @property
     def default(self) -> Model | None:

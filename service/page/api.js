@@ -4,10 +4,18 @@
 const base = new URL(".", document.baseURI);
 const KEY = "stablesr-key";
 
+// What a proxy's own answer means, which is a page and no problem details.
+const PROXY = {
+  413: "The proxy before the service takes no file this large; its operator can raise the limit.",
+  502: "The proxy before the service cannot reach it; try again in a moment.",
+  503: "The proxy before the service cannot reach it; try again in a moment.",
+  504: "The proxy before the service waited too long for it; look at the jobs below before you try again.",
+};
+
 export class Problem extends Error {
   // A refusal: RFC 9457 problem details, or what can be said of an answer that holds none.
   constructor(status, body, retryAfter) {
-    super(body.detail || body.title || `The service answered ${status}.`);
+    super(body.detail || body.title || PROXY[status] || `The service answered ${status}.`);
     this.status = status;
     this.fields = body.errors || [];
     this.retryAfter = retryAfter;

@@ -1,36 +1,31 @@
 // The form: choosing photographs, the settings, the key.
 
 import * as api from "./api.js";
+import * as choices from "./choices.js";
 import * as jobs from "./jobs.js";
 
 const $ = (id) => document.getElementById(id);
-let files = [];
 let catalogue = null;
 
-function choose(more) {
-  files = [...files, ...more];
-  refuse("");
-  $("chosen").replaceChildren(...files.map(entry));
-  $("submit").disabled = files.length === 0;
-  $("submit").textContent = files.length > 1 ? `Upscale ${files.length} photographs` : "Upscale";
+const AMOUNTS = {
+  scale: { value: 4, min: 1, max: 16, step: "any" },
+  width: { value: 2048, min: 1, max: 65535, step: 1 },
+  height: { value: 2048, min: 1, max: 65535, step: 1 },
+  megapixels: { value: 12, min: 0.001, max: 1000, step: "any" },
+};
+const LOSSY = ["webp", "jpeg", "avif"];
+
+// What can be sent, after every choice is told what it costs.
+function update() {
+  const ready = catalogue ? choices.judge(fields(), catalogue) : [];
+  $("submit").disabled = !ready.length;
+  $("submit").textContent = ready.length > 1 ? `Upscale ${ready.length} photographs` : "Upscale";
+  return ready;
 }
 
-function entry(file) {
-  const item = document.createElement("li");
-  const name = document.createElement("span");
-  name.textContent = `${file.name || "pasted picture"} (${jobs.size(file.size)})`;
-  const away = document.createElement("button");
-  away.type = "button";
-  away.className = "plain";
-  away.textContent = "✕";
-  away.setAttribute("aria-label", `Remove ${file.name || "the pasted picture"}`);
-  away.addEventListener("click", () => {
-    files = files.filter((other) => other !== file);
-    choose([]);
-    $("files").focus();
-  });
-  item.append(name, away);
-  return item;
+function choose(files) {
+  refuse("");
+  choices.choose(files, update);
 }
 
 function refuse(sentence) {
@@ -43,27 +38,43 @@ function fields() {
   return Object.fromEntries(entries.filter(([, value]) => typeof value === "string" && value));
 }
 
+function inWords(error) {
+  const more = (error.fields || []).map((fault) => fault.detail || fault.message).filter(Boolean);
+  const sentence = error instanceof TypeError ? "The service cannot be reached." : error.message;
+  return [sentence, ...more.filter((detail) => !sentence.includes(detail))].join(" ");
+}
+
 $("form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  $("submit").disabled = true;
   refuse("");
+  const refusals = new Map();
   try {
-    while (files.length) {
-      const file = files[0];
-      const job = await api.submit(file, fields());
-      jobs.add(job, file);
-      files = files.slice(1);
-      choose([]);
+    for (const choice of update()) {
+      $("submit").disabled = true;
+      try {
+        jobs.add(await api.submit(choice.file, fields()), choice.file);
+        choice.remove();
+      } catch (error) {
+        // What is wrong with this file need not be with the next.
+        if (![413, 415, 422].includes(error.status)) throw error;
+        refusals.set(choice, inWords(error));
+      }
     }
   } catch (error) {
     if (error.status === 401) askForKey();
-    const more = (error.fields || []).map((fault) => fault.detail || fault.message).filter(Boolean);
-    const who = files[0]?.name ? `${files[0].name}: ` : "";
-    const network = error instanceof TypeError ? "The service cannot be reached." : error.message;
-    refuse(who + [network, ...more].join(" "));
-  } finally {
-    $("submit").disabled = files.length === 0;
+    refuse(inWords(error));
   }
+  update();
+  for (const [choice, sentence] of refusals) choice.refuse(sentence);
+});
+$("form").addEventListener("input", update);
+
+$("unit").addEventListener("change", () => {
+  Object.assign($("amount"), { name: $("unit").value, ...AMOUNTS[$("unit").value] });
+  update();
+});
+$("format").addEventListener("change", () => {
+  $("quality-field").hidden = $("quality").disabled = !LOSSY.includes($("format").value);
 });
 
 $("files").addEventListener("change", (event) => {
@@ -103,6 +114,7 @@ $("preset").addEventListener("change", () => {
   $("steps").value = "";
   $("steps").placeholder = String(model.steps);
   sayFidelity();
+  update();
 });
 
 async function greet() {
@@ -118,10 +130,10 @@ async function greet() {
     .map((one) => new Option(one.title, one.name, one.default, one.default));
   $("preset").replaceChildren(...options);
   $("preset").dispatchEvent(new Event("change"));
-  const megabytes = Math.floor(catalogue.max_upload_bytes / 1e6);
-  const megapixels = Math.round(catalogue.max_output_pixels / 1e6);
+  const megapixels = (pixels) => Math.round(pixels / 1e6);
   $("limits").textContent =
-    `${catalogue.formats.join(", ")}; up to ${megabytes} MB, results up to ${megapixels} megapixels`;
+    `${catalogue.formats.join(", ")}; up to ${Math.floor(catalogue.max_upload_bytes / 1e6)} MB and ` +
+    `${megapixels(catalogue.max_input_pixels)} megapixels; results up to ${megapixels(catalogue.max_output_pixels)} megapixels`;
 }
 
 function askForKey() {

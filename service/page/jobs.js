@@ -1,6 +1,7 @@
 // The list of jobs: one line each, followed live while it waits or runs.
 
 import * as api from "./api.js";
+import { size } from "./choices.js";
 import { show } from "./viewer.js";
 
 const ENDED = ["succeeded", "failed", "canceled", "expired"];
@@ -44,7 +45,7 @@ class Line {
 
   update(news) {
     this.job = { ...this.job, ...news };
-    this.element.className = `job ${this.job.state}`;
+    this.element.className = `job row ${this.job.state}`;
     this.part(".state").textContent = describe(this.job);
     const bar = this.part("progress");
     bar.hidden = this.ended;
@@ -115,10 +116,6 @@ function describe(job) {
     default:
       return job.state;
   }
-}
-
-export function size(bytes) {
-  return bytes < 1e6 ? `${Math.max(1, Math.round(bytes / 1e3))} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
 // The first picture that comes while nothing is looked at is shown at once.

@@ -10,29 +10,37 @@ export async function show(job, file) {
   const call = ++calls;
   const blob = await api.result(job.result.url);
   if (call !== calls) return;
-  for (const image of [$("after"), $("before")]) URL.revokeObjectURL(image.src);
   const name = (job.input.filename || "photograph").replace(/\.[^.]*$/, "");
   const end = { "image/jpeg": "jpg", "image/tiff": "tiff" }[blob.type] || blob.type.split("/")[1];
-  $("after").src = $("download").href = URL.createObjectURL(blob);
+  const [after, before] = await Promise.all([load($("after"), blob), load($("before"), file)]);
+  if (call !== calls) return;
+  $("download").href = $("after").src;
   $("download").download = `${name}-${job.result.width}x${job.result.height}.${end}`;
-  $("frame").classList.toggle("alone", !file);
-  if (file) {
-    $("before").src = URL.createObjectURL(file);
-    // A browser that cannot show the photograph (TIFF) shows the result alone.
-    $("before").onerror = () => $("frame").classList.add("alone");
-  } else {
-    $("before").removeAttribute("src");
-  }
-  const { width, height } = job.input;
+  $("pictures").hidden = !after;
+  $("frame").classList.toggle("alone", !before);
+  const { width, height, format } = job.input;
   const seconds = job.timings ? `, ${job.timings.total.toFixed(1)} s` : "";
-  $("caption").textContent =
-    `${width} × ${height} → ${job.result.width} × ${job.result.height}, seed ${job.seed}${seconds}`;
+  const sentences = [
+    `${width} × ${height} → ${job.result.width} × ${job.result.height}, seed ${job.seed}${seconds}`,
+  ];
+  if (!after) sentences.push(`This browser cannot show ${end.toUpperCase()}; download it`);
+  else if (file && !before) sentences.push(`This browser cannot show ${format}, so the result is alone`);
+  $("caption").textContent = sentences.join(". ");
   $("viewer").hidden = false;
   cutAt(50);
   $("cut").value = 50;
-  await $("after").decode().catch(() => {});
   $("viewer").scrollIntoView({ block: "nearest" });
-  $(file ? "cut" : "close").focus({ preventScroll: true });
+  $(after && before ? "cut" : "close").focus({ preventScroll: true });
+}
+
+// Whether the browser can show it.
+async function load(image, blob) {
+  URL.revokeObjectURL(image.src);
+  image.removeAttribute("src");
+  if (!blob) return false;
+  image.src = URL.createObjectURL(blob);
+  await image.decode().catch(() => {});
+  return image.naturalWidth > 0;
 }
 
 function cutAt(percent) {

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from jobs.errors import QueueUnavailable
 from jobs.formats import FORMATS
 from jobs.workers import Capacity
-from models.parameters import MAX_SCALE
+from models.geometry import MAX_CANVAS
+from models.parameters import MAX_SCALE, UpscaleParameters
 from models.presets import PRESETS
 from service.admission import ObserverDep, Services, services_of
 from service.openapi import problems
@@ -65,6 +66,7 @@ async def list_models(request: Request) -> ModelsView:
     models = [
         ModelView(
             **vars(preset),
+            tile_size=preset.tile,
             scale_max=MAX_SCALE,
             default=preset.name == settings.preset,
             available=preset.name in serving.available,
@@ -78,6 +80,8 @@ async def list_models(request: Request) -> ModelsView:
         max_upload_bytes=settings.max_upload_bytes,
         max_input_pixels=settings.max_input_pixels,
         max_output_pixels=settings.max_output_pixels,
+        max_canvas_pixels=min(settings.max_output_pixels, MAX_CANVAS),
+        tile_overlap=UpscaleParameters.model_fields["tile_overlap"].default,
     )
 
 

@@ -15,7 +15,7 @@ import benchmarks.requests
 import benchmarks.stack
 from benchmarks import image, io, memory, quality, service, step
 from benchmarks.model import DTYPES, Model, Variant
-from benchmarks.results import Result
+from benchmarks.results import Measurement, Result
 from models.memory import MemoryBudget
 from models.pipeline import StableSR
 from tests.models import narrow
@@ -87,6 +87,23 @@ def test_quality_scores_every_combination(command: Command) -> None:
     assert all(5 < value < 40 for value in psnr.values())
     differences = [m.value for m in result.measurements if m.quantity == "differing by"]
     assert differences[0] == 0 < max(differences)
+
+
+def test_quality_asks_a_checkout_the_same_and_puts_it_first(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[object] = []
+
+    def other(*call: object) -> list[Measurement]:
+        calls.extend(call)
+        return [Measurement("other", "", "PSNR", 30.0, "score")]
+
+    monkeypatch.setattr(quality, "measure_checkout", other)
+    result = command("quality", f"--images 1 --w 0 --compare {tmp_path} --size 192 --device cpu")
+    assert next(m.variant for m in result.measurements if m.quantity == "PSNR") == "other"
+    assert calls[:2] == [tmp_path, "quality"]
+    arguments = ["--images", "1", "--w", "0", "--size", "192", "--device", "cpu", "--json"]
+    assert calls[2][:-1] == arguments  # type: ignore[index]  # the list of them; a file follows
 
 
 def test_io_reads_and_writes_every_format(command: Command) -> None:

@@ -3,30 +3,45 @@
     python -m tests.browser [--folder DIR]
 
 Starts the whole service with the `tiny` preset, uses its page as a person would and leaves
-screenshots in DIR (build/browser). Needs a Chromium: CHROMIUM names it, else the one on
-PATH is taken.
+screenshots in DIR (build/browser); README's is desktop-result.png, as WebP of quality 80. Needs a
+Chromium: CHROMIUM names it, else the one on PATH is taken.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+import httpx
 from PIL import Image
-from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
 
 from cli.stack import Stack
+from models.layout import Layout
+from models.parameters import UpscaleParameters
+from models.presets import PRESETS
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 SECOND = 1000.0
 JOB_MS = 120 * SECOND
+X = "\N{MULTIPLICATION SIGN}"
+COSTS = """async ([cases, catalogue]) => {
+    const { costOf } = await import("./page/choices.js");
+    return cases.map(([sides, fields]) => {
+        const { result, canvas, tiles } = costOf(sides, fields, catalogue);
+        return [result, canvas, tiles];
+    });
+}"""
+HEIC = PHOTOGRAPHS.parent / "worker" / "images" / "files" / "rgb.heic"
 
 # Chromium calls home at every start unless told otherwise; the sandbox cannot be had as root.
 ARGUMENTS = [
@@ -135,12 +150,10 @@ def with_a_mouse(browser: Browser, url: str, folder: Path) -> None:
         page.locator("#steps").fill("")
         upload(page, "letter.png", b"This is no picture.", "image/png")
         page.locator("#submit").click()
-        expect(page.locator("#refused")).to_contain_text("letter.png")
+        line = page.locator("#choices .row", has_text="letter.png")
+        expect(line.locator(".cost")).to_contain_text("its content decides, not its name")
         page.screenshot(path=folder / "desktop-refused.png")
-        say(
-            "a file that is no picture is refused in words: "
-            + page.locator("#refused").inner_text()
-        )
+        say("a file that is no picture is refused in words: " + line.inner_text())
 
         page.reload()
         expect(page.locator(".job")).to_have_count(2)
@@ -148,6 +161,98 @@ def with_a_mouse(browser: Browser, url: str, folder: Path) -> None:
         expect(page.locator("#viewer")).to_be_visible()
         expect(page.locator("#frame")).to_have_class("frame alone")
         say("the job list survives a reload")
+
+
+def the_bill(browser: Browser, url: str, folder: Path) -> None:
+    """What it will cost is known before the upload, and is what the server says."""
+    with opened(browser, url, viewport={"width": 1280, "height": 1000}) as page:
+        catalogue = httpx.get(url + "models").json()
+        cases: list[object] = []
+        right: list[object] = []
+        for preset, width, height, size in itertools.product(
+            PRESETS,
+            (1, 63, 128, 1025, 3000),
+            (2, 510, 2047),
+            ("scale=1.5", "scale=16", "width=3001", "height=99", "megapixels=8"),
+        ):
+            fields = {"preset": preset, **dict([size.split("=")])}
+            with suppress(ValueError):
+                parameters = UpscaleParameters.model_validate(fields).for_image(width, height)
+                layout = Layout.of((height, width), parameters)
+                right.append([[*layout.size[::-1]], [*layout.canvas[::-1]], layout.tiles])
+                cases.append([[width, height], fields])
+        assert page.evaluate(COSTS, [cases, catalogue]) == right
+        say("the page's arithmetic is the server's")
+
+        upload(page, "portrait.jpg", photograph("kitten", 300))
+        upload(page, "icon.png", flat("PNG", (48, 20)), "image/png")
+        upload(page, "scan.tif", flat("TIFF", (64, 64)), "image/tiff")
+        upload(page, "phone.heic", HEIC.read_bytes(), "image/heic")
+        upload(page, "sky.png", flat("PNG", (3000, 2500)), "image/png")
+        lines = page.locator("#choices .row")
+        expect(lines.nth(0)).to_contain_text(f"300 {X} 300 → 1200 {X} 1200: 16 tiles, 1 step")
+        expect(lines.nth(1)).to_contain_text(
+            f"computed at 307 {X} 128 (128 a side at least): 1 tile"
+        )
+        for number in (2, 3):
+            expect(lines.nth(number)).to_contain_text("This browser cannot show it")
+        limit = f"{catalogue['max_output_pixels'] // 10**6} megapixels are possible"
+        expect(lines.nth(4)).to_contain_text(f"12000 {X} 10000 = 120 megapixels; {limit}")
+        expect(page.locator("#submit")).to_have_text("Upscale 4 photographs")
+        page.locator("#unit").select_option("megapixels")
+        page.locator("#amount").fill("0.5")
+        expect(lines.nth(0)).to_contain_text(f"300 {X} 300 → 707 {X} 707")
+        expect(lines.nth(4)).to_contain_text("would be 0.258 times as large")
+        page.locator("#unit").select_option("width")
+        page.locator("#amount").fill("256")
+        expect(lines.nth(0)).to_contain_text("would be 0.853 times as large; 1 to 16 times")
+        page.screenshot(path=folder / "desktop-bill.png", full_page=True)
+        say("what is over a limit is said before it is sent")
+
+        page.locator("#format").select_option("jpeg")
+        page.locator("#quality").fill("70")
+        page.locator("#submit").click()
+        names = ["icon.png", "phone.heic", "scan.tif"]
+        for name in names:
+            line = page.locator(".job.succeeded", has_text=name)
+            expect(line).to_be_visible(timeout=JOB_MS)
+        expect(lines).to_have_count(2)
+        jobs = page.evaluate("fetch('jobs?limit=3').then(answer => answer.json())")["jobs"]
+        assert sorted(job["input"]["filename"] for job in jobs) == names
+        assert all(job["result"]["width"] == 256 for job in jobs)
+        assert all(job["parameters"]["quality"] == 70 for job in jobs)
+        page.locator(".job", has_text="phone.heic").locator(".view").click()
+        expect(page.locator("#caption")).to_contain_text("cannot show HEIC")
+        assert page.locator("#after").evaluate("image => image.naturalWidth") == 256
+        page.screenshot(path=folder / "desktop-heic.png", full_page=True)
+        say("what the browser cannot show is upscaled all the same, to a width, as JPEG")
+
+        page.locator("#unit").select_option("scale")
+        page.locator("#format").select_option("tiff")
+        expect(page.locator("#quality")).to_be_hidden()
+        for status, words in ((413, "takes no file this large"), (504, "waited too long for it")):
+            page.route("**/upscale", partial(as_a_proxy, status=status))
+            page.locator("#submit").click()
+            expect(page.locator("#choices, #refused").filter(has_text=words)).to_have_count(1)
+            page.unroute("**/upscale")
+        page.locator("#submit").click()
+        expect(page.locator(".job.succeeded", has_text="portrait.jpg")).to_be_visible(
+            timeout=JOB_MS
+        )
+        page.locator(".job", has_text="portrait.jpg").locator(".view").click()
+        expect(page.locator("#caption")).to_contain_text("cannot show TIFF; download it")
+        say("a proxy's refusal is explained, and a TIFF is to be downloaded")
+
+
+def as_a_proxy(route: Route, status: int) -> None:
+    route.fulfill(status=status, content_type="text/html", body="<h1>Sorry</h1>")
+
+
+def flat(kind: str, size: tuple[int, int]) -> bytes:
+    """A file of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (90, 120, 160)).save(file, kind)
+    return file.getvalue()
 
 
 def with_the_keyboard(browser: Browser, url: str) -> None:
@@ -187,7 +292,13 @@ def on_a_phone(browser: Browser, url: str, folder: Path) -> None:
         browser, url, viewport=phone, has_touch=True, is_mobile=True, device_scale_factor=2
     ) as page:
         upload(page, "LadyBird.jpg", photograph("LadyBird"))
-        page.screenshot(path=folder / "phone-chosen.png")
+        upload(page, "a-very-long-name-that-a-phone-gave-it-20260101.tif", flat("TIFF", (64, 64)))
+        upload(page, "sky.png", flat("PNG", (3000, 2500)), "image/png")
+        page.locator("#format").select_option("jpeg")
+        expect(page.locator("#choices")).to_contain_text("megapixels are possible")
+        page.screenshot(path=folder / "phone-chosen.png", full_page=True)
+        for _ in range(2):
+            page.get_by_label("Remove").last.tap()
         page.locator("#submit").tap()
         expect(page.locator("#viewer")).to_be_visible(timeout=JOB_MS)
         page.screenshot(path=folder / "phone-result.png", full_page=True)
@@ -238,6 +349,7 @@ def main() -> int:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
             with_a_mouse(browser, stack.url + "/", folder)
+            the_bill(browser, stack.url + "/", folder)
             with_the_keyboard(browser, stack.url + "/")
             on_a_phone(browser, stack.url + "/", folder)
             the_interface(browser, stack.url + "/", folder)

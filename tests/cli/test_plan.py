@@ -41,6 +41,7 @@ def test_programs_get_it_as_json_on_the_standard_output() -> None:
 def test_a_small_input_is_computed_at_the_least_size() -> None:
     result = runner.invoke(app, ["plan", "20x10", "--memory", "4GB"], env={"COLUMNS": "120"})
     assert "20 x 10 -> 80 x 40 pixels, computed at 256 x 128: 1 tiles of 32 x 16" in result.stdout
+    assert "10 times those of its result, because its shorter side is enlarged" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_a_small_input_is_computed_at_the_least_size() -> None:
     [
         ("640", 2, "must be WIDTHxHEIGHT, such as 640x480"),
         ("0x5", 2, "must be WIDTHxHEIGHT"),
-        ("20000x1", 2, "needs a canvas of 2560000 x 128 = "),
+        ("20000x1", 2, "would be computed at 2560000 x 128 = "),
         ("64x64 --memory 1GB --preset stablesr-512", 6, "needs at least"),
         ("64x64 --memory lots", 2, "such as 6GB"),
         ("64x64 --overlap 64 --memory 4GB", 2, "tile_overlap is 64"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stablesr_client import Cost
 from tests.client.shells import Shell
 from tests.scripted_server import JOB_ID, Script, job
 
@@ -24,3 +25,11 @@ def test_what_the_server_sends_beside_is_no_reason_to_fail(script: Script, clien
     )
     now = client.get(JOB_ID)
     assert (now.state, now.ended) == ("thinking", False)
+
+
+def test_a_job_has_its_cost_where_the_server_tells_it(script: Script, client: Shell) -> None:
+    cost = {"canvas_width": 512, "canvas_height": 640, "tiles": 2, "steps": 4, "note": "Why."}
+    script.add(f"GET /jobs/{JOB_ID}", 200, job("queued"))
+    script.add(f"GET /jobs/{JOB_ID}", 200, job("queued", cost=cost))
+    assert client.get(JOB_ID).cost is None
+    assert client.get(JOB_ID).cost == Cost(**cost)

@@ -19,7 +19,7 @@ NARROWER = replace(
     encoder=replace(CONFIG.encoder, feature_width=8),
 )
 # The UNet takes tiles of half the size too.
-NATIVE = replace(PRESET, native=256, tile=32, overlap=16)
+NATIVE = replace(PRESET, native=256, min_canvas_side=256, tile=32, overlap=16)
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 
 

@@ -39,7 +39,9 @@ WITH_COMPACT = replace(
     encoder=replace(CONFIG.encoder, in_channels=16),
     autoencoder=COMPACT,
 )
-PRESET = Preset("narrow", native=64, tile=8, overlap=4, steps=2, fidelity_weight=0.5)
+PRESET = Preset(
+    "narrow", native=64, min_canvas_side=64, tile=8, overlap=4, steps=2, fidelity_weight=0.5
+)
 
 
 def parameters(**values: Any) -> UpscaleParameters:

@@ -12,10 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import models.plan
-from models.checkpoints.folder import random_networks
+from models.checkpoints.files import preset_folder
+from models.checkpoints.folder import describe, random_networks
+from models.config import ModelConfig
 from models.errors import InvalidOption
-from models.geometry import MAX_CANVAS, bounded_canvas_size
+from models.geometry import MAX_CANVAS
+from models.layout import Layout
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
+from models.presets import PRESETS, Preset
 from models.sampling import StepRequest
 from models.strips import Cost
 from tests.models import narrow
@@ -124,7 +129,7 @@ def test_a_strip_that_cannot_be_computed_is_refused_before_anything_is(
     tiny: StableSR, width: int, height: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.pipeline.enlarge", None)
-    with pytest.raises(InvalidOption, match="shorter side is enlarged to 128 at least"):
+    with pytest.raises(InvalidOption, match="shorter side is enlarged to 128 pixels at least"):
         tiny.prepare(torch.rand(1, 3, height, width), narrow.parameters())
 
 
@@ -142,17 +147,65 @@ def test_a_refused_size_is_told_its_own_reason(
     width: int, height: int, scale: float, enlarged: bool
 ) -> None:
     with pytest.raises(InvalidOption) as caught:
-        bounded_canvas_size(height, width, scale, 512)
+        layout(width, height, scale).check_canvas()
     assert ("shorter side is enlarged" in str(caught.value)) == enlarged
-    assert str(caught.value).endswith("; at most 134217728 pixels are possible.")
+    assert str(caught.value).endswith("; at most 134217728 can be.")
     if (width, scale) == (1024, 16.0):
-        assert "a canvas of 16384 x 16384 = 268435456 pixels; at most" in str(caught.value)
+        assert "computed at 16384 x 16384 = 268435456 pixels; at most" in str(caught.value)
+
+
+def layout(width: int, height: int, scale: float, preset: str = "stablesr-512") -> Layout:
+    return Layout.of((height, width), UpscaleParameters(preset=preset, scale=scale))
 
 
 def test_the_largest_canvas_is_possible() -> None:
-    assert bounded_canvas_size(11_585, 11_585, 1.0, 512) == (11_585, 11_585)
+    layout(11_585, 11_585, 1.0).check_canvas()
     with pytest.raises(InvalidOption):
-        bounded_canvas_size(11_586, 11_585, 1.0, 512)
+        layout(11_585, 11_586, 1.0).check_canvas()
+
+
+def test_a_lower_limit_bounds_the_canvas_and_a_higher_one_does_not_free_it() -> None:
+    strip = layout(10, 2000, 1.0)
+    strip.check_canvas(512 * 102_400)
+    with pytest.raises(InvalidOption, match=r"512 x 102400 = 52428800 .* at most 52428799 can be"):
+        strip.check_canvas(512 * 102_400 - 1)
+    with pytest.raises(InvalidOption, match=f"at most {MAX_CANVAS} can be"):
+        layout(11_585, 11_586, 1.0).check_canvas(2**40)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale", "note"),
+    [
+        (64, 64, 4.0, None),
+        (128, 128, 4.0, None),
+        (63, 64, 4.0, "512 x 520 pixels, 4 times"),
+        (48, 48, 4.0, "512 x 512 pixels, 7 times"),
+        (10, 2000, 1.0, "512 x 102400 pixels, 2621 times"),
+    ],
+)
+def test_a_canvas_of_many_times_the_result_is_told(
+    width: int, height: int, scale: float, note: str | None
+) -> None:
+    sentence = layout(width, height, scale).note
+    assert (sentence is None) == (note is None)
+    if sentence and note:
+        assert note in sentence
+        assert "because its shorter side is enlarged to 512 pixels at least" in sentence
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(1, 16), st.sampled_from([0, 8, 56]))
+def test_canvas_and_tiles_are_those_of_the_loaded_networks(
+    preset: Preset, width: int, height: int, scale: float, overlap: int
+) -> None:
+    options = UpscaleParameters(preset=preset.name, scale=scale, tile_overlap=overlap)
+    config = ModelConfig()
+    if preset.embedded:
+        config = describe(preset_folder(preset))[0]
+    layout = Layout.of((height, width), options)
+    of_networks = Layout.of((height, width), options, preset, config)
+    assert (layout.canvas, layout.tiles) == (of_networks.canvas, of_networks.tiles)
+    assert layout.tiles == len(layout.grid.origins)
 
 
 def test_an_image_is_neither_stretched_nor_moved(quick: StableSR) -> None:

@@ -17,7 +17,7 @@ from models.checkpoints.files import preset_folder
 from models.checkpoints.folder import Record, describe, write_config
 from models.config import ModelConfig, TextConfig
 from models.errors import InvalidOption, NotEnoughMemory
-from models.geometry import bounded_canvas_size
+from models.layout import Layout
 from models.memory import Memory, MemoryBudget
 from models.networks.bundle import Networks
 from models.parameters import UpscaleParameters, preset_parameters
@@ -112,9 +112,9 @@ def test_the_arithmetic_is_the_published_one() -> None:
 
 @pytest.mark.parametrize(("side", "tiles"), [(512, 1), (1024, 9), (2048, 49), (4096, 225)])
 def test_tiles_are_counted_as_published(side: int, tiles: int) -> None:
-    assert planned(side, PLENTY).tiles == tiles
+    assert planned(side, PLENTY).layout.tiles == tiles
     guided = preset_parameters(PRESET, prompt="a cat", guidance_scale=5.0)
-    assert planned(side, PLENTY, options=guided).tiles == 2 * tiles
+    assert planned(side, PLENTY, options=guided).layout.tiles == 2 * tiles
 
 
 def test_with_room_everything_stays_on_the_device() -> None:
@@ -168,7 +168,8 @@ def test_the_calls_for_other_images_are_counted_at_their_size_and_not_at_this_im
 def test_an_image_of_two_native_canvases_at_most_steps_in(
     height: int, width: int, scale: float, small: bool
 ) -> None:
-    assert is_small(bounded_canvas_size(height, width, scale, PRESET.shortest), PRESET) is small
+    layout = Layout.of((height, width), preset_parameters(PRESET, scale=scale))
+    assert is_small(layout.canvas, PRESET) is small
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

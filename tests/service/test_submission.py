@@ -121,6 +121,23 @@ def test_a_result_that_its_format_cannot_hold_is_refused(
         inspected(data, 16, output_format)
 
 
+def test_a_strip_is_refused_for_the_canvas_that_it_needs() -> None:
+    parameters = UpscaleParameters(preset="stablesr-512", scale=1)
+    data = file_of(Image.new("1", (10, 2000)))
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        settings = Settings(max_output_pixels=32_000_000)
+        with pytest.raises(OutputTooLarge) as caught:
+            inspect(file, "in.png", parameters, settings)
+        inspect(file, "in.png", parameters, Settings(max_output_pixels=52_428_800))
+    assert caught.value.detail == (
+        "The image of 10 x 2000 pixels would be computed at 512 x 102400 = 52428800 pixels, "
+        "because its shorter side is enlarged to 512 pixels at least; at most 32000000 can be. "
+        "Cut it into smaller pieces."
+    )
+
+
 PNG = picture("PNG")
 
 

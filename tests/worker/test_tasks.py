@@ -119,6 +119,14 @@ def test_a_result_of_too_many_pixels_is_refused_before_the_network_sees_it(house
     assert failure(house, job_id) == "output-too-large"
 
 
+def test_a_canvas_of_too_many_pixels_is_refused_as_the_service_does(house: House) -> None:
+    with serving(house, max_output_pixels=128 * 12_800 - 1) as process:
+        job_id = house.submit(png(10, 1000), scale=1.0)
+        try_job(process, job_id)
+        assert tiles(process) == 0
+    assert failure(house, job_id) == "output-too-large"
+
+
 def test_a_webp_that_no_webp_can_hold_is_refused(house: House, process: Process) -> None:
     job_id = house.submit(png(2000, 1), scale=16.0, output_format="webp")
     try_job(process, job_id)

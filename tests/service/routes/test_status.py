@@ -87,6 +87,10 @@ def test_the_models_are_listed_with_limits_and_licences(
     assert [model["name"] for model in body["models"] if model["default"]] == ["tiny"]
     assert [model["name"] for model in body["models"] if model["available"]] == ["tiny"]
     assert body["max_upload_bytes"] == settings.max_upload_bytes
+    assert body["max_canvas_pixels"] == settings.max_output_pixels
+    assert body["tile_overlap"] == 32
+    sizes = {m["name"]: (m["native"], m["min_canvas_side"], m["tile_size"]) for m in body["models"]}
+    assert (sizes["tiny"], sizes["stablesr-768v"]) == ((512, 128, 64), (768, 768, 96))
     assert {"PNG", "JPEG", "WEBP", "TIFF"} <= set(body["formats"])
 
 

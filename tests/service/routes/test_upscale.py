@@ -130,7 +130,7 @@ def test_a_result_with_too_many_pixels_is_refused_with_422(
 
 
 def test_a_result_too_long_for_its_format_is_refused_with_422(client: httpx.Client) -> None:
-    strip = bomb(5000, 20)
+    strip = bomb(5000, 40)
     body = problem(upload(client, strip, output_format="webp"), 422, "output-too-large")
     assert body["max_side"] == 16_383
     assert upload(client, strip, output_format="png").status_code == 202
@@ -140,10 +140,25 @@ def test_a_strip_too_narrow_to_be_computed_is_refused_with_422(
     client: httpx.Client, leftovers: Leftovers
 ) -> None:
     body = problem(upload(client, bomb(1, 20_000)), 422, "output-too-large")
-    assert body["max_canvas_pixels"] == 2**27
+    assert body["max_canvas_pixels"] == 4_000_000
     assert body["pixels"] == 128 * 128 * 20_000
     assert "would be computed at 128 x 2560000" in body["detail"]
     assert leftovers.found() == []
+
+
+def test_a_job_says_what_it_costs_from_the_start(client: httpx.Client) -> None:
+    body = upload(client, bomb(256, 192), scale=4, steps=3, tile_overlap=32).json()
+    assert body["cost"] == {
+        **{"canvas_width": 1024, "canvas_height": 768, "tiles": 6, "steps": 3},
+        "note": None,
+    }
+    assert client.get(f"/jobs/{body['id']}").json()["cost"] == body["cost"]
+
+
+def test_a_small_image_that_is_computed_large_is_told_so(client: httpx.Client) -> None:
+    cost = upload(client, bomb(4, 40), scale=1).json()["cost"]
+    assert (cost["canvas_width"], cost["canvas_height"]) == (128, 1280)
+    assert "1024 times those of its result, because its shorter side" in cost["note"]
 
 
 def test_a_fidelity_weight_of_7_is_refused_with_its_range(
