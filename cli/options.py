@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal
 import typer
 from annotated_types import Ge, Le
 
-from models.parameters import SEED_MAX, ColorFix, Init, OutputFormat, SamplerName, UpscaleParameters
+from models.parameters import (
+    SEED_MAX,
+    Alpha,
+    ColorFix,
+    Init,
+    OutputFormat,
+    SamplerName,
+    UpscaleParameters,
+)
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
@@ -108,6 +116,7 @@ class UpscaleOptions:
     megapixels: Annotated[
         float | None, parameter("megapixels", "Of the result, in place of --scale.")
     ] = None
+    page: Annotated[int | None, parameter("page")] = None
     steps: Steps = None
     seed: Annotated[
         int | None, parameter("seed", "The same seed, the same image.", default="drawn")
@@ -143,6 +152,7 @@ class UpscaleOptions:
         Literal[OutputFormat, "same"] | None,
         _folder("The results' format; same: each image's own.", "--format", default="png"),
     ] = None
+    alpha: Annotated[Alpha | None, parameter("alpha")] = None
     quality: Annotated[int | None, parameter("quality", default="95")] = None
     recursive: Annotated[
         bool | None, _folder("Sub-folders too.", "--recursive/--no-recursive", default="recursive")

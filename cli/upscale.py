@@ -44,7 +44,7 @@ def upscale(options: UpscaleOptions) -> None:
             f"{options.source} is none."
         )
     output_format = errors.check_output(options.target)
-    errors.check_input(options.source)
+    errors.check_input(options.source, options.page)
     if server is not None:
         remote.upscale_file(options, output_format, server)
     else:

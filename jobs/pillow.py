@@ -62,7 +62,7 @@ def read_gif(data: Bytes) -> Header:
             raise too_many("GIF", "pieces")
         # All frames need not be counted.
         if frames > 1:
-            return Header("GIF", width, height, frames)
+            return Header("GIF", width, height, frames, mode="RGBA" if is_keyed else "RGB")
     raise too_many("GIF", "blocks")
 
 

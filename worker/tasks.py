@@ -174,7 +174,7 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
     model = process.model
     with attempt.stage("load"):
         upload = outlast(attempt, process.store.get, input_key(job.id))
-        source = decode(upload, process.settings.max_input_pixels)
+        source = decode(upload, process.settings.max_input_pixels, job.parameters.page)
         _check_output(source, job, process.settings.max_output_pixels)
     small = model.steps_in(source.rgb, options)
 
@@ -230,7 +230,7 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
     with attempt.stage("save"), _temporary_file() as path:
         write(
             path,
-            rows_of(source, strips(), height, width),
+            rows_of(source, strips(), height, width, job.parameters.alpha),
             width=width,
             height=height,
             channels=source.channels,
