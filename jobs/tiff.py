@@ -199,8 +199,8 @@ def read_tiff(data: Bytes, page: int = 1) -> Header:
         raise unreadable("TIFF", f"{reason} (tags 279, 325)")
     if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
         raise truncated("TIFF", "its pixels go on behind its end")
-    kind = mode, depth, opacity
-    return Header("TIFF", *size, frames, tags.orientation, *kind, directory=place)
+    orientation = tags.orientation
+    return Header("TIFF", *size, frames, orientation, mode, depth, opacity, directory=place)
 
 
 def _pixels(tags: Directory) -> tuple[Mode, int, int]:
