@@ -34,10 +34,12 @@ def outcomes(files: dict[str, bytes], pages: dict[str, int], checkout: Path) -> 
     path = f"{checkout}{os.pathsep}{checkout / 'client'}"
     program = Path(__file__).with_name("decode.py")
     environment = {**os.environ, "PYTHONPATH": path}
-    command = [sys.executable, "-P", program, folder]
+    command = [sys.executable, "-P", str(program), str(folder)]
     subprocess.run(command, check=True, env=environment, cwd=checkout, stderr=subprocess.DEVNULL)
     return {
-        name: folder / f"{name}.npz" if (folder / f"{name}.npz").exists() else folder / f"{name}.txt"
+        name: folder / f"{name}.npz"
+        if (folder / f"{name}.npz").exists()
+        else folder / f"{name}.txt"
         for name in files
     }
 

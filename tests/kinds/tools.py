@@ -69,7 +69,9 @@ def magick(data: bytes, suffix: str, *options: str) -> Floats:
     """What ImageMagick shows."""
     with written(data, suffix) as path:
         size = run("convert-im6.q16", f"{path}[0]", *options, "-format", "%w %h", "info:").split()
-        raw = run("convert-im6.q16", f"{path}[0]", *options, "-depth", "16", "-endian", "LSB", "rgba:-")
+        raw = run(
+            "convert-im6.q16", f"{path}[0]", *options, "-depth", "16", "-endian", "LSB", "rgba:-"
+        )
     width, height = map(int, size)
     return np.frombuffer(raw, "<u2").reshape(height, width, 4) / 65535
 

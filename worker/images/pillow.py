@@ -42,9 +42,9 @@ def _pillow(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
         levels = np.asarray(image if header.depth == 16 else image.convert(header.mode))
         if header.format == "GIF" and header.mode == "RGBA":
             # Pillow fills the screen around a smaller image with one of its colours.
-            shown = np.zeros_like(levels)
-            shown[top:bottom, left:right] = levels[top:bottom, left:right]
-            levels = shown
+            screen = np.zeros_like(levels)
+            screen[top:bottom, left:right] = levels[top:bottom, left:right]
+            levels = screen
         return levels, image.info.get("icc_profile")
 
 
