@@ -84,6 +84,10 @@ fuzz: $(STAMP)  ## schemathesis, all checks, against a running service, open and
 hostile: $(STAMP)  ## hostile uploads, one by one: refused in time, and nothing of them left
 	$(BIN)/pytest tests/hostile/test_uploads.py --verbosity 1
 
+.PHONY: kinds
+kinds: $(STAMP)  ## 137 kinds of files by tools of others, held against their decoders: a table
+	$(BIN)/python -m tests.kinds
+
 browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when root), with screenshots
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
 	$(BIN)/python -m tests.browser

@@ -125,13 +125,13 @@ def require(extra: str, purpose: str, instead: str = "") -> None:
             )
 
 
-def check_input(path: Path) -> None:
+def check_input(path: Path, page: int | None = None) -> None:
     """Looks at the structure of an image file (InputError); nothing is decoded."""
     no_image = f"{path} is not an image that can be read: "
     with file_errors(path, "read"), translate({ImageError: InputError}, no_image):
         if not os.path.exists(path):
             raise InputError(f"There is no file {path}.")
-        examine(path.read_bytes(), sys.maxsize)
+        examine(path.read_bytes(), sys.maxsize, page)
 
 
 def check_output(path: Path) -> str:

@@ -118,7 +118,7 @@ class LocalModel:
             content = source.read_bytes()
         where = f"{source}: "
         with translate({ModelError: JobFailure}), translate({ImageError: InputError}, where):
-            image = decode(content, self._max_pixels)
+            image = decode(content, self._max_pixels, parameters.page)
             try:
                 parameters = parameters.for_image(*image.size)
             except ValueError as error:
@@ -132,7 +132,7 @@ class LocalModel:
                 with file_errors(target, "written"), write_aside(target) as aside:
                     write(
                         aside,
-                        rows_of(image, rows, height, width),
+                        rows_of(image, rows, height, width, parameters.alpha),
                         width=width,
                         height=height,
                         channels=image.channels,

@@ -19,6 +19,7 @@ from annotated_types import Ge, Le
 
 from models.parameters import (
     SEED_MAX,
+    Alpha,
     ColorFix,
     Init,
     MetadataChoice,
@@ -116,6 +117,7 @@ class UpscaleOptions:
     megapixels: Annotated[
         float | None, parameter("megapixels", "Of the result, in place of --scale.")
     ] = None
+    page: Annotated[int | None, parameter("page")] = None
     steps: Steps = None
     seed: Annotated[
         int | None, parameter("seed", "The same seed, the same image.", default="drawn")
@@ -151,6 +153,7 @@ class UpscaleOptions:
         Literal[OutputFormat, "same"] | None,
         _folder("The results' format; same: each image's own.", "--format", default="png"),
     ] = None
+    alpha: Annotated[Alpha | None, parameter("alpha")] = None
     quality: Annotated[int | None, parameter("quality", default="95")] = None
     # The files are the user's own, and often an archive: here nothing is lost unless asked for.
     metadata: Annotated[

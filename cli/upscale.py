@@ -51,7 +51,7 @@ def upscale(options: UpscaleOptions) -> None:
     # A seed makes a name longer.
     for target in options.targets(SEED_MAX).values():
         errors.check_output(target)
-    errors.check_input(options.source)
+    errors.check_input(options.source, options.page)
     if server is not None:
         remote.upscale_file(options, output_format, server)
     else:

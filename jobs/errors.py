@@ -137,6 +137,12 @@ class ImageTooLarge(ImageError):
     type, title = "image-too-large", "The image has too many pixels"
 
 
+class PageNotFound(ImageError):
+    """`extra["errors"]` says so of the field `page`."""
+
+    type, title = "invalid-parameters", "A parameter is wrong"
+
+
 class OutputTooLarge(ImageError):
     type, title = "output-too-large", "The result would have too many pixels"
 

@@ -8,15 +8,18 @@ to be walked to its end anyway, and Pillow opens them neither lazily (WebP) nor 
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
-from PIL import features
+from PIL import Image, features
+from pydantic import JsonValue
 
 from . import png, tiff
-from .errors import ImageAnimated, ImageError, ImageTooLarge, UnsupportedFormat
+from .errors import ImageAnimated, ImageError, ImageTooLarge, PageNotFound, UnsupportedFormat
 from .heif import read_avif, read_heic
 from .image_file import (
     ADOBE_RGB,
@@ -38,8 +41,10 @@ JPEG_MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "CMYK"}
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 # Start of frame: C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+SEQUENTIAL = (0xC0, 0xC1)
 ALONE = (0x01, 0xD8)
 APP1, SOS, EOI = 0xE1, 0xDA, 0xD9
+ALL_APP, COMMENT = range(0xE0, 0xF0), 0xFE
 
 VP8X_ANIMATED, VP8X_ALPHA = 0x02, 0x10
 
@@ -47,22 +52,21 @@ BLOCK = 1 << 18
 """Bytes that are searched at once, so that other threads get their turn in between."""
 
 
-def examine(data: Bytes, max_pixels: int) -> Header:
-    """The header of a whole image file of at most `max_pixels`, without decoding anything.
+def examine(data: Bytes, max_pixels: int, page: int | None = None) -> Header:
+    """The header of a whole image file of at most `max_pixels`, without decoding anything; of one
+    with several pages that of the `page`, from 1, of an animation that of its first frame.
 
     Raises ImageError: UnsupportedFormat, also for pixels of a kind that is not read,
-    ImageTruncated, ImageAnimated, ImageTooLarge, and itself for a broken file.
+    ImageTruncated, ImageAnimated for several pages of which none was asked for, PageNotFound,
+    ImageTooLarge, and itself for a broken file.
     """
     name, read = format_of(data[:32])
     try:
-        header = read(data)
+        header = tiff.read_tiff(data, page or 1) if name == "TIFF" else read(data)
     except (struct.error, IndexError) as error:
         # A field that should be there lies behind the last byte.
         raise truncated(name, "it ends inside a header") from error
-    if header.frames != 1:
-        # A scanner's TIFF is no film.
-        what = "page; save the one that is meant" if name == "TIFF" else "frame; save one of them"
-        raise ImageAnimated(f"The {name} file has more than one {what} as a file of its own.")
+    _check_page(header, page)
     width, height = header.upright
     pixels = max(width * height, header.coded_pixels)
     if width < 1 or height < 1:
@@ -79,12 +83,30 @@ def examine(data: Bytes, max_pixels: int) -> Header:
             pixels=pixels,
             max_input_pixels=max_pixels,
         )
+    if header.lacks_end and name == "JPEG" and not _has_every_pixel(data):
+        raise truncated("JPEG", "it ends before its EOI marker")
     return header
 
 
 def kind_of(head: bytes) -> str | None:
     """What a file that begins so is and what to do with it, where no image is read from it."""
     return next((f"{k}; {a}" for s, k, a in OTHERS if re.match(s, head, re.DOTALL)), None)
+
+
+def _check_page(header: Header, page: int | None) -> None:
+    name, frames = header.format, header.frames
+    # Another frame than the first would cost all those before it.
+    last = frames if name == "TIFF" else 1
+    if page is None and frames > 1:
+        raise ImageAnimated(
+            f"The TIFF file has {last} pages; page, of 1 to {last}, says which one is meant."
+            if name == "TIFF"
+            else f"The {name} file has more than one frame; page=1 takes the first."
+        )
+    if page is not None and page > last:
+        detail = f"must be at most {last} for this {name} file; got {page}"
+        fault: dict[str, JsonValue] = {"field": "page", "detail": detail, "maximum": last}
+        raise PageNotFound(f"page {detail}.", errors=[fault])
 
 
 def format_of(head: bytes) -> tuple[str, Reader]:
@@ -107,9 +129,12 @@ def _read_jpeg(data: Bytes) -> Header:
     mode: Mode = "RGB"
     for _ in range(MAX_PARTS):
         marker, position = _next_marker(data, position)
+        lacks_end = position > len(data)
         if marker in ALONE:
             continue
         if marker == EOI:
+            if lacks_end and not has_scan:
+                raise truncated("JPEG", "it ends before its pixels")
             if not has_scan or not size[0]:
                 raise unreadable("JPEG", "it has no scan, so no pixels")
             if not size[1]:
@@ -120,7 +145,8 @@ def _read_jpeg(data: Bytes) -> Header:
                 raise unsupported("JPEG", f"{reason}; {MAX_JPEG_SIDE} are read, so send a PNG")
             colours = ADOBE_RGB if tiff.is_adobe_rgb(exif) else None
             orientation = tiff.orientation_in(exif)
-            return Header("JPEG", *size, orientation=orientation, mode=mode, colours=colours)
+            header = Header("JPEG", *size, orientation=orientation, mode=mode, colours=colours)
+            return replace(header, lacks_end=lacks_end)
         length = struct.unpack_from(">H", data, position)[0]
         segment = data[position + 2 : position + length]
         if length < 2:
@@ -143,12 +169,49 @@ def _read_jpeg(data: Bytes) -> Header:
 
 
 def _next_marker(data: Bytes, position: int) -> tuple[int, int]:
-    """The next marker's code and the byte behind it."""
+    """The next marker's code and the byte behind it; of a file that ends without one EOI, as if it
+    followed."""
     for start in range(position, len(data), BLOCK):
         # One byte more, for a marker of which the FF is the last one here.
         if marker := JPEG_MARKER.search(data, start, start + BLOCK + 1):
             return data[marker.end() - 1], marker.end()
-    raise truncated("JPEG", "it ends before its EOI marker")
+    return EOI, len(data) + 2
+
+
+def _has_every_pixel(data: Bytes) -> bool:
+    """Whether the one scan of a JPEG without its end seems whole: no block's brightness depends on
+    what is put behind it. False for several scans, of which any could be missing.
+
+    An eighth of the pixels is made, in a fraction of a second; what is missing of the last block's
+    details libjpeg's warnings tell the worker.
+    """
+    tables, position, components = b"", 2, 0
+    while True:
+        marker, position = _next_marker(data, position)
+        if marker in ALONE:
+            continue
+        length = struct.unpack_from(">H", data, position)[0]
+        segment = data[position : position + length]
+        if marker in SOF:
+            components = segment[7] if marker in SEQUENTIAL else 0
+        if marker not in ALL_APP and marker != COMMENT:
+            tables += bytes((0xFF, marker)) + segment
+        position += length
+        if marker == SOS:
+            break
+    if segment[2] != components or _next_marker(data, position)[1] <= len(data):
+        return False
+    images = []
+    for filling in (b"", bytes(range(3, 255, 2))):
+        file = io.BytesIO(b"\xff\xd8" + tables + data[position:] + filling + b"\xff\xd9")
+        try:
+            with Image.open(file, formats=("JPEG",)) as image:
+                image.draft(None, (1, 1))
+                images.append(image.tobytes())
+        # It raises errors of many kinds for codes that make no sense.
+        except (OSError, ValueError, SyntaxError):
+            return False
+    return images[0] == images[1]
 
 
 def _read_webp(data: Bytes) -> Header:

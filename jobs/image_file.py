@@ -100,6 +100,8 @@ def colours_of_cicp(name: str, primaries: int, transfer: int) -> Colours:
 class Header:
     """What a file's header says: the sides in pixels as stored, the EXIF orientation (5 to 8 swap
     the sides), 1 frame for a still image, the bits of a channel or of a palette's colours.
+    Of a TIFF's directories it is the one at place `directory`. `lacks_end`: the mark of the file's
+    end is missing, behind which nothing would be.
 
     Of the channels behind the colours `opacity` is the one that `mode` calls A. `colours` holds
     unless an ICC profile stands for them. `narrow_range`: black is 16 and white 235 (of 8 bits) in
@@ -119,6 +121,8 @@ class Header:
     narrow_range: bool = False
     is_premultiplied: bool = False
     coded_pixels: int = 0
+    directory: int = 0
+    lacks_end: bool = False
 
     @property
     def upright(self) -> tuple[int, int]:

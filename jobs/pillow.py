@@ -48,6 +48,12 @@ def read_gif(data: Bytes) -> Header:
             position += 2
         elif kind == GIF_IMAGE:
             frames += 1
+            if frames == 1:
+                left, top, *sides = struct.unpack_from("<4H", data, position + 1)
+                right, bottom = left + sides[0], top + sides[1]
+                # What a smaller image leaves of its screen is transparent; a larger one counts.
+                is_keyed |= left + top > 0 or right < width or bottom < height
+                width, height = max(width, right), max(height, bottom)
             # One byte more, the size of its codes.
             position += 11 + _table(data[position + 9])
         else:
@@ -62,7 +68,7 @@ def read_gif(data: Bytes) -> Header:
             raise too_many("GIF", "pieces")
         # All frames need not be counted.
         if frames > 1:
-            return Header("GIF", width, height, frames)
+            return Header("GIF", width, height, frames, mode="RGBA" if is_keyed else "RGB")
     raise too_many("GIF", "blocks")
 
 
@@ -81,14 +87,25 @@ def read_bmp(data: Bytes) -> Header:
 
 def read_jpeg2000(data: Bytes) -> Header:
     """Boxes around a codestream, or that alone (ITU-T T.800, A.4.4 and I.4)."""
+    start = 0
     for box in boxes(data, 0, len(data), "JPEG2000") if data[:1] == b"\0" else ():
+        if box.kind == b"jp2c":
+            start = box.start
         if box.kind == b"jp2h":
             # Pillow walks through them; there must not be too many.
             for _ in boxes(data, *box[1:], "JPEG2000"):
                 pass
     if JPEG2000_END not in data[-TAIL:]:
         raise truncated("JPEG2000", "the end of its codestream is missing")
-    return _read("JPEG2000", data)
+    header = _read("JPEG2000", data)
+    components = struct.unpack_from(">H", data, start + 40)[0]
+    # Bits less one, and whether signed (A.5.1).
+    depth = 1 + max(size & 0x7F for size in data[start + 42 : start + 42 + 3 * components : 3])
+    # Pillow would make 8 bits of them, and black of white.
+    if depth > 8 and header.depth == 8:
+        read = "of more than 8 bits only greyscale is read; save it as TIFF or PNG"
+        raise unsupported("JPEG2000", f"it has channels of {depth} bits; {read}")
+    return header
 
 
 def _read(name: str, data: Bytes) -> Header:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 
 from . import tiff
 from .image_file import (
@@ -72,7 +73,8 @@ def read_png(data: Bytes) -> Header:
                 raise unreadable("PNG", "it has no IDAT chunk, so no pixels")
             orientation = tiff.orientation_in(exif)
             colours = _png_colours(labels)
-            return Header("PNG", *size, frames, orientation, mode, depth, colours=colours)
+            header = Header("PNG", *size, frames, orientation, mode, depth, colours=colours)
+            return replace(header, lacks_end=is_over)
         position = end + 4
     raise too_many("PNG", "chunks")
 

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from itertools import islice
 
 from .errors import ImageError
-from .image_file import MAX_PARTS, Bytes, Header, Mode, truncated, unreadable, unsupported
+from .image_file import (
+    MAX_PARTS,
+    Bytes,
+    Header,
+    Mode,
+    too_many,
+    truncated,
+    unreadable,
+    unsupported,
+)
 
 BIG = (b"+\0", b"\0+")
 MAX_ENTRIES = 4096
 """Of one directory; cameras write some dozens."""
-MAX_PAGES = 64
 NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 """Types of whole numbers, as `struct` names them."""
 
@@ -84,6 +91,7 @@ class Directory:
             self._entries.setdefault(tag, (kind, number, place))
             position += struct.calcsize(order + entry)
         self._data, self._order, self._offset = data, order, order + offset
+        self.length = entries
         self.next: int = struct.unpack_from(self._offset, data, position)[0]
         """Where the next directory starts; 0 after the last."""
 
@@ -136,14 +144,18 @@ class Directory:
 
 
 def _directories(data: Bytes) -> Iterator[Directory]:
-    """In their order, at least one, and without end where they go round."""
+    """In their order, at least one. Raises ImageError for more tags than MAX_PARTS in all of them,
+    so also where they go round."""
     layout, place = ("Q", 8) if data[2:4] in BIG else ("I", 4)
     order = "<" if data[:2] == b"II" else ">"
     position: int = struct.unpack_from(order + layout, data, place)[0]
-    while True:
+    tags = 0
+    while tags < MAX_PARTS:
         yield (directory := Directory(data, position))
         if not (position := directory.next):
             return
+        tags += 1 + directory.length
+    raise too_many("TIFF", "tags in its directories")
 
 
 def first_directory(data: Bytes) -> Directory:
@@ -177,27 +189,31 @@ def is_adobe_rgb(exif: bytes) -> bool:
         return False
 
 
-def read_tiff(data: Bytes) -> Header:
-    """The header of a whole file's first page.
+def read_tiff(data: Bytes, page: int = 1) -> Header:
+    """The header of a whole file's page, or of its first one where it has fewer.
 
     Raises as Directory does, and UnsupportedFormat.
     """
-    pages = islice(_directories(data), 1 + MAX_PAGES)
-    first = next(pages)
+    directories = enumerate(_directories(data))
+    place, first = next(directories)
     is_preview = first.value(SUBFILE, 0) & REDUCED_RESOLUTION
     if first.values(DNG_VERSION) or (is_preview and first.values(SUB_DIRECTORIES)):
         reason = "it is a camera's raw file, and its first image a preview"
         raise unsupported("TIFF", f"{reason}; develop it to TIFF or JPEG first")
-    mode, depth, opacity = _pixels(first)
-    size = first.value(WIDTH), first.value(HEIGHT)
-    # Pages, and not previews or masks of the first one.
-    frames = 1 + sum(not page.value(SUBFILE, 0) & (REDUCED_RESOLUTION | MASK) for page in pages)
-    offsets = [offset for tag, _ in (STRIPS, TILES) for offset in first.values(tag)]
+    tags, frames = first, 1
+    for index, directory in directories:
+        # Pages, and not previews or masks of one.
+        if not directory.value(SUBFILE, 0) & (REDUCED_RESOLUTION | MASK):
+            frames += 1
+            place, tags = (index, directory) if frames == page else (place, tags)
+    mode, depth, opacity = _pixels(tags)
+    size = tags.value(WIDTH), tags.value(HEIGHT)
+    offsets = [offset for tag, _ in (STRIPS, TILES) for offset in tags.values(tag)]
     # Old writers leave out how long the one strip of an uncompressed image is.
-    counts = [count for _, tag in (STRIPS, TILES) for count in first.values(tag)]
-    if not counts and len(offsets) == 1 and first.value(COMPRESSION, 1) == 1:
-        channels = first.value(CHANNELS, 1)
-        counts = [(size[0] * channels * first.value(BITS, 1) + 7) // 8 * size[1]]
+    counts = [count for _, tag in (STRIPS, TILES) for count in tags.values(tag)]
+    if not counts and len(offsets) == 1 and tags.value(COMPRESSION, 1) == 1:
+        channels = tags.value(CHANNELS, 1)
+        counts = [(size[0] * channels * tags.value(BITS, 1) + 7) // 8 * size[1]]
     if not offsets:
         raise unreadable("TIFF", "it does not say where its pixels are (tags 273, 324)")
     if len(counts) != len(offsets):
@@ -205,7 +221,8 @@ def read_tiff(data: Bytes) -> Header:
         raise unreadable("TIFF", f"{reason} (tags 279, 325)")
     if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
         raise truncated("TIFF", "its pixels go on behind its end")
-    return Header("TIFF", *size, frames, first.orientation, mode, depth, opacity)
+    orientation = tags.orientation
+    return Header("TIFF", *size, frames, orientation, mode, depth, opacity, directory=place)
 
 
 def _pixels(tags: Directory) -> tuple[Mode, int, int]:

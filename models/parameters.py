@@ -16,11 +16,13 @@ from models.presets import PRESETS, Preset
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 Init = Literal["lr", "noise"]
 ColorFix = Literal["adain", "wavelet", "none"]
+Alpha = Literal["soft", "binary"]
 OutputFormat = Literal["png", "webp", "jpeg", "tiff", "avif"]
 MetadataChoice = Literal["strip", "keep", "all"]
 LOSSY = frozenset(("webp", "jpeg", "avif"))
 
 MAX_SCALE = 16
+MAX_PAGE = 65_535
 MAX_SIDE = 65_535
 """Of a result that is asked for by its size, px."""
 # What torch.Generator.manual_seed takes and a JSON number keeps exactly in every client.
@@ -54,6 +56,9 @@ class UpscaleParameters(BaseModel):
     megapixels: float | None = Field(
         None, ge=0.001, le=1000, description="Of the result, in place of scale"
     )
+    page: int | None = Field(
+        None, ge=1, le=MAX_PAGE, description="Of a TIFF of several, from 1; 1 of an animation"
+    )
     steps: int = Field(4, ge=1, le=1000, description="Denoising steps")
     sampler: SamplerName = "ddpm"
     eta: float | None = Field(
@@ -75,8 +80,9 @@ class UpscaleParameters(BaseModel):
     color_fix: ColorFix = "adain"
     seed: int = Field(ge=0, le=SEED_MAX, default_factory=lambda: secrets.randbelow(SEED_MAX + 1))
     tile_overlap: int = Field(
-        32, ge=0, le=56, multiple_of=8, description="Latent pixels shared by two tiles"
+        32, ge=8, le=56, multiple_of=8, description="Latent pixels shared by two tiles"
     )
+    alpha: Alpha = Field("soft", description="Of the result; binary: opaque or not, as of sprites")
     output_format: OutputFormat = "png"
     quality: int | None = Field(
         None, ge=1, le=100, description="Of webp, jpeg and avif; 95 when left out"

@@ -63,7 +63,7 @@ def inspect(
     if size == 0:
         raise HTTPError("image-empty", "The file has 0 bytes; an image is needed.")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        header = examine(data, settings.max_input_pixels)
+        header = examine(data, settings.max_input_pixels, parameters.page)
     width, height = header.upright
     try:
         parameters = parameters.for_image(width, height)

@@ -63,7 +63,7 @@ def _fields() -> dict[str, dict[str, Any]]:
     for name in ("steps", "fidelity_weight", "preset", "webhook_url"):
         # Their defaults are the preset's and the server's own, or none.
         fields[name].pop("default", None)
-    for name in ("eta", "expires_in", "width", "height", "megapixels", "quality"):
+    for name in ("eta", "expires_in", "width", "height", "megapixels", "page", "quality"):
         # A form has no null: what is left out is not sent.
         fields[name] |= fields[name].pop("anyOf")[0]
         fields[name].pop("default")

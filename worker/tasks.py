@@ -173,7 +173,7 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
     model = process.model
     with attempt.stage("load"):
         upload = outlast(attempt, process.store.get, input_key(job.id))
-        source = decode(upload, process.settings.max_input_pixels)
+        source = decode(upload, process.settings.max_input_pixels, options.page)
         check_output(*source.size, options, process.settings.max_output_pixels)
         metadata = metadata_of(upload, options, *output_size(*source.size, options.scale))
         if metadata is not None and metadata.faults:
@@ -227,7 +227,7 @@ def _save(
     with attempt.stage("save"), _temporary_file() as path:
         write(
             path,
-            rows_of(source, strips(), height, width),
+            rows_of(source, strips(), height, width, job.parameters.alpha),
             width=width,
             height=height,
             channels=source.channels,

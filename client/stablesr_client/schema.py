@@ -24,6 +24,7 @@ class Parameters(TypedDict, total=False):
     width: int | None
     height: int | None
     megapixels: float | None
+    page: int | None
     steps: int | None
     sampler: str | None
     color_fix: str | None
@@ -34,6 +35,7 @@ class Parameters(TypedDict, total=False):
     prompt: str | None
     negative_prompt: str | None
     guidance_scale: float | None
+    alpha: str | None
     output_format: str | None
     quality: int | None
     metadata: str | None

@@ -191,6 +191,19 @@ def test_a_file_with_the_longest_of_names_becomes_one(image: Path) -> None:
     assert results(source) == [f"{'y' * 251}.png"]
 
 
+def test_a_page_that_is_not_there_ends_it_before_anything_is_loaded(tmp_path: Path) -> None:
+    source = tmp_path / "in.tif"
+    pages = [Image.new("RGB", (16, 16)), Image.new("RGB", (30, 20))]
+    pages[0].save(source, save_all=True, append_images=pages[1:])
+    for options, words in (((), "has 2 pages"), (("--page", "3"), "page must be at most 2")):
+        ended = upscale(source, *options)
+        assert ended.exit_code == 3, ended.output
+        assert words in ended.stderr
+    ended = upscale(source, "--page", "2", "--scale", "2")
+    assert ended.exit_code == 0, ended.output
+    assert pixels(tmp_path / "out.png").shape == (40, 60, 3)
+
+
 def test_a_folder_has_no_seeds(image: Path) -> None:
     arguments = ["upscale", str(image.parent), str(image.parent / "out"), "--seeds", "2"]
     ended = runner.invoke(app, arguments)

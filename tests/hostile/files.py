@@ -79,6 +79,12 @@ def _codestream(width: int, height: int) -> bytes:
     )
 
 
+def _deeper(data: bytes) -> bytes:
+    """A JPEG 2000 whose first channel has 16 bits."""
+    at = data.index(b"\xff\x4f\xff\x51") + 42
+    return data[:at] + b"\x0f" + data[at + 1 :]
+
+
 def _heic(box: bytes, offset: int, value: bytes) -> bytes:
     """A HEIC with other bytes so far behind the name of a box."""
     at = HEIC.index(box) + 4 + offset
@@ -108,7 +114,9 @@ FILES: Mapping[str, bytes] = {
     "half a jpeg": JPEG[: len(JPEG) // 2],
     "half a webp": WEBP[: len(WEBP) // 2],
     "half a tiff": TIFF[: len(TIFF) // 2],
-    "jpeg without its end": JPEG[:-2],
+    "jpeg without its last bytes": JPEG[:-60],
+    "progressive jpeg without its end": picture("JPEG", 64, 48, progressive=True)[:-2],
+    "jpeg without its end of 65500 x 65500": _frame(65_500, 65_500)[:-2],
     "two bytes of a jpeg": JPEG[:2],
     "webp of twelve bytes": WEBP[:12],
     "an empty file": b"",
@@ -155,6 +163,9 @@ FILES: Mapping[str, bytes] = {
     "gif of 65535 x 65535": GIF[:6] + struct.pack("<HH", 65_535, 65_535) + GIF[10:],
     "animated gif": animated("GIF"),
     "gif without its end": GIF[:-1],
+    "jpeg 2000 of 16 bits": _deeper(JPEG2000),
+    "jpeg xl": b"\xff\x0a" + bytes(500),
+    "jpeg xl in boxes": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(500),
     "half a gif": GIF[: len(GIF) // 2],
     "gif of nothing": b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b";",
     "gif of unknown blocks": GIF[:13] + bytes(500),
@@ -325,6 +336,24 @@ FORMS: Mapping[str, tuple[str, bytes]] = {
         form(IMAGE, _part('form-data; name="seed"', b"9" * 1000)),
     ),
     "not a number": (MULTIPART, form(IMAGE, _part('form-data; name="scale"', b"nan"))),
+    **{
+        f"page {page} of a {kind}": (
+            MULTIPART,
+            form(
+                _part('form-data; name="image"; filename="a"', file),
+                _part('form-data; name="page"', str(page).encode()),
+            ),
+        )
+        for kind, file, page in (
+            ("png", PNG, 2),
+            ("tiff", animated("TIFF"), 3),
+            ("tiff", animated("TIFF"), 0),
+            ("tiff", animated("TIFF"), 10**30),
+            ("gif", animated("GIF"), 2),
+            ("tiff that goes round", _tiff_loop(), 65_535),
+            ("bomb", bomb(20_000, 20_000), 1),
+        )
+    },
     "a path for a preset": (
         MULTIPART,
         form(IMAGE, _part('form-data; name="preset"', b"../../etc/passwd")),

@@ -6,6 +6,7 @@ import io
 import struct
 import sys
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jobs.errors import ImageAnimated, ImageError, ImageTruncated, UnsupportedFormat
+from jobs.errors import (
+    ImageAnimated,
+    ImageError,
+    ImageTruncated,
+    PageNotFound,
+    UnsupportedFormat,
+)
 from jobs.formats import FORMATS, examine
 from jobs.image_file import Header
 from tests.service.pictures import animated, picture, png_chunk
@@ -24,8 +31,8 @@ KINDS = sorted(set(FORMATS) - {"BMP", "GIF", "HEIC", "JPEG2000"})
 WHOLE = {kind: picture(kind) for kind in KINDS}
 
 
-def header(data: bytes) -> Header:
-    return examine(data, sys.maxsize)
+def header(data: bytes, page: int | None = None) -> Header:
+    return examine(data, sys.maxsize, page)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,11 +226,49 @@ def test_the_thumbnail_in_a_jpeg_does_not_hide_that_the_rest_is_missing() -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_cut_anywhere_is_noticed(kind: str) -> None:
     data = WHOLE[kind]
-    # Of a PNG the last twelve bytes say nothing but that it ends.
-    ends = set(range(32, len(data) - 1)) - ({len(data) - 12} if kind == "PNG" else set())
-    for end in sorted(ends):
+    # A mark of the end says nothing else; what of a last block's details is missing the decoder
+    # says.
+    spared = {"PNG": {12}, "JPEG": {2, *range(3, 60)}}.get(kind, set())
+    for end in sorted(set(range(32, len(data) - 1)) - {len(data) - size for size in spared}):
         with pytest.raises(ImageError):
             header(data[:end])
+
+
+@pytest.mark.parametrize(("kind", "size"), [("PNG", 12), ("JPEG", 2)])
+def test_a_file_that_lacks_only_the_mark_of_its_end_is_taken(kind: str, size: int) -> None:
+    assert not header(WHOLE[kind]).lacks_end
+    assert header(WHOLE[kind][:-size]) == replace(header(WHOLE[kind]), lacks_end=True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "L"}, {"mode": "CMYK"}, {"restart_marker_blocks": 1}, {"subsampling": 0}]
+)
+def test_every_jpeg_of_one_scan_may_lack_its_end(options: dict[str, Any]) -> None:
+    data = picture("JPEG", 100, 80, **options)
+    assert header(data[:-2]).lacks_end
+    for end in (len(data) - 300, len(data) // 2):
+        with pytest.raises(ImageTruncated, match="before its EOI marker"):
+            header(data[:end])
+
+
+def test_a_jpeg_of_several_scans_may_not_lack_its_end() -> None:
+    """Any of its scans could be missing."""
+    with pytest.raises(ImageTruncated, match="before its EOI marker"):
+        header(picture("JPEG", 100, 80, progressive=True)[:-2])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("JPEG", "TIFF")])
+def test_of_an_animation_the_first_frame_is_taken_when_asked_for(kind: str) -> None:
+    assert header(animated(kind), page=1).upright == (16, 16)
+    with pytest.raises(PageNotFound, match="page must be at most 1"):
+        header(animated(kind), page=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_still_image_is_its_only_page(kind: str) -> None:
+    assert header(WHOLE[kind], page=1) == header(WHOLE[kind])
+    with pytest.raises(PageNotFound):
+        header(WHOLE[kind], page=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -290,8 +335,7 @@ def test_a_marker_is_found_wherever_it_is(distance: int) -> None:
     filled = jpeg[:-2] + b"\xff\0" * distance + jpeg[-2:]
     assert header(filled).width == 24
     assert header(jpeg[:-2] + b"\0" * distance + b"\xff" + jpeg[-2:]).width == 24
-    with pytest.raises(ImageTruncated):
-        header(filled[:-2])
+    assert header(filled[:-2]).lacks_end
 
 
 def directory_of_tags(count: int, size: int) -> bytes:

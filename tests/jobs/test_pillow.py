@@ -29,7 +29,7 @@ def test_a_file_that_was_cut_off_is_called_so(kind: str, cut: float) -> None:
 
 
 def test_a_gif_of_several_frames_is_no_still_image() -> None:
-    with pytest.raises(ImageAnimated, match="more than one frame"):
+    with pytest.raises(ImageAnimated, match="more than one frame; page=1 takes"):
         header(animated("GIF"))
 
 
@@ -71,3 +71,37 @@ def test_a_jpeg_2000_of_too_many_boxes_is_refused_soon() -> None:
 def test_a_jpeg_2000_of_inks_is_not_read() -> None:
     with pytest.raises(UnsupportedFormat, match="its mode is CMYK"):
         header(picture("JPEG2000", mode="CMYK"))
+
+
+def gif_of(screen: tuple[int, int], place: tuple[int, int]) -> bytes:
+    """An image of 24 x 16 somewhere on a screen."""
+    data = picture("GIF")
+    at = data.index(b",", 13 + 3 * 2 ** (1 + (data[10] & 7)))
+    data = data[:6] + struct.pack("<HH", *screen) + data[10:]
+    return data[: at + 1] + struct.pack("<HH", *place) + data[at + 5 :]
+
+
+@pytest.mark.parametrize(
+    ("screen", "place", "size", "mode"),
+    [
+        ((24, 16), (0, 0), (24, 16), "RGB"),
+        ((40, 30), (8, 8), (40, 30), "RGBA"),
+        ((24, 30), (0, 0), (24, 30), "RGBA"),
+        ((0, 0), (0, 0), (24, 16), "RGB"),
+        ((10, 40), (0, 0), (24, 40), "RGBA"),
+    ],
+)
+def test_a_gif_shows_its_screen_which_its_image_may_not_fill(
+    screen: tuple[int, int], place: tuple[int, int], size: tuple[int, int], mode: str
+) -> None:
+    found = header(gif_of(screen, place))
+    assert (found.upright, found.mode) == (size, mode)
+
+
+def test_colours_of_more_than_8_bits_in_a_jpeg_2000_are_refused() -> None:
+    data = picture("JPEG2000")
+    sizes = data.index(b"\xff\x4f\xff\x51") + 42
+    for depth in (10, 16):
+        deeper = data[:sizes] + bytes((depth - 1, 1, 1)) + data[sizes + 3 :]
+        with pytest.raises(UnsupportedFormat, match=f"channels of {depth} bits"):
+            header(deeper)

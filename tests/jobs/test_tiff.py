@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from jobs.errors import ImageAnimated, ImageError, ImageTruncated, UnsupportedFormat
+from jobs.errors import (
+    ImageAnimated,
+    ImageError,
+    ImageTooLarge,
+    ImageTruncated,
+    PageNotFound,
+    UnsupportedFormat,
+)
 from jobs.formats import examine
 from jobs.image_file import ADOBE_RGB
 from jobs.tiff import EXIF_PREFIX
@@ -38,8 +45,45 @@ def test_pages_are_called_pages() -> None:
 
     image = Image.fromarray(gradient())
     data = file_of(image, "TIFF", save_all=True, append_images=[image])
-    with pytest.raises(ImageAnimated, match="more than one page"):
+    with pytest.raises(ImageAnimated, match="has 2 pages; page, of 1 to 2, says which"):
         examine(data, sys.maxsize)
+
+
+def pages_of(*sizes: tuple[int, int], previews: tuple[int, ...] = ()) -> bytes:
+    """Pages of these sizes, of which those at some places are called previews."""
+    from PIL import Image
+
+    images = [Image.new("L", size) for size in sizes]
+    for place, image in enumerate(images):
+        image.encoderinfo = {"tiffinfo": {254: int(place in previews)}}
+    return file_of(images[0], "TIFF", save_all=True, append_images=images[1:])
+
+
+def test_a_page_has_its_own_size_and_previews_do_not_count() -> None:
+    data = pages_of((16, 12), (4, 3), (20, 10), previews=(1,))
+    found = examine(data, 300, page=2)
+    assert (found.upright, found.frames, found.directory) == ((20, 10), 2, 2)
+    with pytest.raises(ImageTooLarge, match="20 x 10"):
+        examine(data, 192, page=2)
+    assert examine(data, 192, page=1).upright == (16, 12)
+
+
+@pytest.mark.parametrize(("pages", "page"), [(1, 2), (3, 4), (3, 65_535)])
+def test_a_page_that_is_not_there_is_refused_with_how_many_there_are(pages: int, page: int) -> None:
+    with pytest.raises(PageNotFound, match=f"page must be at most {pages} .*got {page}") as error:
+        examine(pages_of(*[(8, 8)] * pages), sys.maxsize, page=page)
+    assert error.value.extra["errors"] == [
+        {"field": "page", "detail": error.value.detail[5:-1], "maximum": pages}
+    ]
+
+
+def test_directories_that_go_round_are_refused() -> None:
+    data = bytearray(pages_of((8, 8)))
+    start = struct.unpack_from("<I", data, 4)[0]
+    behind = start + 2 + 12 * struct.unpack_from("<H", data, start)[0]
+    struct.pack_into("<I", data, behind, start)
+    with pytest.raises(ImageError, match="more than 65536 tags"):
+        examine(bytes(data), sys.maxsize, page=9)
 
 
 def test_the_length_of_an_only_strip_may_be_left_out() -> None:

@@ -53,7 +53,11 @@ def test_what_was_chosen_survives_a_change_of_defaults() -> None:
         ("color_fix", "yes"),
         ("seed", -1),
         ("seed", SEED_MAX + 1),
+        ("tile_overlap", 0),
         ("tile_overlap", 12),
+        ("page", 0),
+        ("page", 65_536),
+        ("alpha", "hard"),
         ("tile_overlap", 64),
         ("output_format", "gif"),
         ("preset", "huge"),
@@ -135,6 +139,8 @@ def test_a_measurement_has_the_presets_own_overlap_and_a_fixed_seed() -> None:
     assert (parameters.preset, parameters.tile_overlap, parameters.seed) == ("stablesr-768v", 48, 0)
     assert (parameters.steps, parameters.scale) == (200, 2)
     assert preset_parameters(PRESETS["tiny"], tile_overlap=16, seed=5).tile_overlap == 16
+    # A job may not have none: tiles would show.
+    assert preset_parameters(PRESETS["tiny"], tile_overlap=0).tile_overlap == 0
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_bare_participle_is_told_from_a_noun(name: str) -> None:
 NOT_MET = {
     "product lines": 28_800,
     "product files": 180,
-    "lines that service and worker import": 19_000,
+    "lines that service and worker import": 19_100,
 }
 
 

@@ -76,6 +76,21 @@ def test_transparency_comes_out_enlarged(house: House, process: Process) -> None
     assert (alpha[:, 24:] < 10).all()
 
 
+def test_binary_opacity_and_the_page_are_those_that_were_asked_for(
+    house: House, process: Process
+) -> None:
+    values = np.full((8, 6, 4), 255, dtype=np.uint8)
+    values[:, 3:, 3] = 0
+    pages = [Image.new("RGB", (20, 10)), Image.fromarray(values)]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    job_id = house.submit(file.getvalue(), scale=4.0, page=2, alpha="binary")
+    try_job(process, job_id)
+    with Image.open(io.BytesIO(house.store.get(result_key(job_id)))) as image:
+        assert image.size == (24, 32)
+        assert {level for _, level in image.getchannel("A").getcolors() or ()} == {0, 255}
+
+
 @pytest.mark.parametrize(
     ("format", "media_type"),
     [("png", "image/png"), ("webp", "image/webp"), ("jpeg", "image/jpeg")],

@@ -91,17 +91,22 @@ class DecodedImage:
         return (1 if self.grey else 3) + (self.alpha is not None)
 
 
-def decode(data: bytes, max_pixels: int) -> DecodedImage:
+def decode(data: bytes, max_pixels: int, page: int | None = None) -> DecodedImage:
     """Read an image file of one of `jobs.formats.FORMATS`.
 
-    Of the several images in a camera's JPEG the first is taken; animations are refused. Colours
-    under fully transparent pixels are replaced by those around.
+    Of the several images in a camera's JPEG the first is taken; of a TIFF's pages and an
+    animation's frames that which `page`, from 1, says. Colours under fully transparent pixels are
+    replaced by those around.
 
     Raises:
-        ImageError: not an image, cut off, animated, more than `max_pixels`, or of a kind that has
-            no clear meaning as RGB.
+        ImageError: not an image, cut off, of several pages of which none is asked for, more than
+            `max_pixels`, or of a kind that has no clear meaning as RGB.
     """
-    header = examine(data, max_pixels)
+    header = examine(data, max_pixels, page)
+    if header.lacks_end:
+        log.warning("image read without the mark of its end", format=header.format)
+        # libjpeg would warn as of pixels.
+        data += b"\xff\xd9" if header.format == "JPEG" else b""
     read_vips = _read_jpeg if header.format == "JPEG" else _read
     try:
         levels, profile = (read_pillow if header.format in PILLOW else read_vips)(data, header)
@@ -114,9 +119,10 @@ def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[Levels,
     """All levels, and the profile. `strict` fails at warnings, too: of a TIFF these say that it has
     tags of its own, of a JPEG mostly that pixels are missing."""
     fail_on = "warning" if strict else "error"
+    page = {"page": header.directory} if header.format == "TIFF" else {}
     # Some of a JPEG's warnings only lie in a buffer that all threads share.
     with jpeg_warnings() if strict else nullcontext(list[str]()) as warnings:
-        image = LOADERS[header.format](data, access="sequential", fail_on=fail_on)
+        image = LOADERS[header.format](data, access="sequential", fail_on=fail_on, **page)
         _check(image, header)
         levels = levels_of(image)
     for warning in warnings:

@@ -37,9 +37,15 @@ def read(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
 
 def _pillow(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
     with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
+        left, top, right, bottom = image.tile[0].extents or (0, 0, *image.size)
         image.load()
-        pixels = image if header.depth == 16 else image.convert(header.mode)
-        return np.asarray(pixels), image.info.get("icc_profile")
+        levels = np.asarray(image if header.depth == 16 else image.convert(header.mode))
+        if header.format == "GIF" and header.mode == "RGBA":
+            # Pillow fills the screen around a smaller image with one of its colours.
+            screen = np.zeros_like(levels)
+            screen[top:bottom, left:right] = levels[top:bottom, left:right]
+            levels = screen
+        return levels, image.info.get("icc_profile")
 
 
 def _heic(data: bytes, header: Header) -> tuple[Levels, bytes | None]:

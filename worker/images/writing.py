@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from jobs.image_file import check_side
-from models.parameters import OutputFormat
+from models.parameters import Alpha, OutputFormat
 
 from .blocks import IPTC, XMP, XMP_KEYWORD
 from .decoding import DecodedImage, Depth
@@ -60,7 +60,11 @@ DEFLATE, HORIZONTAL, CONTIGUOUS, NO_UNIT, STRAIGHT_ALPHA = 8, 2, 1, 1, 2
 
 
 def rows_of(
-    image: DecodedImage, rgb_rows: Iterable[Tensor], height: int, width: int
+    image: DecodedImage,
+    rgb_rows: Iterable[Tensor],
+    height: int,
+    width: int,
+    alpha: Alpha = "soft",
 ) -> Iterator[Tensor]:
     """What a result's file holds, from the pipeline's rows.
 
@@ -68,6 +72,7 @@ def rows_of(
         image: the input; decides whether the result is grey and brings the opacity.
         rgb_rows: (3, n, width) float32 in [0, 1] from top to bottom, in strips of any height.
         height, width: the result's size in pixels.
+        alpha: "binary" makes the opacity 0 or 1, with its edge at the half.
 
     Yields:
         (image.channels, n, width): colours or their brightness, then the bicubic opacity.
@@ -81,7 +86,9 @@ def rows_of(
                 colours = torch.einsum("c,chw->hw", rgb.new_tensor(LUMA), rgb)[None]
             stop = start + rgb.shape[1]
             if image.alpha is not None:
-                colours = torch.cat([colours, _resize(image.alpha, start, stop, height, width)])
+                opacity = _resize(image.alpha, start, stop, height, width)
+                opacity = (opacity >= 0.5).to(opacity.dtype) if alpha == "binary" else opacity
+                colours = torch.cat([colours, opacity])
             yield colours
             start = stop
 

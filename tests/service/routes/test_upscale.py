@@ -109,6 +109,19 @@ def test_a_file_that_is_no_whole_still_image_is_refused_with_422(
     assert leftovers.found() == []
 
 
+def test_of_several_pages_one_is_taken_and_its_size_counts(client: httpx.Client) -> None:
+    pages = [Image.new("RGB", (16, 16)), Image.new("RGB", (30, 20))]
+    file = io.BytesIO()
+    pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
+    job = upload(client, file.getvalue(), page=2).json()
+    assert (job["input"]["width"], job["input"]["height"]) == (30, 20)
+    assert job["parameters"]["page"] == 2
+    body = problem(upload(client, file.getvalue(), page=3), 422, "invalid-parameters")
+    assert body["errors"] == [
+        {"field": "page", "detail": "must be at most 2 for this TIFF file; got 3", "maximum": 2}
+    ]
+
+
 def test_a_bomb_of_20000_by_20000_pixels_is_refused_with_422(
     client: httpx.Client, leftovers: Leftovers, settings: Settings
 ) -> None:
@@ -206,6 +219,10 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(client: httpx.Client) 
         ("color_fix", "sepia"),
         ("seed", "-1"),
         ("tile_overlap", "9"),
+        ("tile_overlap", "0"),
+        ("page", "0"),
+        ("page", "2"),
+        ("alpha", "hard"),
         ("output_format", "bmp"),
         ("priority", "high"),
         ("expires_in", "0"),

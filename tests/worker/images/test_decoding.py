@@ -10,7 +10,9 @@ import pytest
 import pyvips
 import torch
 from PIL import Image, ImageOps
+from structlog.testing import capture_logs
 
+from jobs.errors import ImageTruncated
 from tests.worker.image_files import file_of, gradient, png_of, ramp16, tiff_of
 from tests.worker.images.levels import levels, levels16
 from worker.images import decode
@@ -266,3 +268,26 @@ def test_every_exif_orientation_is_applied(orientation: int, format: str) -> Non
     rows, columns = wanted.shape[0] // 4, wanted.shape[1] // 4
     found = levels(image)[rows :: 2 * rows, columns :: 2 * columns].astype(int)
     assert np.abs(found - wanted[rows :: 2 * rows, columns :: 2 * columns]).max() <= 12
+
+
+def test_the_page_that_is_asked_for_is_read_as_it_is() -> None:
+    pages = [Image.fromarray(gradient()).convert("L"), Image.fromarray(gradient(20, 10))]
+    data = file_of(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decode(data, LIMIT, page=1).grey
+    assert np.array_equal(levels(decode(data, LIMIT, page=2)), gradient(20, 10))
+
+
+@pytest.mark.parametrize(("format", "size"), [("PNG", 12), ("JPEG", 2)])
+def test_a_file_without_the_mark_of_its_end_is_read_and_logged(format: str, size: int) -> None:
+    data = file_of(Image.fromarray(gradient(40, 30)), format)
+    with capture_logs() as lines:
+        image = decode(data[:-size], LIMIT)
+    assert torch.equal(image.rgb, decode(data, LIMIT).rgb)
+    assert [line["event"] for line in lines] == ["image read without the mark of its end"]
+
+
+def test_a_jpeg_that_lacks_a_byte_of_its_pixels_is_refused() -> None:
+    data = file_of(Image.fromarray(gradient(40, 30)), "JPEG")
+    for size in range(3, 40):
+        with pytest.raises(ImageTruncated):
+            decode(data[:-size], LIMIT)

@@ -86,3 +86,15 @@ def test_16_bits_of_a_jpeg_2000_are_kept() -> None:
     image = decode(file_of(Image.fromarray(values[..., 0]), "JPEG2000"), LIMIT)
     assert (image.grey, image.depth) == (True, 16)
     assert np.array_equal(levels16(image), values)
+
+
+def test_what_a_small_image_leaves_of_a_gifs_screen_is_transparent() -> None:
+    data = file_of(Image.new("RGB", (4, 2), (200, 100, 50)), "GIF")
+    at = data.index(b",", 13 + 3 * 2 ** (1 + (data[10] & 7)))
+    screen = data[:6] + b"\x08\0\x06\0" + data[10 : at + 1] + b"\3\0\2\0" + data[at + 5 :]
+    image = decode(screen, LIMIT)
+    assert image.alpha is not None
+    expected = np.zeros((6, 8))
+    expected[2:4, 3:7] = 1
+    assert np.array_equal(image.alpha[0, 0], expected)
+    assert levels(image)[3, 4].tolist() == [200, 100, 50]

@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from jobs.errors import OutputTooLarge
 from jobs.image_file import MAX_TIFF_PIXELS, RESULT_TYPES
-from models.parameters import LOSSY, OutputFormat
+from models.parameters import LOSSY, Alpha, OutputFormat
 from tests.worker.image_files import file_of, gradient, ramp16, tiff_of
 from worker.images import DecodedImage, Depth, check_side, decode, decoding, rows_of, write
 from worker.images.decoding import fill_hidden
@@ -404,3 +404,15 @@ def test_nearly_transparent_pixels_keep_their_colours() -> None:
     wanted = torch.from_numpy(values[..., :3]).float()
     assert torch.equal(found[1:], wanted[1:])
     assert not torch.equal(found[0, 0], wanted[0, 0])
+
+
+@pytest.mark.parametrize("alpha", ["soft", "binary"])
+def test_opacity_stays_binary_only_where_that_is_asked_for(alpha: Alpha) -> None:
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:6, 3:] = 1
+    image = DecodedImage(torch.zeros(1, 3, 8, 8), mask)
+    rows = torch.cat(list(rows_of(image, [torch.zeros(3, 32, 32)], 32, 32, alpha)), dim=1)
+    values = set(rows[3].flatten().tolist())
+    assert (values == {0.0, 1.0}) == (alpha == "binary")
+    # The edge lies where it lay.
+    assert (rows[3, 16] >= 0.5).tolist() == [x >= 12 for x in range(32)]
