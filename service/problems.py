@@ -31,6 +31,7 @@ PROBLEM_JSON = "application/problem+json"
 # Slug, status and title of what only the service refuses.
 _KINDS = {
     "malformed-form": (400, "The form cannot be read"),
+    "malformed-json": (400, "The JSON cannot be read"),
     "malformed-header": (400, "A header field cannot be used"),
     "unauthorized": (401, "An API key is needed"),
     "foreign-origin": (403, "Pages of other origins change nothing here"),
@@ -39,7 +40,7 @@ _KINDS = {
     "no-result": (409, "The job has no result"),
     "result-not-ready": (409, "The result is not ready"),
     "result-expired": (410, "The result has expired"),
-    "not-multipart": (415, "The request is not a form with a file"),
+    "not-multipart": (415, "The request is neither a form nor JSON"),
     "unsupported-encoding": (415, "The body is compressed"),
     "range-not-satisfiable": (416, "The range is outside of the result"),
     "foreign-host": (421, "The service does not answer under this name"),

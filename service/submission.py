@@ -13,7 +13,7 @@ import mmap
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import IO, BinaryIO
+from typing import IO
 
 import structlog
 
@@ -143,8 +143,8 @@ def submit(
         origin = replace(origin, priority=form.priority, expires_in=form.expires_in)
         parameters = form.parameters
         Serving(capacity.workers).check(parameters.preset)
-        file: BinaryIO = upload.image.file
-        image, parameters = inspect(file, upload.image.filename, parameters, services.settings)
+        file = upload.file
+        image, parameters = inspect(file, upload.filename, parameters, services.settings)
         services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
         file.seek(0)
         services.queue.announce(job_id)
@@ -191,8 +191,8 @@ def _take(
 
 def _fingerprint(upload: Upload) -> str:
     """What makes a request the same: the file's bytes and the fields that are filled in."""
-    upload.image.file.seek(0)
-    content = hashlib.file_digest(upload.image.file, "sha256").hexdigest()  # type: ignore[arg-type]  # a spooled file reads like any other
+    upload.file.seek(0)
+    content = hashlib.file_digest(upload.file, "sha256").hexdigest()  # type: ignore[arg-type]  # a spooled file reads like any other
     fields = {name: value for name, value in sorted(upload.fields.items()) if value.strip()}
     return hashlib.sha256(json.dumps([content, fields]).encode()).hexdigest()
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import aclosing, suppress
-from functools import partial
 
 import anyio
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
 from jobs.errors import JobNotFound, QueueUnavailable
-from jobs.schema import Job, Origin
-from jobs.workers import Capacity
-from service.admission import Services, admit, services_of
+from jobs.schema import Job
+from service.admission import Services
+from service.intake import Intake
+from service.json_body import image_and_fields, json_limit, receive_json
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
-from service.problems import HTTPError, root_path
+from service.problems import root_path
 from service.ratelimit import TooManyOpen
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
-from service.submission import check_capacity, submit
-from service.uploads import check_head, receive_form
+from service.uploads import FORM, JSON, URL_FIELD, check_head, receive_form
 
 router = APIRouter(tags=["jobs"])
 
 MAX_WAIT_S = 60
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 HEADERS = {
     "Location": header("The job's path."),
     "Preference-Applied": header("`wait=N` when the request waited for the job's end."),
@@ -74,33 +70,30 @@ async def upscale(request: Request) -> Response:
 
     With an `Idempotency-Key` the same request can be sent again without making another job.
     """
-    services = services_of(request)
+    intake = await Intake.of(request)
+    services, client = intake.services, intake.origin.client
     settings = services.settings
-    caller, raw = await admit(
-        request, upload=True, command=lambda caller: Capacity.command(caller.owner or caller.client)
-    )
-    check_head(request, settings.max_upload_bytes)
-    key, seconds = _idempotency_key(request.headers), _wait_s(request.headers)
-    own_limit = None if caller.key is None else caller.key.max_queued
-    most = settings.max_queued_each if own_limit is None else own_limit
-    request_id = request.state.request_id
-    origin = Origin(caller.owner, most or None, request_id, client=caller.client)
-    capacity = Capacity.of(raw)
-    # What needs no room is not refused for it: a request whose job was made already.
-    if key is None or not await run_sync(services.idempotency.has_job, caller.owner, key):
-        check_capacity(services, origin, capacity)
-    with services.transfers.slot(caller.client):
-        body = receive_form(request, settings.max_upload_bytes, settings.upload_timeout_s)
-        async with body as upload:
-            job, is_replay = await services.store_threads.run(
-                partial(submit, services, upload, origin, key, capacity)
-            )
+    most = settings.max_upload_bytes
+    kind = check_head(request, {FORM: most, JSON: json_limit(most)})
+    seconds = _wait_s(request.headers)
+    await intake.check_room()
+    with intake.slot():
+        if kind == FORM:
+            async with receive_form(request, most, settings.upload_timeout_s) as form:
+                if isinstance(form.image, str):
+                    job, is_replay = await intake.submit_text(form.image, form.fields, URL_FIELD)
+                else:
+                    image = form.image
+                    job, is_replay = await intake.submit(image.file, form.fields, image.filename)
+        else:
+            document = await receive_json(request, json_limit(most), settings.upload_timeout_s)
+            job, is_replay = await intake.submit_text(*image_and_fields(document))
     headers = {"Location": f"{root_path(request)}/jobs/{job.id}"}
     if is_replay:
         headers["Idempotent-Replayed"] = "true"
     status = 202
     if seconds is not None:
-        with suppress(TooManyOpen), services.streams.slot(caller.client):
+        with suppress(TooManyOpen), services.streams.slot(client):
             job = await _wait_for_end(request, services, job, seconds)
             headers["Preference-Applied"] = f"wait={seconds}"
         status = 200 if job.state.is_final else 202
@@ -118,20 +111,6 @@ def _wait_s(headers: Headers) -> int | None:
         if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
             return min(int(value[:9]), MAX_WAIT_S)
     return None
-
-
-def _idempotency_key(headers: Headers) -> str | None:
-    """The `Idempotency-Key` of a request, or None without one; raises HTTPError."""
-    keys = headers.getlist("idempotency-key")
-    if not keys:
-        return None
-    if len(keys) > 1 or not _KEY.fullmatch(keys[0]):
-        raise HTTPError(
-            "malformed-header",
-            "Idempotency-Key must be given once, as 1 to 255 visible ASCII characters, such as a "
-            "UUID.",
-        )
-    return keys[0]
 
 
 async def _wait_for_end(request: Request, services: Services, job: Job, seconds: int) -> Job:
