@@ -47,6 +47,7 @@ _REPLACEMENTS = {
     "SCRATCH": "set TMPDIR",
     "SEND_TIMEOUT_S": "a client may pause for 30 seconds",
     "STEP_TIMEOUT_S": "it is a sixth of STABLESR_JOB_TIMEOUT_S",
+    "WEBHOOK_ALLOW_PRIVATE": "set STABLESR_EGRESS to any",
     "UPLOAD_GRACE_S": "an image without a job is removed after 15 minutes",
     "UPLOAD_TIMEOUT_S": "it grows with STABLESR_MAX_UPLOAD_BYTES",
 }
@@ -125,8 +126,9 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""
-    # Lets webhooks reach addresses that are not public; for tests and closed networks.
-    webhook_allow_private: bool = False
+    # Which addresses that clients name the service calls, for webhooks and images: public ones, any
+    # (for tests and closed networks), or none.
+    egress: Literal["public", "any", "none"] = "public"
     # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
     webhook_secret: (
         Annotated[str, _must("be whsec_ and 24 bytes or more in base64", _SECRET.fullmatch)] | None

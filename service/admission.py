@@ -21,6 +21,7 @@ from jobs.redis_probe import RedisProbe
 from jobs.schema import ANYONE
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from service.egress import Egress
 from service.listener import Listener
 from service.problems import AuthenticationError, ScopeError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
@@ -51,7 +52,7 @@ class Services:
     """`queue`, `store` and `idempotency` block: routes use them in threads, the store in its own.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
-    are received, and results that are sent.
+    are received, and results that are sent; `fetches` are images that are fetched from elsewhere.
     """
 
     settings: Settings
@@ -67,6 +68,8 @@ class Services:
     listener: Listener
     streams: ConcurrencyLimiter
     transfers: ConcurrencyLimiter
+    fetches: ConcurrencyLimiter
+    egress: Egress
 
 
 def services_of(request: Request) -> Services:

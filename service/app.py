@@ -22,6 +22,7 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import problems
 from service.admission import Authenticator, Services
+from service.egress import Egress
 from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
@@ -97,6 +98,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
             "streams", settings.max_streams, each, "try again later, or ask for the job instead"
         ),
         transfers=ConcurrencyLimiter("transfers", settings.max_transfers, each, "try again later"),
+        # They wait for others' servers.
+        fetches=ConcurrencyLimiter("fetches", settings.max_transfers, each, "try again later"),
+        egress=Egress(settings),
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
     maintenance = Maintenance(connection, store, metrics.sweep)

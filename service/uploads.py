@@ -20,13 +20,14 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from jobs.errors import StoreUnavailable, UploadTooLarge
 from jobs.job_store import QUEUE_TTL_S
 from jobs.schema import Priority
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
+from service.base64_image import open_image
+from service.egress import LONGEST_URL
 from service.problems import HTTPError, InvalidParameters
-from service.webhook_target import LONGEST_URL
+from service.spool import no_room, too_large
 
 IMAGE_FIELD, URL_FIELD = "image", "image_url"
 FORM, JSON = "multipart/form-data", "application/json"
@@ -80,19 +81,23 @@ FIELDS = _fields()
 
 @dataclass(frozen=True)
 class Upload:
-    """An image in an open file, and every other field by name."""
+    """An image in an open file, and every other field by name; the URL it was fetched from."""
 
     file: IO[bytes]
     filename: str | None
-    fields: dict[str, str]
+    fields: Mapping[str, str]
+    url: str = ""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form as received: the image, or the text that stands for it, and the other fields."""
+    """A form as received: the image's open file or its address, and the other fields; `field` is
+    the one with the image."""
 
-    image: UploadFile | str
+    image: IO[bytes] | str
     fields: dict[str, str]
+    filename: str | None = None
+    field: str = IMAGE_FIELD
 
 
 def check_head(request: Request, limits: Mapping[str, int]) -> str:
@@ -156,8 +161,7 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     except UnicodeError as error:
         raise HTTPError("malformed-form", f"The form's text cannot be decoded: {error}.") from error
     except OSError as error:
-        detail = f"The upload cannot be kept while it is checked: {error.strerror or error}."
-        raise StoreUnavailable(detail, retry_after=30) from error
+        raise no_room(error) from error
     try:
         yield _checked(form)
     finally:
@@ -191,14 +195,6 @@ async def pieces(request: Request, limit: int, within_s: float) -> AsyncGenerato
         yield piece
 
 
-def too_large(limit: int, what: str = "request's body") -> UploadTooLarge:
-    """The refusal of what has more than `limit` bytes."""
-    return UploadTooLarge(
-        f"The {what} is larger than {limit} bytes, the most that is taken.",
-        max_upload_bytes=limit,
-    )
-
-
 def _checked(form: FormData) -> Form:
     """The one image and the other fields, each of which may come once."""
     names = [name for name, _ in form.multi_items()]
@@ -221,7 +217,10 @@ def _checked(form: FormData) -> Form:
     errors += source_faults(image, url, "a file")
     if errors or isinstance(image, str):
         raise InvalidParameters(errors)
-    return Form(url if image is None else image, texts)
+    if image is not None:
+        return Form(image.file, texts, image.filename)
+    # A field is short, and so is an image in it.
+    return Form(open_image(url, MAX_FIELD_BYTES, URL_FIELD), texts, field=URL_FIELD)
 
 
 def source_faults(image: object, url: object, kind: str) -> list[dict[str, JsonValue]]:

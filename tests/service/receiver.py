@@ -19,7 +19,7 @@ from redis import Redis
 
 from jobs.job_store import WEBHOOKS_KEY
 from jobs.outbox import PAUSES_S
-from service.webhook_target import Address
+from service.egress import Address
 from tests.service.harness import FakeWorker
 from tests.service.pictures import picture
 
