@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.presets import PRESETS
@@ -25,6 +25,8 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 _SECRET = re.compile(
     "whsec_(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII
 )
+_ORIGIN = r"(?:\*|https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?)"
+_ORIGINS = re.compile(rf"\s*{_ORIGIN}\s*(?:,\s*{_ORIGIN}\s*)*", re.ASCII)
 # Settings that went away, and what replaces them: the environment says nothing in vain.
 _REPLACEMENTS = {
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
@@ -86,6 +88,12 @@ def _checked_redis_url(url: str) -> str:
     return url
 
 
+def _needs_store(seconds: int, info: ValidationInfo) -> int:
+    if seconds and info.data.get("blob_url") is None:
+        raise ValueError("it needs STABLESR_BLOB_URL, a store that others reach")
+    return seconds
+
+
 class Settings(BaseSettings):
     """The defaults suit one machine. Raises InvalidSettings, never pydantic's own error, so that a
     command can print the sentence."""
@@ -126,6 +134,10 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""
+    # Origins of web pages elsewhere that may use the service, by commas; * is any.
+    cors_origins: Annotated[
+        str, _must("be origins such as https://example.org, comma-separated", _ORIGINS.fullmatch)
+    ] = ""
     # Which addresses that clients name the service calls, for webhooks and images: public ones, any
     # (for tests and closed networks), or none.
     egress: Literal["public", "any", "none"] = "public"
@@ -147,6 +159,8 @@ class Settings(BaseSettings):
     job_timeout_s: Annotated[int, Field(ge=1)] = 1800
     # How long a result is kept once its job ended.
     result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
+    # Results are fetched from the remote store, by links that work for so long; 0: by none.
+    result_links_s: Annotated[int, Field(ge=0, le=604_800), AfterValidator(_needs_store)] = 0
     # A worker that is silent for so long is lost.
     worker_ttl_s: Annotated[int, Field(ge=1)] = 20
     # Before each further attempt at a job that a worker, its device or its memory failed. The first
@@ -176,6 +190,11 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0)] = 8
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The origins of `cors_origins`."""
+        return [name for part in self.cors_origins.split(",") if (name := part.strip())]
 
     @property
     def reads_per_minute(self) -> int:

@@ -16,8 +16,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
@@ -106,15 +107,30 @@ class BlobStore:
         """Raises StoreUnavailable while the store is known to give no answer; asks nothing."""
         self._breaker.check(asks=False)
 
-    def put(self, key: str, data: bytes | Path | IO[bytes] | Iterable[bytes]) -> None:
-        """Stores the blob, replacing what was there. A source that raises leaves nothing."""
+    def put(
+        self,
+        key: str,
+        data: bytes | Path | IO[bytes] | Iterable[bytes],
+        fields: Mapping[str, str] | None = None,
+    ) -> None:
+        """Stores the blob, replacing what was there. A source that raises leaves nothing.
+
+        `fields` are what a remote store says of it to those who have a link.
+        """
         _check(key)
         store = self._store
         if self._root is None and not isinstance(data, bytes):
             store = self._parts
             self._ask(key)
         with self._call("store", key):
-            obstore.put(store, key, data, chunk_size=WRITE_CHUNK, max_concurrency=PARTS)
+            obstore.put(
+                store,
+                key,
+                data,
+                attributes=dict(fields) if fields and self._root is None else None,
+                chunk_size=WRITE_CHUNK,
+                max_concurrency=PARTS,
+            )
 
     def get(self, key: str) -> bytes:
         """The whole blob; raises BlobNotFound."""
@@ -131,6 +147,12 @@ class BlobStore:
             answer = obstore.get(self._store, key, options=options)
             pieces = answer.stream(min_chunk_size=READ_CHUNK)
         return self._chunks(pieces, key)
+
+    def link(self, key: str, seconds: int) -> str:
+        """Where whoever has it can fetch the blob of a remote store, for so long. Asks nothing."""
+        _check(key)
+        with store_errors("sign a link to", key):
+            return str(obstore.sign(self._store, "GET", key, timedelta(seconds=seconds)))  # type: ignore[call-overload]  # those of a folder sign nothing
 
     def exists(self, key: str) -> bool:
         _check(key)
