@@ -26,7 +26,7 @@ _SECRET = re.compile(
     "whsec_(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII
 )
 _ORIGIN = r"(?:\*|https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?)"
-_ORIGINS = re.compile(rf"\s*{_ORIGIN}\s*(?:,\s*{_ORIGIN}\s*)*", re.ASCII)
+_ORIGINS = re.compile(rf"(?:\s*{_ORIGIN}\s*(?:,\s*{_ORIGIN}\s*)*)?", re.ASCII)
 # Settings that went away, and what replaces them: the environment says nothing in vain.
 _REPLACEMENTS = {
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
