@@ -48,7 +48,7 @@ async def fetch(egress: Egress, url: str, file: IO[bytes], limit: int, field: st
                         async with aclosing(_content(answer, limit, field)) as pieces:
                             await spool(pieces, file)
                         return PurePosixPath(unquote(urlsplit(url).path)).name or None
-                    url = urldefrag(urljoin(url, answer.headers.get("Location", ""))).url
+                    url = _next(url, answer.headers.get("Location", ""))
     except BadTarget as error:
         raise HTTPError("image-url-refused", f"{field} {error}.") from error
     except TimeoutError as error:
@@ -58,6 +58,13 @@ async def fetch(egress: Egress, url: str, file: IO[bytes], limit: int, field: st
         kind = type(error).__name__
         raise _failure(field, f"cannot be fetched: the connection failed ({kind})") from error
     raise _failure(field, f"leads on more than {MAX_REDIRECTS} times")
+
+
+def _next(url: str, location: str) -> str:
+    try:
+        return urldefrag(urljoin(url, location)).url
+    except ValueError as error:
+        raise BadTarget(f"leads to what is no URL: {error}") from error
 
 
 async def _content(answer: httpx.Response, limit: int, field: str) -> AsyncGenerator[bytes, None]:

@@ -1,5 +1,5 @@
 """What tests of calls to others share: a receiver, which is a real HTTPS server on this machine
-with a certificate made for it; names in place of DNS; for webhooks jobs that end, and the agenda."""
+with a certificate made for it; names in place of DNS; for webhooks ended jobs and the agenda."""
 
 from __future__ import annotations
 
