@@ -155,3 +155,21 @@ def test_the_documents_table_has_every_setting_with_its_default() -> None:
             assert shown.split()[0].strip("`,:") == (
                 value.lower() if isinstance(field.default, bool) else value
             ), name
+
+
+@pytest.mark.parametrize(
+    "origins", ["example.org", "https://", "https://a.example/", "https://a.example,,", "HTTPS://A"]
+)
+def test_origins_are_exact(origins: str) -> None:
+    with pytest.raises(InvalidSettings, match="CORS_ORIGINS is wrong: it must be origins such as"):
+        Settings(cors_origins=origins)
+
+
+def test_links_need_a_store_that_others_reach() -> None:
+    with pytest.raises(InvalidSettings, match="RESULT_LINKS_S is wrong: it needs STABLESR_BLOB"):
+        Settings(result_links_s=60)
+    assert Settings(result_links_s=60, blob_url="s3://bucket").result_links_s == 60
+    assert Settings(cors_origins="https://a.example, http://[::1]:80").allowed_origins == [
+        "https://a.example",
+        "http://[::1]:80",
+    ]
