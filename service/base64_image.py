@@ -10,6 +10,7 @@ from typing import IO
 from service.problems import InvalidParameters
 from service.spool import SPOOLED_BYTES, no_room, too_large
 
+IMAGE_FIELD, URL_FIELD = "image", "image_url"
 # Characters decoded at a time; a multiple of four.
 PIECE = 256 * 1024
 
@@ -26,7 +27,7 @@ def open_image(text: str, limit: int, field: str) -> IO[bytes] | str:
         start = text.find(",", 0, 1000) + 1
         if not text[:start].lower().endswith(";base64,"):
             raise _fault(field, "must be base64 where it is a data URI: data:image/png;base64,...")
-    elif ":" in text[:20]:
+    elif ":" in text[:20] or field == URL_FIELD:
         return text
     size = (len(text) - start) // 4 * 3 - text.count("=", -2)
     if size > limit:

@@ -18,13 +18,11 @@ from anyio.to_thread import run_sync
 from pydantic import JsonValue
 from starlette.requests import Request
 
-from service.base64_image import open_image
+from service.base64_image import IMAGE_FIELD, URL_FIELD, open_image
 from service.problems import HTTPError, InvalidParameters
 from service.spool import SPOOLED_BYTES, spool
 from service.uploads import (
     FIELDS,
-    IMAGE_FIELD,
-    URL_FIELD,
     Form,
     fault,
     pieces,
@@ -102,7 +100,7 @@ def form_of(document: dict[str, JsonValue], limit: int) -> Form:
     errors += [
         fault(name, json.dumps(value))
         for name, value in values.items()
-        if name in FIELDS and not _fits(value, FIELDS[name]["type"])
+        if name in FIELDS and not _fits(value, FIELDS[name])
     ]
     if errors:
         raise InvalidParameters(errors)
@@ -111,9 +109,12 @@ def form_of(document: dict[str, JsonValue], limit: int) -> Form:
     return Form(open_image(str(text), limit, field), fields, field=field)
 
 
-def _fits(value: JsonValue, kind: str) -> bool:
+def _fits(value: JsonValue, field: Mapping[str, Any]) -> bool:
+    """Whether a value has the type of its field, or is one of its words: unlike in a form, an empty
+    one is none."""
     # In Python true is a number.
-    return isinstance(value, _TYPES[kind]) and not isinstance(value, bool)
+    is_typed = isinstance(value, _TYPES[field["type"]]) and not isinstance(value, bool)
+    return is_typed and value in field.get("enum", [value])
 
 
 def _text(value: JsonValue) -> str:

@@ -24,12 +24,11 @@ from jobs.job_store import QUEUE_TTL_S
 from jobs.schema import Priority
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
-from service.base64_image import open_image
+from service.base64_image import IMAGE_FIELD, URL_FIELD, open_image
 from service.egress import LONGEST_URL
 from service.problems import HTTPError, InvalidParameters
 from service.spool import no_room, too_large
 
-IMAGE_FIELD, URL_FIELD = "image", "image_url"
 FORM, JSON = "multipart/form-data", "application/json"
 # A parameter is a number or a word.
 MAX_FIELD_BYTES = 16 * 1024
@@ -210,8 +209,8 @@ def _checked(form: FormData) -> Form:
     texts = {name: value for name, value in fields.items() if isinstance(value, str)}
     for name in fields.keys() - texts.keys():
         errors.append({"field": name, "detail": f"is a file; only {IMAGE_FIELD} may be one"})
-    url = texts.pop(URL_FIELD, "").strip()
-    if url and isinstance(image, UploadFile) and not (image.filename or image.size):
+    url = texts.pop(URL_FIELD, "").strip() or None
+    if url is not None and isinstance(image, UploadFile) and not (image.filename or image.size):
         # An HTML form sends its empty input for files.
         image = None
     errors += source_faults(image, url, "a file")
@@ -220,14 +219,14 @@ def _checked(form: FormData) -> Form:
     if image is not None:
         return Form(image.file, texts, image.filename)
     # A field is short, and so is an image in it.
-    return Form(open_image(url, MAX_FIELD_BYTES, URL_FIELD), texts, field=URL_FIELD)
+    return Form(open_image(str(url), MAX_FIELD_BYTES, URL_FIELD), texts, field=URL_FIELD)
 
 
 def source_faults(image: object, url: object, kind: str) -> list[dict[str, JsonValue]]:
     """What is wrong where not exactly one of the two fields says which image is meant."""
-    if url and image is not None:
+    if url is not None and image is not None:
         return [{"field": URL_FIELD, "detail": f"must be left out beside {IMAGE_FIELD}"}]
-    if not url and image is None:
+    if url is None and image is None:
         detail = f"is missing; it must be {kind}, or {URL_FIELD} an address"
         return [{"field": IMAGE_FIELD, "detail": detail}]
     return []

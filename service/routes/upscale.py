@@ -43,13 +43,13 @@ HEADERS = {
         202: {"headers": {**HEADERS, **RETRY_AFTER}},
         **problems(
             401,
-            _400="The form is broken, or a header field.",
+            _400="The form or the JSON is broken, or a header field.",
             _408="The upload stopped half way, or took too long.",
             _409="The first request with this Idempotency-Key is still being handled.",
             _413="The body is larger than `max_upload_bytes`.",
-            _415="The body is not multipart/form-data, or it is compressed.",
-            _422="The file is not a whole still image within the limits, a field is wrong, or the "
-            "Idempotency-Key belongs to another request.",
+            _415="The body is neither multipart/form-data nor JSON, or it is compressed.",
+            _422="The file is not a whole still image within the limits, or cannot be fetched, a "
+            "field is wrong, or the Idempotency-Key belongs to another request.",
             _429="Too many requests or transfers, or too many jobs of this client wait; see "
             "Retry-After.",
             _503="The queue is full, or Redis or the image store is away; see Retry-After. Or the "

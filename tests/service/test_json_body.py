@@ -69,6 +69,7 @@ def test_json_and_a_form_are_the_same_request(client: httpx.Client, redis: Redis
         ("steps", {"a": 1}, 'got {"a": 1}'),
         ("seed", -1, "got -1"),
         ("sampler", 3, "must be one of "),
+        ("sampler", "", "must be one of "),
         ("preset", ["tiny"], "must be one of "),
         ("prompt", 7, "must be at most 1000 characters long; got 7"),
         ("fidelity_weigth", 0.5, "is unknown; the fields are image, image_url, "),
@@ -145,11 +146,13 @@ def test_slashes_may_be_escaped_as_some_languages_do(client: httpx.Client) -> No
 
 
 def test_an_image_must_be_named_once(client: httpx.Client) -> None:
-    for body in ({}, {"image": None}, {"image_url": ""}):
+    for body in ({}, {"image": None}, {"image": None, "image_url": None}):
         answer = client.post("/upscale", json=body)
         assert problem(answer, 422, "invalid-parameters")["errors"][0]["field"] == "image"
-    answer = client.post("/upscale", json={"image": IMAGE, "image_url": "https://a.example/"})
-    assert problem(answer, 422, "invalid-parameters")["errors"][0]["field"] == "image_url"
+    for url in ("https://a.example/", ""):
+        answer = client.post("/upscale", json={"image": IMAGE, "image_url": url})
+        assert problem(answer, 422, "invalid-parameters")["errors"][0]["field"] == "image_url"
+    problem(client.post("/upscale", json={"image_url": ""}), 422, "image-url-refused")
 
 
 def test_an_image_as_large_as_a_file_may_be_is_taken_and_no_larger(
