@@ -219,7 +219,7 @@ def test_a_wrong_field_is_told_before_anything_is_fetched(
     url = receiver.show("/a.png", 200, PNG)
     problem(by_url(fetching, url, scale=99), 422, "invalid-parameters")
     problem(by_url(fetching, url, image="AAAA"), 422, "invalid-parameters")
-    problem(by_url(fetching, "example.org/a.png"), 422, "invalid-parameters")
+    problem(by_url(fetching, "example.org/a.png"), 422, "image-url-refused")
     assert receiver.connections == 0
 
 
