@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.presets import PRESETS
@@ -25,6 +25,7 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 _SECRET = re.compile(
     "whsec_(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII
 )
+_LINKS = re.compile(r"links=(\d{1,5}|[1-5]\d{5}|60[0-3]\d{3}|604[0-7]\d\d|604800)", re.ASCII)
 _ORIGIN = r"(?:\*|https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?)"
 _ORIGINS = re.compile(rf"(?:\s*{_ORIGIN}\s*(?:,\s*{_ORIGIN}\s*)*)?", re.ASCII)
 # Settings that went away, and what replaces them: the environment says nothing in vain.
@@ -88,10 +89,11 @@ def _checked_redis_url(url: str) -> str:
     return url
 
 
-def _needs_store(seconds: int, info: ValidationInfo) -> int:
-    if seconds and info.data.get("blob_url") is None:
-        raise ValueError("it needs STABLESR_BLOB_URL, a store that others reach")
-    return seconds
+def _checked_blob_url(url: str) -> str:
+    members = url.partition("?")[2]
+    if members and not _LINKS.fullmatch(members):
+        raise ValueError("only links=SECONDS may follow its ?, 604800 at most")
+    return url
 
 
 class Settings(BaseSettings):
@@ -113,8 +115,12 @@ class Settings(BaseSettings):
     blob_root: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
         default_factory=lambda: state_folder() / "blobs"
     )
-    # Storage that several hosts can share, as obstore names it.
-    blob_url: Annotated[str, _begin_with("s3://", "gs://", "az://")] | None = None
+    # Storage that several hosts can share, as obstore names it. With ?links=SECONDS clients fetch
+    # results there, by links that work for so long.
+    blob_url: (
+        Annotated[str, _begin_with("s3://", "gs://", "az://"), AfterValidator(_checked_blob_url)]
+        | None
+    ) = None
     preset: Annotated[str, _must(f"be one of {', '.join(PRESETS)}", PRESETS.__contains__)] = "tiny"
     # The licence under which `stablesr weights prepare` may download weights, by its name.
     accept_licence: str | None = None
@@ -159,8 +165,6 @@ class Settings(BaseSettings):
     job_timeout_s: Annotated[int, Field(ge=1)] = 1800
     # How long a result is kept once its job ended.
     result_ttl_s: Annotated[int, Field(ge=1)] = 86_400
-    # Results are fetched from the remote store, by links that work for so long; 0: by none.
-    result_links_s: Annotated[int, Field(ge=0, le=604_800), AfterValidator(_needs_store)] = 0
     # A worker that is silent for so long is lost.
     worker_ttl_s: Annotated[int, Field(ge=1)] = 20
     # Before each further attempt at a job that a worker, its device or its memory failed. The first
@@ -195,6 +199,12 @@ class Settings(BaseSettings):
     def allowed_origins(self) -> list[str]:
         """The origins of `cors_origins`."""
         return [name for part in self.cors_origins.split(",") if (name := part.strip())]
+
+    @property
+    def result_links_s(self) -> int:
+        """How long a link to a result works; 0: there are none."""
+        match = _LINKS.fullmatch((self.blob_url or "").partition("?")[2])
+        return int(match[1]) if match else 0
 
     @property
     def reads_per_minute(self) -> int:

@@ -19,8 +19,9 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO
+from urllib.parse import quote
 
 import obstore
 from obstore.exceptions import BaseError, GenericError
@@ -28,6 +29,7 @@ from obstore.store import LocalStore, ObjectStore
 
 from .errors import BlobNotFound, StoreUnavailable
 from .remote_store import StoreBreaker, open_remote, store_errors
+from .schema import Job
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,19 @@ def input_key(job_id: str) -> str:
 
 def result_key(job_id: str) -> str:
     return f"results/{job_id}"
+
+
+def file_fields(job: Job, media_type: str) -> dict[str, str]:
+    """Content-Type, and Content-Disposition (RFC 6266) with the upload's name and the scale:
+    photo.jpg at 4 becomes photo-4x.png."""
+    stem = PurePath(job.input.filename or job.id).stem
+    extension = media_type.rpartition("/")[2].replace("jpeg", "jpg")
+    name = f"{stem}-{job.parameters.scale:g}x.{extension}"
+    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
+    # What UTF-8 cannot say, a name from a broken form, must not end the answer.
+    exact = quote(name.encode("utf-8", "replace"), safe="")
+    disposition = f"inline; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+    return {"Content-Type": media_type, "Content-Disposition": disposition}
 
 
 def job_id_of(key: str) -> str:
@@ -89,17 +104,17 @@ class BlobStore:
 
         A `patient` worker, which would lose a long job, asks again and waits for longer.
         """
-        place = settings.blob_url or str(settings.blob_root)
+        url = (settings.blob_url or "").partition("?")[0]
+        place = url or str(settings.blob_root)
         silent_s = 0 if patient else ANSWER_S
         with store_errors("open", place):
-            if settings.blob_url is None:
+            if not url:
                 root = settings.blob_root
                 local = LocalStore(prefix=root, mkdir=True)
                 return cls(local, place=place, root=root, silent_s=silent_s)
             answer_s = PATIENT_S if patient else ANSWER_S
             store, parts = (
-                open_remote(settings.blob_url, seconds, again_s=0.6 * answer_s)
-                for seconds in (answer_s, PART_S)
+                open_remote(url, seconds, again_s=0.6 * answer_s) for seconds in (answer_s, PART_S)
             )
             return cls(store, place=place, parts=parts, silent_s=silent_s)
 
@@ -149,7 +164,8 @@ class BlobStore:
         return self._chunks(pieces, key)
 
     def link(self, key: str, seconds: int) -> str:
-        """Where whoever has it can fetch the blob of a remote store, for so long. Asks nothing."""
+        """The address that gives the blob of a remote store for so long, to all who have it. Asks
+        nothing."""
         _check(key)
         with store_errors("sign a link to", key):
             return str(obstore.sign(self._store, "GET", key, timedelta(seconds=seconds)))  # type: ignore[call-overload]  # those of a folder sign nothing

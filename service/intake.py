@@ -31,10 +31,9 @@ from starlette.requests import Request
 from jobs.schema import Job, Origin
 from jobs.workers import Capacity
 from service.admission import Services, admit, services_of
-from service.base64_image import IMAGE_FIELD
 from service.image_url import fetch
 from service.problems import HTTPError
-from service.spool import SPOOLED_BYTES
+from service.spool import IMAGE_FIELD, SPOOLED_BYTES
 from service.submission import check_capacity, check_fields, replay, submit
 from service.uploads import Upload
 from service.waiting import while_connected

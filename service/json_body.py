@@ -18,9 +18,8 @@ from anyio.to_thread import run_sync
 from pydantic import JsonValue
 from starlette.requests import Request
 
-from service.base64_image import IMAGE_FIELD, URL_FIELD, open_image
 from service.problems import HTTPError, InvalidParameters
-from service.spool import SPOOLED_BYTES, spool
+from service.spool import IMAGE_FIELD, SPOOLED_BYTES, URL_FIELD, open_image, spool
 from service.uploads import (
     FIELDS,
     Form,

@@ -24,10 +24,9 @@ from jobs.job_store import QUEUE_TTL_S
 from jobs.schema import Priority
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
-from service.base64_image import IMAGE_FIELD, URL_FIELD, open_image
 from service.egress import LONGEST_URL
 from service.problems import HTTPError, InvalidParameters
-from service.spool import no_room, too_large
+from service.spool import IMAGE_FIELD, URL_FIELD, no_room, open_image, too_large
 
 FORM, JSON = "multipart/form-data", "application/json"
 # A parameter is a number or a word.

@@ -46,10 +46,9 @@ from jobs.errors import (
     StoreUnavailable,
     WrongState,
 )
-from jobs.file_name import file_fields
 from jobs.image_file import RESULT_TYPES, check_side
 from jobs.schema import Job, ResultInfo, Stage
-from jobs.store import input_key, result_key
+from jobs.store import file_fields, input_key, result_key
 from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
 from models.geometry import output_size
 from models.memory import is_out_of_memory

@@ -11,8 +11,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from jobs.errors import BlobNotFound
-from jobs.file_name import file_fields
 from jobs.schema import Job, JobState, ResultInfo
+from jobs.store import file_fields
 from service.admission import ReaderDep, services_of
 from service.middleware import is_head
 from service.openapi import header, problems

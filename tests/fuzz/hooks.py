@@ -85,7 +85,7 @@ def _together(form: dict[str, Any]) -> bool:
     preset = PRESETS.get(str(form.get("preset") or "tiny"))
     guidance = form.get("guidance_scale", 1)
     guided = isinstance(guidance, int | float) and guidance > 1
-    if form.get("quality") is not None and form.get("output_format") not in LOSSY:
+    if form.get("quality") is not None and form.get("output_format") not in [*LOSSY]:
         return False
     if form.get("eta") is not None and form.get("sampler") != "ddim":
         return False

@@ -165,11 +165,21 @@ def test_origins_are_exact(origins: str) -> None:
         Settings(cors_origins=origins)
 
 
-def test_links_need_a_store_that_others_reach() -> None:
-    with pytest.raises(InvalidSettings, match="RESULT_LINKS_S is wrong: it needs STABLESR_BLOB"):
-        Settings(result_links_s=60)
-    assert Settings(result_links_s=60, blob_url="s3://bucket").result_links_s == 60
+def test_several_origins_may_be_named() -> None:
     assert Settings(cors_origins="https://a.example, http://[::1]:80").allowed_origins == [
         "https://a.example",
         "http://[::1]:80",
     ]
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"), [("", 0), ("?links=60", 60), ("?links=604800", 604800)]
+)
+def test_links_to_results_are_asked_for_in_the_stores_url(query: str, seconds: int) -> None:
+    assert Settings(blob_url=f"s3://bucket/prefix{query}").result_links_s == seconds
+
+
+@pytest.mark.parametrize("query", ["?links=604801", "?links=-1", "?links=", "?link=60", "?a=1"])
+def test_a_store_takes_no_other_member(query: str) -> None:
+    with pytest.raises(InvalidSettings, match="BLOB_URL is wrong: only links=SECONDS"):
+        Settings(blob_url=f"s3://bucket{query}")

@@ -125,9 +125,8 @@ def linking(
     with S3Server() as s3:
         for name, value in environment(s3.url).items():
             monkeypatch.setenv(name, value)
-        remote = Settings(
-            redis_url=settings.redis_url, blob_url=s3.bucket("bucket"), result_links_s=600
-        )
+        url = s3.bucket("bucket") + "?links=600"
+        remote = Settings(redis_url=settings.redis_url, blob_url=url)
         with serving(remote) as client:
             worker = FakeWorker(redis, remote)
             job = upload(client, picture("PNG"), name="a.jpg").json()["id"]
