@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
@@ -53,6 +54,7 @@ class Services:
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
     are received, and results that are sent; `fetches` are images that are fetched from elsewhere.
+    `readers` are threads that hold a whole body in JSON, twice.
     """
 
     settings: Settings
@@ -70,6 +72,7 @@ class Services:
     transfers: ConcurrencyLimiter
     fetches: ConcurrencyLimiter
     egress: Egress
+    readers: CapacityLimiter
 
 
 def services_of(request: Request) -> Services:

@@ -120,6 +120,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         # They wait for others' servers.
         fetches=ConcurrencyLimiter("fetches", settings.max_transfers, each, "try again later"),
         egress=Egress(settings),
+        readers=anyio.CapacityLimiter(2),
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
     maintenance = Maintenance(connection, store, metrics.sweep)

@@ -13,11 +13,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import IO, Any, TypeVar
 
-import anyio
 from anyio.to_thread import run_sync
 from pydantic import JsonValue
 from starlette.requests import Request
 
+from service.admission import services_of
 from service.problems import HTTPError, InvalidParameters
 from service.spool import IMAGE_FIELD, SPOOLED_BYTES, URL_FIELD, open_image, spool
 from service.uploads import (
@@ -36,8 +36,6 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "number": (int, float),
     "integer": (int, float),
 }
-# Each holds two copies of a body that it reads.
-_readers = anyio.CapacityLimiter(2)
 
 
 def json_limit(max_upload_bytes: int) -> int:
@@ -56,7 +54,7 @@ async def receive_json(
     """
     with tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as file:
         await spool(pieces(request, limit, within_s), file)
-        return await run_sync(lambda: pick(_read(file)), limiter=_readers)
+        return await run_sync(lambda: pick(_read(file)), limiter=services_of(request).readers)
 
 
 def _read(file: IO[bytes]) -> dict[str, JsonValue]:

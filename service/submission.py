@@ -185,7 +185,9 @@ def replay(
     fingerprint = _fingerprint(url, fields)
     try:
         if job_id := services.idempotency.find(origin.owner, key, fingerprint):
-            return services.queue.get(job_id, origin.owner)
+            job = services.queue.get(job_id, origin.owner)
+            services.queue.check_replicas(job.id)
+            return job
     except JobNotFound:
         # Submitting frees the key.
         pass

@@ -29,7 +29,7 @@ router = APIRouter(tags=["jobs"])
 
 IMAGE = {
     f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
-    for kind in ("png", "webp", "jpeg", "tiff")
+    for kind in ("png", "webp", "jpeg", "tiff", "avif")
 }
 
 
