@@ -1,4 +1,5 @@
 """Receives a multipart form: counted while it streams, spooled to a file, its fields checked.
+JSON comes by `service.json_body`, whose fields are checked here too.
 
 From its first megabyte on the file is an unnamed temporary one (in TMPDIR), gone whatever happens
 to this process. Unknown fields are refused, because a misspelt `fidelity_weigth` would silently do
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import anyio
 from pydantic import Field, JsonValue, StringConstraints, ValidationError
@@ -19,15 +20,15 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from jobs.errors import StoreUnavailable, UploadTooLarge
 from jobs.job_store import QUEUE_TTL_S
 from jobs.schema import Priority
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
+from service.egress import LONGEST_URL
 from service.problems import HTTPError, InvalidParameters
-from service.webhook_target import LONGEST_URL
+from service.spool import IMAGE_FIELD, URL_FIELD, no_room, open_image, too_large
 
-IMAGE_FIELD = "image"
+FORM, JSON = "multipart/form-data", "application/json"
 # A parameter is a number or a word.
 MAX_FIELD_BYTES = 16 * 1024
 MAX_FIELDS = 64
@@ -78,17 +79,31 @@ FIELDS = _fields()
 
 @dataclass(frozen=True)
 class Upload:
-    """A form as received: the image's file and every other field by name."""
+    """An image in an open file, and every other field by name; the URL it was fetched from."""
 
-    image: UploadFile
+    file: IO[bytes]
+    filename: str | None
+    fields: Mapping[str, str]
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form as received: the image's open file or its address, and the other fields; `field` is
+    the one with the image."""
+
+    image: IO[bytes] | str
     fields: dict[str, str]
+    filename: str | None = None
+    field: str = IMAGE_FIELD
 
 
-def check_head(request: Request, limit: int) -> None:
+def check_head(request: Request, limits: Mapping[str, int]) -> str:
     """Refuses what URL and headers give away, before a byte of the body is read.
 
-    Raises InvalidParameters for parameters in the URL, which would be ignored there; HTTPError for
-    another type or coding; UploadTooLarge for more than `limit` bytes.
+    `limits` are the most bytes by type of the body; its type is returned. Raises InvalidParameters
+    for parameters in the URL, which would be ignored there; HTTPError for another type or coding;
+    UploadTooLarge.
     """
     if names := list(dict.fromkeys(request.query_params)):
         raise InvalidParameters(
@@ -96,10 +111,11 @@ def check_head(request: Request, limit: int) -> None:
             f"Parameters are fields of the form, not of the URL; {', '.join(names)} would be "
             "ignored there.",
         )
-    kind = request.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        problem = f"it is {kind!r}" if kind else "it is missing"
-        raise HTTPError("not-multipart", f"Content-Type must be multipart/form-data; {problem}.")
+    field = request.headers.get("content-type", "")
+    kind = field.partition(";")[0].strip().lower()
+    if kind not in limits:
+        problem = f"it is {field!r}" if field else "it is missing"
+        raise HTTPError("not-multipart", f"Content-Type must be {' or '.join(limits)}; {problem}.")
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
         raise HTTPError(
@@ -109,12 +125,13 @@ def check_head(request: Request, limit: int) -> None:
             {"Accept-Encoding": "identity"},
         )
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit)
+    if length.isdecimal() and int(length) > limits[kind]:
+        raise too_large(limits[kind])
+    return kind
 
 
 @asynccontextmanager
-async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIterator[Upload]:
+async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIterator[Form]:
     """The form of a request whose body has at most `limit` bytes; its file is gone afterwards.
 
     Raises:
@@ -126,7 +143,7 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     """
     parser = MultiPartParser(
         request.headers,
-        _body(request, limit, within_s),
+        pieces(request, limit, within_s),
         max_files=1,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
@@ -142,17 +159,16 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     except UnicodeError as error:
         raise HTTPError("malformed-form", f"The form's text cannot be decoded: {error}.") from error
     except OSError as error:
-        detail = f"The upload cannot be kept while it is checked: {error.strerror or error}."
-        raise StoreUnavailable(detail, retry_after=30) from error
+        raise no_room(error) from error
     try:
-        yield _upload_of(form)
+        yield _checked(form)
     finally:
         # All of them: a form that breaks off without its last boundary has its last file here only.
         for file in parser._files_to_close_on_error:
             file.close()
 
 
-async def _body(request: Request, limit: int, within_s: float) -> AsyncGenerator[bytes, None]:
+async def pieces(request: Request, limit: int, within_s: float) -> AsyncGenerator[bytes, None]:
     """The body in pieces, until it grows past the limit, stops coming or comes too slowly."""
     count = 0
     deadline = anyio.current_time() + within_s
@@ -173,37 +189,46 @@ async def _body(request: Request, limit: int, within_s: float) -> AsyncGenerator
             ) from error
         count += len(piece)
         if count > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         yield piece
 
 
-def _too_large(limit: int) -> UploadTooLarge:
-    return UploadTooLarge(
-        f"The request's body is larger than {limit} bytes, the most that is taken.",
-        max_upload_bytes=limit,
-    )
-
-
-def _upload_of(form: FormData) -> Upload:
+def _checked(form: FormData) -> Form:
     """The one image and the other fields, each of which may come once."""
     names = [name for name, _ in form.multi_items()]
-    errors = [
+    errors: list[dict[str, JsonValue]] = [
         {"field": name, "detail": f"must be given once; it comes {names.count(name)} times"}
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
     fields = dict(form)
     image = fields.pop(IMAGE_FIELD, None)
-    if image is None:
-        errors.append({"field": IMAGE_FIELD, "detail": "is missing; it must be a file"})
-    elif isinstance(image, str):
+    if isinstance(image, str):
         errors.append({"field": IMAGE_FIELD, "detail": "must be a file: a part with a filename"})
     texts = {name: value for name, value in fields.items() if isinstance(value, str)}
     for name in fields.keys() - texts.keys():
         errors.append({"field": name, "detail": f"is a file; only {IMAGE_FIELD} may be one"})
-    if errors or not isinstance(image, UploadFile):
+    url = texts.pop(URL_FIELD, "").strip() or None
+    if url is not None and isinstance(image, UploadFile) and not (image.filename or image.size):
+        # An HTML form sends its empty input for files.
+        image = None
+    errors += source_faults(image, url, "a file")
+    if errors or isinstance(image, str):
         raise InvalidParameters(errors)
-    return Upload(image, texts)
+    if image is not None:
+        return Form(image.file, texts, image.filename)
+    # A field is short, and so is an image in it.
+    return Form(open_image(str(url), MAX_FIELD_BYTES, URL_FIELD), texts, field=URL_FIELD)
+
+
+def source_faults(image: object, url: object, kind: str) -> list[dict[str, JsonValue]]:
+    """What is wrong where not exactly one of the two fields says which image is meant."""
+    if url is not None and image is not None:
+        return [{"field": URL_FIELD, "detail": f"must be left out beside {IMAGE_FIELD}"}]
+    if url is None and image is None:
+        detail = f"is missing; it must be {kind}, or {URL_FIELD} an address"
+        return [{"field": IMAGE_FIELD, "detail": detail}]
+    return []
 
 
 def parse(fields: Mapping[str, str], preset: str) -> FormFields:
@@ -220,15 +245,19 @@ def _fault(details: ErrorDetails) -> dict[str, JsonValue]:
     """One of pydantic's findings as field, detail, and the range or the choice that is right."""
     name = str(details["loc"][0]) if details["loc"] else ""
     if details["type"] == "extra_forbidden":
-        names = ", ".join([IMAGE_FIELD, *FIELDS])
+        names = ", ".join([IMAGE_FIELD, URL_FIELD, *FIELDS])
         return {"field": name, "detail": f"is unknown; the fields are {names}"}
     if not name:
         # A finding about several fields says which in its own sentence.
         field, _, rest = details["msg"].removeprefix("Value error, ").partition(" ")
         return {"field": field, "detail": rest.rstrip(".")}
-    phrase, limits = _range_of(name)
     value = details["input"]
-    text = str(len(value) if details["type"] == "string_too_long" else value)
+    return fault(name, str(len(value) if details["type"] == "string_too_long" else value))
+
+
+def fault(name: str, text: str) -> dict[str, JsonValue]:
+    """The refusal of what a field got, with what it takes."""
+    phrase, limits = _range_of(name)
     text = text if len(text) <= 80 else text[:77] + "..."
     return {"field": name, "detail": f"must be {phrase}; got {text}", **limits}
 

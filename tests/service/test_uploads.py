@@ -38,7 +38,7 @@ def test_a_second_file_is_refused(client: httpx.Client, leftovers: Leftovers) ->
 @pytest.mark.parametrize(
     ("content_type", "body", "status", "slug"),
     [
-        ("application/json", b"{}", 415, "not-multipart"),
+        ("application/json", b"[]", 400, "malformed-json"),
         ("image/png", PNG, 415, "not-multipart"),
         ("multipart/form-data", b"--x--", 400, "malformed-form"),
         ("multipart/form-data; boundary=x", b"no boundary here", 400, "malformed-form"),
