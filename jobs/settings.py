@@ -17,6 +17,7 @@ from .errors import InvalidSettings
 from .redis_url import SCHEMES, parse_redis_url
 
 MIB = 1024 * 1024
+PROTOCOLS = ("replicate", "cog", "a1111", "fal", "openai")
 # Two heartbeats: after an outage of Redis every live worker has renewed its leases by then.
 PATIENCE_S = 10.0
 _PAUSES = re.compile(r"\d{1,5}(,\d{1,5})*", re.ASCII)
@@ -125,6 +126,14 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""
+    # Protocols of other services that are answered too, by commas (docs/integrations.md).
+    compat: Annotated[
+        str,
+        _must(
+            f"name protocols among {', '.join(PROTOCOLS)}, by commas",
+            lambda names: {name.strip() for name in names.split(",")} <= {"", *PROTOCOLS},
+        ),
+    ] = ""
     # Lets webhooks reach addresses that are not public; for tests and closed networks.
     webhook_allow_private: bool = False
     # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
@@ -174,6 +183,12 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0)] = 8
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+    @property
+    def protocols(self) -> list[str]:
+        """Those of `compat`, in the order of PROTOCOLS."""
+        names = {name.strip() for name in self.compat.split(",")}
+        return [name for name in PROTOCOLS if name in names]
 
     @property
     def reads_per_minute(self) -> int:

@@ -48,7 +48,8 @@ class Caller:
 
 @dataclass(frozen=True)
 class Services:
-    """`queue`, `store` and `idempotency` block: routes use them in threads, the store in its own.
+    """`queue`, `store`, `keys`, `idempotency` block: routes use them in threads, the store in its
+    own.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
     are received, and results that are sent.
@@ -61,6 +62,7 @@ class Services:
     store: BlobStore
     store_threads: StoreThreads
     store_probe: StoreProbe
+    keys: Keys
     authenticator: Authenticator
     idempotency: Idempotency
     limits: RateLimits

@@ -20,7 +20,7 @@ from jobs.queue import JobQueue, JobReader
 from jobs.redis_probe import RedisProbe
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from service import problems
+from service import compat, problems
 from service.admission import Authenticator, Services
 from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
@@ -28,7 +28,7 @@ from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
 from service.readiness import StoreProbe
-from service.routes import about, events, jobs, result, status, upscale
+from service.routes import about, events, jobs, outputs, result, status, upscale
 from service.store_threads import StoreThreads
 from service.webhooks import Sender
 
@@ -65,6 +65,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = ServiceMetrics()
     for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
+    for protocol in settings.protocols:
+        app.include_router(compat.ROUTERS[protocol])
+    if settings.protocols:
+        app.include_router(outputs.router)
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, settings=settings)
     return app
 
@@ -89,7 +93,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         store=store,
         store_threads=StoreThreads(),
         store_probe=StoreProbe(store),
-        authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
+        keys=(keys := Keys(connection)),
+        authenticator=Authenticator(keys, key_is_required=settings.require_key),
         idempotency=Idempotency(connection),
         limits=RateLimits(settings, client),
         listener=app.state.listener,
@@ -98,7 +103,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         ),
         transfers=ConcurrencyLimiter("transfers", settings.max_transfers, each, "try again later"),
     )
-    sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
+    sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts, compat.MESSAGES)
     maintenance = Maintenance(connection, store, metrics.sweep)
     collector = ServiceCollector(connection, redis, services.streams, services.transfers)
     metrics.registry.register(collector)

@@ -78,7 +78,8 @@ class Intake:
         """Raises QueueFull, QuotaExceeded or StoreUnavailable where no job has room now; a request
         whose job was made needs none."""
         key, services = self.key, self.services
-        if key is None or not await run_sync(services.idempotency.has_job, self.origin.owner, key):
+        find = services.idempotency.find
+        if key is None or await run_sync(find, self.origin.owner, key) is None:
             check_capacity(services, self.origin, self.capacity)
 
     def slot(self) -> AbstractContextManager[None]:

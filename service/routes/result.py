@@ -63,9 +63,13 @@ IMAGE = {
 )
 async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
     """The upscaled image. Its ETag is the sha256 of the file; one Range at a time is served."""
-    services = services_of(request)
-    job = await services.jobs.get(job_id, caller.owner)
-    result = _result(request, job)
+    job = await services_of(request).jobs.get(job_id, caller.owner)
+    return await send_result(request, job, caller.client)
+
+
+async def send_result(request: Request, job: Job, client: str) -> Response:
+    """The answer with a job's result, counted as a transfer of the client."""
+    services, result = services_of(request), _result(request, job)
     headers = {
         "ETag": f'"{result.sha256}"',
         "Accept-Ranges": "bytes",
@@ -89,7 +93,7 @@ async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Resp
             raise missing
         return Response(status_code=status, headers=headers)
     async with AsyncExitStack() as stack:
-        stack.enter_context(services.transfers.slot(caller.client))
+        stack.enter_context(services.transfers.slot(client))
         try:
             stream = partial(services.store.stream, result.key, part)
             pieces = await services.store_threads.run(stream)

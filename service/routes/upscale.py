@@ -94,26 +94,31 @@ async def upscale(request: Request) -> Response:
     status = 202
     if seconds is not None:
         with suppress(TooManyOpen), services.streams.slot(client):
-            job = await _wait_for_end(request, services, job, seconds)
+            job = await wait_for_end(request, services, job, seconds)
             headers["Preference-Applied"] = f"wait={seconds}"
         status = 200 if job.state.is_final else 202
     return answer(request, job, status=status, headers=headers)
 
 
-def _wait_s(headers: Headers) -> int | None:
-    """The seconds of `Prefer: wait=N` (RFC 7240), at most 60; None without that preference.
-
-    A preference that makes no sense is as none, as the RFC says; of several the first counts.
-    """
+def preferences(headers: Headers) -> dict[str, str]:
+    """What `Prefer` asks for (RFC 7240), by name in small letters; of several the first counts."""
+    result = dict[str, str]()
     for preference in ",".join(headers.getlist("prefer")).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
-        value = value.strip().strip('"')
-        if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
-            return min(int(value[:9]), MAX_WAIT_S)
-    return None
+        result.setdefault(name.strip().lower(), value.strip().strip('"'))
+    return result
 
 
-async def _wait_for_end(request: Request, services: Services, job: Job, seconds: int) -> Job:
+def _wait_s(headers: Headers) -> int | None:
+    """The seconds of `Prefer: wait=N`, at most 60; None without that preference.
+
+    A preference that makes no sense is as none, as the RFC says.
+    """
+    value = preferences(headers).get("wait", "")
+    return min(int(value[:9]), MAX_WAIT_S) if value.isascii() and value.isdigit() else None
+
+
+async def wait_for_end(request: Request, services: Services, job: Job, seconds: int) -> Job:
     """The job when it has ended, or as it is after so many seconds or when the client has left.
 
     It takes no thread. The request's body must have been read.

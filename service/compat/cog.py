@@ -1,0 +1,101 @@
+"""The HTTP API of a Cog container: POST and PUT /predictions, their cancel, /health-check.
+
+Without `Prefer: respond-async` a request waits for the end, and its output is a data URI; with it,
+and in webhooks, an output is an address.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyio.to_thread import run_sync
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import JsonValue
+
+from jobs.errors import QueueFull, QueueUnavailable
+from jobs.schema import Job, JobState
+from service.admission import ReaderDep, services_of
+from service.compat import protocol
+from service.compat.protocol import fault
+from service.compat.replicate import INPUT, details, inputs
+from service.readiness import Serving
+from service.routes import outputs
+from service.routes.outputs import base_of
+from service.routes.status import shared
+from service.routes.upscale import preferences
+
+router = protocol.router("cog", protocol.listed("body", "input"))
+BODY = protocol.body("input", input=INPUT, webhook={"type": "string"})
+# Of a client's own id.
+LONGEST_ID = 200
+
+
+def prediction(job: Job, base: str, secret: str, name: JsonValue = None) -> dict[str, Any]:
+    """A job as a prediction; `name` is the client's own id for it."""
+    return {"id": name or job.id, **details(job), "output": outputs.address(job, base, secret)}
+
+
+@router.post("/predictions", openapi_extra=BODY)
+async def predict(request: Request) -> Response:
+    """Answers when the job has ended; with `Prefer: respond-async` at once, with 202."""
+    return await _predict(request, None)
+
+
+@router.put("/predictions/{name}", openapi_extra=BODY)
+async def predict_once(request: Request, name: str) -> Response:
+    """The same request again, under the same id, finds the same job."""
+    if len(name) > LONGEST_ID:
+        raise fault("id", f"must have at most {LONGEST_ID} characters")
+    return await _predict(request, name)
+
+
+async def _predict(request: Request, name: str | None) -> Response:
+    is_async = "respond-async" in preferences(request.headers)
+    base = base_of(request)
+    async with protocol.receive(request, name and f"cog {name}") as (intake, document):
+        services = intake.services
+        own_id = document.get("id") or name
+        if own_id != name and name is not None:
+            raise fault("id", f"must be that of the path, {name}, or left out")
+        values, webhook = inputs(document, "id", "created_at")
+        limit = None if is_async else protocol.patience(services)
+        ours = {"webhook_url": webhook, "expires_in": limit}
+        job = await protocol.submit(intake, values, f"cog {base}", ours)
+    secret = await outputs.secret_of(services, job.owner)
+    if is_async:
+        return JSONResponse(prediction(job, base, secret, own_id), 202)
+    [job] = await protocol.ends_of(request, intake, job)
+    content = prediction(job, base, secret, own_id)
+    if job.state is not JobState.SUCCEEDED or job.result is None:
+        return JSONResponse(content)
+    content["output"] = f"data:{job.result.media_type};base64,{outputs.mark(job.id)}"
+    return await outputs.inline(services, intake.origin.client, content, job)
+
+
+@router.post("/predictions/{name}/cancel")
+async def cancel(request: Request, name: str, caller: ReaderDep) -> Response:
+    """By the client's own id, or the job's."""
+    services = services_of(request)
+    job_id = await run_sync(services.idempotency.find, caller.owner, f"cog {name}") or name
+    await protocol.cancel(services, await services.jobs.get(job_id, caller.owner))
+    return JSONResponse({})
+
+
+@router.get("/health-check")
+@shared
+async def health_check(request: Request) -> dict[str, Any]:
+    """Always 200; `status` says how the service is."""
+    services = services_of(request)
+    preset = services.settings.preset
+    try:
+        capacity = await run_sync(services.queue.capacity)
+        services.queue.check_room(preset, capacity.lengths[preset])
+    except QueueFull:
+        return {"status": "BUSY"}
+    except QueueUnavailable:
+        return {"status": "UNHEALTHY"}
+    serving = Serving(capacity.workers)
+    if reason := serving.reasons.get(preset):
+        return {"status": "SETUP_FAILED", "setup": {"status": "failed", "logs": reason}}
+    return {"status": "READY" if preset in serving.available else "STARTING"}

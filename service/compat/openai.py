@@ -1,0 +1,101 @@
+"""OpenAI's POST /v1/images/edits (openai of PyPI and npm): an image in, its enlargement out.
+
+`size` is the result's and has the image's aspect, because nothing is cut off; without one it is
+four times as large. The form's own fields (`extra_body` in Python) are taken too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from starlette.datastructures import FormData
+
+from jobs.schema import Job
+from service.compat import protocol
+from service.compat.protocol import OWNER, fault, preset_of
+from service.intake import Intake
+from service.routes import outputs
+from service.uploads import FORM, URL_FIELD, check_head, form_of, receive_parts
+
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+# What must be left as it is.
+DEFAULTS = {
+    "n": ("1",),
+    "background": ("auto",),
+    "quality": ("auto",),
+    "stream": ("false",),
+    "response_format": ("b64_json", "url"),
+}
+# Of those who ask, not of the image.
+PERSONAL = ("user", "safety_identifier")
+MOST_FILES = 16
+
+
+def shape(problem: dict[str, Any]) -> dict[str, Any]:
+    """A problem as OpenAI says it."""
+    kind = "server_error" if problem["status"] >= 500 else "invalid_request_error"
+    param = problem.get("errors", [{}])[0].get("field")
+    code = problem["type"].rpartition("/")[2]
+    return {"error": {"message": problem["detail"], "type": kind, "param": param, "code": code}}
+
+
+router = protocol.router("openai", shape, prefix="/v1/images")
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "required": ["image"], "properties": {"image": _FILE}}
+BODY = {"requestBody": {"required": True, "content": {FORM: {"schema": _FORM}}}}
+
+
+@router.post("/edits", openapi_extra=BODY)
+async def edit_image(request: Request) -> Response:
+    """`model` is a preset; `prompt` may be empty. The answer comes when the job has ended; a client
+    that leaves cancels it."""
+    intake = await Intake.of(request)
+    settings = intake.services.settings
+    limit = settings.max_upload_bytes
+    check_head(request, {FORM: limit})
+    await intake.check_room()
+    with intake.slot():
+        within_s = settings.upload_timeout_s
+        reception = receive_parts(request, limit, within_s, max_files=MOST_FILES)
+        async with reception as parts:
+            job, as_url = await _submit(intake, parts)
+    [job] = await protocol.ends_of(request, intake, job)
+    content = {"created": int(protocol.check_success(job).created_at.timestamp())}
+    if as_url:
+        url = await outputs.address_of(request, job)
+        return JSONResponse({**content, "data": [{"url": url}]})
+    data = [{"b64_json": outputs.mark(job.id)}]
+    client = intake.origin.client
+    return await outputs.inline(intake.services, client, {**content, "data": data}, job)
+
+
+async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
+    """The job of a form, and whether its result is asked for as an address."""
+    items = [(name.removesuffix("[]"), value) for name, value in parts.multi_items()]
+    form = form_of(FormData(items))
+    fields = {name: value for name, value in form.fields.items() if name not in PERSONAL}
+    as_url = fields.get("response_format") == "url"
+    for name, values in DEFAULTS.items():
+        if (value := fields.pop(name, "")) and value not in values:
+            raise fault(name, f"must be {' or '.join(values)}; got {value[:80]}")
+    if model := fields.pop("model", ""):
+        fields["preset"] = preset_of(OWNER, model.removeprefix(f"{OWNER}/"))
+    if quality := fields.pop("output_compression", ""):
+        fields["quality"] = quality
+    fields.setdefault("expires_in", str(protocol.patience(intake.services)))
+    intake = replace(intake, origin=replace(intake.origin, protocol="openai"))
+    if (size := fields.pop("size", "auto")) != "auto":
+        sides = _SIZE.fullmatch(size)
+        if sides is None:
+            raise fault("size", f"must be auto or WIDTHxHEIGHT; got {size[:80]}")
+        intake = protocol.SizedIntake(**vars(intake), size=(int(sides[1]), int(sides[2])))
+    with protocol.names_of({"quality": "output_compression", "scale": "size"}):
+        if isinstance(form.image, str):
+            job, _ = await intake.submit_text(form.image, fields, URL_FIELD)
+        else:
+            job, _ = await intake.submit(form.image.file, fields, form.image.filename)
+    return job, as_url
