@@ -59,7 +59,8 @@ async def _predict(request: Request, name: str | None) -> Response:
         if own_id != name and name is not None:
             raise fault("id", f"must be that of the path, {name}, or left out")
         values, webhook = inputs(document, "id", "created_at")
-        limit = None if is_async else protocol.patience(services)
+        # The same request, waiting or not, is the same job.
+        limit = None if is_async or name else protocol.patience(services)
         ours = {"webhook_url": webhook, "expires_in": limit}
         job = await protocol.submit(intake, values, f"cog {base}", ours)
     secret = await outputs.secret_of(services, job.owner)

@@ -65,7 +65,7 @@ def keyed(client: httpx.Client, token: str) -> Iterator[httpx.Client]:
 @contextmanager
 def ending(redis: Redis, end: Callable[[str], object]) -> Iterator[None]:
     """Calls `end` with the id of each job that comes, until the block ends."""
-    channel = redis.pubsub(ignore_subscribe_messages=True)
+    channel = redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]  # it has none
     channel.subscribe(CHANNEL)
     channel.get_message(timeout=5)
     stop = threading.Event()

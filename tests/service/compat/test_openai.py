@@ -30,7 +30,7 @@ def test_an_image_comes_back_in_base64(client: httpx.Client, name: str) -> None:
 
 @pytest.mark.usefixtures("working")
 def test_a_size_is_that_of_the_result(client: httpx.Client) -> None:
-    fields = {"size": "48x32", "output_format": "webp", "output_compression": 80}
+    fields: dict[str, Any] = {"size": "48x32", "output_format": "webp", "output_compression": 80}
     assert edit(client, **fields).status_code == 200
     parameters = client.get("/jobs").json()["jobs"][0]["parameters"]
     assert (parameters["scale"], parameters["quality"]) == (2, 80)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ VERSION = version_of("tiny")
 MODEL = "/v1/models/stablesr/tiny/predictions"
 
 
-def create(client: httpx.Client, prefer: str | None = None, **fields: object) -> httpx.Response:
+def create(client: httpx.Client, prefer: str | None = None, **fields: Any) -> httpx.Response:
     headers = {} if prefer is None else {"Prefer": prefer}
     body = {"version": VERSION, "input": {"image": URI, **fields}}
     return client.post("/v1/predictions", json=body, headers=headers)
@@ -78,7 +79,7 @@ def test_the_names_that_people_send_are_known(
     ],
 )
 def test_what_is_wrong_is_refused_by_the_name_that_was_sent(
-    client: httpx.Client, fields: dict[str, object], field: str
+    client: httpx.Client, fields: dict[str, Any], field: str
 ) -> None:
     if "preset" in fields:
         fields = {"scale": 99}
