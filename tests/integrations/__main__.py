@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import trustme
@@ -132,7 +133,8 @@ def run(name: str, folder: Path, env: dict[str, str], receiver: Receiver) -> lis
     process = subprocess.Popen(
         command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdin is not None
     rows = []
     for line in process.stdout:
         kind, _, text = line.partition(" ")
@@ -164,7 +166,10 @@ def main() -> int:
         rows = []
         with receiving(folder / "hooks.pem", "localhost") as receiver:
             os.environ["SSL_CERT_FILE"] = str(folder / "hooks.pem")
-            settings = {"compat": ",".join(PROTOCOLS), "trusted_proxies": "127.0.0.1"}
+            settings: dict[str, Any] = {
+                "compat": ",".join(PROTOCOLS),
+                "trusted_proxies": "127.0.0.1",
+            }
             with House("clients", **settings, webhook_allow_private=True) as house:
                 house.worker(step_s=STEP_S)
                 house.ready()
@@ -175,11 +180,15 @@ def main() -> int:
                 url = f"http://127.0.0.1:{house.port}"
                 with secured(url, authority) as tls_url:
                     hook = f"https://localhost:{receiver.port}/hook"
+                    tls_host = tls_url.removeprefix("https://")
                     env = {
                         **os.environ,
                         **{"URL": url, "TLS_URL": tls_url, "KEY": key, "HOOK": hook},
                         "PNG": base64.b64encode(cases.PNG).decode(),
                         "BROKEN": base64.b64encode(cases.BROKEN).decode(),
+                        **{"REPLICATE_BASE_URL": tls_url, "REPLICATE_API_TOKEN": key},
+                        **{"FAL_KEY": key, "FAL_RUN_HOST": f"{tls_host}/fal/run"},
+                        "FAL_QUEUE_RUN_HOST": f"{tls_host}/fal/queue",
                         "SSL_CERT_FILE": str(folder / "ca.pem"),
                         "NODE_EXTRA_CA_CERTS": str(folder / "ca.pem"),
                         "HOME": str(folder),

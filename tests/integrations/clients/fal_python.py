@@ -1,14 +1,8 @@
 """fal-client of PyPI, as its README has it; changed: two hosts, the key, the app's name."""
 
-import os
-
-from cases import BROKEN, KEY, PNG, TLS_URL, refused, report, size, soon
-
-HOST = TLS_URL.removeprefix("https://")
-os.environ |= {"FAL_KEY": KEY, "FAL_RUN_HOST": f"{HOST}/fal/run"}
-os.environ["FAL_QUEUE_RUN_HOST"] = f"{HOST}/fal/queue"
 import fal_client
 import httpx
+from cases import BROKEN, PNG, refused, report, size, soon
 
 APP = "stablesr/tiny"
 IMAGE = fal_client.encode(PNG, "image/png")

@@ -1,16 +1,11 @@
 """replicate of PyPI, as its README has it; changed: base_url, token, and the model's name."""
 
-import os
-
-from cases import BROKEN, HOOK, KEY, TLS_URL, photo, refused, report, size, soon
-
-os.environ["REPLICATE_BASE_URL"] = TLS_URL
-os.environ["REPLICATE_API_TOKEN"] = KEY
 import io
 import json
 import sys
 
 import replicate
+from cases import BROKEN, HOOK, TLS_URL, photo, refused, report, size, soon
 from replicate.webhook import Webhooks
 
 MODEL = "stablesr/tiny"
@@ -62,7 +57,8 @@ def poll():
         return prediction.status == "succeeded"
 
     soon(ended)
-    assert seen and seen == sorted(seen), seen
+    assert seen, prediction
+    assert seen == sorted(seen), seen
     assert prediction.metrics["predict_time"] > 0
 
 

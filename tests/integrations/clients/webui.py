@@ -1,4 +1,4 @@
-"""webuiapi, aaa1111 and sd-backend-client of PyPI: AUTOMATIC1111's API; changed: address, password."""
+"""webuiapi, aaa1111, sd-backend-client of PyPI: AUTOMATIC1111's API; changed: address, password."""
 
 import io
 import sys
@@ -35,7 +35,8 @@ def with_webuiapi():
     def poll():
         names = [upscaler["name"] for upscaler in api.get_upscalers()]
         assert "tiny" in names, names
-        assert api.util_get_model_names() and api.util_get_sampler_names()
+        assert api.util_get_model_names()
+        assert api.util_get_sampler_names()
         assert api.util_get_current_model() == "tiny"
         api.util_wait_for_ready(0.1)
 
@@ -50,7 +51,8 @@ def with_webuiapi():
 
     def failure():
         class Broken:
-            info = {}
+            def __init__(self):
+                self.info = {}
 
             def save(self, file, **options):
                 file.write(BROKEN)

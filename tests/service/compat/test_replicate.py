@@ -59,7 +59,7 @@ def test_a_wait_that_runs_out_says_starting_whatever_the_job_does(
     ],
 )
 def test_the_names_that_people_send_are_known(
-    client: httpx.Client, name: str, value: object, field: str, parameter: object
+    client: httpx.Client, name: str, value: Any, field: str, parameter: object
 ) -> None:
     job = create(client, **{name: value}).json()
     assert client.get(f"/jobs/{job['id']}").json()["parameters"][field] == parameter
