@@ -30,9 +30,10 @@ from starlette.requests import Request
 from jobs.errors import StoreUnavailable
 from jobs.schema import Job, Origin
 from jobs.workers import Capacity
+from models.geometry import output_size
 from service.admission import Services, admit, services_of
 from service.problems import HTTPError, InvalidParameters
-from service.submission import check_capacity, submit
+from service.submission import check_capacity, header_of, submit
 from service.uploads import IMAGE_FIELD, Upload, too_large
 
 # Characters of base64 decoded at a time; a multiple of four.
@@ -110,6 +111,31 @@ class Intake:
             call = partial(decode_base64, text, file, limit, field)
             await run_sync(call, limiter=_decoders)
             return await self.submit(file, texts)
+
+
+@dataclass(frozen=True)
+class SizedIntake(Intake):
+    """Makes images of a size, px: of exactly that one, or else at least as large."""
+
+    size: tuple[int, int]
+    exact: bool = True
+
+    async def submit(
+        self, file: IO[bytes], texts: Mapping[str, str], filename: str | None = None
+    ) -> tuple[Job, bool]:
+        scale = await run_sync(self._scale, file)
+        return await super().submit(file, {**texts, "scale": repr(scale)}, filename)
+
+    def _scale(self, file: IO[bytes]) -> float:
+        width, height = header_of(file, self.services.settings.max_input_pixels).upright
+        wide, high = self.size
+        scale = max(wide / width, high / height)
+        result = output_size(width, height, scale)
+        if self.exact and result != self.size:
+            detail = f"must have the aspect of the image, {width} x {height}, which is not cut; "
+            detail += f"got {wide} x {high}, where {result[0]} x {result[1]} would be right"
+            raise _fault("size", detail)
+        return scale
 
 
 def decode_base64(text: str, file: IO[bytes], limit: int, field: str) -> None:

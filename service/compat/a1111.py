@@ -6,7 +6,6 @@ The password of Basic credentials is an API key. A job is canceled when its clie
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, get_args
 
@@ -18,10 +17,11 @@ from pydantic import JsonValue
 from jobs.schema import Job, JobState
 from models.parameters import MAX_SIDE, SamplerName
 from models.presets import PRESETS
+from service import waiting
 from service.admission import Caller, ReaderDep, Services, services_of
 from service.compat import protocol
 from service.compat.protocol import Values, fault
-from service.intake import Intake
+from service.intake import Intake, SizedIntake
 from service.readiness import Serving
 from service.routes import outputs
 
@@ -29,12 +29,9 @@ NAME = "a1111"
 # Jobs of one caller that are looked for.
 MOST = 100
 # What may have the value only that does nothing.
-FIXED: dict[str, tuple[JsonValue, ...]] = {
-    "show_extras_results": (True,),
-    "gfpgan_visibility": (0,),
-    "codeformer_visibility": (0,),
-    "upscaler_2": ("None", ""),
-    "extras_upscaler_2_visibility": (0,),
+FIXED: dict[str, JsonValue] = {
+    **{"show_extras_results": True, "upscaler_2": "None", "extras_upscaler_2_visibility": 0},
+    **{"gfpgan_visibility": 0, "codeformer_visibility": 0},
 }
 RESIZING = ("resize_mode", "upscaling_resize", "upscaling_resize_w", "upscaling_resize_h")
 # The last two do something beside others only, which are fixed.
@@ -57,8 +54,8 @@ async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
     for name, value in values.items():
         if name not in KNOWN:
             raise fault(name, f"is unknown; known are image, {', '.join(KNOWN)}")
-        if name in FIXED and value not in FIXED[name]:
-            raise fault(name, f"must be {FIXED[name][0]}; got {str(value)[:80]}")
+        if value != FIXED.get(name, value):
+            raise fault(name, f"must be {FIXED[name]}; got {str(value)[:80]}")
     preset, mode = values.get("upscaler_1"), values.get("resize_mode", 0)
     if preset not in PRESETS:
         raise fault("upscaler_1", f"must be one of {', '.join(PRESETS)}; got {str(preset)[:80]}")
@@ -67,10 +64,10 @@ async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
         del given["upscaling_resize"]
         size = _side(values, "upscaling_resize_w"), _side(values, "upscaling_resize_h")
         exact = values.get("upscaling_crop", True) is not False
-        intake = protocol.SizedIntake(**vars(intake), size=size, exact=exact)
+        intake = SizedIntake(**vars(intake), size=size, exact=exact)
     elif mode != 0:
         raise fault("resize_mode", f"must be 0, a factor, or 1, a size; got {str(mode)[:80]}")
-    ours = {"preset": preset, "expires_in": protocol.patience(intake.services)}
+    ours = {"preset": preset, "expires_in": waiting.patience(intake.services)}
     return await protocol.submit(intake, given, NAME, ours, {"upscaling_resize": "scale"})
 
 
@@ -84,17 +81,22 @@ def _side(values: Values, name: str) -> int:
 @router.post("/extra-single-image", openapi_extra=SINGLE)
 async def extra_single_image(request: Request) -> Response:
     """`upscaler_1` is a preset, as `upscalers` has them."""
-    async with protocol.receive(request) as (intake, values):
-        job = await _submit(intake, values.pop("image", None), values)
-    return await _images(request, intake, [job], lambda marks: {"image": marks[0]})
+    return await _upscale(request, is_batch=False)
 
 
 @router.post("/extra-batch-images", openapi_extra=BATCH)
 async def extra_batch_images(request: Request) -> Response:
     """Each of `imageList` is a job, and counts as an upload; when one fails, all do."""
+    return await _upscale(request, is_batch=True)
+
+
+async def _upscale(request: Request, *, is_batch: bool) -> Response:
     jobs: list[Job] = []
     async with protocol.receive(request) as (intake, values):
-        images = values.pop("imageList", None)
+        services = intake.services
+        images = (
+            values.pop("imageList", None) if is_batch else [{"data": values.pop("image", None)}]
+        )
         if not isinstance(images, list) or not images:
             raise fault("imageList", "must be a list of objects with data and name")
         try:
@@ -104,19 +106,13 @@ async def extra_batch_images(request: Request) -> Response:
                 data = image.get("data") if isinstance(image, dict) else None
                 jobs.append(await _submit(each, data, values))
         except BaseException:
-            await protocol.cancel(intake.services, *jobs)
+            await waiting.cancel(services, *jobs)
             raise
-    return await _images(request, intake, jobs, lambda marks: {"images": marks})
-
-
-async def _images(
-    request: Request, intake: Intake, jobs: list[Job], content: Callable[[list[str]], Any]
-) -> Response:
-    jobs = [protocol.check_success(job) for job in await protocol.ends_of(request, intake, *jobs)]
-    seeds = ", ".join(str(job.seed) for job in jobs)
-    images = content([outputs.mark(job.id) for job in jobs])
-    document = {"html_info": f"<p>Seed: {seeds}</p>", **images}
-    return await outputs.inline(intake.services, intake.origin.client, document, *jobs)
+    jobs = [waiting.check_success(job) for job in await waiting.ends_of(request, intake, *jobs)]
+    marks = [outputs.mark(job.id) for job in jobs]
+    content = {"images": marks} if is_batch else {"image": marks[0]}
+    content["html_info"] = f"<p>Seed: {', '.join(str(job.seed) for job in jobs)}</p>"
+    return await outputs.inline(services, intake.origin.client, content, *jobs)
 
 
 async def _jobs(services: Services, caller: Caller) -> list[Job]:
@@ -134,12 +130,9 @@ async def progress(request: Request, caller: ReaderDep) -> Response:
     jobs = await _jobs(services_of(request), caller)
     now = jobs[0].progress if jobs else None
     state = {
-        "skipped": False,
         "interrupted": any(job.cancel_requested for job in jobs),
-        **{"job": jobs[0].id if jobs else "", "job_count": len(jobs), "job_no": 0},
-        "job_timestamp": f"{jobs[0].created_at:%Y%m%d%H%M%S}" if jobs else "0",
-        "sampling_step": now.step if now else 0,
-        "sampling_steps": now.steps if now else 0,
+        **{"job": jobs[0].id if jobs else "", "job_count": len(jobs), "skipped": False},
+        **{"sampling_step": now.step if now else 0, "sampling_steps": now.steps if now else 0},
     }
     content = {
         "progress": now.fraction if now else 0.0,
@@ -153,7 +146,7 @@ async def progress(request: Request, caller: ReaderDep) -> Response:
 async def interrupt(request: Request, caller: ReaderDep) -> Response:
     """Cancels all of the asking key's jobs by this protocol."""
     services = services_of(request)
-    await protocol.cancel(services, *await _jobs(services, caller))
+    await waiting.cancel(services, *await _jobs(services, caller))
     return JSONResponse({})
 
 

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from jobs.errors import QueueFull, QueueUnavailable
 from jobs.schema import Job, JobState
+from service import waiting
 from service.admission import ReaderDep, services_of
 from service.compat import protocol
 from service.compat.protocol import fault
@@ -23,7 +24,6 @@ from service.readiness import Serving
 from service.routes import outputs
 from service.routes.outputs import base_of
 from service.routes.status import shared
-from service.routes.upscale import preferences
 
 router = protocol.router("cog", protocol.listed("body", "input"))
 BODY = protocol.body("input", input=INPUT, webhook={"type": "string"})
@@ -51,7 +51,7 @@ async def predict_once(request: Request, name: str) -> Response:
 
 
 async def _predict(request: Request, name: str | None) -> Response:
-    is_async = "respond-async" in preferences(request.headers)
+    is_async = "respond-async" in waiting.preferences(request.headers)
     base = base_of(request)
     async with protocol.receive(request, name and f"cog {name}") as (intake, document):
         services = intake.services
@@ -60,13 +60,13 @@ async def _predict(request: Request, name: str | None) -> Response:
             raise fault("id", f"must be that of the path, {name}, or left out")
         values, webhook = inputs(document, "id", "created_at")
         # The same request, waiting or not, is the same job.
-        limit = None if is_async or name else protocol.patience(services)
+        limit = None if is_async or name else waiting.patience(services)
         ours = {"webhook_url": webhook, "expires_in": limit}
         job = await protocol.submit(intake, values, f"cog {base}", ours)
     secret = await outputs.secret_of(services, job.owner)
     if is_async:
         return JSONResponse(prediction(job, base, secret, own_id), 202)
-    [job] = await protocol.ends_of(request, intake, job)
+    [job] = await waiting.ends_of(request, intake, job)
     content = prediction(job, base, secret, own_id)
     if job.state is not JobState.SUCCEEDED or job.result is None:
         return JSONResponse(content)
@@ -79,7 +79,7 @@ async def cancel(request: Request, name: str, caller: ReaderDep) -> Response:
     """By the client's own id, or the job's."""
     services = services_of(request)
     job_id = await run_sync(services.idempotency.find, caller.owner, f"cog {name}") or name
-    await protocol.cancel(services, await services.jobs.get(job_id, caller.owner))
+    await waiting.cancel(services, await services.jobs.get(job_id, caller.owner))
     return JSONResponse({})
 
 

@@ -13,6 +13,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from jobs.schema import Job, JobState
+from service import waiting
 from service.admission import services_of
 from service.compat import protocol
 from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
@@ -58,7 +59,7 @@ def _status(request: Request, job: Job) -> dict[str, Any]:
 
 
 async def _result(request: Request, job: Job) -> Response:
-    result = protocol.check_success(job).result
+    result = waiting.check_success(job).result
     assert result is not None
     media_type = result.media_type
     image = {
@@ -80,9 +81,9 @@ async def submit(request: Request, owner: str, name: str) -> Response:
 @router.post("/run/{owner}/{name}", openapi_extra=BODY)
 async def run(request: Request, owner: str, name: str) -> Response:
     """Answers with the result; a client that leaves cancels its request."""
-    limit = protocol.patience(services_of(request))
+    limit = waiting.patience(services_of(request))
     intake, job = await _submit(request, preset_of(owner, name), limit)
-    [job] = await protocol.ends_of(request, intake, job)
+    [job] = await waiting.ends_of(request, intake, job)
     return await _result(request, job)
 
 
@@ -106,5 +107,5 @@ async def cancel(request: Request, preset: str, job: JobDep) -> Response:
     """400 for one that has ended."""
     if job.state.is_final:
         return JSONResponse({"status": "ALREADY_COMPLETED"}, 400)
-    await protocol.cancel(services_of(request), job)
+    await waiting.cancel(services_of(request), job)
     return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)

@@ -15,21 +15,17 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 
 from jobs.schema import Job
+from service import waiting
 from service.compat import protocol
 from service.compat.protocol import OWNER, fault, preset_of
-from service.intake import Intake
+from service.intake import Intake, SizedIntake
 from service.routes import outputs
 from service.uploads import FORM, URL_FIELD, check_head, form_of, receive_parts
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 # What must be left as it is.
-DEFAULTS = {
-    "n": ("1",),
-    "background": ("auto",),
-    "quality": ("auto",),
-    "stream": ("false",),
-    "response_format": ("b64_json", "url"),
-}
+DEFAULTS = {"n": "1", "background": "auto", "quality": "auto", "stream": "false"}
+FORMATS = ("b64_json", "url")
 # Of those who ask, not of the image.
 PERSONAL = ("user", "safety_identifier")
 MOST_FILES = 16
@@ -63,8 +59,8 @@ async def edit_image(request: Request) -> Response:
         reception = receive_parts(request, limit, within_s, max_files=MOST_FILES)
         async with reception as parts:
             job, as_url = await _submit(intake, parts)
-    [job] = await protocol.ends_of(request, intake, job)
-    content = {"created": int(protocol.check_success(job).created_at.timestamp())}
+    [job] = await waiting.ends_of(request, intake, job)
+    content = {"created": int(waiting.check_success(job).created_at.timestamp())}
     if as_url:
         url = await outputs.address_of(request, job)
         return JSONResponse({**content, "data": [{"url": url}]})
@@ -78,24 +74,25 @@ async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
     items = [(name.removesuffix("[]"), value) for name, value in parts.multi_items()]
     form = form_of(FormData(items))
     fields = {name: value for name, value in form.fields.items() if name not in PERSONAL}
-    as_url = fields.get("response_format") == "url"
-    for name, values in DEFAULTS.items():
-        if (value := fields.pop(name, "")) and value not in values:
-            raise fault(name, f"must be {' or '.join(values)}; got {value[:80]}")
+    for name, value in DEFAULTS.items():
+        if (given := fields.pop(name, value)) != value:
+            raise fault(name, f"must be {value}; got {given[:80]}")
+    if (kind := fields.pop("response_format", FORMATS[0])) not in FORMATS:
+        raise fault("response_format", f"must be {' or '.join(FORMATS)}; got {kind[:80]}")
     if model := fields.pop("model", ""):
         fields["preset"] = preset_of(OWNER, model.removeprefix(f"{OWNER}/"))
     if quality := fields.pop("output_compression", ""):
         fields["quality"] = quality
-    fields.setdefault("expires_in", str(protocol.patience(intake.services)))
+    fields.setdefault("expires_in", str(waiting.patience(intake.services)))
     intake = replace(intake, origin=replace(intake.origin, protocol="openai"))
     if (size := fields.pop("size", "auto")) != "auto":
         sides = _SIZE.fullmatch(size)
         if sides is None:
             raise fault("size", f"must be auto or WIDTHxHEIGHT; got {size[:80]}")
-        intake = protocol.SizedIntake(**vars(intake), size=(int(sides[1]), int(sides[2])))
+        intake = SizedIntake(**vars(intake), size=(int(sides[1]), int(sides[2])))
     with protocol.names_of({"quality": "output_compression", "scale": "size"}):
         if isinstance(form.image, str):
             job, _ = await intake.submit_text(form.image, fields, URL_FIELD)
         else:
             job, _ = await intake.submit(form.image.file, fields, form.image.filename)
-    return job, as_url
+    return job, kind == "url"

@@ -6,28 +6,22 @@ import base64
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import IO, Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any
 
-import anyio
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import JsonValue
 from starlette.types import Scope
 
-from jobs.errors import JobEnded, JobNotFound, JobsError
-from jobs.job_store import QUEUE_TTL_S
-from jobs.schema import Job, JobState
-from models.geometry import output_size
+from jobs.errors import JobsError
+from jobs.schema import Job
 from models.presets import PRESETS
-from service.admission import ReaderDep, Services, services_of
+from service.admission import ReaderDep, services_of
 from service.intake import Intake
 from service.json_body import image_and_fields, json_limit, receive_json
 from service.problems import HTTPError, InvalidParameters, respond
-from service.routes.upscale import wait_for_end
-from service.submission import header_of
 from service.uploads import JSON, check_head
 
 OWNER = "stablesr"
@@ -42,7 +36,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "An API key is needed."},
     "default": {"description": "An error, in the protocol's own form."},
 }
-KEPT_HEADERS = ("www-authenticate", "retry-after", "accept-encoding", "x-fal-request-id")
 Values = Mapping[str, JsonValue]
 
 
@@ -64,7 +57,7 @@ def router(
                     answer = respond(request, error)
                 if shape is None:
                     return answer
-                headers = {k: v for k, v in answer.headers.items() if k in KEPT_HEADERS}
+                headers = {k: v for k, v in answer.headers.items() if not k.startswith("content-")}
                 content = shape(json.loads(bytes(answer.body)))
                 return JSONResponse(content, answer.status_code, headers)
 
@@ -95,12 +88,8 @@ def listed(*place: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
             return {"detail": problem["detail"]}
         faults = problem.get("errors", [{"field": "", "detail": problem["detail"]}])
         kind = problem["type"].rpartition("/")[2]
-        return {
-            "detail": [
-                {"loc": [*place, each["field"]], "msg": each["detail"], "type": kind}
-                for each in faults
-            ]
-        }
+        errors = [{"loc": [*place, e["field"]], "msg": e["detail"], "type": kind} for e in faults]
+        return {"detail": errors}
 
     return shape
 
@@ -168,71 +157,6 @@ async def submit(
     with names_of(theirs):
         text, fields, field = image_and_fields(own)
         return (await intake.submit_text(text, fields, theirs.get(field, field)))[0]
-
-
-@dataclass(frozen=True)
-class SizedIntake(Intake):
-    """Makes images of a size, px: of exactly that one, or else at least as large."""
-
-    size: tuple[int, int]
-    exact: bool = True
-
-    async def submit(
-        self, file: IO[bytes], texts: Mapping[str, str], filename: str | None = None
-    ) -> tuple[Job, bool]:
-        scale = await run_sync(self._scale, file)
-        return await super().submit(file, {**texts, "scale": repr(scale)}, filename)
-
-    def _scale(self, file: IO[bytes]) -> float:
-        width, height = header_of(file, self.services.settings.max_input_pixels).upright
-        wide, high = self.size
-        scale = max(wide / width, high / height)
-        result = output_size(width, height, scale)
-        if self.exact and result != self.size:
-            detail = f"must have the aspect of the image, {width} x {height}, which is not cut; "
-            detail += f"got {wide} x {high}, where {result[0]} x {result[1]} would be right"
-            raise fault("size", detail)
-        return scale
-
-
-def patience(services: Services) -> int:
-    """Seconds that a job may wait for a worker while its request is held open."""
-    return min(services.settings.job_timeout_s, QUEUE_TTL_S)
-
-
-async def ends_of(request: Request, intake: Intake, *jobs: Job) -> list[Job]:
-    """The jobs when all have ended. Raises TooManyOpen, and HTTPError if the client left or this
-    server is to stop; then it cancels them, for no client knows them."""
-    services, ends = intake.services, []
-    try:
-        with services.streams.slot(intake.origin.client):
-            for job in jobs:
-                # A worker that is lost has its job done again.
-                end = await wait_for_end(request, services, job, 10 * patience(services))
-                if not end.state.is_final:
-                    detail = f"Job {job.id} had not ended when its request did, and is canceled."
-                    raise HTTPError("not-ready", detail, retry_after=1)
-                ends.append(end)
-    except BaseException:
-        await cancel(services, *jobs)
-        raise
-    return ends
-
-
-async def cancel(services: Services, *jobs: Job) -> None:
-    """Cancels those of the jobs that have not ended, whatever ends this request."""
-    with anyio.CancelScope(shield=True):
-        for job in jobs:
-            with suppress(JobEnded, JobNotFound):
-                await run_sync(services.queue.cancel, job.id, job.owner)
-
-
-def check_success(job: Job) -> Job:
-    """The same job; raises HTTPError for one that failed or was canceled."""
-    if job.state is JobState.SUCCEEDED:
-        return job
-    detail = job.error.detail if job.error else f"Job {job.id} is {job.state}."
-    raise HTTPError("job-failed", detail, cause=job.error.type if job.error else None)
 
 
 async def _job(request: Request, job_id: str, caller: ReaderDep) -> Job:

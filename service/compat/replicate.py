@@ -23,6 +23,7 @@ from starlette.datastructures import UploadFile
 from jobs.listing import Cursor
 from jobs.schema import ANYONE, Job, JobState
 from models.presets import PRESETS
+from service import waiting
 from service.admission import ReaderDep, admit, services_of
 from service.compat import protocol
 from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
@@ -30,7 +31,6 @@ from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import TooManyOpen
 from service.routes import outputs
 from service.routes.outputs import base_of
-from service.routes.upscale import MAX_WAIT_S, preferences, wait_for_end
 from service.uploads import FIELDS, FORM, check_head, receive_parts
 
 router = protocol.router("replicate", prefix="/v1")
@@ -119,10 +119,10 @@ async def _create(request: Request, preset: str | None) -> Response:
         ours = {"preset": preset, "webhook_url": webhook}
         job = await protocol.submit(intake, values, name, ours)
     services = intake.services
-    if (wait := preferences(request.headers).get("wait")) is not None:
-        seconds = min(int(wait[:9]), MAX_WAIT_S) if wait.isdecimal() else MAX_WAIT_S
+    if (wait := waiting.preferences(request.headers).get("wait")) is not None:
+        seconds = min(int(wait[:9]), waiting.MAX_WAIT_S) if wait.isdecimal() else waiting.MAX_WAIT_S
         with suppress(TooManyOpen), services.streams.slot(intake.origin.client):
-            job = await wait_for_end(request, services, job, seconds)
+            job = await waiting.wait_for_end(request, services, job, seconds)
         if not job.state.is_final:
             # All else the clients take for the end, and its output for None.
             job = job.model_copy(update={"state": JobState.QUEUED})
@@ -161,7 +161,7 @@ async def get_prediction(request: Request, job: JobDep) -> Response:
 async def cancel_prediction(request: Request, job: JobDep) -> Response:
     """One that runs stops at its next step; one that has ended stays as it is."""
     services = services_of(request)
-    await protocol.cancel(services, job)
+    await waiting.cancel(services, job)
     return await _answer(request, await services.jobs.get(job.id, job.owner))
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing, suppress
+from contextlib import suppress
 
-import anyio
 from fastapi import APIRouter, Request, Response
 from starlette.datastructures import Headers
 
-from jobs.errors import JobNotFound, QueueUnavailable
-from jobs.schema import Job
-from service.admission import Services
 from service.intake import Intake
 from service.json_body import image_and_fields, json_limit, receive_json
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
@@ -19,10 +15,10 @@ from service.ratelimit import TooManyOpen
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
 from service.uploads import FORM, JSON, URL_FIELD, check_head, receive_form
+from service.waiting import MAX_WAIT_S, preferences, wait_for_end
 
 router = APIRouter(tags=["jobs"])
 
-MAX_WAIT_S = 60
 HEADERS = {
     "Location": header("The job's path."),
     "Preference-Applied": header("`wait=N` when the request waited for the job's end."),
@@ -100,15 +96,6 @@ async def upscale(request: Request) -> Response:
     return answer(request, job, status=status, headers=headers)
 
 
-def preferences(headers: Headers) -> dict[str, str]:
-    """What `Prefer` asks for (RFC 7240), by name in small letters; of several the first counts."""
-    result = dict[str, str]()
-    for preference in ",".join(headers.getlist("prefer")).split(","):
-        name, _, value = preference.partition(";")[0].partition("=")
-        result.setdefault(name.strip().lower(), value.strip().strip('"'))
-    return result
-
-
 def _wait_s(headers: Headers) -> int | None:
     """The seconds of `Prefer: wait=N`, at most 60; None without that preference.
 
@@ -116,32 +103,3 @@ def _wait_s(headers: Headers) -> int | None:
     """
     value = preferences(headers).get("wait", "")
     return min(int(value[:9]), MAX_WAIT_S) if value.isascii() and value.isdigit() else None
-
-
-async def wait_for_end(request: Request, services: Services, job: Job, seconds: int) -> Job:
-    """The job when it has ended, or as it is after so many seconds or when the client has left.
-
-    It takes no thread. The request's body must have been read.
-    """
-
-    async def notice_leaving(scope: anyio.CancelScope) -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        scope.cancel()
-
-    watch = services.listener.watch(job.id, ends_only=True)
-    with anyio.move_on_after(seconds):
-        async with anyio.create_task_group() as tasks, aclosing(watch):
-            tasks.start_soon(notice_leaving, tasks.cancel_scope)
-            async for _ in watch:
-                try:
-                    job = await services.jobs.get(job.id, job.owner)
-                except QueueUnavailable:
-                    # The job is safe; waiting on is what was asked for.
-                    continue
-                except JobNotFound:
-                    break
-                if job.state.is_final:
-                    break
-            tasks.cancel_scope.cancel()
-    return job
