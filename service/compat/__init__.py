@@ -26,5 +26,4 @@ MESSAGES: Mapping[str, Callable[[Job, str, str], Any]] = {
     "replicate": replicate.prediction,
     "cog": cog.prediction,
 }
-"""What a webhook of these protocols is told of an ended job, the service's address, and the secret
-of the job's owner."""
+"""What webhooks tell of a job; from it, the service's address, and the secret of its owner."""

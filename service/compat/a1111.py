@@ -1,7 +1,7 @@
 """The extras of AUTOMATIC1111's web UI and its descendants, /sdapi/v1: synchronous, base64.
 
-The password of Basic credentials is an API key. A job is canceled when its client leaves, and by
-`interrupt`. Results have exactly the size that was asked for or, without cropping, cover it.
+A job is canceled when its client leaves, and by `interrupt`. Results have exactly the size that was
+asked for or, without cropping, cover it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from service.readiness import Serving
 from service.routes import outputs
 
 NAME = "a1111"
-# Jobs of one caller that are looked for.
-MOST = 100
 # What may have the value only that does nothing.
 FIXED: dict[str, JsonValue] = {
     **{"show_extras_results": True, "upscaler_2": "None", "extras_upscaler_2_visibility": 0},
@@ -45,8 +43,7 @@ def shape(problem: dict[str, Any]) -> dict[str, Any]:
 
 
 router = protocol.router(NAME, shape, prefix="/sdapi/v1")
-_IMAGE = {"type": "string", "description": "base64, with or without data:"}
-SINGLE = protocol.body("image", "upscaler_1", image=_IMAGE, upscaler_1={"type": "string"})
+SINGLE = protocol.body("image", "upscaler_1", image={"type": "string"})
 BATCH = protocol.body("imageList", "upscaler_1", imageList={"type": "array"})
 
 
@@ -94,9 +91,9 @@ async def _upscale(request: Request, *, is_batch: bool) -> Response:
     jobs: list[Job] = []
     async with protocol.receive(request) as (intake, values):
         services = intake.services
-        images = (
-            values.pop("imageList", None) if is_batch else [{"data": values.pop("image", None)}]
-        )
+        images = values.pop("imageList", None)
+        if not is_batch:
+            images = [{"data": values.pop("image", None)}]
         if not isinstance(images, list) or not images:
             raise fault("imageList", "must be a list of objects with data and name")
         try:
@@ -110,7 +107,7 @@ async def _upscale(request: Request, *, is_batch: bool) -> Response:
             raise
     jobs = [waiting.check_success(job) for job in await waiting.ends_of(request, intake, *jobs)]
     marks = [outputs.mark(job.id) for job in jobs]
-    content = {"images": marks} if is_batch else {"image": marks[0]}
+    content: dict[str, Any] = {"images": marks} if is_batch else {"image": marks[0]}
     content["html_info"] = f"<p>Seed: {', '.join(str(job.seed) for job in jobs)}</p>"
     return await outputs.inline(services, intake.origin.client, content, *jobs)
 
@@ -119,7 +116,7 @@ async def _jobs(services: Services, caller: Caller) -> list[Job]:
     """Those of the caller, by this protocol, that have not ended; the running ones first."""
     jobs: list[Job] = []
     for state in (JobState.PROCESSING, JobState.QUEUED):
-        page = partial(services.queue.page, caller.owner, limit=MOST, state=state)
+        page = partial(services.queue.page, caller.owner, limit=100, state=state)
         jobs += (await run_sync(page)).jobs
     return [job for job in jobs if job.protocol == NAME]
 
@@ -134,12 +131,9 @@ async def progress(request: Request, caller: ReaderDep) -> Response:
         **{"job": jobs[0].id if jobs else "", "job_count": len(jobs), "skipped": False},
         **{"sampling_step": now.step if now else 0, "sampling_steps": now.steps if now else 0},
     }
-    content = {
-        "progress": now.fraction if now else 0.0,
-        "eta_relative": (now and now.eta_seconds) or 0.0,
-        **{"state": state, "current_image": None, "textinfo": now and now.stage},
-    }
-    return JSONResponse(content)
+    eta_s = (now and now.eta_seconds) or 0.0
+    content = {"progress": now.fraction if now else 0.0, "eta_relative": eta_s, "state": state}
+    return JSONResponse({**content, "current_image": None, "textinfo": now and now.stage})
 
 
 @router.post("/interrupt")
@@ -170,18 +164,15 @@ async def get_options(request: Request, caller: ReaderDep) -> Response:
 FACTS: dict[str, Any] = {
     "sd-models": [{"title": name, "model_name": name, "filename": name} for name in PRESETS],
     "samplers": [{"name": name, "aliases": [], "options": {}} for name in get_args(SamplerName)],
-    "schedulers": [],
     "cmd-flags": {},
     "memory": {"ram": {}, "cuda": {}},
     "scripts": {"txt2img": [], "img2img": []},
 }
 
 
-def _tell(name: str) -> None:
-    @router.get(f"/{name}", name=name)
-    async def fact(caller: ReaderDep) -> Response:
-        return JSONResponse(FACTS[name])
+async def _fact(content: Any, caller: ReaderDep) -> Response:
+    return JSONResponse(content)
 
 
-for _name in FACTS:
-    _tell(_name)
+for _name, _content in FACTS.items():
+    router.add_api_route(f"/{_name}", partial(_fact, _content), name=_name)

@@ -22,13 +22,10 @@ from service.compat.protocol import fault
 from service.compat.replicate import INPUT, details, inputs
 from service.readiness import Serving
 from service.routes import outputs
-from service.routes.outputs import base_of
 from service.routes.status import shared
 
 router = protocol.router("cog", protocol.listed("body", "input"))
 BODY = protocol.body("input", input=INPUT, webhook={"type": "string"})
-# Of a client's own id.
-LONGEST_ID = 200
 
 
 def prediction(job: Job, base: str, secret: str, name: JsonValue = None) -> dict[str, Any]:
@@ -45,14 +42,12 @@ async def predict(request: Request) -> Response:
 @router.put("/predictions/{name}", openapi_extra=BODY)
 async def predict_once(request: Request, name: str) -> Response:
     """The same request again, under the same id, finds the same job."""
-    if len(name) > LONGEST_ID:
-        raise fault("id", f"must have at most {LONGEST_ID} characters")
     return await _predict(request, name)
 
 
 async def _predict(request: Request, name: str | None) -> Response:
     is_async = "respond-async" in waiting.preferences(request.headers)
-    base = base_of(request)
+    base = outputs.base_of(request)
     async with protocol.receive(request, name and f"cog {name}") as (intake, document):
         services = intake.services
         own_id = document.get("id") or name

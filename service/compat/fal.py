@@ -34,11 +34,8 @@ async def _submit(request: Request, preset: str, limit: int | None = None) -> tu
             limit = math.ceil(float(text))
         except (ValueError, OverflowError):
             raise fault("X-Fal-Request-Timeout", f"must be seconds; got {text[:80]}") from None
-    ours: Values = {
-        "expires_in": limit,
-        "priority": headers.get("x-fal-queue-priority"),
-        "preset": preset,
-    }
+    priority = headers.get("x-fal-queue-priority")
+    ours: Values = {"expires_in": limit, "priority": priority, "preset": preset}
     async with protocol.receive(request) as (intake, values):
         return intake, await protocol.submit(intake, values, "fal", ours)
 
@@ -61,10 +58,9 @@ def _status(request: Request, job: Job) -> dict[str, Any]:
 async def _result(request: Request, job: Job) -> Response:
     result = waiting.check_success(job).result
     assert result is not None
-    media_type = result.media_type
     image = {
-        **{"url": await outputs.address_of(request, job), "content_type": media_type},
-        **{"file_name": outputs.file_name(media_type), "file_size": result.bytes},
+        **{"url": await outputs.address_of(request, job), "content_type": result.media_type},
+        **{"file_name": outputs.file_name(result.media_type), "file_size": result.bytes},
         **{"width": result.width, "height": result.height},
     }
     headers = {"x-fal-request-id": job.id}

@@ -23,9 +23,7 @@ from service.routes import outputs
 from service.uploads import FORM, URL_FIELD, check_head, form_of, receive_parts
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
-# What must be left as it is.
 DEFAULTS = {"n": "1", "background": "auto", "quality": "auto", "stream": "false"}
-FORMATS = ("b64_json", "url")
 # Of those who ask, not of the image.
 PERSONAL = ("user", "safety_identifier")
 MOST_FILES = 16
@@ -40,8 +38,8 @@ def shape(problem: dict[str, Any]) -> dict[str, Any]:
 
 
 router = protocol.router("openai", shape, prefix="/v1/images")
-_FILE = {"type": "string", "format": "binary"}
-_FORM = {"type": "object", "required": ["image"], "properties": {"image": _FILE}}
+_IMAGE = {"image": {"type": "string", "format": "binary"}}
+_FORM = {"type": "object", "required": ["image"], "properties": _IMAGE}
 BODY = {"requestBody": {"required": True, "content": {FORM: {"schema": _FORM}}}}
 
 
@@ -50,13 +48,11 @@ async def edit_image(request: Request) -> Response:
     """`model` is a preset; `prompt` may be empty. The answer comes when the job has ended; a client
     that leaves cancels it."""
     intake = await Intake.of(request)
-    settings = intake.services.settings
-    limit = settings.max_upload_bytes
+    settings, limit = intake.services.settings, intake.services.settings.max_upload_bytes
     check_head(request, {FORM: limit})
     await intake.check_room()
     with intake.slot():
-        within_s = settings.upload_timeout_s
-        reception = receive_parts(request, limit, within_s, max_files=MOST_FILES)
+        reception = receive_parts(request, limit, settings.upload_timeout_s, max_files=MOST_FILES)
         async with reception as parts:
             job, as_url = await _submit(intake, parts)
     [job] = await waiting.ends_of(request, intake, job)
@@ -77,8 +73,8 @@ async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
     for name, value in DEFAULTS.items():
         if (given := fields.pop(name, value)) != value:
             raise fault(name, f"must be {value}; got {given[:80]}")
-    if (kind := fields.pop("response_format", FORMATS[0])) not in FORMATS:
-        raise fault("response_format", f"must be {' or '.join(FORMATS)}; got {kind[:80]}")
+    if (kind := fields.pop("response_format", "b64_json")) not in ("b64_json", "url"):
+        raise fault("response_format", f"must be b64_json or url; got {kind[:80]}")
     if model := fields.pop("model", ""):
         fields["preset"] = preset_of(OWNER, model.removeprefix(f"{OWNER}/"))
     if quality := fields.pop("output_compression", ""):

@@ -24,8 +24,8 @@ from service.json_body import image_and_fields, json_limit, receive_json
 from service.problems import HTTPError, InvalidParameters, respond
 from service.uploads import JSON, check_head
 
+# Of the models, whose names are the presets'.
 OWNER = "stablesr"
-"""Of the models, whose names are the presets'."""
 # What fields of POST /upscale are called elsewhere.
 NAMES: Mapping[str, str] = {
     **dict.fromkeys(("factor", "scale_factor", "upscale_factor"), "scale"),
@@ -96,7 +96,7 @@ def listed(*place: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 def body(*required: str, **properties: Any) -> dict[str, Any]:
     """The description of a route that takes JSON."""
-    schema = {"type": "object", "required": [*required], "properties": properties}
+    schema = {"type": "object", "required": required, "properties": properties}
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 
@@ -109,8 +109,7 @@ def preset_of(owner: str, name: str) -> str:
     if owner == OWNER and name in PRESETS:
         return name
     models = ", ".join(f"{OWNER}/{preset}" for preset in PRESETS)
-    detail = f"There is no model {f'{owner}/{name}'[:80]!r}; the models are {models}."
-    raise HTTPError("model-not-found", detail)
+    raise HTTPError("model-not-found", f"{owner}/{name} is no model; the models are {models}.")
 
 
 @asynccontextmanager

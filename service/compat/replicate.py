@@ -30,7 +30,6 @@ from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
 from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import TooManyOpen
 from service.routes import outputs
-from service.routes.outputs import base_of
 from service.uploads import FIELDS, FORM, check_head, receive_parts
 
 router = protocol.router("replicate", prefix="/v1")
@@ -39,8 +38,6 @@ router = protocol.router("replicate", prefix="/v1")
 STATUSES = {JobState.QUEUED: "starting", JobState.EXPIRED: "succeeded"}
 INPUT = {"type": "object", "description": "image, and the fields of `POST /upscale`"}
 BODY = protocol.body("input", input=INPUT, version={"type": "string"}, webhook={"type": "string"})
-PAGE = 20
-PIECE = 1024 * 1024
 
 
 def version_of(preset: str) -> str:
@@ -54,25 +51,23 @@ def details(job: Job) -> dict[str, Any]:
     if now and now.steps:
         bar = "█" * (10 * now.step // now.steps)
         logs = f"{100 * now.step // now.steps:3}%|{bar:10}| {now.step}/{now.steps}"
-    moments = ("created_at", job.created_at), ("started_at", job.started_at)
+    moments = job.model_dump(mode="json", include={"created_at", "started_at", "ended_at"})
     return {
         "status": STATUSES.get(job.state, job.state.value),
         "input": job.parameters.model_dump(mode="json", exclude_none=True),
         "logs": logs,
         "error": job.error and job.error.detail,
         "metrics": {"predict_time": round(timings.total - timings.queue, 3)} if timings else {},
-        **{n: at and at.isoformat() for n, at in (*moments, ("completed_at", job.ended_at))},
+        **{"completed_at": moments.pop("ended_at"), **moments},
     }
 
 
 def prediction(job: Job, base: str, secret: str) -> dict[str, Any]:
     """A job as a prediction; `base` is the service's address, `secret` that of the job's owner."""
     here = f"{base}/v1/predictions/{job.id}"
+    model = {"model": f"{OWNER}/{job.preset}", "version": version_of(job.preset)}
     return {
-        "id": job.id,
-        "model": f"{OWNER}/{job.preset}",
-        "version": version_of(job.preset),
-        **details(job),
+        **{"id": job.id, **model, **details(job)},
         "output": outputs.address(job, base, secret),
         "urls": {"get": here, "cancel": f"{here}/cancel"},
     }
@@ -80,7 +75,7 @@ def prediction(job: Job, base: str, secret: str) -> dict[str, Any]:
 
 async def _answer(request: Request, job: Job, status: int = 200) -> Response:
     secret = await outputs.secret_of(services_of(request), job.owner)
-    return JSONResponse(prediction(job, base_of(request), secret), status)
+    return JSONResponse(prediction(job, outputs.base_of(request), secret), status)
 
 
 def inputs(document: Values, *names: str) -> tuple[Values, JsonValue]:
@@ -115,7 +110,7 @@ async def _create(request: Request, preset: str | None) -> Response:
     async with protocol.receive(request) as (intake, document):
         preset = preset or _preset_of_version(document.get("version"))
         values, webhook = inputs(document, "version")
-        name = f"replicate {base_of(request)}"
+        name = f"replicate {outputs.base_of(request)}"
         ours = {"preset": preset, "webhook_url": webhook}
         job = await protocol.submit(intake, values, name, ours)
     services = intake.services
@@ -133,8 +128,7 @@ def _preset_of_version(version: JsonValue) -> str:
     for preset in PRESETS:
         if version in (version_of(preset), f"{OWNER}/{preset}"):
             return preset
-    known = ", ".join(f"{OWNER}/{preset}" for preset in PRESETS)
-    raise fault("version", f"must be the id of a version, or {known}; got {str(version)[:80]!r}")
+    raise fault("version", f"must be that of a model of {OWNER}; got {str(version)[:80]!r}")
 
 
 @router.get("/predictions")
@@ -142,9 +136,9 @@ async def list_predictions(
     request: Request, caller: ReaderDep, cursor: Annotated[str | None, Query(max_length=200)] = None
 ) -> Response:
     """The jobs of the asking key, newest first."""
-    services, base = services_of(request), base_of(request)
+    services, base = services_of(request), outputs.base_of(request)
     after = None if cursor is None else Cursor.parse(cursor)
-    page = await run_sync(partial(services.queue.page, caller.owner, limit=PAGE, cursor=after))
+    page = await run_sync(partial(services.queue.page, caller.owner, limit=20, cursor=after))
     secret = await outputs.secret_of(services, caller.owner)
     following = page.next and f"{base}/v1/predictions?{urlencode({'cursor': str(page.next)})}"
     results = [prediction(job, base, secret) for job in page.jobs]
@@ -184,7 +178,7 @@ async def get_model(request: Request, owner: str, name: str, caller: ReaderDep) 
     """A preset; its owner is `stablesr`."""
     preset = PRESETS[preset_of(owner, name)]
     content = {
-        "url": f"{base_of(request)}/models",
+        "url": f"{outputs.base_of(request)}/models",
         **{"owner": owner, "name": name, "description": preset.title},
         **{"visibility": "private", "license_url": preset.licence_url, "run_count": 0},
         "latest_version": _version(name),
@@ -197,8 +191,7 @@ async def get_version(owner: str, name: str, version: str, caller: ReaderDep) ->
     """With the schemas of input and output."""
     content = _version(preset_of(owner, name))
     if version != content["id"]:
-        detail = f"{owner}/{name} has no version {version[:80]!r}; it has {content['id']}."
-        raise HTTPError("model-not-found", detail)
+        raise HTTPError("model-not-found", f"{name} has one version, {content['id']}.")
     return JSONResponse(content)
 
 
@@ -231,5 +224,5 @@ async def create_file(request: Request) -> Response:
             **{"created_at": now, "expires_at": now},
             "urls": {"get": f"data:application/octet-stream;base64,{outputs.mark('content')}"},
         }
-        pieces = {outputs.mark("content"): (iter(partial(file.file.read, PIECE), b""), file.size)}
+        pieces = {outputs.mark("content"): (iter(partial(file.file.read, 1 << 20), b""), file.size)}
         return outputs.splice(services.store_threads, content, pieces, stack.pop_all(), 201)
