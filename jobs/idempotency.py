@@ -41,10 +41,15 @@ class Idempotency:
         self._connection = connection
         self._release = connection.register_script(RELEASE)
 
-    def find(self, owner: str, key: str) -> str | None:
+    def job_id(self, owner: str, key: str) -> str | None:
         """The job that the key leads to, or None before there is one."""
         entry = self._read(_redis_key(owner, key))
         return entry.job if entry is not None and entry.done else None
+
+    def find(self, owner: str, key: str, fingerprint: str) -> str | None:
+        """The id of the job that the key made, if there is any; raises as `take` does."""
+        entry = self._read(_redis_key(owner, key))
+        return None if entry is None else _job_of(entry, fingerprint)
 
     def take(self, owner: str, key: str, fingerprint: str, job_id: str) -> Claim | str:
         """A claim, for the submission's `Origin` or to be released, or the id of the job that the
@@ -61,17 +66,7 @@ class Idempotency:
                 if self._connection.set(name, lease, nx=True, ex=LEASE_S):
                     return Claim(name, lease, value, TTL_S)
             entry = self._read(name)
-        if entry.request != fingerprint:
-            raise IdempotencyMismatch(
-                "The Idempotency-Key was used with another image or other parameters; "
-                "a new request needs a new key."
-            )
-        if not entry.done:
-            raise IdempotencyPending(
-                "The first request with this Idempotency-Key is not answered yet; ask again.",
-                retry_after=1,
-            )
-        return entry.job
+        return _job_of(entry, fingerprint)
 
     def release(self, claim: Claim) -> None:
         """Frees a key whose request made no job, for the next one."""
@@ -87,6 +82,21 @@ class Idempotency:
         with queue_errors(self._connection):
             raw: Any = self._connection.get(name)
         return None if raw is None else _Entry.model_validate_json(raw)
+
+
+def _job_of(entry: _Entry, fingerprint: str) -> str:
+    """The entry's job, if it is done and of the same request."""
+    if entry.request != fingerprint:
+        raise IdempotencyMismatch(
+            "The Idempotency-Key was used with another image or other parameters; "
+            "a new request needs a new key."
+        )
+    if not entry.done:
+        raise IdempotencyPending(
+            "The first request with this Idempotency-Key is not answered yet; ask again.",
+            retry_after=1,
+        )
+    return entry.job
 
 
 def _redis_key(owner: str, key: str) -> str:

@@ -26,6 +26,9 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt]?)(i?)b)?")
 _SECRET = re.compile(
     "whsec_(?:[A-Za-z0-9+/]{4}){8,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII
 )
+_LINKS = re.compile(r"links=(\d{1,5}|[1-5]\d{5}|60[0-3]\d{3}|604[0-7]\d\d|604800)", re.ASCII)
+_ORIGIN = r"(?:\*|https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?)"
+_ORIGINS = re.compile(rf"(?:\s*{_ORIGIN}\s*(?:,\s*{_ORIGIN}\s*)*)?", re.ASCII)
 # Settings that went away, and what replaces them: the environment says nothing in vain.
 _REPLACEMENTS = {
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
@@ -48,6 +51,7 @@ _REPLACEMENTS = {
     "SCRATCH": "set TMPDIR",
     "SEND_TIMEOUT_S": "a client may pause for 30 seconds",
     "STEP_TIMEOUT_S": "it is a sixth of STABLESR_JOB_TIMEOUT_S",
+    "WEBHOOK_ALLOW_PRIVATE": "set STABLESR_EGRESS to any",
     "UPLOAD_GRACE_S": "an image without a job is removed after 15 minutes",
     "UPLOAD_TIMEOUT_S": "it grows with STABLESR_MAX_UPLOAD_BYTES",
 }
@@ -86,6 +90,13 @@ def _checked_redis_url(url: str) -> str:
     return url
 
 
+def _checked_blob_url(url: str) -> str:
+    members = url.partition("?")[2]
+    if members and not _LINKS.fullmatch(members):
+        raise ValueError("only links=SECONDS may follow its ?, 604800 at most")
+    return url
+
+
 class Settings(BaseSettings):
     """The defaults suit one machine. Raises InvalidSettings, never pydantic's own error, so that a
     command can print the sentence."""
@@ -105,8 +116,12 @@ class Settings(BaseSettings):
     blob_root: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())] = Field(
         default_factory=lambda: state_folder() / "blobs"
     )
-    # Storage that several hosts can share, as obstore names it.
-    blob_url: Annotated[str, _begin_with("s3://", "gs://", "az://")] | None = None
+    # Storage that several hosts can share, as obstore names it. With ?links=SECONDS clients fetch
+    # results there, by links that work for so long.
+    blob_url: (
+        Annotated[str, _begin_with("s3://", "gs://", "az://"), AfterValidator(_checked_blob_url)]
+        | None
+    ) = None
     preset: Annotated[str, _must(f"be one of {', '.join(PRESETS)}", PRESETS.__contains__)] = "tiny"
     # The licence under which `stablesr weights prepare` may download weights, by its name.
     accept_licence: str | None = None
@@ -134,8 +149,13 @@ class Settings(BaseSettings):
             lambda names: {name.strip() for name in names.split(",")} <= {"", *PROTOCOLS},
         ),
     ] = ""
-    # Lets webhooks reach addresses that are not public; for tests and closed networks.
-    webhook_allow_private: bool = False
+    # Origins of web pages elsewhere that may use the service, by commas; * is any.
+    cors_origins: Annotated[
+        str, _must("be origins such as https://example.org, comma-separated", _ORIGINS.fullmatch)
+    ] = ""
+    # Which addresses that clients name the service calls, for webhooks and images: public ones, any
+    # (for tests and closed networks), or none.
+    egress: Literal["public", "any", "none"] = "public"
     # Signs the webhooks of jobs that were submitted without a key: whsec_ and base64.
     webhook_secret: (
         Annotated[str, _must("be whsec_ and 24 bytes or more in base64", _SECRET.fullmatch)] | None
@@ -189,6 +209,17 @@ class Settings(BaseSettings):
         """Those of `compat`, in the order of PROTOCOLS."""
         names = {name.strip() for name in self.compat.split(",")}
         return [name for name in PROTOCOLS if name in names]
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """The origins of `cors_origins`."""
+        return [name for part in self.cors_origins.split(",") if (name := part.strip())]
+
+    @property
+    def result_links_s(self) -> int:
+        """How long a link to a result works; 0: there are none."""
+        match = _LINKS.fullmatch((self.blob_url or "").partition("?")[2])
+        return int(match[1]) if match else 0
 
     @property
     def reads_per_minute(self) -> int:

@@ -16,10 +16,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from datetime import timedelta
+from pathlib import Path, PurePath
 from typing import IO
+from urllib.parse import quote
 
 import obstore
 from obstore.exceptions import BaseError, GenericError
@@ -27,6 +29,7 @@ from obstore.store import LocalStore, ObjectStore
 
 from .errors import BlobNotFound, StoreUnavailable
 from .remote_store import StoreBreaker, open_remote, store_errors
+from .schema import Job
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,19 @@ def input_key(job_id: str) -> str:
 
 def result_key(job_id: str) -> str:
     return f"results/{job_id}"
+
+
+def file_fields(job: Job, media_type: str) -> dict[str, str]:
+    """Content-Type, and Content-Disposition (RFC 6266) with the upload's name and the scale:
+    photo.jpg at 4 becomes photo-4x.png."""
+    stem = PurePath(job.input.filename or job.id).stem
+    extension = media_type.rpartition("/")[2].replace("jpeg", "jpg")
+    name = f"{stem}-{job.parameters.scale:g}x.{extension}"
+    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
+    # What UTF-8 cannot say, a name from a broken form, must not end the answer.
+    exact = quote(name.encode("utf-8", "replace"), safe="")
+    disposition = f"inline; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+    return {"Content-Type": media_type, "Content-Disposition": disposition}
 
 
 def job_id_of(key: str) -> str:
@@ -88,17 +104,17 @@ class BlobStore:
 
         A `patient` worker, which would lose a long job, asks again and waits for longer.
         """
-        place = settings.blob_url or str(settings.blob_root)
+        url = (settings.blob_url or "").partition("?")[0]
+        place = url or str(settings.blob_root)
         silent_s = 0 if patient else ANSWER_S
         with store_errors("open", place):
-            if settings.blob_url is None:
+            if not url:
                 root = settings.blob_root
                 local = LocalStore(prefix=root, mkdir=True)
                 return cls(local, place=place, root=root, silent_s=silent_s)
             answer_s = PATIENT_S if patient else ANSWER_S
             store, parts = (
-                open_remote(settings.blob_url, seconds, again_s=0.6 * answer_s)
-                for seconds in (answer_s, PART_S)
+                open_remote(url, seconds, again_s=0.6 * answer_s) for seconds in (answer_s, PART_S)
             )
             return cls(store, place=place, parts=parts, silent_s=silent_s)
 
@@ -106,15 +122,30 @@ class BlobStore:
         """Raises StoreUnavailable while the store is known to give no answer; asks nothing."""
         self._breaker.check(asks=False)
 
-    def put(self, key: str, data: bytes | Path | IO[bytes] | Iterable[bytes]) -> None:
-        """Stores the blob, replacing what was there. A source that raises leaves nothing."""
+    def put(
+        self,
+        key: str,
+        data: bytes | Path | IO[bytes] | Iterable[bytes],
+        fields: Mapping[str, str] | None = None,
+    ) -> None:
+        """Stores the blob, replacing what was there. A source that raises leaves nothing.
+
+        `fields` are what a remote store says of it to those who have a link.
+        """
         _check(key)
         store = self._store
         if self._root is None and not isinstance(data, bytes):
             store = self._parts
             self._ask(key)
         with self._call("store", key):
-            obstore.put(store, key, data, chunk_size=WRITE_CHUNK, max_concurrency=PARTS)
+            obstore.put(
+                store,
+                key,
+                data,
+                attributes=dict(fields) if fields and self._root is None else None,
+                chunk_size=WRITE_CHUNK,
+                max_concurrency=PARTS,
+            )
 
     def get(self, key: str) -> bytes:
         """The whole blob; raises BlobNotFound."""
@@ -131,6 +162,13 @@ class BlobStore:
             answer = obstore.get(self._store, key, options=options)
             pieces = answer.stream(min_chunk_size=READ_CHUNK)
         return self._chunks(pieces, key)
+
+    def link(self, key: str, seconds: int) -> str:
+        """The address that gives the blob of a remote store for so long, to all who have it. Asks
+        nothing."""
+        _check(key)
+        with store_errors("sign a link to", key):
+            return str(obstore.sign(self._store, "GET", key, timedelta(seconds=seconds)))  # type: ignore[call-overload]  # those of a folder sign nothing
 
     def exists(self, key: str) -> bool:
         _check(key)

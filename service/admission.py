@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
@@ -21,6 +22,7 @@ from jobs.redis_probe import RedisProbe
 from jobs.schema import ANYONE
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from service.egress import Egress
 from service.listener import Listener
 from service.problems import AuthenticationError, ScopeError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
@@ -52,7 +54,8 @@ class Services:
     own.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
-    are received, and results that are sent.
+    are received, and results that are sent; `fetches` are images that are fetched from elsewhere.
+    `readers` are threads that hold a whole body in JSON, twice.
     """
 
     settings: Settings
@@ -69,6 +72,9 @@ class Services:
     listener: Listener
     streams: ConcurrencyLimiter
     transfers: ConcurrencyLimiter
+    fetches: ConcurrencyLimiter
+    egress: Egress
+    readers: CapacityLimiter
 
 
 def services_of(request: Request) -> Services:

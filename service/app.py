@@ -10,6 +10,7 @@ import anyio
 import structlog
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from jobs.connection import CircuitBreaker, LoopClient, connect
 from jobs.errors import QueueUnavailable
@@ -22,6 +23,7 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import compat, problems
 from service.admission import Authenticator, Services
+from service.egress import Egress
 from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
@@ -36,6 +38,15 @@ log = structlog.stdlib.get_logger(__name__)
 
 # How late a job may fail that waits and has a deadline.
 DEADLINES_S = 1.0
+# What pages of other origins may send beside the plainest fields, and read.
+REQUEST_FIELDS = """
+Authorization Content-Type Idempotency-Key If-None-Match If-Range Last-Event-ID Prefer Range
+X-API-Key X-Request-ID
+"""
+ANSWER_FIELDS = """
+Content-Disposition Content-Range ETag Idempotent-Replayed Location Preference-Applied RateLimit
+RateLimit-Policy Retry-After X-Request-ID
+"""
 DESCRIPTION = """\
 Upscales images with StableSR. Upload an image, get a job, ask for it until it has ended or listen
 to its events, fetch the result. Errors are problem details (RFC 9457). HEAD is answered wherever
@@ -69,6 +80,15 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(compat.ROUTERS[protocol])
     if settings.protocols:
         app.include_router(outputs.router)
+    if origins := settings.allowed_origins:
+        # Without credentials: keys are sent by the page's own code.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=REQUEST_FIELDS.split(),
+            expose_headers=ANSWER_FIELDS.split(),
+        )
     app.add_middleware(RequestEnvelope, metrics=app.state.metrics, settings=settings)
     return app
 
@@ -102,6 +122,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
             "streams", settings.max_streams, each, "try again later, or ask for the job instead"
         ),
         transfers=ConcurrencyLimiter("transfers", settings.max_transfers, each, "try again later"),
+        # They wait for others' servers.
+        fetches=ConcurrencyLimiter("fetches", settings.max_transfers, each, "try again later"),
+        egress=Egress(settings),
+        readers=anyio.CapacityLimiter(2),
     )
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts, compat.MESSAGES)
     maintenance = Maintenance(connection, store, metrics.sweep)

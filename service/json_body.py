@@ -10,28 +10,32 @@ import json
 import math
 import mmap
 import tempfile
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import IO, Any, TypeVar
 
-import anyio
 from anyio.to_thread import run_sync
 from pydantic import JsonValue
 from starlette.requests import Request
 
-from jobs.errors import StoreUnavailable
+from service.admission import services_of
 from service.problems import HTTPError, InvalidParameters
-from service.uploads import FIELDS, IMAGE_FIELD, URL_FIELD, fault, pieces, source_faults
+from service.spool import IMAGE_FIELD, SPOOLED_BYTES, URL_FIELD, open_image, spool
+from service.uploads import (
+    FIELDS,
+    Form,
+    fault,
+    pieces,
+    source_faults,
+)
 
+T = TypeVar("T")
 # What is beside the image.
 FIELDS_BYTES = 64 * 1024
-SPOOLED_BYTES = 1024 * 1024
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "number": (int, float),
     "integer": (int, float),
 }
-# Each holds two copies of a body that it reads.
-_readers = anyio.CapacityLimiter(2)
 
 
 def json_limit(max_upload_bytes: int) -> int:
@@ -39,24 +43,18 @@ def json_limit(max_upload_bytes: int) -> int:
     return math.ceil(max_upload_bytes / 3) * 4 + FIELDS_BYTES
 
 
-async def receive_json(request: Request, limit: int, within_s: float) -> dict[str, JsonValue]:
-    """The object that is a request's body, of at most `limit` bytes.
+async def receive_json(
+    request: Request, limit: int, within_s: float, pick: Callable[[dict[str, JsonValue]], T]
+) -> T:
+    """What `pick` makes of the object that is a request's body, of at most `limit` bytes.
 
-    Raises UploadTooLarge; HTTPError for a body that stalls or is not one JSON object in UTF-8, in
-    which each name comes once; StoreUnavailable without room for temporary files.
+    It is called in the thread that reads the body, and should keep no image's text: only so many
+    are in memory. Raises UploadTooLarge; HTTPError for a body that stalls or is not one JSON object
+    in UTF-8, in which each name comes once; StoreUnavailable without room for temporary files.
     """
     with tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as file:
-        async for piece in pieces(request, limit, within_s):
-            try:
-                # A large one goes to the disk.
-                if len(piece) + file.tell() > SPOOLED_BYTES:
-                    await run_sync(file.write, piece)
-                else:
-                    file.write(piece)
-            except OSError as error:
-                detail = f"The upload cannot be kept while it is read: {error.strerror or error}."
-                raise StoreUnavailable(detail, retry_after=30) from error
-        return await run_sync(_read, file, limiter=_readers)
+        await spool(pieces(request, limit, within_s), file)
+        return await run_sync(lambda: pick(_read(file)), limiter=services_of(request).readers)
 
 
 def _read(file: IO[bytes]) -> dict[str, JsonValue]:
@@ -87,9 +85,9 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def image_and_fields(document: Mapping[str, JsonValue]) -> tuple[str, dict[str, str], str]:
-    """The text that stands for the image, the other fields as a form has them, and the name of the
-    field with the image. null is as left out. Raises InvalidParameters for a wrong type."""
+def form_of(document: dict[str, JsonValue], limit: int) -> Form:
+    """The form that an object stands for, whose image has at most `limit` bytes; null is as left
+    out. Raises InvalidParameters for a wrong type, and as `open_image` does."""
     values = {name: value for name, value in document.items() if value is not None}
     image, url = values.pop(IMAGE_FIELD, None), values.pop(URL_FIELD, None)
     errors = source_faults(image, url, "base64")
@@ -99,17 +97,21 @@ def image_and_fields(document: Mapping[str, JsonValue]) -> tuple[str, dict[str, 
     errors += [
         fault(name, json.dumps(value))
         for name, value in values.items()
-        if name in FIELDS and not _fits(value, FIELDS[name]["type"])
+        if name in FIELDS and not _fits(value, FIELDS[name])
     ]
     if errors:
         raise InvalidParameters(errors)
     text, field = (url, URL_FIELD) if image is None else (image, IMAGE_FIELD)
-    return str(text), {name: _text(value) for name, value in values.items()}, field
+    fields = {name: _text(value) for name, value in values.items()}
+    return Form(open_image(str(text), limit, field), fields, field=field)
 
 
-def _fits(value: JsonValue, kind: str) -> bool:
+def _fits(value: JsonValue, field: Mapping[str, Any]) -> bool:
+    """Whether a value has the type of its field, or is one of its words: unlike in a form, an empty
+    one is none."""
     # In Python true is a number.
-    return isinstance(value, _TYPES[kind]) and not isinstance(value, bool)
+    is_typed = isinstance(value, _TYPES[field["type"]]) and not isinstance(value, bool)
+    return is_typed and value in field.get("enum", [value])
 
 
 def _text(value: JsonValue) -> str:

@@ -63,8 +63,8 @@ class RequestEnvelope:
     - A head larger than any that makes sense is refused. The parser's own limit does not do: it
       bounds what it buffers, and a large head that comes at once is not buffered.
     - An unknown Host, and a change that a page of another origin asks for, are refused. Known are
-      the local names and those of `allowed_hosts`; without any there, only a service is guarded
-      that listens on loopback and requires no key.
+      the local names and those of `allowed_hosts`, and for pages `cors_origins`; without allowed
+      hosts, only a service is guarded that listens on loopback and requires no key.
 
     It is plain ASGI, so that streamed bodies pass through untouched.
     """
@@ -75,6 +75,7 @@ class RequestEnvelope:
         self._turns = WeakValueDictionary[str, asyncio.Lock]()
         names = (name.strip().lower() for name in settings.allowed_hosts.split(","))
         self._hosts = frozenset(names) - {""}
+        self._origins = frozenset(settings.allowed_origins)
         self._guards_hosts = ANY not in self._hosts and bool(
             self._hosts or (is_loopback(settings.host) and not settings.require_key)
         )
@@ -163,11 +164,12 @@ class RequestEnvelope:
             and scope["method"] not in SAFE_METHODS
             and origin.partition("://")[2].lower() != host.lower()
             and _name(origin) not in self._hosts
+            and not self._origins & {origin.lower(), ANY}
         ):
             error = HTTPError(
                 "foreign-origin",
                 f"A page of {origin[:100]!r} may not do this; only a page of {host[:100]!r} may, "
-                "or of a host in STABLESR_ALLOWED_HOSTS.",
+                "or one in STABLESR_ALLOWED_HOSTS or STABLESR_CORS_ORIGINS.",
             )
         else:
             return None

@@ -1,7 +1,8 @@
-"""The description at /openapi.json: the form of `POST /upscale` and the problems of each route."""
+"""The description at /openapi.json: the bodies of `POST /upscale`, the problems of each route."""
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +12,8 @@ from models.parameters import LOSSY
 from models.presets import PRESETS
 from service.problems import PROBLEM_JSON, ProblemDetails
 from service.schema import JobView
-from service.uploads import FIELDS, IMAGE_FIELD
+from service.spool import IMAGE_FIELD, URL_FIELD
+from service.uploads import FIELDS, FORM, JSON
 
 TEMPLATE = "#/components/schemas/{model}"
 # What the same status says at most routes.
@@ -70,19 +72,41 @@ def _rules() -> list[dict[str, Any]]:
 
 
 def _upload_body() -> dict[str, Any]:
-    image = {
+    kinds = f"One still image: {', '.join(FORMATS)}"
+    address = {
         "type": "string",
-        "format": "binary",
-        "description": f"One still image: {', '.join(FORMATS)}",
+        "format": "image-url",
+        "description": "In place of `image`: where it is, with https on the public internet, or a "
+        "data URI",
     }
-    schema = {
-        "type": "object",
-        "required": [IMAGE_FIELD],
-        "properties": {IMAGE_FIELD: image, **FIELDS},
-        "additionalProperties": False,
-        "allOf": _rules(),
+    images = {
+        FORM: {"type": "string", "format": "binary", "description": kinds},
+        JSON: {
+            "type": "string",
+            "format": "byte",
+            "description": f"{kinds}; in base64, plain or as a data URI",
+        },
     }
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    sources = [_field(name, type="string") for name in (IMAGE_FIELD, URL_FIELD)]
+    content: dict[str, Any] = {}
+    for kind, image in images.items():
+        fields = {IMAGE_FIELD: image, URL_FIELD: address, **FIELDS}
+        if kind == JSON:
+            # null is as left out.
+            null = {"type": "null"}
+            fields = {
+                name: {"anyOf": [field, null], "description": field.pop("description", "")}
+                for name, field in deepcopy(fields).items()
+            }
+        schema = {
+            "type": "object",
+            "properties": fields,
+            "additionalProperties": False,
+            "oneOf": sources,
+            "allOf": _rules(),
+        }
+        content[kind] = {"schema": schema}
+    return {"required": True, "content": content}
 
 
 UPLOAD_BODY: dict[str, Any] = {"requestBody": _upload_body()}

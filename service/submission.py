@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import mmap
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -28,10 +29,10 @@ from models.geometry import MAX_CANVAS, canvas_size, output_size
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
 from service.admission import Services
+from service.egress import BadTarget
 from service.problems import HTTPError, InvalidParameters
 from service.readiness import Serving
 from service.uploads import Upload, parse
-from service.webhook_target import BadTarget, Target
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -132,24 +133,18 @@ def submit(
     job_id = new_job_id()
     with ExitStack() as undo:
         if key is not None:
+            fingerprint = _fingerprint(_content(upload), upload.fields)
             # First of all: a request whose job was made is not judged anew, by what is served now.
-            claim = _take(services, origin, key, _fingerprint(upload), job_id)
+            claim = _take(services, origin, key, fingerprint, job_id)
             if isinstance(claim, Job):
                 services.queue.check_replicas(claim.id)
                 return claim, True
             # Whatever stops it, the same request may be sent again.
             undo.callback(_release, services, claim)
             origin = replace(origin, claim=claim)
-        form = parse(upload.fields, services.settings.preset)
-        if form.webhook_url:
-            _check_webhook(services.settings, form.webhook_url, origin)
-            origin = replace(origin, webhook_url=form.webhook_url)
-        origin = replace(origin, priority=form.priority, expires_in=form.expires_in)
-        parameters = form.parameters
-        Serving(capacity.workers).check(parameters.preset)
+        parameters, origin = check_fields(services, upload.fields, origin, capacity)
         file = upload.file
         image, parameters = inspect(file, upload.filename, parameters, services.settings)
-        services.queue.check_room(parameters.preset, capacity.lengths[parameters.preset])
         file.seek(0)
         services.queue.announce(job_id)
         try:
@@ -168,11 +163,46 @@ def submit(
     return job, False
 
 
-def _check_webhook(settings: Settings, url: str, origin: Origin) -> None:
+def check_fields(
+    services: Services, fields: Mapping[str, str], origin: Origin, capacity: Capacity
+) -> tuple[UpscaleParameters, Origin]:
+    """The parameters, and the origin with what else the fields say.
+
+    Raises InvalidParameters, HTTPError for a preset that is not served, QueueFull.
+    """
+    form = parse(fields, services.settings.preset)
+    if form.webhook_url:
+        _check_webhook(services, form.webhook_url, origin)
+        origin = replace(origin, webhook_url=form.webhook_url)
+    origin = replace(origin, priority=form.priority, expires_in=form.expires_in)
+    preset = form.preset
+    Serving(capacity.workers).check(preset)
+    services.queue.check_room(preset, capacity.lengths[preset])
+    return form.parameters, origin
+
+
+def replay(
+    services: Services, url: str, fields: Mapping[str, str], origin: Origin, key: str
+) -> Job | None:
+    """The job that the same request for the image at a URL made before, if there is one; raises
+    IdempotencyMismatch, IdempotencyPending."""
+    fingerprint = _fingerprint(url, fields)
+    try:
+        if job_id := services.idempotency.find(origin.owner, key, fingerprint):
+            job = services.queue.get(job_id, origin.owner)
+            services.queue.check_replicas(job.id)
+            return job
+    except JobNotFound:
+        # Submitting frees the key.
+        pass
+    return None
+
+
+def _check_webhook(services: Services, url: str, origin: Origin) -> None:
     """Checks the address to tell of the job's end, as far as that needs no DNS."""
     try:
-        Target.parse(url, allow_private=settings.webhook_allow_private)
-        if not origin.owner and settings.webhook_secret is None:
+        services.egress.target(url)
+        if not origin.owner and services.settings.webhook_secret is None:
             raise BadTarget("needs an API key, whose secret signs what is sent")
     except BadTarget as error:
         raise InvalidParameters([{"field": "webhook_url", "detail": str(error)}]) from error
@@ -193,11 +223,18 @@ def _take(
             services.idempotency.forget(origin.owner, key)
 
 
-def _fingerprint(upload: Upload) -> str:
-    """What makes a request the same: the file's bytes and the fields that are filled in."""
+def _content(upload: Upload) -> str:
+    """What stands for the image's bytes: their digest, or the URL, which a repetition need not
+    fetch again."""
+    if upload.url:
+        return upload.url
     upload.file.seek(0)
-    content = hashlib.file_digest(upload.file, "sha256").hexdigest()  # type: ignore[arg-type]  # a spooled file reads like any other
-    fields = {name: value for name, value in sorted(upload.fields.items()) if value.strip()}
+    return hashlib.file_digest(upload.file, "sha256").hexdigest()  # type: ignore[arg-type]  # a spooled file reads like any other
+
+
+def _fingerprint(content: str, fields: Mapping[str, str]) -> str:
+    """What makes a request the same: the image and the fields that are filled in."""
+    fields = {name: value for name, value in sorted(fields.items()) if value.strip()}
     return hashlib.sha256(json.dumps([content, fields]).encode()).hexdigest()
 
 

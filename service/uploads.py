@@ -20,15 +20,14 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from jobs.errors import StoreUnavailable, UploadTooLarge
 from jobs.job_store import QUEUE_TTL_S
 from jobs.schema import Priority
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
+from service.egress import LONGEST_URL
 from service.problems import HTTPError, InvalidParameters
-from service.webhook_target import LONGEST_URL
+from service.spool import IMAGE_FIELD, URL_FIELD, no_room, open_image, too_large
 
-IMAGE_FIELD, URL_FIELD = "image", "image_url"
 FORM, JSON = "multipart/form-data", "application/json"
 # A parameter is a number or a word.
 MAX_FIELD_BYTES = 16 * 1024
@@ -80,19 +79,23 @@ FIELDS = _fields()
 
 @dataclass(frozen=True)
 class Upload:
-    """An image in an open file, and every other field by name."""
+    """An image in an open file, and every other field by name; the URL it was fetched from."""
 
     file: IO[bytes]
     filename: str | None
-    fields: dict[str, str]
+    fields: Mapping[str, str]
+    url: str = ""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A form as received: the image, or the text that stands for it, and the other fields."""
+    """A form as received: the image's open file or its address, and the other fields; `field` is
+    the one with the image."""
 
-    image: UploadFile | str
+    image: IO[bytes] | str
     fields: dict[str, str]
+    filename: str | None = None
+    field: str = IMAGE_FIELD
 
 
 def check_head(request: Request, limits: Mapping[str, int]) -> str:
@@ -129,9 +132,9 @@ def check_head(request: Request, limits: Mapping[str, int]) -> str:
 
 @asynccontextmanager
 async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIterator[Form]:
-    """The form of a request; raises InvalidParameters too, for what `form_of` refuses."""
+    """The form of a request; raises InvalidParameters too, for what `form_of_parts` refuses."""
     async with receive_parts(request, limit, within_s) as parts:
-        yield form_of(parts)
+        yield form_of_parts(parts)
 
 
 @asynccontextmanager
@@ -164,8 +167,7 @@ async def receive_parts(
     except UnicodeError as error:
         raise HTTPError("malformed-form", f"The form's text cannot be decoded: {error}.") from error
     except OSError as error:
-        detail = f"The upload cannot be kept while it is checked: {error.strerror or error}."
-        raise StoreUnavailable(detail, retry_after=30) from error
+        raise no_room(error) from error
     try:
         yield form
     finally:
@@ -199,15 +201,7 @@ async def pieces(request: Request, limit: int, within_s: float) -> AsyncGenerato
         yield piece
 
 
-def too_large(limit: int, what: str = "request's body") -> UploadTooLarge:
-    """The refusal of what has more than `limit` bytes."""
-    return UploadTooLarge(
-        f"The {what} is larger than {limit} bytes, the most that is taken.",
-        max_upload_bytes=limit,
-    )
-
-
-def form_of(form: FormData) -> Form:
+def form_of_parts(form: FormData) -> Form:
     """The one image and the other fields, each of which may come once; raises InvalidParameters."""
     names = [name for name, _ in form.multi_items()]
     errors: list[dict[str, JsonValue]] = [
@@ -222,21 +216,24 @@ def form_of(form: FormData) -> Form:
     texts = {name: value for name, value in fields.items() if isinstance(value, str)}
     for name in fields.keys() - texts.keys():
         errors.append({"field": name, "detail": f"is a file; only {IMAGE_FIELD} may be one"})
-    url = texts.pop(URL_FIELD, "").strip()
-    if url and isinstance(image, UploadFile) and not (image.filename or image.size):
+    url = texts.pop(URL_FIELD, "").strip() or None
+    if url is not None and isinstance(image, UploadFile) and not (image.filename or image.size):
         # An HTML form sends its empty input for files.
         image = None
     errors += source_faults(image, url, "a file")
     if errors or isinstance(image, str):
         raise InvalidParameters(errors)
-    return Form(url if image is None else image, texts)
+    if image is not None:
+        return Form(image.file, texts, image.filename)
+    # A field is short, and so is an image in it.
+    return Form(open_image(str(url), MAX_FIELD_BYTES, URL_FIELD), texts, field=URL_FIELD)
 
 
 def source_faults(image: object, url: object, kind: str) -> list[dict[str, JsonValue]]:
     """What is wrong where not exactly one of the two fields says which image is meant."""
-    if url and image is not None:
+    if url is not None and image is not None:
         return [{"field": URL_FIELD, "detail": f"must be left out beside {IMAGE_FIELD}"}]
-    if not url and image is None:
+    if url is None and image is None:
         detail = f"is missing; it must be {kind}, or {URL_FIELD} an address"
         return [{"field": IMAGE_FIELD, "detail": detail}]
     return []

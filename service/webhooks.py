@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 import anyio
@@ -26,8 +25,8 @@ from jobs.keys import Keys
 from jobs.outbox import Call, Outbox
 from jobs.schema import Job
 from jobs.settings import Settings
+from service.egress import BadTarget, Egress
 from service.schema import JobView
-from service.webhook_target import BadTarget, Target, is_public, lookup
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -83,17 +82,14 @@ class Sender:
     ) -> None:
         """`messages` are what other protocols tell of a job, by name."""
         self._messages = messages
-        self._allow_private = settings.webhook_allow_private
+        self._egress = Egress(settings)
         self._default_secret = settings.webhook_secret
         self._root = root
         self._outbox = Outbox(connection)
         self._records = JobStore(connection)
         self._keys = Keys(connection)
         self._attempts = attempts
-        self._tls = httpx.create_ssl_context()
         self._open: Counter[str] = Counter()
-        # Not the threads that requests need.
-        self._lookups = anyio.CapacityLimiter(AT_ONCE)
 
     async def run(self) -> None:
         """Works until canceled; a call that is cut off is made again, here or elsewhere."""
@@ -153,9 +149,8 @@ class Sender:
         """Makes the call; how it ended, and in which words."""
         self._open[job.owner] += 1
         try:
-            target = Target.parse(job.webhook_url or "", allow_private=self._allow_private)
             with anyio.fail_after(TIMEOUT_S):
-                status = await self._post(target, job, secret)
+                status = await self._post(job, secret)
         except BadTarget as error:
             return Outcome.REFUSAL, str(error)
         except TimeoutError:
@@ -170,37 +165,21 @@ class Sender:
         # Gone: the receiver does not want it any more.
         return (Outcome.LAST_FAILURE if status == 410 else Outcome.FAILURE), str(status)
 
-    async def _post(self, target: Target, job: Job, secret: str) -> int:
-        question = partial(lookup, target.host, target.port)
-        # Nothing can cut the system's resolver off; its answer is not waited for any longer.
-        addresses = await run_sync(question, abandon_on_cancel=True, limiter=self._lookups)
-        if not self._allow_private and (inside := [a for a in addresses if not is_public(a)]):
-            raise BadTarget(f"stands for {inside[0]}, which is not public")
-        host = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
+    async def _post(self, job: Job, secret: str) -> int:
+        target = self._egress.target(job.webhook_url or "")
         # The id stays the same however often this end is told; receivers refuse old timestamps.
         assert job.ended_at is not None
         id = f"msg_{job.id}_{job.ended_at.timestamp() * 1000:.0f}"
         timestamp, body = int(time.time()), self._message(job, secret)
         fields = {
             "Content-Type": "application/json",
-            "Host": target.authority,
             "User-Agent": "stablesr-webhooks",
             "webhook-id": id,
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(secret, id, timestamp, body),
         }
-        async with (
-            # No proxy from the environment: it would connect to wherever the name leads it.
-            httpx.AsyncClient(verify=self._tls, timeout=TIMEOUTS, trust_env=False) as client,
-            # To the address that was looked at, with the certificate of the name.
-            client.stream(
-                "POST",
-                f"https://{host}:{target.port}{target.path}",
-                content=body,
-                headers=fields,
-                extensions={"sni_hostname": target.host},
-            ) as answer,
-        ):
+        request = self._egress.request("POST", target, fields, TIMEOUTS, body)
+        async with request as answer:
             # What it says beyond its status is not read, so it cannot be long.
             return answer.status_code
 

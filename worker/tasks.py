@@ -48,7 +48,7 @@ from jobs.errors import (
 )
 from jobs.image_file import RESULT_TYPES, check_side
 from jobs.schema import Job, ResultInfo, Stage
-from jobs.store import input_key, result_key
+from jobs.store import file_fields, input_key, result_key
 from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
 from models.geometry import output_size
 from models.memory import is_out_of_memory
@@ -241,8 +241,10 @@ def _save(attempt: Attempt, job: Job, source: DecodedImage, rows: Iterable[Tenso
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         attempt.poll()
-        outlast(attempt, lambda key: attempt.process.store.put(key, path), result_key(job.id))
-        return _result_info(job, path.stat().st_size, sha256, width, height)
+        result = _result_info(job, path.stat().st_size, sha256, width, height)
+        fields = file_fields(job, result.media_type)
+        outlast(attempt, lambda key: attempt.process.store.put(key, path, fields), result.key)
+        return result
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class _BlockingCalls(Calls):
         sleep(seconds)
 
     async def _transmit(self, request: httpx.Request, stream: bool) -> httpx.Response:
-        response = self.http.send(request, stream=stream)
+        response = self.http.send(request, stream=stream, follow_redirects=stream)
         if response.status_code not in BODY:
             response.read()
         return response
@@ -248,7 +248,7 @@ class AsyncClient(Calls):
         await async_sleep(seconds)
 
     async def _transmit(self, request: httpx.Request, stream: bool) -> httpx.Response:
-        response = await self.http.send(request, stream=stream)
+        response = await self.http.send(request, stream=stream, follow_redirects=stream)
         if response.status_code not in BODY:
             await response.aread()
         return response

@@ -105,8 +105,8 @@ async def _upscale(request: Request, *, is_batch: bool) -> Response:
         except BaseException:
             await waiting.cancel(services, *jobs)
             raise
-    jobs = [waiting.check_success(job) for job in await waiting.ends_of(request, intake, *jobs)]
-    marks = [outputs.mark(job.id) for job in jobs]
+    jobs = await waiting.ends_of(request, intake.origin.client, *jobs)
+    marks = [outputs.mark(waiting.check_success(job).id) for job in jobs]
     content: dict[str, Any] = {"images": marks} if is_batch else {"image": marks[0]}
     content["html_info"] = f"<p>Seed: {', '.join(str(job.seed) for job in jobs)}</p>"
     return await outputs.inline(services, intake.origin.client, content, *jobs)

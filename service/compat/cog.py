@@ -61,7 +61,7 @@ async def _predict(request: Request, name: str | None) -> Response:
     secret = await outputs.secret_of(services, job.owner)
     if is_async:
         return JSONResponse(prediction(job, base, secret, own_id), 202)
-    [job] = await waiting.ends_of(request, intake, job)
+    [job] = await waiting.ends_of(request, intake.origin.client, job)
     content = prediction(job, base, secret, own_id)
     if job.state is not JobState.SUCCEEDED or job.result is None:
         return JSONResponse(content)
@@ -73,7 +73,7 @@ async def _predict(request: Request, name: str | None) -> Response:
 async def cancel(request: Request, name: str, caller: ReaderDep) -> Response:
     """By the client's own id, or the job's."""
     services = services_of(request)
-    job_id = await run_sync(services.idempotency.find, caller.owner, f"cog {name}") or name
+    job_id = await run_sync(services.idempotency.job_id, caller.owner, f"cog {name}") or name
     await waiting.cancel(services, await services.jobs.get(job_id, caller.owner))
     return JSONResponse({})
 

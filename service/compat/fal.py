@@ -79,7 +79,7 @@ async def run(request: Request, owner: str, name: str) -> Response:
     """Answers with the result; a client that leaves cancels its request."""
     limit = waiting.patience(services_of(request))
     intake, job = await _submit(request, preset_of(owner, name), limit)
-    [job] = await waiting.ends_of(request, intake, job)
+    [job] = await waiting.ends_of(request, intake.origin.client, job)
     return await _result(request, job)
 
 

@@ -20,7 +20,7 @@ from service.compat import protocol
 from service.compat.protocol import OWNER, fault, preset_of
 from service.intake import Intake, SizedIntake
 from service.routes import outputs
-from service.uploads import FORM, URL_FIELD, check_head, form_of, receive_parts
+from service.uploads import FORM, check_head, form_of_parts, receive_parts
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 DEFAULTS = {"n": "1", "background": "auto", "quality": "auto", "stream": "false"}
@@ -55,7 +55,7 @@ async def edit_image(request: Request) -> Response:
         reception = receive_parts(request, limit, settings.upload_timeout_s, max_files=MOST_FILES)
         async with reception as parts:
             job, as_url = await _submit(intake, parts)
-    [job] = await waiting.ends_of(request, intake, job)
+    [job] = await waiting.ends_of(request, intake.origin.client, job)
     content = {"created": int(waiting.check_success(job).created_at.timestamp())}
     if as_url:
         url = await outputs.address_of(request, job)
@@ -68,7 +68,7 @@ async def edit_image(request: Request) -> Response:
 async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
     """The job of a form, and whether its result is asked for as an address."""
     items = [(name.removesuffix("[]"), value) for name, value in parts.multi_items()]
-    form = form_of(FormData(items))
+    form = form_of_parts(FormData(items))
     fields = {name: value for name, value in form.fields.items() if name not in PERSONAL}
     for name, value in DEFAULTS.items():
         if (given := fields.pop(name, value)) != value:
@@ -87,8 +87,5 @@ async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
             raise fault("size", f"must be auto or WIDTHxHEIGHT; got {size[:80]}")
         intake = SizedIntake(**vars(intake), size=(int(sides[1]), int(sides[2])))
     with protocol.names_of({"quality": "output_compression", "scale": "size"}):
-        if isinstance(form.image, str):
-            job, _ = await intake.submit_text(form.image, fields, URL_FIELD)
-        else:
-            job, _ = await intake.submit(form.image.file, fields, form.image.filename)
+        job, _ = await intake.submit(form.image, fields, form.filename, form.field)
     return job, kind == "url"

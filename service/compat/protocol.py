@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -20,8 +21,9 @@ from jobs.schema import Job
 from models.presets import PRESETS
 from service.admission import ReaderDep, services_of
 from service.intake import Intake
-from service.json_body import image_and_fields, json_limit, receive_json
+from service.json_body import form_of, json_limit, receive_json
 from service.problems import HTTPError, InvalidParameters, respond
+from service.spool import IMAGE_FIELD, URL_FIELD, open_image
 from service.uploads import JSON, check_head
 
 # Of the models, whose names are the presets'.
@@ -36,6 +38,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "An API key is needed."},
     "default": {"description": "An error, in the protocol's own form."},
 }
+# Where protocols have images.
+IMAGES = {IMAGE_FIELD, URL_FIELD, "data"}
 Values = Mapping[str, JsonValue]
 
 
@@ -115,15 +119,28 @@ def preset_of(owner: str, name: str) -> str:
 @asynccontextmanager
 async def receive(
     request: Request, key: str | None = None
-) -> AsyncIterator[tuple[Intake, dict[str, JsonValue]]]:
-    """What may submit, and a request's JSON; held as a transfer while the block runs."""
+) -> AsyncIterator[tuple[Intake, dict[str, Any]]]:
+    """What may submit, and a request's JSON, with open files in place of its images' texts; held as
+    a transfer while the block runs."""
     intake = await Intake.of(request, key)
     settings = intake.services.settings
-    limit = json_limit(settings.max_upload_bytes)
-    check_head(request, {JSON: limit})
+    limit, most = settings.max_upload_bytes, json_limit(settings.max_upload_bytes)
+    check_head(request, {JSON: most})
     await intake.check_room()
-    with intake.slot():
-        yield intake, await receive_json(request, limit, settings.upload_timeout_s)
+    with intake.slot(), ExitStack() as files:
+        pick = partial(_opened, limit=limit, files=files)
+        yield intake, await receive_json(request, most, settings.upload_timeout_s, pick)
+
+
+def _opened(document: dict[str, Any], limit: int, files: ExitStack) -> dict[str, Any]:
+    """The same, with images that are base64 as open files."""
+    batch = document.get("imageList")
+    for node in (document, document.get("input"), *(batch if isinstance(batch, list) else ())):
+        for name in IMAGES & node.keys() if isinstance(node, dict) else ():
+            if isinstance(node[name], str):
+                node[name] = image = open_image(node[name], limit, name)
+                files.callback(getattr(image, "close", int))
+    return document
 
 
 @contextmanager
@@ -142,7 +159,7 @@ async def submit(
 ) -> Job:
     """The job of an image and fields, whose names are others'; `ours` are fields that were said in
     another place, or None. `protocol` is kept with the job."""
-    own = {name: value for name, value in ours.items() if value is not None}
+    own: dict[str, Any] = {name: value for name, value in ours.items() if value is not None}
     theirs = dict[str, str]()
     for name, value in values.items():
         field = names.get(name, name)
@@ -153,9 +170,13 @@ async def submit(
     if own.get("output_format") == "jpg":
         own["output_format"] = "jpeg"
     intake = replace(intake, origin=replace(intake.origin, protocol=protocol))
+    images = {name: own[name] for name in (IMAGE_FIELD, URL_FIELD) if name in own}
     with names_of(theirs):
-        text, fields, field = image_and_fields(own)
-        return (await intake.submit_text(text, fields, theirs.get(field, field)))[0]
+        # What is open already needs no check.
+        opened = {name: "https:" for name, image in images.items() if hasattr(image, "read")}
+        form = form_of({**own, **opened}, 0)
+        image, name = images[form.field], theirs[form.field]
+        return (await intake.submit(image, form.fields, field=name))[0]
 
 
 async def _job(request: Request, job_id: str, caller: ReaderDep) -> Job:

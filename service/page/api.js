@@ -63,7 +63,8 @@ export async function cancel(id) {
 }
 
 export async function result(url) {
-  return (await call(url)).blob();
+  // Not by a link: the page may fetch from its own server only.
+  return (await call(`${url}?direct=true`)).blob();
 }
 
 // Follows one job until it has ended: `onJob` is called with what is new. Its events come over

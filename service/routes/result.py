@@ -6,13 +6,13 @@ import re
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import PurePath
-from urllib.parse import quote
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from jobs.errors import BlobNotFound
 from jobs.schema import Job, JobState, ResultInfo
+from jobs.store import file_fields
 from service.admission import ReaderDep, services_of
 from service.middleware import is_head
 from service.openapi import header, problems
@@ -22,11 +22,14 @@ from service.schema import JobView
 
 # First and last byte, or how many at the end.
 _BYTES = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))", re.IGNORECASE)
+Direct = Annotated[
+    bool, Query(description="The service sends the image itself, where it would give a link (307)")
+]
 router = APIRouter(tags=["jobs"])
 
 IMAGE = {
     f"image/{kind}": {"schema": {"type": "string", "format": "binary"}}
-    for kind in ("png", "webp", "jpeg", "tiff")
+    for kind in ("png", "webp", "jpeg", "tiff", "avif")
 }
 
 
@@ -49,6 +52,10 @@ IMAGE = {
             "headers": {**ETAG, "Content-Range": header("Which part of how much.")},
             "content": IMAGE,
         },
+        307: {
+            "description": "The image is in its store; the link works for a while, without a key.",
+            "headers": {"Location": header("The link.")},
+        },
         304: {"description": "The image is the one named in If-None-Match."},
         **problems(
             401,
@@ -61,28 +68,33 @@ IMAGE = {
         ),
     },
 )
-async def get_result(request: Request, job_id: JobId, caller: ReaderDep) -> Response:
+async def get_result(
+    request: Request, job_id: JobId, caller: ReaderDep, direct: Direct = False
+) -> Response:
     """The upscaled image. Its ETag is the sha256 of the file; one Range at a time is served."""
     job = await services_of(request).jobs.get(job_id, caller.owner)
-    return await send_result(request, job, caller.client)
+    return await send_result(request, job, caller.client, direct=direct)
 
 
-async def send_result(request: Request, job: Job, client: str) -> Response:
-    """The answer with a job's result, counted as a transfer of the client."""
+async def send_result(request: Request, job: Job, client: str, *, direct: bool) -> Response:
+    """The answer with a job's result, counted as a transfer of the client, or where it leads."""
     services, result = services_of(request), _result(request, job)
     headers = {
         "ETag": f'"{result.sha256}"',
         "Accept-Ranges": "bytes",
         "Cache-Control": f"private, max-age={_seconds_left(result)}, immutable",
         "Vary": "Authorization, X-API-Key",
-        "Content-Disposition": _disposition(job, result),
+        **file_fields(job, result.media_type),
     }
     if has_etag(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
+    link_s = min(services.settings.result_links_s, _seconds_left(result))
+    if link_s and not (direct or is_head(request)):
+        link = await services.store_threads.run(partial(services.store.link, result.key, link_s))
+        return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
     part = _byte_range(request, headers["ETag"], result.bytes)
     start, end = part or (0, result.bytes)
     headers["Content-Length"] = str(end - start)
-    headers["Content-Type"] = result.media_type
     status = 200
     if part is not None:
         status = 206
@@ -161,14 +173,3 @@ def _seconds_left(result: ResultInfo) -> int:
     if result.expires_at is None:
         return 0
     return max(0, int((result.expires_at - datetime.now(UTC)).total_seconds()))
-
-
-def _disposition(job: Job, result: ResultInfo) -> str:
-    """The upload's name with the scale (RFC 6266): photo.jpg at 4 becomes photo-4x.png."""
-    stem = PurePath(job.input.filename or job.id).stem
-    extension = result.media_type.rpartition("/")[2].replace("jpeg", "jpg")
-    name = f"{stem}-{job.parameters.scale:g}x.{extension}"
-    plain = re.sub(r'[^ -~]|["\\%]', "_", name)
-    # What UTF-8 cannot say, a name from a broken form, must not end the answer.
-    exact = quote(name.encode("utf-8", "replace"), safe="")
-    return f"inline; filename=\"{plain}\"; filename*=UTF-8''{exact}"

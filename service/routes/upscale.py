@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 
+import anyio
 from fastapi import APIRouter, Request, Response
-from starlette.datastructures import Headers
 
 from service.intake import Intake
-from service.json_body import image_and_fields, json_limit, receive_json
+from service.json_body import form_of, json_limit, receive_json
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
 from service.problems import root_path
 from service.ratelimit import TooManyOpen
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
-from service.uploads import FORM, JSON, URL_FIELD, check_head, receive_form
-from service.waiting import MAX_WAIT_S, preferences, wait_for_end
+from service.uploads import FORM, JSON, check_head, receive_form
+from service.waiting import wait_for_end, wait_s
 
 router = APIRouter(tags=["jobs"])
 
@@ -42,13 +43,13 @@ HEADERS = {
         202: {"headers": {**HEADERS, **RETRY_AFTER}},
         **problems(
             401,
-            _400="The form is broken, or a header field.",
+            _400="The form or the JSON is broken, or a header field.",
             _408="The upload stopped half way, or took too long.",
             _409="The first request with this Idempotency-Key is still being handled.",
             _413="The body is larger than `max_upload_bytes`.",
-            _415="The body is not multipart/form-data, or it is compressed.",
-            _422="The file is not a whole still image within the limits, a field is wrong, or the "
-            "Idempotency-Key belongs to another request.",
+            _415="The body is neither multipart/form-data nor JSON, or it is compressed.",
+            _422="The file is not a whole still image within the limits, or cannot be fetched, a "
+            "field is wrong, or the Idempotency-Key belongs to another request.",
             _429="Too many requests or transfers, or too many jobs of this client wait; see "
             "Retry-After.",
             _503="The queue is full, or Redis or the image store is away; see Retry-After. Or the "
@@ -58,7 +59,7 @@ HEADERS = {
 )
 async def upscale(request: Request) -> Response:
     """Takes one image and how to upscale it, and answers with the job at once, or with
-    `Prefer: wait=N` when it has ended, after N seconds (at most 60) at the latest.
+    `Prefer: wait=N` when it has ended, after N seconds (at most 50) at the latest.
 
     Fields that are left out, or empty, take the preset's defaults; without `preset` it is the one
     that `GET /models` calls the default. Unknown fields, fields given twice and parameters in the
@@ -69,37 +70,34 @@ async def upscale(request: Request) -> Response:
     intake = await Intake.of(request)
     services, client = intake.services, intake.origin.client
     settings = services.settings
-    most = settings.max_upload_bytes
-    kind = check_head(request, {FORM: most, JSON: json_limit(most)})
-    seconds = _wait_s(request.headers)
+    limits = {FORM: settings.max_upload_bytes, JSON: json_limit(settings.max_upload_bytes)}
+    kind = check_head(request, limits)
+    seconds = wait_s(request.headers)
     await intake.check_room()
-    with intake.slot():
+    async with AsyncExitStack() as held:
+        held.enter_context(intake.slot())
         if kind == FORM:
-            async with receive_form(request, most, settings.upload_timeout_s) as form:
-                if isinstance(form.image, str):
-                    job, is_replay = await intake.submit_text(form.image, form.fields, URL_FIELD)
-                else:
-                    image = form.image
-                    job, is_replay = await intake.submit(image.file, form.fields, image.filename)
+            receive = receive_form(request, limits[kind], settings.upload_timeout_s)
+            form = await held.enter_async_context(receive)
         else:
-            document = await receive_json(request, json_limit(most), settings.upload_timeout_s)
-            job, is_replay = await intake.submit_text(*image_and_fields(document))
+            pick = partial(form_of, limit=settings.max_upload_bytes)
+            form = await receive_json(request, limits[kind], settings.upload_timeout_s, pick)
+        if isinstance(form.image, str):
+            # Whom another's server makes wait is counted apart.
+            await held.aclose()
+        else:
+            held.callback(form.image.close)
+        began = anyio.current_time()
+        job, is_replay = await intake.submit(form.image, form.fields, form.filename, form.field)
     headers = {"Location": f"{root_path(request)}/jobs/{job.id}"}
     if is_replay:
         headers["Idempotent-Replayed"] = "true"
     status = 202
     if seconds is not None:
+        # What storing or fetching the image took is part of the wait.
+        left_s = began + seconds - anyio.current_time()
         with suppress(TooManyOpen), services.streams.slot(client):
-            job = await wait_for_end(request, services, job, seconds)
+            job = await wait_for_end(request, services, job, left_s)
             headers["Preference-Applied"] = f"wait={seconds}"
         status = 200 if job.state.is_final else 202
     return answer(request, job, status=status, headers=headers)
-
-
-def _wait_s(headers: Headers) -> int | None:
-    """The seconds of `Prefer: wait=N`, at most 60; None without that preference.
-
-    A preference that makes no sense is as none, as the RFC says.
-    """
-    value = preferences(headers).get("wait", "")
-    return min(int(value[:9]), MAX_WAIT_S) if value.isascii() and value.isdigit() else None

@@ -15,8 +15,11 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +27,7 @@ from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwri
 
 from cli.stack import Stack
 
+EXAMPLE = Path(__file__).parents[2] / "client" / "browser.html"
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 SECOND = 1000.0
 JOB_MS = 120 * SECOND
@@ -221,6 +225,37 @@ def the_interface(browser: Browser, url: str, folder: Path) -> None:
         say("the interface is described without a script and without the internet")
 
 
+@contextmanager
+def another_origin() -> Iterator[str]:
+    """An origin, whose server has the example page of client/ alone."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(EXAMPLE.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
+        serving.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            serving.join()
+
+
+def from_another_origin(browser: Browser, url: str, origin: str) -> None:
+    """The example page upscales an image, and shows in a sentence what is refused."""
+    page = browser.new_page()
+    page.goto(f"{origin}/{EXAMPLE.name}")
+    assert page.evaluate("location.origin") == origin != url
+    page.get_by_label("Service").fill(url)
+    page.get_by_label("Image").set_input_files(payload("a.txt", b"no image"))
+    page.get_by_text("Upscale").click()
+    expect(page.locator("output")).to_contain_text("PNG, JPEG")
+    page.get_by_label("Image").set_input_files(payload("a.jpg", photograph("kitten", 32)))
+    page.get_by_text("Upscale").click()
+    page.wait_for_function("document.querySelector('output img')?.naturalWidth", timeout=JOB_MS)
+    assert page.evaluate("document.querySelector('output img').naturalWidth") == 128
+    page.close()
+    say("a page of another origin, which the service names, upscales an image")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.browser")
     parser.add_argument("--folder", type=Path, default=Path("build/browser"))
@@ -230,13 +265,14 @@ def main() -> int:
     if chromium is None:
         print("There is no chromium on PATH; install it, or name one with CHROMIUM=.")
         return 1
-    with (
-        tempfile.TemporaryDirectory(prefix="stablesr-browser-") as data,
-        Stack(Path(data), port=0) as stack,
-    ):
+    with another_origin() as origin, ExitStack() as running:
+        os.environ["STABLESR_CORS_ORIGINS"] = origin
+        data = running.enter_context(tempfile.TemporaryDirectory(prefix="stablesr-browser-"))
+        stack = running.enter_context(Stack(Path(data), port=0))
         stack.start()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+            from_another_origin(browser, stack.url, origin)
             with_a_mouse(browser, stack.url + "/", folder)
             with_the_keyboard(browser, stack.url + "/")
             on_a_phone(browser, stack.url + "/", folder)

@@ -12,7 +12,8 @@ from cli.options import UpscaleOptions
 from models.parameters import UpscaleParameters
 from service.openapi import UPLOAD_BODY
 from service.schema import JobView
-from service.uploads import IMAGE_FIELD, FormFields
+from service.spool import IMAGE_FIELD
+from service.uploads import FormFields
 from stablesr_client import Parameters
 
 

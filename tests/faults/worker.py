@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, ClassVar
@@ -58,7 +58,12 @@ class HeldStore(BlobStore):
 
     folder: ClassVar[Path]
 
-    def put(self, key: str, data: bytes | Path | IO[bytes] | Iterable[bytes]) -> None:
+    def put(
+        self,
+        key: str,
+        data: bytes | Path | IO[bytes] | Iterable[bytes],
+        fields: Mapping[str, str] | None = None,
+    ) -> None:
         def half() -> Iterator[bytes]:
             yield b"a part"
             hold(self.folder, "storing")
@@ -67,7 +72,7 @@ class HeldStore(BlobStore):
         if (self.folder / "hold-storing").exists():
             with suppress(_GoOn):
                 super().put(key, half())
-        super().put(key, data)
+        super().put(key, data, fields)
 
 
 def hold(folder: Path, place: str) -> None:

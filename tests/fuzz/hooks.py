@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import uuid
 from typing import Any
@@ -22,19 +23,30 @@ CURSORS = st.builds(
 )
 
 schemathesis.openapi.format("binary", st.sampled_from(FILES))
+TEXTS = [base64.b64encode(file).decode() for file in FILES]
+TEXTS += [f"data:image/png;base64,{text}" for text in TEXTS]
+
+schemathesis.openapi.format("byte", st.sampled_from(TEXTS))
+# Nothing is asked of any other server.
+schemathesis.openapi.format("image-url", st.sampled_from(TEXTS[len(FILES) :]))
 schemathesis.openapi.format("cursor", CURSORS)
 schemathesis.openapi.format("webhook-url", st.just("https://hooks.example.org/stablesr?job=1"))
 
 
 @schemathesis.hook
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
-    """Takes the form's conditions out: schemathesis cannot try them on a file's bytes."""
+    """Takes the conditions out: schemathesis cannot try them on a file's bytes."""
     content = raw_schema["paths"]["/upscale"]["post"]["requestBody"]["content"]
+    for body in content.values():
+        schema = body["schema"]
+        del schema["allOf"]
+        # Each goes without the others, and is right for few sizes of an image.
+        for name in ("width", "height", "megapixels"):
+            del schema["properties"][name]
     form = content["multipart/form-data"]["schema"]
-    del form["allOf"]
-    # Each goes without the others, and is right for few sizes of an image.
-    for name in ("width", "height", "megapixels"):
-        del form["properties"][name]
+    # Either of the two, which JSON covers.
+    del form["oneOf"], form["properties"]["image_url"]
+    form["required"] = ["image"]
 
 
 @schemathesis.hook
@@ -66,14 +78,14 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 def _together(form: dict[str, Any]) -> bool:
     """Whether the fields fit each other, as `service.openapi` has it."""
     # What is empty counts as left out, of whatever type it should be.
-    texts = [value for name, value in form.items() if name != "image"]
+    texts = [value for name, value in form.items() if name not in ("image", "image_url")]
     if texts and all(value in ("", []) for value in texts):
         return False
-    prompts = [str(form.get(name, "")).strip() for name in ("prompt", "negative_prompt")]
-    preset = PRESETS.get(str(form.get("preset", "tiny")))
+    prompts = [str(form.get(name) or "").strip() for name in ("prompt", "negative_prompt")]
+    preset = PRESETS.get(str(form.get("preset") or "tiny"))
     guidance = form.get("guidance_scale", 1)
     guided = isinstance(guidance, int | float) and guidance > 1
-    if "quality" in form and form.get("output_format") not in LOSSY:
+    if form.get("quality") is not None and form.get("output_format") not in [*LOSSY]:
         return False
     if form.get("eta") is not None and form.get("sampler") != "ddim":
         return False

@@ -269,7 +269,6 @@ FORMS: Mapping[str, tuple[str, bytes]] = {
     "an empty boundary": ("multipart/form-data; boundary=", form(IMAGE)),
     "a boundary of 500 letters": ("multipart/form-data; boundary=" + "x" * 500, form(IMAGE)),
     "an image without a form": ("image/png", PNG),
-    "json": ("application/json", b'{"image": "AAAA"}'),
     "an url-encoded form": ("application/x-www-form-urlencoded", b"image=AAAA"),
     "multipart of another kind": ("multipart/mixed; boundary=x", form(IMAGE)),
     "a form in a form": (

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 
 from jobs.settings import Settings
+from tests.hostile.documents import DOCUMENTS
 from tests.hostile.files import FILES, FORMS, REQUESTS
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, Leftovers, eventually, serving
@@ -58,7 +59,7 @@ def refused(answer: httpx.Response, started: float) -> None:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(FILES) + len(FORMS) + len(REQUESTS) >= 60
+    assert len(FILES) + len(FORMS) + len(DOCUMENTS) + len(REQUESTS) >= 90
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -76,9 +77,9 @@ def test_a_hostile_file_is_refused_for_what_it_is(client: httpx.Client, name: st
     assert answer.json()["type"] in expected
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", [*FORMS, *DOCUMENTS])
 def test_a_hostile_form_is_refused(client: httpx.Client, name: str) -> None:
-    content_type, body = FORMS[name]
+    content_type, body = {**FORMS, **DOCUMENTS}[name]
     started = time.monotonic()
     answer = client.post("/upscale", content=body, headers={"Content-Type": content_type})
     refused(answer, started)

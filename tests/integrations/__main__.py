@@ -177,7 +177,7 @@ def main() -> int:
                 "compat": ",".join(PROTOCOLS),
                 "trusted_proxies": "127.0.0.1",
             }
-            with House("clients", **settings, webhook_allow_private=True) as house:
+            with House("clients", **settings, egress="any") as house:
                 house.worker(step_s=STEP_S)
                 house.ready()
                 with connect(house.settings) as connection:

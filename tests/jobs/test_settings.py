@@ -155,3 +155,31 @@ def test_the_documents_table_has_every_setting_with_its_default() -> None:
             assert shown.split()[0].strip("`,:") == (
                 value.lower() if isinstance(field.default, bool) else value
             ), name
+
+
+@pytest.mark.parametrize(
+    "origins", ["example.org", "https://", "https://a.example/", "https://a.example,,", "HTTPS://A"]
+)
+def test_origins_are_exact(origins: str) -> None:
+    with pytest.raises(InvalidSettings, match="CORS_ORIGINS is wrong: it must be origins such as"):
+        Settings(cors_origins=origins)
+
+
+def test_several_origins_may_be_named() -> None:
+    assert Settings(cors_origins="https://a.example, http://[::1]:80").allowed_origins == [
+        "https://a.example",
+        "http://[::1]:80",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"), [("", 0), ("?links=60", 60), ("?links=604800", 604800)]
+)
+def test_links_to_results_are_asked_for_in_the_stores_url(query: str, seconds: int) -> None:
+    assert Settings(blob_url=f"s3://bucket/prefix{query}").result_links_s == seconds
+
+
+@pytest.mark.parametrize("query", ["?links=604801", "?links=-1", "?links=", "?link=60", "?a=1"])
+def test_a_store_takes_no_other_member(query: str) -> None:
+    with pytest.raises(InvalidSettings, match="BLOB_URL is wrong: only links=SECONDS"):
+        Settings(blob_url=f"s3://bucket{query}")

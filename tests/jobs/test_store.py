@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from jobs import remote_store
@@ -279,3 +280,20 @@ def test_a_large_blob_has_more_time_for_its_parts_than_an_answer(
         store = hasty(url, monkeypatch)
         store.put(KEY, io.BytesIO(data))
         assert store.get(KEY) == data
+
+
+def test_a_link_gives_the_blob_its_type_and_name_for_a_while(bucket: str) -> None:
+    store, key = BlobStore.open(Settings(blob_url=bucket)), result_key("abc")
+    fields = {"Content-Type": "image/webp", "Content-Disposition": 'inline; filename="a.webp"'}
+    # In one request, and in parts.
+    for content in (b"12345", bytes(6 * 1024 * 1024)):
+        store.put(key, io.BytesIO(content), fields)
+        answer = httpx.get(store.link(key, 60))
+        assert answer.status_code == 200
+        assert answer.content == content
+        assert {name: answer.headers[name] for name in fields} == fields
+        part = httpx.get(store.link(key, 60), headers={"Range": "bytes=1-2"})
+        assert (part.status_code, part.content) == (206, content[1:3])
+    assert "X-Amz-Expires=60" in store.link(key, 60)
+    with pytest.raises(ValueError, match="A blob's key"):
+        store.link("other/abc", 60)

@@ -100,7 +100,7 @@ def worker(settings: Settings, redis: Redis) -> FakeWorker:
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     names = Names([LOCAL])
-    monkeypatch.setattr("service.webhooks.lookup", names)
+    monkeypatch.setattr("service.egress.lookup", names)
     return names
 
 
@@ -115,7 +115,7 @@ def receiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: Names) -> I
 def private(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings under which this machine's own receiver may be called."""
     monkeypatch.setattr("service.webhooks.LOOK_S", 0.02)
-    return settings.model_copy(update={"webhook_allow_private": True, "webhook_secret": SECRET})
+    return settings.model_copy(update={"egress": "any", "webhook_secret": SECRET})
 
 
 @pytest.fixture

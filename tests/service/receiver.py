@@ -1,13 +1,13 @@
-"""What the tests of webhooks share: a receiver, which is a real HTTPS server on this machine with a
-certificate made for it; names in place of DNS; jobs that end, and the agenda."""
+"""What tests of calls to others share: a receiver, which is a real HTTPS server on this machine
+with a certificate made for it; names in place of DNS; for webhooks ended jobs and the agenda."""
 
 from __future__ import annotations
 
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ from redis import Redis
 
 from jobs.job_store import WEBHOOKS_KEY
 from jobs.outbox import PAUSES_S
-from service.webhook_target import Address
+from service.egress import Address
 from tests.service.harness import FakeWorker
 from tests.service.pictures import picture
 
@@ -42,12 +42,33 @@ class Delivery:
 
 @dataclass
 class Receiver:
-    """`answers` are the next ones, status and headers; with none left, 204."""
+    """`answers` are the next ones to POST, status and headers; with none left, 204. `pages` answer
+    to GET, by path."""
 
     port: int = 0
     got: SimpleQueue[Delivery] = field(default_factory=SimpleQueue)
     answers: SimpleQueue[tuple[int, dict[str, str]]] = field(default_factory=SimpleQueue)
+    pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=dict)
     connections: int = 0
+
+    def address(self, path: str) -> str:
+        return f"https://{HOST}:{self.port}{path}"
+
+    def show(self, path: str, status: int, body: bytes = b"", **headers: str) -> str:
+        """Answers to GET so; returns the address."""
+
+        def page(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(status)
+            fields = {"Content-Type": "image/png", "Content-Length": str(len(body))} | {
+                name.replace("_", "-"): value for name, value in headers.items()
+            }
+            for name, value in fields.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.write(body)
+
+        self.pages[path] = page
+        return self.address(path)
 
     @property
     def url(self) -> str:
@@ -89,6 +110,12 @@ def receiving(ca_file: Path, host: str = HOST) -> Iterator[Receiver]:
                 self.send_header(key, value)
             self.send_header("Content-Length", "0")
             self.end_headers()
+
+        def do_GET(self) -> None:
+            name = names.get(threading.get_ident())
+            receiver.got.put(Delivery(self.path, dict(self.headers), b"", name))
+            with suppress(OSError):
+                receiver.pages[self.path](self)
 
         def finish(self) -> None:
             super().finish()

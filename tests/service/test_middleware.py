@@ -234,3 +234,67 @@ def test_an_unexpected_error_is_a_500_problem_and_a_log_entry(
     assert entry["request_id"] == body["request_id"]
     # The connection lives on.
     assert client.get("/livez").status_code == 200
+
+
+HOME = "https://app.example.org"
+
+
+@pytest.fixture
+def shared(settings: Settings) -> Iterator[httpx.Client]:
+    """A service that pages of one other origin may use."""
+    with serving(settings.model_copy(update={"cors_origins": f"{HOME}, http://b.example"})) as it:
+        yield it
+
+
+def test_a_page_of_an_origin_that_is_named_may_do_everything(shared: httpx.Client) -> None:
+    for method, fields in [
+        ("POST", "authorization,content-type,idempotency-key,prefer,x-api-key"),
+        ("GET", "last-event-id"),
+        ("DELETE", "authorization"),
+    ]:
+        asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": fields}
+        answer = shared.options("/upscale", headers={"Origin": HOME, **asked})
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == HOME
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+    accepted = post(shared, Origin=HOME)
+    assert accepted.status_code == 202
+    assert accepted.headers["Access-Control-Allow-Origin"] == HOME
+    exposed = accepted.headers["Access-Control-Expose-Headers"].split(", ")
+    assert {"Location", "Retry-After", "ETag", "RateLimit", "RateLimit-Policy"} <= {*exposed}
+    assert {"X-Request-ID", "Idempotent-Replayed", "Content-Disposition"} <= {*exposed}
+    # What is wrong can be read too.
+    answer = shared.get("/jobs/x", headers={"Origin": HOME})
+    assert problem(answer, 404, "job-not-found")
+    assert answer.headers["Access-Control-Allow-Origin"] == HOME
+    assert shared.delete(accepted.headers["Location"], headers={"Origin": HOME}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "http://app.example.org", f"{HOME}:444", f"{HOME}.evil.test"],
+)
+def test_a_page_of_another_origin_than_those_named_reads_nothing(
+    shared: httpx.Client, origin: str
+) -> None:
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    for answer in (
+        shared.options("/upscale", headers=asked),
+        shared.get("/models", headers={"Origin": origin}),
+        post(shared, Origin=origin),
+    ):
+        assert "Access-Control-Allow-Origin" not in answer.headers
+    problem(post(shared, Origin=origin), 403, "foreign-origin")
+
+
+def test_any_origin_may_be_let_in_and_never_with_credentials(settings: Settings) -> None:
+    with serving(settings.model_copy(update={"cors_origins": "*"})) as client:
+        answer = post(client, Origin="https://anything.example")
+        assert answer.status_code == 202
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+def test_nothing_is_said_to_other_origins_unless_they_are_named(client: httpx.Client) -> None:
+    answer = client.get("/models", headers={"Origin": HOME})
+    assert "Access-Control-Allow-Origin" not in answer.headers

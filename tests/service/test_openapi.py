@@ -79,12 +79,13 @@ def test_every_error_is_described_as_a_problem(described: dict[str, Any]) -> Non
                 assert set(answer["content"]) == {"application/problem+json"}, (path, method)
 
 
-def test_the_form_names_every_parameter(described: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", ["multipart/form-data", "application/json"])
+def test_each_body_names_every_parameter(described: dict[str, Any], kind: str) -> None:
     body = described["paths"]["/upscale"]["post"]["requestBody"]
-    form = body["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"image", *FormFields.model_fields}
+    schema = body["content"][kind]["schema"]
+    assert set(schema["properties"]) == {"image", "image_url", *FormFields.model_fields}
     assert set(FormFields.model_fields) > set(UpscaleParameters.model_fields)
-    assert form["required"] == ["image"]
+    assert [each["required"] for each in schema["oneOf"]] == [["image"], ["image_url"]]
 
 
 @pytest.mark.parametrize("model", [JobView, ReadyView, ProblemDetails])

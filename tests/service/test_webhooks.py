@@ -18,7 +18,7 @@ from jobs.job_store import WEBHOOKS_KEY, record_key
 from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
 from jobs.settings import Settings
-from service.webhook_target import Address
+from service.egress import Address
 from service.webhooks import signature
 from tests.redis_server import RedisServer
 from tests.service.harness import FakeWorker, eventually, plain_client, serving, upload
@@ -166,8 +166,8 @@ def test_a_name_that_leads_inside_is_never_called(
     addresses: list[str],
 ) -> None:
     names = Names([ipaddress.ip_address(address) for address in addresses])
-    monkeypatch.setattr("service.webhooks.lookup", names)
-    with serving(private.model_copy(update={"webhook_allow_private": False})) as client:
+    monkeypatch.setattr("service.egress.lookup", names)
+    with serving(private.model_copy(update={"egress": "public"})) as client:
         ended(client, worker, f"https://{HOST}:{receiver.port}/")
         eventually(lambda: bool(names.asked) and agenda(redis) == 0)
         assert 'attempts_total{outcome="blocked"} 1.0' in client.get("/metrics").text
@@ -185,7 +185,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
     # A public address of this test's making, at which nothing answers, and then the receiver.
     public = [ipaddress.ip_address("93.184.216.34")]
     names = Names(public, [LOCAL])
-    monkeypatch.setattr("service.webhooks.lookup", names)
+    monkeypatch.setattr("service.egress.lookup", names)
     tried: list[str] = []
 
     async def connect(self: object, host: str, port: int, **_: object) -> None:
@@ -194,7 +194,7 @@ def test_a_name_that_changes_its_mind_is_asked_once_an_attempt(
 
     monkeypatch.setattr("httpcore.AnyIOBackend.connect_tcp", connect)
     monkeypatch.setattr("httpcore._backends.auto.AutoBackend.connect_tcp", connect)
-    with serving(private.model_copy(update={"webhook_allow_private": False})) as client:
+    with serving(private.model_copy(update={"egress": "public"})) as client:
         ended(client, worker, f"https://{HOST}:{receiver.port}/")
         eventually(lambda: bool(tried))
     assert tried == ["93.184.216.34"]
@@ -293,7 +293,7 @@ class Endless(Names):
 @pytest.fixture
 def endless(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Endless]:
     names = Endless()
-    monkeypatch.setattr("service.webhooks.lookup", names)
+    monkeypatch.setattr("service.egress.lookup", names)
     yield names
     names.found.set()
 

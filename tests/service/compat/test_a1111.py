@@ -61,7 +61,7 @@ def test_a_batch_comes_back_in_its_order(client: httpx.Client) -> None:
 
 
 def test_a_batch_with_a_broken_image_leaves_no_job_behind(client: httpx.Client) -> None:
-    images = [{"data": TEXT, "name": "a"}, {"data": "%", "name": "b"}]
+    images = [{"data": TEXT, "name": "a"}, {"data": "AAAA", "name": "b"}]
     body = {**DEFAULTS, "imageList": images}
     answer = client.post("/sdapi/v1/extra-batch-images", json=body)
     assert answer.status_code == 422

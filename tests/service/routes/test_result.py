@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
+from redis import Redis
 
-from tests.service.harness import FakeWorker, problem, upload
+from jobs.settings import Settings
+from stablesr_client import Client
+from tests.s3_server import S3Server, environment
+from tests.service.harness import FakeWorker, problem, serving, upload
 from tests.service.pictures import picture
 
 CONTENT = bytes(range(256)) * 12_000
@@ -109,3 +115,52 @@ def test_head_is_answered_wherever_get_is(client: httpx.Client, where: str) -> N
     assert asked.status_code == got.status_code
     assert asked.content == b""
     assert asked.headers["Content-Type"] == got.headers["Content-Type"]
+
+
+@pytest.fixture
+def linking(
+    settings: Settings, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[httpx.Client, str]]:
+    """A service with S3, and a result's path."""
+    with S3Server() as s3:
+        for name, value in environment(s3.url).items():
+            monkeypatch.setenv(name, value)
+        url = s3.bucket("bucket") + "?links=600"
+        remote = Settings(redis_url=settings.redis_url, blob_url=url)
+        with serving(remote) as client:
+            worker = FakeWorker(redis, remote)
+            job = upload(client, picture("PNG"), name="a.jpg").json()["id"]
+            worker.start(job)
+            worker.succeed(job, CONTENT)
+            yield client, f"/jobs/{job}/result"
+
+
+def test_a_result_in_s3_is_fetched_there_by_a_link_without_a_key(
+    linking: tuple[httpx.Client, str],
+) -> None:
+    client, path = linking
+    answer = client.get(path)
+    assert answer.status_code == 307
+    link = answer.headers["Location"]
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert "X-Amz-Expires=600" in link
+    assert httpx.get(link).content == CONTENT
+    # Who knows the image is told so, and who wants it from here gets it.
+    assert client.get(path, headers={"If-None-Match": ETAG}).status_code == 304
+    assert client.get(path, params={"direct": "true"}).content == CONTENT
+    assert client.head(path).headers["Content-Length"] == str(len(CONTENT))
+
+
+def test_a_link_ends_with_its_result(linking: tuple[httpx.Client, str], redis: Redis) -> None:
+    client, path = linking
+    record = f"stablesr:job:{path.split('/')[2]}"
+    redis.hset(record, "keep_s", "100")
+    link = client.get(path).headers["Location"]
+    assert int(httpx.URL(link).params["X-Amz-Expires"]) <= 100
+
+
+def test_the_client_follows_a_link(linking: tuple[httpx.Client, str], tmp_path: Path) -> None:
+    client, path = linking
+    with Client(str(client.base_url), api_key="ssr_0000_none") as other:
+        other.download(path.split("/")[2], tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == CONTENT

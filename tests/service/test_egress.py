@@ -1,4 +1,4 @@
-"""Where a webhook may lead: to https, and to no address that is not public."""
+"""What a client may have called: https, and no address that is not public."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from jobs.settings import Settings
-from service.webhook_target import BadTarget, Target, is_public
+from service.egress import BadTarget, Target, is_public
 from tests.service.harness import problem, serving, upload
 from tests.service.receiver import PNG, SECRET
 

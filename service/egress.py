@@ -1,4 +1,4 @@
-"""Where a webhook may lead: https, and public addresses only.
+"""What the service calls because a client names it: https, and public addresses only.
 
 A client's URL could make this server talk to its own network (SSRF). So all addresses that a name
 stands for when the call is made must be public, and the connection goes to one of these, whatever
@@ -10,9 +10,20 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
+import anyio
+import httpx
+from anyio.to_thread import run_sync
+
+from jobs.settings import Settings
+
+# Questions to the resolver at once, in threads of their own: requests need the others.
+LOOKUPS = 16
 LONGEST_URL = 2000
 _NAME = re.compile(
     r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?", re.I
@@ -32,7 +43,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class BadTarget(ValueError):
-    """A URL that is not to be called; the message continues "webhook_url ..."."""
+    """A URL that is not to be called; the message goes on from the name of its field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,7 @@ class Target:
         if parts.scheme != "https" or not host:
             raise BadTarget("must begin with https:// and a host")
         if parts.username is not None or parts.password is not None:
-            raise BadTarget("must not hold a user or a password; the signature says who calls")
+            raise BadTarget("must not hold a user or a password")
         if parts.fragment or "\\" in url:
             raise BadTarget("must not have a fragment or a backslash")
         _check_host(host, allow_private)
@@ -107,3 +118,53 @@ def lookup(host: str, port: int) -> list[Address]:
         raise OSError(f"{host} cannot be resolved: {error}.") from error
     # A scope, as in fe80::1%eth0, names a network of this machine: never public.
     return [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]
+
+
+class Egress:
+    """Calls within what STABLESR_EGRESS allows; shared by all that call."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._is_off = settings.egress == "none"
+        self._allow_private = settings.egress == "any"
+        self._tls = httpx.create_ssl_context()
+        self._lookups = anyio.CapacityLimiter(LOOKUPS)
+
+    def target(self, url: str) -> Target:
+        """The URL's parts; raises BadTarget for what is wrong whatever DNS says."""
+        if self._is_off:
+            raise BadTarget("must be left out: this server calls no addresses of clients")
+        return Target.parse(url, allow_private=self._allow_private)
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        target: Target,
+        fields: Mapping[str, str],
+        timeout: httpx.Timeout,
+        content: bytes | None = None,
+    ) -> AsyncIterator[httpx.Response]:
+        """The answer, whose body is not read yet. No cookie, proxy, redirect or credential.
+
+        Raises BadTarget for a name that stands for an address which is not public, OSError for one
+        that stands for none, httpx.HTTPError.
+        """
+        question = partial(lookup, target.host, target.port)
+        # Nothing can cut the system's resolver off; its answer is not waited for any longer.
+        addresses = await run_sync(question, abandon_on_cancel=True, limiter=self._lookups)
+        if not self._allow_private and (inside := [a for a in addresses if not is_public(a)]):
+            raise BadTarget(f"stands for {inside[0]}, which is not public")
+        host = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
+        async with (
+            # No proxy from the environment: it would connect to wherever the name leads it.
+            httpx.AsyncClient(verify=self._tls, timeout=timeout, trust_env=False) as client,
+            # To the address that was looked at, with the certificate of the name.
+            client.stream(
+                method,
+                f"https://{host}:{target.port}{target.path}",
+                content=content,
+                headers={**fields, "Host": target.authority},
+                extensions={"sni_hostname": target.host},
+            ) as answer,
+        ):
+            yield answer

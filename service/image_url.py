@@ -1,0 +1,95 @@
+"""Fetches the image that a client names by its URL, within the limits of an upload."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import PurePosixPath
+from typing import IO
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import anyio
+import httpx
+
+from jobs.errors import UploadTooLarge
+from service.egress import BadTarget, Egress
+from service.problems import HTTPError
+from service.spool import spool, too_large
+
+# For the whole of it, redirects too: what waits for its answer gives up after a minute.
+FETCH_S = 30.0
+STALLS = httpx.Timeout(10.0, connect=5.0)
+MAX_REDIRECTS = 3
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Stores that were not told what they hold say octet-stream.
+_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
+_FIELDS = {
+    "Accept": "image/*, application/octet-stream;q=0.5",
+    "Accept-Encoding": "identity",
+    "User-Agent": "stablesr-images",
+}
+
+
+async def fetch(egress: Egress, url: str, file: IO[bytes], limit: int, field: str) -> str | None:
+    """Writes what is at the URL into the file; returns the name that its path ends with.
+
+    Every redirect is judged as the URL was. `field` begins the sentences of refusals. Raises:
+        HTTPError: `image-url-refused` for an address that is not called; `image-url-failed` for an
+            answer that is none, no image, or does not come in time.
+        UploadTooLarge: there are more than `limit` bytes.
+        StoreUnavailable: there is no room for the file.
+    """
+    try:
+        with anyio.fail_after(FETCH_S):
+            for _ in range(MAX_REDIRECTS + 1):
+                target = egress.target(url)
+                async with egress.request("GET", target, _FIELDS, STALLS) as answer:
+                    if answer.status_code not in _REDIRECTS:
+                        async with aclosing(_content(answer, limit, field)) as pieces:
+                            await spool(pieces, file)
+                        return PurePosixPath(unquote(urlsplit(url).path)).name or None
+                    url = _next(url, answer.headers.get("Location", ""))
+    except BadTarget as error:
+        raise HTTPError("image-url-refused", f"{field} {error}.") from error
+    except TimeoutError as error:
+        raise _failure(field, f"was not there within {FETCH_S:g} seconds") from error
+    # Its text may name what stands behind a name, or be empty.
+    except (httpx.HTTPError, OSError) as error:
+        kind = type(error).__name__
+        raise _failure(field, f"cannot be fetched: the connection failed ({kind})") from error
+    raise _failure(field, f"leads on more than {MAX_REDIRECTS} times")
+
+
+def _next(url: str, location: str) -> str:
+    try:
+        return urldefrag(urljoin(url, location)).url
+    except ValueError as error:
+        raise BadTarget(f"leads to what is no URL: {error}") from error
+
+
+async def _content(answer: httpx.Response, limit: int, field: str) -> AsyncGenerator[bytes, None]:
+    status, headers = answer.status_code, answer.headers
+    if status != 200:
+        raise _failure(field, f"cannot be fetched: its server answers {status}")
+    kind = headers.get("Content-Type", _TYPES[1]).strip().lower()
+    if not kind.startswith(_TYPES):
+        raise _failure(field, f"must lead to an image; it is {kind[:80]!r}")
+    if (coding := headers.get("Content-Encoding", "identity").strip().lower()) != "identity":
+        raise _failure(field, f"must be sent as it is; it is {coding[:80]!r}")
+    length = headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise _too_large(limit)
+    count = 0
+    async for piece in answer.aiter_raw():
+        count += len(piece)
+        if count > limit:
+            raise _too_large(limit)
+        yield piece
+
+
+def _too_large(limit: int) -> UploadTooLarge:
+    return too_large(limit, "image at the URL")
+
+
+def _failure(field: str, clause: str) -> HTTPError:
+    return HTTPError("image-url-failed", f"{field} {clause}.")
