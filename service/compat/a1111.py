@@ -1,8 +1,4 @@
-"""The extras of AUTOMATIC1111's web UI and its descendants, /sdapi/v1: synchronous, base64.
-
-A job is canceled when its client leaves, and by `interrupt`. Results have exactly the size that was
-asked for or, without cropping, cover it.
-"""
+"""The extras of AUTOMATIC1111's web UI and its descendants, /sdapi/v1: synchronous, base64."""
 
 from __future__ import annotations
 
@@ -14,12 +10,12 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import JsonValue
 
+import service.compat.protocol as protocol
 from jobs.schema import Job, JobState
 from models.parameters import MAX_SIDE, SamplerName
 from models.presets import PRESETS
 from service import waiting
 from service.admission import Caller, ReaderDep, Services, services_of
-from service.compat import protocol
 from service.compat.protocol import Values, fault
 from service.intake import Intake, SizedIntake
 from service.readiness import Serving
@@ -56,16 +52,16 @@ async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
     preset, mode = values.get("upscaler_1"), values.get("resize_mode", 0)
     if preset not in PRESETS:
         raise fault("upscaler_1", f"must be one of {', '.join(PRESETS)}; got {str(preset)[:80]}")
-    given = {"image": image, "upscaling_resize": values.get("upscaling_resize", 2)}
+    source = {"image": image, "upscaling_resize": values.get("upscaling_resize", 2)}
     if mode == 1:
-        del given["upscaling_resize"]
+        del source["upscaling_resize"]
         size = _side(values, "upscaling_resize_w"), _side(values, "upscaling_resize_h")
         exact = values.get("upscaling_crop", True) is not False
         intake = SizedIntake(**vars(intake), size=size, exact=exact)
     elif mode != 0:
         raise fault("resize_mode", f"must be 0, a factor, or 1, a size; got {str(mode)[:80]}")
     ours = {"preset": preset, "expires_in": waiting.patience(intake.services)}
-    return await protocol.submit(intake, given, NAME, ours, {"upscaling_resize": "scale"})
+    return await protocol.submit(intake, source, NAME, ours, {"upscaling_resize": "scale"})
 
 
 def _side(values: Values, name: str) -> int:
@@ -98,7 +94,6 @@ async def _upscale(request: Request, *, is_batch: bool) -> Response:
             raise fault("imageList", "must be a list of objects with data and name")
         try:
             for image in images:
-                # The first was counted with the request.
                 each = await Intake.of(request) if jobs else intake
                 data = image.get("data") if isinstance(image, dict) else None
                 jobs.append(await _submit(each, data, values))
@@ -164,9 +159,7 @@ async def get_options(request: Request, caller: ReaderDep) -> Response:
 FACTS: dict[str, Any] = {
     "sd-models": [{"title": name, "model_name": name, "filename": name} for name in PRESETS],
     "samplers": [{"name": name, "aliases": [], "options": {}} for name in get_args(SamplerName)],
-    "cmd-flags": {},
-    "memory": {"ram": {}, "cuda": {}},
-    "scripts": {"txt2img": [], "img2img": []},
+    **{"cmd-flags": {}, "memory": {}, "scripts": {"txt2img": [], "img2img": []}},
 }
 
 

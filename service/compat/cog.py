@@ -13,18 +13,18 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import JsonValue
 
+import service.compat.protocol as protocol
 from jobs.errors import QueueFull, QueueUnavailable
 from jobs.schema import Job, JobState
 from service import waiting
 from service.admission import ReaderDep, services_of
-from service.compat import protocol
 from service.compat.protocol import fault
 from service.compat.replicate import INPUT, details, inputs
 from service.readiness import Serving
 from service.routes import outputs
 from service.routes.status import shared
 
-router = protocol.router("cog", protocol.listed("body", "input"))
+router = protocol.router("cog", protocol.field_list("body", "input"))
 BODY = protocol.body("input", input=INPUT, webhook={"type": "string"})
 
 
@@ -50,8 +50,7 @@ async def _predict(request: Request, name: str | None) -> Response:
     base = outputs.base_of(request)
     async with protocol.receive(request, name and f"cog {name}") as (intake, document):
         services = intake.services
-        own_id = document.get("id") or name
-        if own_id != name and name is not None:
+        if (own_id := document.get("id") or name) != (name or own_id):
             raise fault("id", f"must be that of the path, {name}, or left out")
         values, webhook = inputs(document, "id", "created_at")
         # The same request, waiting or not, is the same job.
@@ -61,7 +60,10 @@ async def _predict(request: Request, name: str | None) -> Response:
     secret = await outputs.secret_of(services, job.owner)
     if is_async:
         return JSONResponse(prediction(job, base, secret, own_id), 202)
-    [job] = await waiting.ends_of(request, intake.origin.client, job)
+    if name is None:
+        [job] = await waiting.ends_of(request, intake.origin.client, job)
+    else:
+        job = await waiting.wait_for_end(request, services, job, 10 * waiting.patience(services))
     content = prediction(job, base, secret, own_id)
     if job.state is not JobState.SUCCEEDED or job.result is None:
         return JSONResponse(content)

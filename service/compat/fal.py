@@ -12,17 +12,17 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
+import service.compat.protocol as protocol
 from jobs.schema import Job, JobState
 from service import waiting
 from service.admission import services_of
-from service.compat import protocol
 from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
 from service.intake import Intake
 from service.problems import HTTPError
 from service.routes import outputs
 from service.routes.jobs import retry_after
 
-router = protocol.router("fal", protocol.listed("body"), prefix="/fal")
+router = protocol.router("fal", protocol.field_list("body"), prefix="/fal")
 BODY = protocol.body(image_url={"type": "string", "description": "An address, or a data URI"})
 REQUEST = f"/queue/{OWNER}/{{preset}}/requests/{{job_id}}"
 

@@ -1,7 +1,6 @@
 """OpenAI's POST /v1/images/edits (openai of PyPI and npm): an image in, its enlargement out.
 
-`size` is the result's and has the image's aspect, because nothing is cut off; without one it is
-four times as large. The form's own fields (`extra_body` in Python) are taken too.
+`size` is the result's and has the image's aspect. The fields of `POST /upscale` are taken too.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData
 
+import service.compat.protocol as protocol
 from jobs.schema import Job
 from service import waiting
-from service.compat import protocol
 from service.compat.protocol import OWNER, fault, preset_of
 from service.intake import Intake, SizedIntake
 from service.routes import outputs
@@ -24,9 +23,7 @@ from service.uploads import FORM, check_head, form_of_parts, receive_parts
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 DEFAULTS = {"n": "1", "background": "auto", "quality": "auto", "stream": "false"}
-# Of those who ask, not of the image.
 PERSONAL = ("user", "safety_identifier")
-MOST_FILES = 16
 
 
 def shape(problem: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +49,7 @@ async def edit_image(request: Request) -> Response:
     check_head(request, {FORM: limit})
     await intake.check_room()
     with intake.slot():
-        reception = receive_parts(request, limit, settings.upload_timeout_s, max_files=MOST_FILES)
+        reception = receive_parts(request, limit, settings.upload_timeout_s, max_files=16)
         async with reception as parts:
             job, as_url = await _submit(intake, parts)
     [job] = await waiting.ends_of(request, intake.origin.client, job)
@@ -71,8 +68,8 @@ async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
     form = form_of_parts(FormData(items))
     fields = {name: value for name, value in form.fields.items() if name not in PERSONAL}
     for name, value in DEFAULTS.items():
-        if (given := fields.pop(name, value)) != value:
-            raise fault(name, f"must be {value}; got {given[:80]}")
+        if (text := fields.pop(name, value)) != value:
+            raise fault(name, f"must be {value}; got {text[:80]}")
     if (kind := fields.pop("response_format", "b64_json")) not in ("b64_json", "url"):
         raise fault("response_format", f"must be b64_json or url; got {kind[:80]}")
     if model := fields.pop("model", ""):

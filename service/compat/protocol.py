@@ -26,9 +26,8 @@ from service.problems import HTTPError, InvalidParameters, respond
 from service.spool import IMAGE_FIELD, URL_FIELD, open_image
 from service.uploads import JSON, check_head
 
-# Of the models, whose names are the presets'.
+# Of the models; and what fields of POST /upscale are called elsewhere.
 OWNER = "stablesr"
-# What fields of POST /upscale are called elsewhere.
 NAMES: Mapping[str, str] = {
     **dict.fromkeys(("factor", "scale_factor", "upscale_factor"), "scale"),
     "num_inference_steps": "steps",
@@ -38,7 +37,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "An API key is needed."},
     "default": {"description": "An error, in the protocol's own form."},
 }
-# Where protocols have images.
 IMAGES = {IMAGE_FIELD, URL_FIELD, "data"}
 Values = Mapping[str, JsonValue]
 
@@ -84,7 +82,7 @@ def _read_credentials(scope: Scope) -> None:
     scope["headers"] = headers
 
 
-def listed(*place: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def field_list(*place: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """The form of errors that lists what is wrong with the fields at a place of the body."""
 
     def shape(problem: dict[str, Any]) -> dict[str, Any]:
@@ -128,11 +126,11 @@ async def receive(
     check_head(request, {JSON: most})
     await intake.check_room()
     with intake.slot(), ExitStack() as files:
-        pick = partial(_opened, limit=limit, files=files)
+        pick = partial(_with_files, limit=limit, files=files)
         yield intake, await receive_json(request, most, settings.upload_timeout_s, pick)
 
 
-def _opened(document: dict[str, Any], limit: int, files: ExitStack) -> dict[str, Any]:
+def _with_files(document: dict[str, Any], limit: int, files: ExitStack) -> dict[str, Any]:
     """The same, with images that are base64 as open files."""
     batch = document.get("imageList")
     for node in (document, document.get("input"), *(batch if isinstance(batch, list) else ())):
@@ -150,8 +148,8 @@ def names_of(theirs: Mapping[str, str]) -> Iterator[None]:
         yield
     except InvalidParameters as error:
         errors: Any = error.extra["errors"]
-        renamed = ({**each, "field": theirs.get(each["field"], each["field"])} for each in errors)
-        raise InvalidParameters([*renamed]) from error
+        faults = ({**each, "field": theirs.get(each["field"], each["field"])} for each in errors)
+        raise InvalidParameters([*faults]) from error
 
 
 async def submit(
@@ -172,11 +170,10 @@ async def submit(
     intake = replace(intake, origin=replace(intake.origin, protocol=protocol))
     images = {name: own[name] for name in (IMAGE_FIELD, URL_FIELD) if name in own}
     with names_of(theirs):
-        # What is open already needs no check.
-        opened = {name: "https:" for name, image in images.items() if hasattr(image, "read")}
-        form = form_of({**own, **opened}, 0)
-        image, name = images[form.field], theirs[form.field]
-        return (await intake.submit(image, form.fields, field=name))[0]
+        stand_ins = {name: "https:" for name, image in images.items() if hasattr(image, "read")}
+        form = form_of({**own, **stand_ins}, 0)
+        field = form.field
+        return (await intake.submit(images[field], form.fields, field=theirs[field]))[0]
 
 
 async def _job(request: Request, job_id: str, caller: ReaderDep) -> Job:

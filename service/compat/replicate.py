@@ -20,12 +20,12 @@ from fastapi.responses import JSONResponse
 from pydantic import JsonValue
 from starlette.datastructures import UploadFile
 
+import service.compat.protocol as protocol
 from jobs.listing import Cursor
 from jobs.schema import ANYONE, Job, JobState
 from models.presets import PRESETS
 from service import waiting
 from service.admission import ReaderDep, admit, services_of
-from service.compat import protocol
 from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
 from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import TooManyOpen
@@ -34,7 +34,6 @@ from service.uploads import FIELDS, FORM, check_head, receive_parts
 
 router = protocol.router("replicate", prefix="/v1")
 
-# Where a state has another name.
 STATUSES = {JobState.QUEUED: "starting", JobState.EXPIRED: "succeeded"}
 INPUT = {"type": "object", "description": "image, and the fields of `POST /upscale`"}
 BODY = protocol.body("input", input=INPUT, version={"type": "string"}, webhook={"type": "string"})
@@ -212,7 +211,6 @@ async def create_file(request: Request) -> Response:
     check_head(request, {FORM: limit})
     async with AsyncExitStack() as stack:
         stack.enter_context(services.transfers.slot(caller.client))
-        # The metadata may come as a file too.
         reception = receive_parts(request, limit, within_s, max_files=2)
         file = (await stack.enter_async_context(reception)).get("content")
         if not isinstance(file, UploadFile) or file.size is None:
