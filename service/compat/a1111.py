@@ -23,13 +23,20 @@ from service.routes import outputs
 
 NAME = "a1111"
 # What may have the value only that does nothing.
-FIXED: dict[str, JsonValue] = {
+NEUTRAL: dict[str, JsonValue] = {
     **{"show_extras_results": True, "upscaler_2": "None", "extras_upscaler_2_visibility": 0},
     **{"gfpgan_visibility": 0, "codeformer_visibility": 0},
 }
 RESIZING = ("resize_mode", "upscaling_resize", "upscaling_resize_w", "upscaling_resize_h")
 # The last two do something beside others only, which are fixed.
-KNOWN = (*FIXED, *RESIZING, "upscaling_crop", "upscaler_1", "codeformer_weight", "upscale_first")
+FIELD_NAMES = (
+    *NEUTRAL,
+    *RESIZING,
+    "upscaling_crop",
+    "upscaler_1",
+    "codeformer_weight",
+    "upscale_first",
+)
 
 
 def shape(problem: dict[str, Any]) -> dict[str, Any]:
@@ -45,10 +52,10 @@ BATCH = protocol.body("imageList", "upscaler_1", imageList={"type": "array"})
 
 async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
     for name, value in values.items():
-        if name not in KNOWN:
-            raise fault(name, f"is unknown; known are image, {', '.join(KNOWN)}")
-        if value != FIXED.get(name, value):
-            raise fault(name, f"must be {FIXED[name]}; got {str(value)[:80]}")
+        if name not in FIELD_NAMES:
+            raise fault(name, f"is unknown; known are image, {', '.join(FIELD_NAMES)}")
+        if value != NEUTRAL.get(name, value):
+            raise fault(name, f"must be {NEUTRAL[name]}; got {str(value)[:80]}")
     preset, mode = values.get("upscaler_1"), values.get("resize_mode", 0)
     if preset not in PRESETS:
         raise fault("upscaler_1", f"must be one of {', '.join(PRESETS)}; got {str(preset)[:80]}")

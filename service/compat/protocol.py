@@ -96,9 +96,9 @@ def field_list(*place: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return shape
 
 
-def body(*required: str, **properties: Any) -> dict[str, Any]:
+def body(*names: str, **properties: Any) -> dict[str, Any]:
     """The description of a route that takes JSON."""
-    schema = {"type": "object", "required": required, "properties": properties}
+    schema = {"type": "object", "required": names, "properties": properties}
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 

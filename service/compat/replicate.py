@@ -79,10 +79,10 @@ async def _answer(request: Request, job: Job, status: int = 200) -> Response:
 
 def inputs(document: Values, *names: str) -> tuple[Values, JsonValue]:
     """The input of a prediction and its webhook; refuses what is not known, nor among the names."""
-    known = ("input", "webhook", "webhook_completed", "webhook_events_filter", *names)
+    fields = ("input", "webhook", "webhook_completed", "webhook_events_filter", *names)
     for name, value in document.items():
-        if name not in known and value not in (None, False):
-            raise fault(name, f"is unknown; known are {', '.join(known)}")
+        if name not in fields and value not in (None, False):
+            raise fault(name, f"is unknown; known are {', '.join(fields)}")
     if (events := document.get("webhook_events_filter")) not in (None, ["completed"]):
         detail = f"must be ['completed'], the one event that is told; got {str(events)[:80]}"
         raise fault("webhook_events_filter", detail)
