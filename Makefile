@@ -92,6 +92,10 @@ browser: $(STAMP)  ## the page in headless Chromium (installed from Debian when 
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core
 	$(BIN)/python -m tests.browser
 
+.PHONY: integrations
+integrations: $(STAMP)  ## other services' own clients, from PyPI and npm, unchanged, against the service
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m tests.integrations
+
 containers: $(STAMP)  ## compose up without a GPU, upscale one image through it, compose down
 	docker/prove
 

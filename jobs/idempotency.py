@@ -41,10 +41,10 @@ class Idempotency:
         self._connection = connection
         self._release = connection.register_script(RELEASE)
 
-    def has_job(self, owner: str, key: str) -> bool:
-        """Whether the key leads to a job already."""
+    def job_id(self, owner: str, key: str) -> str | None:
+        """The job that the key leads to, or None before there is one."""
         entry = self._read(_redis_key(owner, key))
-        return entry is not None and entry.done
+        return entry.job if entry is not None and entry.done else None
 
     def find(self, owner: str, key: str, fingerprint: str) -> str | None:
         """The id of the job that the key made, if there is any; raises as `take` does."""

@@ -49,7 +49,8 @@ class Origin:
 
     `max_queued` bounds the waiting jobs of the owner, or without one those of the client (an
     address); `claim` is of `jobs.idempotency`. A job that has not ended after `expires_in` seconds
-    fails; None is no such limit.
+    fails; None is no such limit. `protocol` is another one than the service's own, by which it
+    came: its name, and the address under which its client has the service.
     """
 
     owner: str = ANYONE
@@ -60,6 +61,7 @@ class Origin:
     client: str = ""
     priority: Priority = "normal"
     expires_in: int | None = None
+    protocol: str | None = None
 
     @property
     def quota_key(self) -> str:
@@ -160,6 +162,7 @@ class Job(_Model):
     request_id: str | None = None
     webhook_url: str | None = None
     deadline: datetime | None = None
+    protocol: str | None = None
 
     def is_due(self, now: datetime) -> bool:
         """Whether the time of its result is over, although its record does not say so yet."""
@@ -190,6 +193,7 @@ def new_record(
         "request_id": origin.request_id,
         "webhook_url": origin.webhook_url,
         "priority": origin.priority,
+        "protocol": origin.protocol,
         "deadline": None if origin.expires_in is None else f"{now + origin.expires_in:.6f}",
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -17,6 +17,7 @@ from .errors import InvalidSettings
 from .redis_url import SCHEMES, parse_redis_url
 
 MIB = 1024 * 1024
+PROTOCOLS = ("replicate", "cog", "a1111", "fal", "openai")
 # Two heartbeats: after an outage of Redis every live worker has renewed its leases by then.
 PATIENCE_S = 10.0
 _PAUSES = re.compile(r"\d{1,5}(,\d{1,5})*", re.ASCII)
@@ -140,6 +141,14 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     # Proxies whose X-Forwarded-For is believed: addresses and networks, by commas.
     trusted_proxies: str = ""
+    # Protocols of other services that are answered too, by commas (docs/integrations.md).
+    compat: Annotated[
+        str,
+        _must(
+            f"name protocols among {', '.join(PROTOCOLS)}, by commas",
+            lambda names: {name.strip() for name in names.split(",")} <= {"", *PROTOCOLS},
+        ),
+    ] = ""
     # Origins of web pages elsewhere that may use the service, by commas; * is any.
     cors_origins: Annotated[
         str, _must("be origins such as https://example.org, comma-separated", _ORIGINS.fullmatch)
@@ -194,6 +203,12 @@ class Settings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0)] = 8
     # Where a worker's metrics are read, at `host` and without a key; 0 is nowhere.
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+    @property
+    def protocols(self) -> list[str]:
+        """Those of `compat`, in the order of PROTOCOLS."""
+        names = {name.strip() for name in self.compat.split(",")}
+        return [name for name in PROTOCOLS if name in names]
 
     @property
     def allowed_origins(self) -> list[str]:

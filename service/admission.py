@@ -50,7 +50,8 @@ class Caller:
 
 @dataclass(frozen=True)
 class Services:
-    """`queue`, `store` and `idempotency` block: routes use them in threads, the store in its own.
+    """`queue`, `store`, `keys`, `idempotency` block: routes use them in threads, the store in its
+    own.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
     are received, and results that are sent; `fetches` are images that are fetched from elsewhere.
@@ -64,6 +65,7 @@ class Services:
     store: BlobStore
     store_threads: StoreThreads
     store_probe: StoreProbe
+    keys: Keys
     authenticator: Authenticator
     idempotency: Idempotency
     limits: RateLimits

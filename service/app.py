@@ -21,7 +21,7 @@ from jobs.queue import JobQueue, JobReader
 from jobs.redis_probe import RedisProbe
 from jobs.settings import Settings
 from jobs.store import BlobStore
-from service import problems
+from service import compat, problems
 from service.admission import Authenticator, Services
 from service.egress import Egress
 from service.listener import Listener
@@ -30,7 +30,7 @@ from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
 from service.readiness import StoreProbe
-from service.routes import about, events, jobs, result, status, upscale
+from service.routes import about, events, jobs, outputs, result, status, upscale
 from service.store_threads import StoreThreads
 from service.webhooks import Sender
 
@@ -76,6 +76,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.metrics = ServiceMetrics()
     for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
+    for protocol in settings.protocols:
+        app.include_router(compat.ROUTERS[protocol])
+    if settings.protocols:
+        app.include_router(outputs.router)
     if origins := settings.allowed_origins:
         # Without credentials: keys are sent by the page's own code.
         app.add_middleware(
@@ -109,7 +113,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         store=store,
         store_threads=StoreThreads(),
         store_probe=StoreProbe(store),
-        authenticator=Authenticator(Keys(connection), key_is_required=settings.require_key),
+        keys=(keys := Keys(connection)),
+        authenticator=Authenticator(keys, key_is_required=settings.require_key),
         idempotency=Idempotency(connection),
         limits=RateLimits(settings, client),
         listener=app.state.listener,
@@ -122,7 +127,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         egress=Egress(settings),
         readers=anyio.CapacityLimiter(2),
     )
-    sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts)
+    sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts, compat.MESSAGES)
     maintenance = Maintenance(connection, store, metrics.sweep)
     collector = ServiceCollector(connection, redis, services.streams, services.transfers)
     metrics.registry.register(collector)

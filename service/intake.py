@@ -20,7 +20,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, Self
 
@@ -30,11 +30,12 @@ from starlette.requests import Request
 
 from jobs.schema import Job, Origin
 from jobs.workers import Capacity
+from models.geometry import output_size
 from service.admission import Services, admit, services_of
 from service.image_url import fetch
-from service.problems import HTTPError
+from service.problems import HTTPError, InvalidParameters
 from service.spool import IMAGE_FIELD, SPOOLED_BYTES
-from service.submission import check_capacity, check_fields, replay, submit
+from service.submission import check_capacity, check_fields, header_of, replay, submit
 from service.uploads import Upload
 from service.waiting import while_connected
 
@@ -77,7 +78,8 @@ class Intake:
         """Raises QueueFull, QuotaExceeded or StoreUnavailable where no job has room now; a request
         whose job was made needs none."""
         key, services = self.key, self.services
-        if key is None or not await run_sync(services.idempotency.has_job, self.origin.owner, key):
+        find = services.idempotency.job_id
+        if key is None or await run_sync(find, self.origin.owner, key) is None:
             check_capacity(services, self.origin, self.capacity)
 
     def slot(self) -> AbstractContextManager[None]:
@@ -121,6 +123,29 @@ class Intake:
     async def _submit(self, upload: Upload) -> tuple[Job, bool]:
         call = partial(submit, self.services, upload, self.origin, self.key, self.capacity)
         return await self.services.store_threads.run(call)
+
+
+@dataclass(frozen=True)
+class SizedIntake(Intake):
+    """Makes images of a size, px: of exactly that one, or else at least as large."""
+
+    size: tuple[int, int]
+    exact: bool = True
+
+    async def _submit(self, upload: Upload) -> tuple[Job, bool]:
+        fields = {**upload.fields, "scale": repr(await run_sync(self._scale, upload.file))}
+        return await super()._submit(replace(upload, fields=fields))
+
+    def _scale(self, file: IO[bytes]) -> float:
+        width, height = header_of(file, self.services.settings.max_input_pixels).upright
+        wide, high = self.size
+        scale = max(wide / width, high / height)
+        result = output_size(width, height, scale)
+        if self.exact and result != self.size:
+            detail = f"must have the aspect of the image, {width} x {height}, which is not cut; "
+            detail += f"got {wide} x {high}, where {result[0]} x {result[1]} would be right"
+            raise InvalidParameters([{"field": "size", "detail": detail}])
+        return scale
 
 
 def _idempotency_key(headers: Headers) -> str | None:

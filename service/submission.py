@@ -19,7 +19,7 @@ import structlog
 
 from jobs.errors import JobNotFound, QueueUnavailable, StoreUnavailable
 from jobs.formats import MEDIA_TYPES, examine
-from jobs.image_file import check_output
+from jobs.image_file import Header, check_output
 from jobs.schema import Claim, ImageInfo, Job, Origin, new_job_id
 from jobs.settings import Settings
 from jobs.store import input_key
@@ -60,11 +60,7 @@ def inspect(
     Raises HTTPError for an empty file, InvalidParameters for a size that cannot be, and ImageError
     with the limits as members: those of the settings, of the preset and of the result's format.
     """
-    size = file.seek(0, 2)
-    if size == 0:
-        raise HTTPError("image-empty", "The file has 0 bytes; an image is needed.")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        header = examine(data, settings.max_input_pixels, parameters.page)
+    header = header_of(file, settings.max_input_pixels, parameters.page)
     width, height = header.upright
     try:
         parameters = parameters.for_image(width, height)
@@ -77,12 +73,20 @@ def inspect(
         height=height,
         format=header.format,
         media_type=MEDIA_TYPES.get(header.format, f"image/{header.format.lower()}"),
-        bytes=size,
+        bytes=file.seek(0, 2),
         mode=header.mode,
         depth=header.depth,
         filename=_safe_name(filename),
     )
     return image, parameters
+
+
+def header_of(file: IO[bytes], max_pixels: int, page: int | None = None) -> Header:
+    """The header of a file, or of its page. Raises HTTPError for an empty one, and ImageError."""
+    if file.seek(0, 2) == 0:
+        raise HTTPError("image-empty", "The file has 0 bytes; an image is needed.")
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return examine(data, max_pixels, page)
 
 
 def _safe_name(filename: str | None) -> str | None:

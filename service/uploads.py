@@ -132,19 +132,27 @@ def check_head(request: Request, limits: Mapping[str, int]) -> str:
 
 @asynccontextmanager
 async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIterator[Form]:
-    """The form of a request whose body has at most `limit` bytes; its file is gone afterwards.
+    """The form of a request; raises InvalidParameters too, for what `form_of_parts` refuses."""
+    async with receive_parts(request, limit, within_s) as parts:
+        yield form_of_parts(parts)
+
+
+@asynccontextmanager
+async def receive_parts(
+    request: Request, limit: int, within_s: float, *, max_files: int = 1
+) -> AsyncIterator[FormData]:
+    """The parts of a body that has at most `limit` bytes; its files are gone afterwards.
 
     Raises:
         UploadTooLarge: the body is larger, whatever its headers say.
         HTTPError: nothing came for 30 seconds, or not all within `within_s`; or the body is not the
             multipart form it claims to be.
-        InvalidParameters: the image is missing, or a field comes twice.
         StoreUnavailable: there is no room for temporary files.
     """
     parser = MultiPartParser(
         request.headers,
         pieces(request, limit, within_s),
-        max_files=1,
+        max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
@@ -161,7 +169,7 @@ async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIt
     except OSError as error:
         raise no_room(error) from error
     try:
-        yield _checked(form)
+        yield form
     finally:
         # All of them: a form that breaks off without its last boundary has its last file here only.
         for file in parser._files_to_close_on_error:
@@ -193,8 +201,8 @@ async def pieces(request: Request, limit: int, within_s: float) -> AsyncGenerato
         yield piece
 
 
-def _checked(form: FormData) -> Form:
-    """The one image and the other fields, each of which may come once."""
+def form_of_parts(form: FormData) -> Form:
+    """The one image and the other fields, each of which may come once; raises InvalidParameters."""
     names = [name for name, _ in form.multi_items()]
     errors: list[dict[str, JsonValue]] = [
         {"field": name, "detail": f"must be given once; it comes {names.count(name)} times"}

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import anyio
+from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 
-from jobs.errors import JobNotFound, QueueUnavailable
-from jobs.schema import Job
-from service.admission import Services
+from jobs.errors import JobEnded, JobNotFound, QueueUnavailable
+from jobs.job_store import QUEUE_TTL_S
+from jobs.schema import Job, JobState
+from service.admission import Services, services_of
+from service.problems import HTTPError
 
 T = TypeVar("T")
 # Proxies give a request up after a minute.
 MAX_WAIT_S = 50
 
 
-def wait_s(headers: Headers) -> int | None:
-    """The seconds of `Prefer: wait=N` (RFC 7240), at most 50; None without that preference.
-
-    A preference that makes no sense is as none, as the RFC says; of several the first counts.
-    """
+def preferences(headers: Headers) -> dict[str, str]:
+    """What `Prefer` asks for (RFC 7240), by name in small letters; of several the first counts."""
+    result = dict[str, str]()
     for preference in ",".join(headers.getlist("prefer")).split(","):
         name, _, value = preference.partition(";")[0].partition("=")
-        value = value.strip().strip('"')
-        if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
-            return min(int(value[:9]), MAX_WAIT_S)
-    return None
+        result.setdefault(name.strip().lower(), value.strip().strip('"'))
+    return result
+
+
+def wait_s(headers: Headers) -> int | None:
+    """The seconds of `Prefer: wait=N`, at most 50; None without that preference.
+
+    A preference that makes no sense is as none, as the RFC says.
+    """
+    value = preferences(headers).get("wait", "")
+    return min(int(value[:9]), MAX_WAIT_S) if value.isascii() and value.isdigit() else None
 
 
 async def while_connected(request: Request, call: Callable[[], Awaitable[T]]) -> T:
@@ -76,3 +84,43 @@ async def wait_for_end(request: Request, services: Services, job: Job, seconds: 
                     break
             tasks.cancel_scope.cancel()
     return job
+
+
+def patience(services: Services) -> int:
+    """Seconds that a job may wait for a worker while its request is held open."""
+    return min(services.settings.job_timeout_s, QUEUE_TTL_S)
+
+
+async def ends_of(request: Request, client: str, *jobs: Job) -> list[Job]:
+    """The jobs when all have ended. Raises TooManyOpen, and HTTPError if the client left or this
+    server is to stop; then it cancels them, for no client knows them."""
+    services, ends = services_of(request), []
+    try:
+        with services.streams.slot(client):
+            for job in jobs:
+                # A worker that is lost has its job done again.
+                end = await wait_for_end(request, services, job, 10 * patience(services))
+                if not end.state.is_final:
+                    detail = f"Job {job.id} had not ended when its request did, and is canceled."
+                    raise HTTPError("not-ready", detail, retry_after=1)
+                ends.append(end)
+    except BaseException:
+        await cancel(services, *jobs)
+        raise
+    return ends
+
+
+async def cancel(services: Services, *jobs: Job) -> None:
+    """Cancels those of the jobs that have not ended, whatever ends this request."""
+    with anyio.CancelScope(shield=True):
+        for job in jobs:
+            with suppress(JobEnded, JobNotFound):
+                await run_sync(services.queue.cancel, job.id, job.owner)
+
+
+def check_success(job: Job) -> Job:
+    """The same job; raises HTTPError for one that failed or was canceled."""
+    if job.state is JobState.SUCCEEDED:
+        return job
+    detail = job.error.detail if job.error else f"Job {job.id} is {job.state}."
+    raise HTTPError("job-failed", detail, cause=job.error.type if job.error else None)

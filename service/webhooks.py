@@ -8,7 +8,9 @@ import hmac
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from typing import Any
 
 import anyio
 import httpx
@@ -71,8 +73,15 @@ class Sender:
     """One task that takes due calls and makes each in a task of its own."""
 
     def __init__(
-        self, connection: Redis, settings: Settings, root: str, attempts: MetricCounter
+        self,
+        connection: Redis,
+        settings: Settings,
+        root: str,
+        attempts: MetricCounter,
+        messages: Mapping[str, Callable[[Job, str, str], Any]],
     ) -> None:
+        """`messages` are what other protocols tell of a job, by name."""
+        self._messages = messages
         self._egress = Egress(settings)
         self._default_secret = settings.webhook_secret
         self._root = root
@@ -161,7 +170,7 @@ class Sender:
         # The id stays the same however often this end is told; receivers refuse old timestamps.
         assert job.ended_at is not None
         id = f"msg_{job.id}_{job.ended_at.timestamp() * 1000:.0f}"
-        timestamp, body = int(time.time()), message(job, self._root)
+        timestamp, body = int(time.time()), self._message(job, secret)
         fields = {
             "Content-Type": "application/json",
             "User-Agent": "stablesr-webhooks",
@@ -173,6 +182,12 @@ class Sender:
         async with request as answer:
             # What it says beyond its status is not read, so it cannot be long.
             return answer.status_code
+
+    def _message(self, job: Job, secret: str) -> bytes:
+        protocol, _, base = (job.protocol or "").partition(" ")
+        if protocol in self._messages:
+            return json.dumps(self._messages[protocol](job, base, secret)).encode()
+        return message(job, self._root)
 
     def _secret(self, owner: str) -> str:
         if owner:

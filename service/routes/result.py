@@ -72,9 +72,13 @@ async def get_result(
     request: Request, job_id: JobId, caller: ReaderDep, direct: Direct = False
 ) -> Response:
     """The upscaled image. Its ETag is the sha256 of the file; one Range at a time is served."""
-    services = services_of(request)
-    job = await services.jobs.get(job_id, caller.owner)
-    result = _result(request, job)
+    job = await services_of(request).jobs.get(job_id, caller.owner)
+    return await send_result(request, job, caller.client, direct=direct)
+
+
+async def send_result(request: Request, job: Job, client: str, *, direct: bool) -> Response:
+    """The answer with a job's result, counted as a transfer of the client, or where it leads."""
+    services, result = services_of(request), _result(request, job)
     headers = {
         "ETag": f'"{result.sha256}"',
         "Accept-Ranges": "bytes",
@@ -101,7 +105,7 @@ async def get_result(
             raise missing
         return Response(status_code=status, headers=headers)
     async with AsyncExitStack() as stack:
-        stack.enter_context(services.transfers.slot(caller.client))
+        stack.enter_context(services.transfers.slot(client))
         try:
             stream = partial(services.store.stream, result.key, part)
             pieces = await services.store_threads.run(stream)

@@ -34,7 +34,7 @@ SHARED_S = 1.0
 View = TypeVar("View")
 
 
-def _shared(
+def shared(
     view: Callable[[Request], Coroutine[Any, Any, View]],
 ) -> Callable[[Request], Awaitable[View]]:
     """Makes a route of a view that says the same to all: it is asked once at a time, and its answer
@@ -55,7 +55,7 @@ def _shared(
 
 
 @router.get("/models", tags=["models"], summary="List the presets", responses=problems(503))
-@_shared
+@shared
 async def list_models(request: Request) -> ModelsView:
     """Every preset that `POST /upscale` knows, and whether a worker serves it now."""
     services = services_of(request)
@@ -125,7 +125,7 @@ async def livez() -> LiveView:
     summary="Would an upload be worked on?",
     responses=problems(_503="Something is missing; `components` says what."),
 )
-@_shared
+@shared
 async def readyz(request: Request) -> ReadyView:
     """Redis takes jobs and keeps them, the image store takes images, and a live worker serves the
     default preset."""

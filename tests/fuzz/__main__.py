@@ -1,6 +1,6 @@
 """schemathesis with all its checks against a running service: Redis, the service, a worker.
 
-    python -m tests.fuzz [--examples 50] [--seed 1]
+    python -m tests.fuzz [--examples 50] [--seed 1] [--paths REGEX]
 
 Once open and once with keys. Ends with 1 when a check failed.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.connection import connect
 from jobs.keys import Keys
+from jobs.settings import PROTOCOLS
 from models.presets import PRESETS
 from tests.faults.house import House, until
 from tests.temporary import temporary_folder
@@ -25,6 +26,7 @@ SETTINGS: dict[str, Any] = {
     "uploads_per_minute": 0,
     "max_queued": 1_000_000,
     "max_connections": 20_000,
+    "compat": ",".join(PROTOCOLS),
     "webhook_secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
 }
 
@@ -33,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--examples", type=int, default=50, help="cases an operation, at most")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--paths", default=".", help="only operations whose path matches")
     chosen = parser.parse_args()
     failed = 0
     for keyed in (False, True):
@@ -63,7 +66,7 @@ def run(url: str, headers: list[str], chosen: argparse.Namespace) -> int:
         *("--checks", "all", "--exclude-checks", "use_after_free"),
         *("--continue-on-failure", "--request-timeout", "70"),
         *("--max-examples", str(chosen.examples), "--seed", str(chosen.seed)),
-        *("--generation-database", "none"),
+        *("--generation-database", "none", "--include-path-regex", chosen.paths),
     ]
     env = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.fuzz.hooks"}
     return subprocess.run([*command, *options, *headers], env=env, check=False).returncode

@@ -1,0 +1,1 @@
+"""Other services' own clients against this one, unchanged: `python -m tests.integrations`."""

@@ -1,0 +1,209 @@
+"""Replicate's API: what its clients send, and what they make of the answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import httpx
+import pytest
+from redis import Redis
+
+from jobs.keys import Keys
+from service.compat.replicate import version_of
+from tests.service.compat.conftest import PNG, RESULT, URI
+from tests.service.harness import FakeWorker, problem
+from tests.service.pictures import picture
+from tests.service.receiver import Receiver
+
+VERSION = version_of("tiny")
+MODEL = "/v1/models/stablesr/tiny/predictions"
+
+
+def create(client: httpx.Client, prefer: str | None = None, **fields: Any) -> httpx.Response:
+    headers = {} if prefer is None else {"Prefer": prefer}
+    body = {"version": VERSION, "input": {"image": URI, **fields}}
+    return client.post("/v1/predictions", json=body, headers=headers)
+
+
+@pytest.mark.usefixtures("working")
+def test_a_prediction_that_is_waited_for_has_its_output(client: httpx.Client) -> None:
+    answer = create(client, "wait", scale=4)
+    assert answer.status_code == 201
+    body = answer.json()
+    assert body["status"] == "succeeded"
+    assert body["version"] == VERSION
+    assert body["model"] == "stablesr/tiny"
+    assert httpx.get(body["output"]).content == RESULT
+
+
+def test_a_wait_that_runs_out_says_starting_whatever_the_job_does(
+    client: httpx.Client, worker: FakeWorker
+) -> None:
+    job = create(client, "wait=0").json()
+    assert job["status"] == "starting"
+    worker.start(job["id"])
+    assert client.get(f"/v1/predictions/{job['id']}").json()["status"] == "processing"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "parameter"),
+    [
+        ("scale", 2, "scale", 2),
+        ("scale_factor", 2, "scale", 2),
+        ("factor", 2.5, "scale", 2.5),
+        ("num_inference_steps", 3, "steps", 3),
+        ("output_format", "jpg", "output_format", "jpeg"),
+        ("seed", 9, "seed", 9),
+    ],
+)
+def test_the_names_that_people_send_are_known(
+    client: httpx.Client, name: str, value: Any, field: str, parameter: object
+) -> None:
+    job = create(client, **{name: value}).json()
+    assert client.get(f"/jobs/{job['id']}").json()["parameters"][field] == parameter
+    assert job["input"][field] == parameter
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"face_enhance": True}, "face_enhance"),
+        ({"creativity": 0.3}, "creativity"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"output_quality": 90}, "output_quality"),
+        ({"scale": 2, "factor": 3}, "factor"),
+        ({"image": "no base64!"}, "image"),
+        ({"preset": "tiny"}, "scale"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_the_name_that_was_sent(
+    client: httpx.Client, fields: dict[str, Any], field: str
+) -> None:
+    if "preset" in fields:
+        fields = {"scale": 99}
+    body = problem(create(client, **fields), 422, "invalid-parameters")
+    assert body["errors"][0]["field"] == field
+
+
+def test_face_enhance_false_is_what_we_do(client: httpx.Client) -> None:
+    assert create(client, face_enhance=False).status_code == 201
+
+
+def test_a_model_may_be_named_in_the_path_or_as_the_version(client: httpx.Client) -> None:
+    assert client.post(MODEL, json={"input": {"image": URI}}).status_code == 201
+    body = {"version": "stablesr/tiny", "input": {"image": URI}}
+    assert client.post("/v1/predictions", json=body).status_code == 201
+
+
+def test_an_unknown_model_and_version_are_refused(client: httpx.Client) -> None:
+    path = "/v1/models/nightmareai/real-esrgan/predictions"
+    refusal = client.post(path, json={"input": {"image": URI}})
+    assert "stablesr/tiny" in problem(refusal, 404, "model-not-found")["detail"]
+    refusal = client.post("/v1/predictions", json={"version": "f" * 64, "input": {}})
+    assert problem(refusal, 422, "invalid-parameters")["errors"][0]["field"] == "version"
+    refusal = client.get(f"/v1/models/stablesr/tiny/versions/{'f' * 64}")
+    problem(refusal, 404, "model-not-found")
+
+
+def test_a_model_and_its_version_have_the_schema_of_the_output(client: httpx.Client) -> None:
+    latest = client.get("/v1/models/stablesr/tiny").json()["latest_version"]
+    version = client.get(f"/v1/models/stablesr/tiny/versions/{latest['id']}").json()
+    assert version == latest
+    output = version["openapi_schema"]["components"]["schemas"]["Output"]
+    assert output == {"type": "string", "format": "uri"}
+
+
+def test_a_file_goes_back_as_what_an_input_takes(client: httpx.Client) -> None:
+    files = {
+        "content": ("photo.png", PNG, "image/png"),
+        "metadata": ("blob", b"{}", "application/json"),
+    }
+    answer = client.post("/v1/files", files=files)
+    assert answer.status_code == 201
+    body = answer.json()
+    assert body["name"] == "photo.png"
+    assert body["size"] == len(PNG)
+    assert base64.b64decode(body["urls"]["get"].partition(",")[2]) == PNG
+    assert create(client, image=body["urls"]["get"]).status_code == 201
+
+
+def test_a_file_without_content_or_too_large_is_refused(client: httpx.Client) -> None:
+    refusal = client.post("/v1/files", files={"file": ("a.png", PNG)})
+    assert problem(refusal, 422, "invalid-parameters")["errors"][0]["field"] == "content"
+    refusal = client.post("/v1/files", files={"content": ("a.png", bytes(2_100_000))})
+    problem(refusal, 413, "upload-too-large")
+
+
+def test_predictions_are_listed_page_by_page(client: httpx.Client) -> None:
+    ids = [create(client).json()["id"] for _ in range(22)]
+    first = client.get("/v1/predictions").json()
+    second = client.get(first["next"]).json()
+    seen = [each["id"] for each in (*first["results"], *second["results"])]
+    assert seen == ids[::-1]
+    assert second["next"] is None
+
+
+def test_a_prediction_is_canceled_and_canceling_again_is_no_error(client: httpx.Client) -> None:
+    url = create(client).json()["urls"]["cancel"]
+    assert client.post(url).json()["status"] == "canceled"
+    assert client.post(url).json()["status"] == "canceled"
+
+
+@pytest.mark.usefixtures("failing")
+def test_a_failure_says_why(client: httpx.Client) -> None:
+    body = create(client, "wait=30").json()
+    assert (body["status"], body["error"]) == ("failed", "The device is too small.")
+
+
+def test_another_keys_prediction_is_not_there(keyed: httpx.Client, redis: Redis) -> None:
+    job = create(keyed).json()
+    other = Keys(redis).create("eve")[1]
+    headers = {"Authorization": f"Bearer {other}"}
+    for method, url in (("GET", job["urls"]["get"]), ("POST", job["urls"]["cancel"])):
+        problem(httpx.request(method, url, headers=headers), 404, "job-not-found")
+
+
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [
+        ({"webhook_events_filter": ["start", "completed"]}, "webhook_events_filter"),
+        ({"stream": True}, "stream"),
+        ({"webhook": "http://example.org/"}, "webhook_url"),
+        ({"webhook": 7}, "webhook_url"),
+        ({"input": "photo.png"}, "input"),
+    ],
+)
+def test_what_is_not_told_or_known_is_refused_by_name(
+    client: httpx.Client, extra: dict[str, object], field: str
+) -> None:
+    body = {"version": VERSION, "input": {"image": URI}, **extra}
+    refusal = problem(client.post("/v1/predictions", json=body), 422, "invalid-parameters")
+    assert refusal["errors"][0]["field"] == field
+
+
+def test_a_webhook_is_told_the_prediction(
+    telling: httpx.Client, receiver: Receiver, worker: FakeWorker
+) -> None:
+    body = {
+        "version": VERSION,
+        "input": {"image": URI},
+        "webhook": receiver.url,
+        "webhook_events_filter": ["completed"],
+    }
+    job = telling.post("/v1/predictions", json=body).json()
+    worker.start(job["id"])
+    worker.succeed(job["id"], picture("PNG", 96, 64))
+    delivery = receiver.next()
+    told = json.loads(delivery.body)
+    assert told["id"] == job["id"]
+    assert told["status"] == "succeeded"
+    assert told["urls"] == job["urls"]
+    assert told == telling.get(job["urls"]["get"]).json()
+    assert "webhook-signature" in delivery.headers
+
+
+def test_the_secret_of_webhooks_is_the_keys_own(client: httpx.Client, keyed: httpx.Client) -> None:
+    assert keyed.get("/v1/webhooks/default/secret").json()["key"].startswith("whsec_")
+    problem(client.get("/v1/webhooks/default/secret"), 401, "unauthorized")
