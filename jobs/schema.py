@@ -211,7 +211,10 @@ def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
             for name, text in fields.items()
             if name in Job.model_fields
         }
-        preset, seed = values["parameters"]["preset"], values["parameters"]["seed"]
+        parameters = values["parameters"]
+        preset, seed = parameters["preset"], parameters["seed"]
+        # Version 0.1 took less than 8.
+        parameters["tile_overlap"] = max(8, parameters["tile_overlap"])
         job = Job.model_validate({**values, "id": job_id, "preset": preset, "seed": seed})
         if job.ended_at is None:
             return job
