@@ -19,7 +19,7 @@ def test_a_folder_is_done_by_a_server_several_at_once(
     result = upscale(photos, out, "--server", service.url, "--seed", "5", "--parallel", "2")
     assert result.exit_code == 0, result.output
     assert names(out) == ["a.png", "b.png", "sub/c.png"]
-    fields = {"preset": "tiny", "seed": "5", "output_format": "png"}
+    fields = {"preset": "tiny", "seed": "5", "output_format": "png", "metadata": "keep"}
     assert (out / "a.png").read_bytes() == result_of((photos / "a.png").read_bytes(), fields)
     assert service.at_once <= 2
 

@@ -140,7 +140,7 @@ def test_each_seed_is_a_job_of_its_own_on_a_server(image: Path, service: FakeSer
     assert ended.exit_code == 0, ended.output
     assert results(image) == ["out-10.png", "out-8.png", "out-9.png"]
     for seed in ("8", "9", "10"):
-        asked = {"seed": seed, "scale": "2.0", "output_format": "png"}
+        asked = {"seed": seed, "scale": "2.0", "output_format": "png", "metadata": "keep"}
         expected = result_of(image.read_bytes(), asked)
         assert (image.parent / f"out-{seed}.png").read_bytes() == expected
 
