@@ -22,14 +22,12 @@ from service.readiness import Serving
 from service.routes import outputs
 
 NAME = "a1111"
-# What may have the value only that does nothing.
 NEUTRAL: dict[str, JsonValue] = {
     **{"show_extras_results": True, "upscaler_2": "None", "extras_upscaler_2_visibility": 0},
     **{"gfpgan_visibility": 0, "codeformer_visibility": 0},
 }
 RESIZING = ("resize_mode", "upscaling_resize", "upscaling_resize_w", "upscaling_resize_h")
-# The last two do something beside others only, which are fixed.
-FIELD_NAMES = (
+FIELDS = (
     *NEUTRAL,
     *RESIZING,
     "upscaling_crop",
@@ -52,8 +50,8 @@ BATCH = protocol.body("imageList", "upscaler_1", imageList={"type": "array"})
 
 async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
     for name, value in values.items():
-        if name not in FIELD_NAMES:
-            raise fault(name, f"is unknown; known are image, {', '.join(FIELD_NAMES)}")
+        if name not in FIELDS:
+            raise fault(name, f"is unknown; known are image, {', '.join(FIELDS)}")
         if value != NEUTRAL.get(name, value):
             raise fault(name, f"must be {NEUTRAL[name]}; got {str(value)[:80]}")
     preset, mode = values.get("upscaler_1"), values.get("resize_mode", 0)
@@ -152,8 +150,8 @@ async def upscalers(request: Request, caller: ReaderDep) -> Response:
     services = services_of(request)
     serving = Serving((await run_sync(services.queue.capacity)).workers)
     names = [name for name in PRESETS if name in serving.live | {services.settings.preset}]
-    rest = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
-    return JSONResponse([{"name": name, **rest} for name in names])
+    rest = dict.fromkeys(("model_name", "model_path", "model_url"))
+    return JSONResponse([{"name": name, **rest, "scale": 4} for name in names])
 
 
 @router.get("/options")

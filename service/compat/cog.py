@@ -1,7 +1,6 @@
 """The HTTP API of a Cog container: POST and PUT /predictions, their cancel, /health-check.
 
-Without `Prefer: respond-async` a request waits for the end, and its output is a data URI; with it,
-and in webhooks, an output is an address.
+An output is a data URI where its request waited, and else an address.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """fal's queue, and its run that waits (fal-client of PyPI, @fal-ai/client of npm).
 
-Both are hosts of their own there; here they are paths: FAL_QUEUE_RUN_HOST=HOST/fal/queue and
-FAL_RUN_HOST=HOST/fal/run.
+Both are hosts there and paths here: FAL_QUEUE_RUN_HOST=HOST/fal/queue, FAL_RUN_HOST=HOST/fal/run.
 """
 
 from __future__ import annotations

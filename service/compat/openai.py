@@ -42,8 +42,7 @@ BODY = {"requestBody": {"required": True, "content": {FORM: {"schema": _FORM}}}}
 
 @router.post("/edits", openapi_extra=BODY)
 async def edit_image(request: Request) -> Response:
-    """`model` is a preset; `prompt` may be empty. The answer comes when the job has ended; a client
-    that leaves cancels it."""
+    """`model` is a preset; `prompt` may be empty. A client that leaves cancels its job."""
     intake = await Intake.of(request)
     settings, limit = intake.services.settings, intake.services.settings.max_upload_bytes
     check_head(request, {FORM: limit})

@@ -33,10 +33,8 @@ NAMES: Mapping[str, str] = {
     "num_inference_steps": "steps",
     "output_quality": "quality",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "An API key is needed."},
-    "default": {"description": "An error, in the protocol's own form."},
-}
+ERRORS: dict[int | str, dict[str, Any]] = {401: {"description": "An API key is needed."}}
+ERRORS["default"] = {"description": "An error, in the protocol's own form."}
 IMAGES = {IMAGE_FIELD, URL_FIELD, "data"}
 Values = Mapping[str, JsonValue]
 
@@ -44,8 +42,7 @@ Values = Mapping[str, JsonValue]
 def router(
     tag: str, shape: Callable[[dict[str, Any]], Any] | None = None, prefix: str = ""
 ) -> APIRouter:
-    """Routes that take a key as `Key` or Basic credentials too, and whose errors are `shape` of the
-    problem, as JSON; without one, the problem."""
+    """Routes that take keys in other credentials too; `shape` makes an error of a problem."""
 
     class Route(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -118,8 +115,7 @@ def preset_of(owner: str, name: str) -> str:
 async def receive(
     request: Request, key: str | None = None
 ) -> AsyncIterator[tuple[Intake, dict[str, Any]]]:
-    """What may submit, and a request's JSON, with open files in place of its images' texts; held as
-    a transfer while the block runs."""
+    """What may submit, and a request's JSON with open files as images; held as a transfer."""
     intake = await Intake.of(request, key)
     settings = intake.services.settings
     limit, most = settings.max_upload_bytes, json_limit(settings.max_upload_bytes)
@@ -155,8 +151,7 @@ def names_of(theirs: Mapping[str, str]) -> Iterator[None]:
 async def submit(
     intake: Intake, values: Values, protocol: str, ours: Values, names: Mapping[str, str] = NAMES
 ) -> Job:
-    """The job of an image and fields, whose names are others'; `ours` are fields that were said in
-    another place, or None. `protocol` is kept with the job."""
+    """The job of an image and fields under others' names; `ours` were said in another place."""
     own: dict[str, Any] = {name: value for name, value in ours.items() if value is not None}
     theirs = dict[str, str]()
     for name, value in values.items():

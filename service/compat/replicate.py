@@ -1,7 +1,6 @@
 """Replicate's HTTP API: predictions, models, files, webhooks (replicate of PyPI and npm).
 
-A file that is handed in goes back as a data URI, which the clients put into the input: nothing is
-kept for them. Of the events that a webhook may have, `completed` is told.
+A file that is handed in goes back as a data URI, which the clients put into the input.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def details(job: Job) -> dict[str, Any]:
 
 
 def prediction(job: Job, base: str, secret: str) -> dict[str, Any]:
-    """A job as a prediction; `base` is the service's address, `secret` that of the job's owner."""
+    """A job as a prediction; `base` is the service's address, `secret` its owner's."""
     here = f"{base}/v1/predictions/{job.id}"
     model = {"model": f"{OWNER}/{job.preset}", "version": version_of(job.preset)}
     return {

@@ -12,7 +12,7 @@ from redis import Redis
 
 from jobs.keys import Keys
 from service.compat.replicate import version_of
-from tests.service.compat.conftest import PNG, RESULT, URI
+from tests.service.compat.conftest import PNG, RESULT, URI, ending
 from tests.service.harness import FakeWorker, problem
 from tests.service.pictures import picture
 from tests.service.receiver import Receiver
@@ -38,12 +38,12 @@ def test_a_prediction_that_is_waited_for_has_its_output(client: httpx.Client) ->
     assert httpx.get(body["output"]).content == RESULT
 
 
-def test_a_wait_that_runs_out_says_starting_whatever_the_job_does(
-    client: httpx.Client, worker: FakeWorker
+def test_a_wait_that_runs_out_says_starting_although_the_job_runs(
+    client: httpx.Client, worker: FakeWorker, redis: Redis
 ) -> None:
-    job = create(client, "wait=0").json()
+    with ending(redis, worker.start):
+        job = create(client, "wait=1").json()
     assert job["status"] == "starting"
-    worker.start(job["id"])
     assert client.get(f"/v1/predictions/{job['id']}").json()["status"] == "processing"
 
 
