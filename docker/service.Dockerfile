@@ -17,7 +17,7 @@ COPY README.md LICENSE ./
 COPY cli cli
 COPY client client
 COPY jobs jobs
-COPY models/__init__.py models/config.py models/errors.py models/geometry.py models/parameters.py models/presets.py models/
+COPY models/__init__.py models/config.py models/errors.py models/geometry.py models/layout.py models/parameters.py models/presets.py models/
 COPY models/checkpoints/__init__.py models/checkpoints/files.py models/checkpoints/
 COPY service service
 RUN pip install --quiet --no-deps ./client .

@@ -17,7 +17,7 @@ blocks, beside the encoder's features. At work are the strips and, in the middle
 keys and values (`attention`). `coding_cost` says beforehand how much that is. Where memory runs out
 nevertheless, strips are halved and the strip that failed is done again.
 
-The result differs from the whole image's by rounding alone, in float32 by less than 1e-5 of it;
+The result differs from the whole image's by rounding alone, in float32 by less than 2e-5 of it;
 another height of strips changes it as little, but not by nothing. Above
 `StripConfig.attention_keys` latent pixels attention is an approximation, the same for any strips.
 """

@@ -12,7 +12,7 @@ from cli.options import UpscaleOptions
 from models.parameters import UpscaleParameters
 from service.openapi import UPLOAD_BODY
 from service.schema import JobView
-from service.spool import IMAGE_FIELD
+from service.spool import IMAGE_FIELD, URL_FIELD
 from service.uploads import FormFields
 from stablesr_client import Parameters
 
@@ -21,7 +21,7 @@ def test_a_parameter_is_declared_once_and_everything_else_follows() -> None:
     names = set(UpscaleParameters.model_fields)
     form = UPLOAD_BODY["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     others = set(FormFields.model_fields) - names
-    assert set(form) - {IMAGE_FIELD} == names | others
+    assert set(form) - {IMAGE_FIELD, URL_FIELD} == names | others
     job = JobView.model_json_schema()
     assert set(job["$defs"]["Parameters"]["properties"]) == names
     # Those that list them: the client, which imports nothing of ours, and the command.

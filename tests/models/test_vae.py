@@ -93,7 +93,7 @@ def test_other_images_go_in_strips(
 ) -> None:
     ours = made(WHOLE, budget)
     wanted = made(None, budget).upscale(image)
-    assert float((ours.upscale(image) - wanted).abs().max()) < 1e-5
+    assert float((ours.upscale(image) - wanted).abs().max()) < 1e-4
     assert all(name.startswith("whole_") for name in compiler.made)
 
 

@@ -98,11 +98,11 @@ def test_a_store_that_fails_for_one_blob_alone_fails_the_attempt_at_its_second_f
     tries: list[str] = []
     put = process.store.put
 
-    def broken(key: str, data: Any) -> None:
+    def broken(key: str, data: Any, fields: Any = None) -> None:
         if key == result_key(job_id):
             tries.append(key)
             raise StoreUnavailable("/srv/secret is full.")
-        put(key, data)
+        put(key, data, fields)
 
     job_id = house.submit()
     monkeypatch.setattr(process.store, "put", broken)

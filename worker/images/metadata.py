@@ -94,7 +94,7 @@ def metadata_of(
     """
     if parameters.metadata == "strip":
         return None
-    header = examine(data, len(data) << 32)
+    header = examine(data, len(data) << 32, parameters.page)
     blocks, location = read(data, header.format), parameters.metadata == "all"
     tags, directories = dict[int, tuple[int, bytes]](), dict[int, Tags]()
     if blocks.exif:

@@ -137,7 +137,7 @@ def test_the_largest_difference_at_a_border_is_no_larger_than_elsewhere(
     # Rounding in float32, the largest of a few thousand values against that of ten times as many;
     # a seam stands out by orders of magnitude.
     assert difference[beside].max() < SEAMLESS * difference[~beside].max()
-    assert difference.max() < 1e-5 * reference.abs().max()
+    assert difference.max() < 2e-5 * reference.abs().max()
 
 
 def test_features_need_not_be_kept(autoencoder: AnyAutoencoder) -> None:
