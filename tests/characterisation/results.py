@@ -39,7 +39,12 @@ class Result(TypedDict):
 
 
 def machine() -> Machine:
-    return {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
+    # Of those that have AVX-512 each generation adds up in its own order.
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = dict(reversed([line.split("\t", 1) for line in lines if "\t" in line]))
+    generation = [fields.get(name, "").strip(" :\t") for name in ("cpu family", "model")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "processor": f"{capability} {'.'.join(generation)}"}
 
 
 def frozen() -> tuple[Machine, dict[str, Result]]:
