@@ -121,8 +121,8 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
         return
     gpu = torch.cuda.get_device_properties(device)
     name = f"{device} ({gpu.name}, compute capability {gpu.major}.{gpu.minor})"
-    memory = in_words(gpu.total_memory)
-    log.info("%s, UUID %s, %s, computes in %s", name, gpu.uuid, memory, dtype)
+    memory, precision = in_words(gpu.total_memory), str(dtype).removeprefix("torch.")
+    log.info("%s, UUID %s, %s, computes in %s", name, gpu.uuid, memory, precision)
     unfit = f"{name} cannot be used by torch {torch.__version__}"
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 8, 16, 16, generator=generator).to(dtype)
@@ -140,7 +140,7 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
     error_of_result = float((result - expected).norm() / expected.norm())
     if not error_of_result < _LARGEST_ERROR:  # nor where it is no number
         raise UnfitDevice(
-            f"{unfit}: its result of a convolution and a matrix product in {dtype} is wrong, by "
+            f"{unfit}: its convolution and matrix product in {precision} are wrong, by "
             f"{error_of_result:.2g} of the CPU's."
         )
 
