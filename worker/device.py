@@ -50,7 +50,7 @@ def choose_device(name: str) -> torch.device:
     # torch raises RuntimeError for a name it does not know and for a device that is not there,
     # AssertionError where it was built without CUDA.
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise StartupError(
             f"STABLESR_DEVICE is {name!r}, which cannot be used here ({reason}); "
             "auto, cpu or cuda:N can."
@@ -133,7 +133,7 @@ def check_device(device: torch.device, dtype: torch.dtype) -> None:
     except RuntimeError as error:
         if is_device_lost(error) or is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         if any(sign in reason for sign in _NO_KERNEL):
             reason = f"it has kernels for {', '.join(torch.cuda.get_arch_list())} only"
         raise UnfitDevice(f"{unfit}: {reason}.") from error

@@ -87,7 +87,7 @@ def main(settings: Settings) -> int:
     try:
         check_kind(settings)
         device = choose_device(devices_of(settings)[0])
-        if (settings.device, device.type) == ("auto", "cpu") and torch.backends.cuda.is_built():
+        if (settings.device, device.type) == ("auto", "cpu") and torch.version.cuda:
             log.warning("there is no GPU, the CPU computes", torch=torch.__version__)
         return Supervisor(settings, load, device=str(device)).run()
     except (StartupError, ModelError, JobsError) as error:

@@ -97,14 +97,17 @@ def playing(gpu: Gpu) -> Iterator[None]:
 
 
 def serve(settings: Settings, gpu: Gpu | None) -> int:
-    """A worker on that GPU, or on a machine that should have one; its networks say in the log in which precision they are."""
+    """A worker on that GPU, or on a machine that should have one; its networks say in the log on
+    what and in which precision they are."""
 
-    def networks(preset: str, device: torch.device, dtype: torch.dtype, *rest: Any, **more: Any):  # type: ignore[no-untyped-def]  # a stand-in
+    def networks(
+        preset: str, device: torch.device, dtype: torch.dtype, *rest: Any, **more: Any
+    ) -> Double:
         structlog.get_logger("networks").info("loaded", device=str(device), dtype=str(dtype))
         model = Double(marks=settings.blob_root.parent)
         vars(model)["compile"] = lambda on_compile: None
         return model
 
-    machine = playing(gpu) if gpu else patch("torch.backends.cuda.is_built", lambda: True)
+    machine = playing(gpu) if gpu else patch("torch.version.cuda", "13.0")
     with machine, patch("worker.device.StableSR.from_preset", networks):
         return main(settings)
