@@ -39,6 +39,8 @@ _SIGNS = (
     # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
+    # torch's, where it cannot ask NVML who has the memory: on MIG, in containers that lost it
+    "NVML_SUCCESS ==",
 )
 _COUNTING = threading.Lock()
 # What is free is not ours alone: other processes grow, and estimates are estimates.

@@ -17,3 +17,5 @@ import os
 # work and take those cores from each other: on two shared ones a step took a hundred times as long.
 # OpenMP reads this once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# `cuda:1` is what nvidia-smi calls 1; CUDA's own order is by speed. Read when CUDA is first used.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

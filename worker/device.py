@@ -5,21 +5,35 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from jobs.settings import Settings, state_folder
 from models.checkpoints.files import absence_of, preset_folder
 from models.compiler import CompileOptions
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser
-from models.memory import MemoryBudget, is_out_of_memory
+from models.memory import MemoryBudget, in_words, is_out_of_memory
 from models.pipeline import StableSR
 from models.presets import get_preset
+
+# What an error says of a call that a device cannot make, in a new process neither: CUDA, ROCm and
+# the libraries have no kernel for it, or its driver is too old. Other calls go on.
+_NO_KERNEL = ("no kernel image is available", "invalid device function", "ARCH_MISMATCH")
+_INCAPABLE = (*_NO_KERNEL, "kernel image is invalid", "unsupported toolchain", "NOT_SUPPORTED")
+_LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "HIP error", "cuDNN error")
+# Relative to the norm; bfloat16 rounds to 8 bits, three times in a row.
+_LARGEST_ERROR = 0.02
 
 log = logging.getLogger(__name__)
 
 
 class StartupError(Exception):
     """The worker cannot start; the message says what to do."""
+
+
+class UnfitDevice(StartupError):
+    """The device is there but does not compute, which a restart would not change."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,7 +50,7 @@ def choose_device(name: str) -> torch.device:
     # torch raises RuntimeError for a name it does not know and for a device that is not there,
     # AssertionError where it was built without CUDA.
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].rstrip(".")
         raise StartupError(
             f"STABLESR_DEVICE is {name!r}, which cannot be used here ({reason}); "
             "auto, cpu or cuda:N can."
@@ -69,16 +83,72 @@ def named_device(name: str) -> torch.device:
         raise StartupError(f"The device is {name!r}, but cpu and cuda are devices.") from error
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of that name; `auto` is bfloat16, which has the range of float32: float16
-    overflows in the attention of some weights. A CPU computes in float32 whatever the name, which
-    is logged: few have instructions for half precision."""
+def choose_dtype(name: str, device: torch.device, *others: torch.device) -> torch.dtype:
+    """The precision of that name, of the first device for all. `auto` is bfloat16, which has the
+    range of float32, where every GPU has instructions for it, else float16, which overflows in the
+    attention of some weights (`models.color.check_finite` sees it). A CPU computes in float32
+    whatever the name: few have instructions for half precision. The log says what was not asked
+    for."""
     if device.type == "cpu":
         if name not in ("auto", "float32"):
             log.warning("the precision is %s, but a CPU computes in float32", name)
         return torch.float32
+    if name == "auto":
+        name = "bfloat16"
+        if not all(map(_has_bfloat16, (device, *others))):
+            log.warning("the precision is float16: bfloat16 takes compute capability 8.0")
+            name = "float16"
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    return dtypes["bfloat16" if name == "auto" else name]
+    return dtypes[name]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether it has instructions for it; one that is not here is taken to."""
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def check_device(device: torch.device, dtype: torch.dtype) -> None:
+    """Logs what a GPU is, and has it compute what the networks are made of once: a list of
+    architectures would not tell what its driver compiles anew.
+
+    Raises:
+        UnfitDevice: this torch has no kernels for it, or a result is not the CPU's.
+        RuntimeError: it is lost, or has no memory left.
+    """
+    if device.type != "cuda":
+        return
+    gpu = torch.cuda.get_device_properties(device)
+    name = f"{device} ({gpu.name}, compute capability {gpu.major}.{gpu.minor})"
+    memory, precision = in_words(gpu.total_memory), str(dtype).removeprefix("torch.")
+    log.info("%s, UUID %s, %s, computes in %s", name, gpu.uuid, memory, precision)
+    unfit = f"{name} cannot be used by torch {torch.__version__}"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 16, 16, generator=generator).to(dtype)
+    weight = (torch.randn(8, 8, 3, 3, generator=generator) / 9).to(dtype)
+    expected = _sample_output(x.float(), weight.float())
+    try:
+        result = _sample_output(x.to(device), weight.to(device)).float().cpu()
+    except RuntimeError as error:
+        if is_device_lost(error) or is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        if any(sign in reason for sign in _NO_KERNEL):
+            reason = f"it has kernels for {', '.join(torch.cuda.get_arch_list())} only"
+        raise UnfitDevice(f"{unfit}: {reason}.") from error
+    error_of_result = float((result - expected).norm() / expected.norm())
+    if not error_of_result < _LARGEST_ERROR:  # nor where it is no number
+        raise UnfitDevice(
+            f"{unfit}: its convolution and matrix product in {precision} are wrong, by "
+            f"{error_of_result:.2g} of the CPU's."
+        )
+
+
+def _sample_output(x: Tensor, weight: Tensor) -> Tensor:
+    """By kernels of cuDNN, torch and cuBLAS: (n, c, h, w) -> (n, c, c)."""
+    y = F.silu(F.conv2d(x, weight, padding=1)).flatten(2)
+    return y @ y.mT
 
 
 def budget_of(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> MemoryBudget:
@@ -116,10 +186,12 @@ def memory_in_use(device: str) -> dict[str, int]:
 
 def is_device_lost(error: BaseException) -> bool:
     """Whether every further call on this process's device will fail too: after an asynchronous
-    error (an illegal access, a failed assertion, a bus fault) its context is gone for good."""
+    error (an illegal access, a failed assertion, a bus fault) its context is gone for good, as it
+    is when the GPU is (an Xid, memory that cannot be corrected)."""
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return False
-    return any(sign in str(error) for sign in ("CUDA error", "HIP error", "cuDNN error"))
+    said = str(error)
+    return any(sign in said for sign in _LOST) and not any(sign in said for sign in _INCAPABLE)
 
 
 def load(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> StableSR:
@@ -127,10 +199,13 @@ def load(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> St
 
     Raises:
         StartupError: there is no such device, or it cannot be used so.
+        UnfitDevice: one of them does not compute.
         ModelError: the weights are not here, or cannot be used.
     """
     first, *others = map(choose_device, devices_of(settings))
-    dtype = choose_dtype(settings.dtype, first)
+    dtype = choose_dtype(settings.dtype, first, *others)
+    for device in (first, *others):
+        check_device(device, dtype)
     compiling = compile_options_of(settings)
     budget = budget_of(settings, jobs=jobs, decode_tile=decode_tile)
     sr = StableSR.from_preset(settings.preset, first, dtype, budget, compiling=compiling)

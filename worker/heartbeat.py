@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from jobs.errors import JobsError
 from jobs.settings import Settings
 from jobs.workers import WorkerInfo, Workers, WorkerState
-from worker.device import memory_in_use, reason_without_weights
+from worker.device import memory_in_use
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +77,7 @@ class Registration:
         self._lock = threading.Lock()
         self.state: WorkerState = "starting"
         self._compiled: tuple[int, int] | None = None
+        self._reason: Callable[[], str] | None = None
         self.info = WorkerInfo(
             name=f"{settings.preset}-{secrets.token_hex(4)}",
             preset=settings.preset,
@@ -87,9 +88,15 @@ class Registration:
             started_at=datetime.now(UTC),
         )
 
-    def change(self, state: WorkerState, compiled: tuple[int, int] | None = None) -> None:
-        """Write another state at once; `compiled`: how many sizes of calls, of how many."""
-        self.state, self._compiled = state, compiled
+    def change(
+        self,
+        state: WorkerState,
+        compiled: tuple[int, int] | None = None,
+        reason: Callable[[], str] | None = None,
+    ) -> None:
+        """Write another state at once; `compiled`: how many sizes of calls, of how many; `reason`:
+        why it is not ready, asked at each write because it may change."""
+        self.state, self._compiled, self._reason = state, compiled, reason
         try_to("register", self.write)
 
     def write(self) -> None:
@@ -102,9 +109,8 @@ class Registration:
                 "awaiting_store": awaiting_store,
                 "compiled": self._compiled,
             }
-            if state == "not_ready":
-                # Asked each time, because what keeps the weights away may change.
-                changes["reason"] = reason_without_weights(self.info.preset)
+            if state == "not_ready" and self._reason is not None:
+                changes["reason"] = self._reason()
             # Before the model is loaded, asking a GPU would begin to use it, from this thread.
             if state in ("idle", "draining", "stopping"):
                 changes["memory"] = memory_in_use(self.info.device)

@@ -7,6 +7,9 @@ loops run in threads and cannot have signal handlers of their own. Exit codes:
     1   not started: the last log line says why
     70  a call stalled (`worker.watchdog`); start it again
     71  the device failed; start it again
+
+Where starting again would not help, because the device does not compute or the weights cannot be
+used, the process stays, is not ready and says why.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from queue import SimpleQueue
 from types import FrameType
 
 import structlog
+import torch
 
 from jobs.connection import connect
 from jobs.errors import JobsError
@@ -40,8 +44,10 @@ from models.pipeline import StableSR
 from worker.attempt import Process
 from worker.device import (
     StartupError,
+    UnfitDevice,
     choose_device,
     devices_of,
+    is_device_lost,
     reason_without_weights,
     weights_stamp,
 )
@@ -81,17 +87,25 @@ def main(settings: Settings) -> int:
     try:
         check_kind(settings)
         device = choose_device(devices_of(settings)[0])
+        if (settings.device, device.type) == ("auto", "cpu") and torch.version.cuda:
+            log.warning("there is no GPU, the CPU computes", torch=torch.__version__)
         return Supervisor(settings, load, device=str(device)).run()
     except (StartupError, ModelError, JobsError) as error:
         log.error("worker not started", reason=str(error))
         return 1
+    except RuntimeError as error:
+        # Of `load`; from then on it is a job's.
+        if not is_device_lost(error):
+            raise
+        log.critical("device lost, ending the process", reason=str(error))
+        return EXIT_DEVICE_LOST
 
 
 class Supervisor:
     """Runs `settings.slots` jobs at once on the model that `load` returns.
 
     `device` is what the model runs on, for the register of workers. Where `load` finds no weights
-    that it can use, the process is not ready, says why, and looks for others.
+    or no device that it can use, the process is not ready, says why, and looks for other weights.
     """
 
     def __init__(
@@ -119,7 +133,8 @@ class Supervisor:
         """Work until a signal comes; returns the process's exit code.
 
         Raises:
-            What `load` raises, but for weights that are missing, StartupError and StoreUnavailable.
+            What `load` raises, but for weights that are missing and an unfit device, StartupError
+            and StoreUnavailable.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -155,10 +170,13 @@ class Supervisor:
             stamp = weights_stamp(preset)
             try:
                 return self._load(lambda n, total: registration.change("compiling", (n, total)))
+            except UnfitDevice as error:
+                reason = partial(str, f"its worker's device {error}".removesuffix("."))
+                log.error("worker not ready", preset=preset, reason=str(error))
             except (WeightsNotFound, CheckpointError) as error:
-                reason = reason_without_weights(preset)
-                log.error("worker not ready", preset=preset, reason=reason, detail=str(error))
-            registration.change("not_ready")
+                reason = partial(reason_without_weights, preset)
+                log.error("worker not ready", preset=preset, reason=reason(), detail=str(error))
+            registration.change("not_ready", reason=reason)
             while weights_stamp(preset) in (None, stamp):
                 time.sleep(self._settings.maintenance_s)
                 if self._draining:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +28,7 @@ from models.strips import StripConfig, decode, encode
 from tests.models import narrow
 from tests.models.strips.images import latent_of, relative_error
 from tests.parity import Golden, comparisons
+from worker.device import check_device, choose_dtype
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -61,6 +64,36 @@ def image_of(height: int, width: int, seed: int = 0) -> Tensor:
     coarse = torch.rand(1, 3, 7, 7, generator=generator)
     smooth = F.interpolate(coarse, size=(height, width), mode="bicubic")
     return (smooth + 0.05 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_gpu_at_hand_is_known_and_computes(
+    dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "worker.device")
+    check_device(CUDA, dtype)
+    assert torch.cuda.get_device_name(CUDA) in caplog.text
+    assert f"UUID {torch.cuda.get_device_properties(CUDA).uuid}, " in caplog.text
+    has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    assert choose_dtype("auto", CUDA) is (torch.bfloat16 if has_bfloat16 else torch.float16)
+
+
+def test_a_failed_assertion_on_the_gpu_loses_it_for_the_process() -> None:
+    code = """
+import torch
+from worker.device import check_device, is_device_lost
+
+one, five = (torch.tensor([number], device="cuda") for number in (1, 5))
+for call in (lambda: one[five].cpu(), lambda: check_device(one.device, torch.float32)):
+    try:
+        call()
+    except RuntimeError as error:
+        print(is_device_lost(error), flush=True)
+"""
+    command = [sys.executable, "-c", code]
+    # Whatever the library's own end is without its device.
+    out = subprocess.run(command, check=False, stdout=subprocess.PIPE).stdout
+    assert out.split() == [b"True", b"True"]
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])

@@ -106,6 +106,7 @@ def test_the_processors_allocator_is_understood() -> None:
         "CUDA driver error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "NVML_SUCCESS == r INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp",
     ):
         assert is_out_of_memory(RuntimeError(said)), said
     assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))

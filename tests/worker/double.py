@@ -116,7 +116,7 @@ class Double:
         if seed == OUT_OF_MEMORY:
             raise torch.OutOfMemoryError("no memory for one tile")
         if seed == DEVICE_ERROR and self._first():
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure")
 
     def _first(self) -> bool:
         """Whether nothing was asked before, in any process that shares the folder of marks."""
