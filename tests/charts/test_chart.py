@@ -19,7 +19,7 @@ from jobs.connection import connect
 from jobs.settings import Settings
 from jobs.workers import WorkerInfo, Workers, WorkerState
 from service.app import create_app
-from tests.charts.tools import CHART, HELM, faults, helm, render
+from tests.charts.tools import CHART, HELM, ROOT, faults, helm, render
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.skipif(
@@ -196,8 +196,11 @@ def test_claims_and_accounts_are_there_or_elsewhere(manifests: list[Manifest]) -
         if "persistentVolumeClaim" in volume
     }
     assert own <= used <= own | elsewhere
-    for _, pod in pods(manifests):
-        named(manifests, "ServiceAccount", pod["spec"]["serviceAccountName"])
+    for component, pod in pods(manifests):
+        account = pod["spec"].get("serviceAccountName")
+        # Only those who ask the image store have its role.
+        assert (account is not None) == (component in ("service", "worker"))
+        assert account is None or named(manifests, "ServiceAccount", account)
 
 
 def test_a_worker_has_the_time_and_the_devices_that_its_settings_say(
@@ -254,6 +257,15 @@ def test_monitors_meet_ports_that_there_are(manifests: list[Manifest]) -> None:
         assert found
         [endpoint] = monitor["spec"]["podMetricsEndpoints"]
         assert endpoint["port"] == found[0]["spec"]["containers"][0]["ports"][0]["name"]
+
+
+def test_the_example_of_the_document_renders(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    [example] = re.findall("```yaml\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "my.yaml"
+    path.write_text(example)
+    kinds = {manifest["kind"] for manifest in render("--values", path)}
+    assert {"Job", "ScaledObject", "ServiceMonitor", "PersistentVolumeClaim"} <= kinds
 
 
 def test_workers_reach_redis_dns_and_the_store_alone() -> None:

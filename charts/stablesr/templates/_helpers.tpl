@@ -18,7 +18,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- /* Of every pod. Without service links: a Service named stablesr would set STABLESR_PORT. */}}
 {{- define "stablesr.pod" -}}
-serviceAccountName: {{ include "stablesr.name" . }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.images.pullSecrets }}
