@@ -1,9 +1,10 @@
 """Uploads by what they say of themselves: format by content, size, frames, completeness.
 
-Nothing is decoded, so a bomb costs nothing, and a file cut off in transfer is found at once, in a
-moment and little memory, however it is made. So PNG, JPEG, WebP and TIFF are read here: a file has
-to be walked to its end anyway, and Pillow opens them neither lazily (WebP) nor in bounded time
-(50 MB of empty JPEG segments), and refuses PNG files whose metadata is long.
+Nothing is decoded, except a JPEG without its end, at an eighth of its size. So a bomb costs nothing,
+and a file cut off in transfer is found at once, in a moment and little memory, however it is made.
+So PNG, JPEG, WebP and TIFF are read here: a file has to be walked to its end anyway, and Pillow
+opens them neither lazily (WebP) nor in bounded time (50 MB of empty JPEG segments), and refuses PNG
+files whose metadata is long.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ BLOCK = 1 << 18
 
 
 def examine(data: Bytes, max_pixels: int, page: int | None = None) -> Header:
-    """The header of a whole image file of at most `max_pixels`, without decoding anything; of one
-    with several pages that of the `page`, from 1, of an animation that of its first frame.
+    """The header of a whole image file of at most `max_pixels`; of one with several pages that of
+    the `page`, from 1, of an animation that of its first frame.
 
     Raises ImageError: UnsupportedFormat, also for pixels of a kind that is not read,
     ImageTruncated, ImageAnimated for several pages of which none was asked for, PageNotFound,
