@@ -1,8 +1,8 @@
 """Uploads by what they say of themselves: format by content, size, frames, completeness.
 
-Nothing is decoded, except a JPEG without its end, at an eighth of its size. So a bomb costs nothing,
-and a file cut off in transfer is found at once, in a moment and little memory, however it is made.
-So PNG, JPEG, WebP and TIFF are read here: a file has to be walked to its end anyway, and Pillow
+Nothing is decoded, except a JPEG without its end, at an eighth of its size. So a bomb costs
+nothing, and a file cut off in transfer is found at once, in a moment and little memory, however it
+is made. So PNG, JPEG, WebP and TIFF are read here: a file has to be walked to its end anyway, and Pillow
 opens them neither lazily (WebP) nor in bounded time (50 MB of empty JPEG segments), and refuses PNG
 files whose metadata is long.
 """
