@@ -2,9 +2,9 @@
 
 Nothing is decoded, except a JPEG without its end, at an eighth of its size. So a bomb costs
 nothing, and a file cut off in transfer is found at once, in a moment and little memory, however it
-is made. So PNG, JPEG, WebP and TIFF are read here: a file has to be walked to its end anyway, and Pillow
-opens them neither lazily (WebP) nor in bounded time (50 MB of empty JPEG segments), and refuses PNG
-files whose metadata is long.
+is made. So PNG, JPEG, WebP and TIFF are read here: a file has to be walked to its end anyway, and
+Pillow opens them neither lazily (WebP) nor in bounded time (50 MB of empty JPEG segments), and
+refuses PNG files whose metadata is long.
 """
 
 from __future__ import annotations
