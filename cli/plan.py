@@ -13,7 +13,7 @@ from rich.table import Table
 from cli.errors import BadSettings, JobFailure, load, require_torch, translate, valid_parameters
 from cli.options import AsJson, DecodeTile, FidelityWeight, Preset, Scale, Steps, TileBatch, option
 from jobs.settings import Settings
-from models.parameters import UpscaleParameters, preset_parameters
+from models.parameters import MIN_OVERLAP, UpscaleParameters, preset_parameters
 from models.presets import get_preset
 
 PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
@@ -26,7 +26,7 @@ def plan(
     preset: Preset = None,
     fidelity_weight: FidelityWeight = None,
     overlap: Annotated[
-        int | None, option("Of tiles, in latent cells.", default="the preset's", min=0)
+        int | None, option("Of tiles, in latent cells.", default="the preset's", min=MIN_OVERLAP)
     ] = None,
     device: Annotated[str | None, option("cpu or cuda; with --memory it need not be here.")] = None,
     dtype: Annotated[

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.parameters import UpscaleParameters
+from models.parameters import MIN_OVERLAP, UpscaleParameters
 
 from .errors import Problem, RecordUnreadable
 
@@ -213,8 +213,8 @@ def job_of(job_id: str, fields: Mapping[str, str]) -> Job:
         }
         parameters = values["parameters"]
         preset, seed = parameters["preset"], parameters["seed"]
-        # Version 0.1 took less than 8.
-        parameters["tile_overlap"] = max(8, parameters["tile_overlap"])
+        # Version 0.1 took less.
+        parameters["tile_overlap"] = max(MIN_OVERLAP, parameters["tile_overlap"])
         job = Job.model_validate({**values, "id": job_id, "preset": preset, "seed": seed})
         if job.ended_at is None:
             return job

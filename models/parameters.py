@@ -29,6 +29,8 @@ MAX_SIDE = 65_535
 SEED_MAX = 2**32 - 1
 # Characters; the text tower reads 75 tokens, of four characters each or so.
 PROMPT_MAX = 1000
+MIN_OVERLAP = 8
+"""Latent pixels: with less, tiles show."""
 
 
 class UpscaleParameters(BaseModel):
@@ -80,7 +82,7 @@ class UpscaleParameters(BaseModel):
     color_fix: ColorFix = "adain"
     seed: int = Field(ge=0, le=SEED_MAX, default_factory=lambda: secrets.randbelow(SEED_MAX + 1))
     tile_overlap: int = Field(
-        32, ge=8, le=56, multiple_of=8, description="Latent pixels shared by two tiles"
+        32, ge=MIN_OVERLAP, le=56, multiple_of=8, description="Latent pixels shared by two tiles"
     )
     alpha: Alpha = Field("soft", description="Of the result; binary: opaque or not, as of sprites")
     output_format: OutputFormat = "png"
