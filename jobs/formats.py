@@ -44,7 +44,7 @@ JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SEQUENTIAL = (0xC0, 0xC1)
 ALONE = (0x01, 0xD8)
-APP1, SOS, EOI = 0xE1, 0xDA, 0xD9
+APP1, SOS, EOI, DRI = 0xE1, 0xDA, 0xD9, 0xDD
 ALL_APP, COMMENT = range(0xE0, 0xF0), 0xFE
 
 VP8X_ANIMATED, VP8X_ALPHA = 0x02, 0x10
@@ -181,7 +181,8 @@ def _next_marker(data: Bytes, position: int) -> tuple[int, int]:
 
 def _has_every_pixel(data: Bytes) -> bool:
     """Whether the one scan of a JPEG without its end seems whole: no block's brightness depends on
-    what is put behind it. False for several scans, of which any could be missing.
+    what is put behind it. False for several scans and for restart intervals, of which any could be
+    missing.
 
     An eighth of the pixels is made, in a fraction of a second; what is missing of the last block's
     details libjpeg's warnings tell the worker.
@@ -191,6 +192,8 @@ def _has_every_pixel(data: Bytes) -> bool:
         marker, position = _next_marker(data, position)
         if marker in ALONE:
             continue
+        if marker == DRI:
+            return False
         length = struct.unpack_from(">H", data, position)[0]
         segment = data[position : position + length]
         if marker in SOF:

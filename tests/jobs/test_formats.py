@@ -241,7 +241,7 @@ def test_a_file_that_lacks_only_the_mark_of_its_end_is_taken(kind: str, size: in
 
 
 @pytest.mark.parametrize(
-    "options", [{"mode": "L"}, {"mode": "CMYK"}, {"restart_marker_blocks": 1}, {"subsampling": 0}]
+    "options", [{"mode": "L"}, {"mode": "CMYK"}, {"subsampling": 0}, {"subsampling": 2}]
 )
 def test_every_jpeg_of_one_scan_may_lack_its_end(options: dict[str, Any]) -> None:
     data = picture("JPEG", 100, 80, **options)
@@ -251,10 +251,11 @@ def test_every_jpeg_of_one_scan_may_lack_its_end(options: dict[str, Any]) -> Non
             header(data[:end])
 
 
-def test_a_jpeg_of_several_scans_may_not_lack_its_end() -> None:
-    """Any of its scans could be missing."""
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 1}])
+def test_a_jpeg_of_several_parts_may_not_lack_its_end(options: dict[str, Any]) -> None:
+    """Any of its scans, or of a scan's intervals, could be missing."""
     with pytest.raises(ImageTruncated, match="before its EOI marker"):
-        header(picture("JPEG", 100, 80, progressive=True)[:-2])
+        header(picture("JPEG", 100, 80, **options)[:-2])
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("JPEG", "TIFF")])
