@@ -325,7 +325,7 @@ def the_interface(browser: Browser, url: str, folder: Path) -> None:
         expect(page.locator("h1")).to_contain_text("StableSR")
         upscale = page.locator("details").first
         upscale.locator("summary").click()
-        expect(upscale.get_by_text("fidelity_weight", exact=True)).to_be_visible()
+        expect(upscale.get_by_text("fidelity_weight", exact=True).first).to_be_visible()
         upscale.get_by_role("link", name="JobView").first.click()
         expect(page.locator("#JobView")).to_be_in_viewport()
         assert page.locator("script").count() == 0
@@ -382,12 +382,12 @@ def main() -> int:
         stack.start()
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-            from_another_origin(browser, stack.url, origin)
             with_a_mouse(browser, stack.url + "/", folder)
             the_bill(browser, stack.url + "/", folder)
             with_the_keyboard(browser, stack.url + "/")
             on_a_phone(browser, stack.url + "/", folder)
             the_interface(browser, stack.url + "/", folder)
+            from_another_origin(browser, stack.url, origin)
             browser.close()
     print(f"screenshots are in {folder}")
     return 0
