@@ -60,8 +60,21 @@ def _least_contrast(brightness: Tensor) -> Tensor:
     """Deviation of what is finer than a few pixels, the least of it around; of (1, 1, H, W)."""
     detail = brightness - _mean(brightness, _BASE)
     contrast = _mean(detail.square(), _CONTRAST).sqrt()
-    least = -F.max_pool2d(-contrast, _LEAST, stride=1, padding=_LEAST // 2)
-    return _mean(least, _SMOOTH)
+    return _mean(_least(_least(contrast, 2), 3), _SMOOTH)
+
+
+def _least(x: Tensor, dim: int) -> Tensor:
+    """Of the `_LEAST` px around each place along a dimension; what lies outside does not count."""
+    side = _LEAST // 2
+    x = F.pad(x, (0, 0, side, side) if dim == 2 else (side, side), value=torch.inf)
+    # By doubling: pooling compares each value anew for every place that sees it.
+    reach = 1
+    while reach < _LEAST:
+        step = min(reach, _LEAST - reach)
+        count = x.shape[dim] - step
+        x = torch.minimum(x.narrow(dim, 0, count), x.narrow(dim, step, count))
+        reach += step
+    return x
 
 
 def _mean(x: Tensor, side: int) -> Tensor:
