@@ -74,7 +74,9 @@ def _scale_of(
     if item.size > limits.upload_bytes:
         raise OverLimit(f"It has {item.size} bytes; at most {limits.upload_bytes} are taken.")
     try:
-        width, height = examine(item.source.read_bytes(), limits.input_pixels).upright
+        page = request.page if request else None
+        data = item.source.read_bytes()
+        width, height = examine(data, limits.input_pixels, page).upright
     except ImageTooLarge as error:
         raise OverLimit(str(error)) from error
     except (ImageError, OSError):

@@ -139,7 +139,7 @@ class LocalModel:
                         format=parameters.output_format,
                         depth=image.depth,
                         quality=parameters.quality,
-                        metadata=metadata_of(content, request, width, height),
+                        metadata=metadata_of(content, image.header, request, width, height),
                     )
         return width, height
 

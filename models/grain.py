@@ -1,8 +1,8 @@
 """Grain: texture that a small decoder cannot make, as noise where the image already has some.
 
 An addition to the paper, for weights whose configuration asks for it. A decoder of a few layers
-gives the mean of what could be there, which looks like wax. Noise of a tenth of the local contrast
-is what eye and NIQE miss, and costs little of PSNR. StyleGAN adds noise for the same reason (arXiv
+gives the mean of what could be there, which is smooth; docs/training.md has what noise changes in
+the scores. StyleGAN adds noise for the same reason (arXiv
 1812.04948, section 3.2), and AV1 gives a film its grain back after it was smoothed away (film
 grain synthesis, AV1 specification, 7.18.3). Here the amplitude is not learned: it is the least
 contrast around, so that a sky keeps none, not even beside an edge.
@@ -23,7 +23,8 @@ _HALO = (_BASE + _CONTRAST + _LEAST + _SMOOTH) // 2 - 2
 _MOST = 8 / 255
 # Share of the neighbours on either side: makes grains of about a pixel and a half.
 _SOFT = 0.135
-_ROWS = 256
+# Of a strip: the maps of one are some megabytes.
+_STRIP_PIXELS, _STRIP_ROWS = 2**17, 64
 
 
 @torch.inference_mode()
@@ -39,8 +40,9 @@ def add_grain(image: Tensor, strength: float, seed: int, share: float = 1.0) -> 
         return
     # What was above a strip has its grain already, so its brightness is kept from before.
     above = image.new_empty((1, 1, 0, width))
-    for top in range(0, height, _ROWS):
-        bottom = min(top + _ROWS, height)
+    step = max(_STRIP_ROWS, _STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
         own = _brightness(image[:, :, top : bottom + _HALO])
         rows = torch.cat([above, own], dim=2)
         first = above.shape[2]

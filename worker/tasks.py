@@ -175,7 +175,8 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
         upload = outlast(attempt, process.store.get, input_key(job.id))
         source = decode(upload, process.settings.max_input_pixels, options.page)
         check_output(*source.size, options, process.settings.max_output_pixels)
-        metadata = metadata_of(upload, options, *output_size(*source.size, options.scale))
+        width, height = output_size(*source.size, options.scale)
+        metadata = metadata_of(upload, source.header, options, width, height)
         if metadata is not None and metadata.faults:
             process.metrics.broken_metadata.inc()
     small = model.steps_in(source.rgb, options)

@@ -143,3 +143,16 @@ def test_a_file_that_cannot_be_read_is_left_to_the_server(
     (mixed / "small.png").write_bytes(b"a format of next year")
     upscale(mixed, out, "--server", service.url)
     assert service.uploads == ["small.png"]
+
+
+def test_of_a_scan_the_page_that_is_asked_for_is_judged(
+    tmp_path: Path, out: Path, service: FakeService
+) -> None:
+    service.limits = LIMITS | {"max_upload_bytes": 10_000_000}
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    pages = [Image.new("RGB", (20, 10)), Image.new("RGB", (500, 400))]
+    pages[0].save(folder / "scan.tif", save_all=True, append_images=pages[1:])
+    result = upscale(folder, out, "--server", service.url, "--page", "2")
+    assert "At scale 4 the result would have 2000 x 1600" in result.stderr
+    assert service.uploads == []

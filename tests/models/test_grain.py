@@ -63,7 +63,8 @@ def test_the_number_of_rows_at_once_changes_nothing(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = grain_of(texture())
-    monkeypatch.setattr(grain, "_ROWS", rows)
+    monkeypatch.setattr(grain, "_STRIP_ROWS", rows)
+    monkeypatch.setattr(grain, "_STRIP_PIXELS", 1)
     assert torch.equal(grain_of(texture()), whole)
 
 

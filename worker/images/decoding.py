@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -79,6 +79,8 @@ class DecodedImage:
     alpha: Tensor | None = None
     grey: bool = False
     depth: Depth = 8
+    header: Header = field(default_factory=lambda: Header("", 0, 0))
+    """Of the file"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -222,7 +224,8 @@ def _image(levels: Levels, profile: bytes | None, header: Header) -> DecodedImag
     rgb = _rgb(levels[:, :, :colours], mode, profile, header)
     if alpha is not None:
         fill_hidden(rgb, alpha)
-    return DecodedImage(rgb, alpha, grey=mode == "L", depth=16 if levels.itemsize == 2 else 8)
+    bits: Depth = 16 if levels.itemsize == 2 else 8
+    return DecodedImage(rgb, alpha, mode == "L", bits, header)
 
 
 def _rgb(levels: Levels, mode: str, profile: bytes | None, header: Header) -> Tensor:

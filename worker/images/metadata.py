@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from jobs.formats import examine
+from jobs.image_file import Header
 from jobs.tiff import EXIF, SIZES, Directory, first_directory
 from models.parameters import UpscaleParameters
 
@@ -86,15 +86,15 @@ class Metadata:
 
 
 def metadata_of(
-    data: bytes, parameters: UpscaleParameters, width: int, height: int
+    data: bytes, header: Header, parameters: UpscaleParameters, width: int, height: int
 ) -> Metadata | None:
-    """For a result of these sides, px, of the image file `data`; None for `metadata=strip`.
+    """For a result of these sides, px, of an image file with this header; None for
+    `metadata=strip`.
 
     Depends on nothing else, such as the time, so that the same request gives the same bytes.
     """
     if parameters.metadata == "strip":
         return None
-    header = examine(data, len(data) << 32, parameters.page)
     blocks, location = read(data, header.format), parameters.metadata == "all"
     tags, directories = dict[int, tuple[int, bytes]](), dict[int, Tags]()
     if blocks.exif:
@@ -110,17 +110,17 @@ def metadata_of(
     # No orientation, which is upright. Where no density is known, EXIF wants 72.
     x, y = (_rational(side) for side in density or (72, 72))
     tags |= {
-        **{
-            SOFTWARE: (ASCII, software().encode() + b"\0"),
-        },
-        **{X_DENSITY: x, Y_DENSITY: y, DENSITY_UNIT: (SHORT, struct.pack("<H", 2))},
+        SOFTWARE: (ASCII, software().encode() + b"\0"),
+        X_DENSITY: x,
+        Y_DENSITY: y,
+        DENSITY_UNIT: (SHORT, struct.pack("<H", 2)),
     }
     directories[EXIF] = {
         EXIF_VERSION: (UNDEFINED, b"0232"),
         **directories.get(EXIF, {}),
         COLOUR_SPACE: (SHORT, struct.pack("<H", 1)),
-        **{EXIF_WIDTH: (LONG, struct.pack("<I", width))},
-        **{EXIF_HEIGHT: (LONG, struct.pack("<I", height))},
+        EXIF_WIDTH: (LONG, struct.pack("<I", width)),
+        EXIF_HEIGHT: (LONG, struct.pack("<I", height)),
     }
     return Metadata(tags, directories, xmp, iptc, density, tuple(blocks.faults))
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from jobs.formats import examine
 from models.parameters import MetadataChoice, OutputFormat, UpscaleParameters
 from tests.worker.image_files import file_of
 from worker.images import decode, metadata_of, write
@@ -97,7 +98,7 @@ def result(
     path: Path, data: bytes, output: OutputFormat, choice: MetadataChoice, channels: int = 3
 ) -> bytes:
     parameters = UpscaleParameters(metadata=choice, seed=7, scale=2, output_format=output)
-    metadata = metadata_of(data, parameters, 48, 32)
+    metadata = metadata_of(data, examine(data, 10**9), parameters, 48, 32)
     pixels = torch.linspace(0, 1, channels * 48 * 32).reshape(channels, 32, 48)
     sides = {"width": 48, "height": 32, "channels": channels}
     write(path, [pixels], **sides, format=output, depth=8, metadata=metadata)
@@ -198,7 +199,8 @@ def test_the_same_request_gives_the_same_bytes(tmp_path: Path, output: OutputFor
 def test_big_endian_blocks_say_the_same_as_little_endian_ones() -> None:
     parameters = UpscaleParameters(metadata="all", seed=1)
     little, big = (
-        metadata_of(photograph("PNG", exif_block(order)), parameters, 9, 9) for order in "<>"
+        metadata_of(data, examine(data, 10**9), parameters, 9, 9)
+        for data in (photograph("PNG", exif_block(order)) for order in "<>")
     )
     assert little is not None
     assert little == big
@@ -253,7 +255,7 @@ def test_a_result_says_what_of_its_metadata_was_dropped() -> None:
         (photograph("WEBP", BROKEN["cut off"]), ("exif",)),
         (photograph("WEBP", exif_block(), b"<a>"), ("xmp",)),
     ):
-        metadata = metadata_of(source, parameters, 9, 9)
+        metadata = metadata_of(source, examine(source, 10**9), parameters, 9, 9)
         assert metadata is not None
         assert metadata.faults == dropped
 
