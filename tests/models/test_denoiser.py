@@ -67,6 +67,32 @@ def plain(networks: Networks, n: int) -> Tensor:
         return networks.predict(*tiles(n), list(range(n)), None)
 
 
+def test_a_small_call_is_computed_by_one_thread_and_this_one_keeps_its_own(
+    networks: Networks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        denoiser = made(networks, CompileOptions("off"))
+        used: list[int] = []
+        denoise = networks.denoise
+
+        def counted(*arguments: Any) -> Tensor:
+            out = denoise(*arguments)
+            used.append(torch.get_num_threads())
+            return out
+
+        monkeypatch.setattr(networks, "denoise", counted)
+        found = denoiser.denoise(batch(*tiles(2), [0, 1]))
+        assert (used, torch.get_num_threads()) == ([1], 3)
+        # A large one is computed here, with all.
+        monkeypatch.setattr("models.denoiser._ONE_THREAD", 0)
+        assert torch.allclose(denoiser.denoise(batch(*tiles(2), [0, 1])), found, atol=1e-5)
+        assert used == [1, 3]
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_call_goes_into_the_smallest_bucket_that_holds_it(networks: Networks) -> None:
     assert [bucket_of(n) for n in (1, 2, 3, 4, 5, 8, 9)] == [1, 2, 4, 4, 8, 8, 16]
     assert [made(networks).room(n) for n in (1, 2, 3, 4, 7, 8, 9)] == [1, 2, 2, 4, 4, 8, 8]
