@@ -216,8 +216,8 @@ class Settings(BaseSettings):
         return [name for part in self.cors_origins.split(",") if (name := part.strip())]
 
     @property
-    def result_links_s(self) -> int:
-        """How long a link to a result works; 0: there are none."""
+    def links_s(self) -> int:
+        """How long links into the image store work; 0: there are none."""
         match = _LINKS.fullmatch((self.blob_url or "").partition("?")[2])
         return int(match[1]) if match else 0
 

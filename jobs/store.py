@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, Literal
 from urllib.parse import quote
 
 import obstore
@@ -34,7 +34,7 @@ from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_FOLDERS = ("inputs", "results")
+_FOLDERS = ("inputs", "results", "uploads")
 _KEY = re.compile(rf"({'|'.join(_FOLDERS)})/[A-Za-z0-9_-]{{1,64}}")
 _PARTIAL = re.compile(r"[A-Za-z0-9_-]{1,64}#[0-9]+")
 # Bounds the memory that a large image takes in passing. S3 takes no smaller parts.
@@ -59,6 +59,10 @@ def result_key(job_id: str) -> str:
     return f"results/{job_id}"
 
 
+def upload_key(name: str) -> str:
+    return f"uploads/{name}"
+
+
 def file_fields(job: Job, media_type: str) -> dict[str, str]:
     """Content-Type, and Content-Disposition (RFC 6266) with the upload's name and the scale:
     photo.jpg at 4 becomes photo-4x.png."""
@@ -79,7 +83,7 @@ def job_id_of(key: str) -> str:
 class BlobStore:
     """Blobs by key. Blocking, safe to share between threads.
 
-    Every method raises StoreUnavailable, and ValueError for a key that would leave the two folders.
+    Every method raises StoreUnavailable, and ValueError for a key that would leave the folders.
     """
 
     def __init__(
@@ -163,12 +167,12 @@ class BlobStore:
             pieces = answer.stream(min_chunk_size=READ_CHUNK)
         return self._chunks(pieces, key)
 
-    def link(self, key: str, seconds: int) -> str:
-        """The address that gives the blob of a remote store for so long, to all who have it. Asks
-        nothing."""
+    def link(self, key: str, seconds: int, method: Literal["GET", "PUT"] = "GET") -> str:
+        """The address that gives or takes the blob of a remote store for so long, of all who have
+        it. Asks nothing."""
         _check(key)
         with store_errors("sign a link to", key):
-            return str(obstore.sign(self._store, "GET", key, timedelta(seconds=seconds)))  # type: ignore[call-overload]  # those of a folder sign nothing
+            return str(obstore.sign(self._store, method, key, timedelta(seconds=seconds)))  # type: ignore[arg-type]  # those of a folder sign nothing
 
     def exists(self, key: str) -> bool:
         _check(key)

@@ -30,7 +30,7 @@ from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
 from service.readiness import StoreProbe
-from service.routes import about, events, jobs, outputs, result, status, upscale
+from service.routes import about, events, jobs, outputs, result, status, uploads, upscale
 from service.store_threads import StoreThreads
 from service.webhooks import Sender
 
@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.listener = Listener(settings)
     app.state.metrics = ServiceMetrics()
-    for routes in (upscale, jobs, result, events, status, about):
+    for routes in (upscale, uploads, jobs, result, events, status, about):
         app.include_router(routes.router)
     for protocol in settings.protocols:
         app.include_router(compat.ROUTERS[protocol])

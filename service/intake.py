@@ -31,6 +31,7 @@ from starlette.requests import Request
 from jobs.schema import Job, Origin
 from jobs.workers import Capacity
 from models.geometry import output_size
+from service import direct_upload
 from service.admission import Services, admit, services_of
 from service.image_url import fetch
 from service.problems import HTTPError, InvalidParameters
@@ -117,7 +118,11 @@ class Intake:
             tempfile.SpooledTemporaryFile(max_size=SPOOLED_BYTES) as file,
         ):
             limit = services.settings.max_upload_bytes
-            filename = await fetch(services.egress, url, file, limit, field)
+            filename = None
+            if url.startswith(direct_upload.SCHEME):
+                await direct_upload.read(services, url, origin.owner, file, limit, field)
+            else:
+                filename = await fetch(services.egress, url, file, limit, field)
             return await self._submit(Upload(file, filename, texts, url))
 
     async def _submit(self, upload: Upload) -> tuple[Job, bool]:

@@ -38,6 +38,7 @@ _KINDS = {
     "insufficient-scope": (403, "The API key is for something else"),
     "model-not-found": (404, "There is no such model"),
     "upload-stalled": (408, "The upload stopped"),
+    "no-direct-uploads": (409, "The image store gives no links"),
     "no-result": (409, "The job has no result"),
     "result-not-ready": (409, "The result is not ready"),
     "result-expired": (410, "The result has expired"),

@@ -88,7 +88,7 @@ async def send_result(request: Request, job: Job, client: str, *, direct: bool) 
     }
     if has_etag(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    link_s = min(services.settings.result_links_s, _seconds_left(result))
+    link_s = min(services.settings.links_s, _seconds_left(result))
     if link_s and not (direct or is_head(request)):
         link = await services.store_threads.run(partial(services.store.link, result.key, link_s))
         return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})

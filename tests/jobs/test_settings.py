@@ -176,7 +176,7 @@ def test_several_origins_may_be_named() -> None:
     ("query", "seconds"), [("", 0), ("?links=60", 60), ("?links=604800", 604800)]
 )
 def test_links_to_results_are_asked_for_in_the_stores_url(query: str, seconds: int) -> None:
-    assert Settings(blob_url=f"s3://bucket/prefix{query}").result_links_s == seconds
+    assert Settings(blob_url=f"s3://bucket/prefix{query}").links_s == seconds
 
 
 @pytest.mark.parametrize("query", ["?links=604801", "?links=-1", "?links=", "?link=60", "?a=1"])

@@ -58,6 +58,7 @@ def test_all_paths_are_described(described: dict[str, Any]) -> None:
         ("/problems/{slug}", "get"),
         ("/readyz", "get"),
         ("/upscale", "post"),
+        ("/uploads", "post"),
     }
 
 
