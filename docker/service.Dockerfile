@@ -8,7 +8,7 @@ WORKDIR /src
 # The dependencies are a layer of their own: a change of the code does not install them anew.
 # The project's own client is no package of an index.
 COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["otel"], sep="\n")' \
   | grep -v '^stablesr-' > /tmp/base.txt \
  && pip install --quiet --constraint constraints.txt --requirement /tmp/base.txt
 COPY README.md LICENSE ./

@@ -17,7 +17,7 @@ WORKDIR /src
 COPY --from=pins /torch.txt /tmp/
 RUN pip install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --requirement /tmp/torch.txt
 COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["worker"], sep="\n")' \
+RUN python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["worker"], *p["optional-dependencies"]["otel"], sep="\n")' \
   | grep -v '^stablesr-' > /tmp/worker.txt \
  && pip install --quiet --constraint constraints.txt --requirement /tmp/worker.txt
 COPY README.md LICENSE ./

@@ -7,6 +7,7 @@ import os
 import sys
 
 import structlog
+from opentelemetry import trace
 
 from jobs.settings import Settings
 
@@ -32,10 +33,22 @@ class _PrintableFormatter(structlog.stdlib.ProcessorFormatter):
         return printable(super().format(record))
 
 
+def _add_trace(
+    logger: object, method: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Of the current span, where there is one."""
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        line["trace_id"] = trace.format_trace_id(span.trace_id)
+        line["span_id"] = trace.format_span_id(span.span_id)
+    return line
+
+
 def configure_logging(settings: Settings) -> None:
     """Sends every log line to stderr: JSON, or text on a terminal."""
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -50,7 +50,8 @@ class Origin:
     `max_queued` bounds the waiting jobs of the owner, or without one those of the client (an
     address); `claim` is of `jobs.idempotency`. A job that has not ended after `expires_in` seconds
     fails; None is no such limit. `protocol` is another one than the service's own, by which it
-    came: its name, and the address under which its client has the service.
+    came: its name, and the address under which its client has the service. `trace` is the
+    request's span, as `jobs.tracing.carrier` has it.
     """
 
     owner: str = ANYONE
@@ -62,6 +63,7 @@ class Origin:
     priority: Priority = "normal"
     expires_in: int | None = None
     protocol: str | None = None
+    trace: Mapping[str, str] | None = None
 
     @property
     def quota_key(self) -> str:
@@ -163,6 +165,7 @@ class Job(_Model):
     webhook_url: str | None = None
     deadline: datetime | None = None
     protocol: str | None = None
+    trace: dict[str, str] | None = None
 
     def is_due(self, now: datetime) -> bool:
         """Whether the time of its result is over, although its record does not say so yet."""
@@ -194,12 +197,13 @@ def new_record(
         "webhook_url": origin.webhook_url,
         "priority": origin.priority,
         "protocol": origin.protocol,
+        "trace": json.dumps(dict(origin.trace)) if origin.trace else None,
         "deadline": None if origin.expires_in is None else f"{now + origin.expires_in:.6f}",
     }
     return {name: value for name, value in fields.items() if value is not None}
 
 
-_JSON_FIELDS = frozenset({"parameters", "input", "progress", "result", "timings", "error"})
+_JSON_FIELDS = frozenset({"parameters", "input", "progress", "result", "timings", "error", "trace"})
 
 
 def job_of(job_id: str, fields: Mapping[str, str]) -> Job:

@@ -12,6 +12,7 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from jobs import tracing
 from jobs.connection import CircuitBreaker, LoopClient, connect
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
@@ -70,6 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers=problems.HANDLERS,
         # A path has one spelling; sending on from /jobs/ to /jobs would lose an upload's body.
         redirect_slashes=False,
+        # Its spans have paths and queries in them; those of `RequestEnvelope` have not.
+        telemetry={"tracing": False},
     )
     app.state.settings = settings
     app.state.listener = Listener(settings)
@@ -97,6 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     settings: Settings = app.state.settings
     metrics: ServiceMetrics = app.state.metrics
+    end_traces = tracing.start("stablesr-service")
     store = await run_sync(BlobStore.open, settings)
     # One for everything: what one use of it learns of a Redis that hangs, all know.
     breaker = CircuitBreaker()
@@ -147,6 +151,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         metrics.registry.unregister(collector)
         await run_sync(connection.close)
         await client.close()
+        await run_sync(end_traces)
 
 
 async def _every(interval_s: float, action: Callable[[], object]) -> None:

@@ -28,6 +28,7 @@ from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from jobs import tracing
 from jobs.schema import Job, Origin
 from jobs.workers import Capacity
 from models.geometry import output_size
@@ -71,7 +72,9 @@ class Intake:
         own_limit = None if caller.key is None else caller.key.max_queued
         most = services.settings.max_queued_each if own_limit is None else own_limit
         request_id = request.state.request_id
-        origin = Origin(caller.owner, most or None, request_id, client=caller.client)
+        origin = Origin(
+            caller.owner, most or None, request_id, client=caller.client, trace=tracing.carrier()
+        )
         key = _idempotency_key(request.headers) if key is None else key
         return cls(request, services, origin, key, Capacity.of(raw))
 

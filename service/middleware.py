@@ -12,20 +12,22 @@ import ipaddress
 import re
 import time
 import uuid
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import structlog
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from jobs import tracing
 from jobs.errors import QueueUnavailable
 from jobs.settings import Settings
 from service.admission import services_of
-from service.metrics import ServiceMetrics
+from service.metrics import METHODS, ServiceMetrics
 from service.problems import HTTPError, ProblemResponse, defect, respond
 from service.ratelimit import address_key
 
@@ -41,6 +43,8 @@ MAX_FIELDS = 100
 TURN_S = 0.001
 
 ANY = "*"
+# They are asked all the time, by machines.
+UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 SAFE_HEADERS = {
@@ -57,6 +61,7 @@ SAFE_HEADERS = {
 class RequestEnvelope:
     """Gives each request an id and safe headers, logs and counts its end, catches defects.
 
+    - It is a span of its caller's trace, without path and query: an address may open a result.
     - A client's `X-Request-ID` is kept where it is one word, and stands in every log line.
     - HEAD is handled as GET (RFC 9110, 9.3.2): the server leaves the body out, and a handler for
       which that costs much asks `is_head`.
@@ -113,7 +118,10 @@ class RequestEnvelope:
         if scope["method"] == "HEAD":
             state["head"] = True
             inner["method"] = "GET"
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with (
+            structlog.contextvars.bound_contextvars(request_id=request_id),
+            _span(scope, fields) as span,
+        ):
             try:
                 await self._turn(client)
                 app = _oversize(scope) or await self._foreign(scope, fields) or self.app
@@ -128,6 +136,7 @@ class RequestEnvelope:
             finally:
                 if status is not None:
                     self.metrics.note_request(scope["method"], inner.get("route"), status, head_s)
+                    _describe(span, scope, getattr(inner.get("route"), "path", None), status)
                 log.info(
                     "request",
                     method=scope["method"],
@@ -195,6 +204,30 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         # A name may mean any address.
         return False
+
+
+def _span(scope: Scope, fields: dict[bytes, bytes]) -> AbstractContextManager[Span]:
+    """The request's, within its caller's trace."""
+    if scope["path"] in UNTRACED:
+        return nullcontext(INVALID_SPAN)
+    names = (b"traceparent", b"tracestate")
+    caller = {name.decode(): fields[name].decode("latin-1") for name in names if name in fields}
+    attributes = {"http.request.method": _method(scope), "url.scheme": scope["scheme"]}
+    return tracing.span_of(_method(scope), caller, SpanKind.SERVER, attributes)
+
+
+def _describe(span: Span, scope: Scope, route: str | None, status: int) -> None:
+    """What is known at the end; without a route the method alone names the span."""
+    span.set_attribute("http.response.status_code", status)
+    if route is not None:
+        span.update_name(f"{_method(scope)} {route}")
+        span.set_attribute("http.route", route)
+    if status >= 500:
+        span.set_status(StatusCode.ERROR)
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "_OTHER"
 
 
 def _name(url: str) -> str:

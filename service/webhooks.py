@@ -16,9 +16,11 @@ import anyio
 import httpx
 import structlog
 from anyio.to_thread import run_sync
+from opentelemetry.trace import SpanKind
 from prometheus_client import Counter as MetricCounter
 from redis import Redis
 
+from jobs import tracing
 from jobs.errors import JobNotFound, KeyNotFound, QueueUnavailable
 from jobs.job_store import JobStore
 from jobs.keys import Keys
@@ -178,10 +180,14 @@ class Sender:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(secret, id, timestamp, body),
         }
-        request = self._egress.request("POST", target, fields, TIMEOUTS, body)
-        async with request as answer:
-            # What it says beyond its status is not read, so it cannot be long.
-            return answer.status_code
+        names = {"http.request.method": "POST", "stablesr.id": job.id}
+        with tracing.span_of("webhook", job.trace, SpanKind.CLIENT, names) as span:
+            fields |= tracing.carrier()
+            request = self._egress.request("POST", target, fields, TIMEOUTS, body)
+            async with request as answer:
+                # What it says beyond its status is not read, so it cannot be long.
+                span.set_attribute("http.response.status_code", answer.status_code)
+                return answer.status_code
 
     def _message(self, job: Job, secret: str) -> bytes:
         protocol, _, base = (job.protocol or "").partition(" ")

@@ -16,6 +16,7 @@ from jobs.job_store import JobStore
 from jobs.schema import Job, Progress, Stage, Timings
 from jobs.settings import Settings
 from jobs.store import BlobStore
+from jobs.tracing import AttemptSpans
 from models.pipeline import StableSR
 from models.sampling import Step
 from worker.device_lock import DeviceLock
@@ -112,6 +113,7 @@ class Attempt:
         self.process, self.job_id, self.worker = process, job_id, worker
         self.alone, self.last = alone, last
         self.lease_lost = self.settled = self._expires = False
+        self.spans = AttemptSpans()
         self._lock = threading.Lock()
         self._deadline = math.inf
         self._progress = self._in_record = Progress(stage="load")
@@ -129,6 +131,7 @@ class Attempt:
         start, limit = time.monotonic(), self.process.settings.job_timeout_s
         self._deadline = start + limit
         job = self._persist(self.process.records.start)
+        self.spans.start(job)
         if job.deadline is not None and job.started_at is not None:
             # Of the job itself, whatever attempt it is in; both are by the Redis server's clock.
             remaining_s = (job.deadline - job.started_at).total_seconds()
@@ -210,7 +213,9 @@ class Attempt:
             LeaseLost, WrongState, JobNotFound: the job is not this attempt's any more.
         """
         self.claim()
-        return self._persist(transition, *arguments)
+        job = self._persist(transition, *arguments)
+        self.spans.describe(state=job.state.value)
+        return job
 
     def _persist(self, transition: Callable[..., Job], *arguments: object) -> Job:
         """Waits for a Redis that is away, however long: no other worker can take the job, and once
@@ -244,7 +249,7 @@ class Attempt:
         now = self._stage_start = time.monotonic()
         if name == "decode":
             self._tail_end = now + self._pixels * self.process.tail_rate
-        with self.process.watchdog.watch(name) as self._feed:
+        with self.process.watchdog.watch(name) as self._feed, self.spans.part(name):
             yield
         self._seconds[name] = time.monotonic() - self._stage_start
         if name == "save":

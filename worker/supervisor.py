@@ -28,6 +28,7 @@ from types import FrameType
 import structlog
 import torch
 
+from jobs import tracing
 from jobs.connection import connect
 from jobs.errors import JobsError
 from jobs.job_store import JobStore
@@ -139,6 +140,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._metrics.serve(self._settings)
+        end_traces = tracing.start("stablesr-worker")
         store = BlobStore.open(self._settings, patient=True)
         heartbeat = PeriodicThread("heartbeat", self._settings.heartbeat_s, self._beat)
         heartbeat.start()
@@ -153,6 +155,7 @@ class Supervisor:
         finally:
             heartbeat.stop()
             self._registration.remove()
+            end_traces()
         log.info("worker ends", exit_code=self._exit_code)
         compiles = self._registration.state == "compiling"
         if compiles or any(thread.is_alive() for thread in self._threads):

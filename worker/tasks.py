@@ -80,6 +80,8 @@ def upscale(attempt: Attempt) -> bool:
             return False
         except WrongState as error:
             raise LeaseLost(error.detail) from error
+        finally:
+            attempt.spans.end()
 
 
 def _conclude(attempt: Attempt) -> bool:
@@ -105,6 +107,7 @@ def _conclude(attempt: Attempt) -> bool:
     # Every other error of an attempt is the job's failure and not the worker's.
     except Exception as error:
         is_image = isinstance(error, ImageError)
+        attempt.spans.fail(error)
         log.warning("attempt failed", job=attempt.job_id, exc_info=not is_image)
         device_lost = isinstance(error, EngineBroken) or is_device_lost(error)
         may_be_mended = (
@@ -200,6 +203,7 @@ def _upscale(attempt: Attempt, job: Job) -> ResultInfo:
             encoded_image = model.prepare(source.rgb, options, on_progress)
             resources.callback(encoded_image.close)
         log.info("job planned", job=job.id, **encoded_image.summary)
+        attempt.spans.describe(**encoded_image.summary)
         with attempt.stage("denoise", steps=options.steps):
             latent = process.engine.run(
                 model.sample(encoded_image, options), on_step=attempt.on_step, poll=attempt.poll
