@@ -212,7 +212,7 @@ def _span(scope: Scope, fields: dict[bytes, bytes]) -> AbstractContextManager[Sp
         return nullcontext(INVALID_SPAN)
     names = (b"traceparent", b"tracestate")
     caller = {name.decode(): fields[name].decode("latin-1") for name in names if name in fields}
-    attributes = {"http.request.method": _method(scope), "url.scheme": scope["scheme"]}
+    attributes = {"http.request.method": _method(scope), "url.scheme": scope.get("scheme", "http")}
     return tracing.span_of(_method(scope), caller, SpanKind.SERVER, attributes)
 
 

@@ -268,7 +268,7 @@ def test_the_example_of_the_document_renders(tmp_path: Path) -> None:
     assert {"Job", "ScaledObject", "ServiceMonitor", "PersistentVolumeClaim"} <= kinds
 
 
-def test_workers_reach_redis_dns_and_the_store_alone() -> None:
+def test_workers_reach_redis_dns_the_store_and_the_collector_alone() -> None:
     folder = Path(__file__).parent / "values"
     inside = named(manifests_of(folder / "walls.yaml"), "NetworkPolicy", "one-stablesr-worker")
     dns, redis = inside["spec"]["egress"]
@@ -277,7 +277,7 @@ def test_workers_reach_redis_dns_and_the_store_alone() -> None:
     outside = named(
         manifests_of(folder / "everything.yaml"), "NetworkPolicy", "one-stablesr-worker"
     )
-    assert [rule["ports"][0]["port"] for rule in outside["spec"]["egress"]] == [53, 6379, 443]
+    assert [rule["ports"][0]["port"] for rule in outside["spec"]["egress"]] == [53, 6379, 443, 4318]
 
 
 REFUSALS = {
@@ -300,6 +300,7 @@ REFUSALS = {
     "monitoring.enabled=true": "monitoring.keySecret",
     "monitoring.enabled=true,requireKey=false,settings.STABLESR_ALLOWED_HOSTS=a": "ALLOWED_HOSTS",
     "networkPolicy.enabled=true,store.url=s3://a/b": "networkPolicy.store",
+    "networkPolicy.enabled=true,env.OTEL_EXPORTER_OTLP_ENDPOINT=a": "networkPolicy.collector",
     "networkPolicy.enabled=true,redis.internal=false,redis.existingSecret=a": "networkPolicy.redis",
 }
 WITH = "].resources.limits.memory=8Gi,presets["

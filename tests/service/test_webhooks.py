@@ -78,6 +78,14 @@ def test_the_name_is_asked_for_and_the_address_that_was_looked_at_is_called(
     assert names.asked == [HOST]
 
 
+def test_a_call_is_of_the_trace_of_the_request_that_asked_for_it(
+    telling: httpx.Client, receiver: Receiver, worker: FakeWorker
+) -> None:
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    ended(telling, worker, receiver.url, traceparent=caller)
+    assert receiver.next().headers["traceparent"] == caller
+
+
 @pytest.mark.parametrize("end", ["failed", "canceled"])
 def test_every_way_to_end_is_told(
     telling: httpx.Client, receiver: Receiver, worker: FakeWorker, end: str
