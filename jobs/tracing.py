@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Token
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 import structlog
 from opentelemetry import context, trace
@@ -23,10 +22,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from .schema import Job
-
-if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
@@ -50,36 +45,41 @@ def start(name: str) -> Callable[[], None]:
     def variable(*names: str) -> str:
         return next(filter(None, map(os.environ.get, names)), "")
 
-    def nothing() -> None:
-        pass
-
-    if (
-        not variable(*ENDPOINTS)
-        or variable("OTEL_SDK_DISABLED").lower() == "true"
-        or variable("OTEL_TRACES_EXPORTER") == "none"
-    ):
-        return nothing
+    is_off = variable("OTEL_SDK_DISABLED").lower() == "true"
+    if is_off or variable("OTEL_TRACES_EXPORTER") == "none" or not variable(*ENDPOINTS):
+        return lambda: None
     protocol = variable(*PROTOCOLS) or PROTOCOL
     if protocol != PROTOCOL:
         reason = f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol}, and only {PROTOCOL} is spoken"
         log.error("traces are not sent", reason=reason)
-        return nothing
+        return lambda: None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
     except ImportError as error:
         reason = (
-            f"{variable(*ENDPOINTS)} is to get them, and {error.name} is missing: install it with "
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, and {error.name} is missing: install it with "
             '`pip install "stablesr-server[otel]"`'
         )
         log.error("traces are not sent", reason=reason)
-        return nothing
+        return lambda: None
+    one_line = _OneLine()
+    # Of each batch that fails; of each span for which the queue has no room.
+    for module in (OTLPSpanExporter.__module__, "opentelemetry.sdk._shared_internal"):
+        logging.getLogger(module).addFilter(one_line)
+
+    class Exporter(OTLPSpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            result = super().export(spans)
+            one_line.note(len(spans), arrived=result is SpanExportResult.SUCCESS)
+            return result
+
     # What code says would win over the variables.
     resource = Resource.create({"service.name": name}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(_quiet(OTLPSpanExporter())))
+    provider.add_span_processor(BatchSpanProcessor(Exporter()))
     trace.set_tracer_provider(provider)
 
     def stop() -> None:
@@ -90,38 +90,22 @@ def start(name: str) -> Callable[[], None]:
     return stop
 
 
-def _quiet(exporter: SpanExporter) -> SpanExporter:
-    """The exporter, with one line in the log when its collector goes away and one when it is back,
-    where the SDK writes some for each batch."""
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+class _OneLine(logging.Filter):
+    """Lets one line through until the collector answers again, where the SDK writes some for each
+    batch that fails."""
 
-    class FirstLine(logging.Filter):
-        is_away = False
+    losses, is_away = 0, False
 
-        def filter(self, record: logging.LogRecord) -> bool:
-            was_away, self.is_away = self.is_away, True
-            return not was_away
+    def filter(self, record: logging.LogRecord) -> bool:
+        was_away, self.is_away = self.is_away, True
+        return not was_away
 
-    class QuietExporter(SpanExporter):
-        dropped = 0
-
-        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-            result = exporter.export(spans)
-            if result is not SpanExportResult.SUCCESS:
-                self.dropped += len(spans)
-            elif first.is_away:
-                log.info("traces are sent again", dropped=self.dropped)
-                first.is_away, self.dropped = False, 0
-            return result
-
-        def shutdown(self) -> None:
-            exporter.shutdown()
-
-    first = FirstLine()
-    # Of each batch that fails; of each span that no longer fits into the queue.
-    for name in (type(exporter).__module__, "opentelemetry.sdk._shared_internal"):
-        logging.getLogger(name).addFilter(first)
-    return QuietExporter()
+    def note(self, spans: int, *, arrived: bool) -> None:
+        if not arrived:
+            self.losses += spans
+        elif self.is_away:
+            log.info("traces are sent again", dropped=self.losses)
+            self.losses, self.is_away = 0, False
 
 
 def carrier() -> dict[str, str]:

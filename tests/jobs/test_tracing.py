@@ -44,8 +44,8 @@ class Collector(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.spans: list[tuple[str, Span]] = []
         self.fields: Mapping[str, str] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -149,14 +149,20 @@ def running(redis: RedisServer, folder: Path, **variables: str) -> Iterator[Run]
             house.queue.close()
 
 
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with Collector() as collector:
+@contextmanager
+def collecting(port: int = 0) -> Iterator[Collector]:
+    with Collector(port) as collector:
         thread = threading.Thread(target=collector.serve_forever)
         thread.start()
         yield collector
         collector.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +262,7 @@ def test_attempts_that_fail_are_errors_in_the_same_trace(
 def test_without_its_collector_jobs_run_and_processes_end_and_one_line_says_so(
     redis_server: RedisServer, tmp_path: Path, is_silent: bool
 ) -> None:
-    """Its port is closed, or takes connections and never answers."""
+    """Its port is closed, or open and silent."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if is_silent:
@@ -273,6 +279,31 @@ def test_without_its_collector_jobs_run_and_processes_end_and_one_line_says_so(
     for part in ("service", "worker"):
         said = [line for line in run.lines(part) if line["logger"].startswith("opentelemetry")]
         assert len(said) <= 1, said
+
+
+def test_spans_wait_for_a_collector_that_is_away_for_a_moment() -> None:
+    code = (
+        "import sys; from jobs import logs, settings, tracing; "
+        "logs.configure_logging(settings.Settings()); stop = tracing.start('a'); "
+        "tracing.TRACER.start_span('late').end(); sys.stdin.read(); stop()"
+    )
+    port = free_port()
+    variables = {ENDPOINT: f"http://127.0.0.1:{port}", "OTEL_BSP_SCHEDULE_DELAY": "10"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        assert json.loads(process.stderr.readline())["logger"].startswith("opentelemetry")
+        with collecting(port) as collector:
+            line = json.loads(process.stderr.readline())
+        assert (line["event"], line["dropped"]) == ("traces are sent again", 0)
+        process.stdin.close()
+    assert collector.named("late")
 
 
 def test_without_the_variables_nothing_is_imported_that_sends_traces() -> None:
