@@ -172,7 +172,7 @@ class AttemptSpans:
         """Attributes of `job`; what is no plain value is left out."""
         for name, value in attributes.items():
             if isinstance(value, str | bool | int | float):
-                self._job.set_attribute(f"stablesr.{name}", value)
+                self._job.set_attribute(f"stablesr.job.{name}", value)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

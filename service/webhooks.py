@@ -180,7 +180,7 @@ class Sender:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(secret, id, timestamp, body),
         }
-        names = {"http.request.method": "POST", "stablesr.id": job.id}
+        names = {"http.request.method": "POST", "stablesr.job.id": job.id}
         with tracing.span_of("webhook", job.trace, SpanKind.CLIENT, names) as span:
             fields |= tracing.carrier()
             request = self._egress.request("POST", target, fields, TIMEOUTS, body)

@@ -48,6 +48,7 @@ class Collector(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.spans: list[tuple[str, Span]] = []
         self.fields: Mapping[str, str] = {}
+        self.resource: Mapping[str, str] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def named(self, name: str) -> Span:
@@ -63,7 +64,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.fields = dict(self.headers)
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            service = attributes(resource.resource)["service.name"]
+            self.server.resource = attributes(resource.resource)
+            service = self.server.resource["service.name"]
             for scope in resource.scope_spans:
                 self.server.spans += [(service, span) for span in scope.spans]
         self.send_response(200)
@@ -200,9 +202,9 @@ def test_a_job_is_one_trace_of_two_processes_within_its_callers(
     }
     assert ("stablesr-service", post) in collector.spans
     said = attributes(job)
-    assert said["stablesr.id"] == job_id
-    assert (said["stablesr.preset"], said["stablesr.steps"]) == ("tiny", 4)
-    assert (said["stablesr.attempt"], said["stablesr.state"]) == (1, "succeeded")
+    assert said["stablesr.job.id"] == job_id
+    assert (said["stablesr.job.preset"], said["stablesr.job.steps"]) == ("tiny", 4)
+    assert (said["stablesr.job.attempt"], said["stablesr.job.state"]) == (1, "succeeded")
     assert attributes(post) == {
         "http.request.method": "POST",
         "http.response.status_code": 202,
@@ -210,6 +212,7 @@ def test_a_job_is_one_trace_of_two_processes_within_its_callers(
         "url.scheme": "http",
     }
     assert collector.fields["api-key"] == "k"
+    assert collector.resource["deployment.environment.name"] == "test"
 
 
 def test_what_is_asked_all_the_time_is_no_span_and_no_address_is_in_one(
@@ -244,15 +247,17 @@ def test_attempts_that_fail_are_errors_in_the_same_trace(
     redis_server: RedisServer, collector: Collector, tmp_path: Path
 ) -> None:
     collector.spans.clear()
-    with running(redis_server, tmp_path, **{ENDPOINT: collector.url}) as run:
+    variables = {ENDPOINT: collector.url, "OTEL_SERVICE_NAME": "upscaler"}
+    with running(redis_server, tmp_path, **variables) as run:
         run.post(seed=str(double.OUT_OF_MEMORY))
         run.end()
+    assert {service for service, _ in collector.spans} == {"upscaler"}
     jobs = [span for _, span in collector.spans if span.name == "job"]
-    assert [attributes(span)["stablesr.attempt"] for span in jobs] == [1, 2]
+    assert [attributes(span)["stablesr.job.attempt"] for span in jobs] == [1, 2]
     assert {span.trace_id.hex() for span in jobs} == {TRACE}
     assert {span.status.code for span in jobs} == {Status.STATUS_CODE_ERROR}
     assert attributes(jobs[-1])["error.type"] == "OutOfMemoryError"
-    assert attributes(jobs[-1])["stablesr.state"] == "failed"
+    assert attributes(jobs[-1])["stablesr.job.state"] == "failed"
     # It waited once, and the stage it failed in is there.
     assert collector.named("queue").parent_span_id == jobs[0].span_id
     assert [span.name for _, span in collector.spans].count("denoise") == 2
