@@ -39,6 +39,8 @@ ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 MAX_TARGET_BYTES = 8 * 1024
 MAX_FIELD_BYTES = 32 * 1024
 MAX_FIELDS = 100
+# So much of `tracestate` is to be handed on at least (W3C), and it lies in the record of a job.
+MAX_STATE_BYTES = 512
 # About what one request costs, so that only those notice it who have many at once.
 TURN_S = 0.001
 
@@ -210,8 +212,11 @@ def _span(scope: Scope, fields: dict[bytes, bytes]) -> AbstractContextManager[Sp
     """The request's, within its caller's trace."""
     if scope["path"] in UNTRACED:
         return nullcontext(INVALID_SPAN)
-    names = (b"traceparent", b"tracestate")
-    caller = {name.decode(): fields[name].decode("latin-1") for name in names if name in fields}
+    caller = {
+        name: fields[name.encode()].decode("latin-1")
+        for name in ("traceparent", "tracestate")
+        if len(fields.get(name.encode(), b"")) in range(1, MAX_STATE_BYTES + 1)
+    }
     attributes = {"http.request.method": _method(scope), "url.scheme": scope.get("scheme", "http")}
     return tracing.span_of(_method(scope), caller, SpanKind.SERVER, attributes)
 

@@ -82,8 +82,11 @@ def test_a_call_is_of_the_trace_of_the_request_that_asked_for_it(
     telling: httpx.Client, receiver: Receiver, worker: FakeWorker
 ) -> None:
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    ended(telling, worker, receiver.url, traceparent=caller)
-    assert receiver.next().headers["traceparent"] == caller
+    for state, kept in (("a=1,b=2", "a=1,b=2"), (f"a={'x' * 250},b={'y' * 250},c=123456", None)):
+        ended(telling, worker, receiver.url, traceparent=caller, tracestate=state)
+        headers = receiver.next().headers
+        assert headers["traceparent"] == caller
+        assert headers.get("tracestate") == kept
 
 
 @pytest.mark.parametrize("end", ["failed", "canceled"])
