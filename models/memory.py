@@ -110,10 +110,15 @@ class MemoryBudget:
         return Memory(min(int(free * _SHARE), limit - in_use), host, disk)
 
 
+DEPARTURES = (
+    *("tile_batch", "rows", "keep", "image"),
+    *("eager_offload", "eager_prompt", "eager_size", "eager_failure"),
+)
+"""Because memory ran out; a call that was computed eagerly."""
+
+
 class Fallbacks(Counter[str]):
-    """How often work went another way than planned, by what: tile_batch, rows, keep or image,
-    because memory ran out; a call computed eagerly: eager_offload, eager_prompt, eager_size or
-    eager_failure."""
+    """How often work went another way than planned, by what of DEPARTURES."""
 
     def add(self, what: str) -> None:
         """Counts one; several threads may."""

@@ -15,6 +15,7 @@ from redis import Redis
 from jobs.errors import QueueUnavailable
 from jobs.maintenance import SweepMetrics
 from jobs.redis_probe import RedisProbe
+from jobs.schema import JobState
 from jobs.workers import Overview, look_over
 from service.ratelimit import ConcurrencyLimiter
 
@@ -115,8 +116,9 @@ def _of(overview: Overview) -> Iterator[Metric]:
     help = "Jobs that came into each state"
     yield _gauge("stablesr_job_moves_last_minute", help, overview.moves_last_minute, "state")
     moves = CounterMetricFamily("stablesr_job_moves", help, labels=["state"])
-    for state, count in overview.moves.items():
-        moves.add_metric([state], count)
+    # All of them from the start: what begins at 1 is no increase to Prometheus.
+    for state in JobState:
+        moves.add_metric([state], overview.moves.get(state, 0))
     yield moves
 
 

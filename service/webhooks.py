@@ -91,6 +91,8 @@ class Sender:
         self._records = JobStore(connection)
         self._keys = Keys(connection)
         self._attempts = attempts
+        for outcome in Outcome:
+            attempts.labels(outcome.value)
         self._open: Counter[str] = Counter()
 
     async def run(self) -> None:

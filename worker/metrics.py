@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from jobs.maintenance import SweepMetrics
 from jobs.settings import Settings
+from models.memory import DEPARTURES
 from worker.device import StartupError
 
 TO_HALF_AN_HOUR = (0.3, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800)
@@ -55,7 +56,7 @@ class WorkerMetrics:
             def collect(self) -> Iterator[Metric]:
                 text = "What was done otherwise than planned, by what"
                 family = CounterMetricFamily("stablesr_departures", text, labels=["what"])
-                for what, times in fallbacks().items():
+                for what, times in {**dict.fromkeys(DEPARTURES, 0), **fallbacks()}.items():
                     family.add_metric([what], times)
                 yield family
 

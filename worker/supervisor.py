@@ -189,8 +189,7 @@ class Supervisor:
 
     def _work(self, model: StableSR, store: BlobStore) -> None:
         settings, info = self._settings, self._registration.info
-        # There from the start, so that the first time is an increase.
-        self._metrics.watch_fallbacks(lambda: {"tile_batch": 0, **model.fallbacks})
+        self._metrics.watch_fallbacks(lambda: model.fallbacks)
         process = self._process = Process(
             settings,
             JobStore(self._quick),

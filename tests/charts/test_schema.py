@@ -65,16 +65,6 @@ def test_what_is_mounted_is_in_the_images() -> None:
     assert all("USER 10001:10001" in text for text in files)
 
 
-def test_every_metric_of_a_rule_is_one() -> None:
-    code = "".join(
-        (ROOT / path).read_text() for path in ("service/metrics.py", "jobs/maintenance.py")
-    )
-    names = re.findall(r"(stablesr_[a-z_]+)\{", TEMPLATES)
-    assert len(names) >= 7
-    for name in names:
-        assert f'"{name.removesuffix("_total")}"' in code, name
-
-
 def test_image_tags_and_versions_are_those_of_the_project() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())

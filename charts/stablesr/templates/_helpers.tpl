@@ -97,3 +97,17 @@ httpGet:
   port: http
   httpHeaders: [{name: Host, value: localhost}]
 {{- end }}
+
+{{- /* (root, path of a file of rules or of a dashboard): of this release's processes alone, by the
+labels that the Prometheus operator gives what a ServiceMonitor and a PodMonitor find. */}}
+{{- define "stablesr.scoped" -}}
+{{- $root := index . 0 -}}
+{{- $name := include "stablesr.name" $root -}}
+{{- $namespace := printf "namespace='%s'" $root.Release.Namespace -}}
+{{- $workers := printf "%s/%s-worker" $root.Release.Namespace $name -}}
+{{- $root.Files.Get (index . 1)
+  | replace "job='stablesr'" (printf "%s,service='%s'" $namespace $name)
+  | replace "job='stablesr-workers'" (printf "%s,job='%s'" $namespace $workers)
+  | replace "job=~'stablesr|stablesr-workers'" (printf "%s,job=~'%s|%s'" $namespace $name $workers)
+  | replace "\"title\": \"StableSR\"" (printf "\"title\": \"StableSR %s/%s\"" $root.Release.Namespace $name) -}}
+{{- end }}

@@ -1,0 +1,1 @@
+"""The service as Prometheus, its alerts, Grafana's queries and KEDA see it."""
