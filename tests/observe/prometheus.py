@@ -74,7 +74,7 @@ class Prometheus:
 
     def __init__(self, folder: Path, targets: Sequence[Target], rules: Mapping[str, Any]) -> None:
         self.port = free_port()
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api/v1", timeout=30)
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
         self._folder = folder
         config = {
             "global": {"scrape_interval": EVERY, "evaluation_interval": EVERY},
@@ -124,12 +124,12 @@ class Prometheus:
         if self._process.poll() is not None:
             raise AssertionError(f"Prometheus ended: {self._process.tail()}")
         try:
-            return bool(self.query("vector(1)"))
+            return self._client.get("/-/ready").status_code == 200
         except httpx.HTTPError:
             return False
 
     def _get(self, path: str, **query: str) -> Any:
-        answer = self._client.get(path, params=query)
+        answer = self._client.get(f"/api/v1{path}", params=query)
         # It says in the body what is wrong with a query.
         body = answer.json() if answer.status_code in (200, 400, 422) else {}
         assert body.get("status") == "success", f"{query or path}: {body.get('error') or answer}"
