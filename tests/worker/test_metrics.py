@@ -49,6 +49,7 @@ def test_metrics_and_ids_reach_the_operator(house: House) -> None:
     assert metrics["stablesr_step_seconds_count"] == 4
     assert metrics["stablesr_departures_total rows"] == 2
     assert metrics["stablesr_departures_total tile_batch"] == 0
+    assert metrics["stablesr_departures_total eager_failure"] == 0
     assert metrics["stablesr_sweep_put_off_total"] == 0
     assert job.timings is not None
     for part, seconds in job.timings.model_dump().items():
