@@ -43,6 +43,10 @@ _SIGNS = (
     "NVML_SUCCESS ==",
 )
 _COUNTING = threading.Lock()
+DEPARTURES = (
+    *("tile_batch", "rows", "keep", "image"),
+    *("eager_offload", "eager_prompt", "eager_size", "eager_failure"),
+)
 # What is free is not ours alone: other processes grow, and estimates are estimates.
 _SHARE = 0.85
 # Bytes: what a desktop has free at least; STABLESR_MEMORY_LIMIT is for what has less.
@@ -110,15 +114,8 @@ class MemoryBudget:
         return Memory(min(int(free * _SHARE), limit - in_use), host, disk)
 
 
-DEPARTURES = (
-    *("tile_batch", "rows", "keep", "image"),
-    *("eager_offload", "eager_prompt", "eager_size", "eager_failure"),
-)
-"""Because memory ran out; a call that was computed eagerly."""
-
-
 class Fallbacks(Counter[str]):
-    """How often work went another way than planned, by what of DEPARTURES."""
+    """How often, by what of DEPARTURES, memory ran out or a call was computed eagerly."""
 
     def add(self, what: str) -> None:
         """Counts one; several threads may."""

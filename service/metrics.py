@@ -116,8 +116,7 @@ def _of(overview: Overview) -> Iterator[Metric]:
     help = "Jobs that came into each state"
     yield _gauge("stablesr_job_moves_last_minute", help, overview.moves_last_minute, "state")
     moves = CounterMetricFamily("stablesr_job_moves", help, labels=["state"])
-    # All of them from the start: what begins at 1 is no increase to Prometheus.
-    for state in JobState:
+    for state in JobState:  # What begins at 1 is no increase to Prometheus.
         moves.add_metric([state], overview.moves.get(state, 0))
     yield moves
 
