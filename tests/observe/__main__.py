@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
 import tempfile
+import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -228,6 +230,19 @@ PARTS: Mapping[str, Callable[[Observation], None]] = {
 }
 
 
+def run(observation: Observation, chosen: Sequence[str]) -> None:
+    """The parts, up to one that does not come to its end."""
+    try:
+        observation.health()
+        for name, part in PARTS.items():
+            if name in chosen:
+                part(observation)
+    # Whatever goes wrong is told with the faults, and leaves the logs.
+    except Exception as error:
+        traceback.print_exc()
+        observation.faults.append(f"{type(error).__name__}: {error}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.observe")
     # Without any the empty list is held against them.
@@ -246,16 +261,16 @@ def main() -> int:
     faults: list[str] = []
     if "rules" in chosen:
         rules(faults)
-    if parts := [part for name, part in PARTS.items() if name in chosen]:
-        with temporary_folder("observe"):
-            folder = Path(tempfile.mkdtemp())
-            with Release(folder) as release:
-                spec = named(release.manifests, "PrometheusRule", NAME)["spec"]
-                with Prometheus(folder, release.targets(), spec) as prometheus:
-                    observation = Observation(release, prometheus, faults)
-                    observation.health()
-                    for part in parts:
-                        part(observation)
+    if any(name in PARTS for name in chosen):
+        folder = Path(tempfile.mkdtemp(prefix="stablesr-observe-"))
+        with temporary_folder("observe"), Release(folder) as release:
+            spec = named(release.manifests, "PrometheusRule", NAME)["spec"]
+            with Prometheus(folder, release.targets(), spec) as prometheus:
+                run(Observation(release, prometheus, faults), chosen)
+        if faults:
+            print(f"logs are in {folder}", file=sys.stderr)
+        else:
+            shutil.rmtree(folder)
     for fault in faults:
         CONSOLE.print(fault, style="bold red")
     return 1 if faults else 0
