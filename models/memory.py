@@ -43,10 +43,8 @@ _SIGNS = (
     "NVML_SUCCESS ==",
 )
 _COUNTING = threading.Lock()
-DEPARTURES = (
-    *("tile_batch", "rows", "keep", "image"),
-    *("eager_offload", "eager_prompt", "eager_size", "eager_failure"),
-)
+# What no request asks for; eager_offload, eager_prompt and eager_size follow from one.
+DEPARTURES = ("tile_batch", "rows", "keep", "image", "eager_failure")
 # What is free is not ours alone: other processes grow, and estimates are estimates.
 _SHARE = 0.85
 # Bytes: what a desktop has free at least; STABLESR_MEMORY_LIMIT is for what has less.
@@ -115,7 +113,7 @@ class MemoryBudget:
 
 
 class Fallbacks(Counter[str]):
-    """How often, by what of DEPARTURES, memory ran out or a call was computed eagerly."""
+    """How often, by what, memory ran out or a call was computed eagerly: DEPARTURES and others."""
 
     def add(self, what: str) -> None:
         """Counts one; several threads may."""
