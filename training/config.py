@@ -100,6 +100,8 @@ class ImageLossSettings(_Table):
     """Weights of the terms that compare an image with its target."""
 
     l1: NonNegativeFloat = 1.0
+    # Mean squared error of each image, in decades: what PSNR counts. Smooth images count as much.
+    psnr: NonNegativeFloat = 0.0
     gradient: NonNegativeFloat = 0.0  # L1 of the differences of neighbours at three sizes
     # Mean error of each place in a latent pixel's 8 x 8, against all of them: no lattice.
     phase: NonNegativeFloat = 0.0

@@ -154,7 +154,7 @@ def _refresh(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
     if stage == "cfw" and isinstance(networks.autoencoder, CompactAutoencoder):
         decoder = networks.autoencoder.decoder
         assert decoder.fusion is not None
-        decoder.fusion.copy(decoder.layers[decoder.shared_layers :])
+        decoder.fusion.copy(decoder.layers[decoder.shared_layers :], decoder.head)
     return networks
 
 

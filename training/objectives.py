@@ -290,5 +290,4 @@ class Cfw(ImageObjective):
         autoencoder = self.networks.autoencoder
         with torch.no_grad():
             features = autoencoder.encode(batch["low"]).features
-        fidelity = torch.ones((), device=self._device)
-        return {"image": autoencoder.decode(batch["latent"], features, fidelity).float()}
+        return {"image": autoencoder.decode(batch["latent"], features).float()}

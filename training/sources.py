@@ -175,10 +175,11 @@ class Sources:
         """What the model makes of degraded photographs: the fusion layers have to mend that.
 
         Batches of `high` and `low`, uint8 (n, 3, H, W), and `latent`, unscaled (n, c, H/8, W/8); a
-        unit is a latent pixel.
+        unit is a latent pixel. No place is preferred: from details alone the layers would not learn
+        to keep skies smooth.
         """
         seed = stream(self._settings.seed, "cfw/pairs")
-        pairs = self._pairs(table.crop, table.sampled_batch, seed)
+        pairs = self._pairs(table.crop, table.sampled_batch, seed, candidates=1)
         first_stage = networks.first_stage or networks.autoencoder
 
         @torch.no_grad()
@@ -206,8 +207,10 @@ class Sources:
         shards.make(self._accelerator, self._on_progress)
         return shards
 
-    def _pairs(self, crop: int, batch: int, seed: int) -> Pairs:
+    def _pairs(self, crop: int, batch: int, seed: int, candidates: int | None = None) -> Pairs:
         data = self._settings.data
+        if candidates is not None:
+            data = data.model_copy(update={"candidates": candidates})
         images = read_photographs(data.photographs, crop, data.sizes)
         return Pairs(images, data, crop=crop, batch=batch, seed=seed, device=self._device)
 

@@ -198,7 +198,8 @@ class Decoder(nn.Module):
             x = block(x)
             if features is not None and (fusion := self.fusion_at(level)):
                 layer, i = fusion
-                x = x + fidelity * layer(features[i], x)
+                fused = layer(features[i], x)
+                x = x + (fused if fidelity is None else fidelity * fused)
             if block.upsamplers is not None:
                 x = block.upsamplers[0](x)
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
@@ -253,7 +254,8 @@ class Autoencoder(nn.Module):
         Args:
             latent: what the sampler returned, after `unscale`.
             features: the encoder's, of the upsampled LR image; None decodes plainly.
-            fidelity: with features: scalar tensor w in [0, 1] (eq. 5). 0 is as without them.
+            fidelity: with features: scalar tensor w in [0, 1] (eq. 5), None is 1; 0 is as without
+                them.
         """
         out: Tensor = self.decoder(self.post_quant_conv(latent), features, fidelity)
         return out

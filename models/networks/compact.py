@@ -14,11 +14,12 @@ as ESRGAN's does (arXiv 1809.00219): interleaved channels would leave a lattice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from models.config import CompactConfig
@@ -104,19 +105,22 @@ class CompactEncoder(nn.Module):
 class CompactFusion(nn.Module):
     """The decoder's later layers a second time, reading the encoder's features (eq. 5).
 
-    They start as copies, so that both ends of the fidelity weight are trained networks, and what
-    lies between them is as well.
+    They and the head start as copies, so that both ends of the fidelity weight are trained
+    networks, and what lies between them is as well.
     """
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, config: CompactConfig) -> None:
         super().__init__()
+        width = config.quarter_width
         self.enter = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.layers = compact_layers(width, layers)
+        self.layers = compact_layers(width, config.layers - config.shared_layers)
+        self.head = CompactHead(config)
 
     @torch.no_grad()
-    def copy(self, layers: nn.ModuleList) -> None:
-        """As the decoder is with these layers: nothing of the encoder is read."""
+    def copy(self, layers: nn.ModuleList, head: CompactHead) -> None:
+        """As the decoder is with these: nothing of the encoder is read."""
         self.layers.load_state_dict(layers.state_dict())
+        self.head.load_state_dict(head.state_dict())
         nn.init.zeros_(self.enter.weight)
         assert self.enter.bias is not None
         nn.init.zeros_(self.enter.bias)
@@ -145,6 +149,12 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         assert isinstance(layer, nn.ModuleDict)
         x = layer["act"](layer["conv"](x))
     return x
+
+
+def fused_share(fidelity: Tensor) -> Tensor:
+    """How much of the last feature is the fusion's. The square: half of it is nearly as smooth as
+    all, and so the steps of sharpness are alike (docs/training.md)."""
+    return fidelity * fidelity
 
 
 class CompactHead(nn.Module):
@@ -199,7 +209,7 @@ class CompactDecoder(nn.Module):
         self.activation = nn.PReLU(fine)
         self.layers = compact_layers(fine, config.layers)
         self.shared_layers = config.shared_layers
-        self.fusion = CompactFusion(fine, config.layers - self.shared_layers) if fusion else None
+        self.fusion = CompactFusion(config) if fusion else None
         self.head = CompactHead(config)
 
     def forward(
@@ -207,12 +217,29 @@ class CompactDecoder(nn.Module):
     ) -> Tensor:
         small = inverse_haar(latent)
         entry = run_layers(self.layers[: self.shared_layers], self.entry(latent, small))
-        x = run_layers(self.layers[self.shared_layers :], entry)
-        if features is not None and self.fusion is not None:
-            assert fidelity is not None
-            x = x + fidelity * (self.fusion(features[0], entry) - x)
-        out: Tensor = enlarge(small) + self.head(x)
-        return out
+        fusion, later = self.fusion, self.layers[self.shared_layers :]
+        head: Callable[[Tensor], Tensor] = self.head
+        if features is None or fusion is None:
+            x = run_layers(later, entry)
+        elif fidelity is None:
+            x, head = fusion(features[0], entry), fusion.head
+        else:
+            x, share = run_layers(later, entry), fused_share(fidelity)
+            x = x + share * (fusion(features[0], entry) - x)
+            head = self.head_at(share)
+        return enlarge(small) + head(x)
+
+    def head_at(self, share: Tensor) -> Callable[[Tensor], Tensor]:
+        """The head where so much of the feature, a scalar in [0, 1], is the fusion's.
+
+        One that draws sharp edges cannot draw faithfully, nor the other way round. Kernels between
+        both ends' are those of a network between them (arXiv 1811.10515), and take no time.
+        """
+        assert self.fusion is not None
+        far = self.fusion.head.state_dict(keep_vars=True)
+        near = self.head.state_dict(keep_vars=True)
+        kernels = {name: near[name] + share * (far[name] - near[name]) for name in near}
+        return lambda x: functional_call(self.head, kernels, (x,))
 
     def entry(self, latent: Tensor, small: Tensor) -> Tensor:
         """Latent (n, c, h, w) and the image that it holds -> (n, 64, 2h, 2w)."""

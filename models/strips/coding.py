@@ -131,7 +131,7 @@ def decode(
         # A strip of full height needs no maps between passes, whose copies take time.
         callbacks.check()
         inputs = None if maps is None else [x.read(0, x.height) for x in maps]
-        weight = torch.tensor(fidelity, device=device, dtype=dtype)
+        weight = None if fidelity == 1 else torch.tensor(fidelity, device=device, dtype=dtype)
         latent = latent.to(device, dtype).contiguous(memory_format=torch.channels_last)
         image = autoencoder.decode(latent, inputs, weight).float().cpu()
     else:

@@ -20,6 +20,7 @@ from models.networks.compact import (
     CompactDecoder,
     ResidualBlock,
     enlarge,
+    fused_share,
     inverse_haar,
     run_layers,
 )
@@ -79,8 +80,7 @@ def run_decoder(
     fusion = decoder.fusion if features is not None else None
     x = _entry(run, latent, decoder)
     stages = layers(decoder.layers, nn.ModuleDict)
-    x = _convolve(run, x, stages[: decoder.shared_layers])
-    ends = [x]
+    x, fused = _convolve(run, x, stages[: decoder.shared_layers]), []
     if fusion is not None and features is not None:
         residual = run.map(
             _apply(
@@ -92,8 +92,8 @@ def run_decoder(
                 halo=1,
             )
         )
-        ends = [x, _convolve(run, residual, layers(fusion.layers, nn.ModuleDict))]
-    ends[0] = _convolve(run, x, stages[decoder.shared_layers :])
+        fused = [_convolve(run, residual, layers(fusion.layers, nn.ModuleDict))]
+    ends = [_convolve(run, x, stages[decoder.shared_layers :]), *fused]
     _head(run, latent, ends, decoder, fidelity, write)
 
 
@@ -146,14 +146,15 @@ def _head(
     head, height = decoder.head, ends[0].height
     convs = [head.conv1, head.conv2, head.conv3, head.conv4, head.conv5, head.conv_out]
     pixels, sizes = 16 * height * ends[0].width, (16, 4, 4, 1, 1, 1)
-    weight = torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype)
+    share = fused_share(torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype))
+    draw = head if len(ends) == 1 else decoder.head_at(share)
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
         *features, held = strips
         x = features[0].rows
         if len(features) == 2:
-            x = x + weight * (features[1].rows - x)
-        detail = Strip(head(x), 4 * features[0].top, 4 * height).crop(span)
+            x = x + share * (features[1].rows - x)
+        detail = Strip(draw(x), 4 * features[0].top, 4 * height).crop(span)
         small = Strip(enlarge(inverse_haar(held.rows)), 8 * held.top, 4 * height).crop(span)
         return [detail._replace(rows=small.rows + detail.rows)]
 

@@ -17,6 +17,7 @@ from training.image_loss import (
     gradient_loss,
     lattice_loss,
     phase_loss,
+    psnr_loss,
 )
 
 
@@ -61,6 +62,19 @@ def test_terms_are_weighted_and_those_without_weight_are_left_out() -> None:
     torch.testing.assert_close(terms["l1"], 2 * (image(0) - image(1)).abs().mean())
     torch.testing.assert_close(terms["phase"], 3 * phase_loss(image(0) - image(1)))
     torch.testing.assert_close(terms["gradient"], 0.5 * gradient_loss(image(0), image(1)))
+
+
+def test_smooth_images_count_as_much_as_others_for_psnr() -> None:
+    target = image(0)
+    error = torch.tensor([0.4, 0.8]).view(2, 1, 1, 1) * target.sign()
+
+    def gain(first: float, second: float) -> float:
+        better = error * torch.tensor([first, second]).view(2, 1, 1, 1)
+        return float(psnr_loss(target + error, target) - psnr_loss(target + better, target))
+
+    # Half of the error is six decibels more, whatever it was.
+    assert gain(0.5, 1) == pytest.approx(gain(1, 0.5), rel=0.1)
+    assert psnr_loss(target, target) < psnr_loss(target + error, target)
 
 
 def test_an_error_that_is_the_same_everywhere_has_no_phase_and_a_lattice_has() -> None:

@@ -120,6 +120,27 @@ def test_at_fidelity_0_features_are_not_looked_at(compact: CompactAutoencoder) -
         assert torch.equal(result, plain) == same
 
 
+def test_without_a_fidelity_weight_it_is_1(compact: CompactAutoencoder) -> None:
+    encoded = compact.encode(random_tensor(1, 3, 32, 24))
+    most = compact.decode(encoded.moments, encoded.features, torch.tensor(1.0))
+    torch.testing.assert_close(compact.decode(encoded.moments, encoded.features), most)
+
+
+@pytest.mark.parametrize("fidelity", [0.0, 0.25, 1.0])
+def test_the_head_lies_between_both_ends_as_the_square_of_the_fidelity_weight(
+    compact: CompactAutoencoder, fidelity: float
+) -> None:
+    fusion = compact.decoder.fusion
+    assert fusion is not None
+    # The same layers, and heads that differ by one bias.
+    fusion.copy(compact.decoder.layers[COMPACT.shared_layers :], compact.decoder.head)
+    assert fusion.head.conv_out.bias is not None
+    fusion.head.conv_out.bias += 0.5
+    encoded = compact.encode(random_tensor(1, 3, 32, 24))
+    result = compact.decode(encoded.moments, encoded.features, torch.tensor(fidelity))
+    torch.testing.assert_close(result, compact.decode(encoded.moments) + 0.5 * fidelity**2)
+
+
 def test_a_new_fusion_changes_nothing() -> None:
     torch.manual_seed(0)
     new = CompactAutoencoder(COMPACT).requires_grad_(False)
