@@ -92,7 +92,10 @@ def test_a_fresh_fusion_starts_as_the_decoder_is_without(
     settings = settings_of(tmp_path, WITH_COMPACT, cfw=cfw)
     autoencoder = networks_of("cfw", settings, tmp_path / "out").autoencoder
     assert isinstance(autoencoder, CompactAutoencoder)
-    autoencoder.decoder.head.conv_out.weight.data.normal_()
+    fusion_layers, head = autoencoder.decoder.fusion, autoencoder.decoder.head
+    assert fusion_layers is not None
+    # New heads draw nothing.
+    fusion_layers.head.conv_out.weight.copy_(head.conv_out.weight.normal_())
     image = torch.rand(1, 3, 32, 40) * 2 - 1
     encoding = autoencoder.encode(image)
     plain = autoencoder.decode(encoding.moments)

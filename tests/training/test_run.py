@@ -120,7 +120,7 @@ def test_a_killed_run_goes_on_at_the_same_losses_and_ends_with_the_same_weights(
         ("encoder", ENCODER, CONFIG, ("encoder.", "unet."), "autoencoder."),
         ("distill", DISTILL, WITH_COMPACT, ("encoder.", "unet.", "autoencoder.dec"), ".fusion."),
         ("cfw", CFW, CONFIG, ("autoencoder.decoder.fusion.",), ".conv_in."),
-        ("cfw", CFW, WITH_COMPACT, ("autoencoder.decoder.fusion.",), ".head."),
+        ("cfw", CFW, WITH_COMPACT, ("autoencoder.decoder.fusion.",), ".decoder.head."),
     ],
 )
 def test_each_stage_learns_its_own_part_and_nothing_else(
