@@ -198,8 +198,8 @@ class Decoder(nn.Module):
             x = block(x)
             if features is not None and (fusion := self.fusion_at(level)):
                 layer, i = fusion
-                fused = layer(features[i], x)
-                x = x + (fused if fidelity is None else fidelity * fused)
+                residual = layer(features[i], x)
+                x = x + (residual if fidelity is None else fidelity * residual)
             if block.upsamplers is not None:
                 x = block.upsamplers[0](x)
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -80,7 +80,7 @@ def run_decoder(
     fusion = decoder.fusion if features is not None else None
     x = _entry(run, latent, decoder)
     stages = layers(decoder.layers, nn.ModuleDict)
-    x, fused = _convolve(run, x, stages[: decoder.shared_layers]), []
+    x, ends = _convolve(run, x, stages[: decoder.shared_layers]), []
     if fusion is not None and features is not None:
         residual = run.map(
             _apply(
@@ -92,8 +92,8 @@ def run_decoder(
                 halo=1,
             )
         )
-        fused = [_convolve(run, residual, layers(fusion.layers, nn.ModuleDict))]
-    ends = [_convolve(run, x, stages[decoder.shared_layers :]), *fused]
+        ends = [_convolve(run, residual, layers(fusion.layers, nn.ModuleDict))]
+    ends.insert(0, _convolve(run, x, stages[decoder.shared_layers :]))
     _head(run, latent, ends, decoder, fidelity, write)
 
 
