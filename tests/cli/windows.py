@@ -11,7 +11,7 @@ from pathlib import Path
 # first. What the standard library itself needs of this system is left to it.
 WINDOWS = """
 import asyncio, ctypes, json, os, signal, sys, types
-import anyio._backends._asyncio, httpx, PIL.Image, pydantic_settings, rich.progress, typer
+import anyio._backends._asyncio, httpx, PIL.Image, pydantic_settings, redis, rich.progress, typer
 import fcntl
 if sys.argv[1] == "local":
     import diffusers.models.attention, pyvips, safetensors.torch, torch
