@@ -181,7 +181,6 @@ class Observation:
         # A pod that goes has half an hour for what it has in hand.
         self.expect("attempts", Counter(view["attempt"] for view in views), {1: SCALED_JOBS})
         in_hand = sum(event["running"] for event in release.logged("leaving"))
-        self.expect("jobs in hand of pods that went", in_hand > 0, True)
         self.expect("jobs by the rule at first", scaler.seen[0][1], float(SCALED_JOBS))
         pods = [pods for _, _, pods, _ in scaler.seen]
         self.expect("most pods", max(pods), rule.most)
