@@ -73,7 +73,8 @@ def main() -> int:
     parser.add_argument("--packages", type=Path, help="a folder for what is installed")
     options = parser.parse_args()
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
-        parser.error(f"{', '.join(missing)} are missing")
+        packages = " ".join(dict.fromkeys(PROGRAMS[program] for program in missing))
+        parser.error(f"{', '.join(missing)} are missing: apt-get install {packages}")
     with TemporaryDirectory() as packages, TemporaryDirectory() as work:
         os.environ["KINDS"] = work
         install(options.packages or Path(packages))

@@ -18,7 +18,18 @@ Floats = NDArray[np.float64]
 """(H, W, 4): red, green, blue and opacity in [0, 1], sRGB."""
 
 PACKAGES = ("imagecodecs==2026.3.6", "pillow-heif==1.8.1", "tifffile==2026.3.3")
-PROGRAMS = ("convert-im6.q16", "tiffcp", "avifenc", "avifdec", "cjpeg", "djpeg", "cwebp", "cjxl")
+PROGRAMS = {
+    "convert-im6.q16": "imagemagick",
+    "tiffcp": "libtiff-tools",
+    "avifenc": "libavif-bin",
+    "avifdec": "libavif-bin",
+    "cjpeg": "libjpeg-turbo-progs",
+    "djpeg": "libjpeg-turbo-progs",
+    "cwebp": "webp",
+    "cjxl": "libjxl-tools",
+    "opj_compress": "libopenjp2-tools",
+}
+"""What must be on PATH, and the package of Debian that has it."""
 
 
 def install(folder: Path) -> None:
