@@ -37,6 +37,7 @@ CLIENTS = 200
 # has how it lets pods go.
 POLL_S, MOST_PODS, MOST_SHARE = 15.0, 4, 1.0
 DOWN_S = 60.0
+MOST_TIMES = 3
 
 Process = Generator[simpy.Event, Any, None]
 
@@ -203,7 +204,8 @@ class Pod:
 class Simulation:
     """Args:
     rate: images a second at a time.
-    pods: at the start; they follow the chart's rule from then on.
+    pods: at the start; they follow the chart's rule from then on, and are at most three times as
+        many.
     stabilization_s: how long the demand must have been lower before a pod goes.
     """
 
@@ -225,7 +227,7 @@ class Simulation:
         self._stabilization_s = stabilization_s
         self._tiles = {side: tiles_of(side, device.preset) for side, _ in SIZES}
         self._steps = get_preset(device.preset).steps
-        self._pods = [Pod(self) for _ in range(pods)]
+        self._pods, self._most = [Pod(self) for _ in range(pods)], MOST_TIMES * pods
         self._warm_up = 0.0
 
     def run(self, seconds: float, warm_up: float) -> Outcome:
@@ -274,7 +276,8 @@ class Simulation:
             self._pods = [pod for pod in self._pods if pod.running or not pod.is_draining]
             live = [pod for pod in self._pods if not pod.is_draining]
             running = sum(pod.running for pod in self._pods)
-            wanted = max(1, math.ceil((len(self.backlog) + running) / slots))
+            wanted = math.ceil((len(self.backlog) + running) / slots)
+            wanted = min(self._most, max(1, wanted))
             recent.append((now, wanted))
             while recent[0][0] < now - self._stabilization_s:
                 recent.popleft()
