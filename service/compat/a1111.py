@@ -27,14 +27,8 @@ NEUTRAL: dict[str, JsonValue] = {
     **{"gfpgan_visibility": 0, "codeformer_visibility": 0},
 }
 RESIZING = ("resize_mode", "upscaling_resize", "upscaling_resize_w", "upscaling_resize_h")
-FIELDS = (
-    *NEUTRAL,
-    *RESIZING,
-    "upscaling_crop",
-    "upscaler_1",
-    "codeformer_weight",
-    "upscale_first",
-)
+OTHERS = ("upscaling_crop", "upscaler_1", "codeformer_weight", "upscale_first")
+FIELDS = (*NEUTRAL, *RESIZING, *OTHERS)
 
 
 def shape(problem: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +49,7 @@ async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
         if value != NEUTRAL.get(name, value):
             raise fault(name, f"must be {NEUTRAL[name]}; got {str(value)[:80]}")
     preset, mode = values.get("upscaler_1"), values.get("resize_mode", 0)
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise fault("upscaler_1", f"must be one of {', '.join(PRESETS)}; got {str(preset)[:80]}")
     source = {"image": image, "upscaling_resize": values.get("upscaling_resize", 2)}
     if mode == 1:
@@ -65,7 +59,7 @@ async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
         intake = SizedIntake(**vars(intake), size=size, exact=exact)
     elif mode != 0:
         raise fault("resize_mode", f"must be 0, a factor, or 1, a size; got {str(mode)[:80]}")
-    ours = {"preset": preset, "expires_in": waiting.patience(intake.services)}
+    ours: Values = {"preset": preset, "expires_in": waiting.patience(intake.services)}
     return await protocol.submit(intake, source, NAME, ours, {"upscaling_resize": "scale"})
 
 

@@ -40,8 +40,8 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
     for body in content.values():
         schema = body["schema"]
         del schema["allOf"]
-        # Each goes without the others, and is right for few sizes of an image.
-        for name in ("width", "height", "megapixels"):
+        # Each goes without the others, or is right for few images.
+        for name in ("width", "height", "megapixels", "page"):
             del schema["properties"][name]
     form = content["multipart/form-data"]["schema"]
     # Either of the two, which JSON covers.

@@ -89,6 +89,7 @@ def test_a_size_is_met_or_without_cropping_covered(
         ({"resize_mode": 1, "upscaling_resize_w": 0}, "upscaling_resize_w"),
         ({"upscaler_1": "R-ESRGAN 4x+"}, "upscaler_1 must be one of tiny"),
         ({"upscaler_1": "None"}, "upscaler_1"),
+        ({"upscaler_1": [None]}, "upscaler_1 must be one of tiny"),
         ({"upscaler_2": "tiny"}, "upscaler_2"),
         ({"gfpgan_visibility": 0.5}, "gfpgan_visibility must be 0"),
         ({"show_extras_results": False}, "show_extras_results must be True"),
