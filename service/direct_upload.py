@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import closing
 from functools import partial
 from typing import IO
@@ -19,7 +18,7 @@ from jobs.errors import BlobNotFound
 from jobs.store import upload_key
 from service.admission import Services
 from service.problems import HTTPError
-from service.spool import spool, too_large
+from service.spool import bounded, spool
 
 SCHEME = "upload:"
 _REFERENCE = re.compile(SCHEME + r"[A-Za-z0-9_-]{32}")
@@ -60,16 +59,7 @@ async def read(
     except BlobNotFound:
         raise missing from None
     with closing(blob):
-        await spool(_bounded(services.store_threads.iterate(blob), limit), file)
-
-
-async def _bounded(pieces: AsyncIterator[bytes], limit: int) -> AsyncGenerator[bytes, None]:
-    count = 0
-    async for piece in pieces:
-        count += len(piece)
-        if count > limit:
-            raise too_large(limit, "image")
-        yield piece
+        await spool(bounded(services.store_threads.iterate(blob), limit, "image"), file)
 
 
 def _key(reference: str, owner: str) -> str:

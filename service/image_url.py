@@ -11,10 +11,9 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import anyio
 import httpx
 
-from jobs.errors import UploadTooLarge
 from service.egress import BadTarget, Egress
 from service.problems import HTTPError
-from service.spool import spool, too_large
+from service.spool import bounded, spool, too_large
 
 # For the whole of it, redirects too: what waits for its answer gives up after a minute.
 FETCH_S = 30.0
@@ -23,6 +22,7 @@ MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Stores that were not told what they hold say octet-stream.
 _TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
+_WHAT = "image at the URL"
 _FIELDS = {
     "Accept": "image/*, application/octet-stream;q=0.5",
     "Accept-Encoding": "identity",
@@ -78,17 +78,9 @@ async def _content(answer: httpx.Response, limit: int, field: str) -> AsyncGener
         raise _failure(field, f"must be sent as it is; it is {coding[:80]!r}")
     length = headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > limit:
-        raise _too_large(limit)
-    count = 0
-    async for piece in answer.aiter_raw():
-        count += len(piece)
-        if count > limit:
-            raise _too_large(limit)
+        raise too_large(limit, _WHAT)
+    async for piece in bounded(answer.aiter_raw(), limit, _WHAT):
         yield piece
-
-
-def _too_large(limit: int) -> UploadTooLarge:
-    return too_large(limit, "image at the URL")
 
 
 def _failure(field: str, clause: str) -> HTTPError:

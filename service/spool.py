@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import binascii
 import tempfile
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import ExitStack
 from typing import IO
 
@@ -33,6 +33,18 @@ async def spool(pieces: AsyncIterable[bytes], file: IO[bytes]) -> None:
                 file.write(piece)
     except OSError as error:
         raise no_room(error) from error
+
+
+async def bounded(
+    pieces: AsyncIterable[bytes], limit: int, what: str
+) -> AsyncGenerator[bytes, None]:
+    """The pieces; raises UploadTooLarge once they are more than `limit` bytes, of `what`."""
+    count = 0
+    async for piece in pieces:
+        count += len(piece)
+        if count > limit:
+            raise too_large(limit, what)
+        yield piece
 
 
 def no_room(error: OSError) -> StoreUnavailable:

@@ -12,10 +12,10 @@ from jobs.settings import Settings
 from tests.redis_server import RedisServer
 from tools.capacity.devices import DEVICES
 from tools.capacity.limits import limits
-from tools.capacity.simulation import Outcome, Simulation, tile_steps
+from tools.capacity.simulation import Outcome, Simulation, image_seconds
 
 CPU = DEVICES["cpu"]
-IMAGE_S = tile_steps(CPU)
+IMAGE_S = image_seconds(CPU)
 
 
 @pytest.fixture

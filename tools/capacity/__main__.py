@@ -21,7 +21,7 @@ from tools.capacity import measured
 from tools.capacity.devices import DEVICES, SIZES, Device
 from tools.capacity.limits import limits
 from tools.capacity.server import redis_server
-from tools.capacity.simulation import Outcome, Simulation, tile_steps
+from tools.capacity.simulation import Outcome, Simulation, image_seconds
 
 DAY_S, HOUR_S = 86_400.0, 3600.0
 WARM_UP_S = 900.0
@@ -52,7 +52,7 @@ def simulate(
     """What a curve does, and the seconds that were simulated."""
     rate, seconds, _ = curves(per_day)[curve]
     seconds = min(seconds, (hours or DAY_S) * HOUR_S)
-    pods = math.ceil(1.1 * per_day / DAY_S * tile_steps(device))
+    pods = math.ceil(1.1 * per_day / DAY_S * image_seconds(device))
     stabilization_s = safe_load(VALUES.read_text())["autoscaling"]["stabilizationSeconds"]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -68,7 +68,7 @@ def row(name: str, device: Device, curve: str, outcome: Outcome, seconds: float)
     pods = [count for _, count in outcome.pods]
     mean, images = statistics.fmean(pods), len(outcome.waits)
     waits = np.percentile(outcome.waits, (50, 95, 99))
-    busy = images / seconds * tile_steps(device) / mean
+    busy = images / seconds * image_seconds(device) / mean
     usd = mean * device.usd_an_hour * seconds / HOUR_S / images * 1000
     return [
         name,

@@ -34,7 +34,7 @@ PARTS = (
         0.0060 + 0.0030,
         0.0017,
         0.8,
-        "POST, GET as docs/performance.md, a result 3 ms; 80 % of a core",
+        "POST, GET as docs/performance.md, a result 3 ms by assumption; 80 % of a core",
     ),
     Part("Redis (processor s)", 0.0010 + 0.0012, 0.00019, 0.8, "`--measure`; 80 % of a core"),
     Part(

@@ -300,7 +300,7 @@ def tiles_of(side: int, preset: str) -> int:
     return Layout.of((side, side), preset_parameters(get_preset(preset), scale=4)).tiles
 
 
-def tile_steps(device: Device) -> float:
+def image_seconds(device: Device) -> float:
     """Seconds of the device that an image takes in calls that are full, and beside them; mean."""
     steps = get_preset(device.preset).steps
     call_s = device.call_s(device.max_tiles) / device.max_tiles
