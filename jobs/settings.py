@@ -31,6 +31,7 @@ _ORIGIN = r"(?:\*|https?://(?:[a-z0-9.-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?)"
 _ORIGINS = re.compile(rf"(?:\s*{_ORIGIN}\s*(?:,\s*{_ORIGIN}\s*)*)?", re.ASCII)
 # Settings that went away, and what replaces them: the environment says nothing in vain.
 _REPLACEMENTS = {
+    "ALLOW_OPEN": "set STABLESR_ACCESS to open",
     "COMPILE_CACHE": "it is the folder stablesr/compiled in XDG_STATE_HOME",
     "DECODE_TILE": "set STABLESR_MEMORY_LIMIT, by which strips are planned",
     "DEVICES": "name them in STABLESR_DEVICE, comma-separated",
@@ -45,8 +46,10 @@ _REPLACEMENTS = {
     "MAX_STREAMS_EACH": "it is a fortieth of STABLESR_MAX_CONNECTIONS",
     "MAX_TRANSFERS": "it is an eighth of STABLESR_MAX_CONNECTIONS",
     "MAX_TRANSFERS_EACH": "it is a fortieth of STABLESR_MAX_CONNECTIONS",
+    "OFFLOAD": "networks take turns on the device where STABLESR_MEMORY_LIMIT asks for that",
     "QUEUE_TTL_S": "a job waits for a week at most",
     "READS_PER_MINUTE": "it is ten times STABLESR_UPLOADS_PER_MINUTE",
+    "REQUIRE_KEY": "set STABLESR_ACCESS to keys",
     "REUSE_EVERY": "ask for fewer steps in its place",
     "SCRATCH": "set TMPDIR",
     "SEND_TIMEOUT_S": "a client may pause for 30 seconds",
@@ -132,10 +135,9 @@ class Settings(BaseSettings):
 
     # Access
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    # Serving without keys on an address that others reach has to be asked for.
-    allow_open: bool = False
-    # Ask for a key also while none was ever made; once one was, it is asked for anyway.
-    require_key: bool = False
+    # Until the first key was made requests need none. auto: on loopback alone; open: anywhere;
+    # keys: they always need one.
+    access: Literal["auto", "open", "keys"] = "auto"
     # Names under which the service answers besides localhost, by commas; * is any. Unset: any, but
     # localhost alone while it listens there and asks for no key.
     allowed_hosts: str = ""
@@ -188,11 +190,10 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     # Jobs that one worker runs together.
     slots: Annotated[int, Field(ge=1, le=64)] = 2
-    # In place of each image's plan (docs/memory.md): tiles in one network call, bytes on the
-    # device ("6GB"), and whether networks that do not work wait on the host.
+    # In place of each image's plan (docs/memory.md): tiles in one network call, and bytes on the
+    # device ("6GB").
     tile_batch: Annotated[int, Field(ge=1)] | None = None
     memory_limit: Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)] | None = None
-    offload: Literal["auto", "on", "off"] = "auto"
     # Network calls of fixed sizes, compiled before a worker's first job; auto is on a GPU. It takes
     # minutes, which one image is not worth.
     compile: Literal["auto", "on", "off"] = "off"

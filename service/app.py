@@ -118,7 +118,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
         store_threads=StoreThreads(),
         store_probe=StoreProbe(store),
         keys=(keys := Keys(connection)),
-        authenticator=Authenticator(keys, key_is_required=settings.require_key),
+        authenticator=Authenticator(keys, key_is_required=settings.access == "keys"),
         idempotency=Idempotency(connection),
         limits=RateLimits(settings, client),
         listener=app.state.listener,

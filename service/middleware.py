@@ -84,7 +84,7 @@ class RequestEnvelope:
         self._hosts = frozenset(names) - {""}
         self._origins = frozenset(settings.allowed_origins)
         self._guards_hosts = ANY not in self._hosts and bool(
-            self._hosts or (is_loopback(settings.host) and not settings.require_key)
+            self._hosts or (is_loopback(settings.host) and settings.access != "keys")
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

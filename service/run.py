@@ -52,13 +52,12 @@ def check_address(settings: Settings) -> None:
 
     Existing keys are not enough: a Redis that loses its data would open the service.
     """
-    if settings.allow_open or settings.require_key or is_loopback(settings.host):
+    if settings.access != "auto" or is_loopback(settings.host):
         return
     raise InvalidSettings(
         f"STABLESR_HOST={settings.host} can be reached from other machines, and the service "
-        "requires no key. Make keys with `stablesr keys create` and set "
-        "STABLESR_REQUIRE_KEY=true; or set STABLESR_ALLOW_OPEN=true if open is meant, or use "
-        "127.0.0.1."
+        "requires no key. Make keys with `stablesr keys create` and set STABLESR_ACCESS=keys; "
+        "or set STABLESR_ACCESS=open if open is meant, or use 127.0.0.1."
     )
 
 

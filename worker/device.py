@@ -157,7 +157,6 @@ def budget_of(settings: Settings, *, jobs: int, decode_tile: int | None = None) 
         memory_limit=settings.memory_limit,
         tile_batch=settings.tile_batch,
         decode_tile=decode_tile,
-        offload={"auto": None, "on": True, "off": False}[settings.offload],
         concurrent=jobs > 1,
     )
 
@@ -214,7 +213,7 @@ def load(settings: Settings, *, jobs: int, decode_tile: int | None = None) -> St
     if sr.offload:
         raise StartupError(
             "Networks that take turns on the device (offload) cannot compute on several devices: "
-            "set STABLESR_OFFLOAD=off, or name one device."
+            "raise STABLESR_MEMORY_LIMIT, or name one device."
         )
     replicas = (
         StableSR.from_preset(settings.preset, device, dtype, compiling=compiling)

@@ -110,7 +110,7 @@ def test_the_settings_of_each_container_are_accepted(manifests: list[Manifest]) 
         if component in ("service", "worker"):
             assert env["STABLESR_REDIS_URL"]["secretKeyRef"]["key"] == "url"
             assert settings.host == "0.0.0.0"
-            assert settings.allow_open != settings.require_key or component == "worker"
+            assert settings.access in ("open", "keys") or component == "worker"
 
 
 def test_every_pod_is_restricted(manifests: list[Manifest]) -> None:

@@ -135,7 +135,7 @@ def test_a_wrong_setting_ends_with_2_and_its_name() -> None:
 def test_an_open_address_without_consent_ends_with_2_and_what_to_set() -> None:
     result = runner.invoke(app, ["serve", "--host", "0.0.0.0", "--port", "0"])
     assert result.exit_code == 2
-    assert "STABLESR_ALLOW_OPEN" in result.stderr
+    assert "STABLESR_ACCESS" in result.stderr
 
 
 @pytest.fixture

@@ -267,7 +267,7 @@ def test_a_key_opens_its_own_jobs_and_no_others(
 ) -> None:
     keys = Keys(redis)
     (_, mine), (_, other) = keys.create("mine"), keys.create("other")
-    with serving(service[0].model_copy(update={"require_key": True})) as plain:
+    with serving(service[0].model_copy(update={"access": "keys"})) as plain:
         url = str(plain.base_url)
         with pytest.raises(Unauthorized):
             make_client(url).submit(PNG)

@@ -16,7 +16,7 @@ def test_the_defaults_suit_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.redis_url == "redis://127.0.0.1:6379/0"
     assert settings.blob_root == Path("/var/state/stablesr/blobs")
     assert settings.host == "127.0.0.1"
-    assert not settings.allow_open
+    assert settings.access == "auto"
 
 
 def test_the_environment_sets_and_a_name_given_in_code_wins(

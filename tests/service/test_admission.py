@@ -88,7 +88,7 @@ def test_what_tells_nothing_of_anybody_stays_open(
 
 
 def test_a_key_can_be_demanded_before_there_is_one(settings: Settings) -> None:
-    with serving(settings.model_copy(update={"require_key": True})) as client:
+    with serving(settings.model_copy(update={"access": "keys"})) as client:
         problem(client.get("/jobs"), 401, "unauthorized")
 
 

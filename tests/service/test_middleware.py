@@ -74,7 +74,7 @@ def test_the_services_own_page_may(client: httpx.Client) -> None:
 @pytest.fixture
 def named(settings: Settings) -> Iterator[httpx.Client]:
     """Published elsewhere by a proxy, from which the name comes."""
-    changes = {"allowed_hosts": "up.example, other.example", "host": "0.0.0.0", "allow_open": True}
+    changes = {"allowed_hosts": "up.example, other.example", "host": "0.0.0.0", "access": "open"}
     with serving(settings.model_copy(update=changes)) as client:
         yield client
 
@@ -98,7 +98,7 @@ def test_who_is_to_be_reached_under_any_name_is(
 
 def test_a_key_tells_more_than_a_name(settings: Settings, redis: Redis) -> None:
     """A browser sends no key for a page that does not know it."""
-    with serving(settings.model_copy(update={"require_key": True})) as client:
+    with serving(settings.model_copy(update={"access": "keys"})) as client:
         assert client.get("/livez", headers={"Host": "any.example"}).status_code == 200
     Keys(redis).create("Ada")
     with serving(settings) as client:

@@ -48,12 +48,11 @@ from worker.supervisor import EXIT_DEVICE_LOST
 
 
 def test_what_the_settings_decide_of_memory_reaches_the_plan() -> None:
-    settings = Settings(memory_limit="6GB", tile_batch=4, offload="on")
+    settings = Settings(memory_limit="6GB", tile_batch=4)
     assert budget_of(settings, jobs=2, decode_tile=32) == MemoryBudget(
         memory_limit=6 * 10**9,
         tile_batch=4,
         decode_tile=32,
-        offload=True,
         concurrent=True,
     )
     assert budget_of(Settings(), jobs=1) == MemoryBudget()
