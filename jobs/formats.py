@@ -9,48 +9,22 @@ refuses PNG files whose metadata is long.
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 
-from PIL import Image, features
+from PIL import features
 from pydantic import JsonValue
 
 from . import png, tiff
 from .errors import ImageAnimated, ImageError, ImageTooLarge, PageNotFound, UnsupportedFormat
 from .heif import read_avif, read_heic
-from .image_file import (
-    ADOBE_RGB,
-    MAX_JPEG_SIDE,
-    MAX_PARTS,
-    Bytes,
-    Header,
-    Mode,
-    ascii_of,
-    too_many,
-    truncated,
-    unreadable,
-    unsupported,
-)
+from .image_file import MAX_PARTS, Bytes, Header, ascii_of, too_many, truncated, unreadable
+from .jpeg import has_every_pixel, read_jpeg
 from .pillow import read_bmp, read_gif, read_jpeg2000
 
-JPEG_MODES: dict[int, Mode] = {1: "L", 3: "RGB", 4: "CMYK"}
-# In entropy-coded data an FF is followed by 00 (stuffing) or a restart marker; FF FF is filling.
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-# Start of frame: C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
-SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-SEQUENTIAL = (0xC0, 0xC1)
-ALONE = (0x01, 0xD8)
-APP1, SOS, EOI, DRI = 0xE1, 0xDA, 0xD9, 0xDD
-ALL_APP, COMMENT = range(0xE0, 0xF0), 0xFE
-
 VP8X_ANIMATED, VP8X_ALPHA = 0x02, 0x10
-
-BLOCK = 1 << 18
-"""Bytes that are searched at once, so that other threads get their turn in between."""
 
 
 def examine(data: Bytes, max_pixels: int, page: int | None = None) -> Header:
@@ -84,7 +58,7 @@ def examine(data: Bytes, max_pixels: int, page: int | None = None) -> Header:
             pixels=pixels,
             max_input_pixels=max_pixels,
         )
-    if header.lacks_end and name == "JPEG" and not _has_every_pixel(data):
+    if header.lacks_end and name == "JPEG" and not has_every_pixel(data):
         raise truncated("JPEG", "it ends before its EOI marker")
     return header
 
@@ -121,101 +95,6 @@ def format_of(head: bytes) -> tuple[str, Reader]:
     raise UnsupportedFormat(
         f"The file is none of {names}; its content decides, not its name.", allowed=list(FORMATS)
     )
-
-
-def _read_jpeg(data: Bytes) -> Header:
-    """Segments of the first image (ITU-T T.81, annex B); a phone's gain map or preview behind it
-    (MPO) does not count."""
-    position, size, exif, has_scan = 2, (0, 0), b"", False
-    mode: Mode = "RGB"
-    for _ in range(MAX_PARTS):
-        marker, position = _next_marker(data, position)
-        lacks_end = position > len(data)
-        if marker in ALONE:
-            continue
-        if marker == EOI:
-            if lacks_end and not has_scan:
-                raise truncated("JPEG", "it ends before its pixels")
-            if not has_scan or not size[0]:
-                raise unreadable("JPEG", "it has no scan, so no pixels")
-            if not size[1]:
-                reason = "its height is told behind its pixels (DNL)"
-                raise unsupported("JPEG", f"{reason}; save it anew with another program")
-            if max(size) > MAX_JPEG_SIDE:
-                reason = f"its longer side has {max(size)} pixels"
-                raise unsupported("JPEG", f"{reason}; {MAX_JPEG_SIDE} are read, so send a PNG")
-            colours = ADOBE_RGB if tiff.is_adobe_rgb(exif) else None
-            orientation = tiff.orientation_in(exif)
-            header = Header("JPEG", *size, orientation=orientation, mode=mode, colours=colours)
-            return replace(header, lacks_end=lacks_end)
-        length = struct.unpack_from(">H", data, position)[0]
-        segment = data[position + 2 : position + length]
-        if length < 2:
-            raise unreadable("JPEG", f"the segment at byte {position} has a length of {length}")
-        if len(segment) < length - 2:
-            raise truncated("JPEG", f"it ends inside the segment at byte {position}")
-        if marker in SOF:
-            precision, height, width, components = struct.unpack_from(">BHHB", segment)
-            if precision != 8 or components not in JPEG_MODES:
-                channels = f"{components} channels of {precision} bits"
-                reason = f"it has {channels}; 1, 3 or 4 channels of 8 bits are read"
-                raise unsupported("JPEG", reason)
-            size, mode = (width, height), JPEG_MODES[components]
-        # Of several blocks the first is the camera's.
-        elif marker == APP1 and not exif and segment.startswith(tiff.EXIF_PREFIX):
-            exif = segment
-        has_scan = has_scan or marker == SOS
-        position += length
-    raise too_many("JPEG", "segments")
-
-
-def _next_marker(data: Bytes, position: int) -> tuple[int, int]:
-    """The next marker's code and the byte behind it; of a file that ends without one EOI, as if it
-    followed."""
-    for start in range(position, len(data), BLOCK):
-        # One byte more, for a marker of which the FF is the last one here.
-        if marker := JPEG_MARKER.search(data, start, start + BLOCK + 1):
-            return data[marker.end() - 1], marker.end()
-    return EOI, len(data) + 2
-
-
-def _has_every_pixel(data: Bytes) -> bool:
-    """Whether the one scan of a JPEG without its end seems whole: no block's brightness depends on
-    what is put behind it. False for several scans and for restart intervals, of which any could be
-    missing.
-
-    An eighth of the pixels is made, in a fraction of a second; what is missing of the last block's
-    details libjpeg's warnings tell the worker.
-    """
-    tables, position, components = b"", 2, 0
-    while True:
-        marker, position = _next_marker(data, position)
-        if marker in ALONE:
-            continue
-        if marker == DRI:
-            return False
-        length = struct.unpack_from(">H", data, position)[0]
-        segment = data[position : position + length]
-        if marker in SOF:
-            components = segment[7] if marker in SEQUENTIAL else 0
-        if marker not in ALL_APP and marker != COMMENT:
-            tables += bytes((0xFF, marker)) + segment
-        position += length
-        if marker == SOS:
-            break
-    if segment[2] != components or _next_marker(data, position)[1] <= len(data):
-        return False
-    images = []
-    for filling in (b"", bytes(range(3, 255, 2))):
-        file = io.BytesIO(b"\xff\xd8" + tables + data[position:] + filling + b"\xff\xd9")
-        try:
-            with Image.open(file, formats=("JPEG",)) as image:
-                image.draft(None, (1, 1))
-                images.append(image.tobytes())
-        # It raises errors of many kinds for codes that make no sense.
-        except (OSError, ValueError, SyntaxError):
-            return False
-    return images[0] == images[1]
 
 
 def _read_webp(data: Bytes) -> Header:
@@ -263,7 +142,7 @@ def _read_webp(data: Bytes) -> Header:
 Reader = Callable[[Bytes], Header]
 FORMATS: dict[str, tuple[bytes, Reader]] = {
     "PNG": (png.SIGNATURE, png.read_png),
-    "JPEG": (rb"\xff\xd8\xff", _read_jpeg),
+    "JPEG": (rb"\xff\xd8\xff", read_jpeg),
     "WEBP": (rb"RIFF.{4}WEBP", _read_webp),
     # Canon's raw files begin as TIFF does.
     "TIFF": (rb"(?!.{8}CR)(II[*+]\0|MM\0[*+])", tiff.read_tiff),

@@ -39,7 +39,7 @@ class Box(NamedTuple):
 
 def read_avif(data: Bytes) -> Header:
     """The header of a whole file; of an animation only that it has several frames is right."""
-    properties, is_premultiplied = _image(data, "AVIF")
+    properties, is_premultiplied = _primary_item(data, "AVIF")
     from PIL import _avif
 
     try:
@@ -67,7 +67,7 @@ def read_heic(data: Bytes) -> Header:
     one is meant."""
     import pi_heif
 
-    properties, is_premultiplied = _image(data, "HEIC")
+    properties, is_premultiplied = _primary_item(data, "HEIC")
     try:
         file = pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
         image = file[file.primary_index]
@@ -105,14 +105,6 @@ def _with_colours(
     )
 
 
-def _image(data: Bytes, name: str) -> tuple[dict[bytes, bytes], bool]:
-    """`_primary_item` of a file that is whole."""
-    top = list(boxes(data, 0, len(data), name))
-    if not any(box.kind == b"mdat" for box in top):
-        raise truncated(name, "it has no mdat box, so no pixels")
-    return _primary_item(data, top, name)
-
-
 def boxes(data: Bytes, start: int, end: int, name: str) -> Iterator[Box]:
     """The boxes side by side from byte `start` on, which must fill all up to `end`."""
     for _ in range(MAX_PARTS):
@@ -133,9 +125,12 @@ def boxes(data: Bytes, start: int, end: int, name: str) -> Iterator[Box]:
     raise too_many(name, "boxes")
 
 
-def _primary_item(data: Bytes, top: list[Box], name: str) -> tuple[dict[bytes, bytes], bool]:
-    """The properties of the image to show, the first of each kind (of colours the coded ones), and
-    whether its opacity is multiplied in."""
+def _primary_item(data: Bytes, name: str) -> tuple[dict[bytes, bytes], bool]:
+    """The properties of the image to show in a file that is whole, the first of each kind (of
+    colours the coded ones), and whether its opacity is multiplied in."""
+    top = list(boxes(data, 0, len(data), name))
+    if not any(box.kind == b"mdat" for box in top):
+        raise truncated(name, "it has no mdat box, so no pixels")
     meta = {
         box.kind: box
         for parent in top

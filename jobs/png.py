@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import replace
 
 from . import tiff
 from .image_file import (
@@ -71,15 +70,14 @@ def read_png(data: Bytes) -> Header:
         elif kind == b"IEND":
             if not pixels:
                 raise unreadable("PNG", "it has no IDAT chunk, so no pixels")
-            orientation = tiff.orientation_in(exif)
-            colours = _png_colours(labels)
-            header = Header("PNG", *size, frames, orientation, mode, depth, colours=colours)
-            return replace(header, lacks_end=is_over)
+            orientation, colours = tiff.orientation_in(exif), _colours(labels)
+            image = "PNG", *size, frames, orientation, mode, depth
+            return Header(*image, colours=colours, lacks_end=is_over)
         position = end + 4
     raise too_many("PNG", "chunks")
 
 
-def _png_colours(labels: dict[bytes, bytes]) -> Colours | None:
+def _colours(labels: dict[bytes, bytes]) -> Colours | None:
     """What the chunks say that no ICC profile says; of several kinds the first counts (W3C PNG,
     third edition, 4.3)."""
     if cicp := labels.get(b"cICP"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 from .errors import ImageError
 from .image_file import (
@@ -62,6 +63,7 @@ SUB_DIRECTORIES, EXIF, INTEROPERABILITY, INDEX, DNG_VERSION = 330, 34665, 40965,
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 129: 1}
 """Bytes of a value, by the types that EXIF knows (129: text in UTF-8)."""
 
+SIGNATURES = (b"II*\0", b"MM\0*")
 EXIF_PREFIX = b"Exif\0\0"
 MAX_EXIF = 64 * 1024
 """What a JPEG can hold; in other formats as much of a longer block is looked at."""
@@ -102,13 +104,7 @@ class Directory:
             reason = f"its tag {tag} has {count} values of type {kind}"
             raise unreadable("TIFF", f"{reason}; at most {MAX_PARTS} whole numbers are read")
         layout = f"{self._order}{count}{NUMBERS[kind]}"
-        size = struct.calcsize(layout)
-        if size <= len(place):
-            return struct.unpack(layout, place[:size])
-        start = struct.unpack(self._offset, place)[0]
-        if start + size > len(self._data):
-            raise truncated("TIFF", f"the values of its tag {tag} lie behind its end")
-        return struct.unpack_from(layout, self._data, start)
+        return struct.unpack(layout, self._bytes(tag, place, struct.calcsize(layout)))
 
     def text(self, tag: int) -> bytes:
         """The first four bytes of a tag; none where there is no such tag."""
@@ -122,12 +118,16 @@ class Directory:
         if size > limit:
             reason = f"its tag {tag} has {count} values of type {kind}"
             raise unreadable("TIFF", f"{reason}; at most {limit} bytes are read")
+        return kind, self._bytes(tag, place, size)
+
+    def _bytes(self, tag: int, place: bytes, size: int) -> bytes:
+        """So many of a tag's values, which lie in its place or where that says."""
         if size <= len(place):
-            return kind, place[:size]
+            return place[:size]
         start = struct.unpack(self._offset, place)[0]
         if start + size > len(self._data):
             raise truncated("TIFF", f"the values of its tag {tag} lie behind its end")
-        return kind, self._data[start : start + size]
+        return self._data[start : start + size]
 
     def value(self, tag: int, default: int | None = None) -> int:
         """The first number of a tag; without a default it has to be there."""
@@ -163,30 +163,31 @@ def first_directory(data: Bytes) -> Directory:
     return next(_directories(data))
 
 
+def bare(exif: bytes) -> bytes:
+    """An EXIF block without its prefix, which some programs write twice."""
+    return exif.removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
+
+
 def orientation_in(exif: bytes) -> int:
     """The orientation in an EXIF block (CIPA DC-008), 1 (upright) when it has none or is broken."""
-    block = exif[:MAX_EXIF].removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
-    if not block.startswith((b"II*\0", b"MM\0*")):
-        return 1
-    try:
-        return next(_directories(block)).orientation
+    block = bare(exif[:MAX_EXIF])
     # A camera's broken EXIF block does not make its image unreadable.
-    except (ImageError, struct.error):
-        return 1
+    with suppress(ImageError, struct.error):
+        if block.startswith(SIGNATURES):
+            return first_directory(block).orientation
+    return 1
 
 
 def is_adobe_rgb(exif: bytes) -> bool:
     """Whether an EXIF block says Adobe RGB, as cameras do that add no profile (DCF 2.0, 4.2)."""
-    block = exif[:MAX_EXIF].removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
-    if not block.startswith((b"II*\0", b"MM\0*")):
-        return False
-    try:
-        directory = next(_directories(block))
-        for tag in (EXIF, INTEROPERABILITY):
-            directory = Directory(block, directory.value(tag))
-        return directory.text(INDEX) == b"R03\0"
-    except (ImageError, struct.error):
-        return False
+    block = bare(exif[:MAX_EXIF])
+    with suppress(ImageError, struct.error):
+        if block.startswith(SIGNATURES):
+            directory = first_directory(block)
+            for tag in (EXIF, INTEROPERABILITY):
+                directory = Directory(block, directory.value(tag))
+            return directory.text(INDEX) == b"R03\0"
+    return False
 
 
 def read_tiff(data: Bytes, page: int = 1) -> Header:
@@ -221,8 +222,7 @@ def read_tiff(data: Bytes, page: int = 1) -> Header:
         raise unreadable("TIFF", f"{reason} (tags 279, 325)")
     if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
         raise truncated("TIFF", "its pixels go on behind its end")
-    orientation = tags.orientation
-    return Header("TIFF", *size, frames, orientation, mode, depth, opacity, directory=place)
+    return Header("TIFF", *size, frames, tags.orientation, mode, depth, opacity, directory=place)
 
 
 def _pixels(tags: Directory) -> tuple[Mode, int, int]:

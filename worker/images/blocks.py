@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 import structlog
 from PIL import Image
 
-from jobs.tiff import EXIF_PREFIX, first_directory
-
-from .decoding import APP0, SOS, segments
+from jobs.jpeg import APP0, APP1, APP13, SOS, segments
+from jobs.tiff import EXIF_PREFIX, SIGNATURES, bare, first_directory
 
 log = structlog.get_logger(__name__)
 
-APP1, APP13 = 0xE1, 0xED
 XMP_PREFIX, PHOTOSHOP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
 IPTC_RESOURCE = 0x0404
 XMP, IPTC, PHOTOSHOP = 700, 33723, 34377
@@ -65,10 +63,8 @@ class Blocks:
         """Takes a block that says itself what it is, unless there is such a one."""
         if block.startswith(XMP_PREFIX):
             self.xmp = self.xmp or block.removeprefix(XMP_PREFIX)
-        elif block.startswith((EXIF_PREFIX, b"II*\0", b"MM\0*")):
-            # Some programs write the prefix twice.
-            bare = block.removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
-            self.exif = self.exif or bare
+        elif block.startswith((EXIF_PREFIX, *SIGNATURES)):
+            self.exif = self.exif or bare(block)
         elif block.startswith((PHOTOSHOP_PREFIX, b"8BIM")):
             self.iptc = self.iptc or _iptc_of(block.removeprefix(PHOTOSHOP_PREFIX))
         elif block.startswith(b"\x1c"):

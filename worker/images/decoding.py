@@ -10,8 +10,8 @@ damage behind it. It is taken out instead, and the rest is read as strictly as b
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,17 +20,17 @@ import numpy as np
 import pyvips
 import structlog
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from jobs.errors import ImageTruncated, UnsupportedFormat
 from jobs.formats import examine
 from jobs.image_file import Header
+from jobs.jpeg import APP0, DRI, segments
 
 from .colours import from_ycbcr, full_range, unpremultiply
 from .colours import to_srgb as colours_to_srgb
-from .pillow import FORMATS as PILLOW
-from .pillow import read as read_pillow
 from .vips import (
     ICC_SPACES,
     LOADERS,
@@ -49,6 +49,8 @@ log = structlog.get_logger(__name__)
 # Rows of an input that are filled at once; even, so that cells of two rows stay whole.
 FILL_STRIP = 256
 
+OTHERS = frozenset(("GIF", "BMP", "JPEG2000", "HEIC"))
+"""Formats that libvips does not read."""
 COLOURS = {"L": 1, "RGB": 3, "CMYK": 4, "YCbCr": 3}
 
 MIRRORED, QUARTERS = {2, 4, 5, 7}, (0, 0, 0, 2, 2, 1, 3, 3, 1)
@@ -57,12 +59,6 @@ MIRRORED, QUARTERS = {2, 4, 5, 7}, (0, 0, 0, 2, 2, 1, 3, 3, 1)
 # libjpeg's messages about what may cost no pixel.
 BLEMISH = re.compile(r"extraneous bytes before marker|unknown JFIF revision number")
 STRAY_END = re.compile(r"extraneous bytes before marker 0xd9$")
-# Markers (ITU-T T.81, annex B).
-MARKER = re.compile(rb"\xff[^\x00\xff]")
-AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-EOI, SOS, DRI, APP0 = 0xD9, 0xDA, 0xDD, 0xE0
-ALONE = {0x01, *range(0xD0, 0xDA)}
-"""Markers without a segment."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +105,9 @@ def decode(data: bytes, max_pixels: int, page: int | None = None) -> DecodedImag
         log.warning("image read without the mark of its end", format=header.format)
         # libjpeg would warn as of pixels.
         data += b"\xff\xd9" if header.format == "JPEG" else b""
-    read_vips = _read_jpeg if header.format == "JPEG" else _read
+    read = _read_jpeg if header.format == "JPEG" else _read
     try:
-        levels, profile = (read_pillow if header.format in PILLOW else read_vips)(data, header)
+        levels, profile = (_read_other if header.format in OTHERS else read)(data, header)
     except pyvips.Error as error:
         raise ImageTruncated(f"The file is cut off or broken: {reason_of(error)}.") from error
     return _image(levels, profile, header)
@@ -137,12 +133,7 @@ def _read(data: bytes, header: Header, *, strict: bool = False) -> tuple[Levels,
 
 def _check(image: pyvips.Image, header: Header) -> None:
     # What the decoder is about to give, against what was promised.
-    size = header.upright if header.format == "AVIF" else (header.width, header.height)
-    if (image.width, image.height) != size:
-        raise ImageTruncated(
-            f"The file is broken: its header says {size[0]} x {size[1]} pixels "
-            f"and its data {image.width} x {image.height}."
-        )
+    _check_size(header, image.width, image.height)
     if (
         image.format not in ("uchar", "ushort")
         or image.bands < COLOURS[header.mode.removesuffix("A")]
@@ -150,6 +141,15 @@ def _check(image: pyvips.Image, header: Header) -> None:
         raise UnsupportedFormat(
             f"{image.bands} channels of the kind {image.format} are not read; "
             "greyscale, RGB, palette and CMYK of 8 or 16 bits are."
+        )
+
+
+def _check_size(header: Header, width: int, height: int) -> None:
+    size = header.upright if header.format == "AVIF" else (header.width, header.height)
+    if (width, height) != size:
+        raise ImageTruncated(
+            f"The file is broken: its header says {size[0]} x {size[1]} pixels "
+            f"and its data {width} x {height}."
         )
 
 
@@ -186,20 +186,37 @@ def without_blemishes(data: bytes) -> bytes:
     return bytes(clean + data[stop:])
 
 
-def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, and where what belongs to it begins and ends: of a scan up to the next marker."""
-    stop = 2
-    while (match := MARKER.search(data, stop)) is not None:
-        marker, start = data[match.end() - 1], match.end()
-        stop = start
-        if marker not in ALONE:
-            stop += int.from_bytes(data[start : start + 2], "big")
-        if marker == SOS:
-            behind = AFTER_SCAN.search(data, stop)
-            stop = behind.start() if behind is not None else len(data)
-        yield marker, start, stop
-        if marker == EOI:
-            return
+def _read_other(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
+    """What libvips does not read: GIF, BMP and JPEG 2000 by Pillow, HEIC by libheif."""
+    try:
+        levels, profile = (_heic if header.format == "HEIC" else _pillow)(data, header)
+    # The decoders raise errors of many kinds, and all mean that the file cannot be decoded.
+    except Exception as error:
+        raise ImageTruncated(f"The file is cut off or broken: {error}.") from error
+    levels = levels.reshape(*levels.shape[:2], -1)
+    _check_size(header, levels.shape[1], levels.shape[0])
+    return levels, profile
+
+
+def _pillow(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
+    with Image.open(io.BytesIO(data), formats=(header.format,)) as image:
+        left, top, right, bottom = image.tile[0].extents or (0, 0, *image.size)
+        image.load()
+        levels = np.asarray(image if header.depth == 16 else image.convert(header.mode))
+        if header.format == "GIF" and header.mode == "RGBA":
+            # Pillow fills the screen around a smaller image with one of its colours.
+            screen = np.zeros_like(levels)
+            screen[top:bottom, left:right] = levels[top:bottom, left:right]
+            levels = screen
+        return levels, image.info.get("icc_profile")
+
+
+def _heic(data: bytes, header: Header) -> tuple[Levels, bytes | None]:
+    import pi_heif
+
+    file = pi_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    image = file[file.primary_index]
+    return np.array(image), image.info.get("icc_profile")
 
 
 def _image(levels: Levels, profile: bytes | None, header: Header) -> DecodedImage:
