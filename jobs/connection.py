@@ -21,8 +21,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from .errors import QueueUnavailable, QueueUnsuitable
-from .redis_url import parse_redis_url
-from .sentinels import AsyncSentinels, BlockingSentinelPool, Sentinels
+from .redis_url import AsyncSentinels, BlockingSentinelPool, Sentinels, parse_redis_url
 from .settings import Settings
 
 # What a request of the service waits for an answer of Redis, which takes a millisecond.

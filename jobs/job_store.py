@@ -170,7 +170,7 @@ class JobStore:
 
     def retry(self, pipe: Pipeline, job_id: str) -> None:
         """The same for a job that failed and waits as if new. It watches the record of such a job;
-        `jobs.ended_jobs` sees to its image."""
+        `jobs.operator` sees to its image."""
         keys, fields, drop = (record_key(job_id), *_KEYS), {"attempt": "0"}, json.dumps(RUN_FIELDS)
         pipe.eval(_SCRIPT, len(keys), *keys, job_id, Event.RETRY, json.dumps(fields), drop, "")
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from .connection import connect
-from .ended_jobs import purge, retry
-from .job_store import JobStore
+from redis import Redis
+from redis.client import Pipeline
+
+from .connection import connect, queue_errors, seconds_of
+from .errors import BlobNotFound, WrongState
+from .job_store import AGENDA_KEY, JobStore, job_in, record_key
 from .keys import Keys
 from .listing import walk
 from .queue import JobQueue
+from .rq_adapter import enqueue_anew, open_queue, runs
 from .schema import ANYONE, Job, JobState, Origin
 from .settings import Settings
-from .store import BlobStore
+from .store import BlobStore, input_key
+
+# An image that is due to be removed so soon may be gone before its job is queued.
+MARGIN_S = 60
 
 
 class Operator:
@@ -45,15 +53,52 @@ class Operator:
         return self._queue.cancel(job_id, self.get(job_id).owner)
 
     def retry(self, job_id: str) -> Job:
-        """See `jobs.ended_jobs.retry`."""
-        store = BlobStore.open(self._settings)
-        return retry(self._connection, store, self._settings, job_id)
+        """See `retry`."""
+        return retry(self._connection, BlobStore.open(self._settings), self._settings, job_id)
 
     def purge(self, job_id: str) -> Job:
-        """Removes an ended job's images and its record. See `jobs.ended_jobs.purge`."""
-        job = purge(self._connection, BlobStore.open(self._settings), job_id)
+        """Removes an ended job's images and its record. See `JobQueue.purge`."""
+        job = self._queue.purge(BlobStore.open(self._settings), job_id)
         JobStore(self._connection).forget(job_id, Origin(owner=job.owner))
         return job
 
     def close(self) -> None:
         self._connection.close()
+
+
+def retry(connection: Redis, store: BlobStore, settings: Settings, job_id: str) -> Job:
+    """Queues a failed job again under its id, as if new, also where the queue is full.
+
+    Of several calls at once, one does. Raises JobNotFound, WrongState for any other state and while
+    the worker still has it, BlobNotFound where its image is gone, QueueUnavailable,
+    StoreUnavailable.
+    """
+    records = JobStore(connection)
+    job = records.get(job_id)
+    queue = open_queue(job.preset, connection)
+    has_image = store.exists(input_key(job_id))
+
+    def enqueue(pipe: Pipeline) -> None:
+        # Again where the job was changed after these looks at it.
+        due, time = connection.zscore(AGENDA_KEY, job_id), connection.time()
+        state = records.get(job_id).state
+        if state is not JobState.FAILED:
+            raise WrongState(f"Job {job_id} is {state}; only a failed one runs again.", state=state)
+        if not has_image or due is None or due < seconds_of(time) + MARGIN_S:
+            raise BlobNotFound(
+                f"The image of job {job_id} is gone from {store.place}, or about to be; "
+                "submit it again."
+            )
+        if connection.zcard(runs(queue, job_id)):
+            raise WrongState(
+                f"Job {job_id} has failed, but its worker still has it; try again in a minute.",
+                state=state,
+            )
+        pipe.multi()
+        records.retry(pipe, job_id)
+        enqueue_anew(queue, pipe, job_id, settings)
+
+    keys = record_key(job_id), runs(queue, job_id)
+    with queue_errors(connection):
+        answers: Any = connection.transaction(enqueue, *keys)
+    return job_in(job_id, answers[0])

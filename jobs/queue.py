@@ -8,7 +8,6 @@ leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,7 +18,6 @@ from redis.exceptions import WatchError
 from models.parameters import UpscaleParameters
 
 from .connection import LoopClient, as_text, connect, queue_errors, seconds_of
-from .ended_jobs import purge
 from .errors import (
     JobExists,
     JobNotFound,
@@ -48,7 +46,8 @@ from .redis_url import parse_redis_url
 from .rq_adapter import enqueue, open_queue, withdraw
 from .schema import ANYONE, ImageInfo, Job, JobState, Origin, new_record
 from .settings import Settings
-from .workers import Capacity, WorkerInfo
+from .store import BlobStore, input_key, result_key
+from .workers import Capacity
 
 UNKNOWN_ORIGIN = Origin()
 # An image that no job followed within this time is removed; storing one takes less.
@@ -71,7 +70,6 @@ class JobQueue:
         self._records = JobStore(self._connection)
         self._replicas = parse_redis_url(settings.redis_url).replicas
         self.page = partial(read_page, self._connection)
-        self.purge = partial(purge, self._connection)
 
     def announce(self, job_id: str) -> None:
         """Says that the image of a job to come is about to be stored.
@@ -111,7 +109,7 @@ class JobQueue:
                 reads.zcard(queue_key(preset))
                 reads.zcard(quota_set)
                 reads.time()
-                exists, holder, next_count, queued, waiting, time = reads.execute()
+                exists, holder, next_count, later_count, waiting, time = reads.execute()
             if exists:
                 raise JobExists(f"There is a job {job_id!r} already.")
             if claim is not None and holder != claim.lease.encode():
@@ -120,7 +118,7 @@ class JobQueue:
                     "is kept for it. Submit it again.",
                     retry_after=1,
                 )
-            self.check_room(preset, next_count + queued)
+            self.check_room(preset, next_count + later_count)
             self.check_quota(origin, waiting)
             pipe.multi()
             now, keep_s = seconds_of(time), self._settings.result_ttl_s
@@ -133,7 +131,7 @@ class JobQueue:
             enqueue(queue, pipe, job_id, self._settings)
             pipe.zcard(quota_set)
             try:
-                creation, *_, (queued, place), waiting = pipe.execute()
+                creation, *_, (length, place), waiting = pipe.execute()
             except WatchError as error:
                 raise QueueUnavailable(
                     f"Job {job_id} could not be queued: the connection to Redis broke or the id "
@@ -142,7 +140,7 @@ class JobQueue:
                 ) from error
         try:
             # Submissions at the same moment all saw room; those that had none are taken back.
-            self.check_room(preset, queued - 1)
+            self.check_room(preset, length - 1)
             self.check_quota(origin, waiting - 1)
         except (QueueFull, QuotaExceeded):
             if withdraw(queue, job_id):
@@ -198,10 +196,21 @@ class JobQueue:
             withdraw(open_queue(job.preset, self._connection), job_id)
         return job
 
-    def check_room(self, preset: str, queued: int) -> None:
+    def purge(self, store: BlobStore, job_id: str) -> Job:
+        """Removes the images of an ended job, which is then `expired` if it had succeeded.
+
+        Raises JobNotFound, WrongState for a job that has not ended, and StoreUnavailable, after
+        which the sweep of `jobs.maintenance` removes them.
+        """
+        job = self._records.purge(job_id)
+        # The job stays on the agenda: where this store is not the service's, the sweep's is.
+        store.delete(input_key(job_id), result_key(job_id))
+        return job
+
+    def check_room(self, preset: str, length: int) -> None:
         """Raises QueueFull when no further job fits beside those that wait for the preset."""
         most = self._settings.max_queued
-        if queued >= most:
+        if length >= most:
             raise QueueFull(
                 f"{most} jobs for {preset} wait already, which is the most; try again later.",
                 limit=most,
@@ -244,10 +253,6 @@ class JobQueue:
     def capacity(self) -> Capacity:
         """That of clients without a key and an address."""
         return Capacity.read(self._connection)
-
-    def workers(self) -> Sequence[WorkerInfo]:
-        """The live workers, by name."""
-        return self.capacity().workers
 
     def close(self) -> None:
         self._connection.close()

@@ -55,7 +55,7 @@ def drained(house: House) -> float:
     until(lambda: (house.look(long)["progress"] or {}).get("step", 0) > 2, "the long one runs")
     with closing(JobQueue(house.settings)) as queue:
         name = (queue.get(long.id).worker or "").partition(".")[0]
-        [pid] = [worker.pid for worker in queue.workers() if worker.name == name]
+        [pid] = [worker.pid for worker in queue.capacity().workers if worker.name == name]
     [leaving] = [worker for worker in workers if worker.pid == pid]
     environment = {**os.environ, "STABLESR_REDIS_URL": house.settings.redis_url}
     subprocess.run([sys.executable, "-m", "cli", "drain", name], check=True, env=environment)

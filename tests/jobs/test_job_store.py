@@ -33,7 +33,7 @@ def act(records: JobStore, event: Event, job_id: str, result: ResultInfo) -> Job
         Event.CANCEL: lambda: records.cancel(job_id),
         Event.STOP: lambda: records.stop(job_id),
         Event.EXPIRE: lambda: records.expire(job_id),
-        # Alone, without what `jobs.ended_jobs` does with it.
+        # Alone, without what `JobQueue.purge` does with it.
         Event.RETRY: lambda: records._apply(job_id, Event.RETRY, {"attempt": "0"}, drop=RUN_FIELDS),
         Event.PURGE: lambda: records.purge(job_id),
     }

@@ -189,7 +189,7 @@ def test_without_redis_every_call_says_so_and_work_goes_on_after(
             lambda: queue.get(job_id),
             lambda: queue.cancel(job_id),
             lambda: queue.page(limit=1),
-            lambda: queue.workers(),
+            lambda: queue.capacity().workers,
         ):
             with pytest.raises(QueueUnavailable) as caught:
                 call()

@@ -28,17 +28,17 @@ def names(found: Sequence[WorkerInfo]) -> list[str]:
 
 
 def test_workers_are_listed_by_name(workers: Workers, queue: JobQueue) -> None:
-    assert queue.workers() == []
+    assert queue.capacity().workers == []
     workers.heartbeat(TINY)
     workers.heartbeat(TURBO)
-    assert names(queue.workers()) == ["a", "b"]
+    assert names(queue.capacity().workers) == ["a", "b"]
 
 
 def test_a_worker_is_ready_once_its_model_is_loaded(workers: Workers, queue: JobQueue) -> None:
     workers.heartbeat(TURBO)
-    assert not queue.workers()[0].ready
+    assert not queue.capacity().workers[0].ready
     workers.heartbeat(TURBO.model_copy(update={"state": "busy", "running": 1}))
-    (info,) = queue.workers()
+    (info,) = queue.capacity().workers
     assert info.ready
     assert info.running == 1
     assert not TURBO.model_copy(update={"state": "stopping"}).ready
@@ -48,21 +48,21 @@ def test_a_worker_without_weights_is_not_ready_and_tells_why(
     workers: Workers, queue: JobQueue
 ) -> None:
     workers.heartbeat(TINY.model_copy(update={"state": "not_ready", "reason": "no room"}))
-    (info,) = queue.workers()
+    (info,) = queue.capacity().workers
     assert (info.ready, info.reason) == (False, "no room")
     workers.heartbeat(TINY)
-    assert queue.workers()[0].reason is None
+    assert queue.capacity().workers[0].reason is None
 
 
 def test_a_heartbeat_lets_the_worker_live_on(
     workers: Workers, queue: JobQueue, connection: Redis
 ) -> None:
     workers.heartbeat(TINY)
-    first = queue.workers()[0].last_seen
+    first = queue.capacity().workers[0].last_seen
     connection.expire("stablesr:worker:b", 5)
     workers.heartbeat(TINY)
     assert connection.ttl("stablesr:worker:b") > 50
-    last = queue.workers()[0].last_seen
+    last = queue.capacity().workers[0].last_seen
     assert first is not None
     assert last is not None
     assert last > first
@@ -73,17 +73,17 @@ def test_a_silent_worker_is_forgotten_and_comes_back_whole(
 ) -> None:
     workers.heartbeat(TINY)
     connection.delete("stablesr:worker:b")  # what its time to live does
-    assert queue.workers() == []
+    assert queue.capacity().workers == []
     assert connection.zcard("stablesr:workers") == 0
     workers.heartbeat(TINY)
-    assert queue.workers()[0].slots == 2
+    assert queue.capacity().workers[0].slots == 2
 
 
 def test_a_worker_that_leaves_is_gone_at_once(workers: Workers, queue: JobQueue) -> None:
     workers.heartbeat(TINY)
     workers.unregister("b")
     workers.unregister("b")
-    assert queue.workers() == []
+    assert queue.capacity().workers == []
 
 
 def test_a_worker_that_cannot_be_read_is_passed_over(
@@ -92,7 +92,7 @@ def test_a_worker_that_cannot_be_read_is_passed_over(
     workers.heartbeat(TINY)
     connection.set("stablesr:worker:z", b"{}")
     connection.zadd("stablesr:workers", {"z": 1})
-    assert names(queue.workers()) == ["b"]
+    assert names(queue.capacity().workers) == ["b"]
 
 
 def test_capacity_has_what_waits_and_forgets_silent_workers(

@@ -134,7 +134,7 @@ class House:
     def ready(self, workers: int = 1) -> None:
         """Wait until so many workers take jobs."""
         wait_for(
-            lambda: sum(worker.ready for worker in self.queue.workers()) == workers,
+            lambda: sum(worker.ready for worker in self.queue.capacity().workers) == workers,
             f"{workers} workers are ready",
             seconds=60.0,
         )

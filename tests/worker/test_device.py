@@ -226,7 +226,7 @@ def test_a_worker_says_what_its_gpu_is_and_computes_in_what_that_can(
 ) -> None:
     with start(house, gpu) as worker:
         assert house.ended(house.submit()).state is JobState.SUCCEEDED
-        assert [info.device for info in house.queue.workers()] == ["cuda:0"]
+        assert [info.device for info in house.queue.capacity().workers] == ["cuda:0"]
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
     said = [line["event"] for line in lines(house)]
@@ -255,10 +255,10 @@ def test_a_worker_whose_gpu_does_not_compute_stays_and_says_why(
 ) -> None:
     with start(house, gpu) as worker:
         wait_for(
-            lambda: [info.state for info in house.queue.workers()] == ["not_ready"],
+            lambda: [info.state for info in house.queue.capacity().workers] == ["not_ready"],
             "the worker is not ready",
         )
-        [info] = house.queue.workers()
+        [info] = house.queue.capacity().workers
         assert (info.reason or "").startswith(f"its worker's device cuda:0 ({gpu.name}, compute ")
         assert fault in (info.reason or "")
         assert not (info.reason or "").endswith(".")
@@ -277,7 +277,7 @@ def test_a_worker_whose_gpu_is_lost_at_its_start_ends_with_the_code_of_a_lost_on
         assert worker.wait() == EXIT_DEVICE_LOST
     assert [line["event"] for line in lines(house)][-1] == "device lost, ending the process"
     assert "Traceback" not in (house.folder / "log").read_text()
-    assert house.queue.workers() == []
+    assert house.queue.capacity().workers == []
 
 
 def test_a_gpu_lost_in_mid_run_ends_its_worker_and_the_next_one_does_the_job(house: House) -> None:

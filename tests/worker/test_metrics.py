@@ -40,7 +40,7 @@ def test_metrics_and_ids_reach_the_operator(house: House) -> None:
             "the job's end is observed",
         )
         metrics = scrape(port)
-        [info] = house.queue.workers()
+        [info] = house.queue.capacity().workers
         lines = [json.loads(line) for line in worker.log.read_text().splitlines()]
 
     assert metrics["stablesr_tiles_total"] == 8

@@ -83,7 +83,7 @@ def test_a_paused_preset_starts_nothing_until_it_goes_on(house: House, connectio
         third = house.submit(steps=1)
         time.sleep(2.5)
         assert [house.job(each).state for each in (second, third)] == [JobState.QUEUED] * 2
-        assert house.queue.workers()[0].state == "idle"
+        assert house.queue.capacity().workers[0].state == "idle"
         resume(connection, "tiny")
         assert in_order_of_their_ends(house, [second, third]) == [second, third]
         worker.signal(signal.SIGTERM)
@@ -140,7 +140,7 @@ def test_sigterm_puts_the_job_back_and_another_worker_finishes_it(house: House) 
         running = house.job(job_id).worker or ""
         waiting = house.submit(steps=1)
         house.ended(waiting)
-        pid = {worker.name: worker.pid for worker in house.queue.workers()}
+        pid = {worker.name: worker.pid for worker in house.queue.capacity().workers}
         mine = next(pid for name, pid in pid.items() if running.startswith(name))
         leaving = first if first.pid == mine else second
         asked = time.monotonic()
@@ -150,7 +150,7 @@ def test_sigterm_puts_the_job_back_and_another_worker_finishes_it(house: House) 
         job = house.ended(job_id, seconds=60)
         assert job.state is JobState.SUCCEEDED
         assert job.worker != running
-        assert len(house.queue.workers()) == 1
+        assert len(house.queue.capacity().workers) == 1
 
 
 def test_a_job_that_is_put_back_is_the_next_and_loses_no_attempt(house: House) -> None:
@@ -164,7 +164,7 @@ def test_a_job_that_is_put_back_is_the_next_and_loses_no_attempt(house: House) -
     job = house.job(job_id)
     assert job.state is JobState.QUEUED
     assert (job.queue_position, house.job(behind).queue_position) == (1, 2)
-    assert house.queue.workers() == []
+    assert house.queue.capacity().workers == []
     with house.worker() as crashing:
         house.ready()
         assert house.ended(job_id).state is JobState.SUCCEEDED
@@ -227,15 +227,15 @@ def test_a_drained_worker_finishes_what_it_has_takes_nothing_new_and_ends(house:
         house.ready()
         job_id = house.submit(steps=60)
         house.reaches(job_id, 3)
-        [info] = house.queue.workers()
+        [info] = house.queue.capacity().workers
         drain(house, info.name)
-        wait_for(lambda: house.queue.workers()[0].state == "draining", "the worker drains")
-        assert not house.queue.workers()[0].ready
+        wait_for(lambda: house.queue.capacity().workers[0].state == "draining", "the worker drains")
+        assert not house.queue.capacity().workers[0].ready
         waiting = house.submit()
         assert worker.wait() == 0
     assert (house.job(job_id).state, house.job(job_id).attempt) == (JobState.SUCCEEDED, 1)
     assert house.job(waiting).state is JobState.QUEUED
-    assert house.queue.workers() == []
+    assert house.queue.capacity().workers == []
 
 
 def test_a_drained_worker_that_is_terminated_gives_its_job_back(house: House) -> None:
@@ -243,8 +243,8 @@ def test_a_drained_worker_that_is_terminated_gives_its_job_back(house: House) ->
         house.ready()
         job_id = house.submit(steps=1000)
         house.reaches(job_id, 3)
-        drain(house, house.queue.workers()[0].name)
-        wait_for(lambda: house.queue.workers()[0].state == "draining", "the worker drains")
+        drain(house, house.queue.capacity().workers[0].name)
+        wait_for(lambda: house.queue.capacity().workers[0].state == "draining", "the worker drains")
         worker.signal(signal.SIGTERM)
         assert worker.wait(5) == 0
     assert house.job(job_id).state is JobState.QUEUED

@@ -148,7 +148,7 @@ def test_a_store_that_is_away_fails_no_job_and_the_register_says_who_waits(serve
     try:
         jobs = [served.submit() for _ in range(4)]
         said = "busy (2 jobs wait for the image store)"
-        wait_for(lambda: served.queue.workers()[0].condition == said, "both slots wait")
+        wait_for(lambda: served.queue.capacity().workers[0].condition == said, "both slots wait")
     finally:
         results.unlink()
         aside.rename(results)
@@ -176,23 +176,23 @@ def test_every_log_line_of_a_worker_is_json(served: House) -> None:
 
 def test_a_worker_that_still_loads_its_model_is_seen_and_leaves_at_once(house: House) -> None:
     with house.worker(load_s=3600) as worker:
-        wait_for(lambda: len(house.queue.workers()) == 1, "the worker is registered")
-        [info] = house.queue.workers()
+        wait_for(lambda: len(house.queue.capacity().workers) == 1, "the worker is registered")
+        [info] = house.queue.capacity().workers
         assert info.state == "starting"
         worker.signal(signal.SIGTERM)
         assert worker.wait(5) == 0
-    assert house.queue.workers() == []
+    assert house.queue.capacity().workers == []
 
 
 def test_a_worker_compiles_before_it_is_ready_and_says_how_far_it_is(house: House) -> None:
     with house.worker(compile="on") as worker:
         wait_for(lambda: _compiled(house) == (0, 2), "the worker compiles")
-        [info] = house.queue.workers()
+        [info] = house.queue.capacity().workers
         assert (info.state, info.ready) == ("compiling", False)
         job_id = house.submit()
         (house.folder / "compiled").touch()
         assert house.ended(job_id).state is JobState.SUCCEEDED
-        [info] = house.queue.workers()
+        [info] = house.queue.capacity().workers
         assert (info.ready, info.compiled) == (True, None)
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
@@ -203,11 +203,11 @@ def test_a_worker_that_still_compiles_leaves_at_once(house: House) -> None:
         wait_for(lambda: _compiled(house) == (0, 2), "the worker compiles")
         worker.signal(signal.SIGTERM)
         assert worker.wait(5) == 0
-    assert house.queue.workers() == []
+    assert house.queue.capacity().workers == []
 
 
 def _compiled(house: House) -> tuple[int, int] | None:
-    return next((worker.compiled for worker in house.queue.workers()), None)
+    return next((worker.compiled for worker in house.queue.capacity().workers), None)
 
 
 def test_a_job_whose_worker_is_killed_runs_again_and_ends_once(house: House) -> None:
@@ -215,7 +215,7 @@ def test_a_job_whose_worker_is_killed_runs_again_and_ends_once(house: House) -> 
         house.ready(2)
         job_id = house.submit(steps=60)
         house.reaches(job_id, 3)
-        pids = {worker.name: worker.pid for worker in house.queue.workers()}
+        pids = {worker.name: worker.pid for worker in house.queue.capacity().workers}
         running = house.job(job_id).worker or ""
         mine = next(pid for name, pid in pids.items() if running.startswith(name))
         victim = killed if killed.pid == mine else other
@@ -289,7 +289,7 @@ def lines(house: House) -> list[dict[str, Any]]:
 def terminate(worker: WorkerProcess, house: House) -> None:
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0, lines(house)
-    wait_for(lambda: house.queue.workers() == [], "the worker is off the register")
+    wait_for(lambda: house.queue.capacity().workers == [], "the worker is off the register")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_worker_that_cannot_start_says_why_and_ends_with_1(
     assert last["event"] == "worker not started"
     assert message in last["reason"]
     assert "Traceback" not in (house.folder / "log").read_text()
-    assert house.queue.workers() == []
+    assert house.queue.capacity().workers == []
 
 
 def test_a_worker_upscales_with_the_embedded_weights_and_ends_with_0(house: House) -> None:
@@ -317,7 +317,7 @@ def test_a_worker_upscales_with_the_embedded_weights_and_ends_with_0(house: Hous
         assert job.state is JobState.SUCCEEDED, lines(house)
         with Image.open(io.BytesIO(house.store.get(result_key(job.id)))) as image:
             assert image.size == (96, 64)
-        [info] = house.queue.workers()
+        [info] = house.queue.capacity().workers
         assert (info.preset, info.device, info.slots) == ("tiny", "cpu", 2)
         terminate(worker, house)
 
@@ -331,7 +331,10 @@ def test_a_worker_without_its_weights_is_not_ready_until_they_come(
 
     def not_ready(reason: str) -> None:
         wait_for(
-            lambda: [(w.state, w.reason) for w in house.queue.workers()] == [("not_ready", reason)],
+            lambda: (
+                [(w.state, w.reason) for w in house.queue.capacity().workers]
+                == [("not_ready", reason)]
+            ),
             f"the worker says that {reason}",
             seconds=60,
         )
@@ -355,7 +358,7 @@ def test_a_worker_without_its_weights_is_not_ready_until_they_come(
         (weights / "aside" / "config.json").touch()
         (weights / "aside").rename(folder)
         house.ready()
-        [info] = house.queue.workers()
+        [info] = house.queue.capacity().workers
         assert (info.preset, info.reason) == (PRESET, None)
         job = house.ended(house.submit(png(12, 8), steps=1, preset=PRESET), seconds=120)
         assert job.state is JobState.SUCCEEDED, lines(house)
@@ -367,7 +370,7 @@ def test_a_worker_that_waits_for_its_weights_ends_when_it_is_asked_to(
 ) -> None:
     with program(house, tmp_path / "weights", preset=PRESET, worker_ttl_s=600) as worker:
         wait_for(
-            lambda: [info.state for info in house.queue.workers()] == ["not_ready"],
+            lambda: [info.state for info in house.queue.capacity().workers] == ["not_ready"],
             "the worker is not ready",
             seconds=60,
         )
