@@ -106,7 +106,15 @@ def read_page(
 
     May hold fewer, even none, although more follow: `next` tells. Raises QueueUnavailable.
     """
-    places = _places(connection, owner, state, cursor, limit + 1)
+    highest = "+inf" if cursor is None else f"{cursor.timestamp:.6f}"
+    most = limit + 1 + (0 if cursor is None else MOST_TIES)
+    keys = [owner_key(owner), owner_key(owner, state), *(owner_key(owner, one) for one in JobState)]
+    arguments = [highest, most, record_key(""), *JobState]
+    with queue_errors(connection):
+        flat: Any = connection.register_script(PLACES)(keys=keys, args=arguments)
+    scores = zip(flat[::2], flat[1::2], strict=True)
+    places = [Cursor(round(float(score), 6), as_text(member)) for member, score in scores]
+    places = [place for place in places if cursor is None or place < cursor][: limit + 1]
     jobs = _read(connection, owner, state, [place.job_id for place in places[:limit]])
     return Page(jobs, places[limit - 1] if len(places) > limit else None)
 
@@ -125,22 +133,6 @@ def walk(
                 return
 
     return heapq.merge(*map(jobs_of, owners), key=lambda job: job.created_at, reverse=True)
-
-
-def _places(
-    connection: Redis, owner: str, state: JobState | None, cursor: Cursor | None, count: int
-) -> list[Cursor]:
-    """The next so many places behind the cursor."""
-    indexes = [owner_key(owner, one) for one in JobState]
-    highest = "+inf" if cursor is None else f"{cursor.timestamp:.6f}"
-    most = count if cursor is None else count + MOST_TIES
-    keys = [owner_key(owner), owner_key(owner, state), *indexes]
-    arguments = [highest, most, record_key(""), *JobState]
-    with queue_errors(connection):
-        flat: Any = connection.register_script(PLACES)(keys=keys, args=arguments)
-    scores = zip(flat[::2], flat[1::2], strict=True)
-    places = [Cursor(round(float(score), 6), as_text(member)) for member, score in scores]
-    return [place for place in places if cursor is None or place < cursor][:count]
 
 
 def _read(

@@ -227,20 +227,19 @@ class SweepMetrics:
     """What `Maintenance` counts, for a process's metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._put_off = Counter(
-            "stablesr_sweep_put_off", "Jobs put off by a sweep", registry=registry
-        )
-        self._restored = Counter(
-            "stablesr_sweep_restored", "Jobs that were in no queue", registry=registry
-        )
-        self._forgotten = Counter(
-            "stablesr_sweep_forgotten", "Accepted jobs that Redis has lost", registry=registry
-        )
+        helps = {
+            "put_off": "Jobs put off by a sweep",
+            "restored": "Jobs that were in no queue",
+            "forgotten": "Accepted jobs that Redis has lost",
+        }
+        self._counters = {
+            name: Counter(f"stablesr_sweep_{name}", help, registry=registry)
+            for name, help in helps.items()
+        }
 
     def note(self, swept: Counts[str]) -> None:
-        self._put_off.inc(swept["put_off"])
-        self._forgotten.inc(swept["forgotten"])
-        self._restored.inc(swept["restored"])
+        for name, counter in self._counters.items():
+            counter.inc(swept[name])
 
 
 class Maintenance:

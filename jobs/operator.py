@@ -14,7 +14,7 @@ from .job_store import AGENDA_KEY, JobStore, job_in, record_key
 from .keys import Keys
 from .listing import walk
 from .queue import JobQueue
-from .rq_adapter import enqueue_anew, open_queue, runs
+from .rq_adapter import TaskJob, enqueue, open_queue, runs
 from .schema import ANYONE, Job, JobState, Origin
 from .settings import Settings
 from .store import BlobStore, input_key
@@ -29,9 +29,9 @@ class Operator:
     Every method raises QueueUnavailable; those that take a job's id raise JobNotFound.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, connection: Redis | None = None) -> None:
         self._settings = settings
-        self._connection = connect(settings)
+        self._connection = connection if connection is not None else connect(settings)
         self._queue = JobQueue(settings, self._connection)
 
     def jobs(
@@ -53,8 +53,45 @@ class Operator:
         return self._queue.cancel(job_id, self.get(job_id).owner)
 
     def retry(self, job_id: str) -> Job:
-        """See `retry`."""
-        return retry(self._connection, BlobStore.open(self._settings), self._settings, job_id)
+        """Queues a failed job again under its id, as if new, also where the queue is full.
+
+        Of several calls at once, one does. Raises WrongState for any other state and while the
+        worker still has it, BlobNotFound where its image is gone, StoreUnavailable.
+        """
+        records, store = JobStore(self._connection), BlobStore.open(self._settings)
+        job = records.get(job_id)
+        queue = open_queue(job.preset, self._connection)
+        has_image = store.exists(input_key(job_id))
+
+        def add(pipe: Pipeline) -> None:
+            # Again where the job was changed after these looks at it.
+            due, time = self._connection.zscore(AGENDA_KEY, job_id), self._connection.time()
+            state = records.get(job_id).state
+            if state is not JobState.FAILED:
+                raise WrongState(
+                    f"Job {job_id} is {state}; only a failed one runs again.", state=state
+                )
+            if not has_image or due is None or due < seconds_of(time) + MARGIN_S:
+                raise BlobNotFound(
+                    f"The image of job {job_id} is gone from {store.place}, or about to be; "
+                    "submit it again."
+                )
+            if self._connection.zcard(runs(queue, job_id)):
+                raise WrongState(
+                    f"Job {job_id} has failed, but its worker still has it; try again in a minute.",
+                    state=state,
+                )
+            pipe.multi()
+            records.retry(pipe, job_id)
+            # RQ forgets that it failed before.
+            pipe.delete(TaskJob.key_for(job_id))
+            pipe.zrem(queue.failed_job_registry.key, job_id)
+            enqueue(queue, pipe, job_id, self._settings)
+
+        keys = record_key(job_id), runs(queue, job_id)
+        with queue_errors(self._connection):
+            answers: Any = self._connection.transaction(add, *keys)
+        return job_in(job_id, answers[0])
 
     def purge(self, job_id: str) -> Job:
         """Removes an ended job's images and its record. See `JobQueue.purge`."""
@@ -64,41 +101,3 @@ class Operator:
 
     def close(self) -> None:
         self._connection.close()
-
-
-def retry(connection: Redis, store: BlobStore, settings: Settings, job_id: str) -> Job:
-    """Queues a failed job again under its id, as if new, also where the queue is full.
-
-    Of several calls at once, one does. Raises JobNotFound, WrongState for any other state and while
-    the worker still has it, BlobNotFound where its image is gone, QueueUnavailable,
-    StoreUnavailable.
-    """
-    records = JobStore(connection)
-    job = records.get(job_id)
-    queue = open_queue(job.preset, connection)
-    has_image = store.exists(input_key(job_id))
-
-    def enqueue(pipe: Pipeline) -> None:
-        # Again where the job was changed after these looks at it.
-        due, time = connection.zscore(AGENDA_KEY, job_id), connection.time()
-        state = records.get(job_id).state
-        if state is not JobState.FAILED:
-            raise WrongState(f"Job {job_id} is {state}; only a failed one runs again.", state=state)
-        if not has_image or due is None or due < seconds_of(time) + MARGIN_S:
-            raise BlobNotFound(
-                f"The image of job {job_id} is gone from {store.place}, or about to be; "
-                "submit it again."
-            )
-        if connection.zcard(runs(queue, job_id)):
-            raise WrongState(
-                f"Job {job_id} has failed, but its worker still has it; try again in a minute.",
-                state=state,
-            )
-        pipe.multi()
-        records.retry(pipe, job_id)
-        enqueue_anew(queue, pipe, job_id, settings)
-
-    keys = record_key(job_id), runs(queue, job_id)
-    with queue_errors(connection):
-        answers: Any = connection.transaction(enqueue, *keys)
-    return job_in(job_id, answers[0])

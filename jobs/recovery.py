@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -54,21 +54,14 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
-class _Sightings(Generic[Item]):
-    """What was there in every round of `seconds`, by this process's steady clock."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since: dict[Item, float] = {}
-
-    def overdue(self, items: Iterable[Item]) -> list[Item]:
-        """Those of a round's items that were in all rounds for long enough."""
-        now = time.monotonic()
-        self._since = {item: self._since.get(item, now) for item in items}
-        return [item for item, since in self._since.items() if now - since >= self._seconds]
-
-    def clear(self) -> None:
-        self._since = {}
+def _overdue(since: dict[Item, float], items: Iterable[Item], seconds: float) -> list[Item]:
+    """Those of a round's items that were in every round for so long, by this process's steady
+    clock; `since` holds when each was seen first."""
+    now = time.monotonic()
+    first = {item: since.get(item, now) for item in items}
+    since.clear()
+    since.update(first)
+    return [item for item, start in first.items() if now - start >= seconds]
 
 
 class LeaseReaper:
@@ -88,8 +81,9 @@ class LeaseReaper:
         self._put_back = connection.register_script(_PUT_BACK)
         # A lease with its end: one that was renewed meanwhile is another. Rounds are not quite
         # regular, and the second one after it was seen first is to count.
-        self._expired = _Sightings[tuple[str, float]](0.9 * patience_s)
-        self._stuck = _Sightings[str](stuck_s)
+        self._patience_s, self._stuck_s = 0.9 * patience_s, stuck_s
+        self._expired: dict[tuple[str, float], float] = {}
+        self._stuck: dict[str, float] = {}
 
     def run(self) -> None:
         """Give every job of a lost worker its next attempt, or fail it after the last.
@@ -121,7 +115,7 @@ class LeaseReaper:
             raw, clock = pipe.execute()
         leases, now = {as_text(entry): end for entry, end in raw}, seconds_of(clock)
         expired = {(entry, end) for entry, end in leases.items() if end <= now}
-        lost = {entry for entry, _ in self._expired.overdue(expired)}
+        lost = {entry for entry, _ in _overdue(self._expired, expired, self._patience_s)}
         lost |= {entry for entry, end in expired if end <= GIVEN_UP}
         running = {parse_composite_key(entry)[0] for entry in leases.keys() - lost}
         # Each comes to the front: the one that was silent first, last.
@@ -155,7 +149,7 @@ class LeaseReaper:
         waiting = set(self._queue.intermediate_queue.get_job_ids())
         if waiting:
             waiting -= set(self._queue.started_job_registry.get_job_ids(cleanup=False))
-        for job_id in self._stuck.overdue(waiting):
+        for job_id in _overdue(self._stuck, waiting, self._stuck_s):
             self._restore(job_id)
 
     def _restore(self, job_id: str) -> None:

@@ -199,13 +199,6 @@ def runs(queue: Queue, job_id: str) -> str:
     return ExecutionRegistry(job_id, queue.connection).key
 
 
-def enqueue_anew(queue: Queue, pipe: Pipeline, job_id: str, settings: Settings) -> None:
-    """The same for a job that failed before, of which RQ forgets that."""
-    pipe.delete(TaskJob.key_for(job_id))
-    pipe.zrem(queue.failed_job_registry.key, job_id)
-    enqueue(queue, pipe, job_id, settings)
-
-
 def withdraw(queue: FairQueue, job_id: str) -> bool:
     """Takes a waiting job out of RQ; False when a worker has it already."""
     keys = (

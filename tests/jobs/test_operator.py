@@ -14,7 +14,7 @@ from jobs.errors import BlobNotFound, JobNotFound, Problem, WrongState
 from jobs.job_store import AGENDA_KEY, QUEUE_KEYS, WEBHOOKS_KEY, JobStore, record_key
 from jobs.keys import Keys
 from jobs.maintenance import sweep
-from jobs.operator import MARGIN_S, Operator, retry
+from jobs.operator import MARGIN_S, Operator
 from jobs.outbox import ATTEMPTS_KEY, Outbox
 from jobs.queue import JobQueue
 from jobs.rq_adapter import SERIALIZER, TaskJob, open_queue, runs
@@ -31,8 +31,8 @@ Retry = Callable[[str], Job]
 
 
 @pytest.fixture
-def run_again(connection: Redis, store: BlobStore, settings: Settings) -> Retry:
-    return lambda job_id: retry(connection, store, settings, job_id)
+def run_again(connection: Redis, settings: Settings) -> Retry:
+    return Operator(settings, connection).retry
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_of_many_operators_at_once_one_queues_the_job(
             mine.ping()
             gate.wait()
             try:
-                return retry(mine, store, settings, job_id).state is JobState.QUEUED
+                return Operator(settings, mine).retry(job_id).state is JobState.QUEUED
             except WrongState:
                 return False
 
@@ -145,7 +145,7 @@ def test_of_a_retry_and_a_removal_at_once_only_one_happens(
                 pool.map(
                     act,
                     (
-                        lambda mine, job_id=job_id: retry(mine, store, settings, job_id),
+                        lambda mine, job_id=job_id: Operator(settings, mine).retry(job_id),
                         lambda mine, job_id=job_id: JobQueue(settings, mine).purge(store, job_id),
                     ),
                 )
