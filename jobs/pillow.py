@@ -112,8 +112,11 @@ def _read(name: str, data: Bytes) -> Header:
     try:
         with Image.open(io.BytesIO(data), formats=(name,)) as image:
             mode, size = image.mode, image.size
+    except UnidentifiedImageError as error:
+        # Its sentence names an object in memory.
+        raise unreadable(name, "its header cannot be read") from error
     # It raises errors of many kinds for a header that makes no sense.
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise unreadable(name, f"its header cannot be read ({error})") from error
     if mode not in MODES:
         raise unsupported(name, f"its mode is {mode}; greyscale, palette and RGB are read")

@@ -28,6 +28,14 @@ def test_a_file_that_was_cut_off_is_called_so(kind: str, cut: float) -> None:
         header(data[: int(len(data) * cut)])
 
 
+def test_a_header_that_says_too_little_is_refused_without_what_lies_in_memory() -> None:
+    data = bytearray(picture("JPEG2000", 60, 40))
+    # A number of channels that there is not.
+    data[data.index(b"ihdr") + 12] ^= 0xFF
+    with pytest.raises(ImageError, match=r"its header cannot be read\.$"):
+        header(bytes(data))
+
+
 def test_a_gif_of_several_frames_is_no_still_image() -> None:
     with pytest.raises(ImageAnimated, match="more than one frame; page=1 takes"):
         header(animated("GIF"))
