@@ -12,20 +12,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import (
-    demo,
-    drain,
-    errors,
-    evaluate,
-    jobs,
-    keys,
-    plan,
-    queue,
-    stack,
-    status,
-    upscale,
-    weights,
-)
+from cli import demo, errors, evaluate, jobs, keys, operations, plan, stack, upscale, weights
 from cli.options import Device, Preset, option
 from cli.processes import require_posix
 from cli.view import console
@@ -112,7 +99,7 @@ def worker(
     raise typer.Exit(main(errors.load(preset=preset, device=device, slots=slots)))
 
 
-app.command("drain")(drain.drain)
+app.command("drain")(operations.drain)
 app.command("upscale")(upscale.upscale)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
@@ -150,9 +137,9 @@ def train(
         raise typer.Exit(130)
 
 
-app.command("status")(status.status)
+app.command("status")(operations.status)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
-app.add_typer(queue.app, name="queue")
+app.add_typer(operations.queue, name="queue")
 app.add_typer(weights.app, name="weights")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
+import structlog
 import typer
 from annotated_types import Ge
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -17,9 +21,11 @@ from cli.errors import BadSettings, InputError, Unreachable, load, require_torch
 from cli.options import argument, option
 from cli.processes import require_posix
 from cli.view import WeightsView, console, print_table, readable
-from models.checkpoints.files import preset_folder, weights_root
+from jobs.settings import Settings
+from models.checkpoints.files import WeightsProgress, note_absence, preset_folder, weights_root
 from models.errors import (
     CheckpointError,
+    DiskFull,
     DownloadFailed,
     LicenceNotAccepted,
     ModelError,
@@ -27,6 +33,8 @@ from models.errors import (
     WeightsNotFound,
 )
 from models.presets import PRESETS, Preset, get_preset
+
+log = structlog.get_logger(__name__)
 
 app = typer.Typer(
     help="The weights on this machine, in STABLESR_WEIGHTS or ~/.local/share/stablesr/weights.",
@@ -194,9 +202,97 @@ def verify(
 def prepare() -> None:
     """Fetch the weights of STABLESR_PRESET before a worker starts; fails never, says why not."""
     require_torch("This command", instead="")
-    from cli import weights_prepare
+    put_in_place(load())
 
-    weights_prepare.prepare(load())
+
+def put_in_place(settings: Settings) -> None:
+    """Puts the weights of `settings.preset` into place.
+
+    What keeps them away is a line in the log and a note for the worker, not a failure: the worker
+    is not ready and repeats the reason to its clients, and the next start of the stack tries again.
+    SIGTERM ends the process with 143 and leaves no weights half-written.
+    """
+    from jobs.logs import configure_logging
+    from models.checkpoints.folder import open_folder
+    from models.checkpoints.pull import pull
+
+    configure_logging(settings)
+    signal.signal(signal.SIGTERM, _end)
+    preset = get_preset(settings.preset)
+    if preset.embedded:
+        log.info("weights come with the package", preset=preset.name)
+        return
+    licence = preset.licence.partition(" (")[0]  # without what is said of it in brackets
+    try:
+        folder = pull(
+            preset,
+            weights_root(),
+            # By its name: what is accepted for one preset may not be what another has.
+            accept_licence=(settings.accept_licence or "").casefold() == licence.casefold(),
+            on_progress=_Progress(preset.name),
+        )
+        open_folder(folder)
+        note_absence(preset, None)
+    # An unforeseen error must not keep the worker from starting either.
+    except Exception as error:
+        reason = _reason(licence, error)
+        log.warning(
+            "weights are not there",
+            preset=preset.name,
+            reason=reason,
+            detail=str(error),
+            licence=preset.licence,
+            licence_url=preset.licence_url,
+            exc_info=None if isinstance(error, (ModelError, OSError)) else error,
+        )
+        try:
+            note_absence(preset, reason)
+        except OSError as failure:
+            log.warning("no note for the worker", preset=preset.name, detail=str(failure))
+    else:
+        log.info("weights are there", preset=preset.name, folder=str(folder))
+
+
+def _reason(licence: str, error: Exception) -> str:
+    """A clause for clients, who need not know hosts and folders."""
+    match error:
+        case LicenceNotAccepted():
+            accept = f'STABLESR_ACCEPT_LICENCE="{licence}" would accept it'
+            return f"its licence is not accepted ({accept})"
+        case DownloadFailed():
+            return "its weights could not be downloaded"
+        case DiskFull():
+            return "its weights do not fit on the disk"
+        case CheckpointError():
+            return "its weights cannot be used"
+    return "its weights could not be put in place"
+
+
+class _Progress:
+    """Logs the start and the end of each part of the work, and every 30 seconds in between."""
+
+    def __init__(self, preset: str) -> None:
+        self._preset = preset
+        self._part = ("", "")
+        self._next = 0.0
+
+    def __call__(self, now: WeightsProgress) -> None:
+        part = (now.stage, now.name)
+        if part == self._part and now.position < now.total and time.monotonic() < self._next:
+            return
+        self._part, self._next = part, time.monotonic() + 30
+        log.info(
+            "preparing weights",
+            preset=self._preset,
+            stage=now.stage,
+            name=now.name,
+            percent=round(100 * now.position / now.total) if now.total else None,
+            gigabytes=round(now.total / 1e9, 2),
+        )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _preset(name: str) -> Preset:

@@ -1,4 +1,4 @@
-"""`stablesr status` against a real service."""
+"""`stablesr status`, `drain` and `queue` as an operator types them, against a real service."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.processes import free_port
-from jobs.fair_queue import pause
+from jobs.fair_queue import dispatch, pause
 from jobs.keys import Keys
 from jobs.settings import Settings
+from jobs.workers import WorkerInfo, Workers
 from tests.service.harness import FakeWorker, serving, upload
 from tests.service.pictures import picture
 
@@ -86,3 +87,58 @@ def test_without_a_server_the_command_says_so() -> None:
     answer = CliRunner().invoke(app, ["status", "--server", server])
     assert answer.exit_code == 4
     assert server in answer.stderr
+
+
+def drain(name: str, url: str) -> Result:
+    return CliRunner().invoke(app, ["drain", name], env={"STABLESR_REDIS_URL": url})
+
+
+def test_a_worker_hears_at_its_next_heartbeat_that_it_is_to_drain(redis_url: str) -> None:
+    info = WorkerInfo(name="tiny-1", preset="tiny", device="cpu", state="idle")
+    with Redis.from_url(redis_url) as connection:
+        workers = Workers(connection, ttl_s=20)
+        assert not workers.heartbeat(info)
+        done = drain("tiny-1", redis_url)
+        assert done.exit_code == 0, done.output
+        assert "tiny-1 drains from its next heartbeat on, within 5 s" in done.stderr
+        assert workers.heartbeat(info)
+        assert not workers.heartbeat(info.model_copy(update={"name": "tiny-2"}))
+
+
+def test_a_worker_that_is_not_there_is_refused_with_the_names_of_those_that_are(
+    redis_url: str,
+) -> None:
+    info = WorkerInfo(name="tiny-1", preset="tiny", device="cpu", state="idle")
+    with Redis.from_url(redis_url) as connection:
+        Workers(connection, ttl_s=20).heartbeat(info)
+    done = drain("tiny-0", redis_url)
+    assert done.exit_code == 2
+    assert "no worker 'tiny-0'; running: tiny-1" in done.stderr
+
+
+def queue(*arguments: str, url: str) -> Result:
+    return CliRunner().invoke(app, ["queue", *arguments], env={"STABLESR_REDIS_URL": url})
+
+
+def test_a_preset_is_paused_and_goes_on(redis_url: str) -> None:
+    with Redis.from_url(redis_url) as connection:
+        for _ in range(2):
+            said = queue("pause", "tiny", url=redis_url)
+            assert (said.exit_code, "tiny is paused" in said.stderr) == (0, True)
+            assert not dispatch(connection, "tiny")
+        assert dispatch(connection, "stablesr-512")
+        for _ in range(2):
+            assert queue("resume", "tiny", url=redis_url).exit_code == 0
+            assert dispatch(connection, "tiny")
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(redis_url: str) -> None:
+    said = queue("pause", "huge", url=redis_url)
+    assert said.exit_code == 2
+    assert "tiny" in said.stderr
+
+
+def test_without_redis_the_command_says_so() -> None:
+    port = free_port()
+    said = queue("resume", "tiny", url=f"redis://127.0.0.1:{port}/0")
+    assert (said.exit_code, str(port) in said.stderr) == (4, True)

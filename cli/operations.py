@@ -1,19 +1,29 @@
-"""`stablesr status`: how a service is, in a few lines, from its `/readyz` and `/metrics`."""
+"""How a service is, from its `/readyz` and `/metrics`, and what is done to it through its Redis:
+`stablesr status`, `stablesr drain` and `stablesr queue`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated
 
 import httpx
 import typer
 
-from cli.errors import Refusal, Unreachable
-from cli.options import ApiKey, Server
+from cli.errors import BadSettings, Refusal, Unreachable, load, translate
+from cli.options import ApiKey, Server, argument
+from cli.view import console
+from models.presets import PRESETS
 
 if TYPE_CHECKING:  # help needs no metrics
     from prometheus_client.samples import Sample
 
+queue = typer.Typer(
+    help="The queue of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
+)
+
+Preset = Annotated[str, argument("Whose jobs are meant.", "PRESET")]
 STATES = ("queued", "processing", "succeeded", "failed", "canceled", "expired")
 
 
@@ -73,3 +83,43 @@ def _lines(samples: list[Sample]) -> Iterator[str]:
     yield "since ever    " + by_state("job_moves_total")
     for s in select("worker_memory_bytes"):
         yield f"memory    {s.labels['worker']}: {s.labels['kind']} {s.value / 2**20:.0f} MiB"
+
+
+def drain(name: Annotated[str, argument("As `stablesr status` shows it.")]) -> None:
+    """Let a worker take no further job, finish those it has, and end with code 0."""
+    from jobs.connection import connect
+    from jobs.errors import QueueUnavailable, WorkerNotFound
+    from jobs.workers import Workers
+
+    settings = load()
+    errors = {WorkerNotFound: BadSettings, QueueUnavailable: Unreachable}
+    with closing(connect(settings)) as connection, translate(errors):
+        Workers(connection, ttl_s=settings.worker_ttl_s).drain(name)
+    seconds = f"{settings.heartbeat_s:g}"
+    console.print(f"Worker {name} drains from its next heartbeat on, within {seconds} s.")
+
+
+@queue.command()
+def pause(preset: Preset) -> None:
+    """Start no further job of a preset. Jobs that run go on; new ones are taken in and wait."""
+    _change(preset, to_paused=True)
+    console.print(f"{preset} is paused; `stablesr queue resume {preset}` goes on.", markup=False)
+
+
+@queue.command()
+def resume(preset: Preset) -> None:
+    """Start jobs of a preset again, the next within a second."""
+    _change(preset, to_paused=False)
+    console.print(f"{preset} goes on.", markup=False)
+
+
+def _change(preset: str, *, to_paused: bool) -> None:
+    from jobs import fair_queue
+    from jobs.connection import connect
+    from jobs.errors import QueueUnavailable
+
+    if preset not in PRESETS:
+        raise BadSettings(f"PRESET must be one of {', '.join(PRESETS)}; got {preset!r}.")
+    change = fair_queue.pause if to_paused else fair_queue.resume
+    with closing(connect(load())) as connection, translate({QueueUnavailable: Unreachable}):
+        change(connection, preset)
