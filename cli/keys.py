@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from annotated_types import Gt, Le
-from pydantic import TypeAdapter, ValidationError
 from rich.table import Table
 
 from cli.errors import BadSettings, Unreachable, load, translate
-from cli.options import argument, option
+from cli.options import argument, option, parser
 from cli.view import console, print_table
 
 if TYPE_CHECKING:
@@ -25,16 +24,7 @@ app = typer.Typer(
 
 
 LIFE = Annotated[timedelta, Gt(timedelta()), Le(timedelta(days=36_500))]
-
-
-def _duration(text: str) -> timedelta:
-    """A time as pydantic reads it: 90d, or ISO 8601."""
-    try:
-        return TypeAdapter(LIFE).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(f"{text!r} is no time such as 90d or PT12H.") from error
-
-
+_duration = parser(LIFE, "time such as 90d or PT12H")
 KeyId = Annotated[str, argument("The key's id, or the key itself.", "KEY")]
 
 
@@ -88,10 +78,7 @@ def list_keys() -> None:
             "the server's" if info.per_minute is None else str(info.per_minute),
             _state(info),
         )
-    if infos:
-        print_table(table)
-    else:
-        console.print("There are no keys.")
+    print_table(table, "There are no keys.")
 
 
 def _state(info: KeyInfo) -> str:

@@ -10,7 +10,7 @@ import os
 import sys
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 
@@ -84,14 +84,15 @@ def _upscale_folder(options: UpscaleOptions) -> None:
         errors.require_torch()
         settings = errors.load(preset=options.preset, **options.machine())
         preset: str | None = settings.preset
-        limits = Limits(input_pixels=settings.max_input_pixels)
+        limits = Models(
+            models=(), max_input_pixels=settings.max_input_pixels, max_output_pixels=MAX_CANVAS
+        )
         run: Callable[[Work], None] = partial(local.upscale_folder, settings)
     else:
         # It also tells whether the address is right.
         with remote.connect(options.server, options.api_key) as client:
-            models = client.models()
-        limits, default = Limits.of(models), models.default
-        preset = options.preset or (None if default is None else default.name)
+            limits = client.models()
+        preset = options.preset or (None if limits.default is None else limits.default.name)
         run = partial(remote.upscale_folder, options.server)
     parameters = {}
     # A server may have presets that are not known here.
@@ -136,21 +137,6 @@ def _count(work: Work) -> str:
     return f"{work.result_count} of {images(work.total)} done{before}, {len(work.faults)} failed"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one image: the file in bytes, the image and its result in pixels."""
-
-    upload_bytes: int = sys.maxsize
-    input_pixels: int = sys.maxsize
-    output_pixels: int = MAX_CANVAS
-
-    @classmethod
-    def of(cls, models: Models) -> Limits:
-        """Those that a server tells."""
-        limits = (models.max_upload_bytes, models.max_input_pixels, models.max_output_pixels)
-        return cls(*(sys.maxsize if limit is None else limit for limit in limits))
-
-
 class OverLimit(Exception):
     """An image cannot be made as asked; `fits` is whether a smaller scale would do."""
 
@@ -159,7 +145,7 @@ class OverLimit(Exception):
         self.fits = fits
 
 
-def judge(work: Work, limits: Limits, parameters: Mapping[str, UpscaleParameters]) -> bool:
+def judge(work: Work, limits: Models, parameters: Mapping[str, UpscaleParameters]) -> bool:
     """Takes the images over a limit out of the work and says why of each, or with `--fit` gives
     them the largest scale, in hundredths, that fits. Whether `--fit` would keep some of them.
 
@@ -182,18 +168,19 @@ def judge(work: Work, limits: Limits, parameters: Mapping[str, UpscaleParameters
 
 
 def _scale_of(
-    item: Item, request: UpscaleParameters | None, limits: Limits, view: FolderView | None
+    item: Item, request: UpscaleParameters | None, limits: Models, view: FolderView | None
 ) -> float | None:
     """The smaller scale at which an image fits, told to the view; None where it fits as asked.
 
     Raises OverLimit, without a view also where a smaller scale would do.
     """
-    if item.size > limits.upload_bytes:
-        raise OverLimit(f"It has {item.size} bytes; at most {limits.upload_bytes} are taken.")
+    largest = limits.max_upload_bytes
+    if largest is not None and item.size > largest:
+        raise OverLimit(f"It has {item.size} bytes; at most {largest} are taken.")
     try:
         page = request.page if request else None
         data = item.source.read_bytes()
-        width, height = examine(data, limits.input_pixels, page).upright
+        width, height = examine(data, limits.max_input_pixels or sys.maxsize, page).upright
     except ImageTooLarge as error:
         raise OverLimit(str(error)) from error
     except (ImageError, OSError):
@@ -208,7 +195,7 @@ def _scale_of(
     def fault_at(scale: float) -> str:
         candidate = parameters.model_copy(update={"scale": scale})
         try:
-            check_output(width, height, candidate, limits.output_pixels)
+            check_output(width, height, candidate, limits.max_output_pixels or sys.maxsize)
         except OutputTooLarge as error:
             return str(error)
         return ""

@@ -218,8 +218,12 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
-def print_table(table: Table) -> None:
-    """Prints a table on standard output: within a terminal's width, and for programs uncut."""
+def print_table(table: Table, absence: str = "") -> None:
+    """Prints a table on standard output: within a terminal's width, and for programs uncut. Of one
+    without rows the message `absence`."""
+    if absence and not table.row_count:
+        console.print(absence)
+        return
     out = Console(highlight=False)
     if not out.is_terminal:
         out = Console(highlight=False, width=UNLIMITED)

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 import structlog
 import typer
 from annotated_types import Ge
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize
 from rich.table import Table
 
 from cli.errors import BadSettings, InputError, Unreachable, load, require_torch, translate
-from cli.options import argument, option
+from cli.options import argument, option, parser
 from cli.processes import require_posix
 from cli.view import WeightsView, console, print_table, readable
 from jobs.settings import Settings
@@ -42,16 +42,10 @@ app = typer.Typer(
 )
 
 
-def _bytes(text: str) -> int:
-    try:
-        return TypeAdapter(Annotated[ByteSize, Ge(1)]).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(f"{text!r} is no size such as 2GB or 500MB.") from error
-
-
 Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
 DType = Literal["float16", "bfloat16", "float32"]
 DTypeOption = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
+_bytes = parser(Annotated[ByteSize, Ge(1)], "size such as 2GB or 500MB")
 _SHARDS = "Write several files of at most this size, such as 2GB."
 ShardSize = Annotated[
     int | None, option(_SHARDS, default="one file", parser=_bytes, metavar="SIZE")
@@ -65,7 +59,7 @@ def list_weights() -> None:
     require_torch("This command", instead="")
     table = Table("preset", "here", "size", "type", "where", "licence")
     for preset in PRESETS.values():
-        folder = preset_folder(_preset(preset.name))
+        folder = preset_folder(preset)
         table.add_row(preset.name, *_state(folder), str(folder), preset.licence)
     # As wide as it needs, for a script too.
     print_table(table)
@@ -105,7 +99,7 @@ def pull(
         from models.checkpoints import pull as pulling
         from models.checkpoints.writing import Form
 
-        preset, root = _preset(name), weights_root()
+        preset, root = get_preset(name), weights_root()
         here = pulling.is_there(preset, root) and not again
         consent = here or accept_licence or _ask(preset)
         with WeightsView() as view:
@@ -164,7 +158,7 @@ def convert(
         from models.checkpoints.sources import Sources
         from models.checkpoints.writing import Form
 
-        preset = _preset(name)
+        preset = get_preset(name)
         folder = out or preset_folder(preset)
         conversion = converting.convert(
             preset,
@@ -295,11 +289,6 @@ def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _preset(name: str) -> Preset:
-    with translate({UnknownPreset: BadSettings}):
-        return get_preset(name)
-
-
 def _report(folder: Path) -> None:
     """One line for what there is now, and what a person should know of it."""
     from models.checkpoints.folder import describe
@@ -335,7 +324,8 @@ def _print(text: str) -> None:
 def _model_errors() -> Iterator[None]:
     """Turns the errors of the model side into the command's."""
     require_torch("This command", instead="")
-    with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+    kinds = {UnknownPreset: BadSettings, DownloadFailed: Unreachable, ModelError: InputError}
+    with translate(kinds):
         try:
             yield
         except LicenceNotAccepted as error:
