@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import demo, errors, evaluate, jobs, keys, operations, plan, stack, upscale, weights
+from cli import demo, errors, evaluate, jobs, operations, plan, stack, upscale, weights
 from cli.options import Device, Preset, option
 from cli.processes import require_posix
 from cli.view import console
@@ -140,6 +140,6 @@ def train(
 app.command("status")(operations.status)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(keys.app, name="keys")
+app.add_typer(operations.keys, name="keys")
 app.add_typer(operations.queue, name="queue")
 app.add_typer(weights.app, name="weights")

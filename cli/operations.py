@@ -1,29 +1,42 @@
 """How a service is, from its `/readyz` and `/metrics`, and what is done to it through its Redis:
-`stablesr status`, `stablesr drain` and `stablesr queue`.
+`stablesr status`, `stablesr drain`, `stablesr queue` and `stablesr keys`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING, Annotated
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import httpx
 import typer
+from annotated_types import Gt, Le
+from rich.table import Table
 
 from cli.errors import BadSettings, Refusal, Unreachable, load, translate
-from cli.options import ApiKey, Server, argument
-from cli.view import console
+from cli.options import ApiKey, Server, argument, option, parser
+from cli.view import console, print_table
+from jobs.errors import KeyNotFound, QueueUnavailable, WorkerNotFound
+from jobs.settings import Settings
 from models.presets import PRESETS
 
-if TYPE_CHECKING:  # help needs no metrics
+if TYPE_CHECKING:  # help needs neither metrics nor keys
     from prometheus_client.samples import Sample
+
+    from jobs.keys import KeyInfo, Keys
 
 queue = typer.Typer(
     help="The queue of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
 )
 
+keys = typer.Typer(
+    help="API keys of the service whose Redis STABLESR_REDIS_URL names.", no_args_is_help=True
+)
+
 Preset = Annotated[str, argument("Whose jobs are meant.", "PRESET")]
+KeyId = Annotated[str, argument("The key's id, or the key itself.", "KEY")]
+LIFE = Annotated[timedelta, Gt(timedelta()), Le(timedelta(days=36_500))]
 STATES = ("queued", "processing", "succeeded", "failed", "canceled", "expired")
 
 
@@ -87,13 +100,10 @@ def _lines(samples: list[Sample]) -> Iterator[str]:
 
 def drain(name: Annotated[str, argument("As `stablesr status` shows it.")]) -> None:
     """Let a worker take no further job, finish those it has, and end with code 0."""
-    from jobs.connection import connect
-    from jobs.errors import QueueUnavailable, WorkerNotFound
     from jobs.workers import Workers
 
     settings = load()
-    errors = {WorkerNotFound: BadSettings, QueueUnavailable: Unreachable}
-    with closing(connect(settings)) as connection, translate(errors):
+    with _redis(settings) as connection:
         Workers(connection, ttl_s=settings.worker_ttl_s).drain(name)
     seconds = f"{settings.heartbeat_s:g}"
     console.print(f"Worker {name} drains from its next heartbeat on, within {seconds} s.")
@@ -115,11 +125,113 @@ def resume(preset: Preset) -> None:
 
 def _change(preset: str, *, to_paused: bool) -> None:
     from jobs import fair_queue
-    from jobs.connection import connect
-    from jobs.errors import QueueUnavailable
 
     if preset not in PRESETS:
         raise BadSettings(f"PRESET must be one of {', '.join(PRESETS)}; got {preset!r}.")
     change = fair_queue.pause if to_paused else fair_queue.resume
-    with closing(connect(load())) as connection, translate({QueueUnavailable: Unreachable}):
+    with _redis(load()) as connection:
         change(connection, preset)
+
+
+@keys.command()
+def create(
+    name: Annotated[str, argument("Whose key it is.")],
+    max_queued: Annotated[
+        int | None,
+        option("Jobs that may wait at once.", default="a tenth of STABLESR_MAX_QUEUED", min=1),
+    ] = None,
+    per_minute: Annotated[
+        int | None, option("Uploads a minute.", default="STABLESR_UPLOADS_PER_MINUTE", min=1)
+    ] = None,
+    scope: Annotated[
+        Literal["all", "jobs", "metrics"],
+        option("jobs: all but GET /metrics; metrics: that alone.", default="all"),
+    ] = "all",
+    expires_in: Annotated[
+        timedelta | None,
+        option(
+            "Such as 90d, or PT12H.",
+            default="no end",
+            parser=parser(LIFE, "time such as 90d or PT12H"),
+            metavar="TIME",
+        ),
+    ] = None,
+) -> None:
+    """Make a key and print it, once: only a digest of it is kept."""
+    with _keys() as all_keys:
+        info, text = all_keys.create(
+            name,
+            max_queued=max_queued,
+            per_minute=per_minute,
+            scope=scope,
+            expires_in=expires_in,
+        )
+    console.print(f"Key {info.id} for {info.name}. It is shown now and never again:", markup=False)
+    typer.echo(text)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show every key, ended ones too."""
+    with _keys() as all_keys:
+        infos = all_keys.list()
+    columns = ("id", "name", "scope", "made", "last used", "waiting jobs", "uploads a minute")
+    table = Table(*columns, "state")
+    for info in infos:
+        table.add_row(
+            info.id,
+            info.name,
+            info.scope,
+            f"{info.created_at:%Y-%m-%d}",
+            "never" if info.used_at is None else f"{info.used_at:%Y-%m-%d %H:%M} UTC",
+            "the server's" if info.max_queued is None else str(info.max_queued),
+            "the server's" if info.per_minute is None else str(info.per_minute),
+            _state(info),
+        )
+    print_table(table, "There are no keys.")
+
+
+def _state(info: KeyInfo) -> str:
+    if info.revoked_at is not None:
+        return f"revoked {info.revoked_at:%Y-%m-%d}"
+    if info.expires_at is None:
+        return "valid"
+    verb = "expired" if info.has_expired else "valid until"
+    return f"{verb} {info.expires_at:%Y-%m-%d %H:%M} UTC"
+
+
+@keys.command()
+def revoke(key: KeyId) -> None:
+    """End a key: within seconds the service refuses it. Its jobs run on."""
+    with _keys() as all_keys:
+        info = all_keys.revoke(key)
+    console.print(f"Key {info.id} of {info.name} is revoked.", markup=False)
+
+
+@keys.command("webhook-secret")
+def webhook_secret(key: KeyId) -> None:
+    """Print the secret with which the webhooks of a key's jobs are signed (whsec_...)."""
+    with _keys() as all_keys:
+        secret = all_keys.webhook_secret(key)
+    typer.echo(secret)
+
+
+@contextmanager
+def _keys() -> Iterator[Keys]:
+    from jobs.keys import Keys
+
+    with _redis(load()) as connection:
+        yield Keys(connection)
+
+
+@contextmanager
+def _redis(settings: Settings) -> Iterator[Any]:
+    """A connection to the service's Redis, whose type help does not need."""
+    from jobs.connection import connect
+
+    errors = {
+        **dict.fromkeys((KeyNotFound, WorkerNotFound), BadSettings),
+        QueueUnavailable: Unreachable,
+    }
+    with closing(connect(settings)) as connection, translate(errors):
+        yield connection

@@ -120,20 +120,14 @@ def _vae_name(parts: Sequence[str], config: AutoencoderConfig) -> str:
         case ["decoder", "up_blocks", up, "upsamplers", *_]:
             return f"decoder.up.{last - int(up)}.upsample.conv"
         case ["decoder", "fusion", scale, *rest]:
-            number = {"half_size": 1, "quarter_size": 2}[scale]
-            return f"decoder.fusion_layer_{number}.{_fusion_name(rest)}"
-        case _:
-            return ".".join(parts).replace("conv_norm_out", "norm_out")
-
-
-def _fusion_name(parts: Sequence[str]) -> str:
-    match parts:
-        case ["dense", block, "blocks", dense, "convs", conv]:
-            return f"encode_enc_2.{block}.rdb{int(dense) + 1}.conv{int(conv) + 1}"
-        case ["enter", layer]:
-            return f"encode_enc_1.{layer.replace('conv_shortcut', 'conv_out')}"
-        case _:
-            return f"encode_enc_3.{parts[-1]}"
+            at = f"decoder.fusion_layer_{1 if scale == 'half_size' else 2}.encode_enc_"
+            match rest:
+                case ["dense", block, "blocks", dense, "convs", conv]:
+                    return f"{at}2.{block}.rdb{int(dense) + 1}.conv{int(conv) + 1}"
+                case ["enter", layer]:
+                    return f"{at}1.{layer.replace('conv_shortcut', 'conv_out')}"
+            return f"{at}3.{rest[-1]}"
+    return ".".join(parts).replace("conv_norm_out", "norm_out")
 
 
 def _layer(parts: Sequence[str], names: Mapping[str, str]) -> str:
@@ -308,14 +302,10 @@ def _text(shapes: Shapes) -> TextConfig | None:
 
 
 def _autoencoder(shapes: Shapes) -> AutoencoderConfig:
-    levels, fusion = (
-        _count(shapes, r"encoder\.down\.(\d+)\."),
-        "decoder.fusion_layer_1.encode_enc_2",
-    )
+    fusion = "decoder.fusion_layer_1.encode_enc_2"
+    levels = range(_count(shapes, r"encoder\.down\.(\d+)\."))
     return AutoencoderConfig(
-        widths=tuple(
-            _size(shapes, f"encoder.down.{i}.block.0.conv1.weight") for i in range(levels)
-        ),
+        widths=tuple(_size(shapes, f"encoder.down.{i}.block.0.conv1.weight") for i in levels),
         layers=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
         latent_channels=_size(shapes, "post_quant_conv.weight"),
         growth=_size(shapes, f"{fusion}.0.rdb1.conv1.weight"),

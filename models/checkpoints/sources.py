@@ -121,7 +121,8 @@ def open_sources(
 
     names: dict[str, dict[str, list[str]]] = {"diffusion": {}, "base": {}, "autoencoder": {}}
     for name, parts in released_names(ours, config).items():
-        owner = "diffusion" if sources.base is None or _is_guidance(parts[0]) else "base"
+        is_own = parts[0].startswith(ENCODER) or _MODULATION in parts[0]
+        owner = "diffusion" if sources.base is None or is_own else "base"
         names["autoencoder" if name.startswith("autoencoder.") else owner][name] = parts
     omissions: Counter[str] = Counter()
 
@@ -139,11 +140,6 @@ def open_sources(
     files += [read(part, _part_names(network, ours)) for network, part in folder.items()]
     files.append(read(autoencoder, names["autoencoder"]))
     return config, join(diffusion.path.parent, files), omissions
-
-
-def _is_guidance(name: str) -> bool:
-    """Whether a released tensor is StableSR's own."""
-    return name.startswith(ENCODER) or _MODULATION in name
 
 
 def _omission(name: str, config: ModelConfig) -> str | None:
