@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cli.errors import BadSettings, CliError, Refusal, Unreachable, load, translate
 from cli.options import AsJson, argument, option
-from cli.view import console, print_table, printable
+from cli.view import console, print_table, print_text, printable
 from jobs.errors import (
     BlobNotFound,
     JobNotFound,
@@ -137,7 +137,7 @@ def _act(
             text = error.detail
         else:
             text = f"{job.id} {job.state}" + ", will stop" * job.cancel_requested
-        console.print(text, markup=False, soft_wrap=True)
+        print_text(text)
     if refusals:
         raise Refusal(f"{refusals} of {len(job_ids)} jobs are as they were.")
     if not job_ids:

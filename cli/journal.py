@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from cli.errors import InputError, file_errors
 from cli.folder import Item, Plan, list_names
 from cli.options import UpscaleOptions
-from cli.view import FolderView, console
+from cli.view import FolderView, print_text
 from models.checkpoints.files import partial_path
 from models.parameters import SEED_MAX
 from stablesr_client import Progress
@@ -54,11 +54,9 @@ def open_work(plan: Plan, view: FolderView, options: UpscaleOptions) -> Iterator
             raise InputError(f"Another run is at work in {path.parent}.") from None
         # Many network file systems have no locks.
         except OSError as error:
-            console.print(
+            print_text(
                 f"{path.parent} cannot be locked ({error.strerror}): see to it that no other run "
-                "works in it.",
-                markup=False,
-                soft_wrap=True,
+                "works in it."
             )
         yield Work(plan, view, options, file)
 

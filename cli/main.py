@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from cli import demo, errors, evaluate, jobs, operations, plan, stack, upscale, weights
 from cli.options import Device, Preset, option
 from cli.processes import require_posix
-from cli.view import console
+from cli.view import console, print_text
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 unforeseen error, 2 wrong option, 3 input or output file, "
@@ -130,8 +130,7 @@ def train(
             data = settings.data.model_copy(update={"photographs": photographs})
             settings = settings.model_copy(update={"data": data})
         start: Callable[..., str] = run.train_all if stage == "all" else partial(run.train, stage)
-        show = partial(console.print, markup=False, soft_wrap=True, highlight=False)
-        end = start(settings, out, resume=resume, max_steps=max_steps, on_progress=show)
+        end = start(settings, out, resume=resume, max_steps=max_steps, on_progress=print_text)
     if end == "stopped":
         console.print("Stopped after a checkpoint; --resume goes on from there.")
         raise typer.Exit(130)

@@ -31,6 +31,7 @@ from models.parameters import (
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
+SIDE = "Of the result, px, in place of --scale."
 ROOM = "what memory has room for"
 
 
@@ -121,12 +122,8 @@ class UpscaleOptions:
     api_key: ApiKey = None
     fidelity_weight: FidelityWeight = None
     scale: Scale = None
-    width: Annotated[int | None, parameter("width", "Of the result, px, in place of --scale.")] = (
-        None
-    )
-    height: Annotated[
-        int | None, parameter("height", "Of the result, px, in place of --scale.")
-    ] = None
+    width: Annotated[int | None, parameter("width", SIDE)] = None
+    height: Annotated[int | None, parameter("height", SIDE)] = None
     megapixels: Annotated[
         float | None, parameter("megapixels", "Of the result, in place of --scale.")
     ] = None

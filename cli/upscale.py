@@ -22,7 +22,7 @@ from cli.folder import Item, Plan, images, left_alone, make_plan
 from cli.journal import Work, open_work
 from cli.options import UpscaleOptions, with_options
 from cli.processes import ends_as_interrupt
-from cli.view import FolderView, console, duration, printable
+from cli.view import FolderView, console, duration, print_text, printable
 from jobs.errors import ImageError, ImageTooLarge, OutputTooLarge
 from jobs.formats import examine
 from jobs.image_file import check_output
@@ -129,7 +129,7 @@ def _upscale_folder(options: UpscaleOptions) -> None:
 
 def _print_others(plan: Plan) -> None:
     if plan.others:
-        console.print(f"Left alone:{left_alone(plan)}", markup=False, soft_wrap=True)
+        print_text(f"Left alone:{left_alone(plan)}")
 
 
 def _count(work: Work) -> str:

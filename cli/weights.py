@@ -20,7 +20,7 @@ from rich.table import Table
 from cli.errors import BadSettings, InputError, Unreachable, load, require_torch, translate
 from cli.options import argument, option, parser
 from cli.processes import require_posix
-from cli.view import WeightsView, console, print_table, readable
+from cli.view import WeightsView, print_table, print_text, readable
 from jobs.settings import Settings
 from models.checkpoints.files import WeightsProgress, note_absence, preset_folder, weights_root
 from models.errors import (
@@ -113,7 +113,7 @@ def pull(
                 again=again,
             )
     if here:
-        _print(f"The weights of {name} are here already: {folder}.")
+        print_text(f"The weights of {name} are here already: {folder}.")
     else:
         _report(folder)
 
@@ -123,7 +123,7 @@ def _ask(preset: Preset) -> bool:
     assert preset.release is not None  # weights that come with the package are here
     release = preset.release
     size = readable(sum(file.size for file in release.files))
-    _print(
+    print_text(
         f"{preset.name}: {size} from {release.repository}, under the {preset.licence}.\n"
         f"Read it first: {preset.licence_url}\n"
         "The files hold a Stable Diffusion model, too, whose own licence applies as well."
@@ -169,9 +169,9 @@ def convert(
             on_progress=view,
         )
     for what, count in conversion.omissions.items():
-        _print(f"Left out: {count} tensors, {what}.")
+        print_text(f"Left out: {count} tensors, {what}.")
     if foreign := conversion.foreign:
-        _print(f"Not run: {len(foreign)} names in the files ({', '.join(foreign[:5])}).")
+        print_text(f"Not run: {len(foreign)} names in the files ({', '.join(foreign[:5])}).")
     _report(folder)
 
 
@@ -189,7 +189,7 @@ def verify(
     sums = "the files are as they were written"
     if not verification.record:
         sums = "no sums are recorded to compare the files with"
-    _print(f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.")
+    print_text(f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.")
 
 
 @app.command()
@@ -313,11 +313,7 @@ def _report(folder: Path) -> None:
         for file in release.files
         if file.sha256 is None and file.name in sources
     ]
-    _print("\n".join(lines))
-
-
-def _print(text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
+    print_text("\n".join(lines))
 
 
 @contextmanager
