@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import structlog
 import typer
 from annotated_types import Ge
 from pydantic import ByteSize
@@ -34,7 +33,8 @@ from models.errors import (
 )
 from models.presets import PRESETS, Preset, get_preset
 
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:  # slow to import, and only `prepare` writes a log
+    from structlog.stdlib import BoundLogger
 
 app = typer.Typer(
     help="The weights on this machine, in STABLESR_WEIGHTS or ~/.local/share/stablesr/weights.",
@@ -206,11 +206,14 @@ def put_in_place(settings: Settings) -> None:
     is not ready and repeats the reason to its clients, and the next start of the stack tries again.
     SIGTERM ends the process with 143 and leaves no weights half-written.
     """
+    import structlog
+
     from jobs.logs import configure_logging
     from models.checkpoints.folder import open_folder
     from models.checkpoints.pull import pull
 
     configure_logging(settings)
+    log = structlog.get_logger(__name__)
     signal.signal(signal.SIGTERM, _end)
     preset = get_preset(settings.preset)
     if preset.embedded:
@@ -223,7 +226,7 @@ def put_in_place(settings: Settings) -> None:
             weights_root(),
             # By its name: what is accepted for one preset may not be what another has.
             accept_licence=(settings.accept_licence or "").casefold() == licence.casefold(),
-            on_progress=_Progress(preset.name),
+            on_progress=_Progress(log.bind(preset=preset.name)),
         )
         open_folder(folder)
         note_absence(preset, None)
@@ -265,8 +268,8 @@ def _reason(licence: str, error: Exception) -> str:
 class _Progress:
     """Logs the start and the end of each part of the work, and every 30 seconds in between."""
 
-    def __init__(self, preset: str) -> None:
-        self._preset = preset
+    def __init__(self, log: BoundLogger) -> None:
+        self._log = log
         self._part = ("", "")
         self._next = 0.0
 
@@ -275,9 +278,8 @@ class _Progress:
         if part == self._part and now.position < now.total and time.monotonic() < self._next:
             return
         self._part, self._next = part, time.monotonic() + 30
-        log.info(
+        self._log.info(
             "preparing weights",
-            preset=self._preset,
             stage=now.stage,
             name=now.name,
             percent=round(100 * now.position / now.total) if now.total else None,
