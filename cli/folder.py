@@ -6,6 +6,7 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -95,8 +96,13 @@ def make_plan(options: UpscaleOptions) -> Plan:
             continue
         output_suffix = path.suffix if same else OUTPUT_SUFFIXES[item_format]
         output = PurePosixPath(name).with_suffix(output_suffix).as_posix()
-        if reason := _name_fault(existing / PurePosixPath(output).name):
-            plan.faults[name] = f"its result cannot have its name and {output_suffix}: {reason}"
+        try:
+            with suppress(FileNotFoundError):
+                (existing / PurePosixPath(output).name).lstat()
+        # Such as a name that is too long.
+        except OSError as error:
+            why = f"its result cannot have its name and {output_suffix}: {error.strerror}"
+            plan.faults[name] = why
             continue
         file = (name, path, status.st_size, status.st_mtime_ns)
         plan.items.append(Item(*file, output, target / output, item_format))
@@ -134,17 +140,6 @@ def _kind(path: Path) -> str:
     if name == "TIFF":
         return "a camera's raw file, or a TIFF file; develop it, or end its name in .tif"
     return f"{name} by its content; end its name as such images do"
-
-
-def _name_fault(path: Path) -> str | None:
-    """Why no file of this name can be where it would be, such as its length."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        return error.strerror
-    return None
 
 
 def list_names(names: list[str], separator: str, conjunction: str) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cli.errors import BadSettings, CliError, Refusal, Unreachable, load, translate
 from cli.options import AsJson, argument, option
-from cli.view import console, print_table, printable
+from cli.view import console, print_table, print_text, printable
 from jobs.errors import (
     BlobNotFound,
     JobNotFound,
@@ -67,7 +67,7 @@ def list_jobs(
     for job in jobs:
         time, reason = f"{job.created_at:%Y-%m-%d %H:%M:%S}", job.error.type if job.error else ""
         table.add_row(job.id, job.state, job.preset, job.owner, time, str(job.attempt), reason)
-    _print(table, jobs)
+    print_table(table, "There are no such jobs.")
 
 
 @app.command()
@@ -84,7 +84,7 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
             text = value if isinstance(value, str) else json.dumps(value)
             # What clients wrote must not move the operator's terminal.
             table.add_row(name, Text(printable(text)))
-    _print(table, fields)
+    print_table(table)
 
 
 @app.command()
@@ -137,17 +137,10 @@ def _act(
             text = error.detail
         else:
             text = f"{job.id} {job.state}" + ", will stop" * job.cancel_requested
-        console.print(text, markup=False, soft_wrap=True)
+        print_text(text)
     if refusals:
         raise Refusal(f"{refusals} of {len(job_ids)} jobs are as they were.")
     if not job_ids:
-        console.print("There are no such jobs.")
-
-
-def _print(table: Table, content: object) -> None:
-    if content:
-        print_table(table)
-    else:
         console.print("There are no such jobs.")
 
 

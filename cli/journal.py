@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from cli.errors import InputError, file_errors
 from cli.folder import Item, Plan, list_names
 from cli.options import UpscaleOptions
-from cli.view import FolderView, console
+from cli.view import FolderView, print_text
 from models.checkpoints.files import partial_path
 from models.parameters import SEED_MAX
 from stablesr_client import Progress
@@ -54,11 +54,9 @@ def open_work(plan: Plan, view: FolderView, options: UpscaleOptions) -> Iterator
             raise InputError(f"Another run is at work in {path.parent}.") from None
         # Many network file systems have no locks.
         except OSError as error:
-            console.print(
+            print_text(
                 f"{path.parent} cannot be locked ({error.strerror}): see to it that no other run "
-                "works in it.",
-                markup=False,
-                soft_wrap=True,
+                "works in it."
             )
         yield Work(plan, view, options, file)
 
@@ -135,11 +133,6 @@ class Work:
             return self.options
         return replace(self.options, scale=item.scale, width=None, height=None, megapixels=None)
 
-    def open_key(self, item: Item) -> str | None:
-        """The key under which a run that was killed submitted this very image, if one did."""
-        entry = self._entry(item, "begun")
-        return None if entry is None else entry.get("key")
-
     def begin(self, item: Item, key: str | None = None) -> None:
         """Notes that work on an image begins; OSError when it is unreadable."""
         item.target.parent.mkdir(parents=True, exist_ok=True)
@@ -201,12 +194,12 @@ class Work:
 
     def _is_done(self, item: Item) -> bool:
         try:
-            entry = self._entry(item, "done")
+            entry = self.entry(item, "done")
             return entry is not None and entry.get("output_bytes") == item.target.stat().st_size
         except OSError:
             return False
 
-    def _entry(self, item: Item, state: str) -> dict[str, Any] | None:
+    def entry(self, item: Item, state: str) -> dict[str, Any] | None:
         """The journal's entry of this image as it is now, if it has that state.
 
         A file that was only touched or copied is the same one: then its content decides.

@@ -12,23 +12,10 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from cli import (
-    demo,
-    drain,
-    errors,
-    evaluate,
-    jobs,
-    keys,
-    plan,
-    queue,
-    stack,
-    status,
-    upscale,
-    weights,
-)
+from cli import demo, errors, evaluate, jobs, operations, plan, stack, upscale, weights
 from cli.options import Device, Preset, option
 from cli.processes import require_posix
-from cli.view import console
+from cli.view import console, print_text
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 unforeseen error, 2 wrong option, 3 input or output file, "
@@ -112,7 +99,7 @@ def worker(
     raise typer.Exit(main(errors.load(preset=preset, device=device, slots=slots)))
 
 
-app.command("drain")(drain.drain)
+app.command("drain")(operations.drain)
 app.command("upscale")(upscale.upscale)
 app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
@@ -143,16 +130,15 @@ def train(
             data = settings.data.model_copy(update={"photographs": photographs})
             settings = settings.model_copy(update={"data": data})
         start: Callable[..., str] = run.train_all if stage == "all" else partial(run.train, stage)
-        show = partial(console.print, markup=False, soft_wrap=True, highlight=False)
-        end = start(settings, out, resume=resume, max_steps=max_steps, on_progress=show)
+        end = start(settings, out, resume=resume, max_steps=max_steps, on_progress=print_text)
     if end == "stopped":
         console.print("Stopped after a checkpoint; --resume goes on from there.")
         raise typer.Exit(130)
 
 
-app.command("status")(status.status)
+app.command("status")(operations.status)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(keys.app, name="keys")
-app.add_typer(queue.app, name="queue")
+app.add_typer(operations.keys, name="keys")
+app.add_typer(operations.queue, name="queue")
 app.add_typer(weights.app, name="weights")

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from annotated_types import Ge, Le
+from pydantic import TypeAdapter, ValidationError
 
 from models.parameters import (
     SEED_MAX,
@@ -30,6 +31,7 @@ from models.parameters import (
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""
+SIDE = "Of the result, px, in place of --scale."
 ROOM = "what memory has room for"
 
 
@@ -54,6 +56,18 @@ def parameter(name: str, help: str = "", default: str = "") -> Any:
     if not default and field.default is not None:
         default = f"{field.default:g}" if number is float and limits else str(field.default)
     return option(help or f"{field.description}.", default=default or False, **limits)
+
+
+def parser(kind: Any, what: str) -> Callable[[str], Any]:
+    """Reads an option's text as pydantic reads that type; `what` says what it would be."""
+
+    def parse(text: str) -> Any:
+        try:
+            return TypeAdapter(kind).validate_python(text)
+        except ValidationError as error:
+            raise typer.BadParameter(f"{text!r} is no {what}.") from error
+
+    return parse
 
 
 _folder = functools.partial(option, rich_help_panel="Folders")
@@ -108,12 +122,8 @@ class UpscaleOptions:
     api_key: ApiKey = None
     fidelity_weight: FidelityWeight = None
     scale: Scale = None
-    width: Annotated[int | None, parameter("width", "Of the result, px, in place of --scale.")] = (
-        None
-    )
-    height: Annotated[
-        int | None, parameter("height", "Of the result, px, in place of --scale.")
-    ] = None
+    width: Annotated[int | None, parameter("width", SIDE)] = None
+    height: Annotated[int | None, parameter("height", SIDE)] = None
     megapixels: Annotated[
         float | None, parameter("megapixels", "Of the result, in place of --scale.")
     ] = None

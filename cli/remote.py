@@ -184,11 +184,11 @@ class _Run:
 
     async def _resume(self, item: Item) -> Job | None:
         """The job of a run that was killed, if the image has one that is of use."""
-        key = self.work.open_key(item)
-        if key is None:
+        entry = self.work.entry(item, "begun")
+        if entry is None or "key" not in entry:
             return None
         try:
-            job = await self._submit(item, key)
+            job = await self._submit(item, entry["key"])
         # The key has been used up, in one of several ways; a new one tells what is wrong.
         except Refused:
             return None

@@ -1,9 +1,15 @@
-"""`stablesr upscale`: a file or a folder, on this machine or by a server."""
+"""`stablesr upscale`: a file or a folder, on this machine or by a server.
+
+What either can make of a folder's images is judged by their headers before any work.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+import sys
+from bisect import bisect
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -12,14 +18,18 @@ from rich.markup import escape
 
 from cli import errors, local, remote
 from cli.errors import BadSettings, PartialFailure
-from cli.folder import Plan, images, left_alone, make_plan
+from cli.folder import Item, Plan, images, left_alone, make_plan
 from cli.journal import Work, open_work
-from cli.limits import Limits, judge
 from cli.options import UpscaleOptions, with_options
 from cli.processes import ends_as_interrupt
-from cli.view import FolderView, console, duration, printable
-from models.parameters import SEED_MAX
+from cli.view import FolderView, console, duration, print_text, printable
+from jobs.errors import ImageError, ImageTooLarge, OutputTooLarge
+from jobs.formats import examine
+from jobs.image_file import check_output
+from models.geometry import MAX_CANVAS
+from models.parameters import SEED_MAX, UpscaleParameters
 from models.presets import PRESETS
+from stablesr_client import Models
 
 
 @with_options
@@ -74,14 +84,15 @@ def _upscale_folder(options: UpscaleOptions) -> None:
         errors.require_torch()
         settings = errors.load(preset=options.preset, **options.machine())
         preset: str | None = settings.preset
-        limits = Limits(input_pixels=settings.max_input_pixels)
+        limits = Models(
+            models=(), max_input_pixels=settings.max_input_pixels, max_output_pixels=MAX_CANVAS
+        )
         run: Callable[[Work], None] = partial(local.upscale_folder, settings)
     else:
         # It also tells whether the address is right.
         with remote.connect(options.server, options.api_key) as client:
-            models = client.models()
-        limits, default = Limits.of(models), models.default
-        preset = options.preset or (None if default is None else default.name)
+            limits = client.models()
+        preset = options.preset or (None if limits.default is None else limits.default.name)
         run = partial(remote.upscale_folder, options.server)
     parameters = {}
     # A server may have presets that are not known here.
@@ -118,9 +129,84 @@ def _upscale_folder(options: UpscaleOptions) -> None:
 
 def _print_others(plan: Plan) -> None:
     if plan.others:
-        console.print(f"Left alone:{left_alone(plan)}", markup=False, soft_wrap=True)
+        print_text(f"Left alone:{left_alone(plan)}")
 
 
 def _count(work: Work) -> str:
     before = f", {work.before} before" if work.before else ""
     return f"{work.result_count} of {images(work.total)} done{before}, {len(work.faults)} failed"
+
+
+class OverLimit(Exception):
+    """An image cannot be made as asked; `fits` is whether a smaller scale would do."""
+
+    def __init__(self, reason: str, *, fits: bool = False) -> None:
+        super().__init__(reason)
+        self.fits = fits
+
+
+def judge(work: Work, limits: Models, parameters: Mapping[str, UpscaleParameters]) -> bool:
+    """Takes the images over a limit out of the work and says why of each, or with `--fit` gives
+    them the largest scale, in hundredths, that fits. Whether `--fit` would keep some of them.
+
+    `parameters` are what is asked for, by the result's format; where there are none the size of
+    the result is not judged. A file that cannot be read is left to what decodes it.
+    """
+    would_fit, items = False, []
+    for item in work.todo:
+        work.view.look(item.name)
+        request = parameters.get(item.output_format)
+        try:
+            scale = _scale_of(item, request, limits, work.view if work.options.fit else None)
+        except OverLimit as error:
+            would_fit |= error.fits
+            work.note(item.name, str(error))
+        else:
+            items.append(replace(item, scale=scale))
+    work.todo = items
+    return would_fit
+
+
+def _scale_of(
+    item: Item, request: UpscaleParameters | None, limits: Models, view: FolderView | None
+) -> float | None:
+    """The smaller scale at which an image fits, told to the view; None where it fits as asked.
+
+    Raises OverLimit, without a view also where a smaller scale would do.
+    """
+    largest = limits.max_upload_bytes
+    if largest is not None and item.size > largest:
+        raise OverLimit(f"It has {item.size} bytes; at most {largest} are taken.")
+    try:
+        page = request.page if request else None
+        data = item.source.read_bytes()
+        width, height = examine(data, limits.max_input_pixels or sys.maxsize, page).upright
+    except ImageTooLarge as error:
+        raise OverLimit(str(error)) from error
+    except (ImageError, OSError):
+        return None
+    if request is None:
+        return None
+    try:
+        parameters = request.for_image(width, height)
+    except ValueError as error:
+        raise OverLimit(f"{error}.") from error
+
+    def fault_at(scale: float) -> str:
+        candidate = parameters.model_copy(update={"scale": scale})
+        try:
+            check_output(width, height, candidate, limits.max_output_pixels or sys.maxsize)
+        except OutputTooLarge as error:
+            return str(error)
+        return ""
+
+    if not (fault := fault_at(parameters.scale)):
+        return None
+    smaller = range(100, math.ceil(100 * parameters.scale))
+    count = bisect(smaller, False, key=lambda hundredths: bool(fault_at(hundredths / 100)))
+    if view is None or not count:
+        # What does not fit at all says so of scale 1.
+        raise OverLimit(fault if count else fault_at(1), fits=count > 0)
+    scale = smaller[count - 1] / 100
+    view.fit(item.name, scale, parameters.scale)
+    return scale

@@ -13,7 +13,6 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -50,7 +49,7 @@ class _View(Progress):
     def print_line(self, text: str) -> None:
         """A line where there is no bar."""
         if not console.is_terminal:
-            console.print(text, soft_wrap=True, markup=False)
+            print_text(text)
 
 
 class ProgressView(_View):
@@ -91,16 +90,14 @@ class WeightsView(_View):
         super().__init__(
             "{task.description}", BarColumn(bar_width=32), DownloadColumn(), TimeRemainingColumn()
         )
-        self._task: TaskID | None = None
+        self._task = self.add_task("", total=None, visible=False)
         self._description = ""
 
     def __call__(self, now: WeightsProgress) -> None:
         description = f"{WEIGHTS_STAGES[now.stage]} {now.name}"
-        if self._task is None or description != self._description:
+        if description != self._description:
             self._description = description
-            if self._task is not None:
-                self.remove_task(self._task)
-            self._task = self.add_task(description, total=now.total or None)
+            self.reset(self._task, description=description, visible=True)
             self.print_line(description)
         self.update(self._task, completed=now.position, total=now.total or None)
 
@@ -218,8 +215,17 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in name)
 
 
-def print_table(table: Table) -> None:
-    """Prints a table on standard output: within a terminal's width, and for programs uncut."""
+def print_text(text: str) -> None:
+    """A message as it is: never cut, and its brackets are no markup."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def print_table(table: Table, absence: str = "") -> None:
+    """Prints a table on standard output: within a terminal's width, and for programs uncut. Of one
+    without rows the message `absence`."""
+    if absence and not table.row_count:
+        console.print(absence)
+        return
     out = Console(highlight=False)
     if not out.is_terminal:
         out = Console(highlight=False, width=UNLIMITED)

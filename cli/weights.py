@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from annotated_types import Ge
-from pydantic import ByteSize, TypeAdapter, ValidationError
+from pydantic import ByteSize
 from rich.table import Table
 
 from cli.errors import BadSettings, InputError, Unreachable, load, require_torch, translate
-from cli.options import argument, option
+from cli.options import argument, option, parser
 from cli.processes import require_posix
-from cli.view import WeightsView, console, print_table, readable
-from models.checkpoints.files import preset_folder, weights_root
+from cli.view import WeightsView, print_table, print_text, readable
+from jobs.settings import Settings
+from models.checkpoints.files import WeightsProgress, note_absence, preset_folder, weights_root
 from models.errors import (
     CheckpointError,
+    DiskFull,
     DownloadFailed,
     LicenceNotAccepted,
     ModelError,
@@ -28,22 +33,19 @@ from models.errors import (
 )
 from models.presets import PRESETS, Preset, get_preset
 
+if TYPE_CHECKING:  # slow to import, and only `prepare` writes a log
+    from structlog.stdlib import BoundLogger
+
 app = typer.Typer(
     help="The weights on this machine, in STABLESR_WEIGHTS or ~/.local/share/stablesr/weights.",
     no_args_is_help=True,
 )
 
 
-def _bytes(text: str) -> int:
-    try:
-        return TypeAdapter(Annotated[ByteSize, Ge(1)]).validate_python(text)
-    except ValidationError as error:
-        raise typer.BadParameter(f"{text!r} is no size such as 2GB or 500MB.") from error
-
-
 Name = Annotated[str, argument("Such as stablesr-512.", "PRESET")]
 DType = Literal["float16", "bfloat16", "float32"]
 DTypeOption = Annotated[DType, typer.Option("--dtype", help="The type of the numbers.")]
+_bytes = parser(Annotated[ByteSize, Ge(1)], "size such as 2GB or 500MB")
 _SHARDS = "Write several files of at most this size, such as 2GB."
 ShardSize = Annotated[
     int | None, option(_SHARDS, default="one file", parser=_bytes, metavar="SIZE")
@@ -57,7 +59,7 @@ def list_weights() -> None:
     require_torch("This command", instead="")
     table = Table("preset", "here", "size", "type", "where", "licence")
     for preset in PRESETS.values():
-        folder = preset_folder(_preset(preset.name))
+        folder = preset_folder(preset)
         table.add_row(preset.name, *_state(folder), str(folder), preset.licence)
     # As wide as it needs, for a script too.
     print_table(table)
@@ -97,7 +99,7 @@ def pull(
         from models.checkpoints import pull as pulling
         from models.checkpoints.writing import Form
 
-        preset, root = _preset(name), weights_root()
+        preset, root = get_preset(name), weights_root()
         here = pulling.is_there(preset, root) and not again
         consent = here or accept_licence or _ask(preset)
         with WeightsView() as view:
@@ -111,7 +113,7 @@ def pull(
                 again=again,
             )
     if here:
-        _print(f"The weights of {name} are here already: {folder}.")
+        print_text(f"The weights of {name} are here already: {folder}.")
     else:
         _report(folder)
 
@@ -121,7 +123,7 @@ def _ask(preset: Preset) -> bool:
     assert preset.release is not None  # weights that come with the package are here
     release = preset.release
     size = readable(sum(file.size for file in release.files))
-    _print(
+    print_text(
         f"{preset.name}: {size} from {release.repository}, under the {preset.licence}.\n"
         f"Read it first: {preset.licence_url}\n"
         "The files hold a Stable Diffusion model, too, whose own licence applies as well."
@@ -156,7 +158,7 @@ def convert(
         from models.checkpoints.sources import Sources
         from models.checkpoints.writing import Form
 
-        preset = _preset(name)
+        preset = get_preset(name)
         folder = out or preset_folder(preset)
         conversion = converting.convert(
             preset,
@@ -167,9 +169,9 @@ def convert(
             on_progress=view,
         )
     for what, count in conversion.omissions.items():
-        _print(f"Left out: {count} tensors, {what}.")
+        print_text(f"Left out: {count} tensors, {what}.")
     if foreign := conversion.foreign:
-        _print(f"Not run: {len(foreign)} names in the files ({', '.join(foreign[:5])}).")
+        print_text(f"Not run: {len(foreign)} names in the files ({', '.join(foreign[:5])}).")
     _report(folder)
 
 
@@ -187,21 +189,106 @@ def verify(
     sums = "the files are as they were written"
     if not verification.record:
         sums = "no sums are recorded to compare the files with"
-    _print(f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.")
+    print_text(f"{folder}: {readable(verification.bytes)}, tensors {types}, all finite; {sums}.")
 
 
 @app.command()
 def prepare() -> None:
     """Fetch the weights of STABLESR_PRESET before a worker starts; fails never, says why not."""
     require_torch("This command", instead="")
-    from cli import weights_prepare
-
-    weights_prepare.prepare(load())
+    put_in_place(load())
 
 
-def _preset(name: str) -> Preset:
-    with translate({UnknownPreset: BadSettings}):
-        return get_preset(name)
+def put_in_place(settings: Settings) -> None:
+    """Puts the weights of `settings.preset` into place.
+
+    What keeps them away is a line in the log and a note for the worker, not a failure: the worker
+    is not ready and repeats the reason to its clients, and the next start of the stack tries again.
+    SIGTERM ends the process with 143 and leaves no weights half-written.
+    """
+    import structlog
+
+    from jobs.logs import configure_logging
+    from models.checkpoints.folder import open_folder
+    from models.checkpoints.pull import pull
+
+    configure_logging(settings)
+    log = structlog.get_logger(__name__)
+    signal.signal(signal.SIGTERM, _end)
+    preset = get_preset(settings.preset)
+    if preset.embedded:
+        log.info("weights come with the package", preset=preset.name)
+        return
+    licence = preset.licence.partition(" (")[0]  # without what is said of it in brackets
+    try:
+        folder = pull(
+            preset,
+            weights_root(),
+            # By its name: what is accepted for one preset may not be what another has.
+            accept_licence=(settings.accept_licence or "").casefold() == licence.casefold(),
+            on_progress=_Progress(log.bind(preset=preset.name)),
+        )
+        open_folder(folder)
+        note_absence(preset, None)
+    # An unforeseen error must not keep the worker from starting either.
+    except Exception as error:
+        reason = _reason(licence, error)
+        log.warning(
+            "weights are not there",
+            preset=preset.name,
+            reason=reason,
+            detail=str(error),
+            licence=preset.licence,
+            licence_url=preset.licence_url,
+            exc_info=None if isinstance(error, (ModelError, OSError)) else error,
+        )
+        try:
+            note_absence(preset, reason)
+        except OSError as failure:
+            log.warning("no note for the worker", preset=preset.name, detail=str(failure))
+    else:
+        log.info("weights are there", preset=preset.name, folder=str(folder))
+
+
+def _reason(licence: str, error: Exception) -> str:
+    """A clause for clients, who need not know hosts and folders."""
+    match error:
+        case LicenceNotAccepted():
+            accept = f'STABLESR_ACCEPT_LICENCE="{licence}" would accept it'
+            return f"its licence is not accepted ({accept})"
+        case DownloadFailed():
+            return "its weights could not be downloaded"
+        case DiskFull():
+            return "its weights do not fit on the disk"
+        case CheckpointError():
+            return "its weights cannot be used"
+    return "its weights could not be put in place"
+
+
+class _Progress:
+    """Logs the start and the end of each part of the work, and every 30 seconds in between."""
+
+    def __init__(self, log: BoundLogger) -> None:
+        self._log = log
+        self._part = ("", "")
+        self._next = 0.0
+
+    def __call__(self, now: WeightsProgress) -> None:
+        part = (now.stage, now.name)
+        if part == self._part and now.position < now.total and time.monotonic() < self._next:
+            return
+        self._part, self._next = part, time.monotonic() + 30
+        self._log.info(
+            "preparing weights",
+            stage=now.stage,
+            name=now.name,
+            percent=round(100 * now.position / now.total) if now.total else None,
+            gigabytes=round(now.total / 1e9, 2),
+        )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _report(folder: Path) -> None:
@@ -228,18 +315,15 @@ def _report(folder: Path) -> None:
         for file in release.files
         if file.sha256 is None and file.name in sources
     ]
-    _print("\n".join(lines))
-
-
-def _print(text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False)
+    print_text("\n".join(lines))
 
 
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """Turns the errors of the model side into the command's."""
     require_torch("This command", instead="")
-    with translate({DownloadFailed: Unreachable, ModelError: InputError}):
+    kinds = {UnknownPreset: BadSettings, DownloadFailed: Unreachable, ModelError: InputError}
+    with translate(kinds):
         try:
             yield
         except LicenceNotAccepted as error:

@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.checkpoints.containers import Checkpoint, LazyTensor
-from models.checkpoints.inventory import config_of
-from models.checkpoints.keys import SCHEDULE_KEYS, our_tensors, released_names
+from models.checkpoints.keys import SCHEDULE_KEYS, config_of, our_tensors, released_names
 from models.color import correct_rows
 from models.config import Prediction
 from models.fusing import fuse

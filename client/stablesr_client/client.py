@@ -5,17 +5,17 @@ from __future__ import annotations
 from asyncio import sleep as async_sleep
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, closing
-from pathlib import Path
+from functools import wraps
 from time import sleep
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from .files import Image
 from .protocol import BODY, Calls
 from .retry import RetryPolicy
-from .schema import Event, Job, Models, Parameters
+from .schema import Event, Job
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -50,6 +50,18 @@ def _run(call: Coroutine[Any, Any, T]) -> T:
         outcome: T = end.value
         return outcome
     raise TypeError("on_progress of a Client cannot be a coroutine function; AsyncClient's can.")
+
+
+def _blocking(
+    call: Callable[Concatenate[Calls, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Client, P], T]:
+    """The method of `Client` that is this call, with its arguments and its documentation."""
+
+    @wraps(call)
+    def method(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _run(call(client._calls, *args, **kwargs))
+
+    return method
 
 
 def _iterate(items: AsyncGenerator[T, None]) -> Iterator[T]:
@@ -101,50 +113,14 @@ class Client:
         """Closes the connections."""
         self._calls.http.close()
 
-    def submit(
-        self,
-        image: Image,
-        *,
-        filename: str | None = None,
-        idempotency_key: str | None = None,
-        **parameters: Unpack[Parameters],
-    ) -> Job:
-        """Uploads an image as a new job.
-
-        It is sent again when the answer was lost or the server is full: the `Idempotency-Key`,
-        drawn for each call unless given, keeps that from making a second job.
-
-        Args:
-            image: a path, whose file is streamed from the disk; or the content; or an open file,
-                read from its beginning (and into memory, if it cannot be read twice).
-            filename: a name in place of the file's own; results are named after it.
-            parameters: as `POST /upscale` takes them.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        return _run(
-            self._calls.submit(
-                image, filename=filename, idempotency_key=idempotency_key, **parameters
-            )
-        )
-
-    def get(self, job: Job | str) -> Job:
-        """The job as it is now."""
-        return _run(self._calls.get(job))
-
-    def cancel(self, job: Job | str) -> Job:
-        """Cancels a job; a running one stops at its next step, one that has ended stays so."""
-        return _run(self._calls.cancel(job))
-
-    def delete(self, job: Job | str) -> Job:
-        """Removes the images of a job that has ended, which is expired then if it had succeeded;
-        cancels one that has not."""
-        return _run(self._calls.delete(job))
-
-    def models(self) -> Models:
-        """The presets, their defaults, limits and licences, and which are served now."""
-        return _run(self._calls.models())
+    submit = _blocking(Calls.submit)
+    get = _blocking(Calls.get)
+    cancel = _blocking(Calls.cancel)
+    delete = _blocking(Calls.delete)
+    models = _blocking(Calls.models)
+    wait = _blocking(Calls.wait)
+    download = _blocking(Calls.download)
+    upscale = _blocking(Calls.upscale)
 
     def jobs(self, state: str | None = None, limit: int | None = None) -> Iterator[Job]:
         """The jobs of this key, newest first, requested page by page while they are read.
@@ -155,62 +131,12 @@ class Client:
         """
         return _iterate(self._calls.jobs(state, limit))
 
-    def wait(
-        self,
-        job: Job | str,
-        on_progress: Callable[[Job], Any] | None = None,
-        timeout: float | None = None,
-    ) -> Job:
-        """Polls until a job has succeeded, as often as the server suggests.
-
-        Args:
-            on_progress: called with the job as it is at first and after every change.
-            timeout: seconds after which to give up waiting; the job goes on.
-
-        Raises:
-            JobFailed: it ended in any other way.
-            TimedOut: the timeout is over.
-        """
-        return _run(self._calls.wait(job, on_progress, timeout))
-
     def events(self, job: Job | str, last_event_id: str | None = None) -> Iterator[Event]:
         """The changes of a job, as they happen, until its end; a cut stream is resumed.
 
         A server without events is polled instead. Events up to `last_event_id` are left out.
         """
         return _iterate(self._calls.events(job, last_event_id))
-
-    def download(self, job: Job | str, path: Path | str) -> Job:
-        """Writes the result of a job that has succeeded to a file.
-
-        The file is written aside and renamed when it is complete and its sha256 is right; a cut
-        download resumes where it was cut.
-
-        Raises:
-            JobFailed: the job has no result.
-            DownloadFailed: other bytes arrive than the job announced, twice.
-            OSError: the file cannot be written.
-        """
-        return _run(self._calls.download(job, path))
-
-    def upscale(
-        self,
-        image: Image,
-        target: Path | str,
-        on_progress: Callable[[Job], Any] | None = None,
-        timeout: float | None = None,
-        **parameters: Unpack[Parameters],
-    ) -> Job:
-        """Submits an image, waits for it and writes the result to `target`.
-
-        The format is that of `target`'s suffix, unless `output_format` is given. When waiting ends
-        in any other way than with the job's own end, by Ctrl-C too, the job is canceled.
-
-        Raises:
-            ValueError: the suffix is none of a format.
-            ClientError, OSError: as `submit`, `wait` and `download`.
-        """
-        return _run(self._calls.upscale(image, target, on_progress, timeout, **parameters))
 
 
 class AsyncClient(Calls):

@@ -91,7 +91,20 @@ class Calls(ABC):
         idempotency_key: str | None = None,
         **parameters: Unpack[Parameters],
     ) -> Job:
-        """See `Client.submit`."""
+        """Uploads an image as a new job.
+
+        It is sent again when the answer was lost or the server is full: the `Idempotency-Key`,
+        drawn for each call unless given, keeps that from making a second job.
+
+        Args:
+            image: a path, whose file is streamed from the disk; or the content; or an open file,
+                read from its beginning (and into memory, if it cannot be read twice).
+            filename: a name in place of the file's own; results are named after it.
+            parameters: as `POST /upscale` takes them.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         with image_file(image, filename) as file:
             data = {name: str(value) for name, value in parameters.items() if value is not None}
             headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
@@ -101,22 +114,23 @@ class Calls(ABC):
             return self._read(Job, response)
 
     async def get(self, job: Job | str) -> Job:
-        """See `Client.get`."""
+        """The job as it is now."""
         return self._read(Job, await self._send("GET", self._path(job)))
 
     async def cancel(self, job: Job | str) -> Job:
-        """See `Client.cancel`."""
+        """Cancels a job; a running one stops at its next step, one that has ended stays so."""
         now = await self.get(job)
         return now if now.ended else await self.delete(now)
 
     async def delete(self, job: Job | str) -> Job:
-        """See `Client.delete`."""
+        """Removes the images of a job that has ended, which is expired then if it had succeeded;
+        cancels one that has not."""
         response = await self._send("DELETE", self._path(job), {409})
         # A server of an older version, which removes nothing.
         return await self.get(job) if response.status_code == 409 else self._read(Job, response)
 
     async def models(self) -> Models:
-        """See `Client.models`."""
+        """The presets, their defaults, limits and licences, and which are served now."""
         return self._read(Models, await self._send("GET", "/models"))
 
     async def jobs(
@@ -138,7 +152,16 @@ class Calls(ABC):
         on_progress: Callable[[Job], Any] | None = None,
         timeout: float | None = None,
     ) -> Job:
-        """See `Client.wait`."""
+        """Polls until a job has succeeded, as often as the server suggests.
+
+        Args:
+            on_progress: called with the job as it is at first and after every change.
+            timeout: seconds after which to give up waiting; the job goes on.
+
+        Raises:
+            JobFailed: it ended in any other way.
+            TimedOut: the timeout is over.
+        """
         job = await self.get(job) if isinstance(job, str) else job
         polling = Polling(job, self._policy, timeout)
         async with aclosing(self._changes(polling)) as changes:
@@ -194,7 +217,16 @@ class Calls(ABC):
                 yield polling.event()
 
     async def download(self, job: Job | str, path: Path | str) -> Job:
-        """See `Client.download`."""
+        """Writes the result of a job that has succeeded to a file.
+
+        The file is written aside and renamed when it is complete and its sha256 is right; a cut
+        download resumes where it was cut.
+
+        Raises:
+            JobFailed: the job has no result.
+            DownloadFailed: other bytes arrive than the job announced, twice.
+            OSError: the file cannot be written.
+        """
         job = await self.get(job) if isinstance(job, str) or job.result is None else job
         if job.result is None:
             raise JobFailed(job)
@@ -223,7 +255,15 @@ class Calls(ABC):
         timeout: float | None = None,
         **parameters: Unpack[Parameters],
     ) -> Job:
-        """See `Client.upscale`."""
+        """Submits an image, waits for it and writes the result to `target`.
+
+        The format is that of `target`'s suffix, unless `output_format` is given. When waiting ends
+        in any other way than with the job's own end, by Ctrl-C too, the job is canceled.
+
+        Raises:
+            ValueError: the suffix is none of a format.
+            ClientError, OSError: as `submit`, `wait` and `download`.
+        """
         if parameters.get("output_format") is None:
             parameters["output_format"] = format_of(Path(target))
         job = await self.submit(image, **parameters)

@@ -120,8 +120,15 @@ def _open_archive(path: Path) -> Checkpoint:
         raise CheckpointUnreadable(
             f"{path} is a zip file and no torch checkpoint, which holds one data.pkl{advice}."
         )
-    _check_size(path, "its pickle has", pickles[0].file_size, _MAX_PICKLE_BYTES)
-    _check_size(path, "unpacked it has", unpacked_bytes, _MAX_UNPACKED_BYTES)
+    for what, size, limit in (
+        ("its pickle has", pickles[0].file_size, _MAX_PICKLE_BYTES),
+        ("unpacked it has", unpacked_bytes, _MAX_UNPACKED_BYTES),
+    ):
+        if size > limit:
+            raise CheckpointUnreadable(
+                f"{path} is no StableSR checkpoint: {what} {size} bytes, and at most {limit} are "
+                "read."
+            )
     with _as_sentence(path):
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     stubs: list[Any] = [(_Stub, name) for name in foreign]
@@ -139,13 +146,6 @@ def _open_archive(path: Path) -> Checkpoint:
         return {name: item for name, item in value.items() if isinstance(name, str)}
 
     return _MappedFile(path, load, is_mapped=is_stored).checkpoint(tuple(sorted(foreign)))
-
-
-def _check_size(path: Path, what: str, size: int, limit: int) -> None:
-    if size > limit:
-        raise CheckpointUnreadable(
-            f"{path} is no StableSR checkpoint: {what} {size} bytes, and at most {limit} are read."
-        )
 
 
 class _Stub:

@@ -7,7 +7,6 @@ no date in it: the same files converted in the same way give the same folder, by
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,7 @@ from models.checkpoints.files import (
     ignore,
     replace_text,
     sum_of,
+    write_aside,
 )
 from models.config import ModelConfig
 from models.errors import CheckpointMismatch, CheckpointUnreadable, WeightsNotFound
@@ -98,10 +98,9 @@ def save_folder(networks: Networks, folder: Path, dtype: torch.dtype = torch.flo
     """Writes the folder, each file aside first and then renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to(dtype).contiguous() for k, v in networks.state_dict().items()}
-    part = folder / f"{WEIGHTS}.part"
-    save_file(tensors, part, metadata={"format": "pt"})
-    part.chmod(0o644)  # safetensors leaves the file to its owner alone
-    os.replace(part, folder / WEIGHTS)
+    with write_aside(folder / WEIGHTS) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors leaves the file to its owner alone
     write_config(folder, networks.config)
 
 

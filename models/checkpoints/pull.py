@@ -40,7 +40,7 @@ from models.checkpoints.files import (
 from models.checkpoints.sources import Sources
 from models.checkpoints.writing import Form, clear_leftovers
 from models.errors import DiskFull, DownloadFailed, LicenceNotAccepted
-from models.presets import Preset, Release, ReleasedFile
+from models.presets import Preset, ReleasedFile
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -113,7 +113,10 @@ def pull(
         clear_leftovers(folder)
         downloads = root / _DOWNLOADS
         downloads.mkdir(exist_ok=True)
-        _check_room(release, downloads, form)
+        total = sum(file.size for file in release.files)
+        present = sum(path.stat().st_size for path in downloads.iterdir())
+        folder_bytes = int(_CONVERTED_RATIO * total * form.torch_dtype.itemsize / 2)
+        check_room(downloads, max(total - present, 0) + folder_bytes)
         sums = {
             downloads / file.name: _download(release.repository, file, downloads, on_progress)
             for file in release.files
@@ -139,14 +142,6 @@ def _lock(root: Path, preset: Preset, on_progress: OnProgress) -> Iterator[None]
             on_progress(WeightsProgress("wait", preset.name))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _check_room(release: Release, downloads: Path, form: Form) -> None:
-    """Whether the downloads and the new folder fit on the disk. Raises DiskFull."""
-    total = sum(file.size for file in release.files)
-    present = sum(path.stat().st_size for path in downloads.iterdir())
-    folder_bytes = int(_CONVERTED_RATIO * total * form.torch_dtype.itemsize / 2)
-    check_room(downloads, max(total - present, 0) + folder_bytes)
 
 
 def _download(

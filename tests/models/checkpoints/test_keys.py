@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints.containers import Checkpoint, LazyTensor
-from models.checkpoints.inventory import config_of
-from models.checkpoints.keys import SCHEDULE_KEYS, our_tensors, released_names
+from models.checkpoints.keys import SCHEDULE_KEYS, config_of, our_tensors, released_names
 from models.config import EncoderConfig, ModelConfig, TextConfig, UNetConfig
 from tests.models.released import idle_names, meta_tensors, ours, to_released
 
