@@ -85,14 +85,15 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
 
 
-def form_of(document: dict[str, JsonValue], limit: int) -> Form:
-    """The form that an object stands for, whose image has at most `limit` bytes; null is as left
-    out. Raises InvalidParameters for a wrong type, and as `open_image` does."""
+def form_of(document: Mapping[str, Any], limit: int) -> Form:
+    """The form that an object stands for, whose image has at most `limit` bytes, or is an open file
+    already; null is as left out. Raises InvalidParameters for a wrong type, and as `open_image`
+    does."""
     values = {name: value for name, value in document.items() if value is not None}
     image, url = values.pop(IMAGE_FIELD, None), values.pop(URL_FIELD, None)
     errors = source_faults(image, url, "base64")
     for name, source in ((IMAGE_FIELD, image), (URL_FIELD, url)):
-        if source is not None and not isinstance(source, str):
+        if source is not None and not (isinstance(source, str) or hasattr(source, "read")):
             errors.append({"field": name, "detail": "must be a string"})
     errors += [
         fault(name, json.dumps(value))
@@ -101,9 +102,11 @@ def form_of(document: dict[str, JsonValue], limit: int) -> Form:
     ]
     if errors:
         raise InvalidParameters(errors)
-    text, field = (url, URL_FIELD) if image is None else (image, IMAGE_FIELD)
+    source, field = (url, URL_FIELD) if image is None else (image, IMAGE_FIELD)
     fields = {name: _text(value) for name, value in values.items()}
-    return Form(open_image(str(text), limit, field), fields, field=field)
+    if isinstance(source, str):
+        source = open_image(source, limit, field)
+    return Form(source, fields, field=field)
 
 
 def _fits(value: JsonValue, field: Mapping[str, Any]) -> bool:

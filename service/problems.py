@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import structlog
@@ -118,6 +118,11 @@ class InvalidParameters(HTTPError):
         faults = (f"{error['field']} {error['detail']}".strip() for error in errors)
         detail = detail or "; ".join(faults) + "."
         super().__init__("invalid-parameters", detail, errors=[dict(error) for error in errors])
+
+    @classmethod
+    def of(cls, field: str, detail: str) -> Self:
+        """One fault."""
+        return cls([{"field": field, "detail": detail}])
 
 
 class FieldError(BaseModel):

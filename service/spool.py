@@ -9,6 +9,7 @@ import binascii
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import ExitStack
+from functools import partial
 from typing import IO
 
 from anyio.to_thread import run_sync
@@ -67,11 +68,13 @@ def open_image(text: str, limit: int, field: str) -> IO[bytes] | str:
     more than `limit` bytes; InvalidParameters for what is not strictly base64; StoreUnavailable
     without room for the file.
     """
-    start = 0
+    start, fault = 0, partial(InvalidParameters.of, field)
     if text[:5].lower() == "data:":
         start = text.find(",", 0, 1000) + 1
         if not text[:start].lower().endswith(";base64,"):
-            raise _fault(field, "must be base64 where it is a data URI: data:image/png;base64,...")
+            raise InvalidParameters.of(
+                field, "must be base64 where it is a data URI: data:image/png;base64,..."
+            )
     elif ":" in text[:20] or field == URL_FIELD:
         return text
     size = (len(text) - start) // 4 * 3 - text.count("=", -2)
@@ -83,17 +86,15 @@ def open_image(text: str, limit: int, field: str) -> IO[bytes] | str:
             for begin in range(start, len(text), PIECE):
                 piece = text[begin : begin + PIECE]
                 if begin + PIECE < len(text) and piece.endswith("="):
-                    raise _fault(field, "must be base64 that ends with its last character")
+                    raise InvalidParameters.of(
+                        field, "must be base64 that ends with its last character"
+                    )
                 file.write(binascii.a2b_base64(piece, strict_mode=True))
         # Letters outside of ASCII among it.
         except ValueError as error:
             detail = f"must be base64, of A-Z a-z 0-9 + / and = only: {error}".rstrip(".")
-            raise _fault(field, detail) from error
+            raise fault(detail) from error
         except OSError as error:
             raise no_room(error) from error
         undo.pop_all()
     return file
-
-
-def _fault(field: str, detail: str) -> InvalidParameters:
-    return InvalidParameters([{"field": field, "detail": detail}])

@@ -78,19 +78,9 @@ FIELDS = _fields()
 
 
 @dataclass(frozen=True)
-class Upload:
-    """An image in an open file, and every other field by name; the URL it was fetched from."""
-
-    file: IO[bytes]
-    filename: str | None
-    fields: Mapping[str, str]
-    url: str = ""
-
-
-@dataclass(frozen=True)
 class Form:
     """A form as received: the image's open file or its address, and the other fields; `field` is
-    the one with the image."""
+    what its protocol calls the one with the image."""
 
     image: IO[bytes] | str
     fields: dict[str, str]
@@ -128,13 +118,6 @@ def check_head(request: Request, limits: Mapping[str, int]) -> str:
     if length.isdecimal() and int(length) > limits[kind]:
         raise too_large(limits[kind])
     return kind
-
-
-@asynccontextmanager
-async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIterator[Form]:
-    """The form of a request; raises InvalidParameters too, for what `form_of_parts` refuses."""
-    async with receive_parts(request, limit, within_s) as parts:
-        yield form_of_parts(parts)
 
 
 @asynccontextmanager

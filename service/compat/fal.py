@@ -16,10 +16,10 @@ from jobs.schema import Job, JobState
 from service import waiting
 from service.admission import services_of
 from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
-from service.intake import Intake
 from service.problems import HTTPError
 from service.routes import outputs
 from service.routes.jobs import retry_after
+from service.submission import Intake
 
 router = protocol.router("fal", protocol.field_list("body"), prefix="/fal")
 BODY = protocol.body(image_url={"type": "string", "description": "An address, or a data URI"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
@@ -20,11 +20,11 @@ from jobs.errors import JobsError
 from jobs.schema import Job
 from models.presets import PRESETS
 from service.admission import ReaderDep, services_of
-from service.intake import Intake
 from service.json_body import form_of, json_limit, receive_json
 from service.problems import HTTPError, InvalidParameters, respond
 from service.spool import IMAGE_FIELD, URL_FIELD, open_image
-from service.uploads import JSON, check_head
+from service.submission import Intake
+from service.uploads import JSON
 
 # Of the models; and what fields of POST /upscale are called elsewhere.
 OWNER = "stablesr"
@@ -99,8 +99,7 @@ def body(*names: str, **properties: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 
-def fault(field: str, detail: str) -> InvalidParameters:
-    return InvalidParameters([{"field": field, "detail": detail}])
+fault = InvalidParameters.of
 
 
 def preset_of(owner: str, name: str) -> str:
@@ -116,17 +115,14 @@ async def receive(
     request: Request, key: str | None = None
 ) -> AsyncIterator[tuple[Intake, dict[str, Any]]]:
     """What may submit, and a request's JSON with open files as images; held as a transfer."""
-    intake = await Intake.of(request, key)
-    settings = intake.services.settings
+    settings = services_of(request).settings
     limit, most = settings.max_upload_bytes, json_limit(settings.max_upload_bytes)
-    check_head(request, {JSON: most})
-    await intake.check_room()
-    with intake.slot(), ExitStack() as files:
+    async with Intake.open(request, {JSON: most}, key) as (intake, _), AsyncExitStack() as files:
         pick = partial(_with_files, limit=limit, files=files)
         yield intake, await receive_json(request, most, settings.upload_timeout_s, pick)
 
 
-def _with_files(document: dict[str, Any], limit: int, files: ExitStack) -> dict[str, Any]:
+def _with_files(document: dict[str, Any], limit: int, files: AsyncExitStack) -> dict[str, Any]:
     """The same, with images that are base64 as open files."""
     batch = document.get("imageList")
     for node in (document, document.get("input"), *(batch if isinstance(batch, list) else ())):
@@ -163,12 +159,10 @@ async def submit(
     if own.get("output_format") == "jpg":
         own["output_format"] = "jpeg"
     intake = replace(intake, origin=replace(intake.origin, protocol=protocol))
-    images = {name: own[name] for name in (IMAGE_FIELD, URL_FIELD) if name in own}
     with names_of(theirs):
-        stand_ins = {name: "https:" for name, image in images.items() if hasattr(image, "read")}
-        form = form_of({**own, **stand_ins}, 0)
-        field = form.field
-        return (await intake.submit(images[field], form.fields, field=theirs[field]))[0]
+        # What is no address is an open file by now.
+        form = form_of(own, 0)
+        return (await intake.submit(replace(form, field=theirs[form.field])))[0]
 
 
 async def _job(request: Request, job_id: str, caller: ReaderDep) -> Job:

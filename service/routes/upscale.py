@@ -8,14 +8,15 @@ from functools import partial
 import anyio
 from fastapi import APIRouter, Request, Response
 
-from service.intake import Intake
+from service.admission import services_of
 from service.json_body import form_of, json_limit, receive_json
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
 from service.problems import root_path
 from service.ratelimit import TooManyOpen
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
-from service.uploads import FORM, JSON, check_head, receive_form
+from service.submission import Intake
+from service.uploads import FORM, JSON, form_of_parts, receive_parts
 from service.waiting import wait_for_end, wait_s
 
 router = APIRouter(tags=["jobs"])
@@ -67,28 +68,25 @@ async def upscale(request: Request) -> Response:
 
     With an `Idempotency-Key` the same request can be sent again without making another job.
     """
-    intake = await Intake.of(request)
-    services, client = intake.services, intake.origin.client
-    settings = services.settings
-    limits = {FORM: settings.max_upload_bytes, JSON: json_limit(settings.max_upload_bytes)}
-    kind = check_head(request, limits)
+    services = services_of(request)
+    limit, within_s = services.settings.max_upload_bytes, services.settings.upload_timeout_s
+    limits = {FORM: limit, JSON: json_limit(limit)}
     seconds = wait_s(request.headers)
-    await intake.check_room()
     async with AsyncExitStack() as held:
-        held.enter_context(intake.slot())
+        intake, kind = await held.enter_async_context(Intake.open(request, limits))
         if kind == FORM:
-            receive = receive_form(request, limits[kind], settings.upload_timeout_s)
-            form = await held.enter_async_context(receive)
+            receive = receive_parts(request, limit, within_s)
+            form = form_of_parts(await held.enter_async_context(receive))
         else:
-            pick = partial(form_of, limit=settings.max_upload_bytes)
-            form = await receive_json(request, limits[kind], settings.upload_timeout_s, pick)
+            pick = partial(form_of, limit=limit)
+            form = await receive_json(request, limits[kind], within_s, pick)
         if isinstance(form.image, str):
             # Whom another's server makes wait is counted apart.
             await held.aclose()
         else:
             held.callback(form.image.close)
         began = anyio.current_time()
-        job, is_replay = await intake.submit(form.image, form.fields, form.filename, form.field)
+        job, is_replay = await intake.submit(form)
     headers = {"Location": f"{root_path(request)}/jobs/{job.id}"}
     if is_replay:
         headers["Idempotent-Replayed"] = "true"
@@ -96,7 +94,7 @@ async def upscale(request: Request) -> Response:
     if seconds is not None:
         # What storing or fetching the image took is part of the wait.
         left_s = began + seconds - anyio.current_time()
-        with suppress(TooManyOpen), services.streams.slot(client):
+        with suppress(TooManyOpen), services.streams.slot(intake.origin.client):
             job = await wait_for_end(request, services, job, left_s)
             headers["Preference-Applied"] = f"wait={seconds}"
         status = 200 if job.state.is_final else 202
