@@ -24,7 +24,7 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service.egress import Egress
 from service.listener import Listener
-from service.problems import AuthenticationError, ScopeError
+from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
 from service.readiness import StoreProbe
 from service.store_threads import StoreThreads
@@ -154,8 +154,8 @@ async def admit(
 ) -> tuple[Caller, Any]:
     """The caller of a request that is counted, and the answer to a command for Redis.
 
-    Both take one call. Raises AuthenticationError, ScopeError for a key of another scope, HTTPError
-    for too many, QueueUnavailable.
+    Both take one call. Raises AuthenticationError, HTTPError for a key of another scope and for too
+    many, QueueUnavailable.
     """
     services = services_of(request)
     address = None if request.client is None else request.client.host
@@ -179,7 +179,10 @@ async def admit(
         None if command is None else command(caller),
     )
     if key is not None and key.scope not in ("all", scope):
-        raise ScopeError(f"The API key is for {key.scope} only; this needs one for {scope}.")
+        # RFC 6750, section 3.1.
+        fields = {"WWW-Authenticate": 'Bearer realm="stablesr", error="insufficient_scope"'}
+        detail = f"The API key is for {key.scope} only; this needs one for {scope}."
+        raise HTTPError("insufficient-scope", detail, fields)
     return caller, answer
 
 

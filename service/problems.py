@@ -101,14 +101,6 @@ class AuthenticationError(HTTPError):
         super().__init__("unauthorized", detail, {"WWW-Authenticate": challenge})
 
 
-class ScopeError(HTTPError):
-    """A key that may not do this (RFC 6750, section 3.1)."""
-
-    def __init__(self, detail: str) -> None:
-        challenge = 'Bearer realm="stablesr", error="insufficient_scope"'
-        super().__init__("insufficient-scope", detail, {"WWW-Authenticate": challenge})
-
-
 class InvalidParameters(HTTPError):
     """`errors` lists the faults: field, detail, and minimum, maximum or allowed."""
 

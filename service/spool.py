@@ -72,9 +72,7 @@ def open_image(text: str, limit: int, field: str) -> IO[bytes] | str:
     if text[:5].lower() == "data:":
         start = text.find(",", 0, 1000) + 1
         if not text[:start].lower().endswith(";base64,"):
-            raise InvalidParameters.of(
-                field, "must be base64 where it is a data URI: data:image/png;base64,..."
-            )
+            raise fault("must be base64 where it is a data URI: data:image/png;base64,...")
     elif ":" in text[:20] or field == URL_FIELD:
         return text
     size = (len(text) - start) // 4 * 3 - text.count("=", -2)
@@ -86,9 +84,7 @@ def open_image(text: str, limit: int, field: str) -> IO[bytes] | str:
             for begin in range(start, len(text), PIECE):
                 piece = text[begin : begin + PIECE]
                 if begin + PIECE < len(text) and piece.endswith("="):
-                    raise InvalidParameters.of(
-                        field, "must be base64 that ends with its last character"
-                    )
+                    raise fault("must be base64 that ends with its last character")
                 file.write(binascii.a2b_base64(piece, strict_mode=True))
         # Letters outside of ASCII among it.
         except ValueError as error:
