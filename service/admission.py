@@ -26,8 +26,7 @@ from service.egress import Egress
 from service.listener import Listener
 from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
-from service.readiness import StoreProbe
-from service.store_threads import StoreThreads
+from service.readiness import StoreProbe, StoreThreads
 
 # A revoked key works for at most this long.
 CACHE_S = 3.0

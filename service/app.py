@@ -30,9 +30,8 @@ from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
 from service.ratelimit import ConcurrencyLimiter, RateLimits
-from service.readiness import StoreProbe
+from service.readiness import StoreProbe, StoreThreads
 from service.routes import about, events, jobs, outputs, result, status, uploads, upscale
-from service.store_threads import StoreThreads
 from service.webhooks import Sender
 
 log = structlog.stdlib.get_logger(__name__)

@@ -1,9 +1,18 @@
-"""Fetches the image that a client names by its URL, within the limits of an upload."""
+"""The image that a client names by its address, within the limits of an upload: fetched from a URL,
+or read from a remote image store, where the client put it itself, by a link, past this service.
+
+The store checks who writes there, not what or how much. So an image is read from there into a
+temporary file when a job is submitted, checked as any other, and stored anew: what a link still
+overwrites is not what the worker reads. The sweep removes it a day after it was written.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, closing
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
@@ -11,6 +20,9 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import anyio
 import httpx
 
+from jobs.errors import BlobNotFound
+from jobs.store import upload_key
+from service.admission import Services
 from service.egress import BadTarget, Egress
 from service.problems import HTTPError
 from service.spool import bounded, spool, too_large
@@ -28,6 +40,9 @@ _FIELDS = {
     "Accept-Encoding": "identity",
     "User-Agent": "stablesr-images",
 }
+UPLOAD = "upload:"
+"""Begins what stands in `image_url` for an image in the store; a secret of its client"""
+_REFERENCE = re.compile(UPLOAD + r"[A-Za-z0-9_-]{32}")
 
 
 async def fetch(egress: Egress, url: str, file: IO[bytes], limit: int, field: str) -> str | None:
@@ -85,3 +100,35 @@ async def _content(answer: httpx.Response, limit: int, field: str) -> AsyncGener
 
 def _failure(field: str, clause: str) -> HTTPError:
     return HTTPError("image-url-failed", f"{field} {clause}.")
+
+
+async def read_upload(
+    services: Services, reference: str, owner: str, file: IO[bytes], limit: int, field: str
+) -> None:
+    """Writes the image into the file. `field` begins the sentences of refusals.
+
+    Raises:
+        HTTPError: `image-url-failed` for a reference that is none, or is another key's, and where
+            nothing was put.
+        UploadTooLarge: there are more than `limit` bytes.
+        StoreUnavailable: the store gives no answer, or there is no room for the file.
+    """
+    missing = HTTPError(
+        "image-url-failed",
+        f"{field} leads to no image; it must be the one that POST /uploads gave this key, after "
+        "the image was put where it said, less than a day ago.",
+    )
+    if not _REFERENCE.fullmatch(reference):
+        raise missing
+    try:
+        stream = partial(services.store.stream, reference_key(reference, owner))
+        blob = await services.store_threads.run(stream)
+    except BlobNotFound:
+        raise missing from None
+    with closing(blob):
+        await spool(bounded(services.store_threads.iterate(blob), limit, "image"), file)
+
+
+def reference_key(reference: str, owner: str) -> str:
+    """Where in the store the image lies that a reference stands for."""
+    return upload_key(hashlib.sha256(f"{owner}/{reference}".encode()).hexdigest())

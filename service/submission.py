@@ -40,10 +40,9 @@ from jobs.store import input_key
 from jobs.workers import Capacity
 from models.geometry import output_size
 from models.parameters import UpscaleParameters
-from service import direct_upload
 from service.admission import Services, admit, services_of
 from service.egress import BadTarget
-from service.image_url import fetch
+from service.image_url import UPLOAD, fetch, read_upload
 from service.problems import HTTPError, InvalidParameters
 from service.readiness import Serving
 from service.spool import SPOOLED_BYTES
@@ -151,8 +150,8 @@ class Intake:
         ):
             limit = services.settings.max_upload_bytes
             filename = None
-            if url.startswith(direct_upload.SCHEME):
-                await direct_upload.read(services, url, origin.owner, file, limit, form.field)
+            if url.startswith(UPLOAD):
+                await read_upload(services, url, origin.owner, file, limit, form.field)
             else:
                 filename = await fetch(services.egress, url, file, limit, form.field)
             return await self._submit(replace(form, filename=filename), file, url)

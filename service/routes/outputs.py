@@ -25,9 +25,9 @@ from service.admission import Services, services_of
 from service.openapi import problems
 from service.problems import HTTPError
 from service.ratelimit import address_key
+from service.readiness import StoreThreads
 from service.routes.jobs import HeldStream
 from service.routes.result import IMAGE, send_result
-from service.store_threads import StoreThreads
 
 router = APIRouter(tags=["outputs"])
 

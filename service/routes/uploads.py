@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from service.admission import admit, services_of
-from service.direct_upload import link, new_reference
+from service.image_url import UPLOAD, reference_key
 from service.openapi import problems
 from service.problems import HTTPError
 
@@ -49,9 +51,11 @@ async def offer_upload(request: Request) -> DirectUpload:
             "no-direct-uploads",
             "The image store gives no links; send the image to POST /upscale.",
         )
-    reference = new_reference()
+    reference = UPLOAD + secrets.token_urlsafe(24)
+    key = reference_key(reference, caller.owner)
+    link = partial(services.store.link, key, seconds, "PUT")
     return DirectUpload(
-        put_url=await link(services, reference, caller.owner, seconds),
+        put_url=await services.store_threads.run(link),
         # Azure's blobs have a type.
         headers={"x-ms-blob-type": "BlockBlob"} if services.store.place[:3] == "az:" else {},
         image_url=reference,
