@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
 
-from jobs.connection import Command
+from jobs.connection import CircuitBreaker, Command, LoopClient, connect
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import KeyInfo, Keys, Scope
@@ -47,37 +47,40 @@ class Caller:
         return ANYONE if self.key is None else self.key.id
 
 
-@dataclass(frozen=True)
 class Services:
-    """`queue`, `store`, `keys`, `idempotency` block: routes use them in threads, the store in its
-    own.
+    """What an application has been running since its start; nothing is connected by making it.
+
+    `queue`, `store`, `keys`, `idempotency` block: routes use them in threads, the store in its own.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
-    are received, and results that are sent; `fetches` are images that are fetched from elsewhere.
-    `readers` are threads that hold a whole body in JSON, twice.
+    are received, and results that are sent; `fetches` are images that are fetched from elsewhere,
+    and wait for others' servers. `readers` are threads that hold a whole body in JSON, twice.
     """
 
-    settings: Settings
-    redis: RedisProbe
-    queue: JobQueue
-    jobs: JobReader
-    store: BlobStore
-    store_threads: StoreThreads
-    store_probe: StoreProbe
-    keys: Keys
-    authenticator: Authenticator
-    idempotency: Idempotency
-    limits: RateLimits
-    listener: Listener
-    streams: ConcurrencyLimiter
-    transfers: ConcurrencyLimiter
-    fetches: ConcurrencyLimiter
-    egress: Egress
-    readers: CapacityLimiter
+    def __init__(self, settings: Settings, store: BlobStore, listener: Listener) -> None:
+        self.settings, self.store, self.listener = settings, store, listener
+        # One for everything: what one use of it learns of a Redis that hangs, all know.
+        breaker = CircuitBreaker()
+        self.connection = connect(settings, breaker=breaker)
+        self.client = LoopClient(settings, breaker)
+        self.redis = RedisProbe(self.connection, settings)
+        self.queue = JobQueue(settings, self.connection)
+        self.jobs = JobReader(self.client, self.queue)
+        self.store_threads, self.store_probe = StoreThreads(), StoreProbe(store)
+        self.keys = Keys(self.connection)
+        self.authenticator = Authenticator(self.keys, key_is_required=settings.access == "keys")
+        self.idempotency = Idempotency(self.connection)
+        self.limits = RateLimits(settings, self.client)
+        most, each, later = settings.max_transfers, settings.max_each, "try again later"
+        advice = "try again later, or ask for the job instead"
+        self.streams = ConcurrencyLimiter("streams", settings.max_streams, each, advice)
+        self.transfers = ConcurrencyLimiter("transfers", most, each, later)
+        self.fetches = ConcurrencyLimiter("fetches", most, each, later)
+        self.egress = Egress(settings)
+        self.readers = CapacityLimiter(2)
 
 
 def services_of(request: Request) -> Services:
-    """What the application of a request has been running since its start."""
     services: Services = request.state.services
     return services
 

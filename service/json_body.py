@@ -18,8 +18,8 @@ from pydantic import JsonValue
 from starlette.requests import Request
 
 from service.admission import services_of
+from service.image_source import IMAGE_FIELD, SPOOLED_BYTES, URL_FIELD, open_image, spool
 from service.problems import HTTPError, InvalidParameters
-from service.spool import IMAGE_FIELD, SPOOLED_BYTES, URL_FIELD, open_image, spool
 from service.uploads import (
     FIELDS,
     Form,

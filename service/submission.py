@@ -42,10 +42,9 @@ from models.geometry import output_size
 from models.parameters import UpscaleParameters
 from service.admission import Services, admit, services_of
 from service.egress import BadTarget
-from service.image_url import UPLOAD, fetch, read_upload
+from service.image_source import SPOOLED_BYTES, UPLOAD, fetch, read_upload
 from service.problems import HTTPError, InvalidParameters
 from service.readiness import Serving
-from service.spool import SPOOLED_BYTES
 from service.uploads import Form, check_head, parse
 from service.waiting import while_connected
 

@@ -25,8 +25,8 @@ from jobs.schema import Priority
 from models.parameters import UpscaleParameters
 from models.presets import PRESETS
 from service.egress import LONGEST_URL
+from service.image_source import IMAGE_FIELD, URL_FIELD, no_room, open_image, too_large
 from service.problems import HTTPError, InvalidParameters
-from service.spool import IMAGE_FIELD, URL_FIELD, no_room, open_image, too_large
 
 FORM, JSON = "multipart/form-data", "application/json"
 # A parameter is a number or a word.

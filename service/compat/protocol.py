@@ -20,9 +20,9 @@ from jobs.errors import JobsError
 from jobs.schema import Job
 from models.presets import PRESETS
 from service.admission import ReaderDep, services_of
+from service.image_source import IMAGE_FIELD, URL_FIELD, open_image
 from service.json_body import form_of, json_limit, receive_json
 from service.problems import HTTPError, InvalidParameters, respond
-from service.spool import IMAGE_FIELD, URL_FIELD, open_image
 from service.submission import Intake
 from service.uploads import JSON
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from service.admission import admit, services_of
-from service.image_url import UPLOAD, reference_key
+from service.image_source import UPLOAD, reference_key
 from service.openapi import problems
 from service.problems import HTTPError
 

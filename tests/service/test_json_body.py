@@ -12,8 +12,8 @@ from redis import Redis
 
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
+from service.image_source import PIECE
 from service.json_body import FIELDS_BYTES, json_limit
-from service.spool import PIECE
 from tests.service.harness import Leftovers, problem, upload
 from tests.service.pictures import picture
 
