@@ -23,7 +23,7 @@ from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
-from service.routes import about, events, jobs, outputs, result, status, uploads, upscale
+from service.routes import about, events, jobs, result, status, upscale
 from service.webhooks import Sender
 
 log = structlog.stdlib.get_logger(__name__)
@@ -68,12 +68,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.listener = Listener(settings)
     app.state.metrics = ServiceMetrics()
-    for routes in (upscale, uploads, jobs, result, events, status, about):
+    for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
     for protocol in settings.protocols:
         app.include_router(compat.ROUTERS[protocol])
     if settings.protocols:
-        app.include_router(outputs.router)
+        app.include_router(compat.OUTPUTS)
     if origins := settings.allowed_origins:
         # Without credentials: keys are sent by the page's own code.
         app.add_middleware(

@@ -19,7 +19,6 @@ from service import waiting
 from service.admission import Caller, ReaderDep, Services, services_of
 from service.compat.protocol import Values, fault
 from service.readiness import Serving
-from service.routes import outputs
 from service.submission import Intake
 
 NAME = "a1111"
@@ -101,10 +100,10 @@ async def _upscale(request: Request, *, is_batch: bool) -> Response:
             await waiting.cancel(services, *jobs)
             raise
     jobs = await waiting.ends_of(request, intake.origin.client, *jobs)
-    marks = [outputs.mark(waiting.check_success(job).id) for job in jobs]
+    marks = [protocol.mark(waiting.check_success(job).id) for job in jobs]
     content: dict[str, Any] = {"images": marks} if is_batch else {"image": marks[0]}
     content["html_info"] = f"<p>Seed: {', '.join(str(job.seed) for job in jobs)}</p>"
-    return await outputs.inline(services, intake.origin.client, content, *jobs)
+    return await protocol.inline(services, intake.origin.client, content, *jobs)
 
 
 async def _jobs(services: Services, caller: Caller) -> list[Job]:

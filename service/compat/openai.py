@@ -18,7 +18,6 @@ from jobs.schema import Job
 from service import waiting
 from service.admission import services_of
 from service.compat.protocol import OWNER, fault, preset_of
-from service.routes import outputs
 from service.submission import Intake
 from service.uploads import FORM, form_of_parts, receive_parts
 
@@ -54,11 +53,11 @@ async def edit_image(request: Request) -> Response:
     [job] = await waiting.ends_of(request, intake.origin.client, job)
     content = {"created": int(waiting.check_success(job).created_at.timestamp())}
     if as_url:
-        url = await outputs.address_of(request, job)
+        url = await protocol.address_of(request, job)
         return JSONResponse({**content, "data": [{"url": url}]})
-    data = [{"b64_json": outputs.mark(job.id)}]
+    data = [{"b64_json": protocol.mark(job.id)}]
     client = intake.origin.client
-    return await outputs.inline(intake.services, client, {**content, "data": data}, job)
+    return await protocol.inline(intake.services, client, {**content, "data": data}, job)
 
 
 async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
