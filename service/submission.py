@@ -210,7 +210,9 @@ class Intake:
         origin = replace(origin, priority=form.priority, expires_in=form.expires_in)
         Serving(self.capacity.workers).check(form.preset)
         services.queue.check_room(form.preset, self.capacity.lengths[form.preset])
-        return form.parameters, origin
+        # What the pixels depend on.
+        values = {name: getattr(form, name) for name in UpscaleParameters.model_fields}
+        return UpscaleParameters.model_construct(**values), origin
 
     def _check_webhook(self, url: str) -> None:
         """Checks the address to tell of the job's end, as far as that needs no DNS."""

@@ -29,7 +29,6 @@ from jobs.schema import ANYONE, Job, JobState
 from models.presets import PRESETS
 from service.admission import ReaderDep, Services, services_of
 from service.image_source import IMAGE_FIELD, URL_FIELD, open_image
-from service.json_body import form_of, json_limit, receive_json
 from service.openapi import problems
 from service.problems import HTTPError, InvalidParameters, respond
 from service.ratelimit import address_key
@@ -37,7 +36,7 @@ from service.readiness import StoreThreads
 from service.routes.jobs import HeldStream
 from service.routes.result import IMAGE, send_result
 from service.submission import Intake
-from service.uploads import JSON
+from service.uploads import JSON, form_of, json_limit, receive_json
 
 # Of the models; and what fields of POST /upscale are called elsewhere.
 OWNER = "stablesr"

@@ -34,7 +34,8 @@ from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import TooManyOpen
 from service.readiness import Serving
 from service.routes.status import shared
-from service.uploads import FIELDS, FORM, check_head, receive_parts
+from service.schema import FIELDS
+from service.uploads import FORM, check_head, receive_parts
 
 router = protocol.router("replicate", prefix="/v1")
 cog = protocol.router("cog", protocol.field_list("body", "input"))

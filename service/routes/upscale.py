@@ -12,16 +12,16 @@ import anyio
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
+from service import uploads
 from service.admission import admit, services_of
 from service.image_source import UPLOAD, reference_key
-from service.json_body import form_of, json_limit, receive_json
 from service.openapi import REQUEST_HEADERS, UPLOAD_BODY, header, problems
 from service.problems import HTTPError, root_path
 from service.ratelimit import TooManyOpen
 from service.routes.jobs import RETRY_AFTER, answer
 from service.schema import JobView
 from service.submission import Intake
-from service.uploads import FORM, JSON, form_of_parts, receive_parts
+from service.uploads import FORM, JSON
 from service.waiting import wait_for_end, wait_s
 
 router = APIRouter(tags=["jobs"])
@@ -75,16 +75,16 @@ async def upscale(request: Request) -> Response:
     """
     services = services_of(request)
     limit, within_s = services.settings.max_upload_bytes, services.settings.upload_timeout_s
-    limits = {FORM: limit, JSON: json_limit(limit)}
+    limits = {FORM: limit, JSON: uploads.json_limit(limit)}
     seconds = wait_s(request.headers)
     async with AsyncExitStack() as held:
         intake, kind = await held.enter_async_context(Intake.open(request, limits))
         if kind == FORM:
-            receive = receive_parts(request, limit, within_s)
-            form = form_of_parts(await held.enter_async_context(receive))
+            receive = uploads.receive_parts(request, limit, within_s)
+            form = uploads.form_of_parts(await held.enter_async_context(receive))
         else:
-            pick = partial(form_of, limit=limit)
-            form = await receive_json(request, limits[kind], within_s, pick)
+            pick = partial(uploads.form_of, limit=limit)
+            form = await uploads.receive_json(request, limits[kind], within_s, pick)
         if isinstance(form.image, str):
             # Whom another's server makes wait is counted apart.
             await held.aclose()
