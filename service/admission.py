@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from starlette.datastructures import Headers
 
-from jobs.connection import Command
+from jobs.connection import CircuitBreaker, Command, LoopClient, connect
 from jobs.errors import QueueUnavailable
 from jobs.idempotency import Idempotency
 from jobs.keys import KeyInfo, Keys, Scope
@@ -24,10 +24,9 @@ from jobs.settings import Settings
 from jobs.store import BlobStore
 from service.egress import Egress
 from service.listener import Listener
-from service.problems import AuthenticationError, ScopeError
+from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import ConcurrencyLimiter, RateLimits, address_key
-from service.readiness import StoreProbe
-from service.store_threads import StoreThreads
+from service.readiness import StoreProbe, StoreThreads
 
 # A revoked key works for at most this long.
 CACHE_S = 3.0
@@ -48,37 +47,40 @@ class Caller:
         return ANYONE if self.key is None else self.key.id
 
 
-@dataclass(frozen=True)
 class Services:
-    """`queue`, `store`, `keys`, `idempotency` block: routes use them in threads, the store in its
-    own.
+    """What an application has been running since its start; nothing is connected by making it.
+
+    `queue`, `store`, `keys`, `idempotency` block: routes use them in threads, the store in its own.
 
     `streams` are event streams, and uploads that wait for their job; `transfers` are uploads that
-    are received, and results that are sent; `fetches` are images that are fetched from elsewhere.
-    `readers` are threads that hold a whole body in JSON, twice.
+    are received, and results that are sent; `fetches` are images that are fetched from elsewhere,
+    and wait for others' servers. `readers` are threads that hold a whole body in JSON, twice.
     """
 
-    settings: Settings
-    redis: RedisProbe
-    queue: JobQueue
-    jobs: JobReader
-    store: BlobStore
-    store_threads: StoreThreads
-    store_probe: StoreProbe
-    keys: Keys
-    authenticator: Authenticator
-    idempotency: Idempotency
-    limits: RateLimits
-    listener: Listener
-    streams: ConcurrencyLimiter
-    transfers: ConcurrencyLimiter
-    fetches: ConcurrencyLimiter
-    egress: Egress
-    readers: CapacityLimiter
+    def __init__(self, settings: Settings, store: BlobStore, listener: Listener) -> None:
+        self.settings, self.store, self.listener = settings, store, listener
+        # One for everything: what one use of it learns of a Redis that hangs, all know.
+        breaker = CircuitBreaker()
+        self.connection = connect(settings, breaker=breaker)
+        self.client = LoopClient(settings, breaker)
+        self.redis = RedisProbe(self.connection, settings)
+        self.queue = JobQueue(settings, self.connection)
+        self.jobs = JobReader(self.client, self.queue)
+        self.store_threads, self.store_probe = StoreThreads(), StoreProbe(store)
+        self.keys = Keys(self.connection)
+        self.authenticator = Authenticator(self.keys, key_is_required=settings.access == "keys")
+        self.idempotency = Idempotency(self.connection)
+        self.limits = RateLimits(settings, self.client)
+        most, each, later = settings.max_transfers, settings.max_each, "try again later"
+        advice = "try again later, or ask for the job instead"
+        self.streams = ConcurrencyLimiter("streams", settings.max_streams, each, advice)
+        self.transfers = ConcurrencyLimiter("transfers", most, each, later)
+        self.fetches = ConcurrencyLimiter("fetches", most, each, later)
+        self.egress = Egress(settings)
+        self.readers = CapacityLimiter(2)
 
 
 def services_of(request: Request) -> Services:
-    """What the application of a request has been running since its start."""
     services: Services = request.state.services
     return services
 
@@ -154,8 +156,8 @@ async def admit(
 ) -> tuple[Caller, Any]:
     """The caller of a request that is counted, and the answer to a command for Redis.
 
-    Both take one call. Raises AuthenticationError, ScopeError for a key of another scope, HTTPError
-    for too many, QueueUnavailable.
+    Both take one call. Raises AuthenticationError, HTTPError for a key of another scope and for too
+    many, QueueUnavailable.
     """
     services = services_of(request)
     address = None if request.client is None else request.client.host
@@ -179,7 +181,10 @@ async def admit(
         None if command is None else command(caller),
     )
     if key is not None and key.scope not in ("all", scope):
-        raise ScopeError(f"The API key is for {key.scope} only; this needs one for {scope}.")
+        # RFC 6750, section 3.1.
+        fields = {"WWW-Authenticate": 'Bearer realm="stablesr", error="insufficient_scope"'}
+        detail = f"The API key is for {key.scope} only; this needs one for {scope}."
+        raise HTTPError("insufficient-scope", detail, fields)
     return caller, answer
 
 

@@ -13,26 +13,17 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from jobs import tracing
-from jobs.connection import CircuitBreaker, LoopClient, connect
 from jobs.errors import QueueUnavailable
-from jobs.idempotency import Idempotency
-from jobs.keys import Keys
 from jobs.maintenance import Maintenance
-from jobs.queue import JobQueue, JobReader
-from jobs.redis_probe import RedisProbe
 from jobs.settings import Settings
 from jobs.store import BlobStore
 from service import compat, problems
-from service.admission import Authenticator, Services
-from service.egress import Egress
+from service.admission import Services
 from service.listener import Listener
 from service.metrics import ServiceCollector, ServiceMetrics
 from service.middleware import RequestEnvelope
 from service.openapi import DescribedAPI
-from service.ratelimit import ConcurrencyLimiter, RateLimits
-from service.readiness import StoreProbe
-from service.routes import about, events, jobs, outputs, result, status, uploads, upscale
-from service.store_threads import StoreThreads
+from service.routes import about, events, jobs, result, status, upscale
 from service.webhooks import Sender
 
 log = structlog.stdlib.get_logger(__name__)
@@ -77,12 +68,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.listener = Listener(settings)
     app.state.metrics = ServiceMetrics()
-    for routes in (upscale, uploads, jobs, result, events, status, about):
+    for routes in (upscale, jobs, result, events, status, about):
         app.include_router(routes.router)
     for protocol in settings.protocols:
         app.include_router(compat.ROUTERS[protocol])
     if settings.protocols:
-        app.include_router(outputs.router)
+        app.include_router(compat.OUTPUTS)
     if origins := settings.allowed_origins:
         # Without credentials: keys are sent by the page's own code.
         app.add_middleware(
@@ -102,35 +93,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
     metrics: ServiceMetrics = app.state.metrics
     end_traces = tracing.start("stablesr-service")
     store = await run_sync(BlobStore.open, settings)
-    # One for everything: what one use of it learns of a Redis that hangs, all know.
-    breaker = CircuitBreaker()
-    connection = connect(settings, breaker=breaker)
-    client = LoopClient(settings, breaker)
-    redis = RedisProbe(connection, settings)
-    queue = JobQueue(settings, connection)
-    each = settings.max_each
-    services = Services(
-        settings=settings,
-        redis=redis,
-        queue=queue,
-        jobs=JobReader(client, queue),
-        store=store,
-        store_threads=StoreThreads(),
-        store_probe=StoreProbe(store),
-        keys=(keys := Keys(connection)),
-        authenticator=Authenticator(keys, key_is_required=settings.access == "keys"),
-        idempotency=Idempotency(connection),
-        limits=RateLimits(settings, client),
-        listener=app.state.listener,
-        streams=ConcurrencyLimiter(
-            "streams", settings.max_streams, each, "try again later, or ask for the job instead"
-        ),
-        transfers=ConcurrencyLimiter("transfers", settings.max_transfers, each, "try again later"),
-        # They wait for others' servers.
-        fetches=ConcurrencyLimiter("fetches", settings.max_transfers, each, "try again later"),
-        egress=Egress(settings),
-        readers=anyio.CapacityLimiter(2),
-    )
+    services = Services(settings, store, app.state.listener)
+    connection, redis = services.connection, services.redis
     sender = Sender(connection, settings, app.root_path, metrics.webhook_attempts, compat.MESSAGES)
     maintenance = Maintenance(connection, store, metrics.sweep)
     collector = ServiceCollector(connection, redis, services.streams, services.transfers)
@@ -144,13 +108,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Services]]:
             await run_sync(redis.look)
             tasks.start_soon(_every, settings.maintenance_s, redis.look)
             tasks.start_soon(_every, settings.maintenance_s, maintenance.run)
-            tasks.start_soon(_every, DEADLINES_S, queue.fail_overdue)
+            tasks.start_soon(_every, DEADLINES_S, services.queue.fail_overdue)
             yield {"services": services}
             tasks.cancel_scope.cancel()
     finally:
         metrics.registry.unregister(collector)
         await run_sync(connection.close)
-        await client.close()
+        await services.client.close()
         await run_sync(end_traces)
 
 

@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from jobs.formats import FORMATS
 from models.parameters import LOSSY
 from models.presets import PRESETS
+from service.image_source import IMAGE_FIELD, URL_FIELD
 from service.problems import PROBLEM_JSON, ProblemDetails
-from service.schema import JobView
-from service.spool import IMAGE_FIELD, URL_FIELD
-from service.uploads import FIELDS, FORM, JSON
+from service.schema import FIELDS, JobView
+from service.uploads import FORM, JSON
 
 TEMPLATE = "#/components/schemas/{model}"
 # What the same status says at most routes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import structlog
@@ -101,14 +101,6 @@ class AuthenticationError(HTTPError):
         super().__init__("unauthorized", detail, {"WWW-Authenticate": challenge})
 
 
-class ScopeError(HTTPError):
-    """A key that may not do this (RFC 6750, section 3.1)."""
-
-    def __init__(self, detail: str) -> None:
-        challenge = 'Bearer realm="stablesr", error="insufficient_scope"'
-        super().__init__("insufficient-scope", detail, {"WWW-Authenticate": challenge})
-
-
 class InvalidParameters(HTTPError):
     """`errors` lists the faults: field, detail, and minimum, maximum or allowed."""
 
@@ -118,6 +110,11 @@ class InvalidParameters(HTTPError):
         faults = (f"{error['field']} {error['detail']}".strip() for error in errors)
         detail = detail or "; ".join(faults) + "."
         super().__init__("invalid-parameters", detail, errors=[dict(error) for error in errors])
+
+    @classmethod
+    def of(cls, field: str, detail: str) -> Self:
+        """One fault."""
+        return cls([{"field": field, "detail": detail}])
 
 
 class FieldError(BaseModel):

@@ -1,16 +1,54 @@
-"""A job and its neighbours as clients see them: `jobs.schema` without the result's key in the
-store, the worker's name and whose job it is."""
+"""What clients send and see: the form's fields; a job and its neighbours, as `jobs.schema` without
+the result's key in the store, the worker's name and whose job it is."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from jobs.schema import ImageInfo, Job, JobState, Progress, Timings
+from jobs.job_store import QUEUE_TTL_S
+from jobs.schema import ImageInfo, Job, JobState, Priority, Progress, Timings
 from models.layout import Layout
 from models.parameters import UpscaleParameters
+from models.presets import PRESETS
+from service.egress import LONGEST_URL
+
+
+class FormFields(UpscaleParameters):
+    """All fields beside the image: the parameters, and those on which no pixel depends."""
+
+    webhook_url: Annotated[str, StringConstraints(strip_whitespace=True)] = Field(
+        "",
+        max_length=LONGEST_URL,
+        description="Told of the job's end with a POST (Standard Webhooks): https, and a host on "
+        "the public internet. Needs an API key, whose `whsec_` secret signs it",
+        json_schema_extra={"format": "webhook-url"},
+    )
+    priority: Priority = Field("normal", description="low: starts when no normal job waits")
+    expires_in: int | None = Field(
+        None, ge=1, le=QUEUE_TTL_S, description="Seconds after which the job fails if not ended"
+    )
+
+
+def _form_fields() -> dict[str, dict[str, Any]]:
+    fields: dict[str, dict[str, Any]] = FormFields.model_json_schema()["properties"]
+    fields["preset"]["enum"] = list(PRESETS)
+    for name in ("steps", "fidelity_weight", "preset", "webhook_url"):
+        # Their defaults are the preset's and the server's own, or none.
+        fields[name].pop("default", None)
+    for name in ("eta", "expires_in", "width", "height", "megapixels", "page", "quality"):
+        # A form has no null: what is left out is not sent.
+        fields[name] |= fields[name].pop("anyOf")[0]
+        fields[name].pop("default")
+    fields["seed"]["description"] = "Drawn when left out; the same seed gives the same image"
+    fields["steps"]["description"] = "Denoising steps; the preset's number when left out"
+    return fields
+
+
+FIELDS = _form_fields()
+"""The form's fields beside the image, by name, as JSON schemas."""
 
 
 class ResultView(BaseModel):

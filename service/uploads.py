@@ -1,32 +1,38 @@
-"""Receives a multipart form: counted while it streams, spooled to a file, its fields checked.
-JSON comes by `service.json_body`, whose fields are checked here too.
+"""Receives a multipart form, or a JSON object in its place: counted while it streams, spooled to a
+file, its fields checked.
 
 From its first megabyte on the file is an unnamed temporary one (in TMPDIR), gone whatever happens
 to this process. Unknown fields are refused, because a misspelt `fidelity_weigth` would silently do
 nothing. An empty value counts as left out: so an HTML form sends an empty input.
+
+An image in JSON is base64, a third more than its bytes. So the body waits in a temporary file too,
+is read once, and only a few bodies at a time are in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import json
+import math
+import mmap
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import IO, Annotated, Any
+from typing import IO, Any, TypeVar
 
 import anyio
-from pydantic import Field, JsonValue, StringConstraints, ValidationError
+from anyio.to_thread import run_sync
+from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from jobs.job_store import QUEUE_TTL_S
-from jobs.schema import Priority
-from models.parameters import UpscaleParameters
-from models.presets import PRESETS
-from service.egress import LONGEST_URL
+from service import image_source
+from service.admission import services_of
+from service.image_source import IMAGE_FIELD, URL_FIELD, no_room, open_image, too_large
 from service.problems import HTTPError, InvalidParameters
-from service.spool import IMAGE_FIELD, URL_FIELD, no_room, open_image, too_large
+from service.schema import FIELDS, FormFields
 
 FORM, JSON = "multipart/form-data", "application/json"
 # A parameter is a number or a word.
@@ -34,63 +40,21 @@ MAX_FIELD_BYTES = 16 * 1024
 MAX_FIELDS = 64
 # A connection that sends nothing for this long is given up, so that it cannot hold its place.
 STALL_S = 30.0
+# Of JSON, what is beside the image.
+FIELDS_BYTES = 64 * 1024
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (int, float),
+    "integer": (int, float),
+}
 
-
-class FormFields(UpscaleParameters):
-    """All fields beside the image: the parameters, and those on which no pixel depends."""
-
-    webhook_url: Annotated[str, StringConstraints(strip_whitespace=True)] = Field(
-        "",
-        max_length=LONGEST_URL,
-        description="Told of the job's end with a POST (Standard Webhooks): https, and a host on "
-        "the public internet. Needs an API key, whose `whsec_` secret signs it",
-        json_schema_extra={"format": "webhook-url"},
-    )
-    priority: Priority = Field("normal", description="low: starts when no normal job waits")
-    expires_in: int | None = Field(
-        None, ge=1, le=QUEUE_TTL_S, description="Seconds after which the job fails if not ended"
-    )
-
-    @property
-    def parameters(self) -> UpscaleParameters:
-        """What the pixels depend on."""
-        values = {name: getattr(self, name) for name in UpscaleParameters.model_fields}
-        return UpscaleParameters.model_construct(**values)
-
-
-def _fields() -> dict[str, dict[str, Any]]:
-    fields: dict[str, dict[str, Any]] = FormFields.model_json_schema()["properties"]
-    fields["preset"]["enum"] = list(PRESETS)
-    for name in ("steps", "fidelity_weight", "preset", "webhook_url"):
-        # Their defaults are the preset's and the server's own, or none.
-        fields[name].pop("default", None)
-    for name in ("eta", "expires_in", "width", "height", "megapixels", "page", "quality"):
-        # A form has no null: what is left out is not sent.
-        fields[name] |= fields[name].pop("anyOf")[0]
-        fields[name].pop("default")
-    fields["seed"]["description"] = "Drawn when left out; the same seed gives the same image"
-    fields["steps"]["description"] = "Denoising steps; the preset's number when left out"
-    return fields
-
-
-FIELDS = _fields()
-"""The form's fields beside the image, by name, as JSON schemas."""
-
-
-@dataclass(frozen=True)
-class Upload:
-    """An image in an open file, and every other field by name; the URL it was fetched from."""
-
-    file: IO[bytes]
-    filename: str | None
-    fields: Mapping[str, str]
-    url: str = ""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Form:
     """A form as received: the image's open file or its address, and the other fields; `field` is
-    the one with the image."""
+    what its protocol calls the one with the image."""
 
     image: IO[bytes] | str
     fields: dict[str, str]
@@ -128,13 +92,6 @@ def check_head(request: Request, limits: Mapping[str, int]) -> str:
     if length.isdecimal() and int(length) > limits[kind]:
         raise too_large(limits[kind])
     return kind
-
-
-@asynccontextmanager
-async def receive_form(request: Request, limit: int, within_s: float) -> AsyncIterator[Form]:
-    """The form of a request; raises InvalidParameters too, for what `form_of_parts` refuses."""
-    async with receive_parts(request, limit, within_s) as parts:
-        yield form_of_parts(parts)
 
 
 @asynccontextmanager
@@ -227,6 +184,92 @@ def form_of_parts(form: FormData) -> Form:
         return Form(image.file, texts, image.filename)
     # A field is short, and so is an image in it.
     return Form(open_image(str(url), MAX_FIELD_BYTES, URL_FIELD), texts, field=URL_FIELD)
+
+
+def json_limit(max_upload_bytes: int) -> int:
+    """The most bytes of a body whose image has at most so many."""
+    return math.ceil(max_upload_bytes / 3) * 4 + FIELDS_BYTES
+
+
+async def receive_json(
+    request: Request, limit: int, within_s: float, pick: Callable[[dict[str, JsonValue]], T]
+) -> T:
+    """What `pick` makes of the object that is a request's body, of at most `limit` bytes.
+
+    It is called in the thread that reads the body, and should keep no image's text: only so many
+    are in memory. Raises UploadTooLarge; HTTPError for a body that stalls or is not one JSON object
+    in UTF-8, in which each name comes once; StoreUnavailable without room for temporary files.
+    """
+    with tempfile.SpooledTemporaryFile(max_size=image_source.SPOOLED_BYTES) as file:
+        await image_source.spool(pieces(request, limit, within_s), file)
+        return await run_sync(lambda: pick(_read(file)), limiter=services_of(request).readers)
+
+
+def _read(file: IO[bytes]) -> dict[str, JsonValue]:
+    try:
+        if file.seek(0, 2) == 0:
+            raise ValueError("it has 0 bytes")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            text = str(data, "utf-8")
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+    # UnicodeDecodeError and JSONDecodeError among them; and what is nested without an end.
+    except (ValueError, RecursionError) as error:
+        raise HTTPError("malformed-json", f"The body cannot be read as JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise HTTPError("malformed-json", "The body must be a JSON object with the form's fields.")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:80]!r} comes twice in an object")
+    return values
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def form_of(document: Mapping[str, Any], limit: int) -> Form:
+    """The form that an object stands for, whose image has at most `limit` bytes, or is an open file
+    already; null is as left out. Raises InvalidParameters for a wrong type, and as `open_image`
+    does."""
+    values = {name: value for name, value in document.items() if value is not None}
+    image, url = values.pop(IMAGE_FIELD, None), values.pop(URL_FIELD, None)
+    errors = source_faults(image, url, "base64")
+    for name, source in ((IMAGE_FIELD, image), (URL_FIELD, url)):
+        if source is not None and not (isinstance(source, str) or hasattr(source, "read")):
+            errors.append({"field": name, "detail": "must be a string"})
+    errors += [
+        fault(name, json.dumps(value))
+        for name, value in values.items()
+        if name in FIELDS and not _fits(value, FIELDS[name])
+    ]
+    if errors:
+        raise InvalidParameters(errors)
+    source, field = (url, URL_FIELD) if image is None else (image, IMAGE_FIELD)
+    fields = {name: _text(value) for name, value in values.items()}
+    if isinstance(source, str):
+        source = open_image(source, limit, field)
+    return Form(source, fields, field=field)
+
+
+def _fits(value: JsonValue, field: Mapping[str, Any]) -> bool:
+    """Whether a value has the type of its field, or is one of its words: unlike in a form, an empty
+    one is none."""
+    # In Python true is a number.
+    is_typed = isinstance(value, _TYPES[field["type"]]) and not isinstance(value, bool)
+    return is_typed and value in field.get("enum", [value])
+
+
+def _text(value: JsonValue) -> str:
+    """As a form would say it: 4 for 4.0, which JSON does not distinguish."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def source_faults(image: object, url: object, kind: str) -> list[dict[str, JsonValue]]:

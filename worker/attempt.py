@@ -21,8 +21,8 @@ from models.pipeline import StableSR
 from models.sampling import Step
 from worker.device_lock import DeviceLock
 from worker.engine import Engine
+from worker.heartbeat import Feed, Watchdog
 from worker.metrics import WorkerMetrics
-from worker.watchdog import Feed, Watchdog
 
 # Seconds between two writes of progress, between two looks while waiting, and before trying again
 # a Redis that did not answer: for progress, and for what must be written.

@@ -3,7 +3,7 @@
 RQ's own workers fork for each job (CUDA does not survive that), load the model anew for each, or
 (SimpleWorker) run the job where the loop runs, but without a heartbeat meanwhile. This one is a
 SimpleWorker whose lease on a job is kept by `worker.heartbeat`, whose time limits are kept between
-steps (`Attempt.check`) and by `worker.watchdog`, and whose maintenance is `jobs.rq_adapter`'s.
+steps (`Attempt.check`) and by its watchdog, and whose maintenance is `jobs.rq_adapter`'s.
 """
 
 from __future__ import annotations

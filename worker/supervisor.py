@@ -5,7 +5,7 @@ loops run in threads and cannot have signal handlers of their own. Exit codes:
 
     0   asked to end, by a signal or `stablesr drain`
     1   not started: the last log line says why
-    70  a call stalled (`worker.watchdog`); start it again
+    70  a call stalled (`worker.heartbeat`); start it again
     71  the device failed; start it again
 
 Where starting again would not help, because the device does not compute or the weights cannot be
@@ -53,10 +53,9 @@ from worker.device import (
     weights_stamp,
 )
 from worker.device import load as load_model
-from worker.heartbeat import PeriodicThread, Registration, try_to
+from worker.heartbeat import PeriodicThread, Registration, end_process, try_to
 from worker.metrics import WorkerMetrics
 from worker.slot import Slot, SlotWorker
-from worker.watchdog import end_process
 
 DRAIN = "drain"
 """The reason to end that waits for the jobs in hand"""

@@ -10,7 +10,7 @@
     LeaseLost                                   of another attempt, which alone may write
 
 A further attempt, after a pause, may mend a blob that cannot be read or written, memory that ran
-out, and a lost device; a store or a Redis that is away is waited for (`worker.outage`). How many
+out, and a lost device; a store or a Redis that is away is waited for (`outlast`). How many
 attempts there are `STABLESR_RETRY_PAUSES_S` says; those that a lost worker cost count as well
 (`jobs.rq_adapter.on_failure`), those that were interrupted do not.
 
@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import TypeVar
 
 import structlog
 import torch
@@ -47,7 +50,7 @@ from jobs.errors import (
 )
 from jobs.image_file import RESULT_TYPES, check_output
 from jobs.schema import Job, ResultInfo, Stage
-from jobs.store import file_fields, input_key, result_key
+from jobs.store import BlobStore, file_fields, input_key, result_key
 from models.errors import InvalidOption, MissingTextTower, NotEnoughMemory, NotFinite, ScratchFull
 from models.geometry import output_size
 from models.memory import is_out_of_memory
@@ -56,9 +59,15 @@ from worker.device import is_device_lost
 from worker.device_lock import DeviceTaken
 from worker.engine import EngineBroken
 from worker.images import DecodedImage, Metadata, decode, metadata_of, rows_of, write
-from worker.outage import outlast
 
 OPEN_FILES = Path("/proc/self/fd")
+# Between two trials of a store that is away, doubled each time; between two looks at the job
+# meanwhile.
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+LOOK_S = 0.1
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -299,3 +308,60 @@ def _problem(error: Exception) -> Problem:
         "The worker could not finish the job because of a fault of its own; "
         "its log says more under the job's id."
     ).problem()
+
+
+def outlast(attempt: Attempt, call: Callable[[str], T], key: str) -> T:
+    """What `call(key)` gives, once the store works; for use within a stage of the attempt.
+
+    A call of the store that fails says little: the store may be away, or only this blob unreadable.
+    So a trial blob is written beside it. Where that works, the call is repeated once and then fails
+    for good; where it does not, the job waits with what it has, however long it takes, and spends
+    no attempt.
+
+    Raises:
+        StoreUnavailable: the store works, but not for this blob.
+        Interruption: the process is asked to leave meanwhile.
+        What `call` raises otherwise, and `Attempt.poll`.
+    """
+    is_repeated = False
+    while True:
+        try:
+            return call(key)
+        except StoreUnavailable as error:
+            if (reason := _fault(attempt.process.store, key)) is not None:
+                _wait(attempt, key, reason)
+            elif is_repeated:
+                raise
+            else:
+                log.warning("store failed", job=attempt.job_id, reason=error.detail)
+                is_repeated = True
+
+
+def _fault(store: BlobStore, key: str) -> str | None:
+    """Why no blob can be written beside this one, or None where it can."""
+    trial = f"{key.partition('/')[0]}/try-{secrets.token_hex(8)}"
+    try:
+        store.put(trial, b"1")
+        store.delete(trial)
+    except StoreUnavailable as error:
+        return error.detail
+    return None
+
+
+def _wait(attempt: Attempt, key: str, reason: str) -> None:
+    process = attempt.process
+    process.metrics.store_outages.inc()
+    log.warning("image store is away, the job waits", job=attempt.job_id, reason=reason)
+    start, pause = time.monotonic(), FIRST_PAUSE_S
+    with attempt.awaiting_store():
+        while True:
+            end = time.monotonic() + pause
+            while time.monotonic() < end:
+                if process.leaving.wait(LOOK_S):
+                    raise Interruption(f"Job {attempt.job_id} goes back to the queue.")
+                attempt.poll()
+            if _fault(process.store, key) is None:
+                break
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+    seconds = round(time.monotonic() - start, 1)
+    log.info("image store is back, the job goes on", job=attempt.job_id, seconds=seconds)

@@ -13,17 +13,18 @@ from fastapi import APIRouter
 
 from jobs.schema import Job
 
-from . import a1111, cog, fal, openai, replicate
+from . import a1111, fal, openai, protocol, replicate
 
+OUTPUTS = protocol.outputs
 ROUTERS: Mapping[str, APIRouter] = {
     "replicate": replicate.router,
-    "cog": cog.router,
+    "cog": replicate.cog,
     "a1111": a1111.router,
     "fal": fal.router,
     "openai": openai.router,
 }
 MESSAGES: Mapping[str, Callable[[Job, str, str], Any]] = {
     "replicate": replicate.prediction,
-    "cog": cog.prediction,
+    "cog": replicate.cog_prediction,
 }
 """What webhooks tell of a job; from it, the service's address, and the secret of its owner."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -17,9 +18,8 @@ from models.presets import PRESETS
 from service import waiting
 from service.admission import Caller, ReaderDep, Services, services_of
 from service.compat.protocol import Values, fault
-from service.intake import Intake, SizedIntake
 from service.readiness import Serving
-from service.routes import outputs
+from service.submission import Intake
 
 NAME = "a1111"
 NEUTRAL: dict[str, JsonValue] = {
@@ -56,7 +56,7 @@ async def _submit(intake: Intake, image: JsonValue, values: Values) -> Job:
         del source["upscaling_resize"]
         size = _side(values, "upscaling_resize_w"), _side(values, "upscaling_resize_h")
         exact = values.get("upscaling_crop", True) is not False
-        intake = SizedIntake(**vars(intake), size=size, exact=exact)
+        intake = replace(intake, size=size, exact=exact)
     elif mode != 0:
         raise fault("resize_mode", f"must be 0, a factor, or 1, a size; got {str(mode)[:80]}")
     ours: Values = {"preset": preset, "expires_in": waiting.patience(intake.services)}
@@ -100,10 +100,10 @@ async def _upscale(request: Request, *, is_batch: bool) -> Response:
             await waiting.cancel(services, *jobs)
             raise
     jobs = await waiting.ends_of(request, intake.origin.client, *jobs)
-    marks = [outputs.mark(waiting.check_success(job).id) for job in jobs]
+    marks = [protocol.mark(waiting.check_success(job).id) for job in jobs]
     content: dict[str, Any] = {"images": marks} if is_batch else {"image": marks[0]}
     content["html_info"] = f"<p>Seed: {', '.join(str(job.seed) for job in jobs)}</p>"
-    return await outputs.inline(services, intake.origin.client, content, *jobs)
+    return await protocol.inline(services, intake.origin.client, content, *jobs)
 
 
 async def _jobs(services: Services, caller: Caller) -> list[Job]:

@@ -16,10 +16,9 @@ from jobs.schema import Job, JobState
 from service import waiting
 from service.admission import services_of
 from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
-from service.intake import Intake
 from service.problems import HTTPError
-from service.routes import outputs
 from service.routes.jobs import retry_after
+from service.submission import Intake
 
 router = protocol.router("fal", protocol.field_list("body"), prefix="/fal")
 BODY = protocol.body(image_url={"type": "string", "description": "An address, or a data URI"})
@@ -40,7 +39,7 @@ async def _submit(request: Request, preset: str, limit: int | None = None) -> tu
 
 
 def _status(request: Request, job: Job) -> dict[str, Any]:
-    here = f"{outputs.base_of(request)}/fal/queue/{OWNER}/{job.preset}/requests/{job.id}"
+    here = f"{protocol.base_of(request)}/fal/queue/{OWNER}/{job.preset}/requests/{job.id}"
     urls = {"response_url": here, "status_url": f"{here}/status", "cancel_url": f"{here}/cancel"}
     content: dict[str, Any] = {"request_id": job.id, **urls, "status": "COMPLETED", "logs": []}
     if job.state is JobState.QUEUED:
@@ -58,8 +57,8 @@ async def _result(request: Request, job: Job) -> Response:
     result = waiting.check_success(job).result
     assert result is not None
     image = {
-        **{"url": await outputs.address_of(request, job), "content_type": result.media_type},
-        **{"file_name": outputs.file_name(result.media_type), "file_size": result.bytes},
+        **{"url": await protocol.address_of(request, job), "content_type": result.media_type},
+        **{"file_name": protocol.file_name(result.media_type), "file_size": result.bytes},
         **{"width": result.width, "height": result.height},
     }
     headers = {"x-fal-request-id": job.id}

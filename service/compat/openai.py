@@ -16,10 +16,10 @@ from starlette.datastructures import FormData
 import service.compat.protocol as protocol
 from jobs.schema import Job
 from service import waiting
+from service.admission import services_of
 from service.compat.protocol import OWNER, fault, preset_of
-from service.intake import Intake, SizedIntake
-from service.routes import outputs
-from service.uploads import FORM, check_head, form_of_parts, receive_parts
+from service.submission import Intake
+from service.uploads import FORM, form_of_parts, receive_parts
 
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 DEFAULTS = {"n": "1", "background": "auto", "quality": "auto", "stream": "false"}
@@ -43,22 +43,21 @@ BODY = {"requestBody": {"required": True, "content": {FORM: {"schema": _FORM}}}}
 @router.post("/edits", openapi_extra=BODY)
 async def edit_image(request: Request) -> Response:
     """`model` is a preset; `prompt` may be empty. A client that leaves cancels its job."""
-    intake = await Intake.of(request)
-    settings, limit = intake.services.settings, intake.services.settings.max_upload_bytes
-    check_head(request, {FORM: limit})
-    await intake.check_room()
-    with intake.slot():
-        reception = receive_parts(request, limit, settings.upload_timeout_s, max_files=16)
-        async with reception as parts:
-            job, as_url = await _submit(intake, parts)
+    settings = services_of(request).settings
+    limit, within_s = settings.max_upload_bytes, settings.upload_timeout_s
+    async with (
+        Intake.open(request, {FORM: limit}) as (intake, _),
+        receive_parts(request, limit, within_s, max_files=16) as parts,
+    ):
+        job, as_url = await _submit(intake, parts)
     [job] = await waiting.ends_of(request, intake.origin.client, job)
     content = {"created": int(waiting.check_success(job).created_at.timestamp())}
     if as_url:
-        url = await outputs.address_of(request, job)
+        url = await protocol.address_of(request, job)
         return JSONResponse({**content, "data": [{"url": url}]})
-    data = [{"b64_json": outputs.mark(job.id)}]
+    data = [{"b64_json": protocol.mark(job.id)}]
     client = intake.origin.client
-    return await outputs.inline(intake.services, client, {**content, "data": data}, job)
+    return await protocol.inline(intake.services, client, {**content, "data": data}, job)
 
 
 async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
@@ -81,7 +80,7 @@ async def _submit(intake: Intake, parts: FormData) -> tuple[Job, bool]:
         sides = _SIZE.fullmatch(size)
         if sides is None:
             raise fault("size", f"must be auto or WIDTHxHEIGHT; got {size[:80]}")
-        intake = SizedIntake(**vars(intake), size=(int(sides[1]), int(sides[2])))
+        intake = replace(intake, size=(int(sides[1]), int(sides[2])))
     with protocol.names_of({"quality": "output_compression", "scale": "size"}):
-        job, _ = await intake.submit(form.image, fields, form.filename, form.field)
+        job, _ = await intake.submit(replace(form, fields=fields))
     return job, kind == "url"

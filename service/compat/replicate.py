@@ -1,6 +1,9 @@
 """Replicate's HTTP API: predictions, models, files, webhooks (replicate of PyPI and npm).
 
 A file that is handed in goes back as a data URI, which the clients put into the input.
+
+And the API of a Cog container: POST and PUT /predictions, their cancel, /health-check. An output is
+a data URI there where its request waited, and else an address.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pydantic import JsonValue
 from starlette.datastructures import UploadFile
 
 import service.compat.protocol as protocol
+from jobs.errors import QueueFull, QueueUnavailable
 from jobs.listing import Cursor
 from jobs.schema import ANYONE, Job, JobState
 from models.presets import PRESETS
@@ -28,14 +32,18 @@ from service.admission import ReaderDep, admit, services_of
 from service.compat.protocol import OWNER, JobDep, Values, fault, preset_of
 from service.problems import AuthenticationError, HTTPError
 from service.ratelimit import TooManyOpen
-from service.routes import outputs
-from service.uploads import FIELDS, FORM, check_head, receive_parts
+from service.readiness import Serving
+from service.routes.status import shared
+from service.schema import FIELDS
+from service.uploads import FORM, check_head, receive_parts
 
 router = protocol.router("replicate", prefix="/v1")
+cog = protocol.router("cog", protocol.field_list("body", "input"))
 
 STATUSES = {JobState.QUEUED: "starting", JobState.EXPIRED: "succeeded"}
 INPUT = {"type": "object", "description": "image, and the fields of `POST /upscale`"}
 BODY = protocol.body("input", input=INPUT, version={"type": "string"}, webhook={"type": "string"})
+COG_BODY = protocol.body("input", input=INPUT, webhook={"type": "string"})
 
 
 def version_of(preset: str) -> str:
@@ -44,7 +52,7 @@ def version_of(preset: str) -> str:
 
 
 def details(job: Job) -> dict[str, Any]:
-    """What Replicate and Cog say of a job alike; its progress is as tqdm's, which clients read."""
+    """What both say of a job alike; its progress is as tqdm's, which clients read."""
     now, timings, logs = job.progress, job.timings, ""
     if now and now.steps:
         bar = "█" * (10 * now.step // now.steps)
@@ -66,15 +74,15 @@ def prediction(job: Job, base: str, secret: str) -> dict[str, Any]:
     model = {"model": f"{OWNER}/{job.preset}", "version": version_of(job.preset)}
     return {
         **{"id": job.id, **model, **details(job)},
-        "output": outputs.address(job, base, secret),
+        "output": protocol.address(job, base, secret),
         "urls": {"get": here, "cancel": f"{here}/cancel"},
     }
 
 
 async def _answer(request: Request, job: Job, status: int = 200) -> Response:
     # Those who poll need none before there is an output.
-    secret = await outputs.secret_of(services_of(request), job.owner) if job.result else ""
-    return JSONResponse(prediction(job, outputs.base_of(request), secret), status)
+    secret = await protocol.secret_of(services_of(request), job.owner) if job.result else ""
+    return JSONResponse(prediction(job, protocol.base_of(request), secret), status)
 
 
 def inputs(document: Values, *names: str) -> tuple[Values, JsonValue]:
@@ -109,7 +117,7 @@ async def _create(request: Request, preset: str | None) -> Response:
     async with protocol.receive(request) as (intake, document):
         preset = preset or _preset_of_version(document.get("version"))
         values, webhook = inputs(document, "version")
-        name = f"replicate {outputs.base_of(request)}"
+        name = f"replicate {protocol.base_of(request)}"
         ours = {"preset": preset, "webhook_url": webhook}
         job = await protocol.submit(intake, values, name, ours)
     services = intake.services
@@ -135,10 +143,10 @@ async def list_predictions(
     request: Request, caller: ReaderDep, cursor: Annotated[str | None, Query(max_length=200)] = None
 ) -> Response:
     """The jobs of the asking key, newest first."""
-    services, base = services_of(request), outputs.base_of(request)
+    services, base = services_of(request), protocol.base_of(request)
     after = None if cursor is None else Cursor.parse(cursor)
     page = await run_sync(partial(services.queue.page, caller.owner, limit=20, cursor=after))
-    secret = await outputs.secret_of(services, caller.owner)
+    secret = await protocol.secret_of(services, caller.owner)
     following = page.next and f"{base}/v1/predictions?{urlencode({'cursor': str(page.next)})}"
     results = [prediction(job, base, secret) for job in page.jobs]
     return JSONResponse({"results": results, "next": following, "previous": None})
@@ -177,7 +185,7 @@ async def get_model(request: Request, owner: str, name: str, caller: ReaderDep) 
     """A preset; its owner is `stablesr`."""
     preset = PRESETS[preset_of(owner, name)]
     content = {
-        "url": f"{outputs.base_of(request)}/models",
+        "url": f"{protocol.base_of(request)}/models",
         **{"owner": owner, "name": name, "description": preset.title},
         **{"visibility": "private", "license_url": preset.licence_url, "run_count": 0},
         "latest_version": _version(name),
@@ -199,7 +207,7 @@ async def get_webhook_secret(request: Request, caller: ReaderDep) -> Response:
     """What the webhooks of the asking key are signed with."""
     if caller.owner == ANYONE:
         raise AuthenticationError("Only an API key has a secret, which signs its webhooks.")
-    return JSONResponse({"key": await outputs.secret_of(services_of(request), caller.owner)})
+    return JSONResponse({"key": await protocol.secret_of(services_of(request), caller.owner)})
 
 
 @router.post("/files", status_code=201)
@@ -220,7 +228,80 @@ async def create_file(request: Request) -> Response:
             **{"id": uuid.uuid4().hex, "etag": "", "checksums": {}, "metadata": {}},
             **{"name": file.filename, "content_type": file.content_type, "size": file.size},
             **{"created_at": now, "expires_at": now},
-            "urls": {"get": f"data:application/octet-stream;base64,{outputs.mark('content')}"},
+            "urls": {"get": f"data:application/octet-stream;base64,{protocol.mark('content')}"},
         }
-        pieces = {outputs.mark("content"): (iter(partial(file.file.read, 1 << 20), b""), file.size)}
-        return outputs.splice(services.store_threads, content, pieces, stack.pop_all(), 201)
+        pieces = {
+            protocol.mark("content"): (iter(partial(file.file.read, 1 << 20), b""), file.size)
+        }
+        return protocol.splice(services.store_threads, content, pieces, stack.pop_all(), 201)
+
+
+def cog_prediction(job: Job, base: str, secret: str, name: JsonValue = None) -> dict[str, Any]:
+    """A job as a prediction; `name` is the client's own id for it."""
+    return {"id": name or job.id, **details(job), "output": protocol.address(job, base, secret)}
+
+
+@cog.post("/predictions", openapi_extra=COG_BODY)
+async def predict(request: Request) -> Response:
+    """Answers when the job has ended; with `Prefer: respond-async` at once, with 202."""
+    return await _predict(request, None)
+
+
+@cog.put("/predictions/{name}", openapi_extra=COG_BODY)
+async def predict_once(request: Request, name: str) -> Response:
+    """The same request again, under the same id, finds the same job."""
+    return await _predict(request, name)
+
+
+async def _predict(request: Request, name: str | None) -> Response:
+    is_async = "respond-async" in waiting.preferences(request.headers)
+    base = protocol.base_of(request)
+    async with protocol.receive(request, name and f"cog {name}") as (intake, document):
+        services = intake.services
+        if (own_id := document.get("id") or name) != (name or own_id):
+            raise fault("id", f"must be that of the path, {name}, or left out")
+        values, webhook = inputs(document, "id", "created_at")
+        # The same request, waiting or not, is the same job.
+        limit = None if is_async or name else waiting.patience(services)
+        ours = {"webhook_url": webhook, "expires_in": limit}
+        job = await protocol.submit(intake, values, f"cog {base}", ours)
+    secret = await protocol.secret_of(services, job.owner)
+    if is_async:
+        return JSONResponse(cog_prediction(job, base, secret, own_id), 202)
+    if name is None:
+        [job] = await waiting.ends_of(request, intake.origin.client, job)
+    else:
+        job = await waiting.wait_for_end(request, services, job, 10 * waiting.patience(services))
+    content = cog_prediction(job, base, secret, own_id)
+    if job.state is not JobState.SUCCEEDED or job.result is None:
+        return JSONResponse(content)
+    content["output"] = f"data:{job.result.media_type};base64,{protocol.mark(job.id)}"
+    return await protocol.inline(services, intake.origin.client, content, job)
+
+
+@cog.post("/predictions/{name}/cancel")
+async def cancel(request: Request, name: str, caller: ReaderDep) -> Response:
+    """By the client's own id, or the job's."""
+    services = services_of(request)
+    job_id = await run_sync(services.idempotency.job_id, caller.owner, f"cog {name}") or name
+    await waiting.cancel(services, await services.jobs.get(job_id, caller.owner))
+    return JSONResponse({})
+
+
+@cog.get("/health-check")
+@shared
+async def health_check(request: Request) -> dict[str, Any]:
+    """Always 200; `status` says how the service is."""
+    services = services_of(request)
+    preset = services.settings.preset
+    try:
+        capacity = await run_sync(services.queue.capacity)
+        services.queue.check_room(preset, capacity.lengths[preset])
+    except QueueFull:
+        return {"status": "BUSY"}
+    except QueueUnavailable:
+        return {"status": "UNHEALTHY"}
+    serving = Serving(capacity.workers)
+    if reason := serving.reasons.get(preset):
+        return {"status": "SETUP_FAILED", "setup": {"status": "failed", "logs": reason}}
+    return {"status": "READY" if preset in serving.available else "STARTING"}

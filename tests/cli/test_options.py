@@ -10,10 +10,9 @@ from typer.models import OptionInfo
 
 from cli.options import UpscaleOptions
 from models.parameters import UpscaleParameters
+from service.image_source import IMAGE_FIELD, URL_FIELD
 from service.openapi import UPLOAD_BODY
-from service.schema import JobView
-from service.spool import IMAGE_FIELD, URL_FIELD
-from service.uploads import FormFields
+from service.schema import FormFields, JobView
 from stablesr_client import Parameters
 
 

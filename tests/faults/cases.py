@@ -26,7 +26,7 @@ from tests.faults.house import House, Job, png, until
 from tests.faults.worker import PLACES
 from tests.faults.workers import clocks_apart, drained, redis_away_long, store_away
 from tests.worker.double import CRASH, HANG_ONCE
-from worker.watchdog import EXIT_STALLED
+from worker.heartbeat import EXIT_STALLED
 
 AGAIN_S = 30.0
 """A job whose worker was killed must be running again within this."""

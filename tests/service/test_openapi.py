@@ -12,8 +12,7 @@ from jobs.settings import Settings
 from models.parameters import UpscaleParameters
 from service.app import create_app
 from service.problems import STATUSES, ProblemDetails, titles
-from service.schema import JobView, ReadyView
-from service.uploads import FormFields
+from service.schema import FormFields, JobView, ReadyView
 from tests.service.harness import FakeWorker
 from tests.service.pictures import picture
 

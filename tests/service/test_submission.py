@@ -266,8 +266,8 @@ def test_a_key_whose_process_died_is_free_again_after_a_while(
 ) -> None:
     with monkeypatch.context() as patched:
         # The process dies: nothing that it would do afterwards is done.
-        patched.setattr("service.submission._release", lambda *_: None)
-        patched.setattr("service.submission._forget", lambda *_: None)
+        patched.setattr("service.submission.Intake._release", lambda *_: None)
+        patched.setattr("service.submission.Intake._forget", lambda *_: None)
         patched.setattr(JobQueue, "submit", lambda *_: 1 / 0)
         with structlog.testing.capture_logs():
             assert post(client).status_code == 500

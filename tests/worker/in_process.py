@@ -13,9 +13,9 @@ from models.pipeline import StableSR
 from tests.worker.double import Double
 from tests.worker.processes import House
 from worker.attempt import Attempt, Process
+from worker.heartbeat import end_process
 from worker.metrics import WorkerMetrics
 from worker.tasks import upscale
-from worker.watchdog import end_process
 
 
 @contextmanager

@@ -30,8 +30,8 @@ from tests.worker.double import (
     OUT_OF_MEMORY,
 )
 from tests.worker.processes import House, WorkerProcess, png, wait_for
+from worker.heartbeat import EXIT_STALLED
 from worker.supervisor import EXIT_DEVICE_LOST, main
-from worker.watchdog import EXIT_STALLED
 
 PRESET = "stablesr-512"
 

@@ -1,8 +1,10 @@
-"""POST /upscale: which images and parameters become a job, and which are refused."""
+"""POST /upscale: which images and parameters become a job, and which are refused. POST /uploads: an
+image that a client puts into S3 by a link becomes a job like any other."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -12,9 +14,11 @@ from PIL import Image, features
 from redis import Redis
 
 from jobs.job_store import record_key
+from jobs.keys import Keys
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
 from models.presets import PRESETS
+from tests.s3_server import S3Server, environment
 from tests.service.harness import FakeWorker, Leftovers, problem, serving, upload
 from tests.service.pictures import animated, bomb, picture
 
@@ -333,3 +337,119 @@ def test_warnings_of_the_image_library_are_no_errors(
         Image.open(io.BytesIO(data))
     with serving(many) as client:
         assert upload(client, data, scale=1).status_code == 202
+
+
+LIMIT = 2_000_000
+IMAGE = picture("PNG")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def remote(settings: Settings, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    for name, value in environment(s3.url).items():
+        monkeypatch.setenv(name, value)
+    url = s3.bucket("bucket") + "?links=600"
+    yield Settings(redis_url=settings.redis_url, blob_url=url, max_upload_bytes=LIMIT)
+    s3.clear()
+
+
+@pytest.fixture
+def remote_client(remote: Settings) -> Iterator[httpx.Client]:
+    with serving(remote) as remote_client:
+        yield remote_client
+
+
+def put(remote_client: httpx.Client, content: bytes) -> str:
+    """The address of an image that was put where the service said."""
+    offer = remote_client.post("/uploads").raise_for_status().json()
+    httpx.put(offer["put_url"], content=content, headers=offer["headers"]).raise_for_status()
+    return str(offer["image_url"])
+
+
+def upscale(remote_client: httpx.Client, address: str, **fields: object) -> httpx.Response:
+    return remote_client.post("/upscale", json={"image_url": address, **fields})
+
+
+def test_an_image_in_the_store_becomes_jobs_that_have_copies_of_it(
+    remote_client: httpx.Client, remote: Settings
+) -> None:
+    address = put(remote_client, IMAGE)
+    first, second = (
+        upscale(remote_client, address, scale=n).raise_for_status().json() for n in (2, 4)
+    )
+    assert first["input"]["bytes"] == len(IMAGE)
+    store = BlobStore.open(remote)
+    assert [store.get(input_key(job["id"])) for job in (first, second)] == [IMAGE, IMAGE]
+
+
+def test_what_the_link_overwrites_later_is_not_what_the_worker_reads(
+    remote_client: httpx.Client, remote: Settings
+) -> None:
+    offer = remote_client.post("/uploads").json()
+    httpx.put(offer["put_url"], content=IMAGE).raise_for_status()
+    job = upscale(remote_client, offer["image_url"]).json()["id"]
+    httpx.put(offer["put_url"], content=b"another").raise_for_status()
+    assert BlobStore.open(remote).get(input_key(job)) == IMAGE
+
+
+def test_the_offer_says_how_long_and_how_much(remote_client: httpx.Client) -> None:
+    answer = remote_client.post("/uploads")
+    assert answer.status_code == 201
+    offer = answer.json()
+    assert "X-Amz-Expires=600" in offer["put_url"]
+    assert (offer["max_upload_bytes"], offer["headers"]) == (LIMIT, {})
+
+
+def test_a_form_takes_the_address_too(remote_client: httpx.Client) -> None:
+    fields = {"image_url": (None, put(remote_client, IMAGE)), "scale": (None, "2")}
+    assert remote_client.post("/upscale", files=fields).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "slug"),
+    [
+        (b"", 422, "image-empty"),
+        (b"no image", 422, "image-format-unsupported"),
+        (IMAGE[: len(IMAGE) // 2], 422, "image-truncated"),
+        (bytes(LIMIT + 1), 413, "upload-too-large"),
+    ],
+    ids=lambda value: len(value) if isinstance(value, bytes) else value,
+)
+def test_what_was_put_is_judged_as_an_upload_is(
+    remote_client: httpx.Client, leftovers: Leftovers, content: bytes, status: int, slug: str
+) -> None:
+    problem(upscale(remote_client, put(remote_client, content)), status, slug)
+    assert leftovers.found() == []
+
+
+def test_an_address_that_leads_to_nothing_is_refused(remote_client: httpx.Client) -> None:
+    empty = remote_client.post("/uploads").json()["image_url"]
+    for address in (empty, "upload:", "upload:../inputs/a", empty + "a"):
+        found = problem(upscale(remote_client, address), 422, "image-url-failed")
+        assert (
+            "image_url leads to no image; it must be the one that POST /uploads" in found["detail"]
+        )
+
+
+def test_another_key_cannot_use_the_address(remote_client: httpx.Client, redis: Redis) -> None:
+    (_, ours), (_, theirs) = (Keys(redis).create(name) for name in ("Ada", "Bob"))
+    remote_client.headers["X-API-Key"] = ours
+    address = put(remote_client, IMAGE)
+    remote_client.headers["X-API-Key"] = theirs
+    problem(upscale(remote_client, address), 422, "image-url-failed")
+    remote_client.headers["X-API-Key"] = ours
+    assert upscale(remote_client, address).status_code == 202
+
+
+def test_a_store_that_gives_no_links_takes_none(settings: Settings, remote: Settings) -> None:
+    assert remote.blob_url is not None
+    unlinked = remote.model_copy(update={"blob_url": remote.blob_url.partition("?")[0]})
+    for other in (settings, unlinked):
+        with serving(other) as remote_client:
+            found = problem(remote_client.post("/uploads"), 409, "no-direct-uploads")
+            assert "POST /upscale" in found["detail"]

@@ -20,7 +20,7 @@ from redis import Redis
 from jobs.settings import Settings
 from jobs.store import BlobStore, input_key
 from service.egress import Egress, is_public
-from service.image_url import MAX_REDIRECTS, fetch
+from service.image_source import MAX_REDIRECTS, fetch
 from service.problems import HTTPError
 from tests.redis_server import RedisServer
 from tests.service.harness import Leftovers, eventually, plain_client, problem, serving, upload
@@ -194,7 +194,7 @@ def test_a_server_that_is_slow_is_given_up(
     limit: str,
 ) -> None:
     value = 0.3 if limit == "FETCH_S" else httpx.Timeout(0.3)
-    monkeypatch.setattr(f"service.image_url.{limit}", value)
+    monkeypatch.setattr(f"service.image_source.{limit}", value)
     release = threading.Event()
     receiver.pages["/slow"] = chunked(PNG[:50], then=lambda: release.wait(10))
     try:

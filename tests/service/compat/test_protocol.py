@@ -5,14 +5,14 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.service.compat.conftest import RESULT, URI, keyed, service, token, working  # noqa: F401  # fixtures
+from tests.service.compat.conftest import RESULT, URI
 from tests.service.harness import problem
 
 
 @pytest.mark.usefixtures("working")
 def test_an_output_is_fetched_without_the_key_and_by_its_whole_address_only(
     client: httpx.Client,
-    keyed: httpx.Client,  # noqa: F811  # the fixture
+    keyed: httpx.Client,
 ) -> None:
     body = {"version": "stablesr/tiny", "input": {"image": URI}}
     made = keyed.post("/v1/predictions", json=body, headers={"Prefer": "wait"}).json()
