@@ -116,6 +116,9 @@ def open_image(text: str, limit: int, field: str) -> IO[bytes] | str:
                 if begin + PIECE < len(text) and piece.endswith("="):
                     raise fault("must be base64 that ends with its last character")
                 file.write(binascii.a2b_base64(piece, strict_mode=True))
+            # Not an error of Python's behind a whole group of four.
+            if (len(text) - start) % 4:
+                raise ValueError("Excess padding")
         # Letters outside of ASCII among it.
         except ValueError as error:
             detail = f"must be base64, of A-Z a-z 0-9 + / and = only: {error}".rstrip(".")

@@ -303,6 +303,7 @@ def test_what_is_no_json_object_is_refused(
     [
         IMAGE[:-1],
         IMAGE + "=",
+        "AAAA=",
         IMAGE[:8] + "\n" + IMAGE[8:],
         IMAGE[:8] + " " + IMAGE[8:],
         "=" + IMAGE,
