@@ -97,13 +97,11 @@ class CompactConfig:
     """Convolutions of the decoder at a quarter of the size, after the first."""
     head_widths: tuple[int, int, int] = (48, 24, 16)
     """Channels at a quarter, at half and at all of the size, at the decoder's end."""
-    shared_layers: int = 8
-    """The first of them, which do not depend on the fidelity weight; the others are there twice."""
 
     @property
     def feature_widths(self) -> tuple[tuple[int, int], ...]:
-        """As of `AutoencoderConfig`."""
-        return ((self.quarter_width, 4),)
+        """As of `AutoencoderConfig`; with them the image itself."""
+        return ((self.quarter_width + 3, 4),)
 
 
 @dataclass(frozen=True)

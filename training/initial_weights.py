@@ -16,7 +16,7 @@ from models.networks.compact import CompactAutoencoder
 from models.presets import PRESETS
 from training.config import STAGES, InvalidRun, RunSettings, StageName
 from training.objectives import learns
-from training.realesrgan import CompactNet, start_decoder
+from training.realesrgan import CompactNet, start_decoder, start_fusion
 from training.trainer import WEIGHTS_FOLDER
 
 TINY = ModelConfig(
@@ -95,10 +95,17 @@ def initial_networks(
                 f"The stage {stage} trains the compact autoencoder, but these weights have the "
                 "released one: leave the stage out, or start from others."
             )
-    elif settings.decoder is not None and (random or stage == "decoder"):
-        path = settings.decoder.network
-        on_progress(f"{stage}: the decoder starts from {path}")
-        start_decoder(autoencoder.decoder, CompactNet.from_model(path))
+    elif settings.decoder is not None and (
+        random or stage == "decoder" or (stage == "cfw" and fresh)
+    ):
+        path, decoder = settings.decoder.network, autoencoder.decoder
+        on_progress(f"{stage}: its layers start from {path}")
+        network = CompactNet.from_model(path)
+        if stage == "cfw":
+            assert decoder.fusion is not None
+            start_fusion(decoder.fusion, network)
+        else:
+            start_decoder(decoder, network)
     if start is not None:
         _borrow(stage, networks, start, on_progress)
     return networks
@@ -151,10 +158,6 @@ def _refresh(stage: StageName, old: Networks, sizes: ModelConfig) -> Networks:
         for name, parameter in networks.unet.named_parameters():
             if ".modulation.gamma." in name or ".modulation.beta." in name:
                 torch.nn.init.zeros_(parameter)
-    if stage == "cfw" and isinstance(networks.autoencoder, CompactAutoencoder):
-        decoder = networks.autoencoder.decoder
-        assert decoder.fusion is not None
-        decoder.fusion.copy(decoder.layers[decoder.shared_layers :], decoder.head)
     return networks
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.networks.autoencoder import ResidualInResidual
-from models.networks.compact import CompactDecoder
+from models.networks.compact import CompactDecoder, CompactFusion
 from training.config import ModelFileUnreadable
 
 _KINDS = {bytes(4): "<f4", (0x01306B47).to_bytes(4, "little"): "<f2"}
@@ -94,21 +94,35 @@ class CompactNet(PackagedNet):
 def start_decoder(decoder: CompactDecoder, network: CompactNet) -> None:
     """The decoder's layers at a quarter of the size become the network's, all but its last; the
     deep layers beside them add nothing at first. Raises ModelFileUnreadable: of other sizes."""
-    ours: list[nn.Module] = [decoder.picture_in, decoder.activation]
-    for layer in decoder.layers:
+    _copy(decoder, network)
+    nn.init.zeros_(decoder.rise.weight)
+    assert decoder.rise.bias is not None
+    nn.init.zeros_(decoder.rise.bias)
+
+
+@torch.no_grad()
+def start_fusion(fusion: CompactFusion, network: CompactNet) -> None:
+    """The fusion makes what the network makes of the encoder's image, its features unread. Raises
+    as `start_decoder`."""
+    _copy(fusion, network)
+    # Images in [-1, 1] have twice the contrast.
+    for name, tensor in network.layers[-1].state_dict().items():
+        fusion.conv_out.state_dict()[name].copy_(2 * tensor)
+
+
+def _copy(part: CompactDecoder | CompactFusion, network: CompactNet) -> None:
+    ours: list[nn.Module] = [part.picture_in, part.activation]
+    for layer in part.layers:
         ours += list(layer.children())
     theirs = list(network.layers)[:-1]
     width = cast("nn.Conv2d", network.layers[0]).out_channels
-    if (len(ours), decoder.picture_in.out_channels) != (len(theirs), width):
+    if (len(ours), part.picture_in.out_channels) != (len(theirs), width):
         raise ModelFileUnreadable(
-            f"The decoder has {len(ours)} layers of {decoder.picture_in.out_channels} channels at "
+            f"The decoder has {len(ours)} layers of {part.picture_in.out_channels} channels at "
             f"a quarter of the size, but the network to start from has {len(theirs)} of {width}."
         )
     for mine, other in zip(ours, theirs, strict=True):
         mine.load_state_dict(other.state_dict())
-    nn.init.zeros_(decoder.rise.weight)
-    assert decoder.rise.bias is not None
-    nn.init.zeros_(decoder.rise.bias)
 
 
 def _read(path: Path, name: str) -> bytes:

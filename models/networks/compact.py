@@ -14,12 +14,11 @@ as ESRGAN's does (arXiv 1809.00219): interleaved channels would leave a lattice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from models.config import CompactConfig
@@ -86,53 +85,60 @@ class CompactEncoder(nn.Module):
         self.conv_out = nn.Conv2d(coarse, config.latent_channels - HAAR_CHANNELS, 3, padding=1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, H, W) -> free channels (n, c - 12, H/8, W/8), features (n, 64, H/4, W/4)."""
+        """(n, 3, H, W) -> free channels (n, c - 12, H/8, W/8), features (n, 67, H/4, W/4)."""
         feature = self.features(image)
         return self.free_channels(feature), feature
 
     def features(self, image: Tensor) -> Tensor:
-        """(n, 3, H, W) -> (n, 64, H/4, W/4)."""
-        out: Tensor = self.fine(self.conv_in(F.pixel_unshuffle(image, 4)))
-        return out
+        """(n, 3, H, W) -> (n, 64 + 3, H/4, W/4); the last three are the image itself."""
+        x = self.fine(self.conv_in(F.pixel_unshuffle(image, 4)))
+        return torch.cat([x, quarter(image).to(x.dtype)], dim=1)
 
     def free_channels(self, feature: Tensor) -> Tensor:
-        """(n, 64, H/4, W/4) -> (n, c - 12, H/8, W/8)."""
-        x = self.coarse(self.down(F.pad(feature, (0, 1, 0, 1))))
+        """(n, 67, H/4, W/4) -> (n, c - 12, H/8, W/8)."""
+        x = self.coarse(self.down(F.pad(feature[:, :-3], (0, 1, 0, 1))))
         out: Tensor = self.conv_out(F.silu(x))
         return out
 
 
 class CompactFusion(nn.Module):
-    """The decoder's later layers a second time, reading the encoder's features (eq. 5).
+    """The compact network a second time, from the image that the encoder has seen (paper, eq. 5).
 
-    They and the head start as copies, so that both ends of the fidelity weight are trained
-    networks, and what lies between them is as well.
+    That image, enlarged, is what it adds detail to. To take the sampled one and learn away what the
+    sampler has made of it cost a tenth of a decibel (docs/training.md).
     """
 
     def __init__(self, config: CompactConfig) -> None:
         super().__init__()
         width = config.quarter_width
-        self.enter = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.layers = compact_layers(width, config.layers - config.shared_layers)
-        self.head = CompactHead(config)
+        self.picture_in = nn.Conv2d(3, width, 3, padding=1)
+        self.enter = nn.Conv2d(2 * width, width, 1)
+        self.activation = nn.PReLU(width)
+        self.layers = compact_layers(width, config.layers)
+        self.conv_out = nn.Conv2d(width, 3 * 16, 3, padding=1)
+        # At first nothing is read of the features, and the image is the enlarged one.
+        for conv in (self.enter, self.conv_out):
+            nn.init.zeros_(conv.weight)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
 
-    @torch.no_grad()
-    def copy(self, layers: nn.ModuleList, head: CompactHead) -> None:
-        """As the decoder is with these: nothing of the encoder is read."""
-        self.layers.load_state_dict(layers.state_dict())
-        self.head.load_state_dict(head.state_dict())
-        nn.init.zeros_(self.enter.weight)
-        assert self.enter.bias is not None
-        nn.init.zeros_(self.enter.bias)
+    def forward(self, feature: Tensor, x: Tensor) -> Tensor:
+        """The encoder's feature (n, width + 3, h, w) and the decoder's first map (n, width, h, w)
+        -> image (n, 3, 4h, 4w)."""
+        return self.image(feature, run_layers(self.layers, self.start(feature, x)))
 
-    def forward(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
-        """Both (n, width, h, w), before the later layers -> the feature after them."""
-        return run_layers(self.layers, self.start(encoder_feature, x))
-
-    def start(self, encoder_feature: Tensor, x: Tensor) -> Tensor:
+    def start(self, feature: Tensor, x: Tensor) -> Tensor:
         """What the layers read."""
-        out: Tensor = x + self.enter(torch.cat([encoder_feature, x], dim=1))
+        entered = self.enter(torch.cat([feature[:, :-3], x], dim=1))
+        # The compact network reads images in [0, 1].
+        out: Tensor = self.activation(self.picture_in(feature[:, -3:] * 0.5 + 0.5) + entered)
         return out
+
+    def image(self, feature: Tensor, x: Tensor) -> Tensor:
+        """Of what the layers make. To interleave channels leaves no lattice here: the terms that
+        drive it there, perceptual ones, have no part in it."""
+        base = F.interpolate(feature[:, -3:], scale_factor=4.0, mode="bicubic")
+        return base + F.pixel_shuffle(self.conv_out(x), 4)
 
 
 def compact_layers(width: int, count: int) -> nn.ModuleList:
@@ -152,8 +158,8 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def fused_share(fidelity: Tensor) -> Tensor:
-    """How much of the last feature is the fusion's. The square: half of it is nearly as smooth as
-    all, and so the steps of sharpness are alike (docs/training.md)."""
+    """How much of the image is the fusion's. The square: half of it is nearly as smooth as all, and
+    so the steps of sharpness are alike (docs/training.md)."""
     return fidelity * fidelity
 
 
@@ -208,7 +214,6 @@ class CompactDecoder(nn.Module):
         self.picture_in = nn.Conv2d(3, fine, 3, padding=1)
         self.activation = nn.PReLU(fine)
         self.layers = compact_layers(fine, config.layers)
-        self.shared_layers = config.shared_layers
         self.fusion = CompactFusion(config) if fusion else None
         self.head = CompactHead(config)
 
@@ -216,30 +221,19 @@ class CompactDecoder(nn.Module):
         self, latent: Tensor, features: Sequence[Tensor] | None, fidelity: Tensor | None
     ) -> Tensor:
         small = inverse_haar(latent)
-        entry = run_layers(self.layers[: self.shared_layers], self.entry(latent, small))
-        fusion, later = self.fusion, self.layers[self.shared_layers :]
-        head: Callable[[Tensor], Tensor] = self.head
-        if features is None or fusion is None:
-            x = run_layers(later, entry)
-        elif fidelity is None:
-            x, head = fusion(features[0], entry), fusion.head
-        else:
-            x, share = run_layers(later, entry), fused_share(fidelity)
-            x = x + share * (fusion(features[0], entry) - x)
-            head = self.head_at(share)
-        return enlarge(small) + head(x)
+        entry = self.entry(latent, small)
+        if features is None or self.fusion is None:
+            return self.plain(entry, small)
+        fused: Tensor = self.fusion(features[0], entry)
+        if fidelity is None:
+            return fused
+        plain = self.plain(entry, small)
+        return plain + fused_share(fidelity) * (fused - plain)
 
-    def head_at(self, share: Tensor) -> Callable[[Tensor], Tensor]:
-        """The head where so much of the feature, a scalar in [0, 1], is the fusion's.
-
-        One that draws sharp edges cannot draw faithfully, nor the other way round. Kernels between
-        both ends' are those of a network between them (arXiv 1811.10515), and take no time.
-        """
-        assert self.fusion is not None
-        far = self.fusion.head.state_dict(keep_vars=True)
-        near = self.head.state_dict(keep_vars=True)
-        kernels = {name: near[name] + share * (far[name] - near[name]) for name in near}
-        return lambda x: functional_call(self.head, kernels, (x,))
+    def plain(self, entry: Tensor, small: Tensor) -> Tensor:
+        """The image without fusion, of the decoder's first map."""
+        out: Tensor = enlarge(small) + self.head(run_layers(self.layers, entry))
+        return out
 
     def entry(self, latent: Tensor, small: Tensor) -> Tensor:
         """Latent (n, c, h, w) and the image that it holds -> (n, 64, 2h, 2w)."""

@@ -44,7 +44,7 @@ def run_encoder(
         _apply(
             encoder.features,
             [Read(image, halo=4 * len(fine), stride=Fraction(4))],
-            encoder.conv_in.out_channels,
+            encoder.conv_in.out_channels + 3,
             flops=count_flops(fine, image.height * image.width // 16),
             temporaries=encoder.conv_in.in_channels + 4 * encoder.conv_in.out_channels,
             halo=len(fine),
@@ -76,25 +76,23 @@ def run_decoder(
 ) -> None:
     """Passes from an unscaled latent (c, h, w) to the image (3, 8h, 8w), which `write` takes.
     Without features it is decoded plainly."""
-    decoder = autoencoder.decoder
-    fusion = decoder.fusion if features is not None else None
-    x = _entry(run, latent, decoder)
-    stages = layers(decoder.layers, nn.ModuleDict)
-    x, ends = _convolve(run, x, stages[: decoder.shared_layers]), []
-    if fusion is not None and features is not None:
-        residual = run.map(
+    decoder, feature = autoencoder.decoder, None if features is None else features[0]
+    fusion = decoder.fusion if feature is not None else None
+    x, fused = _entry(run, latent, decoder), None
+    if fusion is not None and feature is not None:
+        start = run.map(
             _apply(
                 fusion.start,
-                [Read(features[0], halo=1, last=False), Read(x, halo=1, last=False)],
-                fusion.enter.out_channels,
-                flops=count_flops([fusion.enter], x.height * x.width),
-                temporaries=2 * fusion.enter.in_channels + 2 * fusion.enter.out_channels,
+                [Read(feature, halo=1, last=False), Read(x, halo=1, last=False)],
+                x.channels,
+                flops=count_flops([fusion.picture_in, fusion.enter], x.height * x.width),
+                temporaries=2 * feature.channels + 3 * x.channels,
                 halo=1,
             )
         )
-        ends = [_convolve(run, residual, layers(fusion.layers, nn.ModuleDict))]
-    ends.insert(0, _convolve(run, x, stages[decoder.shared_layers :]))
-    _head(run, latent, ends, decoder, fidelity, write)
+        fused = _convolve(run, start, layers(fusion.layers, nn.ModuleDict))
+    x = _convolve(run, x, layers(decoder.layers, nn.ModuleDict))
+    _head(run, latent, x, feature, fused, decoder, fidelity, write)
 
 
 def _entry(run: Executor, latent: Source, decoder: CompactDecoder) -> FeatureMap:
@@ -136,38 +134,49 @@ def _convolve(run: Executor, x: FeatureMap, stages: Sequence[nn.ModuleDict]) -> 
 def _head(
     run: Executor,
     latent: Source,
-    ends: Sequence[FeatureMap],
+    x: FeatureMap,
+    feature: FeatureMap | None,
+    fused: FeatureMap | None,
     decoder: CompactDecoder,
     fidelity: float,
     write: Write,
 ) -> None:
-    """The image's rows, of the last maps, one for each end of the fidelity weight, and of the image
-    that the latent holds."""
-    head, height = decoder.head, ends[0].height
+    """The image's rows: of the last map and the image that the latent holds; with fusion also of
+    its last map and the image that the encoder has seen."""
+    head, fusion, height = decoder.head, decoder.fusion, x.height
     convs = [head.conv1, head.conv2, head.conv3, head.conv4, head.conv5, head.conv_out]
-    pixels, sizes = 16 * height * ends[0].width, (16, 4, 4, 1, 1, 1)
+    pixels, sizes = 16 * height * x.width, (16, 4, 4, 1, 1, 1)
+    flops = sum(count_flops([c], pixels // s) for c, s in zip(convs, sizes, strict=True))
     share = fused_share(torch.tensor(fidelity, device=run.store.device, dtype=run.store.dtype))
-    draw = head if len(ends) == 1 else decoder.head_at(share)
+    reads = [
+        Read(x, halo=3, stride=Fraction(1, 4)),
+        Read(latent, halo=2, stride=Fraction(1, 8)),
+    ]
+    if fusion is not None and feature is not None and fused is not None:
+        reads += [
+            Read(feature, halo=3, stride=Fraction(1, 4), last=False),
+            Read(fused, halo=3, stride=Fraction(1, 4)),
+        ]
+        flops += count_flops([fusion.conv_out], pixels // 16)
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
-        *features, held = strips
-        x = features[0].rows
-        if len(features) == 2:
-            x = x + share * (features[1].rows - x)
-        detail = Strip(draw(x), 4 * features[0].top, 4 * height).crop(span)
+        feature, held, *ends = strips
+        detail = Strip(head(feature.rows), 4 * feature.top, 4 * height).crop(span)
         small = Strip(enlarge(inverse_haar(held.rows)), 8 * held.top, 4 * height).crop(span)
-        return [detail._replace(rows=small.rows + detail.rows)]
+        rows = small.rows + detail.rows
+        if fusion is not None and ends:
+            image = fusion.image(ends[0].rows, ends[1].rows)
+            faithful = Strip(image, 4 * ends[0].top, 4 * height).crop(span)
+            rows = rows + share * (faithful.rows - rows)
+        return [detail._replace(rows=rows)]
 
     run.emit(
         Pass(
-            [
-                *(Read(x, halo=3, stride=Fraction(1, 4)) for x in ends),
-                Read(latent, halo=2, stride=Fraction(1, 8)),
-            ],
+            reads,
             [3],
             compute,
-            flops=sum(count_flops([c], pixels // s) for c, s in zip(convs, sizes, strict=True)),
-            temporaries=head.conv4.in_channels + 2 * head.conv4.out_channels + 9,
+            flops=flops,
+            temporaries=head.conv4.in_channels + 2 * head.conv4.out_channels + 12,
             halo=12,
         ),
         write,

@@ -23,7 +23,6 @@ COMPACT = CompactConfig(
     encoder_blocks=(1, 1),
     layers=2,
     head_widths=(8, 8, 8),
-    shared_layers=1,
 )
 
 CONFIG = ModelConfig(

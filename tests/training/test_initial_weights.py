@@ -34,8 +34,9 @@ def test_a_fresh_autoencoder_starts_from_the_seed_and_not_from_the_base(
     assert not torch.equal(other.state_dict()[name], expected[name])
 
 
-def test_a_fresh_decoder_starts_from_the_network_of_the_stage_decoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["vae", "cfw"])
+def test_what_is_fresh_starts_from_the_network_of_the_stage_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: StageName
 ) -> None:
     monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
     paths: list[Path] = []
@@ -45,13 +46,19 @@ def test_a_fresh_decoder_starts_from_the_network_of_the_stage_decoder(
         return small_compact(1)
 
     monkeypatch.setattr("training.initial_weights.CompactNet.from_model", from_model)
-    vae = {"crop": 32, "fresh": True, "loop": loop(1)}
-    decoder = {"crop": 32, "network": tmp_path / "models", "loop": loop(1)}
-    settings = settings_of(tmp_path, vae=vae, decoder=decoder)
-    networks = networks_of("vae", settings, tmp_path / "out")
+    tables = {
+        "vae": {"crop": 32, "fresh": True, "loop": loop(1)},
+        "cfw": {"crop": 64, "fresh": True, "sampled": 1, "crop_cells": 4, "loop": loop(1)},
+        "decoder": {"crop": 32, "network": tmp_path / "models", "loop": loop(1)},
+    }
+    settings = settings_of(tmp_path, WITH_COMPACT, **tables)
+    networks = networks_of(stage, settings, tmp_path / "out")
     assert paths == [tmp_path / "models"]
     assert isinstance(networks.autoencoder, CompactAutoencoder)
-    ours, theirs = networks.autoencoder.decoder.state_dict(), small_compact(1).state_dict()
+    decoder = networks.autoencoder.decoder
+    part = decoder.fusion if stage == "cfw" else decoder
+    assert part is not None
+    ours, theirs = part.state_dict(), small_compact(1).state_dict()
     assert torch.equal(ours["picture_in.weight"], theirs["layers.0.weight"])
     assert torch.equal(ours["layers.1.conv.weight"], theirs["layers.4.weight"])
 
@@ -81,26 +88,6 @@ def test_a_fresh_prior_takes_from_other_weights_what_fits(
     of_prior = {n for n in other if n.startswith("unet.") and ".modulation." not in n}
     assert of_prior == {"unet.conv_in.weight", "unet.conv_out.weight", "unet.conv_out.bias"}
     assert any(line.endswith(f"tensors start from {start}") for line in lines)
-
-
-@torch.no_grad()
-def test_a_fresh_fusion_starts_as_the_decoder_is_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SIZES, "tiny", WITH_COMPACT)
-    cfw = {"crop": 64, "fresh": True, "sampled": 1, "crop_cells": 4, "loop": loop(1)}
-    settings = settings_of(tmp_path, WITH_COMPACT, cfw=cfw)
-    autoencoder = networks_of("cfw", settings, tmp_path / "out").autoencoder
-    assert isinstance(autoencoder, CompactAutoencoder)
-    fusion_layers, head = autoencoder.decoder.fusion, autoencoder.decoder.head
-    assert fusion_layers is not None
-    # New heads draw nothing.
-    fusion_layers.head.conv_out.weight.copy_(head.conv_out.weight.normal_())
-    image = torch.rand(1, 3, 32, 40) * 2 - 1
-    encoding = autoencoder.encode(image)
-    plain = autoencoder.decode(encoding.moments)
-    fusion = autoencoder.decode(encoding.moments, encoding.features, torch.ones(()))
-    torch.testing.assert_close(fusion, plain)
 
 
 def test_a_stage_starts_from_the_nearest_one_before_it_that_was_run(tmp_path: Path) -> None:

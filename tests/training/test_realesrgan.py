@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from models.networks.compact import CompactAutoencoder, enlarge, haar
+from models.networks.compact import CompactAutoencoder, enlarge, haar, inverse_haar
 from tests.models.narrow import COMPACT
 from tests.training.ncnn_files import exported, small_compact, small_rrdb, write_model
 from training.config import ModelFileUnreadable
-from training.realesrgan import CompactNet, RRDBNet, load_ncnn, start_decoder
+from training.realesrgan import CompactNet, RRDBNet, load_ncnn, start_decoder, start_fusion
 
 
 def convolutions(network: nn.Module) -> list[nn.Module]:
@@ -106,6 +107,21 @@ def test_a_decoder_starts_as_the_compact_network_without_its_last_layer() -> Non
     decoder.head.conv1.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     decoder(latent, None, None)
     torch.testing.assert_close(features[0], network.layers[:-1](small * 0.5 + 0.5))
+
+
+@torch.no_grad()
+def test_a_fusion_starts_as_the_compact_network_of_what_was_encoded() -> None:
+    torch.manual_seed(0)
+    autoencoder, network = CompactAutoencoder(COMPACT), small_compact(1)
+    fusion = autoencoder.decoder.fusion
+    assert fusion is not None
+    start_fusion(fusion, network)
+    encoded = autoencoder.encode(torch.rand(1, 3, 16, 24) * 2 - 1)
+    image = autoencoder.decode(encoded.moments, encoded.features)
+    small = inverse_haar(encoded.moments)
+    detail = network(small * 0.5 + 0.5) - F.interpolate(small * 0.5 + 0.5, scale_factor=4.0)
+    expected = F.interpolate(small, scale_factor=4.0, mode="bicubic") + 2 * detail
+    torch.testing.assert_close(image, expected)
 
 
 @pytest.mark.parametrize(("width", "count"), [(8, 3), (16, 2)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.checkpoints.folder import load_folder, save_folder
 from models.config import AutoencoderConfig, CompactConfig, ModelConfig
@@ -74,18 +75,19 @@ def test_of_a_grey_image_all_anchored_channels_but_the_first_are_zero() -> None:
 def test_a_flat_image_decodes_without_a_pattern_of_2_by_2_inside_a_border(
     compact: CompactAutoencoder, fused: bool
 ) -> None:
-    """If the deep layers give the same four pixels for a latent pixel: nothing else differs."""
-    rise = compact.decoder.rise
-    assert rise.bias is not None
-    for parameter in (rise.weight, rise.bias):
-        # Of each four channels that are interleaved the first.
-        parameter.copy_(parameter[::4].clone().repeat_interleave(4, 0))
+    """If what is interleaved is the same for each place: nothing else differs."""
+    fusion = compact.decoder.fusion
+    assert fusion is not None
+    for conv, places in ((compact.decoder.rise, 4), (fusion.conv_out, 16)):
+        assert conv.bias is not None
+        for parameter in (conv.weight, conv.bias):
+            # Of each so many channels the first.
+            parameter.copy_(parameter[::places].clone().repeat_interleave(places, 0))
     side, border = 44, 160
     flat = random_tensor(1, 3, 1, 1).expand(1, 3, 2 * side, 2 * side)
     free = random_tensor(1, 4, 1, 1, seed=1).expand(1, 4, side, side)
-    feature = random_tensor(1, COMPACT.quarter_width, 1, 1, seed=2).expand(
-        1, -1, 2 * side, 2 * side
-    )
+    feature = random_tensor(1, COMPACT.quarter_width + 3, 1, 1, seed=2)
+    feature = feature.expand(1, -1, 2 * side, 2 * side)
     latent = torch.cat([haar(flat), free], dim=1)
     result = compact.decode(latent, (feature,) if fused else None, torch.tensor(0.8))
     inside = result[..., border:-border, border:-border]
@@ -127,28 +129,24 @@ def test_without_a_fidelity_weight_it_is_1(compact: CompactAutoencoder) -> None:
 
 
 @pytest.mark.parametrize("fidelity", [0.0, 0.25, 1.0])
-def test_the_head_lies_between_both_ends_as_the_square_of_the_fidelity_weight(
+def test_an_image_lies_between_both_ends_as_the_square_of_the_fidelity_weight(
     compact: CompactAutoencoder, fidelity: float
 ) -> None:
-    fusion = compact.decoder.fusion
-    assert fusion is not None
-    # The same layers, and heads that differ by one bias.
-    fusion.copy(compact.decoder.layers[COMPACT.shared_layers :], compact.decoder.head)
-    assert fusion.head.conv_out.bias is not None
-    fusion.head.conv_out.bias += 0.5
     encoded = compact.encode(random_tensor(1, 3, 32, 24))
+    ends = compact.decode(encoded.moments), compact.decode(encoded.moments, encoded.features)
     result = compact.decode(encoded.moments, encoded.features, torch.tensor(fidelity))
-    torch.testing.assert_close(result, compact.decode(encoded.moments) + 0.5 * fidelity**2)
+    torch.testing.assert_close(result, torch.lerp(*ends, fidelity**2))
 
 
-def test_a_new_fusion_changes_nothing() -> None:
+def test_a_new_fusion_returns_the_image_that_was_encoded_as_a_quarter_holds_it() -> None:
     torch.manual_seed(0)
     new = CompactAutoencoder(COMPACT).requires_grad_(False)
-    encoded = new.encode(random_tensor(1, 3, 32, 24))
-    plain = new.decode(encoded.moments)
-    fused = new.decode(encoded.moments, encoded.features, torch.tensor(1.0))
-    assert torch.equal(fused, plain)
-    assert plain.shape == (1, 3, 32, 24)
+    image = random_tensor(1, 3, 8, 6).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    encoded = new.encode(image)
+    # Whatever was sampled.
+    fused = new.decode(torch.randn_like(encoded.moments), encoded.features)
+    expected = F.interpolate(quarter(image), scale_factor=4.0, mode="bicubic")
+    torch.testing.assert_close(fused, expected)
 
 
 def test_a_part_of_an_image_decodes_as_it_does_in_the_whole(compact: CompactAutoencoder) -> None:

@@ -21,10 +21,8 @@ SMALL = AutoencoderConfig(
     widths=(8, 16, 32, 32), layers=2, latent_channels=4, groups=4, growth=4, fusion_blocks=2
 )
 """The released topology, narrow."""
-COMPACT = CompactConfig(
-    quarter_width=8, eighth_width=16, layers=11, head_widths=(8, 16, 8), shared_layers=3
-)
-"""More layers than one pass has; the first are shared by both ends of the fidelity weight."""
+COMPACT = CompactConfig(quarter_width=8, eighth_width=16, layers=11, head_widths=(8, 16, 8))
+"""More layers than one pass has."""
 
 
 def make_small() -> Autoencoder:
