@@ -14,6 +14,7 @@ import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
@@ -227,14 +228,11 @@ class SweepMetrics:
     """What `Maintenance` counts, for a process's metrics."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        helps = {
-            "put_off": "Jobs put off by a sweep",
-            "restored": "Jobs that were in no queue",
-            "forgotten": "Accepted jobs that Redis has lost",
-        }
+        new = partial(Counter, registry=registry)
         self._counters = {
-            name: Counter(f"stablesr_sweep_{name}", help, registry=registry)
-            for name, help in helps.items()
+            "put_off": new("stablesr_sweep_put_off", "Jobs put off by a sweep"),
+            "restored": new("stablesr_sweep_restored", "Jobs that were in no queue"),
+            "forgotten": new("stablesr_sweep_forgotten", "Accepted jobs that Redis has lost"),
         }
 
     def note(self, swept: Counts[str]) -> None:

@@ -103,7 +103,7 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_list_shows_every_preset_with_its_place_and_licence(root: Path) -> None:
     code, output = run("list")
     assert code == 0
-    assert "tiny │ yes │ 24.6 MB │ float16" in output
+    assert "tiny │ yes │ 25.0 MB │ float16" in output
     for name in PRESETS:
         assert name in output
     assert output.count("S-Lab License 1.0 (non-commercial)") == 4
