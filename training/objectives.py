@@ -47,8 +47,8 @@ _NOISE = 0.01
 # Weight of the mean square of the free channels: keeps them near the others' size.
 _FREE_PENALTY = 1e-4
 _MODULATION = (".modulation.shared.", ".modulation.gamma.", ".modulation.beta.")
-# Slopes of the compact decoder's activations stay as they are but in `cfw`: on a processor their
-# gradients take a fifth of a step's time, and there are few of them.
+# Slopes of the compact decoder's activations stay as they are: on a processor their gradients take
+# a fifth of a step's time, and there are few of them.
 _SLOPES = (".activation.weight", ".act.weight")
 
 
@@ -70,7 +70,7 @@ def learns(stage: StageName, name: str) -> bool:
         case "distill":
             return decoder or guidance
         case "cfw":
-            return fusion
+            return fusion and not slope
 
 
 class Objective(nn.Module, ABC):

@@ -160,8 +160,8 @@ def _head(
         flops += count_flops([fusion.conv_out], pixels // 16)
 
     def compute(span: Span, strips: Sequence[Strip]) -> Sequence[Strip]:
-        feature, held, *ends = strips
-        detail = Strip(head(feature.rows), 4 * feature.top, 4 * height).crop(span)
+        last, held, *ends = strips
+        detail = Strip(head(last.rows), 4 * last.top, 4 * height).crop(span)
         small = Strip(enlarge(inverse_haar(held.rows)), 8 * held.top, 4 * height).crop(span)
         rows = small.rows + detail.rows
         if fusion is not None and ends:
