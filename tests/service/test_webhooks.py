@@ -18,9 +18,11 @@ from jobs.job_store import WEBHOOKS_KEY, record_key
 from jobs.keys import Keys
 from jobs.outbox import ATTEMPTS, ATTEMPTS_KEY, LEASE_S, PAUSES_S, Outbox
 from jobs.settings import Settings
+from service.compat.replicate import version_of
 from service.egress import Address
 from service.webhooks import signature
 from tests.redis_server import RedisServer
+from tests.service.compat.conftest import URI
 from tests.service.harness import FakeWorker, eventually, plain_client, serving, upload
 from tests.service.receiver import (
     HOST,
@@ -66,6 +68,28 @@ def test_the_end_of_a_job_is_told_with_a_signature(
     eventually(lambda: agenda(redis) == 0)
     assert not redis.exists(ATTEMPTS_KEY)
     assert "webhook" not in telling.get(f"/jobs/{job}").text
+
+
+def test_a_prediction_is_told_as_its_protocol_has_it(
+    private: Settings, receiver: Receiver, worker: FakeWorker
+) -> None:
+    body = {
+        "version": version_of("tiny"),
+        "input": {"image": URI},
+        "webhook": receiver.url,
+        "webhook_events_filter": ["completed"],
+    }
+    with serving(private.model_copy(update={"compat": "replicate"})) as client:
+        job = client.post("/v1/predictions", json=body).json()
+        worker.start(job["id"])
+        worker.succeed(job["id"], PNG)
+        delivery = receiver.next()
+        told = json.loads(delivery.body)
+        assert told == client.get(job["urls"]["get"]).json()
+    assert told["id"] == job["id"]
+    assert told["status"] == "succeeded"
+    assert told["urls"] == job["urls"]
+    assert "webhook-signature" in delivery.headers
 
 
 def test_the_name_is_asked_for_and_the_address_that_was_looked_at_is_called(

@@ -4,7 +4,6 @@ container."""
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
 
 import httpx
@@ -15,8 +14,6 @@ from jobs.keys import Keys
 from service.compat.replicate import version_of
 from tests.service.compat.conftest import PNG, RESULT, URI, ending
 from tests.service.harness import FakeWorker, problem
-from tests.service.pictures import picture
-from tests.service.receiver import Receiver
 
 VERSION = version_of("tiny")
 MODEL = "/v1/models/stablesr/tiny/predictions"
@@ -182,27 +179,6 @@ def test_what_is_not_told_or_known_is_refused_by_name(
     body = {"version": VERSION, "input": {"image": URI}, **extra}
     refusal = problem(client.post("/v1/predictions", json=body), 422, "invalid-parameters")
     assert refusal["errors"][0]["field"] == field
-
-
-def test_a_webhook_is_told_the_prediction(
-    telling: httpx.Client, receiver: Receiver, worker: FakeWorker
-) -> None:
-    body = {
-        "version": VERSION,
-        "input": {"image": URI},
-        "webhook": receiver.url,
-        "webhook_events_filter": ["completed"],
-    }
-    job = telling.post("/v1/predictions", json=body).json()
-    worker.start(job["id"])
-    worker.succeed(job["id"], picture("PNG", 96, 64))
-    delivery = receiver.next()
-    told = json.loads(delivery.body)
-    assert told["id"] == job["id"]
-    assert told["status"] == "succeeded"
-    assert told["urls"] == job["urls"]
-    assert told == telling.get(job["urls"]["get"]).json()
-    assert "webhook-signature" in delivery.headers
 
 
 def test_the_secret_of_webhooks_is_the_keys_own(client: httpx.Client, keyed: httpx.Client) -> None:
