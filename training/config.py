@@ -102,6 +102,7 @@ class ImageLossSettings(_Table):
     l1: NonNegativeFloat = 1.0
     # Mean squared error of each image, in decades: what PSNR counts. Smooth images count as much.
     psnr: NonNegativeFloat = 0.0
+    ssim: NonNegativeFloat = 0.0  # 1 - SSIM
     gradient: NonNegativeFloat = 0.0  # L1 of the differences of neighbours at three sizes
     # Mean error of each place in a latent pixel's 8 x 8, against all of them: no lattice.
     phase: NonNegativeFloat = 0.0
@@ -140,6 +141,8 @@ class TeacherSettings(_Table):
 class _Stage(_Table):
     crop: Crop
     loop: LoopSettings
+    # The stage's weights lie so far of the way from the start to what was learned.
+    blend: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class MixedStage(_Stage):
@@ -198,8 +201,6 @@ class DistillSettings(_Stage):
     """The guidance and the decoder, through a sampler of few steps and the image it ends in."""
 
     steps: tuple[PositiveInt, ...] = (1, 2, 4)  # of the sampler; each batch draws one of them
-    # The stage's weights lie so far of the way from the start to what was learned.
-    blend: Annotated[float, Field(gt=0, le=1)] = 1.0
     loss: ImageLossSettings
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,42 @@ _LUMA = (0.299, 0.587, 0.114)
 _LINE = 0.03
 
 
+def luma(image: Tensor) -> Tensor:
+    """(n, 3, H, W) -> (n, H, W), as bright as the image is."""
+    return (image * image.new_tensor(_LUMA)[:, None, None]).sum(dim=1)
+
+
 def psnr_loss(image: Tensor, target: Tensor) -> Tensor:
     """log10 of the mean squared error of each image's luma, mean: a tenth less is a decibel more.
 
     Images (n, 3, H, W) in [-1, 1]. From 31 dB on more counts less, since images have worse places.
     """
-    error = ((image - target) * image.new_tensor(_LUMA)[:, None, None]).sum(dim=1)
-    return torch.log10(error.square().mean(dim=(1, 2)) + _LEAST_ERROR).mean()
+    error = luma(image - target).square().mean(dim=(1, 2))
+    return torch.log10(error + _LEAST_ERROR).mean()
+
+
+def ssim_loss(image: Tensor, target: Tensor) -> Tensor:
+    """1 - SSIM of luma (Wang et al. 2004, eq. 13, windows as there), mean; images (n, 3, H, W) in
+    [-1, 1], at least 11 a side."""
+    x, y = (luma(i) * 0.5 + 0.5 for i in (image, target))
+    # Products of matrices: a convolution of one channel is slow. In bfloat16, which autocast would
+    # take, nothing is left of the variances.
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (_window(side).to(x) for side in x.shape[1:])
+        mean_x, mean_y, xx, yy, xy = (rows.t() @ z @ columns for z in (x, y, x * x, y * y, x * y))
+    product, squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    same = (2 * product + 1e-4) * (2 * (xy - product) + 9e-4)
+    return 1 - (same / ((squares + 1e-4) * (xx + yy - squares + 9e-4))).mean()
+
+
+@cache
+def _window(side: int) -> Tensor:
+    """(side, side - 10): times this, a line is averaged by a Gaussian of 11 pixels."""
+    weights = torch.exp(-torch.arange(-5.0, 6.0).square() / (2 * 1.5**2))
+    window = torch.zeros(side, side - 10)
+    for at, weight in enumerate(weights / weights.sum()):
+        window.diagonal(-at).fill_(weight)
+    return window
 
 
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
@@ -126,6 +156,8 @@ class ImageLoss:
             terms["l1"] = s.l1 * F.l1_loss(image, target)
         if s.psnr:
             terms["psnr"] = s.psnr * psnr_loss(image, target)
+        if s.ssim:
+            terms["ssim"] = s.ssim * ssim_loss(image, target)
         if s.gradient:
             terms["gradient"] = s.gradient * gradient_loss(image, target)
         if s.phase:

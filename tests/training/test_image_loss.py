@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from evaluation.metrics import ssim
 from models.networks.autoencoder import Autoencoder
 from tests.models.narrow import AUTOENCODER
 from tests.training.small_run import CPU
@@ -18,6 +19,7 @@ from training.image_loss import (
     lattice_loss,
     phase_loss,
     psnr_loss,
+    ssim_loss,
 )
 
 
@@ -75,6 +77,23 @@ def test_smooth_images_count_as_much_as_others_for_psnr() -> None:
     # Half of the error is six decibels more, whatever it was.
     assert gain(0.5, 1) == pytest.approx(gain(1, 0.5), rel=0.1)
     assert psnr_loss(target, target) < psnr_loss(target + error, target)
+
+
+def test_ssim_is_what_the_evaluation_scores() -> None:
+    clean = image(0)[:1]
+    images = clean, (clean + 0.5 * image(1)[:1]).clamp(-1, 1)
+    ours, theirs = (((i[0] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy() for i in images)
+    assert 1 - float(ssim_loss(*images)) == pytest.approx(ssim(ours, theirs, 0), abs=0.01)
+    assert float(ssim_loss(images[0], images[0])) == pytest.approx(0, abs=1e-6)
+
+
+def test_ssim_of_smooth_images_is_the_same_under_autocast() -> None:
+    smooth = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    noisy = smooth + 0.01 * image(0)[:1]
+    loss = ssim_loss(smooth, noisy)
+    assert loss > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ssim_loss(smooth, noisy) == loss
 
 
 def test_an_error_that_is_the_same_everywhere_has_no_phase_and_a_lattice_has() -> None:

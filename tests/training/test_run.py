@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from models.checkpoints.folder import load_folder
 from models.config import ModelConfig
@@ -31,7 +33,7 @@ from tests.training.small_run import (
 )
 from training.config import InvalidRun, NoPhotographs, RunExists, RunSettings, StageName
 from training.initial_weights import SIZES
-from training.run import train, train_all
+from training.run import fix_slopes, train, train_all
 
 pytestmark = pytest.mark.usefixtures("teacher")
 
@@ -140,6 +142,20 @@ def test_each_stage_learns_its_own_part_and_nothing_else(
     if stage in ("encoder", "distill"):
         # Of the UNet what the encoder guides; the prior stays.
         assert all(".modulation." in name for name in names if name.startswith("unet."))
+
+
+def test_fixed_slopes_change_no_number() -> None:
+    torch.manual_seed(0)
+    plain = nn.PReLU(8).requires_grad_(False)
+    torch.nn.init.uniform_(plain.weight, -2, 2)
+    fixed = copy.deepcopy(plain)
+    fix_slopes(fixed)
+    x = torch.randn(2, 8, 5, 5)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    outputs = [layer(i) for layer, i in zip((plain, fixed), inputs, strict=True)]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    gradients = [torch.autograd.grad(o.sum(), i) for o, i in zip(outputs, inputs, strict=True)]
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_recomputed_activations_change_no_number(tmp_path: Path) -> None:
