@@ -21,13 +21,13 @@ from pydantic import TypeAdapter, ValidationError
 from models.parameters import (
     SEED_MAX,
     Alpha,
-    ColorFix,
     Init,
     MetadataChoice,
     OutputFormat,
     SamplerName,
     UpscaleParameters,
 )
+from models.presets import ColorFix
 
 PARALLEL = 4
 """Images of a folder that a server is given at once."""

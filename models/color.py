@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from models.errors import InvalidOption, NotFinite
 from models.layout import Layout
-from models.parameters import ColorFix
+from models.presets import ColorFix
 from models.statistics import Statistics
 
 # Pixels of a strip of the result, and rows at least, because the wavelet reads 31 more on both
@@ -62,14 +62,17 @@ def check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def result_rows(
-    image: Tensor, reference: Tensor, layout: Layout, fix: ColorFix
+    image: Tensor, reference: Tensor, layout: Layout, fix: ColorFix, share: float = 1.0
 ) -> Iterator[Tensor]:
     """The result from top to bottom, (3, n, W) each, in [0, 1]: corrected, cut and reduced. `image`
     is the decoder's, (1, 3, *layout.padded), in [-1, 1] or so, float32 on the host; `reference`,
-    whose colours it gets, is the enlarged input."""
+    whose colours it gets, is the enlarged input; `share` is how far toward them it goes."""
     height, width = layout.canvas
     step = max(_STRIP_ROWS, _STRIP_PIXELS // width)
-    strips = correct_rows(image, reference, fix, step)
+    strips = correct_rows(image, reference, fix if share else "none", step)
+    if 0 < share < 1:
+        pairs = zip(torch.split(image, step, dim=2), strips, strict=True)
+        strips = (torch.lerp(*pair, share) for pair in pairs)
     rows: Iterator[Tensor] = (
         (strip[0, :, : height - top, :width] + 1) / 2
         for top, strip in zip(range(0, height, step), strips, strict=False)

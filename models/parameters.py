@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from models.presets import PRESETS, Preset
+from models.presets import PRESETS, ColorFix, Preset
 
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 Init = Literal["lr", "noise"]
-ColorFix = Literal["adain", "wavelet", "none"]
 Alpha = Literal["soft", "binary"]
 OutputFormat = Literal["png", "webp", "jpeg", "tiff", "avif"]
 MetadataChoice = Literal["strip", "keep", "all"]
@@ -79,7 +78,7 @@ class UpscaleParameters(BaseModel):
         1.0, ge=1, le=20, description="1: none; above: closer to the prompt, at twice the work"
     )
     """Of classifier-free guidance (arXiv 2207.12598)"""
-    color_fix: ColorFix = "adain"
+    color_fix: ColorFix = Field("adain", description="To the input; left out, the preset's")
     seed: int = Field(ge=0, le=SEED_MAX, default_factory=lambda: secrets.randbelow(SEED_MAX + 1))
     tile_overlap: int = Field(
         32, ge=MIN_OVERLAP, le=56, multiple_of=8, description="Latent pixels shared by two tiles"
@@ -106,6 +105,7 @@ class UpscaleParameters(BaseModel):
         if isinstance(name, str) and (preset := PRESETS.get(name)):
             values.setdefault("steps", preset.steps)
             values.setdefault("fidelity_weight", preset.fidelity_weight)
+            values.setdefault("color_fix", preset.color_fix)
         return values
 
     @field_validator("preset")
@@ -188,6 +188,7 @@ def preset_parameters(preset: Preset, **values: Any) -> UpscaleParameters:
         "preset": preset.name if preset.name in PRESETS else "tiny",
         "steps": preset.steps,
         "fidelity_weight": preset.fidelity_weight,
+        "color_fix": preset.color_fix,
         "seed": 0,
     }
     parameters = UpscaleParameters.model_validate({**defaults, **values})

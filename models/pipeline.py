@@ -19,7 +19,7 @@ from models.checkpoints.files import preset_folder
 from models.checkpoints.folder import load_folder, open_folder, random_networks
 from models.color import check_finite, enlarge, join_rows, result_rows
 from models.compiler import CompileOptions
-from models.config import ModelConfig
+from models.config import CompactConfig, ModelConfig
 from models.data_parallel import DataParallel
 from models.denoiser import Denoiser, TileBatch
 from models.errors import InvalidOption
@@ -29,6 +29,7 @@ from models.grain import add_grain
 from models.layout import Layout
 from models.memory import Fallbacks, MemoryBudget, is_out_of_memory, room_to_grow, trim
 from models.networks.bundle import Networks
+from models.networks.compact import fused_share
 from models.offload import Offload, Part
 from models.parameters import UpscaleParameters, preset_parameters
 from models.plan import EncodedImage, Planner, is_small
@@ -249,10 +250,15 @@ class StableSR:
                 )
             trim()
         check_finite(image, "decoded image", self.dtype)
-        grain, share = self.networks.config.grain, 1 - options.fidelity_weight
-        add_grain(image, grain, options.seed, share)
-        layout = encoded_image.plan.layout
-        return result_rows(image, encoded_image.reference, layout, options.color_fix)
+        config, fidelity = self.networks.config, options.fidelity_weight
+        add_grain(image, config.grain, options.seed, 1 - fidelity)
+        layout, reference = encoded_image.plan.layout, encoded_image.reference
+        # The compact fusion's colours are the input's, less its noise: only what was sampled has
+        # others.
+        share = 1.0
+        if isinstance(config.autoencoder, CompactConfig):
+            share -= fused_share(fidelity) ** 2
+        return result_rows(image, reference, layout, options.color_fix, share)
 
     def decode(
         self, encoded_image: EncodedImage, latent: Tensor, options: UpscaleParameters

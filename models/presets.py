@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from models.config import Prediction
 from models.errors import UnknownPreset
+
+ColorFix = Literal["adain", "wavelet", "none"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Preset:
     """Default number of sampling steps."""
     fidelity_weight: float = 0.5
     """Default w."""
+    color_fix: ColorFix = "adain"
+    """Default colour correction: the paper's, unless another was measured to be better."""
     overlap: int = 32
     """Latent pixels by which tiles overlap in measurements: half a tile, as in the paper, unless
     less was measured to do."""
@@ -127,6 +132,7 @@ _PRESETS = (
         # sooner, degraded ones nearer to the original, clean ones less near (docs/performance.md).
         min_canvas_side=128,
         steps=1,
+        color_fix="wavelet",
         overlap=8,
         title="Tiny, in the package; runs on any CPU",
         licence="Apache-2.0",

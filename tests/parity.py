@@ -29,7 +29,7 @@ from models.color import correct_rows
 from models.config import Prediction
 from models.fusing import fuse
 from models.networks.bundle import Networks
-from models.parameters import ColorFix
+from models.presets import ColorFix
 from models.sampling import Step, sample
 from models.schedulers import DDIM, DDPM, Scheduler, add_noise, alphas_cumprod, respaced_timesteps
 from models.tiling import TileGrid, gaussian_weights

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from torch.nn import functional as F
 
 from models.config import CompactConfig
 from models.networks.autoencoder import EncoderOutput
+
+Weight = TypeVar("Weight", float, Tensor)
 
 HAAR_CHANNELS = 12
 """Channels of the latent that are the image at a quarter of its size."""
@@ -157,7 +160,7 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def fused_share(fidelity: Tensor) -> Tensor:
+def fused_share(fidelity: Weight) -> Weight:
     """How much of the image is the fusion's. The square: half of it is nearly as smooth as all, and
     so the steps of sharpness are alike (docs/training.md)."""
     return fidelity * fidelity

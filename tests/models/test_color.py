@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.checkpoints.folder import random_networks
 from models.color import correct_rows, enlarge, reduce_rows, wavelet
 from models.errors import InvalidOption
-from models.parameters import ColorFix
+from models.memory import MemoryBudget
+from models.pipeline import StableSR
+from models.presets import ColorFix
+from tests.models import narrow
 
 
 def adain(image: Tensor, reference: Tensor) -> Tensor:
@@ -63,6 +67,23 @@ def test_rows_are_those_of_the_whole_corrected_image(fix: ColorFix, height: int,
     assert [strip.shape[2] for strip in strips[:-1]] == [rows] * (len(strips) - 1)
     whole = correct(image, reference, fix)
     torch.testing.assert_close(torch.cat(strips, dim=2), whole, rtol=0, atol=1e-6)
+
+
+def test_the_compact_fusion_keeps_its_colours_and_what_is_sampled_gets_the_inputs() -> None:
+    cpu, dtype = torch.device("cpu"), torch.float32
+    networks = random_networks(narrow.WITH_COMPACT, cpu, dtype)
+    sr = StableSR(networks, narrow.PRESET, cpu, dtype, MemoryBudget())
+    image = torch.rand((1, 3, 24, 24), generator=torch.Generator().manual_seed(0))
+
+    def change(weight: float) -> Tensor:
+        results = [
+            sr.upscale(image, narrow.parameters(fidelity_weight=weight, color_fix=fix))
+            for fix in ("adain", "none")
+        ]
+        return (results[0] - results[1]).abs().mean()
+
+    assert change(1.0) == 0
+    assert 0 < change(0.5) < change(0.0)
 
 
 def test_an_image_of_one_colour_is_corrected_like_any_other() -> None:

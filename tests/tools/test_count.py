@@ -69,9 +69,9 @@ def test_a_bare_participle_is_told_from_a_noun(name: str) -> None:
 # Counts that are over their limit as yet; one that has come below it is taken out of here. They
 # grow with what the service can do, and with nothing else.
 NOT_MET = {
-    "product lines": 31_900,
+    "product lines": 31_970,
     "product files": 181,
-    "lines that service and worker import": 22_120,
+    "lines that service and worker import": 22_130,
 }
 
 

@@ -16,8 +16,9 @@ from evaluation.images import BadImages, Pixels, degrade_pixels, pixels_of, tens
 from evaluation.methods import sample_latent
 from evaluation.metrics import BORDER, offline_scores
 from evaluation.sheets import Cell, contact_sheet, finest, magnify
-from models.parameters import ColorFix, UpscaleParameters
+from models.parameters import UpscaleParameters
 from models.pipeline import StableSR
+from models.presets import ColorFix
 from tools.figures import plots
 from tools.figures.ablations import ABLATED_TIME
 from tools.figures.observation import encoder_at, signal_to_noise, similarity
