@@ -129,8 +129,8 @@ def _objective(
 
 
 class FixedPReLU(nn.PReLU):
-    """PReLU whose slopes do not learn. torch's backward pass computes their
-    gradients all the same: on a processor in bfloat16 that was two fifths of a step."""
+    """PReLU whose slopes do not learn. torch's backward pass computes their gradients all the same:
+    on a processor in bfloat16 that was two fifths of a step."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.lerp(F.relu(x), x, self.weight.to(x.dtype)[:, None, None])
