@@ -33,7 +33,7 @@ _LUMA = (0.299, 0.587, 0.114)
 _LINE = 0.03
 
 
-def luma(image: Tensor) -> Tensor:
+def _luma(image: Tensor) -> Tensor:
     """(n, 3, H, W) -> (n, H, W), as bright as the image is."""
     return (image * image.new_tensor(_LUMA)[:, None, None]).sum(dim=1)
 
@@ -43,14 +43,14 @@ def psnr_loss(image: Tensor, target: Tensor) -> Tensor:
 
     Images (n, 3, H, W) in [-1, 1]. From 31 dB on more counts less, since images have worse places.
     """
-    error = luma(image - target).square().mean(dim=(1, 2))
+    error = _luma(image - target).square().mean(dim=(1, 2))
     return torch.log10(error + _LEAST_ERROR).mean()
 
 
 def ssim_loss(image: Tensor, target: Tensor) -> Tensor:
     """1 - SSIM of luma (Wang et al. 2004, eq. 13, windows as there), mean; images (n, 3, H, W) in
     [-1, 1], at least 11 a side."""
-    x, y = (luma(i) * 0.5 + 0.5 for i in (image, target))
+    x, y = (_luma(i) * 0.5 + 0.5 for i in (image, target))
     # Products of matrices: a convolution of one channel is slow. In bfloat16, which autocast would
     # take, nothing is left of the variances.
     with torch.autocast(x.device.type, enabled=False):

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from models.config import CompactConfig
 from models.networks.autoencoder import EncoderOutput
 
-Weight = TypeVar("Weight", float, Tensor)
+_Weight = TypeVar("_Weight", float, Tensor)
 
 HAAR_CHANNELS = 12
 """Channels of the latent that are the image at a quarter of its size."""
@@ -160,7 +160,7 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def fused_share(fidelity: Weight) -> Weight:
+def fused_share(fidelity: _Weight) -> _Weight:
     """How much of the image is the fusion's. The square: half of it is nearly as smooth as all, and
     so the steps of sharpness are alike (docs/training.md)."""
     return fidelity * fidelity
