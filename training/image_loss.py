@@ -29,8 +29,8 @@ from training.perceptual import (
 _LEAST_ERROR = 0.003
 # ITU-R BT.601, as `evaluation.metrics` has it.
 _LUMA = (0.299, 0.587, 0.114)
-# In decades: what chance makes of a line in one batch.
-_LINE = 0.03
+# In decades: about what chance makes of a line in one image.
+_LINE = 0.06
 
 
 def _luma(image: Tensor) -> Tensor:
@@ -50,7 +50,8 @@ def psnr_loss(image: Tensor, target: Tensor) -> Tensor:
 def ssim_loss(image: Tensor, target: Tensor) -> Tensor:
     """1 - SSIM of luma (Wang et al. 2004, eq. 13, windows as there), mean; images (n, 3, H, W) in
     [-1, 1], at least 11 a side."""
-    x, y = (_luma(i) * 0.5 + 0.5 for i in (image, target))
+    # In limited range, as it is scored: the constants then weigh the same.
+    x, y = ((_luma(i) * 109.5 + 125.5) / 255 for i in (image, target))
     # Products of matrices: a convolution of one channel is slow. In bfloat16, which autocast would
     # take, nothing is left of the variances.
     with torch.autocast(x.device.type, enabled=False):
@@ -95,20 +96,23 @@ def phase_loss(error: Tensor, side: int = 8) -> Tensor:
 def lattice_loss(image: Tensor, side: int = 8) -> Tensor:
     """How far lines of a lattice stand out of the spectrum, in decades, mean of four and two ways.
 
-    Of the luma's differences of neighbours, over all rows (columns) and images (n, 3, H, W), at
+    Of the luma's differences of neighbours, over all rows (columns) of each image (n, 3, H, W), at
     least 96 a side: the power at 1/8 to 4/8 cycles a pixel over that around, as
-    `evaluation.metrics` scores it. Photographs have 0.
+    `evaluation.metrics` scores it. Photographs have 0. In the power of a whole batch, a smooth
+    image's lines would be lost.
     """
-    total = image.new_zeros(())
+    total = image.new_zeros((), dtype=torch.float32)
     luma = image.float().mean(dim=1)
     for lines in (luma, luma.mT):
         steps = lines.diff(dim=2)
         # A whole number of cells, so that a line lies in one place of the spectrum.
         count = steps.shape[2] // side
-        power = torch.fft.rfft(steps[..., : side * count]).abs().square().mean(dim=(0, 1))
-        for at in range(count, power.shape[0], count):
-            around = torch.cat([power[at - 6 : at - 1], power[at + 2 : at + 7]])
-            total = total + F.relu(torch.log10(power[at] / around.mean()) - _LINE)
+        window = torch.hann_window(side * count, periodic=False, device=image.device)
+        spectrum = torch.fft.rfft(steps[..., : side * count] * window)
+        power = spectrum.abs().square().mean(dim=1)
+        for at in range(count, power.shape[1], count):
+            around = torch.cat([power[:, at - 6 : at - 2], power[:, at + 3 : at + 7]], dim=1)
+            total = total + F.relu(torch.log10(power[:, at] / around.mean(dim=1)) - _LINE).mean()
     return total / side
 
 
