@@ -121,6 +121,13 @@ def test_a_lattice_stands_out_of_the_spectrum_and_grain_does_not(period: int, wa
     assert 0.03 < faint < strong
 
 
+def test_the_lattice_of_a_smooth_image_is_found_beside_a_loud_one() -> None:
+    grain = torch.randn(2, 3, 192, 128, generator=torch.Generator().manual_seed(0)) / 20
+    smooth, loud = grain[:1] + 0.04 * (torch.arange(128) % 4 == 0), 20 * grain[1:]
+    both = float(lattice_loss(torch.cat([smooth, loud])))
+    assert both > 0.4 * float(lattice_loss(smooth)) > 0.01
+
+
 def test_a_step_decides_which_part_is_compared_perceptually() -> None:
     settings = ImageLossSettings(l1=1, perceptual=1, perceptual_side=24)
     loss = ImageLoss(settings, autoencoder(), seed=0, device=CPU)
